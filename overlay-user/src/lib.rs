@@ -1,1 +1,17 @@
-//! x
+//! The user side of the overlay: what the agent, the CNI plugin and the operator's tool are made of.
+//!
+//! Kernel-facing code lives at the edges ([`kernel`] changes the kernel's network, [`datapath`] talks
+//! bpf(2)); everything between is pure and tested without root.
+
+pub mod backend;
+pub mod cni;
+pub mod config;
+pub mod datapath;
+pub mod ipam;
+pub mod kernel;
+pub mod lease;
+pub mod mac;
+pub mod observe;
+pub mod pod;
+pub mod reconcile;
+pub mod store;

@@ -1,0 +1,2 @@
+//! overlay-cni
+fn main() {}

@@ -1,0 +1,2 @@
+//! overlayctl
+fn main() {}

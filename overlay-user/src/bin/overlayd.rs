@@ -1,0 +1,2 @@
+//! overlayd
+fn main() {}

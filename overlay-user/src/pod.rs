@@ -1,0 +1,79 @@
+//! The note that the CNI plugin leaves on the host end of a pod's veth pair.
+//!
+//! It is written to the device's alias (`IFLA_IFALIAS`, at most 255 bytes), so it lives and dies with the
+//! device, survives every restart, and `ip link` shows it. The agent learns of pods from nothing else.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use crate::mac::MacAddr;
+
+/// What the host end of a veth pair says about its pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodNote {
+    /// The pod's address on the overlay.
+    pub address: IpAddr,
+    /// The MAC address of the pod's end.
+    pub mac: MacAddr,
+    /// The runtime's identifier of the container (`CNI_CONTAINERID`).
+    pub container: String,
+    /// The name of the interface in the pod (`CNI_IFNAME`).
+    pub interface: String,
+}
+
+/// An alias that is not a [`PodNote`]; devices of others end here.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not a pod's note: {0:?}")]
+pub struct ParsePodNoteError(String);
+
+/// First word of every note, with the version of its form.
+const TAG: &str = "overlay/1";
+
+impl fmt::Display for PodNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{TAG} {} {} {} {}", self.address, self.mac, self.interface, self.container)
+    }
+}
+
+impl FromStr for PodNote {
+    type Err = ParsePodNoteError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || ParsePodNoteError(text.to_owned());
+        let words: Vec<&str> = text.split(' ').collect();
+        let [TAG, address, mac, interface, container] = words[..] else {
+            return Err(bad());
+        };
+        Ok(Self {
+            address: address.parse().map_err(|_| bad())?,
+            mac: mac.parse().map_err(|_| bad())?,
+            container: container.to_owned(),
+            interface: interface.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn note_round_trips() {
+        let note = PodNote {
+            address: IpAddr::from([10, 244, 1, 5]),
+            mac: MacAddr([2, 0, 0, 0, 0, 5]),
+            container: "c0ffee".into(),
+            interface: "eth0".into(),
+        };
+        assert_eq!(note.to_string(), "overlay/1 10.244.1.5 02:00:00:00:00:05 eth0 c0ffee");
+        assert_eq!(note.to_string().parse(), Ok(note));
+    }
+
+    #[test]
+    fn aliases_of_others_are_not_notes() {
+        for text in ["", "uplink", "overlay/2 10.0.0.1 02:00:00:00:00:05 eth0 x", "overlay/1 10.0.0.1"] {
+            assert!(text.parse::<PodNote>().is_err(), "{text:?}");
+        }
+    }
+}
