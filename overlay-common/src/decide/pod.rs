@@ -13,6 +13,8 @@ pub enum FromPod<'t, F: Family> {
     Redirect(&'t Pod),
     /// Encapsulate it and send it to the peer.
     Encapsulate {
+        /// From where.
+        config: &'t Config<F>,
         /// Whereto.
         peer: &'t Peer<F>,
         /// Its IP header, already one hop further on.
@@ -91,6 +93,7 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
     };
     match to_remote(packet, config, &ethernet, &ip, peer) {
         Ok(()) => FromPod::Encapsulate {
+            config,
             peer,
             header: F::forwarded(ip.header),
             len: ip.total_len,
