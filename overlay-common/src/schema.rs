@@ -141,9 +141,7 @@ pub struct FlowKey<F: Family> {
     /// The higher end's port, or the identifier of an ICMP echo.
     pub high_port: u16,
     /// The protocol above IP (`IPPROTO_*`).
-    pub protocol: u8,
-    #[doc(hidden)]
-    pub _pad: [u8; 3],
+    pub protocol: u32,
 }
 
 impl<F: Family> FlowKey<F> {
@@ -160,8 +158,7 @@ impl<F: Family> FlowKey<F> {
             high: high.0,
             low_port: low.1,
             high_port: high.1,
-            protocol,
-            _pad: [0; 3],
+            protocol: u32::from(protocol),
         }
     }
 }

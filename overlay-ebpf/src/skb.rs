@@ -1,5 +1,7 @@
 //! The kernel's socket buffer as a packet.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, BPF_CSUM_LEVEL_QUERY};
 use aya_ebpf::helpers::{bpf_csum_level, bpf_skb_load_bytes};
@@ -66,30 +68,30 @@ impl Packet for Skb {
         if offset > FURTHEST {
             return None;
         }
-        let mut words = [0_u32; N];
+        // Not zeroed first: that would be a call to memset, which the verifier does not take.
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        let to: *mut u32 = words.as_mut_ptr().cast();
         // SAFETY: the two fields hold addresses; the verifier knows them as the packet's bounds.
         let (start, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
         let from = start + offset as usize;
         if from + N * 4 <= end {
-            for (i, word) in words.iter_mut().enumerate() {
+            for i in 0..N {
                 // SAFETY: within the bounds just checked. Headers stand at even offsets; loads of four bytes
                 // there are what BPF does on every machine with efficient unaligned access, and on others
                 // the verifier refuses the program.
-                *word = unsafe { *((from + i * 4) as *const u32) };
+                unsafe { to.add(i).write(*((from + i * 4) as *const u32)) };
             }
-            return Some(words);
+        } else {
+            // Headers may lie in page fragments, out of direct reach.
+            // SAFETY: the helper writes N words to an array of N words.
+            let failed =
+                unsafe { bpf_skb_load_bytes(self.raw.cast(), offset, to.cast(), N as u32 * 4) };
+            if failed != 0 {
+                return None;
+            }
         }
-        // Headers may lie in page fragments, out of direct reach.
-        // SAFETY: the helper writes N words to an array of N words.
-        let failed = unsafe {
-            bpf_skb_load_bytes(
-                self.raw.cast(),
-                offset,
-                words.as_mut_ptr().cast(),
-                N as u32 * 4,
-            )
-        };
-        if failed == 0 { Some(words) } else { None }
+        // SAFETY: either branch has written all of it.
+        Some(unsafe { words.assume_init() })
     }
 
     #[inline(always)]
