@@ -10,7 +10,7 @@ use clap::{Subcommand, ValueEnum};
 use overlay_tests::lab::prefix_from_env;
 use overlay_tests::{Lab, Options, StoreKind};
 
-use crate::{build, setup, workspace};
+use crate::{build, setup};
 
 /// Nodes, pods and a store on this machine, to play with.
 ///
@@ -139,7 +139,6 @@ fn up(arguments: &Up) -> Result<()> {
             FastPath::Off => "off".to_owned(),
         },
         underlay_mtu: arguments.underlay_mtu,
-        bin_dir: workspace::bin_dir(),
         ..Options::default()
     };
     if arguments.force {

@@ -9,11 +9,6 @@ pub fn root() -> &'static Path {
         .unwrap_or(Path::new("."))
 }
 
-/// Where cargo leaves what it builds for this machine.
-pub fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
-}
-
 /// Where the eBPF programs are built. The agent's build script looks for [`bpf_object`] at this place,
 /// so it does not move with `CARGO_TARGET_DIR`.
 pub fn bpf_target() -> PathBuf {
@@ -23,9 +18,4 @@ pub fn bpf_target() -> PathBuf {
 /// The eBPF programs as one object file, ready to be embedded in the agent.
 pub fn bpf_object() -> PathBuf {
     bpf_target().join("overlay.bpf.o")
-}
-
-/// Where `cargo xtask build --release` leaves the programs.
-pub fn bin_dir() -> PathBuf {
-    target().join("release")
 }
