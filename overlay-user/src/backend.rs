@@ -1,14 +1,18 @@
-//! x
-use crate::mac::MacAddr;
-use ipnet::IpNet;
+//! How a peer is reached.
+
 use std::net::IpAddr;
-/// x
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+
+use ipnet::IpNet;
+
+use crate::mac::MacAddr;
+
+/// Another node of the overlay, as its lease describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct Peer {
-    /// x
+    /// The pods of that node.
     pub subnet: IpNet,
-    /// x
+    /// The underlay address that its VXLAN packets go to and come from.
     pub vtep: IpAddr,
-    /// x
+    /// The MAC address of its VXLAN device.
     pub mac: MacAddr,
 }
