@@ -1,9 +1,10 @@
 //! The name of a lease: its subnet, spelt `10.5.34.0-24`, or `10.5.34.0-24&fd00:34::-64` in dual stack.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 /// The subnets of a lease as flannel spells them in the last part of an etcd key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,9 +58,9 @@ impl FromStr for SubnetKey {
                 Some((v4, v6)) => (v4, Some(v6)),
                 None => (text, None),
             };
-            let subnet = cidr(v4)?.parse::<Ipv4Net>().ok()?.into();
+            let subnet = net::<Ipv4Addr>(v4)?;
             let subnet_v6 = match v6 {
-                Some(v6) => Some(cidr(v6)?.parse::<Ipv6Net>().ok()?.into()),
+                Some(v6) => Some(net::<Ipv6Addr>(v6)?),
                 None => None,
             };
             let aligned = |net: &IpNet| *net == net.trunc();
@@ -70,12 +71,15 @@ impl FromStr for SubnetKey {
     }
 }
 
-/// `10.5.34.0-24` as `10.5.34.0/24`.
-fn cidr(text: &str) -> Option<String> {
+/// Reads `10.5.34.0-24`. Not by way of `IpNet`, which lets leading zeros pass.
+fn net<A: FromStr + Into<IpAddr>>(text: &str) -> Option<IpNet> {
     let (address, len) = text.split_once('-')?;
     let plain =
         len.bytes().all(|byte| byte.is_ascii_digit()) && (len == "0" || !len.starts_with('0'));
-    plain.then(|| format!("{address}/{len}"))
+    if !plain {
+        return None;
+    }
+    IpNet::new(address.parse::<A>().ok()?.into(), len.parse().ok()?).ok()
 }
 
 #[cfg(test)]
