@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_env_filter(filter)
+        .with_ansi(false)
         .without_time()
         .init();
 

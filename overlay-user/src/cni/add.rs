@@ -21,6 +21,7 @@ use crate::pod::PodNote;
 /// Any [`Error`] but those of CHECK and STATUS.
 pub async fn add(conf: &NetConf, attachment: &Attachment, path: &Path) -> Result<CNIResult, Error> {
     let network = conf.network()?;
+    let previous = conf.previous()?;
     let netns = Netns::open(path)?;
     let host = Netlink::open()?;
     let pod = Netlink::open_in(&netns)?;
@@ -45,7 +46,7 @@ pub async fn add(conf: &NetConf, attachment: &Attachment, path: &Path) -> Result
     match place.connect(address).await {
         Ok((ports, pod_end)) => {
             let own = result(&network, address, ports, pod_end, attachment, path);
-            Ok(append(conf.previous()?, own))
+            Ok(append(previous, own))
         }
         Err(error) => {
             undo(conf, attachment, address, &host).await;

@@ -11,6 +11,9 @@ use super::config::Network;
 use super::netlink::{self, Link, Netlink};
 use super::sysctl;
 
+/// First byte of a MAC address that no manufacturer gave.
+const LOCAL_UNICAST: u8 = 0x02;
+
 /// Makes the bridge of `network` if it is not there, and completes what it lacks. Several ADDs may do so at
 /// the same time.
 ///
@@ -21,7 +24,13 @@ use super::sysctl;
 pub async fn ensure(host: &Netlink, network: &Network) -> Result<Link, Error> {
     let mut bridge = find(host, network).await?;
     if bridge.is_none() {
-        let request = LinkBridge::new(&network.bridge).mtu(network.mtu).build();
+        // Its own from the start: the bridge's identifier is made of the address that it is made with.
+        let [_, tail @ ..] = rand::random::<[u8; 6]>();
+        let mac = [&[LOCAL_UNICAST], &tail[..]].concat();
+        let request = LinkBridge::new(&network.bridge)
+            .mtu(network.mtu)
+            .address(mac)
+            .build();
         match host.links_handle().add(request).execute().await {
             // Another ADD was faster.
             Err(error) if netlink::is(&error, Errno::EEXIST) => {}
@@ -94,7 +103,8 @@ async fn ensure_gateway(host: &Netlink, network: &Network, bridge: &Link) -> Res
         tracing::warn!(bridge = bridge.name, %other, %subnet, "replacing the bridge's address");
         host.remove_address(bridge, other).await?;
     }
-    // Unless told its own address, a bridge takes that of a port, and changes it as pods come and go.
+    // Unless told its own address, a bridge that somebody else made takes that of a port, and changes it as
+    // pods come and go.
     let pin = LinkUnspec::new_with_index(bridge.index)
         .address(bridge.mac.0.to_vec())
         .build();

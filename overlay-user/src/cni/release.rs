@@ -123,10 +123,11 @@ async fn disconnect(
     attachment: &Attachment,
     addresses: &[IpAddr],
 ) -> Result<(), Error> {
+    veth::remove(host, attachment).await?;
     for address in addresses {
         masquerade::remove(attachment, *address);
     }
-    veth::remove(host, attachment).await
+    Ok(())
 }
 
 /// The network's directory; one that is not there holds nothing, and is not made.

@@ -11,6 +11,7 @@ use super::Error;
 use super::config::Network;
 use super::netlink::{self, Link, Netlink};
 use super::netns::Netns;
+use super::sysctl;
 use crate::ipam::Attachment;
 use crate::pod::PodNote;
 
@@ -89,6 +90,8 @@ pub async fn make(
             "{name} vanished while it was set up; is the pod being deleted?"
         ))
     })?;
+    // Pods advertise no routes, as on the bridge.
+    sysctl::try_set(&format!("ipv6/conf/{name}/accept_ra"), "0");
     if network.hairpin {
         let hairpin = LinkBridgePort::new(port.index).hairpin(true).build();
         let done = host.links_handle().set_port(hairpin).execute().await;
