@@ -151,3 +151,75 @@ impl NetConf {
             .transpose()?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(command: &str, input: &str) -> Result<Option<Value>, Value> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let variable = |name: &str| match name {
+            "CNI_COMMAND" => Some(command.to_owned()),
+            "CNI_CONTAINERID" => Some("c1".to_owned()),
+            "CNI_IFNAME" => Some("eth0".to_owned()),
+            "CNI_NETNS" => Some("/none".to_owned()),
+            _ => None,
+        };
+        runtime.block_on(answer(variable, input.as_bytes()))
+    }
+
+    fn code(command: &str, input: &str) -> Value {
+        call(command, input).expect_err("an error")["code"].clone()
+    }
+
+    #[test]
+    fn version_needs_nothing() {
+        let versions = call("VERSION", "").expect("an answer").expect("a body");
+        assert_eq!(versions["supportedVersions"][4], "1.1.0");
+    }
+
+    #[test]
+    fn versions_limit_the_verbs() {
+        for (command, version) in [
+            ("ADD", "2.0.0"),
+            ("ADD", ""),
+            ("CHECK", "0.3.1"),
+            ("GC", "1.0.0"),
+            ("STATUS", "1.0.0"),
+        ] {
+            let conf = json!({ "name": "cbr0", "cniVersion": version }).to_string();
+            assert_eq!(code(command, &conf), 1, "{command} {version:?}");
+        }
+    }
+
+    #[test]
+    fn errors_are_answered_in_the_version_of_the_configuration() {
+        let conf = r#"{"name":"cbr0","cniVersion":"0.4.0","subnetFile":"/none/subnet.env"}"#;
+        let error = call("ADD", conf).expect_err("no lease yet");
+        assert_eq!(
+            (&error["cniVersion"], &error["code"]),
+            (&json!("0.4.0"), &json!(11))
+        );
+    }
+
+    #[test]
+    fn a_network_cannot_lead_elsewhere() {
+        for name in ["", "..", "a/b", "-x"] {
+            let conf = json!({ "name": name, "cniVersion": "1.0.0" }).to_string();
+            assert_eq!(code("DEL", &conf), 7, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn old_runtimes_get_the_old_result() {
+        let result: CNIResult =
+            serde_json::from_str(r#"{"ips":[{"address":"10.244.1.2/24"}]}"#).expect("a result");
+        let json = result_json(SpecVersion::new(0, 3, 1), result);
+        assert_eq!(
+            json["ips"][0],
+            json!({ "version": "4", "address": "10.244.1.2/24" })
+        );
+    }
+}
