@@ -53,12 +53,12 @@ fn lost_events_are_told_and_the_monitor_goes_on() {
     in_namespace(|| async {
         let kernel = Kernel::connect().expect("netlink");
         let mut monitor = Monitor::subscribe().expect("subscribe");
-        run("ip link add dummy0 type dummy && ip link set dummy0 up");
+        run("ip link add dummy0 type bridge && ip link set dummy0 up");
         let add = "i=0; while [ $i -lt 60000 ]; do \
                    echo route replace 10.$((i/250)).$((i%250)).0/24 dev dummy0; i=$((i+1)); done";
         run(&format!("({add}) | ip -batch -"));
         expect(&mut monitor, "overrun", |event| *event == Event::Overrun).await;
-        run("ip link add dummy1 type dummy");
+        run("ip link add dummy1 type bridge");
         let ifindex = kernel.ifindex("dummy1").await.expect("the device");
         expect(&mut monitor, "link", |event| *event == Event::Link(ifindex)).await;
     });

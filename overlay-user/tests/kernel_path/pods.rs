@@ -44,7 +44,7 @@ fn pods_are_ports_of_the_bridge_with_a_note() {
         assert!(!foreign().await);
         run("tc qdisc add dev noted clsact");
         assert!(!foreign().await);
-        run("tc filter add dev noted egress matchall action pass");
+        run("tc filter add dev noted egress u32 match u32 0 0 classid 1:1");
         assert!(foreign().await);
         run("tc qdisc del dev noted clsact");
         assert!(!foreign().await);
