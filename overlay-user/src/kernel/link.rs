@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
@@ -85,8 +86,14 @@ impl Kernel {
             .index(ifindex)
             .learning(false)
             .build();
-        // RTM_SETLINK ignores attributes of the kind of a device, RTM_NEWLINK on an old one does not.
-        let call = self.handle.link().add(message).replace().execute();
+        // RTM_SETLINK has no say in what is particular to a kind of device; RTM_NEWLINK has, also for a
+        // device that exists, unless flags ask for a new one.
+        let call = self
+            .handle
+            .link()
+            .add(message)
+            .set_flags(NLM_F_REQUEST | NLM_F_ACK)
+            .execute();
         request("RTM_NEWLINK", &format!("{name} nolearning"), call).await
     }
 
