@@ -1,5 +1,6 @@
 //! The VXLAN device.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,6 +9,7 @@ use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
+use super::observe::vxlan;
 use super::{Error, Kernel, dump, gone_is_fine, request};
 use crate::mac::MacAddr;
 use crate::reconcile::Device;
@@ -44,6 +46,19 @@ impl Kernel {
             .find(|link| link_name(link) == Some(name))
             .map(|link| link.header.index)
             .ok_or_else(|| Error::NoDevice(name.to_owned()))
+    }
+
+    /// The VNIs of VXLAN devices that receive on `port`, ours among them: they share one socket.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn vnis_on_port(&self, port: u16) -> Result<BTreeSet<u32>, Error> {
+        let links = self.links().await?;
+        let devices = links.iter().filter_map(vxlan);
+        Ok(devices
+            .filter(|device| device.port == port)
+            .map(|device| device.vni)
+            .collect())
     }
 
     /// Creates the VXLAN device, down and without addresses: no learning, all else as the kernel does it.

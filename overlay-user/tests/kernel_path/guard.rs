@@ -147,7 +147,7 @@ fn pods_cannot_pretend() {
     in_namespace(|| async {
         let pod = Namespace::new();
         run(
-            "ip link add cni0 type bridge && ip link set cni0 up && ip addr add 10.244.1.1/24 dev cni0",
+            "ip link add cni0 address 02:00:00:00:01:00 type bridge && ip link set cni0 up && ip addr add 10.244.1.1/24 dev cni0",
         );
         run("ip addr add 192.0.2.1/32 dev lo");
         run(&format!(
@@ -189,5 +189,26 @@ fn pods_cannot_pretend() {
             .expect("counters")
             .get(Reason::SpoofedArp);
         assert!(arp > 0, "{:?}", counted().await);
+
+        // Priority tags hide nothing: the kernel takes them off before the IP stack.
+        let gateway = "020000000100";
+        let udp = "4500001d00010000401164670af401630af40101000900090009000078";
+        let arp = "0001080006040001020000000005 0af40163 000000000000 0af40101".replace(' ', "");
+        let mut expected = guard::counters().await.expect("counters");
+        for (frame, reason) in [
+            (format!("81000000 0800 {udp}"), Reason::SpoofedSource),
+            (format!("81000000 0806 {arp}"), Reason::SpoofedArp),
+            (format!("81000000 81000000 0800 {udp}"), Reason::StackedVlan),
+            (format!("88a80000 81000000 0806 {arp}"), Reason::StackedVlan),
+        ] {
+            let frame = format!("{gateway} 020000000005 {frame}").replace(' ', "");
+            pod.run(&format!(
+                "python3 -c \"import socket as s; p = s.socket(s.AF_PACKET, s.SOCK_RAW); \
+                 p.bind((\\\"eth0\\\", 0)); p.send(bytes.fromhex(\\\"{frame}\\\"))\""
+            ));
+            *expected.0.entry(reason).or_default() += 1;
+            let counters = guard::counters().await.expect("counters");
+            assert_eq!(counters.get(reason), expected.get(reason), "{frame}");
+        }
     });
 }

@@ -63,6 +63,11 @@ fn what_is_lost_comes_back() {
         assert_eq!(settle(&kernel, &desired).await.len(), 7);
         ping();
         assert_eq!(settle(&kernel, &desired).await, []);
+        run("ip link add other type vxlan id 77 dstport 8472 dev underlay");
+        assert_eq!(
+            kernel.vnis_on_port(8472).await.expect("list"),
+            [1, 77].into()
+        );
         for loss in [
             "ip neigh flush dev flannel.1 nud permanent",
             "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent",
