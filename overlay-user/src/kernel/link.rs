@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
@@ -70,6 +71,19 @@ impl Kernel {
             .ok_or_else(|| Error::NoDevice(name.to_owned()))
     }
 
+    /// The VNIs of VXLAN devices that receive on `port`, ours among them: they share one socket.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn vnis_on_port(&self, port: u16) -> Result<BTreeSet<u32>, Error> {
+        let links = self.links().await?;
+        let devices = links.iter().filter_map(vxlan);
+        Ok(devices
+            .filter(|device| device.port == port)
+            .map(|device| device.vni)
+            .collect())
+    }
+
     /// Creates the VXLAN device, down and without addresses: no learning, all else as the kernel does it.
     ///
     /// # Errors
@@ -110,8 +124,14 @@ impl Kernel {
             .index(ifindex)
             .learning(false)
             .build();
-        // RTM_SETLINK ignores attributes of the kind of a device, RTM_NEWLINK on an old one does not.
-        let call = self.handle.link().add(message).replace().execute();
+        // RTM_SETLINK has no say in what is particular to a kind of device; RTM_NEWLINK has, also for a
+        // device that exists, unless flags ask for a new one.
+        let call = self
+            .handle
+            .link()
+            .add(message)
+            .set_flags(NLM_F_REQUEST | NLM_F_ACK)
+            .execute();
         request("RTM_NEWLINK", &format!("{name} nolearning"), call).await
     }
 
