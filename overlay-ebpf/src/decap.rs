@@ -14,7 +14,7 @@ use crate::encap::Error;
 use crate::skb::Skb;
 
 /// The segment size stays, or segmentation behind the pod would go wrong; and the checksum state stays.
-const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
+pub const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
 
 /// What stands in front of the inner payload afterwards. Packed: 14 bytes come first.
 #[repr(C, packed)]

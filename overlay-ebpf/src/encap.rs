@@ -17,7 +17,7 @@ use crate::skb::Skb;
 /// Tells the kernel what is put in front, so that it can segment super-packets later: IPv4 and UDP around an
 /// Ethernet header (`BPF_F_ADJ_ROOM_ENCAP_L2_ETH` needs Linux 5.13). The segment size stays: segments are
 /// cut from the payload, whatever stands in front.
-const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+pub const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
     | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64

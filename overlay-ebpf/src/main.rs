@@ -11,6 +11,7 @@ mod maps;
 mod net_in;
 mod out;
 mod pod_in;
+mod probe;
 mod skb;
 
 /// The kernel gives some helpers to programs under the GPL only.

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! `cargo xtask`: everything one does with this repository.
 
 mod build;
@@ -55,3 +56,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Lab(arguments) => lab::run(arguments),
     }
 }
+=======
+//! x
+fn main() {}
+>>>>>>> h4
