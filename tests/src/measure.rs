@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 
 use crate::traffic::{Endpoint, PATIENCE};
-use crate::{Lab, Pod};
+use crate::{Node, Pod};
 
 /// Round trips that come before those that count.
 const WARM_UP: usize = 200;
@@ -118,10 +118,8 @@ pub fn throughput(from: &Pod, to: &Pod, seconds: u32) -> Result<f64> {
 ///
 /// # Errors
 /// When overlayctl fails or does not tell.
-pub fn hit_ratio(lab: &Lab, node: usize) -> Result<Option<f64>> {
-    let status = lab
-        .node(node)
-        .json(["overlayctl", "status", "--output", "json"])?;
+pub fn hit_ratio(node: &Node) -> Result<Option<f64>> {
+    let status = node.json(["overlayctl", "status", "--output", "json"])?;
     let fast_path = status
         .get("fast_path")
         .context("overlayctl tells nothing of the fast path")?;
