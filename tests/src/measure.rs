@@ -1,7 +1,7 @@
 //! Latency and throughput between two namespaces.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,12 +31,12 @@ pub struct Latency {
 /// When the two cannot connect, or the connection breaks.
 pub fn latency(from: &Endpoint, to: &Endpoint, count: usize) -> Result<Latency> {
     ensure!(count > 0, "nothing to measure");
-    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let here = SocketAddr::from((to.address, 0));
     let listener = to
         .namespace
-        .run(|| TcpListener::bind(any))?
+        .run(|| TcpListener::bind(here))?
         .context("listen")?;
-    let target = SocketAddr::from((to.address, listener.local_addr()?.port()));
+    let target = listener.local_addr().context("ask for the port")?;
     let mut client = from
         .namespace
         .run(|| TcpStream::connect_timeout(&target, PATIENCE))?

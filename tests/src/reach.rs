@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::lab::OUTSIDE_ADDRESS;
-use crate::traffic::{self, Endpoint};
+use crate::traffic::{self, Answers, Endpoint};
 use crate::{Lab, Node, Pod, interrupt};
 
 /// Sizes of datagrams, in bytes: from one byte over the edges of one packet to many fragments.
@@ -37,6 +37,20 @@ pub enum Relation {
     PodToOutside,
     /// Two processes of one pod.
     Localhost,
+}
+
+impl Relation {
+    /// A node's and the outside's way back to a pod is narrower than the underlay on which it begins.
+    fn answers(self) -> Answers {
+        match self {
+            Self::PodToOwnNode | Self::PodToRemoteNode | Self::PodToOutside => Answers::Twice,
+            Self::PodToPodSameNode
+            | Self::PodToPodAcrossNodes
+            | Self::NodeToOwnPod
+            | Self::NodeToRemotePod
+            | Self::Localhost => Answers::Once,
+        }
+    }
 }
 
 impl fmt::Display for Relation {
@@ -194,16 +208,22 @@ pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
     Ok(pairs)
 }
 
+/// Failures of one pair after which it is given up: each costs seconds, and the rest tells nothing new.
+const ENOUGH_FAILURES: usize = 3;
+
 /// Checks one pair with every protocol and size.
 pub fn check(pair: &Pair) -> Vec<Check> {
     let tcp = [(Protocol::Tcp, STREAM)];
     let udp = DATAGRAMS.iter().map(|size| (Protocol::Udp, *size));
     let icmp = ECHOES.iter().map(|size| (Protocol::Icmp, *size));
-    tcp.into_iter()
-        .chain(udp)
-        .chain(icmp)
-        .map(|(how, bytes)| converse(pair, how, bytes))
-        .collect()
+    let mut checks: Vec<Check> = Vec::new();
+    for (protocol, bytes) in tcp.into_iter().chain(udp).chain(icmp) {
+        if checks.iter().filter(|check| !check.passed()).count() == ENOUGH_FAILURES {
+            break;
+        }
+        checks.push(converse(pair, protocol, bytes));
+    }
+    checks
 }
 
 /// Checks every pair of the lab; `tell` hears of each pair when it is done.
@@ -230,7 +250,7 @@ fn converse(pair: &Pair, protocol: Protocol, bytes: usize) -> Check {
     } = pair;
     let seen = match protocol {
         Protocol::Tcp => traffic::tcp(from, to, bytes),
-        Protocol::Udp => traffic::udp(from, to, bytes),
+        Protocol::Udp => traffic::udp(from, to, bytes, relation.answers()),
         Protocol::Icmp => traffic::icmp(from, to, bytes),
     };
     let failure = match seen {

@@ -4,12 +4,13 @@
 //! wherever the caller is.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom, sendto,
@@ -21,6 +22,8 @@ use crate::Namespace;
 
 /// How long any single answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for an answer that may be sent again.
+const RETRY: Duration = Duration::from_millis(200);
 /// Largest IP packet.
 const LARGEST: usize = 65_535;
 
@@ -88,36 +91,63 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     Ok(peer.ip())
 }
 
+/// How often an answer is sent that does not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// Every datagram must arrive.
+    Once,
+    /// One may be lost: the way back is narrower than where it begins, and path-MTU discovery (RFC 1191)
+    /// spends the first long datagram on learning that.
+    Twice,
+}
+
 /// A datagram of `length` bytes there and back. Returns the client's address as the server sees it.
 ///
 /// # Errors
 /// When it does not arrive, or not as it was.
-pub fn udp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
-    let open = || -> std::io::Result<UdpSocket> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+pub fn udp(from: &Endpoint, to: &Endpoint, length: usize, answers: Answers) -> Result<IpAddr> {
+    let open = |address: Ipv4Addr| -> std::io::Result<UdpSocket> {
+        let socket = UdpSocket::bind((address, 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     };
+    // Bound to its address, so that it answers from there and not from that of the nearest interface.
     let server = to
         .namespace
-        .run(open)?
+        .run(|| open(to.address))?
         .context("open the server's socket")?;
     let client = from
         .namespace
-        .run(open)?
+        .run(|| open(Ipv4Addr::UNSPECIFIED))?
         .context("open the client's socket")?;
-    let port = server.local_addr().context("ask for the port")?.port();
     let sent = pattern(length);
     let mut buffer = vec![0; LARGEST];
-    client.send_to(&sent, (to.address, port)).context("send")?;
+    client
+        .send_to(&sent, server.local_addr()?)
+        .context("send")?;
     let (there, peer) = server
         .recv_from(&mut buffer)
-        .context("no datagram arrives")?;
+        .map_err(|_| silence("datagram"))?;
     ensure!(buffer[..there] == sent, "{length} bytes arrived changed");
-    server.send_to(&buffer[..there], peer).context("answer")?;
-    let (back, _) = client.recv_from(&mut buffer).context("no answer arrives")?;
-    ensure!(buffer[..back] == sent, "{length} bytes came back changed");
-    Ok(peer.ip())
+    let patience: &[Duration] = match answers {
+        Answers::Once => &[PATIENCE],
+        Answers::Twice => &[RETRY, PATIENCE],
+    };
+    for limit in patience {
+        client
+            .set_read_timeout(Some(*limit))
+            .context("set a timeout")?;
+        server.send_to(&sent, peer).context("answer")?;
+        if let Ok((back, _)) = client.recv_from(&mut buffer) {
+            ensure!(buffer[..back] == sent, "{length} bytes came back changed");
+            return Ok(peer.ip());
+        }
+    }
+    Err(silence("answer"))
+}
+
+fn silence(what: &str) -> anyhow::Error {
+    anyhow!("no {what} arrives within {} s", PATIENCE.as_secs())
 }
 
 /// An ICMP echo with `length` bytes of payload. Returns the sender's address as the receiver sees it.
@@ -129,17 +159,17 @@ pub fn icmp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     let sender = from.namespace.run(raw_icmp)??;
     let payload = pattern(length);
     // Told from all other pings by its identifier; the checks of one process run side by side.
-    let identifier = NEXT_ECHO.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let identifier = NEXT_ECHO.fetch_add(1, Ordering::Relaxed);
     let request = echo_request(identifier, &payload);
-    let target = SockaddrIn::from(std::net::SocketAddrV4::new(to.address, 0));
+    let target = SockaddrIn::from(SocketAddrV4::new(to.address, 0));
     sendto(sender.as_raw_fd(), &request, &target, MsgFlags::empty()).context("send an echo")?;
-    let seen = await_echo(&receiver, ECHO_REQUEST, identifier, &payload)
-        .context("no echo request arrives")?;
-    await_echo(&sender, ECHO_REPLY, identifier, &payload).context("no echo reply arrives")?;
+    let seen =
+        await_echo(&receiver, ECHO_REQUEST, identifier, &payload).context("at the receiver")?;
+    await_echo(&sender, ECHO_REPLY, identifier, &payload).context("at the sender")?;
     Ok(IpAddr::V4(seen))
 }
 
-static NEXT_ECHO: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(1);
+static NEXT_ECHO: AtomicU16 = AtomicU16::new(1);
 /// ICMP types (RFC 792).
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
@@ -183,9 +213,11 @@ fn internet_checksum(bytes: &[u8]) -> u16 {
 /// Waits for the echo with this identifier among everything that raw sockets are shown.
 fn await_echo(socket: &OwnedFd, kind: u8, identifier: u16, payload: &[u8]) -> Result<Ipv4Addr> {
     let mut buffer = vec![0; LARGEST];
-    let end = std::time::Instant::now() + PATIENCE;
-    while std::time::Instant::now() < end {
-        let (length, source) = recvfrom::<SockaddrIn>(socket.as_raw_fd(), &mut buffer)?;
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        let Ok((length, source)) = recvfrom::<SockaddrIn>(socket.as_raw_fd(), &mut buffer) else {
+            break;
+        };
         let packet = &buffer[..length];
         let header = packet
             .first()
@@ -204,7 +236,7 @@ fn await_echo(socket: &OwnedFd, kind: u8, identifier: u16, payload: &[u8]) -> Re
             return Ok(source.context("a packet without a source")?.ip());
         }
     }
-    bail!("none within {} s", PATIENCE.as_secs())
+    Err(silence("echo"))
 }
 
 #[cfg(test)]

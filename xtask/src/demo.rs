@@ -21,6 +21,9 @@ use walk::Step;
 /// errors on purpose, which are the kernel's; what a demo pushes besides is nearly all for the fast path.
 const LEAST_HIT_RATIO: f64 = 0.5;
 
+/// Problems that the text lists; the rest is usually more of the same.
+const SHOWN_PROBLEMS: usize = 20;
+
 /// Show the overlay at work: three nodes, six pods, a real etcd, and what the fast path brings.
 ///
 /// Builds everything, starts a lab, shows leases and pods and the walk of one packet, checks who reaches
@@ -84,8 +87,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     if text {
         println!();
-        for problem in &findings.problems {
+        for problem in findings.problems.iter().take(SHOWN_PROBLEMS) {
             println!("did not hold: {problem}");
+        }
+        if let Some(more) = findings.problems.len().checked_sub(SHOWN_PROBLEMS + 1) {
+            println!("… and {} more; --output json has them all", more + 1);
         }
         println!(
             "{}",
