@@ -1,33 +1,28 @@
 //! Ctrl-C and SIGTERM as a flag: whoever works looks at it, stops, and cleans up after itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::flag;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Exit code of a program that was interrupted, as shells report it (128 + SIGINT).
 pub const EXIT_CODE: u8 = 130;
 
-/// Turns SIGINT, SIGTERM and SIGHUP into a flag for this process; the second signal ends it at once.
-///
-/// Call it before any thread is started: the signals are blocked in this thread and in those that it
-/// starts later. Child processes are not affected, `std::process::Command` unblocks everything.
+/// Turns SIGINT, SIGTERM and SIGQUIT into a flag for this process; the second signal ends it at once.
 ///
 /// # Errors
-/// When the signals cannot be blocked.
+/// When the handlers cannot be installed.
 pub fn install() -> Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block().context("block SIGINT")?;
-    std::thread::spawn(move || {
-        while signals.wait().is_ok() {
-            if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(EXIT_CODE.into());
-            }
-            eprintln!("\ninterrupted: cleaning up (interrupt again to leave at once)");
-        }
-    });
+    for signal in TERM_SIGNALS {
+        // In this order: the first signal finds the flag unset and only sets it.
+        flag::register_conditional_shutdown(*signal, EXIT_CODE.into(), Arc::clone(&INTERRUPTED))
+            .and_then(|_| flag::register(*signal, Arc::clone(&INTERRUPTED)))
+            .with_context(|| format!("handle signal {signal}"))?;
+    }
     Ok(())
 }
 

@@ -18,7 +18,11 @@
 pub mod command;
 pub mod interrupt;
 pub mod lab;
+pub mod measure;
 pub mod netns;
+pub mod packet;
+pub mod reach;
+pub mod traffic;
 pub mod wait;
 
 pub use lab::{Agent, Lab, Node, Options, Pod, StoreKind};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Toolchain};
 use crate::{shell, workspace};
@@ -20,27 +20,37 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    programs(false)?;
+    programs(Warnings::Shown)?;
     binaries(arguments.release)
 }
 
+/// What the compiler's warnings about the eBPF programs are taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warnings {
+    /// They are printed.
+    Shown,
+    /// They are printed and fail the build.
+    Denied,
+}
+
 /// Builds the eBPF programs into one object file.
-pub fn programs(deny_warnings: bool) -> Result<()> {
+pub fn programs(warnings: Warnings) -> Result<()> {
     let toolchain = setup::ensure_toolchain()?;
     shell::progress(&format!("eBPF programs ({toolchain})"));
     let mut command = compiler(&toolchain);
-    let mut flags = "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf".to_owned();
-    if deny_warnings {
-        flags += " -D warnings";
-    }
-    command
-        .env("RUSTFLAGS", flags)
-        .current_dir(workspace::root());
+    command.env(
+        "RUSTFLAGS",
+        "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf",
+    );
+    command.current_dir(workspace::root());
     command.args(["build", "--release", "--package", "overlay-ebpf"]);
     command
         .args(["--target", "bpfel-unknown-none", "--target-dir"])
         .arg(workspace::bpf_target());
-    shell::run(&mut command)?;
+    let warned = shell::run_counting_warnings(&mut command)?;
+    if warned > 0 && warnings == Warnings::Denied {
+        bail!("the eBPF programs compile with {warned} warnings");
+    }
 
     let built = workspace::bpf_target().join("bpfel-unknown-none/release/overlay-ebpf");
     let object = workspace::bpf_object();

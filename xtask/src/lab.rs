@@ -1,13 +1,13 @@
 //! `cargo xtask lab`: the lab for people.
 
-mod table;
+pub mod table;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
-use overlay_tests::lab::prefix_from_env;
+use overlay_tests::lab::{PREFIX_ENV, prefix_from_env};
 use overlay_tests::{Lab, Options, StoreKind};
 
 use crate::{build, setup};
@@ -127,7 +127,7 @@ fn up(arguments: &Up) -> Result<()> {
     };
     setup::ensure_lab(store)?;
     if !arguments.no_build {
-        build::programs(false)?;
+        build::programs(build::Warnings::Shown)?;
         build::binaries(true)?;
     }
     let options = Options {
@@ -146,12 +146,23 @@ fn up(arguments: &Up) -> Result<()> {
     }
     let lab = Lab::up(options)?.keep();
     status(&lab, Output::Table)?;
-    println!(
-        "\nenter a node:  cargo xtask lab exec n1 -- bash\n\
-         enter a pod:   cargo xtask lab exec n1p1 -- bash\n\
-         take it down:  cargo xtask lab down"
-    );
+    tell_how_to_enter(&lab);
     Ok(())
+}
+
+/// Says what one can do with a lab that stays up.
+pub fn tell_how_to_enter(lab: &Lab) {
+    let prefix = lab.options().prefix;
+    let set = if prefix.is_empty() {
+        prefix
+    } else {
+        format!("{PREFIX_ENV}={prefix} ")
+    };
+    eprintln!(
+        "\nenter a node:  {set}cargo xtask lab exec n1 -- bash\n\
+         enter a pod:   {set}cargo xtask lab exec n1p1 -- bash\n\
+         take it down:  {set}cargo xtask lab down"
+    );
 }
 
 /// Shows a lab.

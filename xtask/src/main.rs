@@ -1,10 +1,11 @@
-<<<<<<< HEAD
 //! `cargo xtask`: everything one does with this repository.
 
 mod build;
+mod demo;
 mod lab;
 mod setup;
 mod shell;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -33,7 +34,9 @@ struct Arguments {
 enum Command {
     Setup(setup::Arguments),
     Build(build::Arguments),
+    Demo(demo::Arguments),
     Lab(lab::Arguments),
+    Test(test::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -53,10 +56,8 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup(arguments) => setup::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Build(arguments) => build::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
+        Command::Test(arguments) => test::run(&arguments),
     }
 }
-=======
-//! x
-fn main() {}
->>>>>>> h4

@@ -1,7 +1,8 @@
 //! Running other programs and telling what is going on.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use overlay_tests::command::show;
@@ -23,6 +24,38 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("`{shown}` failed ({status})");
     }
     Ok(())
+}
+
+/// Runs a cargo build, passes its messages on, and returns how many warnings there were. Cargo repeats
+/// the warnings of what it need not compile again, so the answer does not depend on what was built before;
+/// with `-D warnings` in the flags everything would be compiled twice.
+pub fn run_counting_warnings(command: &mut Command) -> Result<usize> {
+    command.arg("--message-format=json").stdout(Stdio::piped());
+    let shown = show(command);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("start `{shown}`"))?;
+    let output = child.stdout.take().context("the output of cargo")?;
+    let mut warnings = 0;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("read the output of cargo")?;
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(&line) else {
+            continue;
+        };
+        let message = &message["message"];
+        if let Some(rendered) = message["rendered"].as_str() {
+            eprint!("{rendered}");
+        }
+        warnings += usize::from(message["level"] == "warning");
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("wait for `{shown}`"))?;
+    interrupt::check()?;
+    if !status.success() {
+        bail!("`{shown}` failed ({status})");
+    }
+    Ok(warnings)
 }
 
 /// A cargo command in the repository, by the cargo that runs us.

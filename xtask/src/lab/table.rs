@@ -1,8 +1,11 @@
 //! The lab as tables.
 
+use std::collections::BTreeMap;
+
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use overlay_tests::lab::Report;
+use overlay_tests::reach::Relation;
 
 /// Nodes, pods and the store, one table each.
 pub fn render(report: &Report) -> String {
@@ -44,7 +47,23 @@ pub fn render(report: &Report) -> String {
     )
 }
 
-fn table<const N: usize>(header: [&str; N]) -> Table {
+/// Passed and all checks by relation.
+pub fn reachability(sums: &BTreeMap<Relation, (usize, usize)>) -> String {
+    let mut shown = table(["WHO REACHES WHOM", "CHECKS", "PASSED", ""]);
+    for (relation, (passed, all)) in sums {
+        let verdict = if passed == all { "ok" } else { "FAILED" };
+        shown.add_row([
+            relation.to_string(),
+            all.to_string(),
+            passed.to_string(),
+            verdict.into(),
+        ]);
+    }
+    format!("\n{shown}\n")
+}
+
+/// An empty table without lines.
+pub fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
     table

@@ -13,6 +13,8 @@ pub enum Needed {
     Lab,
     /// A lab that keeps its leases in etcd.
     Etcd,
+    /// Throughput.
+    Measuring,
     /// The end-to-end tests, and people who look into a lab.
     Tests,
 }
@@ -118,7 +120,7 @@ pub const ALL: &[Part] = &[
         Needed::Tests,
         "the content of their image",
     ),
-    part("iperf3", "iperf3", Needed::Tests, "pushes traffic"),
+    part("iperf3", "iperf3", Needed::Measuring, "pushes traffic"),
     part("tcpdump", "tcpdump", Needed::Tests, "captures packets"),
     part("ethtool", "ethtool", Needed::Tests, "switches offloads"),
     part(
