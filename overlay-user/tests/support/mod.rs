@@ -66,11 +66,7 @@ pub async fn start(location: Location, ttl: Duration, json: &str, n: u8) -> (Nod
 
 impl Node {
     /// Waits until the state is as wanted, and returns it.
-    pub async fn until(
-        &self,
-        what: &str,
-        wanted: impl FnMut(&LeaseState) -> bool,
-    ) -> LeaseState {
+    pub async fn until(&self, what: &str, wanted: impl FnMut(&LeaseState) -> bool) -> LeaseState {
         let mut watched = self.state.clone();
         match timeout(Duration::from_secs(30), watched.wait_for(wanted)).await {
             Ok(state) => state.expect("the store lives").clone(),

@@ -55,8 +55,9 @@ enum Output {
 const UNSUPPORTED: u8 = 3;
 
 fn main() -> anyhow::Result<ExitCode> {
-    let arguments = go_flags::normalise(std::env::args_os());
-    let cli = Cli::from_arg_matches(&Cli::command().get_matches_from(arguments))?;
+    let command = Cli::command();
+    let arguments = go_flags::double_dashes(&command, std::env::args_os());
+    let cli = Cli::from_arg_matches(&command.get_matches_from(arguments))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

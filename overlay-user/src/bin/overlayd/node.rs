@@ -1,13 +1,12 @@
 //! From flags to a running node: store, underlay, lease, then the reconciler.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use fs4::fs_std::FileExt as _;
 use ipnet::IpNet;
 use overlay_user::backend;
 use overlay_user::config::{AgentFlags, NetworkConfig, SubnetEnv};
@@ -219,14 +218,17 @@ fn lock(flags: &AgentFlags) -> anyhow::Result<File> {
         .write(true)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    if !file
-        .try_lock_exclusive()
-        .with_context(|| format!("lock {}", path.display()))?
-    {
-        bail!(
-            "another overlayd runs on this node: it holds {}",
-            path.display()
-        );
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another overlayd runs on this node: it holds {}",
+                path.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("lock {}", path.display()));
+        }
     }
     file.set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()))
