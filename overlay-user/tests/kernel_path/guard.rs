@@ -143,6 +143,17 @@ fn forged_vxlan_is_refused_and_counted() {
 }
 
 #[test]
+fn tables_of_another_version_are_replaced() {
+    in_namespace(|| async {
+        run("nft add table inet overlay_guard");
+        run("nft add set inet overlay_guard sources \\{ type ipv4_addr\\; \\}");
+        guard::apply(&state()).await.expect("apply");
+        assert_eq!(counted().await, []);
+        assert!(run("nft list set inet overlay_guard sources").contains("192.0.2.3"));
+    });
+}
+
+#[test]
 fn pods_cannot_pretend() {
     in_namespace(|| async {
         let pod = Namespace::new();
