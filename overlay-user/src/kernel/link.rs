@@ -9,7 +9,7 @@ use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
-use super::observe::vxlan;
+use super::observe::{link_mtu, vxlan};
 use super::{Error, Kernel, dump, gone_is_fine, request};
 use crate::mac::MacAddr;
 use crate::reconcile::Device;
@@ -33,6 +33,29 @@ impl Kernel {
             self.handle.address().get().execute(),
         )
         .await
+    }
+
+    /// Name and MTU of a device; `None` when there is none with this index.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn device(&self, ifindex: u32) -> Result<Option<(String, u32)>, Error> {
+        let links = self.links().await?;
+        let found = links.iter().find(|link| link.header.index == ifindex);
+        Ok(found.and_then(|link| Some((link_name(link)?.to_owned(), link_mtu(link)))))
+    }
+
+    /// VNIs of VXLAN devices other than `name` that share its UDP port.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn other_vnis(&self, name: &str, port: u16) -> Result<BTreeSet<u32>, Error> {
+        let links = self.links().await?;
+        let others = links.iter().filter(|link| link_name(link) != Some(name));
+        let devices = others
+            .filter_map(vxlan)
+            .filter(|device| device.port == port);
+        Ok(devices.map(|device| device.vni).collect())
     }
 
     /// Interface index of the device called `name`.
