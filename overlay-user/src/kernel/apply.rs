@@ -22,7 +22,7 @@ impl Kernel {
         let mut failures = Vec::new();
         let mut ifindex = None;
         for action in actions {
-            tracing::info!(device = desired.device.name, "{action}");
+            tracing::debug!(device = desired.device.name, "{action}");
             let result = self.apply_one(desired, action, &mut ifindex).await;
             if let Err(error) = result {
                 let fatal = matches!(action, Action::DeleteDevice(_) | Action::CreateDevice(_))

@@ -63,10 +63,10 @@ pub struct Translated {
 }
 
 /// Dumps the translated connections in the address family of `network`, of the thread's network
-/// namespace. Empty when connection tracking is not loaded.
+/// namespace.
 ///
 /// # Errors
-/// What netlink says.
+/// What netlink says; `EINVAL` when the kernel has no connection tracking to ask (`nf_conntrack_netlink`).
 pub async fn translated(network: IpNet) -> Result<Vec<Translated>, Error> {
     let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(Error::Socket)?;
     socket.socket_mut().bind_auto().map_err(Error::Socket)?;

@@ -90,19 +90,19 @@ impl Error {
 /// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
 pub async fn apply(state: &GuardState) -> Result<(), Error> {
     let rules = text::render(state)?;
-    match run(NFT, &["-f", "-"], &rules).await {
-        Ok(_) => Ok(()),
-        // A table of another version may hold sets of other types, which cannot be changed.
-        Err(ToolError::Failed { stderr, .. }) if stderr.contains("File exists") => {
-            tracing::warn!("guard: replacing tables of another version; counters start anew");
-            let rules = text::removal() + &rules;
-            run(NFT, &["-f", "-"], &rules)
-                .await
-                .map(drop)
-                .map_err(Error::from_tool)
-        }
-        Err(error) => Err(Error::from_tool(error)),
+    let error = match run(NFT, &["-f", "-"], &rules).await {
+        Ok(_) => return Ok(()),
+        Err(error) => Error::from_tool(error),
+    };
+    if !matches!(error, Error::Nft(ToolError::Failed { .. })) {
+        return Err(error);
     }
+    // Tables that another version made may hold sets of other types, which cannot be changed.
+    run(NFT, &["-f", "-"], &(text::removal() + &rules))
+        .await
+        .map_err(Error::from_tool)?;
+    tracing::warn!("guard: tables made anew, counters start from zero: {error}");
+    Ok(())
 }
 
 /// Reads how many packets were refused, by reason.
@@ -128,4 +128,32 @@ pub async fn cleanup() -> Result<(), Error> {
         .await
         .map(drop)
         .map_err(Error::from_tool)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(stderr: &str) -> ToolError {
+        ToolError::Failed {
+            program: NFT,
+            arguments: "-f -".into(),
+            stderr: stderr.into(),
+        }
+    }
+
+    #[test]
+    fn what_a_node_cannot_have_is_told_from_what_went_wrong() {
+        let told = |error| matches!(Error::from_tool(error), Error::Unavailable(_));
+        assert!(told(ToolError::Missing(NFT)));
+        assert!(told(failed(
+            "Error: Could not process rule: Operation not supported"
+        )));
+        assert!(!told(failed("Error: syntax error, unexpected newline")));
+        let missing = Error::from_tool(ToolError::Missing(NFT)).to_string();
+        assert!(
+            missing.starts_with("guard unavailable: nft: program not found"),
+            "{missing}"
+        );
+    }
 }

@@ -71,19 +71,6 @@ impl Kernel {
             .ok_or_else(|| Error::NoDevice(name.to_owned()))
     }
 
-    /// The VNIs of VXLAN devices that receive on `port`, ours among them: they share one socket.
-    ///
-    /// # Errors
-    /// What netlink says.
-    pub async fn vnis_on_port(&self, port: u16) -> Result<BTreeSet<u32>, Error> {
-        let links = self.links().await?;
-        let devices = links.iter().filter_map(vxlan);
-        Ok(devices
-            .filter(|device| device.port == port)
-            .map(|device| device.vni)
-            .collect())
-    }
-
     /// Creates the VXLAN device, down and without addresses: no learning, all else as the kernel does it.
     ///
     /// # Errors

@@ -143,6 +143,50 @@ fn forged_vxlan_is_refused_and_counted() {
 }
 
 #[test]
+fn tables_of_another_version_are_replaced() {
+    in_namespace(|| async {
+        run("nft add table inet overlay_guard");
+        run("nft add set inet overlay_guard sources \\{ type ipv4_addr\\; \\}");
+        guard::apply(&state()).await.expect("apply");
+        assert_eq!(counted().await, []);
+        assert!(run("nft list set inet overlay_guard sources").contains("192.0.2.3"));
+    });
+}
+
+#[test]
+fn our_own_sources_do_not_come_from_outside_and_unknown_ports_are_left_alone() {
+    in_namespace(|| async {
+        let outside = Namespace::new();
+        for device in ["flannel.1", "unknown"] {
+            let name = format!("{device} type veth peer name {device}");
+            run(&format!("ip link add {name} netns {}", outside.pid()));
+            run(&format!("ip link set {device} up"));
+            outside.run(&format!(
+                "ip link set {device} address 02:00:00:00:00:09 up"
+            ));
+        }
+        run(
+            "ip link add cni0 type bridge && ip link set cni0 up && ip link set unknown master cni0",
+        );
+        run("ip addr add 10.244.1.1/24 dev cni0");
+        guard::apply(&state()).await.expect("apply");
+
+        outside.run("ip addr add 10.244.1.99/24 dev unknown");
+        outside.run("ping -c 1 -W 2 10.244.1.1");
+        assert_eq!(counted().await, []);
+
+        outside.run("ip link set unknown down");
+        outside.run("ip addr add 10.244.1.98/24 dev flannel.1");
+        outside.run("ip neigh add 10.244.1.1 lladdr ff:ff:ff:ff:ff:ff dev flannel.1");
+        outside.within(|| {
+            let socket = UdpSocket::bind("10.244.1.98:0").expect("bind");
+            socket.send_to(b"x", "10.244.1.1:9").expect("send");
+        });
+        assert_eq!(counted().await, [(Reason::OwnSubnet, 1)]);
+    });
+}
+
+#[test]
 fn pods_cannot_pretend() {
     in_namespace(|| async {
         let pod = Namespace::new();

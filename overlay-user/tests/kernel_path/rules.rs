@@ -93,5 +93,17 @@ fn only_translated_connections_are_listed() {
         assert_eq!(connection.reply.source, IpAddr::from([127, 0, 0, 1]));
         assert_eq!(connection.reply.source_port, 5353);
         assert_eq!(connection.reply.destination_port, 4000);
+
+        // ICMP has an identifier in the place of ports.
+        run("iptables -t nat -A OUTPUT -d 10.9.9.9 -p icmp -j DNAT --to 127.0.0.1");
+        run("ping -c 1 -W 2 10.9.9.9");
+        let found = conntrack::translated(network).await.expect("dump");
+        let echo = found
+            .iter()
+            .find(|connection| connection.protocol == 1)
+            .expect("the echo");
+        assert_eq!(echo.reply.source, IpAddr::from([127, 0, 0, 1]));
+        assert_ne!(echo.original.source_port, 0);
+        assert_eq!(echo.original.source_port, echo.reply.destination_port);
     });
 }
