@@ -1,2 +1,19 @@
-//! x
-#![no_std]
+//! What the two sides of the overlay share.
+//!
+//! The eBPF programs and the user-space tools use the same map types ([`schema`]), the same verdicts
+//! ([`verdict`]) and the same decision functions ([`decide`]): the programs call them with maps behind,
+//! `overlayctl` and the tests with tables of their own behind. Nothing here allocates, panics on packet
+//! data, or knows of the kernel.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod checksum;
+pub mod decide;
+pub mod family;
+pub mod packet;
+pub mod schema;
+pub mod verdict;
+pub mod vxlan;
+
+pub use family::{Family, V4};
+pub use verdict::{Hook, Verdict};

@@ -1,2 +1,26 @@
+//! The packet programs.
+//!
+//! They are thin: each fetches what the decision in `overlay-common` asks for, calls it, carries out what it
+//! says and counts the verdict. `cargo xtask build` compiles them for the BPF target.
 #![no_std]
 #![no_main]
+
+mod decap;
+mod encap;
+mod maps;
+mod net_in;
+mod out;
+mod pod_in;
+mod probe;
+mod skb;
+
+/// The kernel gives some helpers to programs under the GPL only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that could come here.
+    loop {}
+}

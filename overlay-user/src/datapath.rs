@@ -1,1 +1,114 @@
-//! datapath
+//! The fast path seen from user space: the only code that talks bpf(2).
+//!
+//! The programs and maps are pinned below a directory of their own (see [`pins`]), so they outlive the agent.
+//! [`programs`] loads, attaches and swaps programs; [`maps`] reads and writes the pinned maps; [`tables`] is
+//! what the maps should hold, as pure data; [`probe`] finds out what this kernel can do, by trying.
+
+use std::io;
+use std::path::PathBuf;
+
+pub mod family;
+pub mod maps;
+pub mod object;
+pub mod pins;
+pub mod pods;
+pub mod probe;
+pub mod programs;
+pub mod tables;
+
+/// What can go wrong with the fast path; the kernel path goes on in every case.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The agent was built without the eBPF object.
+    #[error("this build carries no eBPF programs: build it with `cargo xtask build`")]
+    NoObject,
+    /// The pin directory is not on a BPF file system.
+    #[error("{path} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf")]
+    NotBpfFs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file operation on the pins failed.
+    #[error("{call} {path}: {source}")]
+    Pin {
+        /// The call.
+        call: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel did not take the object.
+    #[error("load the eBPF object: {}", short(.0.as_ref()))]
+    Load(#[source] Box<aya::EbpfError>),
+    /// The verifier did not take a program.
+    #[error("load program {program}: {}", short(.source.as_ref()))]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What the kernel said, verifier log included.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A program could not be attached, or its attachment not be read.
+    #[error("{call} {program} on {interface}: {}", short(.source.as_ref()))]
+    Attach {
+        /// The call.
+        call: &'static str,
+        /// The program.
+        program: &'static str,
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A link could not be taken over or pinned.
+    #[error("{call} {path}: {message}")]
+    Link {
+        /// The call.
+        call: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        message: String,
+    },
+    /// The object lacks something that this build expects in it.
+    #[error("the eBPF object has no {0}: it is from another build")]
+    Missing(&'static str),
+    /// A map operation failed.
+    #[error("{call} map {map}: {}", short(.source))]
+    Map {
+        /// The call.
+        call: &'static str,
+        /// The map's name.
+        map: &'static str,
+        /// What the kernel said.
+        source: aya::maps::MapError,
+    },
+    /// An address of a family that the maps do not hold.
+    #[error("{0} is not an address of the overlay's family")]
+    Family(std::net::IpAddr),
+}
+
+/// The first line of an error and of what caused it: a verifier log has thousands more.
+fn short(error: &dyn std::error::Error) -> String {
+    let mut text = first_line(error);
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let line = first_line(cause);
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn first_line(error: &dyn std::error::Error) -> String {
+    error
+        .to_string()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches(':')
+        .to_owned()
+}

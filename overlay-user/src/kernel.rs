@@ -1,1 +1,174 @@
-//! kernel
+//! The edges where the kernel's network is changed: netlink, sysctl, packet filters.
+//!
+//! Every call has a deadline and every error names the call, its object and the kernel's errno.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use futures::{Stream, TryStreamExt};
+use rtnetlink::Handle;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+pub mod apply;
+pub mod cleanup;
+pub mod conntrack;
+pub mod fdb;
+pub mod guard;
+pub mod interface;
+pub mod link;
+pub mod monitor;
+pub mod neighbour;
+pub mod observe;
+pub mod pods;
+pub mod route;
+pub mod rules;
+pub mod sysctl;
+mod tool;
+
+pub use cleanup::cleanup;
+pub use tool::ToolError;
+
+/// How long the kernel may take to answer one netlink request or dump.
+const NETLINK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What can go wrong between us and the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No netlink socket.
+    #[error("open a netlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The kernel refused a request.
+    #[error("{call} {object}: {source}")]
+    Refused {
+        /// The netlink message, by its name in `linux/rtnetlink.h`.
+        call: &'static str,
+        /// What it was about.
+        object: String,
+        /// The errno.
+        source: io::Error,
+    },
+    /// The answer was lost or is not what was asked for.
+    #[error("{call} {object}: {reason}")]
+    Answer {
+        /// The netlink message.
+        call: &'static str,
+        /// What it was about.
+        object: String,
+        /// What rtnetlink says.
+        reason: String,
+    },
+    /// The kernel did not answer in time.
+    #[error("{call} {object}: no answer within {} s", NETLINK_DEADLINE.as_secs())]
+    Deadline {
+        /// The netlink message.
+        call: &'static str,
+        /// What it was about.
+        object: String,
+    },
+    /// A device that has to be there is not.
+    #[error("no device {0}")]
+    NoDevice(String),
+    /// A sysctl cannot be read or written.
+    #[error("{call} {path}: {source}")]
+    Sysctl {
+        /// `read` or `write`.
+        call: &'static str,
+        /// The file below `/proc/sys`.
+        path: String,
+        /// The errno.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The errno of a refusal.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } | Self::Sysctl { source, .. } | Self::Socket(source) => {
+                source.raw_os_error()
+            }
+            _ => None,
+        }
+    }
+
+    fn from_rtnetlink(call: &'static str, object: &str, error: rtnetlink::Error) -> Self {
+        let object = object.to_owned();
+        match error {
+            rtnetlink::Error::NetlinkError(message) => Self::Refused {
+                call,
+                object,
+                source: message.to_io(),
+            },
+            other => Self::Answer {
+                call,
+                object,
+                reason: other.to_string(),
+            },
+        }
+    }
+}
+
+/// A netlink connection to the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Kernel {
+    handle: Handle,
+    task: JoinHandle<()>,
+}
+
+impl Kernel {
+    /// Opens a connection; its task runs on the current tokio runtime until this is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn connect() -> Result<Self, Error> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
+        Ok(Self {
+            handle,
+            task: tokio::spawn(connection),
+        })
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Runs one request under the deadline.
+async fn request<T>(
+    call: &'static str,
+    object: &str,
+    future: impl Future<Output = Result<T, rtnetlink::Error>>,
+) -> Result<T, Error> {
+    match timeout(NETLINK_DEADLINE, future).await {
+        Ok(result) => result.map_err(|error| Error::from_rtnetlink(call, object, error)),
+        Err(_) => Err(Error::Deadline {
+            call,
+            object: object.to_owned(),
+        }),
+    }
+}
+
+/// Collects one dump under the deadline.
+async fn dump<T>(
+    call: &'static str,
+    object: &str,
+    stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
+) -> Result<Vec<T>, Error> {
+    request(call, object, stream.try_collect()).await
+}
+
+/// Takes "there is no such thing" for success, for removals that somebody else was quicker with.
+fn gone_is_fine(result: Result<(), Error>) -> Result<(), Error> {
+    use nix::libc::{EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH};
+    match result {
+        Err(error) if matches!(error.errno(), Some(ENOENT | ESRCH | ENODEV | EADDRNOTAVAIL)) => {
+            Ok(())
+        }
+        other => other,
+    }
+}

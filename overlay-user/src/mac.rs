@@ -82,7 +82,13 @@ mod tests {
 
     #[test]
     fn malformed_text_is_refused() {
-        for text in ["", "1:2:3:4:5:6", "c6:d2:32:6f:8f", "c6:d2:32:6f:8f:44:00", "+1:00:00:00:00:00"] {
+        for text in [
+            "",
+            "1:2:3:4:5:6",
+            "c6:d2:32:6f:8f",
+            "c6:d2:32:6f:8f:44:00",
+            "+1:00:00:00:00:00",
+        ] {
             assert!(text.parse::<MacAddr>().is_err(), "{text:?}");
         }
     }

@@ -32,7 +32,11 @@ const TAG: &str = "overlay/1";
 
 impl fmt::Display for PodNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{TAG} {} {} {} {}", self.address, self.mac, self.interface, self.container)
+        write!(
+            f,
+            "{TAG} {} {} {} {}",
+            self.address, self.mac, self.interface, self.container
+        )
     }
 }
 
@@ -66,13 +70,21 @@ mod tests {
             container: "c0ffee".into(),
             interface: "eth0".into(),
         };
-        assert_eq!(note.to_string(), "overlay/1 10.244.1.5 02:00:00:00:00:05 eth0 c0ffee");
+        assert_eq!(
+            note.to_string(),
+            "overlay/1 10.244.1.5 02:00:00:00:00:05 eth0 c0ffee"
+        );
         assert_eq!(note.to_string().parse(), Ok(note));
     }
 
     #[test]
     fn aliases_of_others_are_not_notes() {
-        for text in ["", "uplink", "overlay/2 10.0.0.1 02:00:00:00:00:05 eth0 x", "overlay/1 10.0.0.1"] {
+        for text in [
+            "",
+            "uplink",
+            "overlay/2 10.0.0.1 02:00:00:00:00:05 eth0 x",
+            "overlay/1 10.0.0.1",
+        ] {
             assert!(text.parse::<PodNote>().is_err(), "{text:?}");
         }
     }

@@ -1,1 +1,30 @@
-//! x
+//! A lab of network namespaces, and what the end-to-end tests and the demo do in it.
+//!
+//! [`Lab::up`] makes nodes joined by an underlay, a store, running agents and pods; dropping the [`Lab`]
+//! takes it all away again. Nothing here changes the network of the machine itself.
+//!
+//! ```no_run
+//! use overlay_tests::{Lab, Options};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = Lab::up(Options::for_test("ping"))?;
+//! let target = lab.pod(2, 1).address().to_string();
+//! let answer = lab.pod(1, 1).exec(["ping", "-c1", "-W2", &target])?;
+//! assert!(answer.status.success());
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod command;
+pub mod interrupt;
+pub mod lab;
+pub mod measure;
+pub mod netns;
+pub mod packet;
+pub mod reach;
+pub mod traffic;
+pub mod wait;
+
+pub use lab::{Agent, Lab, Node, Options, Pod, StoreKind};
+pub use netns::Namespace;
+pub use wait::wait_until;

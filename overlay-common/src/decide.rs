@@ -1,0 +1,128 @@
+//! What to do with a packet: pure, over any tables.
+//!
+//! [`from_pod`], [`from_network`] and [`leaving`] are the whole policy of the data path. The eBPF programs
+//! call them with BPF maps behind [`Tables`] and carry out what they say; tools and tests call them with
+//! tables of their own.
+//!
+//! Checks that refuse come before anything that hands a packet over, so that no oddity (an option, a
+//! fragment, a tag) walks around them.
+
+use crate::family::{Family, Fragment, Ip};
+use crate::packet::{ETHERNET_LEN, Ethernet, Packet, Transport, UDP, same_mac, segment_header_len};
+use crate::schema::{
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
+    Endpoint, FlowKey, POD_FORWARDS, POD_KERNEL_PATH, Peer, Pod,
+};
+use crate::verdict::Verdict;
+use crate::vxlan;
+
+mod leaving;
+mod network;
+mod pod;
+
+pub use leaving::{Leaving, leaving};
+pub use network::{FromNetwork, from_network};
+pub use pod::{FromPod, from_pod};
+
+/// What the decision looks things up in.
+pub trait Tables<F: Family> {
+    /// This node's configuration; `None` before an agent has written one.
+    fn config(&self) -> Option<&Config<F>>;
+    /// The pod behind a host veth.
+    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<F>>;
+    /// A pod of this node by its address.
+    fn pod(&self, address: F::Addr) -> Option<&Pod>;
+    /// The peer that owns a subnet, by its address under [`Config::peer_mask`].
+    fn peer(&self, subnet: F::Addr) -> Option<&Peer<F>>;
+    /// Whether a node that holds a lease has this underlay address.
+    fn is_vtep(&self, address: F::Addr) -> bool;
+    /// Whether the IP stack owns this flow.
+    fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool;
+}
+
+/// A packet that is left to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Why.
+    pub verdict: Verdict,
+    /// Whether it is plain pod-to-pod traffic that the fast path might as well have carried. When the stack
+    /// sends it on, that is no reason to remember the flow as translated.
+    pub plain: bool,
+}
+
+impl Pass {
+    /// Traffic that the stack may translate.
+    #[inline(always)]
+    const fn of(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            plain: false,
+        }
+    }
+
+    /// Plain pod-to-pod traffic.
+    #[inline(always)]
+    const fn plain(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            plain: true,
+        }
+    }
+}
+
+/// 802.1Q: the VLAN identifier in the tag; 0 marks a frame that only carries a priority.
+const VLAN_ID: u16 = 0x0fff;
+
+/// Whether the kernel treats a tagged frame as another network's.
+#[inline(always)]
+fn in_a_vlan<P: Packet>(packet: &P) -> bool {
+    matches!(packet.vlan(), Some(tag) if tag & VLAN_ID != 0)
+}
+
+/// Whether an address lies in the overlay's network.
+#[inline(always)]
+fn in_network<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
+    F::mask(address, config.network_mask) == config.network
+}
+
+/// Whether the packet, or each segment that it stands for, fits `mtu`.
+///
+/// `Err` where that cannot be told.
+#[inline(always)]
+fn fits<F: Family, P: Packet>(
+    packet: &P,
+    ip: &Ip<F>,
+    ip_offset: u32,
+    mtu: u32,
+) -> Result<bool, Verdict> {
+    let gso_size = packet.gso_size();
+    if gso_size == 0 {
+        return Ok(ip.total_len <= mtu);
+    }
+    let transport = ip_offset + ip.header_len;
+    match segment_header_len::<F, P>(packet, transport, ip.header_len, ip.protocol) {
+        Some(headers) => Ok(gso_size + headers <= mtu),
+        None => Err(Verdict::Aggregate),
+    }
+}
+
+/// The flow of a packet, or why the fast path cannot tell.
+#[inline(always)]
+fn flow<F: Family, P: Packet>(
+    packet: &P,
+    ip: &Ip<F>,
+    ip_offset: u32,
+) -> Result<FlowKey<F>, Verdict> {
+    match Transport::parse(packet, ip_offset + ip.header_len, ip.protocol) {
+        Transport::Ports {
+            source,
+            destination,
+        } => Ok(FlowKey::new(
+            (ip.source, source),
+            (ip.destination, destination),
+            ip.protocol,
+        )),
+        Transport::IcmpOther => Err(Verdict::IcmpError),
+        Transport::Truncated => Err(Verdict::Malformed),
+    }
+}

@@ -1,0 +1,57 @@
+//! What the IP stack sends: flows whose replies must find their way back through it.
+
+use super::{
+    ETHERNET_LEN, Ethernet, Family, FlowKey, Fragment, Packet, Tables, Verdict, flow, in_network,
+};
+use crate::verdict::Hook;
+
+/// What to do with a packet that is leaving; it is never held up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving<F: Family> {
+    /// Remember that the stack owns this flow.
+    Remember(FlowKey<F>),
+    /// Nothing to remember.
+    Pass(Verdict),
+}
+
+/// Decides on a packet that leaves by the IP stack, towards a pod or the VXLAN device.
+///
+/// `plain` says that a program of ours handed this very packet over as plain pod-to-pod traffic. Everything
+/// else that goes between overlay addresses has been translated (a Service, a host port), for the fast path
+/// would have carried it: the replies have to be translated back.
+#[inline(always)]
+pub fn leaving<F: Family, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    hook: Hook,
+    plain: bool,
+) -> Leaving<F> {
+    if plain {
+        return Leaving::Pass(Verdict::Passed);
+    }
+    let Some(config) = tables.config() else {
+        return Leaving::Pass(Verdict::Inactive);
+    };
+    let ip = match Ethernet::parse(packet, 0) {
+        Some(ethernet) if ethernet.ethertype == F::ETHERTYPE => F::parse(packet, ETHERNET_LEN),
+        _ => None,
+    };
+    let Some(ip) = ip else {
+        return Leaving::Pass(Verdict::NotIp);
+    };
+    // Replies to addresses that are no pods reach the stack anyway.
+    let from_own_pod = tables.pod(ip.source).is_some();
+    let from_peers_pod = hook == Hook::PodOut
+        && in_network(config, ip.source)
+        && F::mask(ip.source, config.subnet_mask) != config.subnet;
+    if !from_own_pod && !from_peers_pod {
+        return Leaving::Pass(Verdict::Passed);
+    }
+    if ip.fragment == Fragment::Later {
+        return Leaving::Pass(Verdict::Fragment);
+    }
+    match flow(packet, &ip, ETHERNET_LEN) {
+        Ok(flow) => Leaving::Remember(flow),
+        Err(verdict) => Leaving::Pass(verdict),
+    }
+}

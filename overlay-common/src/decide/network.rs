@@ -1,0 +1,241 @@
+//! What the network sends.
+
+use super::{
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
+    ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_FORWARDS, POD_KERNEL_PATH, Packet, Pass, Pod,
+    Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network, same_mac, vxlan,
+};
+use crate::vxlan::DecapsulatedEcn;
+
+/// What to do with a packet from the network.
+#[derive(Clone, Copy, Debug)]
+pub enum FromNetwork<'t, F: Family> {
+    /// Decapsulate it and hand it to a pod of this node.
+    Decapsulate {
+        /// Whereto.
+        pod: &'t Pod,
+        /// The MAC address that it comes from in the pod's eyes: the bridge's.
+        gateway_mac: [u8; 6],
+        /// The inner IP header, already one hop further on.
+        header: F::Header,
+    },
+    /// Leave it to the kernel.
+    Pass(Pass),
+    /// Drop it.
+    Refuse(Verdict),
+}
+
+/// UDP (RFC 768) and VXLAN (RFC 7348) headers, in bytes.
+const UDP_LEN: u32 = 8;
+const VXLAN_LEN: u32 = 8;
+
+/// Decides on a packet that arrived from the underlay, seen at the NIC.
+#[inline(always)]
+pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &'t T,
+) -> FromNetwork<'t, F> {
+    let Some(config) = tables.config() else {
+        return pass(Verdict::Inactive);
+    };
+    // The cheapest question first: most of what is not ours ends here.
+    let Some(ethernet) = Ethernet::parse(packet, 0) else {
+        return pass(Verdict::NotVxlan);
+    };
+    if ethernet.ethertype != F::ETHERTYPE {
+        return pass(Verdict::NotVxlan);
+    }
+    let Some(outer) = F::parse(packet, ETHERNET_LEN) else {
+        return pass(Verdict::NotVxlan);
+    };
+    if outer.protocol != UDP || outer.fragment == Fragment::Later {
+        return pass(Verdict::NotVxlan);
+    }
+    let udp = ETHERNET_LEN + outer.header_len;
+    let Some([ports, udp_length_and_checksum]) = packet.load::<2>(udp) else {
+        return pass(Verdict::NotVxlan);
+    };
+    let [_, _, port_hi, port_lo] = ports.to_ne_bytes();
+    if u16::from_be_bytes([port_hi, port_lo]) != config.port {
+        return pass(Verdict::NotVxlan);
+    }
+    if in_a_vlan(packet) || !packet.to_this_host() || outer.destination != config.vtep {
+        return pass(Verdict::NotForUs);
+    }
+    let inner = match inner(packet, config, tables, &outer, udp + UDP_LEN) {
+        Ok(inner) => inner,
+        Err(end) => return end,
+    };
+
+    // The sender is who it says it is. Is there a pod for it?
+    let Some(pod) = tables.pod(inner.ip.destination) else {
+        return pass(Verdict::NotOverlay);
+    };
+    let ecn = match is_ordinary(
+        packet,
+        config,
+        tables,
+        &outer,
+        udp_length_and_checksum,
+        &inner,
+        pod,
+    ) {
+        Ok(ecn) => ecn,
+        Err(verdict) => return FromNetwork::Pass(Pass::plain(verdict)),
+    };
+    // In the kernel's order: the VXLAN device settles the ECN field, then forwarding takes a hop.
+    let header = match ecn {
+        DecapsulatedEcn::Congested => F::congested(inner.ip.header),
+        _ => inner.ip.header,
+    };
+    FromNetwork::Decapsulate {
+        pod,
+        gateway_mac: config.bridge_mac,
+        header: F::forwarded(header),
+    }
+}
+
+#[inline(always)]
+fn pass<'t, F: Family>(verdict: Verdict) -> FromNetwork<'t, F> {
+    FromNetwork::Pass(Pass::of(verdict))
+}
+
+/// A packet in VXLAN whose sender has been checked.
+struct Inner<F: Family> {
+    ethernet: Ethernet,
+    ip: Ip<F>,
+    /// Where `ip` starts in the frame.
+    offset: u32,
+}
+
+/// Opens VXLAN as far as needed to tell who sent what is inside, and whether that is true.
+#[inline(always)]
+fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
+    packet: &P,
+    config: &Config<F>,
+    tables: &T,
+    outer: &Ip<F>,
+    vxlan: u32,
+) -> Result<Inner<F>, FromNetwork<'t, F>> {
+    // The rest of a fragmented datagram goes unseen; only its beginning can be judged, so that has to show
+    // enough. Real fragments do: the smallest MTU of IPv4 leaves room.
+    let truncated = if outer.fragment == Fragment::First {
+        FromNetwork::Refuse(Verdict::HidingFragment)
+    } else {
+        pass(Verdict::Malformed)
+    };
+    let Some([flags, vni]) = packet.load::<2>(vxlan) else {
+        return Err(truncated);
+    };
+    let vni = u32::from_be(vni);
+    if flags != u32::from_ne_bytes(vxlan::FLAGS) || vni & 0xff != 0 {
+        return Err(pass(Verdict::VxlanExtension));
+    }
+    if vni >> 8 != config.vni {
+        return Err(if config.flags & CONFIG_SHARED_PORT != 0 {
+            pass(Verdict::ForeignVni)
+        } else {
+            FromNetwork::Refuse(Verdict::WrongVni)
+        });
+    }
+    let Some(ethernet) = Ethernet::parse(packet, vxlan + VXLAN_LEN) else {
+        return Err(truncated);
+    };
+    let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
+    let ip = if ethernet.ethertype == F::ETHERTYPE {
+        F::parse(packet, offset)
+    } else {
+        None
+    };
+    if let Some(ip) = ip {
+        let owner = tables.peer(F::mask(ip.source, config.peer_mask));
+        if owner.is_some_and(|peer| peer.vtep == outer.source) {
+            return Ok(Inner {
+                ethernet,
+                ip,
+                offset,
+            });
+        }
+    }
+
+    // Not plainly right: find out what it is.
+    Err(if !tables.is_vtep(outer.source) {
+        FromNetwork::Refuse(Verdict::UnknownVtep)
+    } else if ethernet.is_tagged() {
+        FromNetwork::Refuse(Verdict::InnerVlan)
+    } else if ethernet.ethertype != F::ETHERTYPE {
+        pass(Verdict::NotIp)
+    } else {
+        match ip {
+            None => truncated,
+            Some(ip) if !in_network(config, ip.source) => pass(Verdict::ForeignSource),
+            Some(_) if config.flags & CONFIG_PEERS_COMPLETE == 0 => pass(Verdict::PeersIncomplete),
+            Some(_) => FromNetwork::Refuse(Verdict::ForeignInnerSource),
+        }
+    })
+}
+
+/// What the short cut asks of a packet whose sender and receiver are known.
+#[inline(always)]
+fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
+    packet: &P,
+    config: &Config<F>,
+    tables: &T,
+    outer: &Ip<F>,
+    udp_length_and_checksum: u32,
+    inner: &Inner<F>,
+    pod: &Pod,
+) -> Result<DecapsulatedEcn, Verdict> {
+    if config.flags & CONFIG_ACTIVE == 0 {
+        return Err(Verdict::Inactive);
+    }
+    if packet.vlan().is_some() {
+        return Err(Verdict::VlanTag);
+    }
+    if pod.flags & POD_KERNEL_PATH != 0 {
+        return Err(Verdict::PodKernelPath);
+    }
+    if outer.fragment != Fragment::No || inner.ip.fragment != Fragment::No {
+        return Err(Verdict::Fragment);
+    }
+    if outer.has_options() || inner.ip.has_options() {
+        return Err(Verdict::Options);
+    }
+    let [udp_len_hi, udp_len_lo, sum_hi, sum_lo] = udp_length_and_checksum.to_ne_bytes();
+    let udp_len = u32::from(u16::from_be_bytes([udp_len_hi, udp_len_lo]));
+    if !outer.checksum_ok
+        || !inner.ip.checksum_ok
+        || outer.total_len != packet.frame_len() - ETHERNET_LEN
+        || outer.total_len != udp_len + outer.header_len
+        || inner.ip.total_len != packet.frame_len() - inner.offset
+    {
+        return Err(Verdict::Malformed);
+    }
+    if u16::from_be_bytes([sum_hi, sum_lo]) != 0 && !packet.checksum_verified() {
+        return Err(Verdict::OuterChecksum);
+    }
+    if !same_mac(inner.ethernet.destination, config.vtep_mac)
+        || same_mac(inner.ethernet.source, config.vtep_mac)
+    {
+        return Err(Verdict::ForeignMac);
+    }
+    if inner.ip.ttl <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    if packet.gso_size() != 0
+        && (config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0 || pod.flags & POD_FORWARDS != 0)
+    {
+        return Err(Verdict::Aggregate);
+    }
+    if !fits(packet, &inner.ip, inner.offset, pod.mtu)? {
+        return Err(Verdict::TooLong);
+    }
+    let flow = flow(packet, &inner.ip, inner.offset)?;
+    if tables.is_stack_owned(&flow) {
+        return Err(Verdict::StackOwned);
+    }
+    match vxlan::decapsulated_ecn(outer.ecn, inner.ip.ecn) {
+        DecapsulatedEcn::Unusual => Err(Verdict::EcnPair),
+        ecn => Ok(ecn),
+    }
+}

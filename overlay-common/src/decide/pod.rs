@@ -1,0 +1,237 @@
+//! What a pod sends.
+
+use super::{
+    CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
+    Packet, Pass, Peer, Pod, Tables, Transport, UDP, Verdict, fits, flow, in_a_vlan, in_network,
+    same_mac, vxlan,
+};
+
+/// What to do with a packet from a pod.
+#[derive(Clone, Copy, Debug)]
+pub enum FromPod<'t, F: Family> {
+    /// Hand it to a pod of this node as it is.
+    Redirect(&'t Pod),
+    /// Encapsulate it and send it to the peer.
+    Encapsulate {
+        /// From where.
+        config: &'t Config<F>,
+        /// Whereto.
+        peer: &'t Peer<F>,
+        /// Its IP header, already one hop further on.
+        header: F::Header,
+        /// Length of the IP packet in bytes.
+        len: u32,
+        /// Its ECN field.
+        ecn: u8,
+    },
+    /// Leave it to the kernel.
+    Pass(Pass),
+    /// Drop it.
+    Refuse(Verdict),
+}
+
+/// Decides on a packet that a pod sent, seen at its host veth.
+#[inline(always)]
+pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &'t T,
+) -> FromPod<'t, F> {
+    let Some(config) = tables.config() else {
+        return FromPod::Pass(Pass::of(Verdict::Inactive));
+    };
+    let Some(endpoint) = tables.endpoint(packet.ifindex()) else {
+        return FromPod::Pass(Pass::of(Verdict::UnknownEndpoint));
+    };
+    let Some(ethernet) = Ethernet::parse(packet, 0) else {
+        return FromPod::Pass(Pass::of(Verdict::Malformed));
+    };
+    if in_a_vlan(packet) {
+        return FromPod::Pass(Pass::of(Verdict::VlanTag));
+    }
+    if ethernet.ethertype != F::ETHERTYPE {
+        return not_ip(packet, config, endpoint, &ethernet);
+    }
+    let Some(ip) = F::parse(packet, ETHERNET_LEN) else {
+        return FromPod::Pass(Pass::of(Verdict::Malformed));
+    };
+
+    // Nobody can pretend to be somebody else: before any hand-over.
+    if ip.source != endpoint.address && in_network(config, ip.source) {
+        return FromPod::Refuse(Verdict::SpoofedSource);
+    }
+    if is_vxlan_to_node(packet, config, tables, &ip) {
+        return FromPod::Refuse(Verdict::PodVxlan);
+    }
+
+    if ip.source != endpoint.address {
+        return FromPod::Pass(Pass::of(Verdict::ForeignSource));
+    }
+    if ethernet.destination[0] & 1 != 0 {
+        return FromPod::Pass(Pass::of(Verdict::Group));
+    }
+    let to_pod = tables.pod(ip.destination);
+    let to_peer = match to_pod {
+        Some(_) => None,
+        None => tables.peer(F::mask(ip.destination, config.peer_mask)),
+    };
+    if to_pod.is_none() && to_peer.is_none() {
+        return FromPod::Pass(Pass {
+            verdict: Verdict::NotOverlay,
+            plain: is_unlisted(config, &ethernet, &ip),
+        });
+    }
+
+    // From here on it is plain pod-to-pod traffic, whoever carries it.
+    if let Err(verdict) = is_ordinary(packet, config, tables, endpoint, &ethernet, &ip) {
+        return FromPod::Pass(Pass::plain(verdict));
+    }
+    if let Some(pod) = to_pod {
+        return match to_local(packet, &ethernet, &ip, pod) {
+            Ok(()) => FromPod::Redirect(pod),
+            Err(verdict) => FromPod::Pass(Pass::plain(verdict)),
+        };
+    }
+    let Some(peer) = to_peer else {
+        return FromPod::Pass(Pass::of(Verdict::NotOverlay));
+    };
+    match to_remote(packet, config, &ethernet, &ip, peer) {
+        Ok(()) => FromPod::Encapsulate {
+            config,
+            peer,
+            header: F::forwarded(ip.header),
+            len: ip.total_len,
+            ecn: ip.ecn,
+        },
+        Err(verdict) => FromPod::Pass(Pass::plain(verdict)),
+    }
+}
+
+/// Whether a destination without an entry is a pod all the same, on this node or another, that the tables do
+/// not list yet. What is sent to this node's own gateway address may well be translated (a host port).
+#[inline(always)]
+fn is_unlisted<F: Family>(config: &Config<F>, ethernet: &Ethernet, ip: &Ip<F>) -> bool {
+    let in_own_subnet = F::mask(ip.destination, config.subnet_mask) == config.subnet;
+    in_network(config, ip.destination)
+        && (!in_own_subnet || !same_mac(ethernet.destination, config.bridge_mac))
+}
+
+/// An announcement of somebody else's address would draw that pod's traffic; all else is not ours.
+#[inline(always)]
+fn not_ip<'t, F: Family, P: Packet>(
+    packet: &P,
+    config: &Config<F>,
+    endpoint: &Endpoint<F>,
+    ethernet: &Ethernet,
+) -> FromPod<'t, F> {
+    match F::announced(packet, ethernet.ethertype, ETHERNET_LEN) {
+        Some(sender) if sender != endpoint.address && in_network(config, sender) => {
+            FromPod::Refuse(Verdict::SpoofedArp)
+        }
+        _ => FromPod::Pass(Pass::of(Verdict::NotIp)),
+    }
+}
+
+/// Whether a pod tries to speak as a VTEP: its packet would leave with the node's own address.
+#[inline(always)]
+fn is_vxlan_to_node<F: Family, P: Packet, T: Tables<F>>(
+    packet: &P,
+    config: &Config<F>,
+    tables: &T,
+    ip: &Ip<F>,
+) -> bool {
+    if ip.protocol != UDP || ip.fragment == Fragment::Later {
+        return false;
+    }
+    match Transport::parse(packet, ETHERNET_LEN + ip.header_len, ip.protocol) {
+        Transport::Ports { destination, .. } => {
+            destination == config.port
+                && (ip.destination == config.vtep || tables.is_vtep(ip.destination))
+        }
+        _ => false,
+    }
+}
+
+/// What both ways out of a pod ask of a packet.
+#[inline(always)]
+fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
+    packet: &P,
+    config: &Config<F>,
+    tables: &T,
+    endpoint: &Endpoint<F>,
+    ethernet: &Ethernet,
+    ip: &Ip<F>,
+) -> Result<(), Verdict> {
+    if config.flags & CONFIG_ACTIVE == 0 {
+        return Err(Verdict::Inactive);
+    }
+    if packet.vlan().is_some() {
+        return Err(Verdict::VlanTag);
+    }
+    if endpoint.flags & POD_KERNEL_PATH != 0 {
+        return Err(Verdict::PodKernelPath);
+    }
+    if !same_mac(ethernet.source, endpoint.mac) {
+        return Err(Verdict::ForeignMac);
+    }
+    if ip.fragment != Fragment::No {
+        return Err(Verdict::Fragment);
+    }
+    if ip.has_options() {
+        return Err(Verdict::Options);
+    }
+    if !ip.checksum_ok || ip.total_len != packet.frame_len() - ETHERNET_LEN {
+        return Err(Verdict::Malformed);
+    }
+    let flow = flow(packet, ip, ETHERNET_LEN)?;
+    if tables.is_stack_owned(&flow) {
+        Err(Verdict::StackOwned)
+    } else {
+        Ok(())
+    }
+}
+
+/// What the bridge would do: the frame arrives unchanged.
+#[inline(always)]
+fn to_local<F: Family, P: Packet>(
+    packet: &P,
+    ethernet: &Ethernet,
+    ip: &Ip<F>,
+    pod: &Pod,
+) -> Result<(), Verdict> {
+    if pod.flags & POD_KERNEL_PATH != 0 {
+        return Err(Verdict::PodKernelPath);
+    }
+    // A pod that sends to its neighbour by way of the gateway is routed: another hop, other addresses.
+    if !same_mac(ethernet.destination, pod.mac) {
+        return Err(Verdict::ForeignMac);
+    }
+    if !fits(packet, ip, ETHERNET_LEN, pod.mtu)? {
+        return Err(Verdict::TooLong);
+    }
+    Ok(())
+}
+
+/// What the IP stack and the VXLAN device would do.
+#[inline(always)]
+fn to_remote<F: Family, P: Packet>(
+    packet: &P,
+    config: &Config<F>,
+    ethernet: &Ethernet,
+    ip: &Ip<F>,
+    peer: &Peer<F>,
+) -> Result<(), Verdict> {
+    if !same_mac(ethernet.destination, config.bridge_mac) {
+        return Err(Verdict::ForeignMac);
+    }
+    if ip.ttl <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    // The outer lengths have 16 bits as well.
+    if ip.total_len > u16::MAX as u32 - vxlan::OVERHEAD {
+        return Err(Verdict::TooLong);
+    }
+    if !fits(packet, ip, ETHERNET_LEN, peer.mtu)? {
+        return Err(Verdict::TooLong);
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! How the decision sees a packet: a few loads and the kernel's notes about it.
+
+use crate::family::Family;
+
+/// A frame, starting at its Ethernet header.
+pub trait Packet {
+    /// `N` 32-bit words from byte `offset` on, in memory order; `None` beyond the end.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+    /// Length of the frame in bytes; of a super-packet, of the whole of it.
+    fn frame_len(&self) -> u32;
+    /// Payload bytes of each segment of a super-packet, 0 for an ordinary packet.
+    fn gso_size(&self) -> u32;
+    /// The VLAN tag (802.1Q tag control information) that the kernel took off the frame.
+    fn vlan(&self) -> Option<u16>;
+    /// Whether the frame was sent to this host's own MAC address.
+    fn to_this_host(&self) -> bool;
+    /// The interface that the program sits on.
+    fn ifindex(&self) -> u32;
+    /// Whether the device has verified the outermost checksum (`CHECKSUM_UNNECESSARY`).
+    fn checksum_verified(&self) -> bool;
+}
+
+/// Length of an Ethernet header without tags.
+pub const ETHERNET_LEN: u32 = 14;
+/// The Ethernet type of ARP (RFC 826).
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// The Ethernet type of a VLAN tag (802.1Q).
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// The Ethernet type of a service VLAN tag (802.1ad).
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+
+/// An Ethernet header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    /// Receiver.
+    pub destination: [u8; 6],
+    /// Sender.
+    pub source: [u8; 6],
+    /// What follows.
+    pub ethertype: u16,
+}
+
+impl Ethernet {
+    /// Reads the header at `offset`.
+    ///
+    /// Two bytes of payload are read with it; a frame without any is of no interest to anybody.
+    #[inline(always)]
+    pub fn parse<P: Packet>(packet: &P, offset: u32) -> Option<Self> {
+        let words: [u32; 4] = packet.load(offset)?;
+        let [d0, d1, d2, d3] = words[0].to_ne_bytes();
+        let [d4, d5, s0, s1] = words[1].to_ne_bytes();
+        let [s2, s3, s4, s5] = words[2].to_ne_bytes();
+        let [type_hi, type_lo, _, _] = words[3].to_ne_bytes();
+        Some(Self {
+            destination: [d0, d1, d2, d3, d4, d5],
+            source: [s0, s1, s2, s3, s4, s5],
+            ethertype: u16::from_be_bytes([type_hi, type_lo]),
+        })
+    }
+
+    /// Whether a VLAN tag follows the addresses.
+    #[inline(always)]
+    pub fn is_tagged(&self) -> bool {
+        matches!(self.ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN)
+    }
+}
+
+/// Compares MAC addresses in two steps instead of six.
+#[inline(always)]
+pub fn same_mac(a: [u8; 6], b: [u8; 6]) -> bool {
+    u32::from_ne_bytes([a[0], a[1], a[2], a[3]]) == u32::from_ne_bytes([b[0], b[1], b[2], b[3]])
+        && u16::from_ne_bytes([a[4], a[5]]) == u16::from_ne_bytes([b[4], b[5]])
+}
+
+/// ICMP (RFC 792).
+pub const ICMP: u8 = 1;
+/// TCP (RFC 9293).
+pub const TCP: u8 = 6;
+/// UDP (RFC 768).
+pub const UDP: u8 = 17;
+/// DCCP (RFC 4340), SCTP (RFC 9260), UDP-Lite (RFC 3828): ports stand where TCP has them.
+const OTHERS_WITH_PORTS: [u8; 3] = [33, 132, 136];
+
+/// What tells the flows between two addresses apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Ports, or the identifier of an ICMP echo in both places, or zeros for protocols without ports.
+    Ports {
+        /// Sender's port.
+        source: u16,
+        /// Receiver's port.
+        destination: u16,
+    },
+    /// An ICMP message other than echo: it may carry somebody's header inside.
+    IcmpOther,
+    /// The packet ends before the ports.
+    Truncated,
+}
+
+impl Transport {
+    /// Reads the transport header of a packet that is no later fragment.
+    #[inline(always)]
+    pub fn parse<P: Packet>(packet: &P, offset: u32, protocol: u8) -> Self {
+        if protocol == ICMP {
+            let Some([kind, id]) = packet.load::<2>(offset) else {
+                return Self::Truncated;
+            };
+            // Echo request and reply; both ways share the identifier.
+            if !matches!(kind.to_ne_bytes()[0], 0 | 8) {
+                return Self::IcmpOther;
+            }
+            let [hi, lo, _, _] = id.to_ne_bytes();
+            let id = u16::from_be_bytes([hi, lo]);
+            return Self::Ports {
+                source: id,
+                destination: id,
+            };
+        }
+        let [first, second, third] = OTHERS_WITH_PORTS;
+        if protocol != TCP
+            && protocol != UDP
+            && protocol != first
+            && protocol != second
+            && protocol != third
+        {
+            return Self::Ports {
+                source: 0,
+                destination: 0,
+            };
+        }
+        let Some([ports]) = packet.load::<1>(offset) else {
+            return Self::Truncated;
+        };
+        let [s0, s1, d0, d1] = ports.to_ne_bytes();
+        Self::Ports {
+            source: u16::from_be_bytes([s0, s1]),
+            destination: u16::from_be_bytes([d0, d1]),
+        }
+    }
+}
+
+/// Length of the headers that every segment of a super-packet repeats, from the IP header on.
+///
+/// `None` for protocols that are not segmented (or not by a kernel that we know).
+#[inline(always)]
+pub fn segment_header_len<F: Family, P: Packet>(
+    packet: &P,
+    transport_offset: u32,
+    ip_header_len: u32,
+    protocol: u8,
+) -> Option<u32> {
+    match protocol {
+        TCP => {
+            let [word] = packet.load::<1>(transport_offset + 12)?;
+            Some(ip_header_len + u32::from(word.to_ne_bytes()[0] >> 4) * 4)
+        }
+        UDP => Some(ip_header_len + 8),
+        _ => None,
+    }
+}
+
+/// A frame in memory, for tools and tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    bytes: &'a [u8],
+    /// See [`Packet::gso_size`].
+    pub gso_size: u32,
+    /// See [`Packet::vlan`].
+    pub vlan: Option<u16>,
+    /// See [`Packet::to_this_host`].
+    pub to_this_host: bool,
+    /// See [`Packet::ifindex`].
+    pub ifindex: u32,
+    /// See [`Packet::checksum_verified`].
+    pub checksum_verified: bool,
+}
+
+impl<'a> Frame<'a> {
+    /// An ordinary untagged frame, sent to this host.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            gso_size: 0,
+            vlan: None,
+            to_this_host: true,
+            ifindex: 0,
+            checksum_verified: false,
+        }
+    }
+}
+
+impl Packet for Frame<'_> {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let start = offset as usize;
+        let bytes = self.bytes.get(start..start + N * 4)?;
+        let mut words = [0; N];
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+        }
+        Some(words)
+    }
+
+    fn frame_len(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.gso_size
+    }
+
+    fn vlan(&self) -> Option<u16> {
+        self.vlan
+    }
+
+    fn to_this_host(&self) -> bool {
+        self.to_this_host
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn checksum_verified(&self) -> bool {
+        self.checksum_verified
+    }
+}

@@ -1,0 +1,235 @@
+//! Keys and values of the BPF maps: the operator's view of the data path.
+//!
+//! `bpftool map dump` prints these field names. Addresses are byte arrays in network order; all other
+//! integers are in the machine's order. No value has padding that is not named.
+//!
+//! | map | type | key | value |
+//! |---|---|---|---|
+//! | `ov_config` | array | 0 | [`Config`] |
+//! | `ov_endpoints` | hash | ifindex of a pod's host veth | [`Endpoint`] |
+//! | `ov_pods` | hash | address of a pod on this node | [`Pod`] |
+//! | `ov_peers` | hash | address under [`Config::peer_mask`] | [`Peer`] |
+//! | `ov_vteps` | hash | underlay address of a node that holds a lease | [`Vtep`] |
+//! | `ov_flows` | LRU hash | [`FlowKey`] | [`Flow`] |
+//! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
+
+use bytemuck::{Pod as Plain, Zeroable};
+
+use crate::family::{Family, V4};
+
+/// Version of everything in this module; part of the directory that the maps are pinned in.
+pub const ABI_VERSION: u32 = 1;
+
+/// How many pods a node can hold; a Linux bridge has no more ports.
+pub const MAX_PODS: u32 = 1024;
+/// How many peer subnets the fast path can hold.
+pub const MAX_PEERS: u32 = 16384;
+/// How many flows of the IP stack are remembered.
+pub const MAX_FLOWS: u32 = 131_072;
+
+/// The program may short-cut packets; without it every packet is left to the kernel.
+pub const CONFIG_ACTIVE: u32 = 1 << 0;
+/// Every lease is in `ov_peers`: a source that is not there belongs to nobody.
+pub const CONFIG_PEERS_COMPLETE: u32 = 1 << 1;
+/// Another VXLAN device shares the UDP port: an unknown VNI is not ours to refuse.
+pub const CONFIG_SHARED_PORT: u32 = 1 << 2;
+/// Super-packets from the network are left to the kernel's VXLAN device.
+pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
+
+/// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program that
+/// somebody attached on purpose.
+pub const POD_KERNEL_PATH: u16 = 1 << 0;
+/// Super-packets for this pod are left to the kernel, for the pod may forward them through a device that
+/// cannot take them (`SKB_GSO_UDP_TUNNEL` outlives the decapsulation until `BPF_F_ADJ_ROOM_DECAP_L4_UDP`).
+pub const POD_FORWARDS: u16 = 1 << 1;
+
+/// What all programs need to know of this node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config<F: Family> {
+    /// [`ABI_VERSION`] of the agent that wrote this.
+    pub abi: u32,
+    /// `CONFIG_*`.
+    pub flags: u32,
+    /// The NIC that encapsulated packets leave by.
+    pub underlay_ifindex: u32,
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// The whole overlay's network and its mask.
+    pub network: F::Addr,
+    /// See [`Config::network`].
+    pub network_mask: F::Addr,
+    /// This node's own subnet and its mask.
+    pub subnet: F::Addr,
+    /// See [`Config::subnet`].
+    pub subnet_mask: F::Addr,
+    /// What an address is masked with to find its peer.
+    pub peer_mask: F::Addr,
+    /// This node's address on the underlay.
+    pub vtep: F::Addr,
+    /// MAC address of the VXLAN device: what peers address inner frames to.
+    pub vtep_mac: [u8; 6],
+    /// MAC address of the bridge: the pods' gateway.
+    pub bridge_mac: [u8; 6],
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// Lowest source port of encapsulated packets.
+    pub source_port_min: u16,
+    /// How many source ports there are from there on.
+    pub source_port_count: u16,
+    #[doc(hidden)]
+    pub _pad: u16,
+}
+
+/// What the programs on a pod's host veth know of the pod behind it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint<F: Family> {
+    /// The only overlay address that the pod may send from.
+    pub address: F::Addr,
+    /// The pod's MAC address.
+    pub mac: [u8; 6],
+    /// `POD_*`.
+    pub flags: u16,
+}
+
+/// Where a pod of this node is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
+pub struct Pod {
+    /// The host end of its veth pair.
+    pub ifindex: u32,
+    /// Longest IP packet that it takes, in bytes.
+    pub mtu: u32,
+    /// The pod's MAC address.
+    pub mac: [u8; 6],
+    /// `POD_*`.
+    pub flags: u16,
+}
+
+/// How to reach a peer's subnet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer<F: Family> {
+    /// Everything in front of the inner IP packet, ready but for lengths, IP identification, ECN, source
+    /// port and outer MAC addresses: see [`vxlan::prepare`](crate::vxlan::prepare).
+    pub header: [u8; 64],
+    /// The peer's address on the underlay.
+    pub vtep: F::Addr,
+    /// Longest inner IP packet that fits the path, in bytes.
+    pub mtu: u32,
+}
+
+/// A node that holds a lease.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
+pub struct Vtep {
+    /// How many subnets it holds.
+    pub subnets: u32,
+}
+
+/// A flow, the same for both directions: the end with the lower address (then port) comes first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey<F: Family> {
+    /// The lower end's address.
+    pub low: F::Addr,
+    /// The higher end's address.
+    pub high: F::Addr,
+    /// The lower end's port, or the identifier of an ICMP echo.
+    pub low_port: u16,
+    /// The higher end's port, or the identifier of an ICMP echo.
+    pub high_port: u16,
+    /// The protocol above IP (`IPPROTO_*`).
+    pub protocol: u32,
+}
+
+impl<F: Family> FlowKey<F> {
+    /// The key of the flow that a packet from `source` to `destination` belongs to.
+    #[inline(always)]
+    pub fn new(source: (F::Addr, u16), destination: (F::Addr, u16), protocol: u8) -> Self {
+        let (low, high) = if source <= destination {
+            (source, destination)
+        } else {
+            (destination, source)
+        };
+        Self {
+            low: low.0,
+            high: high.0,
+            low_port: low.1,
+            high_port: high.1,
+            protocol: u32::from(protocol),
+        }
+    }
+}
+
+/// A flow that the IP stack owns, because it translated it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
+pub struct Flow {
+    /// When the stack last sent a packet of it (`CLOCK_MONOTONIC`, nanoseconds).
+    pub last_seen_ns: u64,
+}
+
+/// Packets that ended in one verdict.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Plain, Zeroable)]
+pub struct Counter {
+    /// Packets; a super-packet counts once.
+    pub packets: u64,
+    /// Bytes from the Ethernet header on, as the program saw them.
+    pub bytes: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Config<V4>>() == 60);
+    assert!(size_of::<Endpoint<V4>>() == 12);
+    assert!(size_of::<Pod>() == 16);
+    assert!(size_of::<Peer<V4>>() == 72);
+    assert!(size_of::<FlowKey<V4>>() == 16);
+};
+
+/// The derive of bytemuck refuses generic types, so the promise is made here, once, and checked above: for
+/// every family the sizes are the sums of the fields, so there is no padding.
+macro_rules! plain {
+    ($($name:ident),*) => {$(
+        // SAFETY: all zeros is a value of each field.
+        unsafe impl<F: Family> Zeroable for $name<F> {}
+        // SAFETY: `repr(C)`, every field is plain, no padding (sizes asserted above), 'static and Copy.
+        unsafe impl<F: Family> Plain for $name<F> {}
+        #[cfg(feature = "user")]
+        // SAFETY: as above: any bytes are a value, and all bytes of a value are initialised.
+        unsafe impl<F: Family> aya::Pod for $name<F> {}
+    )*};
+}
+plain!(Config, Endpoint, Peer, FlowKey);
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: the types derive `bytemuck::Pod`, which checks what `aya::Pod` asks for.
+    unsafe impl aya::Pod for super::Pod {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Vtep {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Counter {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_directions_of_a_flow_share_a_key() {
+        let a = ([10, 244, 1, 2], 40000);
+        let b = ([10, 244, 1, 3], 80);
+        assert_eq!(FlowKey::<V4>::new(a, b, 6), FlowKey::new(b, a, 6));
+        assert_ne!(FlowKey::<V4>::new(a, b, 6), FlowKey::new(a, b, 17));
+        let hairpin = (a.0, 80);
+        assert_eq!(
+            FlowKey::<V4>::new(a, hairpin, 6),
+            FlowKey::new(hairpin, a, 6)
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! Encapsulation: outer headers in front of an IP packet, then out by the NIC.
+
+use aya_ebpf::bindings::{
+    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+};
+use aya_ebpf::helpers::{
+    bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_store_bytes,
+};
+use overlay_common::V4;
+use overlay_common::schema::{Config, Peer};
+use overlay_common::vxlan;
+
+use crate::skb::Skb;
+
+/// Tells the kernel what is put in front, so that it can segment super-packets later: IPv4 and UDP around an
+/// Ethernet header (`BPF_F_ADJ_ROOM_ENCAP_L2_ETH` needs Linux 5.13). The segment size stays: segments are
+/// cut from the payload, whatever stands in front.
+pub const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+    | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+    | INNER_ETHERNET_LEN << 56;
+const INNER_ETHERNET_LEN: u64 = 14;
+
+/// Everything that is written: the prepared header and the inner IP header one hop further on.
+#[repr(C)]
+struct Front {
+    outer: [u8; vxlan::HEADER_LEN],
+    inner: [u32; 5],
+}
+
+/// Where a packet stands when encapsulation fails.
+pub enum Error {
+    /// Untouched.
+    Untouched,
+    /// Changed beyond repair.
+    Changed,
+}
+
+/// Encapsulates a packet and sends it to `peer`; returns the tc action.
+#[inline(always)]
+pub fn encapsulate(
+    skb: &Skb,
+    config: &Config<V4>,
+    peer: &Peer<V4>,
+    inner: [u32; 5],
+    len: u32,
+    ecn: u8,
+) -> Result<i32, Error> {
+    let raw = skb.as_ptr();
+    // Before the packet changes: the hash is that of the inner flow, as for the kernel's own device.
+    // SAFETY: the helper takes any buffer.
+    let hash = unsafe { bpf_get_hash_recalc(raw) };
+    // SAFETY: on failure with a fixed segment size the kernel leaves the buffer as it was.
+    let grown =
+        unsafe { bpf_skb_adjust_room(raw, vxlan::OVERHEAD as i32, BPF_ADJ_ROOM_MAC as u32, FLAGS) };
+    if grown != 0 {
+        return Err(Error::Untouched);
+    }
+    let mut front = Front {
+        outer: peer.header,
+        inner,
+    };
+    // SAFETY: the helper takes nothing and cannot fail.
+    let id = unsafe { bpf_get_prandom_u32() } as u16;
+    let port = vxlan::source_port(hash, config.source_port_min, config.source_port_count);
+    vxlan::stamp(&mut front.outer, len, ecn, id, port);
+    // SAFETY: the helper reads as many bytes as the struct has, and checks the buffer's bounds.
+    let failed = unsafe {
+        bpf_skb_store_bytes(
+            raw,
+            0,
+            (&raw const front).cast(),
+            size_of::<Front>() as u32,
+            0,
+        )
+    };
+    if failed != 0 {
+        return Err(Error::Changed);
+    }
+    skb.reset_queue();
+    // The kernel's neighbour table fills in the outer MAC addresses.
+    // SAFETY: without parameters the helper takes the next hop from the packet's own header.
+    Ok(unsafe { bpf_redirect_neigh(config.underlay_ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+}

@@ -1,0 +1,92 @@
+//! The maps, as `overlay_common::schema` describes them.
+
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use overlay_common::decide::Tables;
+use overlay_common::schema::{
+    Config, Counter, Endpoint, Flow, FlowKey, MAX_FLOWS, MAX_PEERS, MAX_PODS, Peer, Pod, Vtep,
+};
+use overlay_common::verdict::{COUNTERS, counter_index};
+use overlay_common::{Family, Hook, V4, Verdict};
+
+type Addr = <V4 as Family>::Addr;
+
+#[btf_map(name = "ov_config")]
+static CONFIG: Array<Config<V4>, 1> = Array::new();
+#[btf_map(name = "ov_endpoints")]
+static ENDPOINTS: HashMap<u32, Endpoint<V4>, { MAX_PODS as usize }> = HashMap::new();
+#[btf_map(name = "ov_pods")]
+static PODS: HashMap<Addr, Pod, { MAX_PODS as usize }> = HashMap::new();
+#[btf_map(name = "ov_peers")]
+static PEERS: HashMap<Addr, Peer<V4>, { MAX_PEERS as usize }> = HashMap::new();
+#[btf_map(name = "ov_vteps")]
+static VTEPS: HashMap<Addr, Vtep, { MAX_PEERS as usize }> = HashMap::new();
+#[btf_map(name = "ov_flows")]
+static FLOWS: LruHashMap<FlowKey<V4>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
+#[btf_map(name = "ov_counters")]
+static COUNTS: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
+
+/// The maps behind the decision.
+pub struct Maps;
+
+impl Tables<V4> for Maps {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config<V4>> {
+        CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<V4>> {
+        // SAFETY: an element that is replaced or deleted meanwhile stays readable until the program ends
+        // (RCU); values are replaced whole, never written in place.
+        unsafe { ENDPOINTS.get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn pod(&self, address: Addr) -> Option<&Pod> {
+        // SAFETY: as for `endpoint`.
+        unsafe { PODS.get(address) }
+    }
+
+    #[inline(always)]
+    fn peer(&self, subnet: Addr) -> Option<&Peer<V4>> {
+        // SAFETY: as for `endpoint`.
+        unsafe { PEERS.get(subnet) }
+    }
+
+    #[inline(always)]
+    fn is_vtep(&self, address: Addr) -> bool {
+        VTEPS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn is_stack_owned(&self, flow: &FlowKey<V4>) -> bool {
+        FLOWS.get_ptr(flow).is_some()
+    }
+}
+
+/// Remembers that the IP stack owns a flow.
+#[inline(always)]
+pub fn remember(flow: &FlowKey<V4>, now_ns: u64) {
+    // A full map makes room for itself; there is nothing else that could fail and be helped.
+    let _ = FLOWS.insert(
+        flow,
+        Flow {
+            last_seen_ns: now_ns,
+        },
+        0,
+    );
+}
+
+/// Counts a packet under its verdict.
+#[inline(always)]
+pub fn count(hook: Hook, verdict: Verdict, bytes: u32) {
+    if let Some(counter) = COUNTS.get_ptr_mut(counter_index(hook, verdict)) {
+        // SAFETY: the pointer is to this CPU's own copy, and tc programs do not interrupt each other on a
+        // CPU.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The kernel's socket buffer as a packet.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, BPF_CSUM_LEVEL_QUERY};
+use aya_ebpf::helpers::{bpf_csum_level, bpf_skb_load_bytes};
+use aya_ebpf::programs::TcContext;
+use overlay_common::packet::Packet;
+
+/// `PACKET_HOST` of include/uapi/linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+
+/// What `tc_index` holds while the stack carries plain pod-to-pod traffic that a program of ours handed over.
+///
+/// The field travels with the buffer through bridge, forwarding, encapsulation and decapsulation, and nothing
+/// else in the kernel uses it since the dsmark queueing discipline is gone (Linux 6.3).
+const PLAIN: u32 = 0x6f76;
+
+/// Furthest offset that a header of ours can start at: Ethernet and IP with options, twice, and VXLAN.
+const FURTHEST: u32 = 0xff;
+
+/// A socket buffer that a tc program sees.
+pub struct Skb {
+    raw: *mut __sk_buff,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Self {
+        Self {
+            raw: ctx.as_ptr().cast(),
+        }
+    }
+
+    /// For the kernel's helpers.
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut __sk_buff {
+        self.raw
+    }
+
+    /// Whether a program of ours handed this packet over as plain pod-to-pod traffic.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        // SAFETY: the context is valid for the whole program; the verifier checks the access.
+        unsafe { (*self.raw).tc_index == PLAIN }
+    }
+
+    /// Notes for later hooks whether the stack gets this packet as plain pod-to-pod traffic.
+    #[inline(always)]
+    pub fn set_plain(&self, plain: bool) {
+        // SAFETY: as for `is_plain`; the field is writable for tc programs.
+        unsafe { (*self.raw).tc_index = if plain { PLAIN } else { 0 } }
+    }
+
+    /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which would press
+    /// all pods' traffic into one queue of the NIC.
+    #[inline(always)]
+    pub fn reset_queue(&self) {
+        // SAFETY: as for `set_plain`.
+        unsafe { (*self.raw).queue_mapping = 0 }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        if offset > FURTHEST {
+            return None;
+        }
+        // Not zeroed first: that would be a call to memset, which the verifier does not take.
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        let to: *mut u32 = words.as_mut_ptr().cast();
+        // SAFETY: the two fields hold addresses; the verifier knows them as the packet's bounds.
+        let (start, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
+        let from = start + offset as usize;
+        if from + N * 4 <= end {
+            for i in 0..N {
+                // SAFETY: within the bounds just checked. Headers stand at even offsets; loads of four bytes
+                // there are what BPF does on every machine with efficient unaligned access, and on others
+                // the verifier refuses the program.
+                unsafe { to.add(i).write(*((from + i * 4) as *const u32)) };
+            }
+        } else {
+            // Headers may lie in page fragments, out of direct reach.
+            // SAFETY: the helper writes N words to an array of N words.
+            let failed =
+                unsafe { bpf_skb_load_bytes(self.raw.cast(), offset, to.cast(), N as u32 * 4) };
+            if failed != 0 {
+                return None;
+            }
+        }
+        // SAFETY: either branch has written all of it.
+        Some(unsafe { words.assume_init() })
+    }
+
+    #[inline(always)]
+    fn frame_len(&self) -> u32 {
+        // SAFETY: the context is valid for the whole program; the verifier checks the access.
+        unsafe { (*self.raw).len }
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw).gso_size }
+    }
+
+    #[inline(always)]
+    fn vlan(&self) -> Option<u16> {
+        // SAFETY: as above.
+        let (present, tag) = unsafe { ((*self.raw).vlan_present, (*self.raw).vlan_tci) };
+        if present == 0 { None } else { Some(tag as u16) }
+    }
+
+    #[inline(always)]
+    fn to_this_host(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw).ifindex }
+    }
+
+    #[inline(always)]
+    fn checksum_verified(&self) -> bool {
+        // SAFETY: the helper reads the buffer's checksum state; it fails unless that is "unnecessary".
+        unsafe { bpf_csum_level(self.raw, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 }
+    }
+}

@@ -1,0 +1,289 @@
+//! The pinned maps, typed.
+
+use std::collections::BTreeMap;
+
+use aya::Pod as Plain;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use overlay_common::schema::{Config, Counter, Endpoint, Flow, FlowKey, Peer, Pod, Vtep};
+use overlay_common::verdict::{Hook, Verdict, counter_index};
+
+use super::Error;
+use super::family::UserFamily;
+use super::pins::Pins;
+use super::tables::Tables;
+
+/// Names of the maps, as the programs declare them.
+pub const CONFIG: &str = "ov_config";
+/// See `overlay_common::schema`.
+pub const ENDPOINTS: &str = "ov_endpoints";
+/// See `overlay_common::schema`.
+pub const PODS: &str = "ov_pods";
+/// See `overlay_common::schema`.
+pub const PEERS: &str = "ov_peers";
+/// See `overlay_common::schema`.
+pub const VTEPS: &str = "ov_vteps";
+/// See `overlay_common::schema`.
+pub const FLOWS: &str = "ov_flows";
+/// See `overlay_common::schema`.
+pub const COUNTERS: &str = "ov_counters";
+
+/// Every map.
+pub const ALL: [&str; 7] = [CONFIG, ENDPOINTS, PODS, PEERS, VTEPS, FLOWS, COUNTERS];
+
+/// The maps of one family's data path.
+pub struct Maps<F: UserFamily> {
+    config: Array<MapData, Config<F>>,
+    endpoints: HashMap<MapData, u32, Endpoint<F>>,
+    pods: HashMap<MapData, F::Addr, Pod>,
+    peers: HashMap<MapData, F::Addr, Peer<F>>,
+    vteps: HashMap<MapData, F::Addr, Vtep>,
+    flows: HashMap<MapData, FlowKey<F>, Flow>,
+    counters: PerCpuArray<MapData, Counter>,
+}
+
+impl<F: UserFamily> Maps<F>
+where
+    F::Addr: Plain,
+{
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// [`Error::Map`] where a pin is missing or holds something else.
+    pub fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            config: open(pins, CONFIG)?,
+            endpoints: open(pins, ENDPOINTS)?,
+            pods: open(pins, PODS)?,
+            peers: open(pins, PEERS)?,
+            vteps: open(pins, VTEPS)?,
+            flows: open(pins, FLOWS)?,
+            counters: open(pins, COUNTERS)?,
+        })
+    }
+
+    /// This node's configuration; `None` before an agent wrote one.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn config(&self) -> Result<Option<Config<F>>, Error> {
+        let config = self.config.get(&0, 0).map_err(failed("read", CONFIG))?;
+        Ok((config.abi != 0).then_some(config))
+    }
+
+    /// Writes the configuration: all of it while the programs leave everything to the kernel, then the flags,
+    /// so that no packet meets half of it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn set_config(&mut self, config: &Config<F>) -> Result<(), Error> {
+        let current = self.config.get(&0, 0).map_err(failed("read", CONFIG))?;
+        if current == *config {
+            return Ok(());
+        }
+        if (Config {
+            flags: config.flags,
+            ..current
+        }) != *config
+        {
+            if current.flags != 0 {
+                let idle = Config {
+                    flags: 0,
+                    ..current
+                };
+                self.config
+                    .set(0, idle, 0)
+                    .map_err(failed("update", CONFIG))?;
+            }
+            let idle = Config {
+                flags: 0,
+                ..*config
+            };
+            self.config
+                .set(0, idle, 0)
+                .map_err(failed("update", CONFIG))?;
+        }
+        self.config
+            .set(0, config, 0)
+            .map_err(failed("update", CONFIG))
+    }
+
+    /// Removes what `tables` does not have any more: before the kernel's own state of it goes.
+    ///
+    /// # Errors
+    /// [`Error::Map`]; what was done before stays.
+    pub fn retire(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+        Ok(retire(&mut self.pods, PODS, &tables.pods)?
+            + retire(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
+            + retire(&mut self.peers, PEERS, &tables.peers)?
+            + retire(&mut self.vteps, VTEPS, &tables.vteps)?)
+    }
+
+    /// Writes what is new or different in `tables`: after the kernel's own state of it is there.
+    ///
+    /// # Errors
+    /// [`Error::Map`]; what was done before stays.
+    pub fn fill(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+        Ok(fill(&mut self.vteps, VTEPS, &tables.vteps)?
+            + fill(&mut self.peers, PEERS, &tables.peers)?
+            + fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
+            + fill(&mut self.pods, PODS, &tables.pods)?)
+    }
+
+    /// Takes a pod out of the maps, its endpoint with it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn forget_pod(&mut self, address: F::Addr) -> Result<(), Error> {
+        let Some(pod) =
+            missing_is_none(self.pods.get(&address, 0)).map_err(failed("read", PODS))?
+        else {
+            return Ok(());
+        };
+        missing_is_none(self.pods.remove(&address)).map_err(failed("delete from", PODS))?;
+        missing_is_none(self.endpoints.remove(&pod.ifindex))
+            .map_err(failed("delete from", ENDPOINTS))?;
+        Ok(())
+    }
+
+    /// The flows that the IP stack owns, and when each was last seen.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn flows(&self) -> Result<Vec<(FlowKey<F>, Flow)>, Error> {
+        self.flows
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed("dump", FLOWS))
+    }
+
+    /// Adds a flow that the IP stack owns.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn add_flow(&mut self, key: &FlowKey<F>, flow: Flow) -> Result<(), Error> {
+        self.flows
+            .insert(key, flow, 0)
+            .map_err(failed("update", FLOWS))
+    }
+
+    /// Forgets a flow.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn remove_flow(&mut self, key: &FlowKey<F>) -> Result<(), Error> {
+        missing_is_none(self.flows.remove(key)).map_err(failed("delete from", FLOWS))?;
+        Ok(())
+    }
+
+    /// All tables as the programs see them now.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn dump(&self) -> Result<Tables<F>, Error> {
+        Ok(Tables {
+            config: self.config()?,
+            endpoints: dump(&self.endpoints, ENDPOINTS)?,
+            pods: dump(&self.pods, PODS)?,
+            peers: dump(&self.peers, PEERS)?,
+            vteps: dump(&self.vteps, VTEPS)?,
+            flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
+        })
+    }
+
+    /// The counters that are not zero, summed over all CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counters(&self) -> Result<Vec<(Hook, Verdict, Counter)>, Error> {
+        let mut counters = Vec::new();
+        for hook in Hook::ALL {
+            for verdict in Verdict::ALL {
+                let index = counter_index(hook, *verdict);
+                let values = self
+                    .counters
+                    .get(&index, 0)
+                    .map_err(failed("read", COUNTERS))?;
+                let sum = values
+                    .iter()
+                    .fold(Counter::default(), |sum, value| Counter {
+                        packets: sum.packets + value.packets,
+                        bytes: sum.bytes + value.bytes,
+                    });
+                if sum.packets != 0 {
+                    counters.push((hook, *verdict, sum));
+                }
+            }
+        }
+        Ok(counters)
+    }
+}
+
+fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<M, Error> {
+    MapData::from_pin(pins.map(name))
+        .and_then(Map::from_map_data)
+        .and_then(M::try_from)
+        .map_err(failed("open pinned", name))
+}
+
+/// Removes the entries that `desired` does not have; returns how many.
+fn retire<K: Plain + Ord, V: Plain>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    desired: &BTreeMap<K, V>,
+) -> Result<usize, Error> {
+    let mut removed = 0;
+    for key in dump(map, name)?
+        .keys()
+        .filter(|key| !desired.contains_key(key))
+    {
+        missing_is_none(map.remove(key)).map_err(failed("delete from", name))?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Writes the entries that are new or different, each in one step; returns how many.
+fn fill<K: Plain + Ord, V: Plain + PartialEq>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    desired: &BTreeMap<K, V>,
+) -> Result<usize, Error> {
+    let current = dump(map, name)?;
+    let mut written = 0;
+    for (key, value) in desired
+        .iter()
+        .filter(|(key, value)| current.get(key) != Some(value))
+    {
+        map.insert(key, value, 0).map_err(failed("update", name))?;
+        written += 1;
+    }
+    Ok(written)
+}
+
+fn dump<K: Plain + Ord, V: Plain>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<BTreeMap<K, V>, Error> {
+    // An entry that goes while the walk is on it starts the walk anew; a map of a few thousand entries that
+    // only this node's agent and plugin change settles at once.
+    map.iter()
+        .collect::<Result<_, _>>()
+        .map_err(failed("dump", name))
+}
+
+fn missing_is_none<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn failed(call: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |source| Error::Map { call, map, source }
+}

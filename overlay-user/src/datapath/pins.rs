@@ -1,0 +1,161 @@
+//! Where the data path is pinned: `<root>/v<ABI>/maps/<map>` and `<root>/v<ABI>/links/<program>_<ifindex>`.
+//!
+//! Links are named after the interface's index, not its name: a device may be renamed under a running link.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use overlay_common::Hook;
+use overlay_common::schema::ABI_VERSION;
+
+use super::Error;
+
+/// The default root of the pins.
+pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/overlay";
+
+/// Directories for pins are for root only.
+const MODE: u32 = 0o700;
+
+/// The pins of one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The pins below `root`.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory that everything is in.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn version(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}"))
+    }
+
+    /// The pin of a map.
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.version().join("maps").join(name)
+    }
+
+    /// The directory of the links' pins.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.version().join("links")
+    }
+
+    /// The pin of the link that holds the program of `hook` on an interface.
+    #[must_use]
+    pub fn link(&self, hook: Hook, ifindex: u32) -> PathBuf {
+        self.links().join(format!("{}_{ifindex}", hook.name()))
+    }
+
+    /// Whether a data path is pinned here.
+    #[must_use]
+    pub fn exist(&self) -> bool {
+        self.version().join("maps").is_dir()
+    }
+
+    /// Makes the directories.
+    ///
+    /// # Errors
+    /// [`Error::NotBpfFs`], or [`Error::Pin`] where the kernel refuses.
+    pub fn create(&self) -> Result<(), Error> {
+        let parent = self.root.parent().unwrap_or(&self.root);
+        let fs_type = statfs(parent).map_err(|errno| Error::Pin {
+            call: "statfs",
+            path: parent.to_owned(),
+            source: errno.into(),
+        })?;
+        if fs_type.filesystem_type() != BPF_FS_MAGIC {
+            return Err(Error::NotBpfFs {
+                path: self.root.clone(),
+            });
+        }
+        for dir in [self.version().join("maps"), self.links()] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(MODE)
+                .create(&dir)
+                .map_err(|source| Error::Pin {
+                    call: "mkdir",
+                    path: dir.clone(),
+                    source,
+                })?;
+        }
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(MODE)).map_err(|source| {
+            Error::Pin {
+                call: "chmod",
+                path: self.root.clone(),
+                source,
+            }
+        })
+    }
+
+    /// The pinned links: hook, interface index and path.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the directory cannot be read; a missing one has no links.
+    pub fn list_links(&self) -> Result<Vec<(Hook, u32, PathBuf)>, Error> {
+        let dir = self.links();
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => {
+                return Err(Error::Pin {
+                    call: "readdir",
+                    path: dir,
+                    source,
+                });
+            }
+        };
+        Ok(entries
+            .filter_map(Result::ok)
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let (hook, ifindex) = name.to_str()?.rsplit_once('_')?;
+                let hook = Hook::ALL.into_iter().find(|known| known.name() == hook)?;
+                Some((hook, ifindex.parse().ok()?, entry.path()))
+            })
+            .collect())
+    }
+
+    /// Removes a pin; a missing one is as good.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the kernel refuses.
+    pub fn remove(path: &Path) -> Result<(), Error> {
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Pin {
+                call: "unlink",
+                path: path.to_owned(),
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes every pin of every ABI version, and with them the links and maps that nothing else holds.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the kernel refuses.
+    pub fn remove_all(&self) -> Result<(), Error> {
+        match fs::remove_dir_all(&self.root) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Pin {
+                call: "remove",
+                path: self.root.clone(),
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What this kernel can do for the fast path, found out by trying it.
+//!
+//! Kernel versions lie: distributions move features between them, and privileges take them away.
+
+use std::io;
+
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use serde::Serialize;
+
+use super::programs::Attachment;
+use super::{object, short};
+
+/// The answer of a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "answer", content = "detail", rename_all = "snake_case")]
+pub enum Answer {
+    /// It works.
+    Yes,
+    /// The kernel does not know it.
+    No(String),
+    /// It could not be found out.
+    Error(String),
+}
+
+/// One thing that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Probe {
+    /// What.
+    pub feature: &'static str,
+    /// The first mainline kernel that has it.
+    pub since: &'static str,
+    /// Whether the fast path needs it.
+    pub needed: bool,
+    /// What came of it.
+    pub answer: Answer,
+}
+
+/// Everything that was tried.
+#[derive(Clone, Debug, Serialize)]
+pub struct Probes(pub Vec<Probe>);
+
+/// Names of features, as shown.
+const LOAD: &str = "packet programs";
+const ENCAP: &str = "encapsulation with an inner Ethernet header";
+const DECAP: &str = "decapsulation with a fixed segment size";
+const TCX: &str = "tcx links";
+
+impl Probes {
+    /// Tries everything. Nothing is left behind but a moment's program on the loopback device.
+    #[must_use]
+    pub fn run() -> Self {
+        let mut ebpf = match load() {
+            Ok(ebpf) => ebpf,
+            Err(answer) => {
+                return Self(vec![Probe {
+                    feature: LOAD,
+                    since: "5.10",
+                    needed: true,
+                    answer,
+                }]);
+            }
+        };
+        Self(vec![
+            Probe {
+                feature: LOAD,
+                since: "5.10",
+                needed: true,
+                answer: programs(&mut ebpf),
+            },
+            Probe {
+                feature: ENCAP,
+                since: "5.13",
+                needed: true,
+                answer: adjust(&mut ebpf, "ov_probe_encap"),
+            },
+            Probe {
+                feature: DECAP,
+                since: "5.8",
+                needed: true,
+                answer: adjust(&mut ebpf, "ov_probe_decap"),
+            },
+            Probe {
+                feature: TCX,
+                since: "6.6",
+                needed: false,
+                answer: tcx(&mut ebpf),
+            },
+        ])
+    }
+
+    /// How programs can be attached here, or why the fast path cannot run.
+    ///
+    /// # Errors
+    /// A sentence that names what is missing.
+    pub fn verdict(&self) -> Result<Attachment, String> {
+        for probe in self.0.iter().filter(|probe| probe.needed) {
+            match &probe.answer {
+                Answer::Yes => {}
+                Answer::No(detail) => {
+                    return Err(format!(
+                        "this kernel has no {} (Linux {} has): {detail}",
+                        probe.feature, probe.since
+                    ));
+                }
+                Answer::Error(detail) => {
+                    return Err(format!("probing {}: {detail}", probe.feature));
+                }
+            }
+        }
+        let tcx = self
+            .0
+            .iter()
+            .any(|probe| probe.feature == TCX && probe.answer == Answer::Yes);
+        Ok(if tcx {
+            Attachment::Tcx
+        } else {
+            Attachment::Clsact
+        })
+    }
+}
+
+fn load() -> Result<Ebpf, Answer> {
+    let bytes = object::bytes().map_err(|error| Answer::Error(error.to_string()))?;
+    let mut loader = EbpfLoader::new();
+    // Scratch maps; the sizes do not matter.
+    for name in super::maps::ALL {
+        if name != super::maps::COUNTERS && name != super::maps::CONFIG {
+            loader.map_max_entries(name, 1);
+        }
+    }
+    loader.load(bytes).map_err(|error| match error {
+        aya::EbpfError::MapError(error) => classify_text(&short(&error), errno_of(&error)),
+        error => classify_text(&short(&error), errno_of(&error)),
+    })
+}
+
+/// Loads every program.
+fn programs(ebpf: &mut Ebpf) -> Answer {
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load);
+        if let Err(error) = loaded {
+            return classify_text(&format!("{name}: {}", short(&error)), errno_of(&error));
+        }
+    }
+    Answer::Yes
+}
+
+/// Runs a probing program on a packet that is long enough for anything.
+fn adjust(ebpf: &mut Ebpf, name: &str) -> Answer {
+    let Some(program) = ebpf.program_mut(name) else {
+        return Answer::Error(format!("the eBPF object has no {name}"));
+    };
+    let Ok(program) = <&mut SchedClassifier>::try_from(program) else {
+        return Answer::Error(format!("{name} is no tc program"));
+    };
+    let mut packet = [0_u8; 256];
+    packet[12..14].copy_from_slice(&[0x08, 0x00]);
+    packet[14] = 0x45;
+    let options = TestRunOptions {
+        data_in: Some(&packet),
+        repeat: 1,
+        ..TestRunOptions::default()
+    };
+    match program.test_run(options) {
+        Ok(result) if result.return_value == 0 => Answer::Yes,
+        Ok(result) => {
+            Answer::No(io::Error::from_raw_os_error(result.return_value as i32).to_string())
+        }
+        Err(error) => classify_text(&short(&error), errno_of(&error)),
+    }
+}
+
+/// Attaches a program to the egress of the loopback device and takes it away again. It does nothing there:
+/// without a configuration it lets everything pass.
+fn tcx(ebpf: &mut Ebpf) -> Answer {
+    let Some(Ok(program)) = ebpf
+        .program_mut("ov_vtep_out")
+        .map(<&mut SchedClassifier>::try_from)
+    else {
+        return Answer::Error("the eBPF object has no ov_vtep_out".to_owned());
+    };
+    let order = aya::programs::links::LinkOrder::last();
+    let options = aya::programs::tc::TcAttachOptions::TcxOrder(order);
+    match program.attach_with_options("lo", TcAttachType::Egress, options) {
+        Ok(link) => match program.detach(link) {
+            Ok(()) => Answer::Yes,
+            Err(error) => Answer::Error(short(&error)),
+        },
+        Err(error) => classify_text(&short(&error), errno_of(&error)),
+    }
+}
+
+/// "Not known here" and "not allowed" are different answers.
+fn classify_text(detail: &str, errno: Option<i32>) -> Answer {
+    use nix::errno::Errno;
+    match errno.map(Errno::from_raw) {
+        Some(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EACCES) => {
+            Answer::No(detail.to_owned())
+        }
+        Some(Errno::EPERM) => Answer::Error(format!(
+            "{detail}: needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
+        )),
+        _ => Answer::Error(detail.to_owned()),
+    }
+}
+
+/// The error number at the end of a chain of causes.
+fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.raw_os_error();
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probes(encap: Answer, tcx: Answer) -> Probes {
+        Probes(vec![
+            Probe {
+                feature: ENCAP,
+                since: "5.13",
+                needed: true,
+                answer: encap,
+            },
+            Probe {
+                feature: TCX,
+                since: "6.6",
+                needed: false,
+                answer: tcx,
+            },
+        ])
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = probes(Answer::No("Invalid argument".into()), Answer::Yes).verdict();
+        let error = error.expect_err("encapsulation is needed");
+        assert!(error.contains(ENCAP) && error.contains("5.13"), "{error}");
+    }
+
+    #[test]
+    fn clsact_serves_where_tcx_is_missing() {
+        let verdict = probes(Answer::Yes, Answer::No("Invalid argument".into())).verdict();
+        assert_eq!(verdict, Ok(Attachment::Clsact));
+        assert_eq!(
+            probes(Answer::Yes, Answer::Yes).verdict(),
+            Ok(Attachment::Tcx)
+        );
+    }
+}

@@ -1,0 +1,448 @@
+//! Loading the programs, attaching them, and taking over what an earlier agent has left attached.
+//!
+//! Where the kernel has tcx (Linux 6.6) a program sits on its hook by a link, pinned: the hook is never empty
+//! while a new agent swaps in its own program (`BPF_LINK_UPDATE`). Elsewhere it is a filter of the clsact
+//! qdisc at a place of its own, which a new agent replaces in one step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use aya::maps::{MapInfo, MapType};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::{Link as _, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
+use overlay_common::Hook;
+
+use super::pins::Pins;
+use super::{Error, maps, object};
+
+/// The name of the program for a hook.
+#[must_use]
+pub const fn name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::PodIn => "ov_pod_in",
+        Hook::NetIn => "ov_net_in",
+        Hook::PodOut => "ov_pod_out",
+        Hook::VtepOut => "ov_vtep_out",
+    }
+}
+
+/// Which way packets go at a hook, seen from the device.
+#[must_use]
+pub const fn direction(hook: Hook) -> TcAttachType {
+    match hook {
+        Hook::PodIn | Hook::NetIn => TcAttachType::Ingress,
+        Hook::PodOut | Hook::VtepOut => TcAttachType::Egress,
+    }
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// tcx links (Linux 6.6).
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// Our place among the filters of a clsact qdisc.
+const CLSACT: NlOptions = NlOptions {
+    priority: 0x6f76,
+    handle: TcHandle::new(0, 1),
+    classid: None,
+};
+
+/// The loaded programs of this agent.
+pub struct Programs {
+    ebpf: Ebpf,
+    pins: Pins,
+    attachment: Attachment,
+    /// Where this agent has put clsact filters.
+    filters: BTreeSet<(Hook, u32)>,
+}
+
+/// What was found at a pin that does not fit this build.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("pinned map {name} has {found}, this build needs {wanted}: it is replaced")]
+pub struct Misfit {
+    name: &'static str,
+    found: String,
+    wanted: String,
+}
+
+/// What sits on a hook, seen from this agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// A program of ours: this agent's or an earlier one's.
+    pub ours: bool,
+    /// A program of somebody else.
+    pub foreign: bool,
+}
+
+/// What attaching came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// This agent's program was there.
+    Already,
+    /// The hook was empty of ours before.
+    New,
+    /// An earlier agent's program was swapped for this agent's.
+    Swapped,
+}
+
+impl Programs {
+    /// Loads the programs over the pinned maps, creating and pinning what is missing.
+    ///
+    /// Pinned maps whose type, sizes or flags do not fit are unpinned and made anew; they are returned. The
+    /// programs that still run on the old ones keep them until they are swapped.
+    ///
+    /// # Errors
+    /// Any of [`Error`]; nothing is attached then.
+    pub fn load(pins: &Pins, attachment: Attachment) -> Result<(Self, Vec<Misfit>), Error> {
+        let bytes = object::bytes()?;
+        pins.create()?;
+        let misfits = check_pins(pins, bytes)?;
+        let mut loader = EbpfLoader::new();
+        // The log macros cost the verifier and every packet; counters tell what happens.
+        loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+        for name in maps::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let ebpf = loader
+            .load(bytes)
+            .map_err(|source| Error::Load(Box::new(source)))?;
+        let mut programs = Self {
+            ebpf,
+            pins: pins.clone(),
+            attachment,
+            filters: BTreeSet::new(),
+        };
+        for hook in Hook::ALL {
+            programs
+                .program(hook)?
+                .load()
+                .map_err(|source| Error::Program {
+                    program: name(hook),
+                    source: Box::new(source),
+                })?;
+        }
+        Ok((programs, misfits))
+    }
+
+    fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier, Error> {
+        self.ebpf
+            .program_mut(name(hook))
+            .and_then(|program| program.try_into().ok())
+            .ok_or(Error::Missing(name(hook)))
+    }
+
+    /// The kernel's id of the program for a hook.
+    ///
+    /// # Errors
+    /// [`Error::Program`].
+    pub fn id(&mut self, hook: Hook) -> Result<u32, Error> {
+        let info = self.program(hook)?.info();
+        Ok(info
+            .map_err(|source| Error::Program {
+                program: name(hook),
+                source: Box::new(source),
+            })?
+            .id())
+    }
+
+    /// Looks what sits on a hook.
+    ///
+    /// # Errors
+    /// [`Error::Attach`].
+    pub fn presence(
+        &mut self,
+        hook: Hook,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<Presence, Error> {
+        match self.attachment {
+            Attachment::Tcx => {
+                let pinned = pinned_program(&self.pins.link(hook, ifindex));
+                let there = attached_ids(hook, interface)?;
+                let is_ours = |id: &u32| Some(*id) == pinned;
+                Ok(Presence {
+                    ours: there.iter().any(is_ours),
+                    foreign: !there.iter().all(is_ours),
+                })
+            }
+            // The kernel's filters are the agent's to look at, by netlink.
+            Attachment::Clsact => Ok(Presence {
+                ours: self.filters.contains(&(hook, ifindex)),
+                foreign: false,
+            }),
+        }
+    }
+
+    /// Sees to it that this agent's program sits on an interface.
+    ///
+    /// # Errors
+    /// [`Error::Attach`], [`Error::Link`], [`Error::Pin`].
+    pub fn attach(&mut self, hook: Hook, interface: &str, ifindex: u32) -> Result<Attached, Error> {
+        match self.attachment {
+            Attachment::Tcx => self.attach_tcx(hook, interface, ifindex),
+            Attachment::Clsact => self.attach_clsact(hook, interface, ifindex),
+        }
+    }
+
+    fn attach_tcx(&mut self, hook: Hook, interface: &str, ifindex: u32) -> Result<Attached, Error> {
+        let id = self.id(hook)?;
+        let pin = self.pins.link(hook, ifindex);
+        let there = attached_ids(hook, interface)?;
+        let pinned = pinned_program(&pin);
+        match pinned {
+            Some(program) if program == id && there.contains(&id) => return Ok(Attached::Already),
+            // The link is alive with another program: swap, and the hook is never empty.
+            Some(program) if there.contains(&program) => {
+                let link = PinnedLink::from_pin(&pin)
+                    .map_err(|error| link_failed("open", &pin, &error))?;
+                let link = SchedClassifierLink::try_from(FdLink::from(link))
+                    .map_err(|error| link_failed("take over", &pin, &error))?;
+                let program = self.program(hook)?;
+                let link = program
+                    .attach_to_link(link)
+                    .and_then(|link| program.take_link(link))
+                    .map_err(attach_failed("bpf_link_update", hook, interface))?;
+                // The pin still holds it; only our handle goes.
+                drop(link);
+                return Ok(Attached::Swapped);
+            }
+            // Detached behind our back, or its device was replaced.
+            Some(_) => Pins::remove(&pin)?,
+            None => {}
+        }
+        // Ours come first: what a short cut would bypass must not have been told of the packet.
+        let program = self.program(hook)?;
+        let link = program
+            .attach_with_options(
+                interface,
+                direction(hook),
+                TcAttachOptions::TcxOrder(LinkOrder::first()),
+            )
+            .and_then(|link| program.take_link(link))
+            .map_err(attach_failed("bpf_link_create", hook, interface))?;
+        let link = FdLink::try_from(link).map_err(|error| link_failed("pin", &pin, &error))?;
+        Pins::remove(&pin)?;
+        link.pin(&pin)
+            .map_err(|error| link_failed("pin", &pin, &error))?;
+        Ok(Attached::New)
+    }
+
+    fn attach_clsact(
+        &mut self,
+        hook: Hook,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<Attached, Error> {
+        // An interface that has the qdisc says so by an error of its own.
+        if let Err(error) = aya::programs::tc::qdisc_add_clsact(interface) {
+            tracing::trace!(interface, %error, "clsact");
+        }
+        let link = SchedClassifierLink::attached(
+            interface,
+            direction(hook),
+            CLSACT.priority,
+            CLSACT.handle,
+            CLSACT.classid,
+        )
+        .map_err(|source| Error::Attach {
+            call: "if_nametoindex",
+            program: name(hook),
+            interface: interface.to_owned(),
+            source: Box::new(ProgramError::IOError(source)),
+        })?;
+        let program = self.program(hook)?;
+        let link = program
+            .attach_to_link(link)
+            .and_then(|link| program.take_link(link))
+            .map_err(attach_failed("replace filter", hook, interface))?;
+        // The filter has to outlive us: a link that is dropped would detach it.
+        std::mem::forget(link);
+        self.filters.insert((hook, ifindex));
+        Ok(Attached::Swapped)
+    }
+
+    /// Detaches our programs wherever they are, and removes the links' pins.
+    ///
+    /// # Errors
+    /// The first failure; the rest is done all the same.
+    pub fn detach_all(pins: &Pins) -> Result<usize, Error> {
+        let mut done = 0;
+        let mut first_error = None;
+        for (_, _, path) in pins.list_links()? {
+            match detach(&path) {
+                Ok(()) => done += 1,
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        first_error.map_or(Ok(done), Err)
+    }
+
+    /// Removes the pins of links whose devices are gone.
+    ///
+    /// # Errors
+    /// [`Error::Pin`].
+    pub fn forget_gone(&self, alive: impl Fn(Hook, u32) -> bool) -> Result<usize, Error> {
+        let mut gone = 0;
+        for (hook, ifindex, path) in self.pins.list_links()? {
+            if !alive(hook, ifindex) {
+                detach(&path)?;
+                gone += 1;
+            }
+        }
+        Ok(gone)
+    }
+}
+
+/// Detaches the program of a pinned link and removes the pin.
+fn detach(path: &Path) -> Result<(), Error> {
+    // A link whose device is gone is detached already.
+    if let Ok(link) = PinnedLink::from_pin(path)
+        && let Err(error) = FdLink::from(link).detach()
+    {
+        return Err(link_failed("detach", path, &error));
+    }
+    Pins::remove(path)
+}
+
+/// What sits on a hook.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct OnHook {
+    /// The kernel's id of the program.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// How many instructions the verifier walked through (Linux 5.16).
+    pub verified_instructions: Option<u32>,
+}
+
+/// The programs on an interface's hook, in the order they run.
+///
+/// # Errors
+/// [`Error::Attach`]; needs `CAP_SYS_ADMIN`.
+pub fn on_hook(hook: Hook, interface: &str) -> Result<Vec<OnHook>, Error> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, direction(hook))
+        .map_err(attach_failed("bpf_prog_query", hook, interface))?;
+    Ok(programs.iter().map(describe).collect())
+}
+
+fn describe(info: &ProgramInfo) -> OnHook {
+    OnHook {
+        id: info.id(),
+        name: info.name_as_str().unwrap_or_default().to_owned(),
+        verified_instructions: info.verified_instruction_count(),
+    }
+}
+
+fn attached_ids(hook: Hook, interface: &str) -> Result<Vec<u32>, Error> {
+    Ok(on_hook(hook, interface)?
+        .into_iter()
+        .map(|program| program.id)
+        .collect())
+}
+
+/// The program that a pinned link holds.
+fn pinned_program(pin: &Path) -> Option<u32> {
+    let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
+    Some(link.info().ok()?.program_id())
+}
+
+/// Unpins maps that the object cannot work on. aya 0.14 takes any pinned map that has the right name.
+fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
+    let mut misfits = Vec::new();
+    if !maps::ALL.iter().any(|name| pins.map(name).exists()) {
+        return Ok(misfits);
+    }
+    for (name, wanted) in declared(bytes)? {
+        let pin = pins.map(name);
+        if !pin.exists() {
+            continue;
+        }
+        let found = match MapInfo::from_pin(&pin) {
+            Ok(info) => shape(&info),
+            Err(error) => format!("something that is no map ({error})"),
+        };
+        if found != wanted {
+            Pins::remove(&pin)?;
+            misfits.push(Misfit {
+                name,
+                found,
+                wanted,
+            });
+        }
+    }
+    Ok(misfits)
+}
+
+/// The shapes of the maps that the object declares: read off a scratch copy, loaded without pins.
+fn declared(bytes: &[u8]) -> Result<BTreeMap<&'static str, String>, Error> {
+    let scratch = EbpfLoader::new()
+        .load(bytes)
+        .map_err(|source| Error::Load(Box::new(source)))?;
+    maps::ALL
+        .into_iter()
+        .map(|name| {
+            let map = scratch.map(name).ok_or(Error::Missing(name))?;
+            let info = map_data(map)
+                .ok_or(Error::Missing(name))?
+                .info()
+                .map_err(|source| Error::Map {
+                    call: "inspect",
+                    map: name,
+                    source,
+                })?;
+            Ok((name, shape(&info)))
+        })
+        .collect()
+}
+
+fn map_data(map: &aya::maps::Map) -> Option<&aya::maps::MapData> {
+    use aya::maps::Map::{Array, HashMap, LruHashMap, PerCpuArray};
+    match map {
+        Array(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) => Some(data),
+        _ => None,
+    }
+}
+
+fn shape(info: &MapInfo) -> String {
+    let kind = match info.map_type() {
+        Ok(MapType::Array) => "array",
+        Ok(MapType::Hash) => "hash",
+        Ok(MapType::LruHash) => "LRU hash",
+        Ok(MapType::PerCpuArray) => "per-CPU array",
+        _ => "another type",
+    };
+    format!(
+        "{kind}, key {} B, value {} B, {} entries, flags {:#x}",
+        info.key_size(),
+        info.value_size(),
+        info.max_entries(),
+        info.map_flags()
+    )
+}
+
+fn attach_failed<'a>(
+    call: &'static str,
+    hook: Hook,
+    interface: &'a str,
+) -> impl FnOnce(ProgramError) -> Error + 'a {
+    move |source| Error::Attach {
+        call,
+        program: name(hook),
+        interface: interface.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+fn link_failed(call: &'static str, path: &Path, error: &dyn std::error::Error) -> Error {
+    Error::Link {
+        call,
+        path: path.to_owned(),
+        message: super::short(error),
+    }
+}

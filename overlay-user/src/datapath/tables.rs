@@ -1,0 +1,357 @@
+//! What the maps should hold, as pure data.
+//!
+//! The same tables stand behind the decision function when a tool asks it instead of the kernel.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use overlay_common::decide;
+use overlay_common::schema::{
+    ABI_VERSION, CONFIG_PEERS_COMPLETE, Config, Endpoint, FlowKey, MAX_PEERS, MAX_PODS,
+    POD_KERNEL_PATH, Peer, Pod, Vtep,
+};
+use overlay_common::{V4, vxlan};
+
+use super::family::UserFamily;
+use crate::backend;
+use crate::mac::MacAddr;
+
+/// The tables of one family's data path.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tables<F: UserFamily> {
+    /// `ov_config`.
+    pub config: Option<Config<F>>,
+    /// `ov_endpoints`.
+    pub endpoints: BTreeMap<u32, Endpoint<F>>,
+    /// `ov_pods`.
+    pub pods: BTreeMap<F::Addr, Pod>,
+    /// `ov_peers`.
+    pub peers: BTreeMap<F::Addr, Peer<F>>,
+    /// `ov_vteps`.
+    pub vteps: BTreeMap<F::Addr, Vtep>,
+    /// The keys of `ov_flows`.
+    pub flows: HashSet<FlowKey<F>>,
+}
+
+/// A node, as far as its tables depend on it.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The overlay's network.
+    pub network: IpNet,
+    /// This node's subnet.
+    pub subnet: IpNet,
+    /// The NIC.
+    pub underlay_ifindex: u32,
+    /// This node's underlay address.
+    pub vtep: IpAddr,
+    /// MAC address of the VXLAN device.
+    pub vtep_mac: MacAddr,
+    /// MAC address of the bridge; zeros while there is none.
+    pub bridge_mac: MacAddr,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// The kernel's range of source ports, both ends included (`net.ipv4.ip_local_port_range`).
+    pub source_ports: (u16, u16),
+    /// `CONFIG_*` that the caller decides on.
+    pub flags: u32,
+    /// The other nodes, and the longest IP packet that fits the way there.
+    pub peers: Vec<(backend::Peer, u32)>,
+    /// The pods of this node.
+    pub pods: Vec<LocalPod>,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// The host end of its veth pair.
+    pub ifindex: u32,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// The MTU of its interface.
+    pub mtu: u32,
+    /// Whether something on its veth forbids short cuts.
+    pub kernel_path: bool,
+}
+
+/// Something that the tables have no room or form for; the kernel path serves it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Omission {
+    /// A subnet of another family, or too many.
+    #[error("peer subnet {0} is left to the kernel path: no room in the fast path's table")]
+    Peer(IpNet),
+    /// A pod of another family, or one too many.
+    #[error("pod {0} is left to the kernel path: no room in the fast path's table")]
+    Pod(IpAddr),
+    /// Two devices claim one address.
+    #[error("pod {0} is claimed by two devices: left to the kernel path")]
+    Duplicate(IpAddr),
+}
+
+impl<F: UserFamily> Default for Tables<F> {
+    fn default() -> Self {
+        Self {
+            config: None,
+            endpoints: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            vteps: BTreeMap::new(),
+            flows: HashSet::new(),
+        }
+    }
+}
+
+/// How many table entries one lease may take: a /16 among /24s.
+const MAX_EXPANSION: u32 = 256;
+
+impl Tables<V4> {
+    /// The tables that a node should have, and what found no place in them.
+    ///
+    /// Peers are found by a hash on the masked address. The mask is that of the longest subnet; shorter ones
+    /// take several entries.
+    #[must_use]
+    pub fn of(node: &Node) -> (Self, Vec<Omission>) {
+        let mut tables = Self::default();
+        let mut omissions = Vec::new();
+        let (Some((network, network_mask)), Some((subnet, subnet_mask)), Some(vtep)) = (
+            V4::from_net(&node.network),
+            V4::from_net(&node.subnet),
+            V4::from_ip(node.vtep),
+        ) else {
+            return (tables, omissions);
+        };
+        let peer_len = node
+            .peers
+            .iter()
+            .map(|(peer, _)| peer.subnet.prefix_len())
+            .max()
+            .unwrap_or(node.subnet.prefix_len());
+        for (peer, mtu) in &node.peers {
+            let Some(entry) = peer_entry(node, vtep, peer, *mtu) else {
+                omissions.push(Omission::Peer(peer.subnet));
+                continue;
+            };
+            tables
+                .vteps
+                .entry(entry.vtep)
+                .or_insert(Vtep { subnets: 0 })
+                .subnets += 1;
+            let count = 1_u32
+                .checked_shl(u32::from(peer_len - peer.subnet.prefix_len()))
+                .unwrap_or(0);
+            let room = MAX_PEERS as usize - tables.peers.len();
+            if count == 0 || count > MAX_EXPANSION || count as usize > room {
+                omissions.push(Omission::Peer(peer.subnet));
+                continue;
+            }
+            let parts = peer.subnet.subnets(peer_len).into_iter().flatten();
+            let keys = parts.filter_map(|part| V4::from_ip(part.network()));
+            tables.peers.extend(keys.map(|key| (key, entry)));
+        }
+        let complete = if omissions.is_empty() {
+            CONFIG_PEERS_COMPLETE
+        } else {
+            0
+        };
+        tables.config = Some(Config {
+            abi: ABI_VERSION,
+            flags: node.flags | complete,
+            underlay_ifindex: node.underlay_ifindex,
+            vni: node.vni,
+            network,
+            network_mask,
+            subnet,
+            subnet_mask,
+            peer_mask: V4::netmask(peer_len),
+            vtep,
+            vtep_mac: node.vtep_mac.0,
+            bridge_mac: node.bridge_mac.0,
+            port: node.port,
+            source_port_min: node.source_ports.0,
+            source_port_count: node.source_ports.1 - node.source_ports.0,
+            _pad: 0,
+        });
+        tables.add_pods(&node.pods, &mut omissions);
+        (tables, omissions)
+    }
+
+    fn add_pods(&mut self, pods: &[LocalPod], omissions: &mut Vec<Omission>) {
+        for pod in pods {
+            let Some(address) = V4::from_ip(pod.address) else {
+                omissions.push(Omission::Pod(pod.address));
+                continue;
+            };
+            if self.pods.len() >= MAX_PODS as usize {
+                omissions.push(Omission::Pod(pod.address));
+                continue;
+            }
+            let flags = if pod.kernel_path { POD_KERNEL_PATH } else { 0 };
+            let endpoint = Endpoint {
+                address,
+                mac: pod.mac.0,
+                flags,
+            };
+            self.endpoints.insert(pod.ifindex, endpoint);
+            let entry = Pod {
+                ifindex: pod.ifindex,
+                mtu: pod.mtu,
+                mac: pod.mac.0,
+                flags,
+            };
+            if let Some(first) = self.pods.insert(address, entry) {
+                // Nobody can tell which is right: neither gets a short cut.
+                omissions.push(Omission::Duplicate(pod.address));
+                for ifindex in [first.ifindex, pod.ifindex] {
+                    if let Some(endpoint) = self.endpoints.get_mut(&ifindex) {
+                        endpoint.flags |= POD_KERNEL_PATH;
+                    }
+                }
+                self.pods.insert(
+                    address,
+                    Pod {
+                        flags: flags | POD_KERNEL_PATH,
+                        ..entry
+                    },
+                );
+            }
+        }
+    }
+}
+
+fn peer_entry(node: &Node, source: [u8; 4], peer: &backend::Peer, mtu: u32) -> Option<Peer<V4>> {
+    V4::from_ip(peer.subnet.network())?;
+    let vtep = V4::from_ip(peer.vtep)?;
+    let header = vxlan::prepare(&vxlan::Tunnel {
+        source,
+        destination: vtep,
+        port: node.port,
+        vni: node.vni,
+        source_mac: node.vtep_mac.0,
+        destination_mac: peer.mac.0,
+    });
+    Some(Peer { header, vtep, mtu })
+}
+
+impl<F: UserFamily> decide::Tables<F> for Tables<F> {
+    fn config(&self) -> Option<&Config<F>> {
+        self.config.as_ref()
+    }
+
+    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<F>> {
+        self.endpoints.get(&ifindex)
+    }
+
+    fn pod(&self, address: F::Addr) -> Option<&Pod> {
+        self.pods.get(&address)
+    }
+
+    fn peer(&self, subnet: F::Addr) -> Option<&Peer<F>> {
+        self.peers.get(&subnet)
+    }
+
+    fn is_vtep(&self, address: F::Addr) -> bool {
+        self.vteps.contains_key(&address)
+    }
+
+    fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool {
+        self.flows.contains(flow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay_common::schema::CONFIG_ACTIVE;
+
+    fn node(peers: &[&str]) -> Node {
+        let peer = |(i, subnet): (usize, &&str)| {
+            let peer = backend::Peer {
+                subnet: subnet.parse().expect("a subnet"),
+                vtep: IpAddr::from([192, 168, 0, i as u8 + 2]),
+                mac: MacAddr([2, 0, 0, 0, 0, i as u8 + 2]),
+            };
+            (peer, 1450)
+        };
+        Node {
+            network: "10.244.0.0/16".parse().expect("a network"),
+            subnet: "10.244.1.0/24".parse().expect("a subnet"),
+            underlay_ifindex: 2,
+            vtep: IpAddr::from([192, 168, 0, 1]),
+            vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            bridge_mac: MacAddr([2, 0, 0, 0, 1, 0]),
+            vni: 1,
+            port: 8472,
+            source_ports: (32768, 60999),
+            flags: CONFIG_ACTIVE,
+            peers: peers.iter().enumerate().map(peer).collect(),
+            pods: Vec::new(),
+        }
+    }
+
+    fn pod(ifindex: u32, last: u8) -> LocalPod {
+        LocalPod {
+            ifindex,
+            address: IpAddr::from([10, 244, 1, last]),
+            mac: MacAddr([2, 0, 0, 0, 2, last]),
+            mtu: 1450,
+            kernel_path: false,
+        }
+    }
+
+    #[test]
+    fn equal_subnets_take_one_entry_each() {
+        let (tables, omissions) = Tables::of(&node(&["10.244.2.0/24", "10.244.3.0/24"]));
+        assert_eq!(omissions, []);
+        assert_eq!(tables.peers.len(), 2);
+        assert_eq!(tables.peers[&[10, 244, 3, 0]].vtep, [192, 168, 0, 3]);
+        let config = tables.config.expect("a configuration");
+        assert_eq!(config.peer_mask, [255, 255, 255, 0]);
+        assert_eq!(config.flags, CONFIG_ACTIVE | CONFIG_PEERS_COMPLETE);
+    }
+
+    #[test]
+    fn mixed_lengths_share_the_longest_mask() {
+        let (tables, omissions) = Tables::of(&node(&["10.244.2.0/23", "10.244.4.0/25"]));
+        assert_eq!(omissions, []);
+        assert_eq!(
+            tables.config.expect("a configuration").peer_mask,
+            [255, 255, 255, 128]
+        );
+        assert_eq!(tables.peers.len(), 5);
+        assert_eq!(tables.peers[&[10, 244, 3, 128]].vtep, [192, 168, 0, 2]);
+    }
+
+    #[test]
+    fn a_subnet_without_room_leaves_the_table_incomplete() {
+        let (tables, omissions) = Tables::of(&node(&["10.244.128.0/17", "10.244.4.0/30"]));
+        assert_eq!(
+            omissions,
+            [Omission::Peer("10.244.128.0/17".parse().expect("a subnet"))]
+        );
+        assert_eq!(tables.vteps.len(), 2, "its node is known all the same");
+        assert_eq!(
+            tables.config.expect("a configuration").flags & CONFIG_PEERS_COMPLETE,
+            0
+        );
+    }
+
+    #[test]
+    fn two_devices_with_one_address_get_no_short_cut() {
+        let node = Node {
+            pods: vec![pod(7, 2), pod(8, 2), pod(9, 3)],
+            ..node(&[])
+        };
+        let (tables, omissions) = Tables::of(&node);
+        assert_eq!(
+            omissions,
+            [Omission::Duplicate(IpAddr::from([10, 244, 1, 2]))]
+        );
+        assert_eq!(tables.pods[&[10, 244, 1, 2]].flags, POD_KERNEL_PATH);
+        assert_eq!(tables.endpoints[&7].flags, POD_KERNEL_PATH);
+        assert_eq!(tables.endpoints[&9].flags, 0);
+    }
+}

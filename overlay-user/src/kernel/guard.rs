@@ -1,0 +1,131 @@
+//! The packet-filter set that guards the kernel path against forged sources.
+//!
+//! Two nftables tables of our own. They check what the eBPF programs check, on whatever those hand over
+//! or never see: VXLAN that arrives in fragments, frames of pods before a program is attached. Only ports
+//! of pods that the agent knows are guarded, so that a pod which it has yet to learn of is not cut off.
+
+mod counters;
+mod text;
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::ToolError;
+use super::tool::run;
+
+pub use counters::{GuardCounters, Reason};
+
+const NFT: &str = "nft";
+
+/// Name of our tables, one in the family `inet` and one in `bridge`.
+pub const TABLE: &str = "overlay_guard";
+
+/// What the guard knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardState {
+    /// The whole overlay.
+    pub network: Ipv4Net,
+    /// The subnet of this node.
+    pub own_subnet: Ipv4Net,
+    /// The outer address of this node.
+    pub own_vtep: Ipv4Addr,
+    /// Name of the VXLAN device.
+    pub vxlan: String,
+    /// Name of the bridge of the pods.
+    pub bridge: String,
+    /// UDP port of VXLAN, host byte order.
+    pub port: u16,
+    /// Our VNI.
+    pub vni: u32,
+    /// VNIs of other devices that share the port; their packets are not ours to judge.
+    pub other_vnis: BTreeSet<u32>,
+    /// Outer address of every peer with a subnet that it may send from.
+    pub peers: BTreeSet<(Ipv4Addr, Ipv4Net)>,
+    /// Host device of every pod with an address that it may send from.
+    pub pods: BTreeSet<(String, Ipv4Addr)>,
+}
+
+/// What can go wrong with the guard.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// This node cannot have a guard: no `nft`, or a kernel without one of the table families. The
+    /// overlay works without; what the fast path hands over is then not checked.
+    #[error("guard unavailable: {0}")]
+    Unavailable(#[source] ToolError),
+    /// `nft` did not do what it was asked to.
+    #[error("guard: {0}")]
+    Nft(#[source] ToolError),
+    /// `nft` printed something else than its counters.
+    #[error("guard: read counters: {0}")]
+    Counters(#[source] serde_json::Error),
+    /// A device whose name cannot be written in a rule.
+    #[error("guard: device name {0:?} cannot be quoted for nft; rename the device")]
+    Name(String),
+}
+
+impl Error {
+    fn from_tool(error: ToolError) -> Self {
+        // nft reports a missing family or expression with the errno of the transaction.
+        const UNSUPPORTED: [&str; 3] = [
+            "Operation not supported",
+            "Protocol not supported",
+            "Address family not supported",
+        ];
+        match &error {
+            ToolError::Missing(_) => Self::Unavailable(error),
+            ToolError::Failed { stderr, .. } if UNSUPPORTED.iter().any(|m| stderr.contains(m)) => {
+                Self::Unavailable(error)
+            }
+            _ => Self::Nft(error),
+        }
+    }
+}
+
+/// Makes the kernel hold the guard for `state`, in one transaction: at no moment is a packet judged by
+/// half a rule set. Counters keep counting. Applying the same state again changes nothing.
+///
+/// # Errors
+/// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
+pub async fn apply(state: &GuardState) -> Result<(), Error> {
+    let rules = text::render(state)?;
+    match run(NFT, &["-f", "-"], &rules).await {
+        Ok(_) => Ok(()),
+        // A table of another version may hold sets of other types, which cannot be changed.
+        Err(ToolError::Failed { stderr, .. }) if stderr.contains("File exists") => {
+            tracing::warn!("guard: replacing tables of another version; counters start anew");
+            let rules = text::removal() + &rules;
+            run(NFT, &["-f", "-"], &rules)
+                .await
+                .map(drop)
+                .map_err(Error::from_tool)
+        }
+        Err(error) => Err(Error::from_tool(error)),
+    }
+}
+
+/// Reads how many packets were refused, by reason.
+///
+/// # Errors
+/// What went wrong; in particular when the tables are not there.
+pub async fn counters() -> Result<GuardCounters, Error> {
+    let mut counters = GuardCounters::default();
+    for family in ["inet", "bridge"] {
+        let arguments = ["-j", "list", "counters", "table", family, TABLE];
+        let json = run(NFT, &arguments, "").await.map_err(Error::from_tool)?;
+        counters.read(&json).map_err(Error::Counters)?;
+    }
+    Ok(counters)
+}
+
+/// Removes the guard. Fine when there is none.
+///
+/// # Errors
+/// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
+pub async fn cleanup() -> Result<(), Error> {
+    run(NFT, &["-f", "-"], &text::removal())
+        .await
+        .map(drop)
+        .map_err(Error::from_tool)
+}

@@ -1,0 +1,218 @@
+//! The VXLAN device.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
+
+use super::observe::{link_mtu, vxlan};
+use super::{Error, Kernel, dump, gone_is_fine, request};
+use crate::mac::MacAddr;
+use crate::reconcile::Device;
+
+impl Kernel {
+    /// Every device of the namespace.
+    pub(super) async fn links(&self) -> Result<Vec<LinkMessage>, Error> {
+        dump(
+            "RTM_GETLINK",
+            "all devices",
+            self.handle.link().get().execute(),
+        )
+        .await
+    }
+
+    /// Every address of the namespace.
+    pub(super) async fn addresses(&self) -> Result<Vec<AddressMessage>, Error> {
+        dump(
+            "RTM_GETADDR",
+            "all devices",
+            self.handle.address().get().execute(),
+        )
+        .await
+    }
+
+    /// Name and MTU of a device; `None` when there is none with this index.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn device(&self, ifindex: u32) -> Result<Option<(String, u32)>, Error> {
+        let links = self.links().await?;
+        let found = links.iter().find(|link| link.header.index == ifindex);
+        Ok(found.and_then(|link| Some((link_name(link)?.to_owned(), link_mtu(link)))))
+    }
+
+    /// VNIs of VXLAN devices other than `name` that share its UDP port.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn other_vnis(&self, name: &str, port: u16) -> Result<BTreeSet<u32>, Error> {
+        let links = self.links().await?;
+        let others = links.iter().filter(|link| link_name(link) != Some(name));
+        let devices = others
+            .filter_map(vxlan)
+            .filter(|device| device.port == port);
+        Ok(devices.map(|device| device.vni).collect())
+    }
+
+    /// Interface index of the device called `name`.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], or what netlink says.
+    pub async fn ifindex(&self, name: &str) -> Result<u32, Error> {
+        let links = self.links().await?;
+        links
+            .iter()
+            .find(|link| link_name(link) == Some(name))
+            .map(|link| link.header.index)
+            .ok_or_else(|| Error::NoDevice(name.to_owned()))
+    }
+
+    /// The VNIs of VXLAN devices that receive on `port`, ours among them: they share one socket.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn vnis_on_port(&self, port: u16) -> Result<BTreeSet<u32>, Error> {
+        let links = self.links().await?;
+        let devices = links.iter().filter_map(vxlan);
+        Ok(devices
+            .filter(|device| device.port == port)
+            .map(|device| device.vni)
+            .collect())
+    }
+
+    /// Creates the VXLAN device, down and without addresses: no learning, all else as the kernel does it.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn create_vxlan(&self, device: &Device) -> Result<(), Error> {
+        let mut message = LinkVxlan::new(&device.name, device.vni)
+            .dev(device.underlay)
+            .port(device.port)
+            .learning(false)
+            .mtu(device.mtu);
+        message = match device.local {
+            IpAddr::V4(address) => message.local(address),
+            IpAddr::V6(address) => message.local6(address),
+        };
+        if let Some(MacAddr(bytes)) = device.mac {
+            message = message.address(bytes.to_vec());
+        }
+        let call = self.handle.link().add(message.build()).execute();
+        request("RTM_NEWLINK", &device.name, call).await
+    }
+
+    /// Deletes a device; one that has gone already is fine.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn delete_link(&self, ifindex: u32) -> Result<(), Error> {
+        let object = format!("ifindex {ifindex}");
+        let call = self.handle.link().del(ifindex).execute();
+        gone_is_fine(request("RTM_DELLINK", &object, call).await)
+    }
+
+    /// Stops a VXLAN device from learning.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn disable_learning(&self, ifindex: u32, name: &str, vni: u32) -> Result<(), Error> {
+        let message = LinkVxlan::new(name, vni)
+            .index(ifindex)
+            .learning(false)
+            .build();
+        // RTM_SETLINK has no say in what is particular to a kind of device; RTM_NEWLINK has, also for a
+        // device that exists, unless flags ask for a new one.
+        let call = self
+            .handle
+            .link()
+            .add(message)
+            .set_flags(NLM_F_REQUEST | NLM_F_ACK)
+            .execute();
+        request("RTM_NEWLINK", &format!("{name} nolearning"), call).await
+    }
+
+    /// Sets a device's MTU.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn set_mtu(&self, ifindex: u32, mtu: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(ifindex).mtu(mtu).build();
+        let object = format!("ifindex {ifindex} mtu {mtu}");
+        request(
+            "RTM_SETLINK",
+            &object,
+            self.handle.link().set(message).execute(),
+        )
+        .await
+    }
+
+    /// Sets a device up.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn set_up(&self, ifindex: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(ifindex).up().build();
+        let object = format!("ifindex {ifindex} up");
+        request(
+            "RTM_SETLINK",
+            &object,
+            self.handle.link().set(message).execute(),
+        )
+        .await
+    }
+
+    /// Puts an address on a device; one that is there already is fine.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn add_address(&self, ifindex: u32, address: IpNet) -> Result<(), Error> {
+        let call = self
+            .handle
+            .address()
+            .add(ifindex, address.addr(), address.prefix_len());
+        request(
+            "RTM_NEWADDR",
+            &address.to_string(),
+            call.replace().execute(),
+        )
+        .await
+    }
+
+    /// Takes an address off a device; one that has gone already is fine.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn remove_address(&self, ifindex: u32, address: IpNet) -> Result<(), Error> {
+        let message = match address {
+            IpNet::V4(net) => AddressMessageBuilder::<std::net::Ipv4Addr>::new()
+                .index(ifindex)
+                .address(net.addr(), net.prefix_len())
+                .build(),
+            IpNet::V6(net) => AddressMessageBuilder::<std::net::Ipv6Addr>::new()
+                .index(ifindex)
+                .address(net.addr(), net.prefix_len())
+                .build(),
+        };
+        let call = self.handle.address().del(message).execute();
+        gone_is_fine(request("RTM_DELADDR", &address.to_string(), call).await)
+    }
+}
+
+/// Name of a device.
+pub(super) fn link_name(link: &LinkMessage) -> Option<&str> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.as_str()),
+            _ => None,
+        })
+}
+
+/// MAC address in a netlink attribute; `None` for devices without Ethernet addresses.
+pub(super) fn mac(bytes: &[u8]) -> Option<MacAddr> {
+    bytes.try_into().ok().map(MacAddr)
+}

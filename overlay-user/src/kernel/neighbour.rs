@@ -1,0 +1,94 @@
+//! Permanent neighbours: which MAC address a peer's gateway address has.
+
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::route::RouteType;
+
+use super::{Error, Kernel, dump, gone_is_fine, request};
+use crate::mac::MacAddr;
+
+impl Kernel {
+    /// Every neighbour of the namespace, of both families.
+    pub(super) async fn neighbours(&self) -> Result<Vec<NeighbourMessage>, Error> {
+        dump(
+            "RTM_GETNEIGH",
+            "all devices",
+            self.handle.neighbours().get().execute(),
+        )
+        .await
+    }
+
+    /// Adds or replaces a permanent neighbour.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn set_neighbour(
+        &self,
+        ifindex: u32,
+        address: IpAddr,
+        MacAddr(mac): MacAddr,
+    ) -> Result<(), Error> {
+        let call = self
+            .handle
+            .neighbours()
+            .add(ifindex, address)
+            .link_layer_address(&mac)
+            .replace();
+        request("RTM_NEWNEIGH", &address.to_string(), call.execute()).await
+    }
+
+    /// Removes a neighbour; one that has gone already is fine.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn remove_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = ifindex;
+        message.header.kind = RouteType::Unspec;
+        let (family, destination) = match address {
+            IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+            IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+        };
+        message.header.family = family;
+        message
+            .attributes
+            .push(NeighbourAttribute::Destination(destination));
+        let call = self.handle.neighbours().del(message).execute();
+        gone_is_fine(request("RTM_DELNEIGH", &address.to_string(), call).await)
+    }
+}
+
+/// The address of a neighbour or FDB entry. The family of the message is no help with an FDB entry, which
+/// is of the bridge's, so that the length of the address has to tell.
+pub(super) fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                Some((*address).into())
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                Some((*address).into())
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+                v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+                    .ok()
+            }
+            _ => None,
+        })
+}
+
+/// The MAC address of a neighbour or FDB entry.
+pub(super) fn link_layer(message: &NeighbourMessage) -> Option<MacAddr> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => super::link::mac(bytes),
+            _ => None,
+        })
+}

@@ -1,0 +1,220 @@
+//! One look at the kernel's network.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType,
+};
+
+use super::link::{link_name, mac};
+use super::neighbour::{destination, link_layer};
+use super::{Error, Kernel, sysctl};
+use crate::reconcile::{Observed, ObservedDevice, Route, VxlanAttributes};
+
+impl Kernel {
+    /// Reads what [`crate::reconcile::diff`] judges: the device called `device` with all that hangs on it,
+    /// the main table's routes and the forwarding switch, in the address family of `network`.
+    ///
+    /// # Errors
+    /// What netlink or `/proc` says.
+    pub async fn observe(&self, device: &str, network: IpNet) -> Result<Observed, Error> {
+        let links = self.links().await?;
+        let names: BTreeMap<u32, &str> = links
+            .iter()
+            .filter_map(|l| Some((l.header.index, link_name(l)?)))
+            .collect();
+        let routes = self.routes(network).await?;
+        let mut observed = Observed {
+            routes: routes
+                .iter()
+                .filter_map(|message| route(message, &names))
+                .collect(),
+            forwarding: sysctl::forwarding(network.addr())?,
+            ..Observed::default()
+        };
+        let Some(link) = links.iter().find(|link| link_name(link) == Some(device)) else {
+            return Ok(observed);
+        };
+
+        let ifindex = link.header.index;
+        let same_family = |address: &IpAddr| address.is_ipv4() == network.addr().is_ipv4();
+        let addresses = self.addresses().await?;
+        observed.device = Some(ObservedDevice {
+            ifindex,
+            vxlan: vxlan(link),
+            mac: link_mac(link).unwrap_or_default(),
+            mtu: link_mtu(link),
+            up: link.header.flags.contains(LinkFlags::Up),
+            addresses: on_device(&addresses, ifindex).collect(),
+        });
+        let neighbours = self.neighbours().await?;
+        observed.neighbours = neighbours
+            .iter()
+            .filter(|n| n.header.ifindex == ifindex && n.header.state == NeighbourState::Permanent)
+            .filter_map(|n| Some((destination(n)?, link_layer(n)?)))
+            .filter(|(address, _)| same_family(address))
+            .collect();
+        observed.fdb = self
+            .fdb()
+            .await?
+            .iter()
+            .filter(|entry| entry.header.ifindex == ifindex)
+            .filter_map(|entry| Some((link_layer(entry)?, destination(entry)?)))
+            .collect();
+        Ok(observed)
+    }
+}
+
+/// The addresses of one device, each with its prefix length.
+pub(super) fn on_device(
+    addresses: &[AddressMessage],
+    ifindex: u32,
+) -> impl Iterator<Item = IpNet> + '_ {
+    addresses
+        .iter()
+        .filter(move |a| a.header.index == ifindex)
+        .filter_map(|message| {
+            // IFA_LOCAL is the device's own address where IFA_ADDRESS may be that of the other end.
+            let local = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Local(address) => Some(*address),
+                    _ => None,
+                });
+            let address = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Address(address) => Some(*address),
+                    _ => None,
+                });
+            IpNet::new(local.or(address)?, message.header.prefix_len).ok()
+        })
+}
+
+/// MAC address of a device.
+pub(super) fn link_mac(link: &LinkMessage) -> Option<crate::mac::MacAddr> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => mac(bytes),
+            _ => None,
+        })
+}
+
+/// MTU of a device, zero when the kernel does not tell.
+pub(super) fn link_mtu(link: &LinkMessage) -> u32 {
+    let mtu = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    };
+    link.attributes.iter().find_map(mtu).unwrap_or(0)
+}
+
+/// What kind of VXLAN device this is, if it is one.
+pub(super) fn vxlan(link: &LinkMessage) -> Option<VxlanAttributes> {
+    let infos = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        })?;
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        _ => None,
+    })?;
+    let mut attributes = VxlanAttributes {
+        vni: 0,
+        port: 0,
+        underlay: 0,
+        local: None,
+        learning: false,
+    };
+    for info in data {
+        match info {
+            InfoVxlan::Id(vni) => attributes.vni = *vni,
+            InfoVxlan::Port(port) => attributes.port = *port,
+            InfoVxlan::Link(ifindex) => attributes.underlay = *ifindex,
+            InfoVxlan::Local(address) => attributes.local = Some((*address).into()),
+            InfoVxlan::Local6(address) => attributes.local = Some((*address).into()),
+            InfoVxlan::Learning(learning) => attributes.learning = *learning,
+            _ => {}
+        }
+    }
+    Some(attributes)
+}
+
+/// A unicast route of the main table.
+fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<Route> {
+    let header = &message.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
+        return None;
+    }
+    let unspecified = match header.address_family {
+        rtnetlink::packet_route::AddressFamily::Inet => IpAddr::from([0; 4]),
+        _ => IpAddr::from([0; 16]),
+    };
+    let (mut to, mut gateway, mut device, mut metric) = (unspecified, None, None, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip(address)?,
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Oif(ifindex) => device = names.get(ifindex).map(|s| (*s).to_owned()),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            _ => {}
+        }
+    }
+    Some(Route {
+        subnet: IpNet::new(to, header.destination_prefix_length).ok()?,
+        gateway,
+        device,
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        protocol: header.protocol.into(),
+        metric,
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+/// The default routes of a family, best first: metric and outgoing device.
+pub(super) fn default_devices(messages: &[RouteMessage]) -> Vec<u32> {
+    let mut found: BTreeSet<(u32, u32)> = BTreeSet::new();
+    for message in messages {
+        let header = &message.header;
+        if header.table != RouteHeader::RT_TABLE_MAIN
+            || header.kind != RouteType::Unicast
+            || header.destination_prefix_length != 0
+        {
+            continue;
+        }
+        let mut metric = 0;
+        let mut devices = Vec::new();
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Priority(priority) => metric = *priority,
+                RouteAttribute::Oif(ifindex) => devices.push(*ifindex),
+                RouteAttribute::MultiPath(hops) => {
+                    devices.extend(hops.iter().map(|hop| hop.interface_index));
+                }
+                _ => {}
+            }
+        }
+        found.extend(devices.into_iter().map(|device| (metric, device)));
+    }
+    found.into_iter().map(|(_, device)| device).collect()
+}

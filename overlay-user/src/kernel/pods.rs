@@ -1,0 +1,204 @@
+//! Pods as the links of this node show them, and the bridge that they hang on.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+
+use super::link::link_name;
+use super::observe::{link_mac, link_mtu, on_device};
+use super::{Error, Kernel, dump};
+use crate::mac::MacAddr;
+use crate::pod::PodNote;
+
+/// A pod of this node: the host end of its veth pair, enslaved to the bridge and carrying a note.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// Interface index of the host end.
+    pub ifindex: u32,
+    /// Name of the host end.
+    pub name: String,
+    /// MAC address of the host end; that of the pod's end is in the note.
+    pub mac: MacAddr,
+    /// What the CNI plugin wrote.
+    pub note: PodNote,
+    /// Interface index of the bridge.
+    pub master: u32,
+    /// Namespace of the pod's end, by its number in this namespace (`IFLA_LINK_NETNSID`).
+    pub netns_id: Option<i32>,
+    /// MTU of the host end.
+    pub mtu: u32,
+    /// Whether the host end is administratively up.
+    pub up: bool,
+    /// Whether others attached a queueing discipline or filters to the host end, which a short cut past
+    /// the device would pass by: any root qdisc but `noqueue`, an `ingress` qdisc, a `clsact` qdisc with
+    /// filters.
+    pub has_foreign_qdisc: bool,
+}
+
+/// The bridge of the pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeLink {
+    /// Interface index.
+    pub ifindex: u32,
+    /// MAC address, that of the pods' gateway.
+    pub mac: MacAddr,
+    /// MTU.
+    pub mtu: u32,
+    /// Its addresses with their prefix lengths.
+    pub addresses: Vec<IpNet>,
+}
+
+/// The bridge, if it is there, and the pods on it by interface index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodLinks {
+    /// The bridge; the CNI plugin makes it with the first pod.
+    pub bridge: Option<BridgeLink>,
+    /// Pods, ordered by interface index.
+    pub pods: Vec<PodLink>,
+}
+
+impl Kernel {
+    /// Lists the bridge called `bridge` and the pods on it.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn pods(&self, bridge: &str) -> Result<PodLinks, Error> {
+        let links = self.links().await?;
+        let Some(master) = links.iter().find(|link| link_name(link) == Some(bridge)) else {
+            return Ok(PodLinks::default());
+        };
+        let addresses = self.addresses().await?;
+        let ifindex = master.header.index;
+        let qdiscs = dump(
+            "RTM_GETQDISC",
+            "all devices",
+            self.handle.qdisc().get().execute(),
+        )
+        .await?;
+        let mut by_device: BTreeMap<u32, Vec<&TcMessage>> = BTreeMap::new();
+        for qdisc in &qdiscs {
+            by_device
+                .entry(qdisc.header.index.cast_unsigned())
+                .or_default()
+                .push(qdisc);
+        }
+
+        let mut pods = Vec::new();
+        for mut pod in links.iter().filter_map(|link| pod(link, ifindex)) {
+            let qdiscs = by_device.get(&pod.ifindex).map_or(&[][..], Vec::as_slice);
+            pod.has_foreign_qdisc = match judge(qdiscs) {
+                Qdiscs::Plain => false,
+                Qdiscs::Foreign => true,
+                Qdiscs::Clsact => self.has_filters(pod.ifindex).await?,
+            };
+            pods.push(pod);
+        }
+        pods.sort_by_key(|pod| pod.ifindex);
+        let bridge = BridgeLink {
+            ifindex,
+            mac: link_mac(master).unwrap_or_default(),
+            mtu: link_mtu(master),
+            addresses: on_device(&addresses, ifindex).collect(),
+        };
+        Ok(PodLinks {
+            bridge: Some(bridge),
+            pods,
+        })
+    }
+
+    /// Whether a `clsact` qdisc has filters on either side.
+    async fn has_filters(&self, ifindex: u32) -> Result<bool, Error> {
+        let object = format!("filters of ifindex {ifindex}");
+        let device = ifindex.cast_signed();
+        let ingress = self.handle.traffic_filter(device).get().ingress().execute();
+        let egress = self.handle.traffic_filter(device).get().egress().execute();
+        let ingress = dump("RTM_GETTFILTER", &object, ingress).await?;
+        let egress = dump("RTM_GETTFILTER", &object, egress).await?;
+        Ok(!ingress.is_empty() || !egress.is_empty())
+    }
+}
+
+fn pod(link: &LinkMessage, bridge: u32) -> Option<PodLink> {
+    let (mut note, mut master, mut netns_id) = (None, None, None);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfAlias(alias) => note = alias.parse::<PodNote>().ok(),
+            LinkAttribute::Controller(ifindex) => master = Some(*ifindex),
+            LinkAttribute::LinkNetNsId(id) => netns_id = Some(*id),
+            _ => {}
+        }
+    }
+    Some(PodLink {
+        ifindex: link.header.index,
+        name: link_name(link)?.to_owned(),
+        mac: link_mac(link)?,
+        note: note?,
+        master: master.filter(|master| *master == bridge)?,
+        netns_id,
+        mtu: link_mtu(link),
+        up: link.header.flags.contains(LinkFlags::Up),
+        has_foreign_qdisc: false,
+    })
+}
+
+/// What the queueing disciplines of a device amount to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Qdiscs {
+    Plain,
+    /// Only its filters matter.
+    Clsact,
+    Foreign,
+}
+
+fn judge(qdiscs: &[&TcMessage]) -> Qdiscs {
+    let kind = |qdisc: &TcMessage| {
+        qdisc
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                TcAttribute::Kind(kind) => Some(kind.clone()),
+                _ => None,
+            })
+    };
+    let mut verdict = Qdiscs::Plain;
+    for qdisc in qdiscs {
+        match kind(qdisc).as_deref() {
+            Some("noqueue") if qdisc.header.parent == TcHandle::ROOT => {}
+            Some("clsact") => verdict = Qdiscs::Clsact,
+            _ => return Qdiscs::Foreign,
+        }
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn qdisc(kind: &str, parent: TcHandle) -> TcMessage {
+        let mut message = TcMessage::default();
+        message.header.parent = parent;
+        message.attributes.push(TcAttribute::Kind(kind.to_owned()));
+        message
+    }
+
+    #[test]
+    fn only_the_defaults_are_plain() {
+        let noqueue = qdisc("noqueue", TcHandle::ROOT);
+        let clsact = qdisc("clsact", TcHandle::CLSACT);
+        assert_eq!(judge(&[]), Qdiscs::Plain);
+        assert_eq!(judge(&[&noqueue]), Qdiscs::Plain);
+        assert_eq!(judge(&[&noqueue, &clsact]), Qdiscs::Clsact);
+        assert_eq!(judge(&[&qdisc("tbf", TcHandle::ROOT)]), Qdiscs::Foreign);
+        assert_eq!(
+            judge(&[&noqueue, &qdisc("ingress", TcHandle::INGRESS)]),
+            Qdiscs::Foreign
+        );
+        assert_eq!(
+            judge(&[&clsact, &qdisc("fq_codel", TcHandle::ROOT)]),
+            Qdiscs::Foreign
+        );
+    }
+}

@@ -1,0 +1,90 @@
+//! The sysctls that the overlay needs, below `/proc/sys` of the thread's network namespace.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::Error;
+
+const IPV4_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const IPV6_FORWARD: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+const LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+const BRIDGE_CALLS_IPTABLES: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// The file that switches forwarding for the family of `address`.
+fn forwarding_file(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => IPV4_FORWARD,
+        IpAddr::V6(_) => IPV6_FORWARD,
+    }
+}
+
+/// Whether packets of the family of `address` are forwarded.
+///
+/// # Errors
+/// [`Error::Sysctl`].
+pub fn forwarding(address: IpAddr) -> Result<bool, Error> {
+    Ok(read(forwarding_file(address))? != "0")
+}
+
+/// Switches forwarding on for the family of `address`.
+///
+/// # Errors
+/// [`Error::Sysctl`].
+pub fn enable_forwarding(address: IpAddr) -> Result<(), Error> {
+    write(forwarding_file(address), "1")
+}
+
+/// Makes connection tracking accept TCP segments outside the window it knows of. It sees only part of a
+/// connection when the fast path carries the rest, and would call the remainder invalid.
+///
+/// # Errors
+/// [`Error::Sysctl`]; the file is missing while connection tracking is not loaded.
+pub fn be_liberal_with_tcp() -> Result<(), Error> {
+    write(TCP_BE_LIBERAL, "1")
+}
+
+/// Whether bridged packets pass iptables, which kube-proxy needs for Services between pods of one node.
+/// `None` when `br_netfilter` is not loaded. Worth a warning, not a failure.
+#[must_use]
+pub fn bridge_calls_iptables() -> Option<bool> {
+    read(BRIDGE_CALLS_IPTABLES).ok().map(|value| value != "0")
+}
+
+fn read(path: &'static str) -> Result<String, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(source) => Err(Error::Sysctl {
+            call: "read",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn write(path: &'static str, value: &str) -> Result<(), Error> {
+    fs::write(Path::new(path), value).map_err(|source| Error::Sysctl {
+        call: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The range that the kernel takes source ports from, both ends included; the VXLAN device takes its own
+/// from there too.
+///
+/// # Errors
+/// [`Error::Sysctl`].
+pub fn local_port_range() -> Result<(u16, u16), Error> {
+    let text = read(LOCAL_PORT_RANGE)?;
+    let mut ports = text.split_whitespace().map(str::parse::<u16>);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(low)), Some(Ok(high))) if low < high => Ok((low, high)),
+        _ => Err(Error::Sysctl {
+            call: "parse",
+            path: LOCAL_PORT_RANGE.to_owned(),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, text),
+        }),
+    }
+}

@@ -1,0 +1,95 @@
+//! Programs that speak to netfilter for us.
+
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// How long a program may take; `iptables --wait` waits for the lock of others meanwhile.
+const TOOL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A program that could not be run, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// The program is not installed.
+    #[error("{0}: program not found; install it or put it on PATH")]
+    Missing(&'static str),
+    /// The program could not be started or spoken to.
+    #[error("{program}: {source}")]
+    Io {
+        /// The program.
+        program: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The program ended with an error.
+    #[error("{program} {arguments}: {stderr}")]
+    Failed {
+        /// The program.
+        program: &'static str,
+        /// Its arguments.
+        arguments: String,
+        /// What it printed.
+        stderr: String,
+    },
+    /// The program did not end in time and was killed.
+    #[error("{program} {arguments}: not done within {} s", TOOL_DEADLINE.as_secs())]
+    Deadline {
+        /// The program.
+        program: &'static str,
+        /// Its arguments.
+        arguments: String,
+    },
+}
+
+/// Runs `program` with `input` on its standard input and returns what it prints.
+pub(super) async fn run(
+    program: &'static str,
+    arguments: &[&str],
+    input: &str,
+) -> Result<String, ToolError> {
+    let io = |source| ToolError::Io { program, source };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ToolError::Missing(program),
+            _ => io(source),
+        })?;
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A program that stops reading has something to say on stderr, which is worth more.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+    };
+    let work = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = timeout(TOOL_DEADLINE, work)
+        .await
+        .map_err(|_| ToolError::Deadline {
+            program,
+            arguments: arguments.join(" "),
+        })?
+        .map_err(io)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let stderr = if stderr.is_empty() {
+        output.status.to_string()
+    } else {
+        stderr
+    };
+    Err(ToolError::Failed {
+        program,
+        arguments: arguments.join(" "),
+        stderr,
+    })
+}

@@ -1,0 +1,304 @@
+//! The lab: nodes, pods, store and underlay as namespaces of this machine.
+//!
+//! ```text
+//!   n1p1   n1p2        n2p1 …            one namespace per pod, made by the real CNI plugin
+//!     └─cni0─┘           └─cni0
+//!       n1                n2             one network and one mount namespace per node, agent inside
+//!       eth0 .1           eth0 .2
+//!         └───── underlay ──┴───┬──────────┐      a bridge in a namespace of its own: 192.168.66.0/24
+//!                            store .254   outside .253   etcd, and a host beyond the cluster (203.0.113.1)
+//! ```
+//!
+//! What exists is written to `lab.json` in the lab's state directory before it is made, so that any later
+//! command, and the next lab of the same name, can take it away.
+
+mod agent;
+mod node;
+mod options;
+mod pod;
+mod process;
+mod report;
+mod state;
+mod store;
+mod teardown;
+mod underlay;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub use agent::Agent;
+pub use node::Node;
+pub use node::{HttpAnswer, Running};
+pub use options::{BIN_DIR_ENV, Options, PREFIX_ENV, StoreKind, prefix_from_env};
+pub use pod::Pod;
+pub use process::Process;
+pub use report::{NodeReport, PodReport, Report, StoreReport, UnderlayReport};
+pub use underlay::{OUTSIDE_ADDRESS, OUTSIDE_GATEWAY, UNDERLAY_SUBNET};
+
+use crate::{command, interrupt, wait_until};
+use state::Shared;
+
+/// How long an agent may take from its start to the first ready answer.
+const AGENT_READY: Duration = Duration::from_secs(30);
+/// How long all agents may take to learn of each other.
+const CONVERGED: Duration = Duration::from_secs(20);
+
+/// A running lab. Dropping it takes it down, unless [`Lab::keep`] was called.
+pub struct Lab {
+    shared: Arc<Shared>,
+    keep: bool,
+}
+
+impl Lab {
+    /// Builds a lab and waits until every node is ready and knows every other one.
+    ///
+    /// # Errors
+    /// Without root; when a lab of that prefix is up already; when a part is missing or does not come up.
+    /// Whatever was made until then is taken away.
+    pub fn up(options: Options) -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "the lab makes network namespaces, which needs root: run the command with sudo"
+        );
+        options.check()?;
+        teardown::sweep_abandoned()?;
+        let shared = Shared::create(options)?;
+        let lab = Self {
+            shared: Arc::new(shared),
+            keep: false,
+        };
+        lab.build()?;
+        lab.shared.update(|state| state.complete = true)?;
+        Ok(lab)
+    }
+
+    /// The lab that another process left running under this prefix.
+    ///
+    /// # Errors
+    /// When there is none, or its state cannot be read.
+    pub fn attach(prefix: &str) -> Result<Self> {
+        Ok(Self {
+            shared: Arc::new(Shared::open(prefix)?),
+            keep: true,
+        })
+    }
+
+    /// Takes down whatever is left of the lab of this prefix; says whether there was one.
+    ///
+    /// # Errors
+    /// When something could not be removed; the rest is removed all the same.
+    pub fn remove(prefix: &str) -> Result<bool> {
+        teardown::remove(prefix)
+    }
+
+    /// Leaves the lab running when this value is dropped.
+    pub fn keep(mut self) -> Self {
+        self.keep = true;
+        self
+    }
+
+    /// Takes the lab down and reports what could not be removed.
+    ///
+    /// # Errors
+    /// When something could not be removed; the rest is removed all the same.
+    pub fn down(mut self) -> Result<()> {
+        self.keep = true;
+        teardown::remove(&self.shared.prefix())?;
+        Ok(())
+    }
+
+    /// Node `number`, counted from 1.
+    ///
+    /// # Panics
+    /// When the lab has no such node.
+    pub fn node(&self, number: usize) -> Node {
+        self.nodes()
+            .into_iter()
+            .nth(number.wrapping_sub(1))
+            .expect("the lab has a node of that number")
+    }
+
+    /// Pod `number` of node `node`, both counted from 1.
+    ///
+    /// # Panics
+    /// When the lab has no such pod.
+    pub fn pod(&self, node: usize, number: usize) -> Pod {
+        let name = format!("n{node}p{number}");
+        self.pods()
+            .into_iter()
+            .find(|pod| pod.name() == name)
+            .expect("the lab has a pod of that name")
+    }
+
+    /// Every node, in order.
+    pub fn nodes(&self) -> Vec<Node> {
+        let count = self.shared.read(|state| state.nodes.len());
+        (0..count)
+            .map(|index| Node::new(Arc::clone(&self.shared), index))
+            .collect()
+    }
+
+    /// Every pod, in order.
+    pub fn pods(&self) -> Vec<Pod> {
+        let pods = self.shared.read(|state| state.pods.clone());
+        pods.into_iter()
+            .map(|record| Pod::new(Arc::clone(&self.shared), record))
+            .collect()
+    }
+
+    /// Makes one more pod on node `node` (counted from 1) by calling the CNI plugin.
+    ///
+    /// # Errors
+    /// When the plugin fails; its message is part of the error.
+    pub fn add_pod(&self, node: usize) -> Result<Pod> {
+        pod::add(&self.shared, node)
+    }
+
+    /// The namespaces of a node (`n1`), a pod (`n1p1`), the underlay (`underlay`), the store (`store`) or
+    /// the host beyond the cluster (`outside`).
+    ///
+    /// # Errors
+    /// When nothing in the lab has that name.
+    pub fn namespace(&self, name: &str) -> Result<crate::Namespace> {
+        if let Some(node) = self.nodes().into_iter().find(|node| node.name() == name) {
+            return Ok(node.namespace());
+        }
+        let full = format!("{}{name}", self.shared.prefix());
+        let known = self.shared.read(|state| state.namespaces.clone());
+        if !known.contains(&full) {
+            bail!("the lab has no {name}; it has: {}", known.join(", "));
+        }
+        Ok(crate::Namespace::new(full))
+    }
+
+    /// A command that finds our programs first in its PATH.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
+        node::command(&self.shared, program)
+    }
+
+    /// What this lab was asked to be.
+    pub fn options(&self) -> Options {
+        self.shared.read(|state| state.options.clone())
+    }
+
+    /// Directory of the lab's state: `lab.json`, logs, the store's data.
+    pub fn directory(&self) -> &Path {
+        self.shared.directory()
+    }
+
+    /// Where clients inside the lab reach the store: an URL (etcd) or a path (dir).
+    pub fn store_endpoint(&self) -> String {
+        store::endpoint(&self.shared.read(|state| state.options.store))
+    }
+
+    /// Runs `etcdctl` (API 3) against the lab's etcd and returns what it prints.
+    ///
+    /// # Errors
+    /// When the lab's store is not etcd, or etcdctl fails.
+    pub fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
+        store::etcdctl(&self.shared, arguments)
+    }
+
+    /// The store's process (etcd), for fault tests.
+    pub fn store_process(&self) -> Option<Process> {
+        self.shared.read(|state| state.store_process.clone())
+    }
+
+    /// Stops etcd and leaves its data; see [`Lab::start_store`].
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop_store(&self) -> Result<()> {
+        store::stop(&self.shared)
+    }
+
+    /// Starts etcd again on the data that it left.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub fn start_store(&self) -> Result<()> {
+        store::start(&self.shared)
+    }
+
+    /// Everything about the lab that a person or a script asks for.
+    pub fn report(&self) -> Report {
+        report::report(self)
+    }
+
+    /// Waits until every running agent has a route to each other node and says that it is ready.
+    ///
+    /// # Errors
+    /// When that takes too long; the last log lines of the agent that lags are part of the error.
+    pub fn wait_converged(&self) -> Result<()> {
+        let nodes = self.nodes();
+        for node in &nodes {
+            let peers = nodes.len() - 1;
+            wait_until(
+                &format!("routes to {peers} peers on {}", node.name()),
+                CONVERGED,
+                || node.overlay_routes().is_ok_and(|routes| routes >= peers),
+            )
+            .and_then(|()| node.wait_ready(AGENT_READY))
+            .with_context(|| node.agent_log_tail())?;
+        }
+        Ok(())
+    }
+
+    fn build(&self) -> Result<()> {
+        let options = self.options();
+        let say = |text: &str| options.say(text);
+        say("underlay");
+        underlay::create(&self.shared)?;
+        say("store");
+        store::create(&self.shared)?;
+        for number in 1..=options.nodes {
+            interrupt::check()?;
+            say(&format!("node n{number}"));
+            node::create(&self.shared, number)?;
+        }
+        if !options.start_agents {
+            return Ok(());
+        }
+        say("agents");
+        for node in self.nodes() {
+            node.start_agent_unready(&[])?;
+        }
+        for node in self.nodes() {
+            node.wait_ready(AGENT_READY)?;
+        }
+        self.wait_converged()?;
+        for node in 1..=options.nodes {
+            say(&format!("pods of n{node}"));
+            for _ in 0..options.pods {
+                interrupt::check()?;
+                self.add_pod(node)?;
+            }
+        }
+        self.wait_converged()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(error) = teardown::remove(&self.shared.prefix())
+        {
+            eprintln!("lab: {error:#}");
+        }
+    }
+}
+
+/// Makes a network namespace and writes it down first.
+fn add_namespace(shared: &Shared, name: &str) -> Result<String> {
+    let full = format!("{}{name}", shared.prefix());
+    if Path::new(crate::netns::NETNS_DIR).join(&full).exists() {
+        bail!("network namespace {full} exists and belongs to no lab: `ip netns delete {full}`");
+    }
+    shared.update(|state| state.namespaces.push(full.clone()))?;
+    command::ip(&format!("netns add {full}"))?;
+    command::ip(&format!("-n {full} link set lo up"))?;
+    Ok(full)
+}

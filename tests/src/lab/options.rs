@@ -1,0 +1,153 @@
+//! What a lab is asked to be.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// Environment variable with the directory of `overlayd`, `overlay-cni` and `overlayctl`.
+pub const BIN_DIR_ENV: &str = "OVERLAY_BIN_DIR";
+/// Environment variable that puts a prefix before every namespace's name.
+pub const PREFIX_ENV: &str = "OVERLAY_LAB_PREFIX";
+
+/// Where the nodes keep their leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// A real etcd in a namespace of its own.
+    Etcd,
+    /// A directory that all nodes see.
+    Dir,
+}
+
+/// What a lab is asked to be. Take [`Options::default`] and change what matters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Options {
+    /// Before the name of every namespace, so that labs live side by side. Empty for the lab of people.
+    pub prefix: String,
+    /// Number of nodes, 1 to [`Options::MAX_NODES`].
+    pub nodes: usize,
+    /// Pods per node.
+    pub pods: usize,
+    /// Where leases are kept.
+    pub store: StoreKind,
+    /// The agents' `--fast-path`: `auto` or `off`.
+    pub fast_path: String,
+    /// MTU of every link of the underlay, in bytes.
+    pub underlay_mtu: u32,
+    /// The network configuration, flannel's JSON.
+    pub network: serde_json::Value,
+    /// Flags for every agent besides the usual ones; a flag given here replaces the usual one.
+    pub agent_args: Vec<String>,
+    /// Whether agents are started and pods made; without, there are only bare nodes and the store.
+    pub start_agents: bool,
+    /// Directory of the programs.
+    pub bin_dir: PathBuf,
+    /// Whether the lab belongs to this process and may be swept away when the process is gone.
+    pub ephemeral: bool,
+    /// Whether progress is told on stderr.
+    pub verbose: bool,
+}
+
+impl Options {
+    /// Node addresses on the underlay end in the node's number; the last ones are taken.
+    pub const MAX_NODES: usize = 200;
+    /// Kubernetes will not start below this, and IPv6 asks for it.
+    const MIN_MTU: u32 = 1280;
+
+    /// The lab of one test: two nodes with two pods each, named after the test, gone with the test.
+    pub fn for_test(name: &str) -> Self {
+        Self {
+            prefix: format!("{}{name}-", prefix_from_env()),
+            nodes: 2,
+            ephemeral: true,
+            verbose: false,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let Self {
+            prefix,
+            nodes,
+            underlay_mtu,
+            fast_path,
+            bin_dir,
+            start_agents,
+            ..
+        } = self;
+        ensure!(
+            (1..=Self::MAX_NODES).contains(nodes),
+            "{nodes} nodes: a lab has 1 to {} nodes",
+            Self::MAX_NODES
+        );
+        ensure!(
+            (Self::MIN_MTU..=65535).contains(underlay_mtu),
+            "underlay MTU {underlay_mtu}: must be {} to 65535",
+            Self::MIN_MTU
+        );
+        ensure!(
+            matches!(fast_path.as_str(), "auto" | "off"),
+            "fast path {fast_path:?}: say auto or off"
+        );
+        ensure!(
+            prefix
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-'),
+            "prefix {prefix:?}: letters, digits and dashes only"
+        );
+        for program in ["overlayd", "overlay-cni"] {
+            let path = bin_dir.join(program);
+            ensure!(
+                !start_agents || path.is_file(),
+                "{} is missing: build it with `cargo xtask build --release`",
+                path.display()
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn say(&self, text: &str) {
+        if self.verbose {
+            eprintln!("lab: {text}");
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            prefix: prefix_from_env(),
+            nodes: 3,
+            pods: 2,
+            store: StoreKind::Etcd,
+            fast_path: "auto".to_owned(),
+            underlay_mtu: 1500,
+            network: json!({"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}),
+            agent_args: Vec::new(),
+            start_agents: true,
+            bin_dir: default_bin_dir(),
+            ephemeral: false,
+            verbose: true,
+        }
+    }
+}
+
+/// The prefix that the user asked for with [`PREFIX_ENV`]; usually none.
+pub fn prefix_from_env() -> String {
+    std::env::var(PREFIX_ENV).unwrap_or_default()
+}
+
+/// Where `cargo xtask build --release` leaves the programs, unless [`BIN_DIR_ENV`] says otherwise.
+fn default_bin_dir() -> PathBuf {
+    let from_env = |name| std::env::var_os(name).map(PathBuf::from);
+    from_env(BIN_DIR_ENV).unwrap_or_else(|| {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .unwrap_or(Path::new("."));
+        from_env("CARGO_TARGET_DIR")
+            .unwrap_or_else(|| workspace.join("target"))
+            .join("release")
+    })
+}

@@ -1,0 +1,191 @@
+//! What the lab consists of, on disk.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
+use nix::mount::{MsFlags, mount};
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+use super::options::Options;
+use super::process::Process;
+use super::teardown;
+
+/// All labs of this machine.
+pub(super) const LABS: &str = "/run/overlay-lab";
+/// Directory of the lab that has no prefix.
+const UNNAMED: &str = "default";
+
+/// What the lab consists of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    pub options: Options,
+    /// Who the lab goes with, if it is ephemeral.
+    pub owner: Process,
+    /// Whether it came up whole.
+    pub complete: bool,
+    /// Every network namespace, written down before it is made.
+    pub namespaces: Vec<String>,
+    pub nodes: Vec<NodeRecord>,
+    pub pods: Vec<PodRecord>,
+    pub store_process: Option<Process>,
+    /// Every process that may still run.
+    pub processes: Vec<Process>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct NodeRecord {
+    pub name: String,
+    pub namespace: String,
+    /// Bind mount that keeps the mount namespace alive.
+    pub mount: PathBuf,
+    pub underlay: Ipv4Addr,
+    pub agent: Option<Process>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct PodRecord {
+    pub name: String,
+    /// Number of its node, from 1.
+    pub node: usize,
+    pub namespace: String,
+    pub container: String,
+    /// Address and prefix length, as the plugin reported it.
+    pub address: Ipv4Net,
+    /// The plugin's whole result, which later calls get as `prevResult`.
+    pub result: serde_json::Value,
+}
+
+/// The state in memory and on disk, shared by the handles of a lab.
+pub(super) struct Shared {
+    directory: PathBuf,
+    state: Mutex<State>,
+}
+
+/// Directory of the lab with this prefix.
+pub(super) fn directory(prefix: &str) -> PathBuf {
+    let name = if prefix.is_empty() { UNNAMED } else { prefix };
+    Path::new(LABS).join(name)
+}
+
+/// Keeps other commands away from the lab of this prefix while it is made or removed.
+pub(super) fn lock(prefix: &str) -> Result<File> {
+    let path = directory(prefix).with_extension("lock");
+    fs::create_dir_all(LABS).with_context(|| format!("create {LABS}"))?;
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another command is making or removing this lab"),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("lock {}", path.display()))
+        }
+    }
+}
+
+impl Shared {
+    /// Begins a new lab, over the remains of one that never came up.
+    pub fn create(options: Options) -> Result<Self> {
+        let directory = directory(&options.prefix);
+        let _lock = lock(&options.prefix)?;
+        if let Ok(old) = load(&directory) {
+            if old.complete {
+                bail!(
+                    "a lab of {} nodes is up already: enter it with `cargo xtask lab exec n1 -- bash`, \
+                     take it down with `cargo xtask lab down`, or start over with --force",
+                    old.nodes.len()
+                );
+            }
+            if old.owner.is_alive() {
+                bail!("process {} is making this lab", old.owner.pid);
+            }
+        }
+        teardown::remove_locked(&options.prefix)?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        // A mount of its own, private: namespaces can be kept on it, and one unmount takes all away.
+        mount(
+            Some("overlay-lab"),
+            &directory,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("mode=0755"),
+        )
+        .with_context(|| format!("mount a tmpfs on {}", directory.display()))?;
+        mount(
+            None::<&str>,
+            &directory,
+            None::<&str>,
+            MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )
+        .with_context(|| format!("make {} private", directory.display()))?;
+        let state = State {
+            options,
+            owner: Process::current()?,
+            complete: false,
+            namespaces: Vec::new(),
+            nodes: Vec::new(),
+            pods: Vec::new(),
+            store_process: None,
+            processes: Vec::new(),
+        };
+        save(&directory, &state)?;
+        Ok(Self {
+            directory,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// The lab that somebody else made.
+    pub fn open(prefix: &str) -> Result<Self> {
+        let directory = directory(prefix);
+        if !directory.join(FILE).exists() {
+            bail!("no lab is up: start one with `cargo xtask lab up`");
+        }
+        let state = load(&directory)?;
+        Ok(Self {
+            directory,
+            state: Mutex::new(state),
+        })
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn prefix(&self) -> String {
+        self.read(|state| state.options.prefix.clone())
+    }
+
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes the state in memory and on disk.
+    pub fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = change(&mut state);
+        save(&self.directory, &state)?;
+        Ok(answer)
+    }
+}
+
+/// Name of the file that holds the state.
+const FILE: &str = "lab.json";
+
+pub(super) fn load(directory: &Path) -> Result<State> {
+    let path = directory.join(FILE);
+    let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
+}
+
+fn save(directory: &Path, state: &State) -> Result<()> {
+    let path = directory.join(FILE);
+    let new = directory.join("lab.json.new");
+    let text = serde_json::to_vec_pretty(state).context("write the lab's state as JSON")?;
+    fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
+    fs::rename(&new, &path).with_context(|| format!("replace {}", path.display()))
+}

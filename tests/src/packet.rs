@@ -1,0 +1,162 @@
+//! Raw frames: sending any bytes from an interface, and seeing the bytes that pass one.
+
+use std::io::IoSlice;
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recvmsg, sendmsg,
+    setsockopt, socket,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+use crate::Namespace;
+
+/// The largest frame that an interface can show: 64 KiB of IP, and room for headers.
+const LARGEST: usize = 1 << 17;
+/// Bytes of frames that may wait to be read.
+const BUFFER: usize = 16 << 20;
+/// Of an interface's own packets, as `sll_pkttype` has it (linux/if_packet.h).
+const PACKET_OUTGOING: u8 = 4;
+
+/// A frame that passed an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// From the Ethernet header on, without checksum. The kernel has taken off an outer VLAN tag.
+    pub bytes: Vec<u8>,
+    /// Whether the namespace sent it, rather than received it.
+    pub outgoing: bool,
+}
+
+/// A raw socket on one interface. Frames wait in it from [`RawSocket::open`] on.
+pub struct RawSocket {
+    socket: OwnedFd,
+    interface: LinkAddr,
+}
+
+impl RawSocket {
+    /// Opens `interface` in `namespace`.
+    ///
+    /// # Errors
+    /// When there is no such interface there, or without root.
+    pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
+        namespace
+            .run(|| open(interface))?
+            .with_context(|| format!("open {interface} in {}", namespace.name()))
+    }
+
+    /// Sends a frame, from its Ethernet header on.
+    ///
+    /// # Errors
+    /// When the interface is down or refuses the frame (longer than its MTU).
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        let bytes = [IoSlice::new(frame)];
+        let sent = sendmsg(
+            self.socket.as_raw_fd(),
+            &bytes,
+            &[],
+            MsgFlags::empty(),
+            Some(&self.interface),
+        );
+        sent.with_context(|| format!("send a frame of {} bytes", frame.len()))?;
+        Ok(())
+    }
+
+    /// The next frame that passes within `limit`.
+    ///
+    /// # Errors
+    /// When the interface is gone.
+    pub fn receive(&self, limit: Duration) -> Result<Option<Frame>> {
+        let micros = i64::try_from(limit.as_micros()).unwrap_or(i64::MAX).max(1);
+        setsockopt(&self.socket, ReceiveTimeout, &TimeVal::microseconds(micros))
+            .context("set the receive timeout of a raw socket")?;
+        let mut buffer = vec![0; LARGEST];
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let received = recvmsg::<LinkAddr>(
+            self.socket.as_raw_fd(),
+            &mut slices,
+            None,
+            MsgFlags::empty(),
+        );
+        let (length, outgoing) = match received {
+            Ok(message) => {
+                let outgoing = message
+                    .address
+                    .is_some_and(|from| from.pkttype() == PACKET_OUTGOING);
+                (message.bytes, outgoing)
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            Err(error) => return Err(error).context("receive from a raw socket"),
+        };
+        buffer.truncate(length);
+        Ok(Some(Frame {
+            bytes: buffer,
+            outgoing,
+        }))
+    }
+
+    /// Every frame that has passed and still passes, until none comes for `quiet`.
+    ///
+    /// # Errors
+    /// When the interface is gone.
+    pub fn drain(&self, quiet: Duration) -> Result<Vec<Frame>> {
+        let mut frames = Vec::new();
+        while let Some(frame) = self.receive(quiet)? {
+            frames.push(frame);
+        }
+        Ok(frames)
+    }
+
+    /// The bytes of every received frame that `wanted` picks, until none comes for `quiet`.
+    ///
+    /// # Errors
+    /// When the interface is gone.
+    pub fn incoming(
+        &self,
+        quiet: Duration,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        let mut last = Instant::now();
+        while last.elapsed() < quiet {
+            match self.receive(quiet)? {
+                Some(frame) if !frame.outgoing && wanted(&frame.bytes) => {
+                    found.push(frame.bytes);
+                    last = Instant::now();
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn open(interface: &str) -> Result<RawSocket> {
+    // The kernel fills in the interface's index, which is all that a raw socket wants of an address.
+    let address = getifaddrs()
+        .context("list interfaces")?
+        .filter(|entry| entry.interface_name == interface)
+        .find_map(|entry| entry.address?.as_link_addr().copied())
+        .context("no such interface")?;
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::EthAll,
+    )
+    .context("open a raw socket (needs root)")?;
+    setsockopt(&socket, RcvBufForce, &BUFFER).context("enlarge the buffer of a raw socket")?;
+    bind(socket.as_raw_fd(), &address).context("bind a raw socket")?;
+    let raw = RawSocket {
+        socket,
+        interface: address,
+    };
+    // Between open and bind it has listened on every interface.
+    while raw.receive(Duration::from_micros(1))?.is_some() {}
+    Ok(raw)
+}

@@ -1,0 +1,296 @@
+//! The reachability matrix: who must reach whom, and which source address the receiver must see.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::lab::OUTSIDE_ADDRESS;
+use crate::traffic::{self, Answers, Endpoint};
+use crate::{Lab, Node, Pod, interrupt};
+
+/// Sizes of datagrams, in bytes: from one byte over the edges of one packet to many fragments.
+const DATAGRAMS: &[usize] = &[1, 512, 1400, 1422, 1423, 9000, 60_000];
+/// Payload of echoes, in bytes.
+const ECHOES: &[usize] = &[8, 1400, 20_000];
+/// Bytes over a TCP connection: more than one window.
+const STREAM: usize = 200_000;
+
+/// Who talks to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Relation {
+    /// Two pods of one node.
+    PodToPodSameNode,
+    /// Two pods of two nodes.
+    PodToPodAcrossNodes,
+    /// A process of the node to a pod on it.
+    NodeToOwnPod,
+    /// A process of a node to a pod on another.
+    NodeToRemotePod,
+    /// A pod to the node that it runs on.
+    PodToOwnNode,
+    /// A pod to another node.
+    PodToRemoteNode,
+    /// A pod to a host beyond the cluster.
+    PodToOutside,
+    /// Two processes of one pod.
+    Localhost,
+}
+
+impl Relation {
+    /// A node's and the outside's way back to a pod is narrower than the underlay on which it begins.
+    fn answers(self) -> Answers {
+        match self {
+            Self::PodToOwnNode | Self::PodToRemoteNode | Self::PodToOutside => Answers::Twice,
+            Self::PodToPodSameNode
+            | Self::PodToPodAcrossNodes
+            | Self::NodeToOwnPod
+            | Self::NodeToRemotePod
+            | Self::Localhost => Answers::Once,
+        }
+    }
+}
+
+impl fmt::Display for Relation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PodToPodSameNode => "pod to pod, same node",
+            Self::PodToPodAcrossNodes => "pod to pod, across nodes",
+            Self::NodeToOwnPod => "node to own pod",
+            Self::NodeToRemotePod => "node to remote pod",
+            Self::PodToOwnNode => "pod to own node",
+            Self::PodToRemoteNode => "pod to remote node",
+            Self::PodToOutside => "pod to outside, masqueraded",
+            Self::Localhost => "localhost of a pod",
+        })
+    }
+}
+
+/// The protocols of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// A connection, both ways.
+    Tcp,
+    /// A datagram there and one back.
+    Udp,
+    /// An echo.
+    Icmp,
+}
+
+/// A pair that must be able to talk.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// What they are to each other.
+    pub relation: Relation,
+    /// Who begins.
+    pub from: Endpoint,
+    /// Who answers.
+    pub to: Endpoint,
+    /// The source address that the receiver must see.
+    pub source: Ipv4Addr,
+}
+
+/// What came of one conversation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What the two are to each other.
+    pub relation: Relation,
+    /// Who began.
+    pub from: String,
+    /// Who answered.
+    pub to: String,
+    /// How they talked.
+    pub protocol: Protocol,
+    /// How much was sent.
+    pub bytes: usize,
+    /// What went wrong, if anything did.
+    pub failure: Option<String>,
+}
+
+impl Check {
+    /// Whether it held.
+    pub fn passed(&self) -> bool {
+        self.failure.is_none()
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            relation,
+            from,
+            to,
+            protocol,
+            bytes,
+            failure,
+        } = self;
+        let failure = failure.as_deref().unwrap_or("ok");
+        write!(
+            f,
+            "{relation}: {from} to {to}, {protocol:?}, {bytes} bytes: {failure}"
+        )
+    }
+}
+
+/// Every pair of the lab that must be able to talk.
+///
+/// # Errors
+/// When a node has no lease.
+pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
+    let pods = lab.pods();
+    let nodes = lab.nodes();
+    let mut pairs = Vec::new();
+    for pod in &pods {
+        pairs.extend(
+            pods.iter()
+                .filter(|other| other.name() != pod.name())
+                .map(|other| {
+                    let same = pod.node().name() == other.node().name();
+                    let relation = if same {
+                        Relation::PodToPodSameNode
+                    } else {
+                        Relation::PodToPodAcrossNodes
+                    };
+                    pair(relation, of_pod(pod), of_pod(other), pod.address())
+                }),
+        );
+        for node in &nodes {
+            let own = node.name() == pod.node().name();
+            let subnet = node.subnet()?;
+            // A node talks to its pods from the bridge's address, to others from that of its VTEP.
+            let gateway = subnet.hosts().next().context("a subnet without hosts")?;
+            let (to_pod, source, from_pod, seen) = if own {
+                (
+                    Relation::NodeToOwnPod,
+                    gateway,
+                    Relation::PodToOwnNode,
+                    pod.address(),
+                )
+            } else {
+                let masqueraded = pod.node().underlay_address();
+                (
+                    Relation::NodeToRemotePod,
+                    subnet.network(),
+                    Relation::PodToRemoteNode,
+                    masqueraded,
+                )
+            };
+            pairs.push(pair(to_pod, of_node(node), of_pod(pod), source));
+            pairs.push(pair(from_pod, of_pod(pod), of_node(node), seen));
+        }
+        let outside = Endpoint {
+            name: "outside".to_owned(),
+            namespace: lab.namespace("outside")?,
+            address: OUTSIDE_ADDRESS,
+        };
+        let masqueraded = pod.node().underlay_address();
+        pairs.push(pair(
+            Relation::PodToOutside,
+            of_pod(pod),
+            outside,
+            masqueraded,
+        ));
+        let localhost = Endpoint {
+            address: Ipv4Addr::LOCALHOST,
+            ..of_pod(pod)
+        };
+        pairs.push(pair(
+            Relation::Localhost,
+            of_pod(pod),
+            localhost,
+            Ipv4Addr::LOCALHOST,
+        ));
+    }
+    pairs.sort_by_key(|pair| pair.relation);
+    Ok(pairs)
+}
+
+/// Failures of one pair after which it is given up: each costs seconds, and the rest tells nothing new.
+const ENOUGH_FAILURES: usize = 3;
+
+/// Checks one pair with every protocol and size.
+pub fn check(pair: &Pair) -> Vec<Check> {
+    let tcp = [(Protocol::Tcp, STREAM)];
+    let udp = DATAGRAMS.iter().map(|size| (Protocol::Udp, *size));
+    let icmp = ECHOES.iter().map(|size| (Protocol::Icmp, *size));
+    let mut checks: Vec<Check> = Vec::new();
+    for (protocol, bytes) in tcp.into_iter().chain(udp).chain(icmp) {
+        if checks.iter().filter(|check| !check.passed()).count() == ENOUGH_FAILURES {
+            break;
+        }
+        checks.push(converse(pair, protocol, bytes));
+    }
+    checks
+}
+
+/// Checks every pair of the lab; `tell` hears of each pair when it is done.
+///
+/// # Errors
+/// When the pairs cannot be made out, or on an interrupt. What does not reach is in the answer.
+pub fn check_all(lab: &Lab, mut tell: impl FnMut(&Pair, &[Check])) -> Result<Vec<Check>> {
+    let mut all = Vec::new();
+    for pair in pairs(lab)? {
+        interrupt::check()?;
+        let checks = check(&pair);
+        tell(&pair, &checks);
+        all.extend(checks);
+    }
+    Ok(all)
+}
+
+fn converse(pair: &Pair, protocol: Protocol, bytes: usize) -> Check {
+    let Pair {
+        relation,
+        from,
+        to,
+        source,
+    } = pair;
+    let seen = match protocol {
+        Protocol::Tcp => traffic::tcp(from, to, bytes),
+        Protocol::Udp => traffic::udp(from, to, bytes, relation.answers()),
+        Protocol::Icmp => traffic::icmp(from, to, bytes),
+    };
+    let failure = match seen {
+        Ok(seen) if seen == IpAddr::V4(*source) => None,
+        Ok(seen) => Some(format!("the receiver sees {seen} and not {source}")),
+        Err(error) => Some(format!("{error:#}")),
+    };
+    Check {
+        relation: *relation,
+        from: from.name.clone(),
+        to: to.name.clone(),
+        protocol,
+        bytes,
+        failure,
+    }
+}
+
+fn pair(relation: Relation, from: Endpoint, to: Endpoint, source: Ipv4Addr) -> Pair {
+    Pair {
+        relation,
+        from,
+        to,
+        source,
+    }
+}
+
+/// A pod as one side of a conversation.
+pub fn of_pod(pod: &Pod) -> Endpoint {
+    Endpoint {
+        name: pod.name().to_owned(),
+        namespace: pod.namespace(),
+        address: pod.address(),
+    }
+}
+
+/// A node as one side of a conversation, by its underlay address.
+pub fn of_node(node: &Node) -> Endpoint {
+    Endpoint {
+        name: node.name(),
+        namespace: node.namespace(),
+        address: node.underlay_address(),
+    }
+}

@@ -1,0 +1,256 @@
+//! Small conversations between namespaces, each with a deadline.
+//!
+//! A socket belongs to the namespace that it was opened in, so sockets are opened inside and used from
+//! wherever the caller is.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom, sendto,
+    setsockopt, socket,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+use crate::Namespace;
+
+/// How long any single answer may take.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for an answer that may be sent again.
+const RETRY: Duration = Duration::from_millis(200);
+/// Largest IP packet.
+const LARGEST: usize = 65_535;
+
+/// One side of a conversation.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// How a report calls it.
+    pub name: String,
+    /// Where its sockets are opened.
+    pub namespace: Namespace,
+    /// Where it is reached.
+    pub address: Ipv4Addr,
+}
+
+/// Bytes that differ at every place and between sizes.
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|i| (i.wrapping_mul(31) ^ length) as u8)
+        .collect()
+}
+
+/// A TCP connection: `length` bytes there and back. Returns the client's address as the server sees it.
+///
+/// # Errors
+/// When no connection comes about or the bytes do not come back as they were.
+pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let listener = to
+        .namespace
+        .run(|| TcpListener::bind(any))?
+        .context("listen")?;
+    let port = listener.local_addr().context("ask for the port")?.port();
+    let target = SocketAddr::from((to.address, port));
+    let mut client = from
+        .namespace
+        .run(|| TcpStream::connect_timeout(&target, PATIENCE))?
+        .with_context(|| format!("connect to {target}"))?;
+    // Connected means that the server's side is in the queue already: this does not wait.
+    let (mut server, peer) = listener.accept().context("accept")?;
+    for stream in [&client, &server] {
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .context("set a timeout")?;
+        stream
+            .set_write_timeout(Some(PATIENCE))
+            .context("set a timeout")?;
+    }
+    let sent = pattern(length);
+    let mut received = vec![0; length];
+    thread::scope(|scope| {
+        let echo = scope.spawn(move || -> Result<()> {
+            let mut buffer = vec![0; length];
+            server
+                .read_exact(&mut buffer)
+                .context("the server's read")?;
+            server.write_all(&buffer).context("the server's write")
+        });
+        client.write_all(&sent).context("the client's write")?;
+        client
+            .read_exact(&mut received)
+            .context("the client's read")?;
+        echo.join().map_err(|_| anyhow!("the server panicked"))?
+    })?;
+    ensure!(sent == received, "{length} bytes came back changed");
+    Ok(peer.ip())
+}
+
+/// How often an answer is sent that does not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// Every datagram must arrive.
+    Once,
+    /// One may be lost: the way back is narrower than where it begins, and path-MTU discovery (RFC 1191)
+    /// spends the first long datagram on learning that.
+    Twice,
+}
+
+/// A datagram of `length` bytes there and back. Returns the client's address as the server sees it.
+///
+/// # Errors
+/// When it does not arrive, or not as it was.
+pub fn udp(from: &Endpoint, to: &Endpoint, length: usize, answers: Answers) -> Result<IpAddr> {
+    let open = |address: Ipv4Addr| -> std::io::Result<UdpSocket> {
+        let socket = UdpSocket::bind((address, 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    };
+    // Bound to its address, so that it answers from there and not from that of the nearest interface.
+    let server = to
+        .namespace
+        .run(|| open(to.address))?
+        .context("open the server's socket")?;
+    let client = from
+        .namespace
+        .run(|| open(Ipv4Addr::UNSPECIFIED))?
+        .context("open the client's socket")?;
+    let sent = pattern(length);
+    let mut buffer = vec![0; LARGEST];
+    client
+        .send_to(&sent, server.local_addr()?)
+        .context("send")?;
+    let (there, peer) = server
+        .recv_from(&mut buffer)
+        .map_err(|_| silence("datagram"))?;
+    ensure!(buffer[..there] == sent, "{length} bytes arrived changed");
+    let patience: &[Duration] = match answers {
+        Answers::Once => &[PATIENCE],
+        Answers::Twice => &[RETRY, PATIENCE],
+    };
+    for limit in patience {
+        client
+            .set_read_timeout(Some(*limit))
+            .context("set a timeout")?;
+        server.send_to(&sent, peer).context("answer")?;
+        if let Ok((back, _)) = client.recv_from(&mut buffer) {
+            ensure!(buffer[..back] == sent, "{length} bytes came back changed");
+            return Ok(peer.ip());
+        }
+    }
+    Err(silence("answer"))
+}
+
+fn silence(what: &str) -> anyhow::Error {
+    anyhow!("no {what} arrives within {} s", PATIENCE.as_secs())
+}
+
+/// An ICMP echo with `length` bytes of payload. Returns the sender's address as the receiver sees it.
+///
+/// # Errors
+/// When it does not arrive, or no answer comes back, or not with the bytes that were sent.
+pub fn icmp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
+    let receiver = to.namespace.run(raw_icmp)??;
+    let sender = from.namespace.run(raw_icmp)??;
+    let payload = pattern(length);
+    // Told from all other pings by its identifier; the checks of one process run side by side.
+    let identifier = NEXT_ECHO.fetch_add(1, Ordering::Relaxed);
+    let request = echo_request(identifier, &payload);
+    let target = SockaddrIn::from(SocketAddrV4::new(to.address, 0));
+    sendto(sender.as_raw_fd(), &request, &target, MsgFlags::empty()).context("send an echo")?;
+    let seen =
+        await_echo(&receiver, ECHO_REQUEST, identifier, &payload).context("at the receiver")?;
+    await_echo(&sender, ECHO_REPLY, identifier, &payload).context("at the sender")?;
+    Ok(IpAddr::V4(seen))
+}
+
+static NEXT_ECHO: AtomicU16 = AtomicU16::new(1);
+/// ICMP types (RFC 792).
+const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST: u8 = 8;
+/// Bytes of an echo before its payload.
+const ECHO_HEADER: usize = 8;
+
+fn raw_icmp() -> Result<OwnedFd> {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::Icmp,
+    )
+    .context("open a raw ICMP socket (needs root)")?;
+    let patience = TimeVal::milliseconds(i64::try_from(PATIENCE.as_millis())?);
+    setsockopt(&socket, ReceiveTimeout, &patience).context("set a timeout")?;
+    Ok(socket)
+}
+
+/// An echo request (RFC 792) with sequence number 1.
+fn echo_request(identifier: u16, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![ECHO_REQUEST, 0, 0, 0];
+    packet.extend(identifier.to_be_bytes());
+    packet.extend(1_u16.to_be_bytes());
+    packet.extend(payload);
+    let checksum = internet_checksum(&packet);
+    packet[2..4].copy_from_slice(&checksum.to_be_bytes());
+    packet
+}
+
+/// RFC 1071.
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Waits for the echo with this identifier among everything that raw sockets are shown.
+fn await_echo(socket: &OwnedFd, kind: u8, identifier: u16, payload: &[u8]) -> Result<Ipv4Addr> {
+    let mut buffer = vec![0; LARGEST];
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        let Ok((length, source)) = recvfrom::<SockaddrIn>(socket.as_raw_fd(), &mut buffer) else {
+            break;
+        };
+        let packet = &buffer[..length];
+        let header = packet
+            .first()
+            .map_or(0, |first| usize::from(first & 0x0f) * 4);
+        let Some(message) = packet
+            .get(header..)
+            .filter(|message| message.len() >= ECHO_HEADER)
+        else {
+            continue;
+        };
+        if message[0] == kind && message[4..6] == identifier.to_be_bytes() {
+            ensure!(
+                &message[ECHO_HEADER..] == payload,
+                "the payload arrived changed"
+            );
+            return Ok(source.context("a packet without a source")?.ip());
+        }
+    }
+    Err(silence("echo"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksum_of_the_example_in_rfc_1071() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(internet_checksum(&bytes), !0xddf2);
+    }
+
+    #[test]
+    fn a_packet_with_its_checksum_sums_to_zero() {
+        assert_eq!(internet_checksum(&echo_request(7, &pattern(33))), 0);
+    }
+}

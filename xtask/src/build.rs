@@ -1,0 +1,110 @@
+//! `cargo xtask build`: the eBPF programs, then the binaries that carry them.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::{self, Toolchain};
+use crate::{shell, workspace};
+
+/// Build the eBPF programs and the binaries that carry them.
+///
+/// The programs end up in target/bpf/overlay.bpf.o and inside `overlayd`. A plain `cargo build` works
+/// without any eBPF toolchain, and takes that file when it is there.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Build overlayd, overlay-cni and overlayctl with optimisation, as lab and demo run them.
+    #[arg(long)]
+    release: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    programs(Warnings::Shown)?;
+    binaries(arguments.release)
+}
+
+/// What the compiler's warnings about the eBPF programs are taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warnings {
+    /// They are printed.
+    Shown,
+    /// They are printed and fail the build.
+    Denied,
+}
+
+/// Builds the eBPF programs into one object file.
+pub fn programs(warnings: Warnings) -> Result<()> {
+    let toolchain = setup::ensure_toolchain()?;
+    shell::progress(&format!("eBPF programs ({toolchain})"));
+    let mut command = compiler(&toolchain);
+    command.env(
+        "RUSTFLAGS",
+        "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf",
+    );
+    command.current_dir(workspace::root());
+    command.args(["build", "--release", "--package", "overlay-ebpf"]);
+    command
+        .args(["--target", "bpfel-unknown-none", "--target-dir"])
+        .arg(workspace::bpf_target());
+    let warned = shell::run_counting_warnings(&mut command)?;
+    if warned > 0 && warnings == Warnings::Denied {
+        bail!("the eBPF programs compile with {warned} warnings");
+    }
+
+    let built = workspace::bpf_target().join("bpfel-unknown-none/release/overlay-ebpf");
+    let object = workspace::bpf_object();
+    let new = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    // An unchanged file keeps its time, and cargo does not build the agent again.
+    if fs::read(&object).ok().as_ref() != Some(&new) {
+        fs::write(&object, new).with_context(|| format!("write {}", object.display()))?;
+    }
+    Ok(())
+}
+
+/// Builds overlayd, overlay-cni and overlayctl.
+pub fn binaries(release: bool) -> Result<()> {
+    setup::ensure_protoc()?;
+    shell::progress("overlayd, overlay-cni, overlayctl");
+    let mut command = shell::cargo(&["build", "--package", "overlay-user", "--bins"]);
+    if release {
+        command.arg("--release");
+    }
+    shell::run(&mut command)
+}
+
+/// The cargo of the eBPF toolchain, freed of what the cargo that runs us has put into the environment.
+fn compiler(toolchain: &Toolchain) -> Command {
+    let mut command = match toolchain {
+        Toolchain::Debian { .. } => {
+            let mut command = Command::new(setup::DEBIAN_CARGO);
+            // The crate's name: only that crate may use what a stable compiler otherwise refuses.
+            command
+                .env("RUSTC", setup::DEBIAN_RUSTC)
+                .env("RUSTC_BOOTSTRAP", "aya_ebpf");
+            command
+        }
+        Toolchain::Rustup { .. } => {
+            let mut command = Command::new("cargo");
+            command.args(["+nightly", "-Z", "build-std=core"]);
+            command.env_remove("RUSTC");
+            command
+        }
+    };
+    for inherited in [
+        "CARGO",
+        "RUSTUP_TOOLCHAIN",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "LD_LIBRARY_PATH",
+    ] {
+        command.env_remove(inherited);
+    }
+    if let Some(bin) = shell::cargo_bin() {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let directories = std::env::split_paths(&path).chain([bin]);
+        if let Ok(path) = std::env::join_paths(directories) {
+            command.env("PATH", path);
+        }
+    }
+    command
+}

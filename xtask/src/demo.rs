@@ -1,0 +1,240 @@
+//! `cargo xtask demo`: the overlay at work, from one command.
+
+mod compare;
+mod walk;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use overlay_tests::lab::Report;
+use overlay_tests::reach::{self, Check, Relation};
+use overlay_tests::{Lab, Options, StoreKind, measure};
+use serde::Serialize;
+
+use crate::lab::{Output, table};
+use crate::{build, setup, shell};
+use compare::Comparison;
+use walk::Step;
+
+/// The least share of pod packets that must have taken the fast path. The matrix sends fragments and ICMP
+/// errors on purpose, which are the kernel's; what a demo pushes besides is nearly all for the fast path.
+const LEAST_HIT_RATIO: f64 = 0.5;
+
+/// Problems that the text lists; the rest is usually more of the same.
+const SHOWN_PROBLEMS: usize = 20;
+
+/// Show the overlay at work: three nodes, six pods, a real etcd, and what the fast path brings.
+///
+/// Builds everything, starts a lab, shows leases and pods and the walk of one packet, checks who reaches
+/// whom, measures with the fast path on and off, and removes the lab. Needs root and takes a few minutes
+/// the first time, most of them for building. The exit code is 0 only if everything held.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// What to print on stdout: text for people, or one JSON document for scripts.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Output,
+    /// Leave the lab up, and say how to enter it.
+    #[arg(long)]
+    keep: bool,
+    /// Replace a lab that is up.
+    #[arg(long)]
+    force: bool,
+    /// Do not build first; take the programs in target/release as they are.
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// All that the demo finds out.
+#[derive(Debug, Serialize)]
+struct Findings {
+    /// Whether everything held.
+    held: bool,
+    /// What did not hold.
+    problems: Vec<String>,
+    lab: Report,
+    walk: Vec<Step>,
+    reachability: Reachability,
+    /// Share of pod packets on the fast path, by node.
+    hit_ratio: BTreeMap<String, f64>,
+    comparison: Comparison,
+}
+
+#[derive(Debug, Serialize)]
+struct Reachability {
+    passed: usize,
+    failed: usize,
+    failures: Vec<Check>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let text = arguments.output == Output::Table;
+    let store = choose_store()?;
+    if !arguments.no_build {
+        build::programs(build::Warnings::Shown)?;
+        build::binaries(true)?;
+    }
+    let options = Options {
+        store,
+        ..Options::default()
+    };
+    if arguments.force {
+        Lab::remove(&options.prefix)?;
+    }
+    shell::progress("three nodes with two pods each");
+    let lab = Lab::up(options)?;
+    let findings = find_out(&lab, text)?;
+
+    if text {
+        println!();
+        for problem in findings.problems.iter().take(SHOWN_PROBLEMS) {
+            println!("did not hold: {problem}");
+        }
+        if let Some(more) = findings.problems.len().checked_sub(SHOWN_PROBLEMS + 1) {
+            println!("… and {} more; --output json has them all", more + 1);
+        }
+        println!(
+            "{}",
+            if findings.held {
+                "everything held"
+            } else {
+                "NOT everything held"
+            }
+        );
+    } else {
+        let json = serde_json::to_string_pretty(&findings).context("write the findings as JSON")?;
+        println!("{json}");
+    }
+    if arguments.keep {
+        shell::progress("the lab stays up");
+        crate::lab::tell_how_to_enter(&lab);
+        drop(lab.keep());
+    } else {
+        shell::progress("cleaning up");
+        lab.down()?;
+    }
+    Ok(if findings.held {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// A real etcd if it can be had, or else a directory.
+fn choose_store() -> Result<StoreKind> {
+    setup::ensure_lab(StoreKind::Dir)?;
+    setup::ensure_measuring()?;
+    match setup::ensure_lab(StoreKind::Etcd) {
+        Ok(()) => Ok(StoreKind::Etcd),
+        Err(error) => {
+            shell::progress(&format!(
+                "no etcd ({error:#}): leases are kept in a directory instead"
+            ));
+            Ok(StoreKind::Dir)
+        }
+    }
+}
+
+fn find_out(lab: &Lab, text: bool) -> Result<Findings> {
+    let mut problems = Vec::new();
+    let report = lab.report();
+    if text {
+        println!("{}", table::render(&report));
+        show_leases(lab)?;
+    }
+
+    shell::progress("the walk of one packet from n1p1 to n2p1");
+    let walk = walk::walk(lab, &lab.pod(1, 1), &lab.pod(2, 1))?;
+    if text {
+        println!("{}", walk::render(&walk));
+    }
+
+    shell::progress("who reaches whom: TCP, UDP and ICMP, 1 byte to 60 kB");
+    let reachability = check_reachability(lab, text, &mut problems)?;
+
+    shell::progress("latency and throughput with the fast path");
+    let fast = compare::measure(lab)?;
+    let hit_ratio = hit_ratios(lab, text, &mut problems);
+    shell::progress("the same without: restarting the agents with --fast-path=off");
+    compare::restart_agents(lab, "off")?;
+    let kernel = compare::measure(lab)?;
+    compare::restart_agents(lab, "auto")?;
+    let comparison = Comparison { fast, kernel };
+    if text {
+        println!("{}", comparison.render());
+    }
+    let held = problems.is_empty();
+    Ok(Findings {
+        held,
+        problems,
+        lab: report,
+        walk,
+        reachability,
+        hit_ratio,
+        comparison,
+    })
+}
+
+fn show_leases(lab: &Lab) -> Result<()> {
+    if lab.options().store != StoreKind::Etcd {
+        return Ok(());
+    }
+    println!("\nleases in etcd:");
+    let listing = lab.etcdctl(&["get", "--prefix", "/coreos.com/network/"])?;
+    for line in listing.lines() {
+        let indent = if line.starts_with('/') {
+            "  "
+        } else {
+            "      "
+        };
+        println!("{indent}{line}");
+    }
+    Ok(())
+}
+
+fn check_reachability(lab: &Lab, text: bool, problems: &mut Vec<String>) -> Result<Reachability> {
+    let mut sums: BTreeMap<Relation, (usize, usize)> = BTreeMap::new();
+    let checks = reach::check_all(lab, |pair, checks| {
+        let sum = sums.entry(pair.relation).or_default();
+        sum.0 += checks.iter().filter(|check| check.passed()).count();
+        sum.1 += checks.len();
+    })?;
+    if text {
+        println!("{}", table::reachability(&sums));
+    }
+    let failures: Vec<Check> = checks
+        .iter()
+        .filter(|check| !check.passed())
+        .cloned()
+        .collect();
+    problems.extend(failures.iter().map(ToString::to_string));
+    Ok(Reachability {
+        passed: checks.len() - failures.len(),
+        failed: failures.len(),
+        failures,
+    })
+}
+
+fn hit_ratios(lab: &Lab, text: bool, problems: &mut Vec<String>) -> BTreeMap<String, f64> {
+    let mut ratios = BTreeMap::new();
+    for node in lab.nodes() {
+        let name = node.name();
+        match measure::hit_ratio(&node) {
+            Ok(Some(ratio)) => {
+                if ratio < LEAST_HIT_RATIO {
+                    problems.push(format!(
+                        "only {:.1} % on the fast path of {name}",
+                        ratio * 100.0
+                    ));
+                }
+                if text {
+                    println!("fast-path hit ratio of {name}: {:.1} %", ratio * 100.0);
+                }
+                ratios.insert(name, ratio);
+            }
+            Ok(None) => problems.push(format!("{name} has counted no packet on the fast path")),
+            Err(error) => problems.push(format!("hit ratio of {name}: {error:#}")),
+        }
+    }
+    ratios
+}

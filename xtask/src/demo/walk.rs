@@ -1,0 +1,169 @@
+//! The walk of one packet: every interface on its way is watched, and tells whether it came by.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use overlay_tests::packet::{Frame, RawSocket};
+use overlay_tests::reach::of_pod;
+use overlay_tests::{Lab, Namespace, Node, Pod, traffic};
+use serde::Serialize;
+
+use crate::lab::table;
+
+/// Payload of the echo that is followed; no other packet carries that pattern.
+const PAYLOAD: usize = 333;
+/// How long nothing must pass before we stop watching.
+const QUIET: Duration = Duration::from_millis(50);
+/// Byte offsets in an Ethernet frame with IPv4 inside, without options.
+const PROTOCOL: usize = 23;
+const SOURCE: usize = 26;
+const DESTINATION: usize = 30;
+/// UDP (RFC 768).
+const UDP: u8 = 17;
+/// ICMP echo request (RFC 792), and the bytes of its header.
+const ECHO_REQUEST: u8 = 8;
+const ECHO_HEADER: usize = 8;
+
+/// One interface on the way.
+#[derive(Debug, Serialize)]
+pub struct Step {
+    /// Node, pod or underlay.
+    pub place: String,
+    pub interface: String,
+    /// What came by; nothing where the packet took a shorter way.
+    pub seen: Option<Seen>,
+}
+
+/// The packet as an interface has seen it.
+#[derive(Debug, Serialize)]
+pub struct Seen {
+    pub bytes: usize,
+    /// Of the outermost header.
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
+    pub encapsulated: bool,
+}
+
+/// Follows one ICMP echo request.
+pub fn walk(lab: &Lab, from: &Pod, to: &Pod) -> Result<Vec<Step>> {
+    let (sender, receiver) = (of_pod(from), of_pod(to));
+    // The first packet asks for MAC addresses; we follow the second.
+    traffic::icmp(&sender, &receiver, 1)?;
+    let watched = watch_points(lab, from, to)?
+        .into_iter()
+        .map(|(place, namespace, interface)| {
+            let socket = RawSocket::open(&namespace, &interface)?;
+            Ok((place, interface, socket))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    traffic::icmp(&sender, &receiver, PAYLOAD)?;
+    watched
+        .into_iter()
+        .map(|(place, interface, socket)| {
+            let frames = socket.drain(QUIET)?;
+            let seen = frames.iter().find_map(recognise);
+            Ok(Step {
+                place,
+                interface,
+                seen,
+            })
+        })
+        .collect()
+}
+
+type WatchPoint = (String, Namespace, String);
+
+/// Every interface between two pods of two nodes, as the kernel path would use them.
+fn watch_points(lab: &Lab, from: &Pod, to: &Pod) -> Result<Vec<WatchPoint>> {
+    let on = |node: &Node, interface: &str| (node.name(), node.namespace(), interface.to_owned());
+    let wire = |node: &Node| -> Result<WatchPoint> {
+        Ok((
+            "underlay".to_owned(),
+            lab.namespace("underlay")?,
+            node.name(),
+        ))
+    };
+    let (near, far) = (from.node(), to.node());
+    let (near_vtep, far_vtep) = (vtep(&near)?, vtep(&far)?);
+    Ok(vec![
+        (from.name().to_owned(), from.namespace(), "eth0".to_owned()),
+        on(&near, &from.host_interface()?),
+        on(&near, "cni0"),
+        on(&near, &near_vtep),
+        on(&near, "eth0"),
+        wire(&near)?,
+        wire(&far)?,
+        on(&far, "eth0"),
+        on(&far, &far_vtep),
+        on(&far, "cni0"),
+        on(&far, &to.host_interface()?),
+        (to.name().to_owned(), to.namespace(), "eth0".to_owned()),
+    ])
+}
+
+/// Name of the node's VXLAN device.
+fn vtep(node: &Node) -> Result<String> {
+    let links = node.json(["ip", "-json", "link", "show", "type", "vxlan"])?;
+    let mut names = links
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|link| link["ifname"].as_str());
+    let ours = names.find(|name| name.starts_with("flannel."));
+    Ok(ours
+        .with_context(|| format!("{} has no VXLAN device", node.name()))?
+        .to_owned())
+}
+
+/// What the followed packet looks like in this frame, if it is in it.
+fn recognise(frame: &Frame) -> Option<Seen> {
+    let bytes = &frame.bytes;
+    let payload = traffic::pattern(PAYLOAD);
+    let at = bytes
+        .windows(PAYLOAD)
+        .position(|window| window == payload)?;
+    if *bytes.get(at.checked_sub(ECHO_HEADER)?)? != ECHO_REQUEST {
+        return None;
+    }
+    let address = |offset: usize| -> Option<Ipv4Addr> {
+        let octets: [u8; 4] = bytes.get(offset..offset + 4)?.try_into().ok()?;
+        Some(Ipv4Addr::from(octets))
+    };
+    Some(Seen {
+        bytes: bytes.len(),
+        source: address(SOURCE)?,
+        destination: address(DESTINATION)?,
+        encapsulated: *bytes.get(PROTOCOL)? == UDP,
+    })
+}
+
+/// A table, one line per interface.
+pub fn render(steps: &[Step]) -> String {
+    let mut shown = table::table(["PLACE", "INTERFACE", "PACKET"]);
+    for Step {
+        place,
+        interface,
+        seen,
+    } in steps
+    {
+        let seen = seen.as_ref().map_or_else(
+            || "· not here: the fast path goes past it".to_owned(),
+            |Seen {
+                 bytes,
+                 source,
+                 destination,
+                 encapsulated,
+             }| {
+                let how = if *encapsulated {
+                    "VXLAN with the echo inside"
+                } else {
+                    "ICMP echo"
+                };
+                format!("{source} → {destination}  {how}, {bytes} bytes")
+            },
+        );
+        shown.add_row([place, interface, &seen]);
+    }
+    format!("\n{shown}\n")
+}

@@ -1,0 +1,195 @@
+//! `cargo xtask lab`: the lab for people.
+
+pub mod table;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Subcommand, ValueEnum};
+use overlay_tests::lab::{PREFIX_ENV, prefix_from_env};
+use overlay_tests::{Lab, Options, StoreKind};
+
+use crate::{build, setup};
+
+/// Nodes, pods and a store on this machine, to play with.
+///
+/// Nodes are network namespaces n1, n2, …, pods are n1p1, n1p2, …; `ip netns exec n1p1 ping …` works on
+/// them. `lab exec` enters a node with its own /run, /etc/cni and bpffs, so that overlayctl, ctr and bpftool
+/// see what they would see on a host. Two labs can live side by side with OVERLAY_LAB_PREFIX=x- in the
+/// environment, which is put before every namespace's name.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask lab up --nodes 3 --pods 2
+  cargo xtask lab exec n1p1 -- ping -c3 10.244.9.2
+  cargo xtask lab exec n1 -- overlayctl status
+  cargo xtask lab exec n2 -- tcpdump -ni eth0 udp port 8472
+  cargo xtask lab status --output json
+  cargo xtask lab down")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build what has changed and start a lab.
+    Up(Up),
+    /// Run a command in a node (n1), a pod (n1p1), `underlay`, `store` or `outside`.
+    Exec {
+        /// Where.
+        name: String,
+        /// What; put `--` before it.
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Show nodes, pods and store with their namespaces and addresses.
+    Status {
+        /// A table for people, or JSON for scripts.
+        #[arg(long, short, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Stop the agents and the store and remove every namespace. Fine if there is no lab.
+    Down,
+}
+
+#[derive(clap::Args)]
+struct Up {
+    /// Number of nodes.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    nodes: usize,
+    /// Pods on each node.
+    #[arg(long, default_value_t = 2, value_name = "M")]
+    pods: usize,
+    /// Where leases are kept: a real etcd, or a directory that all nodes see.
+    #[arg(long, value_enum, default_value = "etcd")]
+    store: Store,
+    /// The agents' --fast-path: auto takes the eBPF path where the kernel can, off leaves all to the kernel.
+    #[arg(long, value_enum, default_value = "auto")]
+    fast_path: FastPath,
+    /// MTU of every link between the nodes, in bytes.
+    #[arg(long, default_value_t = 1500, value_name = "BYTES")]
+    underlay_mtu: u32,
+    /// Replace a lab that is up.
+    #[arg(long)]
+    force: bool,
+    /// Do not build first; take the programs in target/release as they are.
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// How to show a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For scripts.
+    Json,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Store {
+    Etcd,
+    Dir,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FastPath {
+    Auto,
+    Off,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let prefix = prefix_from_env();
+    match arguments.command {
+        Command::Up(arguments) => up(&arguments)?,
+        Command::Exec { name, command } => return exec(&prefix, &name, &command),
+        Command::Status { output } => status(&Lab::attach(&prefix)?, output)?,
+        Command::Down => {
+            let was_up = Lab::remove(&prefix)?;
+            println!(
+                "{}",
+                if was_up {
+                    "the lab is down"
+                } else {
+                    "no lab was up"
+                }
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(arguments: &Up) -> Result<()> {
+    let store = match arguments.store {
+        Store::Etcd => StoreKind::Etcd,
+        Store::Dir => StoreKind::Dir,
+    };
+    setup::ensure_lab(store)?;
+    if !arguments.no_build {
+        build::programs(build::Warnings::Shown)?;
+        build::binaries(true)?;
+    }
+    let options = Options {
+        nodes: arguments.nodes,
+        pods: arguments.pods,
+        store,
+        fast_path: match arguments.fast_path {
+            FastPath::Auto => "auto".to_owned(),
+            FastPath::Off => "off".to_owned(),
+        },
+        underlay_mtu: arguments.underlay_mtu,
+        ..Options::default()
+    };
+    if arguments.force {
+        Lab::remove(&options.prefix)?;
+    }
+    let lab = Lab::up(options)?.keep();
+    status(&lab, Output::Table)?;
+    tell_how_to_enter(&lab);
+    Ok(())
+}
+
+/// Says what one can do with a lab that stays up.
+pub fn tell_how_to_enter(lab: &Lab) {
+    let prefix = lab.options().prefix;
+    let set = if prefix.is_empty() {
+        prefix
+    } else {
+        format!("{PREFIX_ENV}={prefix} ")
+    };
+    eprintln!(
+        "\nenter a node:  {set}cargo xtask lab exec n1 -- bash\n\
+         enter a pod:   {set}cargo xtask lab exec n1p1 -- bash\n\
+         take it down:  {set}cargo xtask lab down"
+    );
+}
+
+/// Shows a lab.
+pub fn status(lab: &Lab, output: Output) -> Result<()> {
+    let report = lab.report();
+    match output {
+        Output::Table => println!("{}", table::render(&report)),
+        Output::Json => {
+            let text = serde_json::to_string_pretty(&report).context("write the status as JSON")?;
+            println!("{text}");
+        }
+    }
+    Ok(())
+}
+
+fn exec(prefix: &str, name: &str, line: &[OsString]) -> Result<ExitCode> {
+    let lab = Lab::attach(prefix)?;
+    let namespace = lab.namespace(name)?;
+    let (program, arguments) = line.split_first().context("nothing to run")?;
+    let mut command = lab.command(program);
+    let status = namespace
+        .spawn(command.args(arguments))?
+        .wait()
+        .with_context(|| format!("wait for {}", program.to_string_lossy()))?;
+    use std::os::unix::process::ExitStatusExt as _;
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}

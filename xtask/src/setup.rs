@@ -1,0 +1,92 @@
+//! `cargo xtask setup`: finds or installs what building and trying the overlay takes.
+
+mod install;
+mod parts;
+mod toolchain;
+
+use anyhow::{Result, bail};
+use overlay_tests::StoreKind;
+
+pub use toolchain::{DEBIAN_CARGO, DEBIAN_RUSTC, Toolchain};
+
+use crate::shell;
+use parts::Part;
+
+/// Find or install the eBPF toolchain and the real parts of the lab.
+///
+/// Quick when nothing is missing. As root on Debian (and its kin) what is missing is installed by apt-get
+/// and `cargo install`; elsewhere the exact commands are printed and the exit code is not zero.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only look and report; install nothing. Exits non-zero when something is missing.
+    #[arg(long)]
+    check: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let missing: Vec<&Part> = parts::ALL.iter().filter(|part| !part.is_there()).collect();
+    let toolchain = toolchain::find();
+    for part in parts::ALL {
+        let state = if part.is_there() { "found" } else { "missing" };
+        println!("{:<20} {state:<8} {}", part.package, part.purpose);
+    }
+    match &toolchain {
+        Ok(found) => println!("{:<20} {:<8} {found}", "eBPF toolchain", "found"),
+        Err(lack) => println!("{:<20} {:<8} {lack}", "eBPF toolchain", "missing"),
+    }
+    if missing.is_empty() && toolchain.is_ok() {
+        return Ok(());
+    }
+    if arguments.check {
+        bail!("parts are missing: run `cargo xtask setup` as root");
+    }
+    install::packages(&missing)?;
+    let found = toolchain.or_else(|_| install::toolchain())?;
+    println!("everything is there; eBPF programs are built with {found}");
+    Ok(())
+}
+
+/// The eBPF toolchain, installed if need be.
+pub fn ensure_toolchain() -> Result<Toolchain> {
+    toolchain::find().or_else(|lack| {
+        shell::progress(&format!("setup: {lack}"));
+        install::toolchain()
+    })
+}
+
+/// What a plain `cargo build` of the agent takes: the protobuf compiler and its files.
+pub fn ensure_protoc() -> Result<()> {
+    ensure(|part| part.needed == parts::Needed::Build)
+}
+
+/// What the lab takes.
+pub fn ensure_lab(store: StoreKind) -> Result<()> {
+    ensure(|part| match part.needed {
+        parts::Needed::Lab => true,
+        parts::Needed::Etcd => store == StoreKind::Etcd,
+        parts::Needed::Build | parts::Needed::Measuring | parts::Needed::Tests => false,
+    })
+}
+
+/// What measuring takes besides the lab.
+pub fn ensure_measuring() -> Result<()> {
+    ensure(|part| part.needed == parts::Needed::Measuring)
+}
+
+/// What the end-to-end tests take, the lab included.
+pub fn ensure_tests() -> Result<()> {
+    ensure(|_| true)
+}
+
+fn ensure(wanted: impl Fn(&Part) -> bool) -> Result<()> {
+    let missing: Vec<&Part> = parts::ALL
+        .iter()
+        .filter(|part| wanted(part) && !part.is_there())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|part| part.package).collect();
+    shell::progress(&format!("setup: installing {}", names.join(", ")));
+    install::packages(&missing)
+}

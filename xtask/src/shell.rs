@@ -1,0 +1,93 @@
+//! Running other programs and telling what is going on.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use overlay_tests::command::show;
+use overlay_tests::interrupt;
+
+/// Tells a step on stderr, where progress goes; stdout is for results.
+pub fn progress(text: &str) {
+    eprintln!("==> {text}");
+}
+
+/// Runs a program with our own stdout and stderr, and demands success.
+pub fn run(command: &mut Command) -> Result<()> {
+    let shown = show(command);
+    let status = command
+        .status()
+        .with_context(|| format!("start `{shown}`"))?;
+    interrupt::check()?;
+    if !status.success() {
+        bail!("`{shown}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs a cargo build, passes its messages on, and returns how many warnings there were. Cargo repeats
+/// the warnings of what it need not compile again, so the answer does not depend on what was built before;
+/// with `-D warnings` in the flags everything would be compiled twice.
+pub fn run_counting_warnings(command: &mut Command) -> Result<usize> {
+    command.arg("--message-format=json").stdout(Stdio::piped());
+    let shown = show(command);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("start `{shown}`"))?;
+    let output = child.stdout.take().context("the output of cargo")?;
+    let mut warnings = 0;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("read the output of cargo")?;
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(&line) else {
+            continue;
+        };
+        let message = &message["message"];
+        if let Some(rendered) = message["rendered"].as_str() {
+            eprint!("{rendered}");
+        }
+        warnings += usize::from(message["level"] == "warning");
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("wait for `{shown}`"))?;
+    interrupt::check()?;
+    if !status.success() {
+        bail!("`{shown}` failed ({status})");
+    }
+    Ok(warnings)
+}
+
+/// A cargo command in the repository, by the cargo that runs us.
+pub fn cargo(arguments: &[&str]) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command
+        .current_dir(crate::workspace::root())
+        .args(arguments);
+    command
+}
+
+/// Looks for a program on the PATH, then where system tools and cargo's own binaries lie, which is often
+/// not on the PATH of root or of CI.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .chain(cargo_bin())
+        .map(|directory| directory.join(program))
+        .find(|path| is_program(path))
+}
+
+/// Where `cargo install` puts programs.
+pub fn cargo_bin() -> Option<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))?;
+    Some(home.join("bin"))
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}

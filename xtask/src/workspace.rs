@@ -1,0 +1,21 @@
+//! Where things lie in the repository.
+
+use std::path::{Path, PathBuf};
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+}
+
+/// Where the eBPF programs are built. The agent's build script looks for [`bpf_object`] at this place,
+/// so it does not move with `CARGO_TARGET_DIR`.
+pub fn bpf_target() -> PathBuf {
+    root().join("target/bpf")
+}
+
+/// The eBPF programs as one object file, ready to be embedded in the agent.
+pub fn bpf_object() -> PathBuf {
+    bpf_target().join("overlay.bpf.o")
+}
