@@ -7,7 +7,7 @@
 //! | ADD | [`add`] |
 //! | DEL, GC | [`release`] |
 //! | CHECK, STATUS | [`check`] |
-//! | VERSION | here |
+//! | VERSION, and the form of every answer | here |
 //!
 //! Specification: <https://github.com/containernetworking/cni/blob/v1.3.0/SPEC.md> (version 1.1.0).
 
@@ -21,26 +21,21 @@ pub mod netlink;
 pub mod netns;
 pub mod release;
 pub mod request;
+mod result;
 pub mod subnet_env;
 pub mod sysctl;
 pub mod veth;
 
 use std::io::{self, Read};
 
-use rscni_types::legacy;
-use rscni_types::types::{CNIResult, CNIResultWithVersion, Cmd};
-use rscni_types::version::{PluginInfo, SpecVersion};
+use rscni_types::types::{CNIResult, Cmd};
+use rscni_types::version::SpecVersion;
 use serde_json::{Value, json};
 
 use config::NetConf;
 pub use error::Error;
 use request::Request;
-
-/// The versions of CNI that the plugin speaks. Those before 0.3.0 know another form of result.
-#[must_use]
-pub fn versions() -> PluginInfo {
-    PluginInfo::default()
-}
+pub use result::versions;
 
 /// Answers one call: variables of the environment by way of `variable`, the configuration from `input`.
 /// Returns what goes to standard output, if anything does.
@@ -74,7 +69,7 @@ async fn serve(
     match request {
         Request::Add(attachment, netns) => {
             let result = add::add(conf, attachment, netns).await?;
-            return Ok(Some(result_json(version, result)));
+            return Ok(Some(result::to_json(version, result)));
         }
         Request::Del(attachment, netns) => {
             release::del(conf, attachment, netns.as_deref()).await?;
@@ -84,14 +79,6 @@ async fn serve(
         Request::Status => check::status(conf)?,
     }
     Ok(None)
-}
-
-fn result_json(version: SpecVersion, result: CNIResult) -> Value {
-    if version.is_legacy() {
-        json!(legacy::CNIResult::new(version, result))
-    } else {
-        json!(CNIResultWithVersion::new(version, result))
-    }
 }
 
 impl NetConf {
@@ -177,14 +164,14 @@ mod tests {
     #[test]
     fn version_needs_nothing() {
         let versions = call("VERSION", "").expect("an answer").expect("a body");
-        assert_eq!(versions["supportedVersions"][4], "1.1.0");
+        assert_eq!(versions["supportedVersions"][6], "1.1.0");
     }
 
     #[test]
     fn versions_limit_the_verbs() {
         for (command, version) in [
             ("ADD", "2.0.0"),
-            ("ADD", ""),
+            ("CHECK", ""),
             ("CHECK", "0.3.1"),
             ("GC", "1.0.0"),
             ("STATUS", "1.0.0"),
@@ -210,16 +197,5 @@ mod tests {
             let conf = json!({ "name": name, "cniVersion": "1.0.0" }).to_string();
             assert_eq!(code("DEL", &conf), 7, "{name:?}");
         }
-    }
-
-    #[test]
-    fn old_runtimes_get_the_old_result() {
-        let result: CNIResult =
-            serde_json::from_str(r#"{"ips":[{"address":"10.244.1.2/24"}]}"#).expect("a result");
-        let json = result_json(SpecVersion::new(0, 3, 1), result);
-        assert_eq!(
-            json["ips"][0],
-            json!({ "version": "4", "address": "10.244.1.2/24" })
-        );
     }
 }
