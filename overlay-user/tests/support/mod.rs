@@ -66,11 +66,7 @@ pub async fn start(location: Location, ttl: Duration, json: &str, n: u8) -> (Nod
 
 impl Node {
     /// Waits until the state is as wanted, and returns it.
-    pub async fn until(
-        &self,
-        what: &str,
-        wanted: impl FnMut(&LeaseState) -> bool,
-    ) -> LeaseState {
+    pub async fn until(&self, what: &str, wanted: impl FnMut(&LeaseState) -> bool) -> LeaseState {
         let mut watched = self.state.clone();
         match timeout(Duration::from_secs(30), watched.wait_for(wanted)).await {
             Ok(state) => state.expect("the store lives").clone(),
@@ -79,8 +75,13 @@ impl Node {
     }
 }
 
-/// Runs a test's body with threads and timers.
+/// Runs a test's body with threads and timers. `RUST_LOG=overlay_user=debug` shows what happens.
 pub fn run(body: impl Future<Output = ()>) {
+    // Another test of the same process may have set it up already.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
