@@ -3,14 +3,15 @@
 mod support;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, GetOptions, KeyValue, PutOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use overlay_user::store::{Error, Location, StoreHealth, etcd};
+use overlay_user::store::{Error, Location, Store, StoreHealth, etcd};
 use support::{LARGE, SMALL, attributes, config, open, run, start};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -23,27 +24,42 @@ const PREFIX: &str = "/coreos.com/network";
 struct Server {
     child: Child,
     data: TempDir,
+    scheme: &'static str,
     port: u16,
     peer_port: u16,
 }
 
 impl Server {
     async fn start() -> Self {
-        let data = tempfile::tempdir().expect("a directory");
-        let (port, peer_port) = (free_port(), free_port());
-        let child = spawn(data.path().into(), port, peer_port);
-        let server = Self {
-            child,
-            data,
-            port,
-            peer_port,
-        };
+        let server = Self::spawn("http", &[]);
         server.ready().await;
         server
     }
 
+    /// With TLS; whoever asks must find out by itself when it is up.
+    async fn start_with_tls(cert: &Path, key: &Path) -> Self {
+        let (cert, key) = (cert.display(), key.display());
+        Self::spawn(
+            "https",
+            &[format!("--cert-file={cert}"), format!("--key-file={key}")],
+        )
+    }
+
+    fn spawn(scheme: &'static str, more: &[String]) -> Self {
+        let data = tempfile::tempdir().expect("a directory");
+        let (port, peer_port) = (free_port(), free_port());
+        let child = spawn(scheme, data.path(), port, peer_port, more);
+        Self {
+            child,
+            data,
+            scheme,
+            port,
+            peer_port,
+        }
+    }
+
     fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
 
     async fn client(&self) -> Client {
@@ -88,7 +104,13 @@ impl Server {
     }
 
     async fn restart(&mut self) {
-        self.child = spawn(self.data.path().into(), self.port, self.peer_port);
+        self.child = spawn(
+            self.scheme,
+            self.data.path(),
+            self.port,
+            self.peer_port,
+            &[],
+        );
         self.ready().await;
     }
 
@@ -120,16 +142,21 @@ impl Drop for Server {
     }
 }
 
+/// A port below those that the kernel gives to outgoing connections.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = 20_000 + u16::try_from(std::process::id() % 10_000).expect("small");
+    loop {
+        let port = base + NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
-fn spawn(data: PathBuf, port: u16, peer_port: u16) -> Child {
-    let (url, peer) = (
-        format!("http://127.0.0.1:{port}"),
-        format!("http://127.0.0.1:{peer_port}"),
-    );
+fn spawn(scheme: &str, data: &Path, port: u16, peer_port: u16, more: &[String]) -> Child {
+    let url = format!("{scheme}://127.0.0.1:{port}");
+    let peer = format!("http://127.0.0.1:{peer_port}");
     Command::new("etcd")
         .arg("--data-dir")
         .arg(data)
@@ -151,6 +178,7 @@ fn spawn(data: PathBuf, port: u16, peer_port: u16) -> Child {
             "--log-level",
             "error",
         ])
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -255,6 +283,137 @@ fn forty_nodes_all_get_a_subnet_of_their_own() {
         won.sort();
         won.dedup();
         assert_eq!(won.len(), 40);
+    });
+}
+
+#[test]
+fn subnets_of_different_lengths_never_overlap() {
+    run(async {
+        let server = Server::start().await;
+        let races = (1..=20).map(|n| {
+            let store = open(server.location(), TTL);
+            let len = if n % 2 == 0 { 24 } else { 26 };
+            let config = config(&format!(r#"{{"Network":"10.3.0.0/20","SubnetLen":{len}}}"#));
+            async move { store.acquire(&config, attributes(n), None).await }
+        });
+        let won: Vec<_> = futures::future::join_all(races)
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
+        assert!(won.len() > 5, "most find room");
+        assert_eq!(
+            server.leases().await.len(),
+            won.len(),
+            "no loser leaves anything"
+        );
+        for (at, one) in won.iter().enumerate() {
+            assert!(
+                won[at + 1..]
+                    .iter()
+                    .all(|other| !other.overlaps(&one.subnet)),
+                "{won:#?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_user_and_a_password_are_enough_and_a_wrong_one_is_told() {
+    run(async {
+        let server = Server::start().await;
+        server.put("config", LARGE).await;
+        let mut client = server.client().await;
+        client
+            .user_add("root", "secret", None)
+            .await
+            .expect("added");
+        client.role_add("root").await.expect("added");
+        client
+            .user_grant_role("root", "root")
+            .await
+            .expect("granted");
+        client.auth_enable().await.expect("enabled");
+        let with = |password: &str| {
+            let Location::Etcd(options) = server.location() else {
+                unreachable!("etcd")
+            };
+            let Ok(password) = password.parse();
+            open(
+                Location::Etcd(etcd::Options {
+                    user: Some(("root".into(), password)),
+                    ..options
+                }),
+                TTL,
+            )
+        };
+        with("secret").network_config().await.expect("config");
+        let error = with("hunter2")
+            .network_config()
+            .await
+            .expect_err("a wrong password");
+        assert!(matches!(error, Error::Refused { .. }), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        let error = open(server.location(), TTL)
+            .network_config()
+            .await
+            .expect_err("no user");
+        assert!(error.to_string().contains("user"), "{error}");
+    });
+}
+
+#[test]
+fn a_certificate_authority_is_enough_for_tls() {
+    run(async {
+        let files = tempfile::tempdir().expect("a directory");
+        let (cert, key) = (files.path().join("cert.pem"), files.path().join("key.pem"));
+        let made = Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+            ])
+            .args(["-nodes", "-days", "2", "-subj", "/CN=etcd", "-addext"])
+            .arg("subjectAltName=IP:127.0.0.1")
+            .args(["-addext", "basicConstraints=critical,CA:FALSE", "-out"])
+            .arg(&cert)
+            .arg("-keyout")
+            .arg(&key)
+            .output()
+            .expect("cannot run openssl; install it: `apt-get install openssl`");
+        assert!(made.status.success(), "{made:?}");
+        let server = Server::start_with_tls(&cert, &key).await;
+        let options = |ca_file| {
+            Location::Etcd(etcd::Options {
+                endpoints: vec![server.url()],
+                prefix: PREFIX.into(),
+                key_file: None,
+                cert_file: None,
+                ca_file,
+                user: None,
+            })
+        };
+        assert!(
+            Store::open(options(None), TTL, TTL).is_err(),
+            "no authority to check against"
+        );
+        let asked = async {
+            loop {
+                match open(options(Some(cert.clone())), TTL)
+                    .network_config()
+                    .await
+                {
+                    Err(Error::NoConfig(_)) => break,
+                    _ => sleep(Duration::from_millis(100)).await,
+                }
+            }
+        };
+        timeout(Duration::from_secs(20), asked)
+            .await
+            .expect("etcd does not answer by TLS");
     });
 }
 
@@ -491,7 +650,15 @@ fn compaction_during_a_partition_loses_nothing() {
     run(async {
         let mut server = Server::start().await;
         let (one, _) = start(server.location(), TTL, LARGE, 1).await;
-        one.until("a complete answer", |state| state.synced).await;
+        // Seeing a peer shows that the watch has a place to go on from.
+        server
+            .put(
+                "subnets/10.3.49.0-24",
+                &attributes(49).to_json().expect("JSON"),
+            )
+            .await;
+        one.until("the first peer", |state| state.leases.len() == 1)
+            .await;
         // The agent hears nothing while a peer comes and the history is thrown away: the same server
         // speaks at another port meanwhile.
         server.stop();
@@ -503,6 +670,9 @@ fn compaction_during_a_partition_loses_nothing() {
                 &attributes(50).to_json().expect("JSON"),
             )
             .await;
+        for n in 0..5 {
+            server.put("noise", &n.to_string()).await;
+        }
         let mut client = server.client().await;
         let revision = client
             .get("x", None)
@@ -515,8 +685,10 @@ fn compaction_during_a_partition_loses_nothing() {
         server.stop();
         server.port = port;
         server.restart().await;
-        let state = one.until("the peer", |state| state.leases.len() == 1).await;
-        assert_eq!(state.leases[0].attributes, attributes(50));
+        let state = one
+            .until("the second peer", |state| state.leases.len() == 2)
+            .await;
+        assert_eq!(state.leases[1].attributes, attributes(50));
     });
 }
 

@@ -291,6 +291,8 @@ impl Inner {
                 SystemTime::now()
             }
         };
+        // What lingers from the last outage lingers through this one.
+        self.grace = None;
         self.health = StoreHealth::Unreachable {
             since,
             error: message.to_owned(),

@@ -75,8 +75,13 @@ impl Node {
     }
 }
 
-/// Runs a test's body with threads and timers.
+/// Runs a test's body with threads and timers. `RUST_LOG=overlay_user=debug` shows what happens.
 pub fn run(body: impl Future<Output = ()>) {
+    // Another test of the same process may have set it up already.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -14,8 +14,9 @@ use crate::store::Error;
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// How long one endpoint has to accept a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-/// How often an open connection is probed. etcd hangs up on clients that probe more often.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often an open connection is probed. etcd hangs up on clients that probe twice within 5 s
+/// (`--grpc-keepalive-min-time`).
+const PROBE_EVERY: Duration = Duration::from_secs(10);
 
 /// What an attempt at one endpoint ended with.
 enum Failure {

@@ -36,6 +36,13 @@ impl Store {
             Finding::Lost(how) => return self.claim_again(inner, wanted, &held, how).await,
             Finding::Changed => {
                 let current = inner.table.get(&held.key).cloned().unwrap_or(held.clone());
+                if current.value != held.value {
+                    tracing::warn!(
+                        key = held.key,
+                        "somebody changed this node's lease; if this goes on, another node has the same \
+                         public IP: give each its own by --public-ip or --iface"
+                    );
+                }
                 return match self.registry.replace(&current, &value).await? {
                     Some(entry) => {
                         tracing::info!(key = entry.key, "published this node's attributes");
