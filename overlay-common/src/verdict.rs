@@ -1,7 +1,7 @@
 //! How a packet's visit to a program can end: exactly one verdict, counted.
 
 /// The places where programs sit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Hook {
     /// tc ingress of a pod's host veth: what the pod sends.

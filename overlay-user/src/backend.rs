@@ -1,18 +1,5 @@
-//! How a peer is reached.
+//! How a peer is reached, as told by its lease. Pure: nothing here touches the kernel or the store.
 
-use std::net::IpAddr;
+pub mod vxlan;
 
-use ipnet::IpNet;
-
-use crate::mac::MacAddr;
-
-/// Another node of the overlay, as its lease describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
-pub struct Peer {
-    /// The pods of that node.
-    pub subnet: IpNet,
-    /// The underlay address that its VXLAN packets go to and come from.
-    pub vtep: IpAddr,
-    /// The MAC address of its VXLAN device.
-    pub mac: MacAddr,
-}
+pub use vxlan::{Peer, own_attributes, peers};

@@ -1,1 +1,225 @@
-//! cni
+//! The CNI plugin: gives pods their interface on the overlay, and takes it back.
+//!
+//! It reads flannel's configuration, needs no daemon, and leaves on disk what flannel's plugins leave:
+//!
+//! | verb | module |
+//! |---|---|
+//! | ADD | [`add`] |
+//! | DEL, GC | [`release`] |
+//! | CHECK, STATUS | [`check`] |
+//! | VERSION | here |
+//!
+//! Specification: <https://github.com/containernetworking/cni/blob/v1.3.0/SPEC.md> (version 1.1.0).
+
+pub mod add;
+pub mod bridge;
+pub mod check;
+pub mod config;
+mod error;
+pub mod masquerade;
+pub mod netlink;
+pub mod netns;
+pub mod release;
+pub mod request;
+pub mod subnet_env;
+pub mod sysctl;
+pub mod veth;
+
+use std::io::{self, Read};
+
+use rscni_types::legacy;
+use rscni_types::types::{CNIResult, CNIResultWithVersion, Cmd};
+use rscni_types::version::{PluginInfo, SpecVersion};
+use serde_json::{Value, json};
+
+use config::NetConf;
+pub use error::Error;
+use request::Request;
+
+/// The versions of CNI that the plugin speaks. Those before 0.3.0 know another form of result.
+#[must_use]
+pub fn versions() -> PluginInfo {
+    PluginInfo::default()
+}
+
+/// Answers one call: variables of the environment by way of `variable`, the configuration from `input`.
+/// Returns what goes to standard output, if anything does.
+///
+/// # Errors
+///
+/// The JSON of the error, which also goes to standard output.
+pub async fn answer(
+    variable: impl Fn(&str) -> Option<String>,
+    input: impl Read,
+) -> Result<Option<Value>, Value> {
+    let current = SpecVersion::CURRENT.to_string();
+    let request = Request::new(variable).map_err(|error| error.to_json(&current))?;
+    let Some(request) = request else {
+        return Ok(Some(json!(versions())));
+    };
+    let conf = NetConf::read(input).map_err(|error| error.to_json(&current))?;
+    let version = conf
+        .version(request.command())
+        .map_err(|error| error.to_json(&current))?;
+    serve(&request, &conf, version)
+        .await
+        .map_err(|error| error.to_json(&version.to_string()))
+}
+
+async fn serve(
+    request: &Request,
+    conf: &NetConf,
+    version: SpecVersion,
+) -> Result<Option<Value>, Error> {
+    match request {
+        Request::Add(attachment, netns) => {
+            let result = add::add(conf, attachment, netns).await?;
+            return Ok(Some(result_json(version, result)));
+        }
+        Request::Del(attachment, netns) => {
+            release::del(conf, attachment, netns.as_deref()).await?;
+        }
+        Request::Check(attachment, netns) => check::check(conf, attachment, netns).await?,
+        Request::Gc => release::gc(conf).await?,
+        Request::Status => check::status(conf)?,
+    }
+    Ok(None)
+}
+
+fn result_json(version: SpecVersion, result: CNIResult) -> Value {
+    if version.is_legacy() {
+        json!(legacy::CNIResult::new(version, result))
+    } else {
+        json!(CNIResultWithVersion::new(version, result))
+    }
+}
+
+impl NetConf {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] if it is not JSON of the right shape, [`Error::Config`] if the network's name could
+    /// not be that of a directory.
+    pub fn read(mut input: impl Read) -> Result<Self, Error> {
+        let mut text = String::new();
+        input
+            .read_to_string(&mut text)
+            .map_err(|source: io::Error| Error::File {
+                action: "read",
+                path: "standard input".into(),
+                source,
+            })?;
+        let conf: Self = serde_json::from_str(&text)?;
+        let name = &conf.name;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(plain) {
+            return Err(Error::Config(format!(
+                "{name:?} is not a network's name, which consists of letters, digits, `.`, `_` and `-` and \
+                 begins with a letter or digit"
+            )));
+        }
+        Ok(conf)
+    }
+
+    /// The version of CNI to answer `command` in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`], code 1, if the plugin does not speak it, or it does not know the command.
+    pub fn version(&self, command: Cmd) -> Result<SpecVersion, Error> {
+        let version = match self.cni_version.as_str() {
+            // Says the specification.
+            "" => SpecVersion::new(0, 1, 0),
+            text => text.parse()?,
+        };
+        versions().validate(version)?;
+        version.allows(command)?;
+        Ok(version)
+    }
+
+    /// The result of the plugins before this one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] if it is no result of CNI 0.3.0 or later.
+    pub fn previous(&self) -> Result<Option<CNIResult>, Error> {
+        Ok(self
+            .prev_result
+            .clone()
+            .map(serde_json::from_value)
+            .transpose()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(command: &str, input: &str) -> Result<Option<Value>, Value> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let variable = |name: &str| match name {
+            "CNI_COMMAND" => Some(command.to_owned()),
+            "CNI_CONTAINERID" => Some("c1".to_owned()),
+            "CNI_IFNAME" => Some("eth0".to_owned()),
+            "CNI_NETNS" => Some("/none".to_owned()),
+            _ => None,
+        };
+        runtime.block_on(answer(variable, input.as_bytes()))
+    }
+
+    fn code(command: &str, input: &str) -> Value {
+        call(command, input).expect_err("an error")["code"].clone()
+    }
+
+    #[test]
+    fn version_needs_nothing() {
+        let versions = call("VERSION", "").expect("an answer").expect("a body");
+        assert_eq!(versions["supportedVersions"][4], "1.1.0");
+    }
+
+    #[test]
+    fn versions_limit_the_verbs() {
+        for (command, version) in [
+            ("ADD", "2.0.0"),
+            ("ADD", ""),
+            ("CHECK", "0.3.1"),
+            ("GC", "1.0.0"),
+            ("STATUS", "1.0.0"),
+        ] {
+            let conf = json!({ "name": "cbr0", "cniVersion": version }).to_string();
+            assert_eq!(code(command, &conf), 1, "{command} {version:?}");
+        }
+    }
+
+    #[test]
+    fn errors_are_answered_in_the_version_of_the_configuration() {
+        let conf = r#"{"name":"cbr0","cniVersion":"0.4.0","subnetFile":"/none/subnet.env"}"#;
+        let error = call("ADD", conf).expect_err("no lease yet");
+        assert_eq!(
+            (&error["cniVersion"], &error["code"]),
+            (&json!("0.4.0"), &json!(11))
+        );
+    }
+
+    #[test]
+    fn a_network_cannot_lead_elsewhere() {
+        for name in ["", "..", "a/b", "-x"] {
+            let conf = json!({ "name": name, "cniVersion": "1.0.0" }).to_string();
+            assert_eq!(code("DEL", &conf), 7, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn old_runtimes_get_the_old_result() {
+        let result: CNIResult =
+            serde_json::from_str(r#"{"ips":[{"address":"10.244.1.2/24"}]}"#).expect("a result");
+        let json = result_json(SpecVersion::new(0, 3, 1), result);
+        assert_eq!(
+            json["ips"][0],
+            json!({ "version": "4", "address": "10.244.1.2/24" })
+        );
+    }
+}

@@ -1,1 +1,343 @@
-//! ipam
+//! Addresses of pods on this node, kept on disk in the format of CNI's `host-local` plugin.
+//!
+//! One directory per network, `/var/lib/cni/networks/<network>/`, holds
+//!
+//! - one file per address in use, named by the address; its content is the container's identifier, CR LF,
+//!   and the name of the interface in the container;
+//! - `last_reserved_ip.<n>`, the address given out last from range `n`: allocation goes round-robin from it,
+//!   so that an address rests as long as possible before it is used again;
+//! - `lock`, on which everybody takes `flock(2)`.
+//!
+//! Both plugins can work on one directory in turn. A file whose content cannot be read counts as taken: its
+//! address is given to nobody until garbage collection frees it.
+
+mod holder;
+mod range;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+pub use holder::{Attachment, Holder};
+pub use range::Range;
+
+/// Why an address could not be given or taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory, or a file in it, cannot be used.
+    #[error(
+        "cannot {action} {path}; check that the directory is writable and its disk is not full"
+    )]
+    Files {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Every address of the range has a file.
+    #[error(
+        "no free address in {range}: every one has a file in {dir}; delete pods, or let the runtime run \
+         CNI garbage collection to free what dead containers left"
+    )]
+    Exhausted {
+        /// The range that is used up.
+        range: Range,
+        /// The directory that says so.
+        dir: PathBuf,
+    },
+    /// The attachment holds an address of the range already.
+    #[error("{address} is already allocated to {attachment}; a second ADD needs a DEL before it")]
+    Duplicate {
+        /// The address it has.
+        address: IpAddr,
+        /// Who asked.
+        attachment: Attachment,
+    },
+    /// A subnet of one or two addresses.
+    #[error(
+        "subnet {0} is too small to give pods addresses: it needs at least four, a /30 or a /126"
+    )]
+    TooSmall(ipnet::IpNet),
+}
+
+/// The directory of one network, locked against every other process for as long as this value lives.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Store {
+    /// Locks `dir`, and makes it if it is not there. Waits for whoever holds the lock.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Files`] if the directory cannot be made or its lock not be taken.
+    pub fn lock(dir: &Path) -> Result<Self, Error> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Files {
+                action,
+                path,
+                source,
+            }
+        };
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o755)
+            .create(dir)
+            .map_err(failed("create", dir))?;
+        let path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        lock.lock().map_err(failed("lock", &path))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// Gives `attachment` the next free address of `range`, which is number `index` of the network's ranges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Duplicate`] if it has one there already, [`Error::Exhausted`] if none is free,
+    /// [`Error::Files`] if the disk fails; nothing is kept in any of these cases.
+    pub fn allocate(
+        &self,
+        range: &Range,
+        index: usize,
+        attachment: &Attachment,
+    ) -> Result<IpAddr, Error> {
+        let held = self.held_by(attachment)?;
+        if let Some(&address) = held.iter().find(|address| range.contains(**address)) {
+            return Err(Error::Duplicate {
+                address,
+                attachment: attachment.clone(),
+            });
+        }
+        let last_path = self.dir.join(format!("last_reserved_ip.{index}"));
+        let last = fs::read_to_string(&last_path)
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
+        for address in range.after(last) {
+            if self.reserve(address, attachment)? {
+                // Losing this file costs nothing but the rest that addresses get between two uses.
+                if let Err(error) = fs::write(&last_path, address.to_string()) {
+                    tracing::warn!(path = %last_path.display(), %error, "cannot write");
+                }
+                return Ok(address);
+            }
+        }
+        Err(Error::Exhausted {
+            range: range.clone(),
+            dir: self.dir.clone(),
+        })
+    }
+
+    /// Every address in use and who holds it, sorted by address.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Files`] if the directory cannot be listed. A file that cannot be read is no error, but a
+    /// [`Holder::Unreadable`].
+    pub fn entries(&self) -> Result<Vec<(IpAddr, Holder)>, Error> {
+        let failed = |source| Error::Files {
+            action: "list",
+            path: self.dir.clone(),
+            source,
+        };
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Some(address) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            entries.push((address, Holder::read(&entry.path())));
+        }
+        entries.sort_by_key(|(address, _)| *address);
+        Ok(entries)
+    }
+
+    /// The addresses that `attachment` holds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::entries`].
+    pub fn held_by(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, Error> {
+        let mut entries = self.entries()?;
+        entries.retain(|(_, holder)| holder.is(attachment));
+        Ok(entries.into_iter().map(|(address, _)| address).collect())
+    }
+
+    /// Makes `address` free again; one that is free already is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Files`] if its file cannot be removed.
+    pub fn free(&self, address: IpAddr) -> Result<(), Error> {
+        let path = self.dir.join(address.to_string());
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Files {
+                action: "remove",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the file of `address`; `false` if there is one already.
+    fn reserve(&self, address: IpAddr, attachment: &Attachment) -> Result<bool, Error> {
+        let path = self.dir.join(address.to_string());
+        let mut file = match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+        {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if Holder::read(&path) == Holder::Unreadable {
+                    tracing::warn!(
+                        path = %path.display(),
+                        "empty or corrupt; the address counts as taken until garbage collection"
+                    );
+                }
+                return Ok(false);
+            }
+            Err(source) => {
+                return Err(Error::Files {
+                    action: "create",
+                    path,
+                    source,
+                });
+            }
+        };
+        if let Err(source) = file.write_all(attachment.file_content().as_bytes()) {
+            // An address without a holder would be lost for good.
+            let _ = fs::remove_file(&path);
+            return Err(Error::Files {
+                action: "write",
+                path,
+                source,
+            });
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn attachment(container: &str) -> Attachment {
+        Attachment {
+            container: container.into(),
+            interface: "eth0".into(),
+        }
+    }
+
+    fn range() -> Range {
+        Range::new("10.244.1.1/29".parse().expect("a subnet")).expect("large enough")
+    }
+
+    #[test]
+    fn files_are_those_of_host_local() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::lock(dir.path()).expect("a lock");
+        let address = store
+            .allocate(&range(), 0, &attachment("c1"))
+            .expect("an address");
+        assert_eq!(address.to_string(), "10.244.1.2");
+        let content = |name| fs::read_to_string(dir.path().join(name)).expect("a file");
+        assert_eq!(content("10.244.1.2"), "c1\r\neth0");
+        assert_eq!(content("last_reserved_ip.0"), "10.244.1.2");
+        assert_eq!(content("lock"), "");
+    }
+
+    #[test]
+    fn addresses_go_round_and_gaps_are_used_last() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::lock(dir.path()).expect("a lock");
+        let next = |container: &str| {
+            store
+                .allocate(&range(), 0, &attachment(container))
+                .map(|address| address.to_string())
+        };
+        assert_eq!(next("a").expect("free"), "10.244.1.2");
+        assert_eq!(next("b").expect("free"), "10.244.1.3");
+        store
+            .free("10.244.1.2".parse().expect("an address"))
+            .expect("freed");
+        assert_eq!(next("c").expect("free"), "10.244.1.4");
+        assert_eq!(next("d").expect("free"), "10.244.1.5");
+        assert_eq!(next("e").expect("free"), "10.244.1.6");
+        assert_eq!(next("f").expect("free"), "10.244.1.2");
+        let full = next("g").expect_err("the range is full").to_string();
+        assert!(full.contains("10.244.1.1-10.244.1.6"), "{full}");
+        assert!(full.contains(dir.path().to_str().expect("UTF-8")), "{full}");
+    }
+
+    #[test]
+    fn one_attachment_gets_one_address() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::lock(dir.path()).expect("a lock");
+        store
+            .allocate(&range(), 0, &attachment("a"))
+            .expect("an address");
+        assert!(matches!(
+            store.allocate(&range(), 0, &attachment("a")),
+            Err(Error::Duplicate { .. })
+        ));
+        let second = Attachment {
+            interface: "net1".into(),
+            ..attachment("a")
+        };
+        store
+            .allocate(&range(), 0, &second)
+            .expect("another interface is another attachment");
+    }
+
+    #[test]
+    fn corrupt_files_are_taken_but_do_not_block() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::lock(dir.path()).expect("a lock");
+        fs::write(dir.path().join("10.244.1.2"), "").expect("written");
+        fs::write(dir.path().join("10.244.1.3"), [0xff, 0xfe, 0x00]).expect("written");
+        fs::create_dir(dir.path().join("10.244.1.4")).expect("made");
+        fs::write(dir.path().join("last_reserved_ip.0"), "nonsense").expect("written");
+        let address = store
+            .allocate(&range(), 0, &attachment("a"))
+            .expect("an address");
+        assert_eq!(address.to_string(), "10.244.1.5");
+        assert_eq!(store.held_by(&attachment("a")).expect("listed"), [address]);
+    }
+
+    #[test]
+    fn freeing_twice_is_fine() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::lock(dir.path()).expect("a lock");
+        let address = store
+            .allocate(&range(), 0, &attachment("a"))
+            .expect("an address");
+        store.free(address).expect("freed");
+        store.free(address).expect("free already");
+        assert_eq!(store.entries().expect("listed"), []);
+    }
+}

@@ -1,1 +1,52 @@
-//! lease
+//! Leases: which node holds which subnet of the overlay, and what it says about itself.
+//!
+//! The model and the rules, free of any store. Formats are flannel's to the byte, so that its nodes and
+//! ours share one network.
+
+pub mod allocate;
+pub mod attributes;
+pub mod key;
+pub mod rejected;
+
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+pub use allocate::{AllocateError, allocate, reusable};
+pub use attributes::Attributes;
+pub use key::{ParseKeyError, SubnetKey};
+pub use rejected::{RejectReason, Rejected};
+
+/// A subnet held by a node.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Lease {
+    /// The node's pods have their addresses here.
+    pub subnet: IpNet,
+    /// Its IPv6 subnet, if the lease is a dual-stack one. Not used yet.
+    pub subnet_v6: Option<IpNet>,
+    /// What the node says about itself.
+    pub attributes: Attributes,
+    /// A reservation: set by an operator, never expires.
+    pub reserved: bool,
+    /// When the lease ends unless its owner renews it; absent for reservations and where the store does
+    /// not say (etcd tells it to the owner only).
+    pub expires: Option<SystemTime>,
+}
+
+impl Lease {
+    /// The lease's name in every store, `10.5.34.0-24`.
+    #[must_use]
+    pub fn key(&self) -> SubnetKey {
+        SubnetKey {
+            subnet: self.subnet,
+            subnet_v6: self.subnet_v6,
+        }
+    }
+
+    /// Whether any address belongs to both this lease and `subnet`.
+    #[must_use]
+    pub fn overlaps(&self, subnet: &IpNet) -> bool {
+        self.key().overlaps(subnet)
+    }
+}

@@ -1,1 +1,6 @@
-//! observe
+//! Telling operators what is going on: status, metrics, tables.
+
+pub mod agent_file;
+pub mod metrics;
+pub mod status;
+pub mod table;

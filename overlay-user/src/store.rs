@@ -1,1 +1,117 @@
-//! store
+//! Where leases live. One [`Store`] keeps this node's lease and knows everybody's, whatever holds them.
+//!
+//! ```text
+//! Store ── keeper: acquire, renew, republish, watch; the same for every registry
+//!   └ Registry ── etcd    flannel's keys and values
+//!               └ dir     a directory with one small file per lease
+//! ```
+//!
+//! The keeper is level-triggered: it compares what the registry holds with what this node wants to hold
+//! and mends the difference, whether a watch event, a renewal or a timer told it to look.
+
+pub mod dir;
+pub mod etcd;
+mod keeper;
+mod registry;
+mod table;
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+pub use keeper::Store;
+
+use crate::config::net_conf::NetConfError;
+use crate::lease::{AllocateError, Lease, Rejected};
+
+/// flannel's lease time: how long a node may be away and still find its subnet.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Which store, and how to reach it.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// An etcd cluster.
+    Etcd(etcd::Options),
+    /// A directory on this machine.
+    Dir(PathBuf),
+}
+
+/// Everything known about leases at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LeaseState {
+    /// This node's lease; absent before [`Store::acquire`] and while a lost one could not be replaced.
+    pub own: Option<Lease>,
+    /// The other nodes' leases, sorted by subnet. Kept as they were while the store is unreachable.
+    pub leases: Vec<Lease>,
+    /// Entries of the store that make no sense, sorted.
+    pub rejected: Vec<Rejected>,
+    /// Whether `leases` has ever been complete. Once true it stays true.
+    pub synced: bool,
+    /// Whether the store answers.
+    pub store: StoreHealth,
+}
+
+/// Whether the store answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum StoreHealth {
+    /// Not yet asked.
+    #[default]
+    Connecting,
+    /// It answers.
+    Ok,
+    /// It does not. What was known stays in force.
+    Unreachable {
+        /// Since when.
+        since: SystemTime,
+        /// What the last attempt said.
+        error: String,
+    },
+}
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The options make no sense, before anything was asked.
+    #[error("the store's options are wrong: {0}")]
+    Options(String),
+    /// The store does not answer, or not in time. Worth another attempt.
+    #[error("{call} failed: {message}")]
+    Unreachable {
+        /// What was asked of the store.
+        call: String,
+        /// What happened, with the cure where there is one.
+        message: String,
+    },
+    /// The store answered that it will not.
+    #[error("{call} was refused: {message}")]
+    Refused {
+        /// What was asked of the store.
+        call: String,
+        /// What the store said.
+        message: String,
+    },
+    /// No network configuration has been written.
+    #[error(
+        "{0} does not exist; write the network configuration there, for example {{\"Network\":\"10.244.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}"
+    )]
+    NoConfig(String),
+    /// The network configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] NetConfError),
+    /// No subnet to take.
+    #[error(transparent)]
+    Allocate(#[from] AllocateError),
+    /// Other nodes were faster, time and again.
+    #[error("lost the race for a subnet {0} times; trying again later may help")]
+    Contended(usize),
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody changing an option.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, Self::Options(_))
+    }
+}

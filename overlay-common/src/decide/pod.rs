@@ -75,7 +75,10 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
         None => tables.peer(F::mask(ip.destination, config.peer_mask)),
     };
     if to_pod.is_none() && to_peer.is_none() {
-        return FromPod::Pass(Pass::of(Verdict::NotOverlay));
+        return FromPod::Pass(Pass {
+            verdict: Verdict::NotOverlay,
+            plain: is_unlisted(config, &ethernet, &ip),
+        });
     }
 
     // From here on it is plain pod-to-pod traffic, whoever carries it.
@@ -101,6 +104,15 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
         },
         Err(verdict) => FromPod::Pass(Pass::plain(verdict)),
     }
+}
+
+/// Whether a destination without an entry is a pod all the same, on this node or another, that the tables do
+/// not list yet. What is sent to this node's own gateway address may well be translated (a host port).
+#[inline(always)]
+fn is_unlisted<F: Family>(config: &Config<F>, ethernet: &Ethernet, ip: &Ip<F>) -> bool {
+    let in_own_subnet = F::mask(ip.destination, config.subnet_mask) == config.subnet;
+    in_network(config, ip.destination)
+        && (!in_own_subnet || !same_mac(ethernet.destination, config.bridge_mac))
 }
 
 /// An announcement of somebody else's address would draw that pod's traffic; all else is not ours.

@@ -1,2 +1,73 @@
-//! overlay-cni
-fn main() {}
+//! The CNI plugin `overlay-cni`, which also answers under the name `flannel`. A container runtime runs it;
+//! see [`overlay_user::cni`].
+
+use std::env;
+use std::io;
+use std::process::ExitCode;
+
+use overlay_user::cni;
+use tracing_subscriber::EnvFilter;
+
+const HELP: &str = "\
+overlay-cni: CNI plugin of the overlay, in place of flannel's `flannel`, `bridge` and `host-local`.
+
+A container runtime runs it, with CNI_COMMAND and its companions in the environment and the
+configuration on standard input. It belongs in /opt/cni/bin, and is named by the `type` of a
+plugin in /etc/cni/net.d/*.conflist. OVERLAY_LOG=debug makes it say more on standard error.
+";
+
+fn main() -> ExitCode {
+    if env::var_os("CNI_COMMAND").is_none() {
+        introduce(env::args().nth(1).as_deref());
+        return ExitCode::SUCCESS;
+    }
+    // Standard output is the answer; the runtime keeps standard error in its log.
+    let filter = EnvFilter::try_from_env("OVERLAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .without_time()
+        .init();
+
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("overlay-cni: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cni::answer(|name| env::var(name).ok(), io::stdin())) {
+        Ok(answer) => {
+            if let Some(answer) = answer {
+                println!("{answer}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn introduce(argument: Option<&str>) {
+    let version = env!("CARGO_PKG_VERSION");
+    if matches!(argument, Some("--version" | "-V")) {
+        println!("overlay-cni {version}");
+        return;
+    }
+    let spoken = cni::versions();
+    let spoken: Vec<_> = spoken
+        .supported_versions()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    println!(
+        "{HELP}\nVersion {version}. CNI versions spoken: {}.",
+        spoken.join(", ")
+    );
+}

@@ -1,7 +1,6 @@
 //! The pinned maps, typed.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 
 use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
@@ -40,15 +39,6 @@ pub struct Maps<F: UserFamily> {
     vteps: HashMap<MapData, F::Addr, Vtep>,
     flows: HashMap<MapData, FlowKey<F>, Flow>,
     counters: PerCpuArray<MapData, Counter>,
-}
-
-/// A map's contents changed by this much.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Entries written.
-    pub written: usize,
-    /// Entries removed.
-    pub removed: usize,
 }
 
 impl<F: UserFamily> Maps<F>
@@ -117,30 +107,26 @@ where
             .map_err(failed("update", CONFIG))
     }
 
-    /// Brings peers and VTEPs to what they should be.
+    /// Removes what `tables` does not have any more: before the kernel's own state of it goes.
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn sync_peers(&mut self, tables: &Tables<F>) -> Result<Changes, Error> {
-        let vteps = sync(&mut self.vteps, VTEPS, &tables.vteps)?;
-        let peers = sync(&mut self.peers, PEERS, &tables.peers)?;
-        Ok(Changes {
-            written: vteps.written + peers.written,
-            removed: vteps.removed + peers.removed,
-        })
+    pub fn retire(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+        Ok(retire(&mut self.pods, PODS, &tables.pods)?
+            + retire(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
+            + retire(&mut self.peers, PEERS, &tables.peers)?
+            + retire(&mut self.vteps, VTEPS, &tables.vteps)?)
     }
 
-    /// Brings pods and endpoints to what they should be.
+    /// Writes what is new or different in `tables`: after the kernel's own state of it is there.
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn sync_pods(&mut self, tables: &Tables<F>) -> Result<Changes, Error> {
-        let endpoints = sync(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?;
-        let pods = sync(&mut self.pods, PODS, &tables.pods)?;
-        Ok(Changes {
-            written: endpoints.written + pods.written,
-            removed: endpoints.removed + pods.removed,
-        })
+    pub fn fill(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+        Ok(fill(&mut self.vteps, VTEPS, &tables.vteps)?
+            + fill(&mut self.peers, PEERS, &tables.peers)?
+            + fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
+            + fill(&mut self.pods, PODS, &tables.pods)?)
     }
 
     /// Takes a pod out of the maps, its endpoint with it.
@@ -239,30 +225,39 @@ fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> R
         .map_err(failed("open pinned", name))
 }
 
-/// Brings a map to `desired`, each entry in one step.
-fn sync<K, V>(
+/// Removes the entries that `desired` does not have; returns how many.
+fn retire<K: Plain + Ord, V: Plain>(
     map: &mut HashMap<MapData, K, V>,
     name: &'static str,
     desired: &BTreeMap<K, V>,
-) -> Result<Changes, Error>
-where
-    K: Plain + Ord + Debug,
-    V: Plain + PartialEq,
-{
-    let current = dump(map, name)?;
-    let mut changes = Changes::default();
-    // What goes makes room for what comes: a full map must not keep the old.
-    for key in current.keys().filter(|key| !desired.contains_key(key)) {
+) -> Result<usize, Error> {
+    let mut removed = 0;
+    for key in dump(map, name)?
+        .keys()
+        .filter(|key| !desired.contains_key(key))
+    {
         missing_is_none(map.remove(key)).map_err(failed("delete from", name))?;
-        changes.removed += 1;
+        removed += 1;
     }
-    for (key, value) in desired {
-        if current.get(key) != Some(value) {
-            map.insert(key, value, 0).map_err(failed("update", name))?;
-            changes.written += 1;
-        }
+    Ok(removed)
+}
+
+/// Writes the entries that are new or different, each in one step; returns how many.
+fn fill<K: Plain + Ord, V: Plain + PartialEq>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    desired: &BTreeMap<K, V>,
+) -> Result<usize, Error> {
+    let current = dump(map, name)?;
+    let mut written = 0;
+    for (key, value) in desired
+        .iter()
+        .filter(|(key, value)| current.get(key) != Some(value))
+    {
+        map.insert(key, value, 0).map_err(failed("update", name))?;
+        written += 1;
     }
-    Ok(changes)
+    Ok(written)
 }
 
 fn dump<K: Plain + Ord, V: Plain>(

@@ -4,7 +4,7 @@
 //! while a new agent swaps in its own program (`BPF_LINK_UPDATE`). Elsewhere it is a filter of the clsact
 //! qdisc at a place of its own, which a new agent replaces in one step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use aya::maps::{MapInfo, MapType};
@@ -58,6 +58,8 @@ pub struct Programs {
     ebpf: Ebpf,
     pins: Pins,
     attachment: Attachment,
+    /// Where this agent has put clsact filters.
+    filters: BTreeSet<(Hook, u32)>,
 }
 
 /// What was found at a pin that does not fit this build.
@@ -67,6 +69,15 @@ pub struct Misfit {
     name: &'static str,
     found: String,
     wanted: String,
+}
+
+/// What sits on a hook, seen from this agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// A program of ours: this agent's or an earlier one's.
+    pub ours: bool,
+    /// A program of somebody else.
+    pub foreign: bool,
 }
 
 /// What attaching came to.
@@ -105,6 +116,7 @@ impl Programs {
             ebpf,
             pins: pins.clone(),
             attachment,
+            filters: BTreeSet::new(),
         };
         for hook in Hook::ALL {
             programs
@@ -139,6 +151,34 @@ impl Programs {
             .id())
     }
 
+    /// Looks what sits on a hook.
+    ///
+    /// # Errors
+    /// [`Error::Attach`].
+    pub fn presence(
+        &mut self,
+        hook: Hook,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<Presence, Error> {
+        match self.attachment {
+            Attachment::Tcx => {
+                let pinned = pinned_program(&self.pins.link(hook, ifindex));
+                let there = attached_ids(hook, interface)?;
+                let is_ours = |id: &u32| Some(*id) == pinned;
+                Ok(Presence {
+                    ours: there.iter().any(is_ours),
+                    foreign: !there.iter().all(is_ours),
+                })
+            }
+            // The kernel's filters are the agent's to look at, by netlink.
+            Attachment::Clsact => Ok(Presence {
+                ours: self.filters.contains(&(hook, ifindex)),
+                foreign: false,
+            }),
+        }
+    }
+
     /// Sees to it that this agent's program sits on an interface.
     ///
     /// # Errors
@@ -146,7 +186,7 @@ impl Programs {
     pub fn attach(&mut self, hook: Hook, interface: &str, ifindex: u32) -> Result<Attached, Error> {
         match self.attachment {
             Attachment::Tcx => self.attach_tcx(hook, interface, ifindex),
-            Attachment::Clsact => self.attach_clsact(hook, interface),
+            Attachment::Clsact => self.attach_clsact(hook, interface, ifindex),
         }
     }
 
@@ -193,7 +233,12 @@ impl Programs {
         Ok(Attached::New)
     }
 
-    fn attach_clsact(&mut self, hook: Hook, interface: &str) -> Result<Attached, Error> {
+    fn attach_clsact(
+        &mut self,
+        hook: Hook,
+        interface: &str,
+        ifindex: u32,
+    ) -> Result<Attached, Error> {
         // An interface that has the qdisc says so by an error of its own.
         if let Err(error) = aya::programs::tc::qdisc_add_clsact(interface) {
             tracing::trace!(interface, %error, "clsact");
@@ -218,6 +263,7 @@ impl Programs {
             .map_err(attach_failed("replace filter", hook, interface))?;
         // The filter has to outlive us: a link that is dropped would detach it.
         std::mem::forget(link);
+        self.filters.insert((hook, ifindex));
         Ok(Attached::Swapped)
     }
 

@@ -1,12 +1,15 @@
 //! The VXLAN device.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
+use super::observe::{link_mtu, vxlan};
 use super::{Error, Kernel, dump, gone_is_fine, request};
 use crate::mac::MacAddr;
 use crate::reconcile::Device;
@@ -32,6 +35,29 @@ impl Kernel {
         .await
     }
 
+    /// Name and MTU of a device; `None` when there is none with this index.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn device(&self, ifindex: u32) -> Result<Option<(String, u32)>, Error> {
+        let links = self.links().await?;
+        let found = links.iter().find(|link| link.header.index == ifindex);
+        Ok(found.and_then(|link| Some((link_name(link)?.to_owned(), link_mtu(link)))))
+    }
+
+    /// VNIs of VXLAN devices other than `name` that share its UDP port.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn other_vnis(&self, name: &str, port: u16) -> Result<BTreeSet<u32>, Error> {
+        let links = self.links().await?;
+        let others = links.iter().filter(|link| link_name(link) != Some(name));
+        let devices = others
+            .filter_map(vxlan)
+            .filter(|device| device.port == port);
+        Ok(devices.map(|device| device.vni).collect())
+    }
+
     /// Interface index of the device called `name`.
     ///
     /// # Errors
@@ -43,6 +69,19 @@ impl Kernel {
             .find(|link| link_name(link) == Some(name))
             .map(|link| link.header.index)
             .ok_or_else(|| Error::NoDevice(name.to_owned()))
+    }
+
+    /// The VNIs of VXLAN devices that receive on `port`, ours among them: they share one socket.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn vnis_on_port(&self, port: u16) -> Result<BTreeSet<u32>, Error> {
+        let links = self.links().await?;
+        let devices = links.iter().filter_map(vxlan);
+        Ok(devices
+            .filter(|device| device.port == port)
+            .map(|device| device.vni)
+            .collect())
     }
 
     /// Creates the VXLAN device, down and without addresses: no learning, all else as the kernel does it.
@@ -85,8 +124,14 @@ impl Kernel {
             .index(ifindex)
             .learning(false)
             .build();
-        // RTM_SETLINK ignores attributes of the kind of a device, RTM_NEWLINK on an old one does not.
-        let call = self.handle.link().add(message).replace().execute();
+        // RTM_SETLINK has no say in what is particular to a kind of device; RTM_NEWLINK has, also for a
+        // device that exists, unless flags ask for a new one.
+        let call = self
+            .handle
+            .link()
+            .add(message)
+            .set_flags(NLM_F_REQUEST | NLM_F_ACK)
+            .execute();
         request("RTM_NEWLINK", &format!("{name} nolearning"), call).await
     }
 

@@ -62,8 +62,8 @@ impl Monitor {
         })
     }
 
-    /// Waits for the next event. Safe to cancel. A full socket shows as [`Event::Overrun`]; a broken one
-    /// is opened anew and shows as the same.
+    /// Waits for the next event. Safe to cancel. A socket that is full or broken is opened anew and shows as
+    /// [`Event::Overrun`].
     ///
     /// # Errors
     /// [`Error::Socket`] when a broken socket cannot be opened anew.
@@ -78,10 +78,9 @@ impl Monitor {
                     self.pending = events(&buffer);
                     self.pending.reverse();
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    return Ok(Event::Overrun);
-                }
                 Err(error) => {
+                    // ENOBUFS when the socket is full. It takes nothing, and says nothing of it, until
+                    // it is empty again; a new one takes events from now on.
                     tracing::warn!("netlink events: {error}; subscribing anew");
                     self.socket = open().map_err(Error::Socket)?;
                     return Ok(Event::Overrun);

@@ -60,7 +60,8 @@ impl Kernel {
     }
 }
 
-/// The address of a neighbour or FDB entry.
+/// The address of a neighbour or FDB entry. The family of the message is no help with an FDB entry, which
+/// is of the bridge's, so that the length of the address has to tell.
 pub(super) fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     message
         .attributes
@@ -71,6 +72,11 @@ pub(super) fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
             }
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
                 Some((*address).into())
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+                v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+                    .ok()
             }
             _ => None,
         })

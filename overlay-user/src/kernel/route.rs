@@ -49,7 +49,10 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn remove_route(&self, ifindex: Option<u32>, route: &Route) -> Result<(), Error> {
-        let call = self.handle.route().del(message(ifindex, route)).execute();
+        let mut message = message(ifindex, route);
+        // Any scope: one that somebody made by hand without a gateway has another.
+        message.header.scope = RouteScope::NoWhere;
+        let call = self.handle.route().del(message).execute();
         gone_is_fine(request("RTM_DELROUTE", &route.subnet.to_string(), call).await)
     }
 }

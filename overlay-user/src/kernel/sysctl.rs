@@ -9,6 +9,7 @@ use super::Error;
 const IPV4_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 const IPV6_FORWARD: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+const LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const BRIDGE_CALLS_IPTABLES: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// The file that switches forwarding for the family of `address`.
@@ -68,4 +69,22 @@ fn write(path: &'static str, value: &str) -> Result<(), Error> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// The range that the kernel takes source ports from, both ends included; the VXLAN device takes its own
+/// from there too.
+///
+/// # Errors
+/// [`Error::Sysctl`].
+pub fn local_port_range() -> Result<(u16, u16), Error> {
+    let text = read(LOCAL_PORT_RANGE)?;
+    let mut ports = text.split_whitespace().map(str::parse::<u16>);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(low)), Some(Ok(high))) if low < high => Ok((low, high)),
+        _ => Err(Error::Sysctl {
+            call: "parse",
+            path: LOCAL_PORT_RANGE.to_owned(),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, text),
+        }),
+    }
 }

@@ -190,5 +190,4 @@ fn peers(desired: &Desired, observed: &Observed, actions: &mut Vec<Action>) {
 }
 
 #[cfg(test)]
-#[path = "diff_tests.rs"]
 mod tests;

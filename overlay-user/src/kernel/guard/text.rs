@@ -136,13 +136,14 @@ fn bridge(state: &GuardState) -> Result<String, Error> {
     text += &fill("bridge", "ports", ports);
     text += &fill("bridge", "pods", pods);
     // The kernel takes one tag off before the bridge sees the frame, so that a tagged packet is matched
-    // like a plain one. It takes any number of tags with VLAN 0 off before the IP stack sees it: what
+    // like a plain one; but `nft` would look for ARP in the Ethernet header, where the tag still shows,
+    // unless told to ask for the protocol. The kernel takes any number of tags with VLAN 0 off before the IP stack sees it: what
     // has a second tag could be anything.
     text += &format!(
         "table bridge {TABLE} {{\n\
          chain guard {{\n\
-         ip saddr {network} iifname . ip saddr != @pods {source}\n\
-         arp saddr ip {network} iifname . arp saddr ip != @pods {arp}\n\
+         meta protocol ip ip saddr {network} iifname . ip saddr != @pods {source}\n\
+         meta protocol arp arp saddr ip {network} iifname . arp saddr ip != @pods {arp}\n\
          meta protocol {VLANS} {stacked}\n\
          }}\n\
          chain prerouting {{\n\

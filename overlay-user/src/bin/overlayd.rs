@@ -1,2 +1,0 @@
-//! overlayd
-fn main() {}

@@ -1,0 +1,101 @@
+//! `overlayd cleanup`: everything of ours off the node, and nothing else.
+
+use anyhow::{Context as _, bail};
+use overlay_common::V4;
+use overlay_user::config::{AgentFlags, SubnetEnv};
+use overlay_user::datapath::maps::Maps;
+use overlay_user::kernel;
+use overlay_user::observe::agent_file::AgentFile;
+use overlay_user::store::Store;
+
+use crate::{fast_path, node};
+
+/// Does everything that can be done and reports all that could not.
+pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
+    if node::is_running(flags) {
+        bail!("overlayd runs on this node: stop it first");
+    }
+    let mut problems: Vec<String> = Vec::new();
+    let pins = node::pins(flags);
+    let config = Maps::<V4>::open(&pins)
+        .and_then(|maps| maps.config())
+        .ok()
+        .flatten();
+    let agent = AgentFile::read(&flags.node.run_dir).unwrap_or_default();
+    let subnet_env = SubnetEnv::read(&flags.node.subnet_file);
+
+    if let Err(error) = fast_path::take_off(&pins) {
+        problems.push(error.to_string());
+    }
+    let device = agent
+        .map(|agent| agent.device)
+        .or_else(|| config.map(|config| format!("flannel.{}", config.vni)))
+        .unwrap_or_else(|| "flannel.1".to_owned());
+    match &subnet_env {
+        Ok(env) => {
+            for network in &env.networks {
+                if let Err(leftovers) = kernel::cleanup(&device, *network).await {
+                    problems.extend(leftovers.0.iter().map(ToString::to_string));
+                }
+            }
+            if let Some(subnet) = env.subnet
+                && let Err(error) = release(flags, subnet).await
+            {
+                tracing::warn!("the lease ends by itself: {error:#}");
+            }
+        }
+        Err(error) if flags.node.subnet_file.exists() => problems.push(error.to_string()),
+        Err(_) => tracing::info!(
+            "no {}: this node has no subnet",
+            flags.node.subnet_file.display()
+        ),
+    }
+    match std::fs::remove_file(&flags.node.subnet_file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            problems.push(format!(
+                "unlink {}: {error}",
+                flags.node.subnet_file.display()
+            ));
+        }
+        _ => {}
+    }
+    if let Err(error) = AgentFile::remove(&flags.node.run_dir) {
+        problems.push(error.to_string());
+    }
+    if problems.is_empty() {
+        tracing::info!("nothing of the overlay is left but pods, their addresses and the bridge");
+        return Ok(());
+    }
+    bail!(
+        "not everything could be removed:\n  {}",
+        problems.join("\n  ")
+    )
+}
+
+/// Gives up this node's lease, so that its subnet is free at once.
+async fn release(flags: &AgentFlags, subnet: ipnet::IpNet) -> anyhow::Result<()> {
+    let store = Store::open(
+        flags.store.location(),
+        flags.store.lease_ttl,
+        flags.store.renew_every(),
+    )?;
+    let config = store.network_config().await?;
+    let criteria = node::criteria(flags);
+    let underlay = kernel::Kernel::connect()?
+        .select_underlay(&criteria, config.network())
+        .await?;
+    let std::net::IpAddr::V4(address) = underlay.public_address else {
+        bail!(
+            "public address {}: the underlay is IPv4",
+            underlay.public_address
+        );
+    };
+    if store
+        .release(subnet, address)
+        .await
+        .context("release the lease")?
+    {
+        tracing::info!(%subnet, "lease released");
+    }
+    Ok(())
+}

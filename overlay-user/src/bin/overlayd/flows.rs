@@ -1,0 +1,136 @@
+//! The flows that the IP stack owns, kept in step with connection tracking.
+//!
+//! The egress hooks remember a flow the moment the stack sends a translated packet. What they cannot see is
+//! the time before they were attached and the end of a flow; connection tracking knows both.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
+use overlay_common::V4;
+use overlay_common::schema::{Flow, FlowKey};
+use overlay_user::datapath::Error;
+use overlay_user::datapath::family::UserFamily as _;
+use overlay_user::datapath::maps::Maps;
+use overlay_user::kernel::conntrack::{self, Translated};
+
+/// A flow that connection tracking does not know stays this long: others translate too (IPVS), and keep
+/// sending.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Makes the table hold exactly the flows that connection tracking translates.
+///
+/// Only while every packet is left to the kernel: nothing is remembered wrongly in between.
+pub async fn rebuild(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
+    let Some(translated) = translated(network).await else {
+        return Ok(());
+    };
+    for (key, _) in maps.flows()? {
+        if !translated.contains(&key) {
+            maps.remove_flow(&key)?;
+        }
+    }
+    let now = Flow {
+        last_seen_ns: now_ns(),
+    };
+    for key in &translated {
+        maps.add_flow(key, now)?;
+    }
+    Ok(())
+}
+
+/// Forgets flows that have ended.
+pub async fn heal(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
+    // In this order: a flow that is remembered meanwhile is in neither list.
+    let remembered = maps.flows()?;
+    if remembered.is_empty() {
+        return Ok(());
+    }
+    let Some(translated) = translated(network).await else {
+        return Ok(());
+    };
+    let patience = u64::try_from(PATIENCE.as_nanos()).unwrap_or(u64::MAX);
+    let before = now_ns().saturating_sub(patience);
+    for (key, flow) in remembered {
+        if flow.last_seen_ns < before && !translated.contains(&key) {
+            maps.remove_flow(&key)?;
+        }
+    }
+    Ok(())
+}
+
+/// The flows on the pods' side of a translation: what the stack sends, and gets back, untranslated.
+async fn translated(network: IpNet) -> Option<HashSet<FlowKey<V4>>> {
+    match conntrack::translated(network).await {
+        Ok(connections) => Some(
+            connections
+                .iter()
+                .filter_map(|connection| pod_side(connection, network))
+                .collect(),
+        ),
+        Err(error) => {
+            tracing::warn!("connection tracking does not answer: {error}");
+            None
+        }
+    }
+}
+
+/// The responder's side of a connection, if both its ends are in the overlay.
+fn pod_side(connection: &Translated, network: IpNet) -> Option<FlowKey<V4>> {
+    let reply = connection.reply;
+    if !network.contains(&reply.source) || !network.contains(&reply.destination) {
+        return None;
+    }
+    Some(FlowKey::new(
+        (V4::from_ip(reply.source)?, reply.source_port),
+        (V4::from_ip(reply.destination)?, reply.destination_port),
+        connection.protocol,
+    ))
+}
+
+/// The clock that the programs use.
+fn now_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay_user::kernel::conntrack::Tuple;
+
+    fn tuple(source: &str, source_port: u16, destination: &str, destination_port: u16) -> Tuple {
+        let address = |text: &str| text.parse().expect("an address");
+        Tuple {
+            source: address(source),
+            destination: address(destination),
+            source_port,
+            destination_port,
+        }
+    }
+
+    #[test]
+    fn a_service_is_remembered_by_its_backend() {
+        let network = "10.244.0.0/16".parse().expect("a network");
+        let connection = Translated {
+            protocol: 6,
+            original: tuple("10.244.1.2", 40000, "10.96.0.1", 80),
+            reply: tuple("10.244.2.3", 8080, "10.244.1.2", 40000),
+        };
+        let key = FlowKey::new(([10, 244, 1, 2], 40000), ([10, 244, 2, 3], 8080), 6);
+        assert_eq!(pod_side(&connection, network), Some(key));
+    }
+
+    #[test]
+    fn masqueraded_traffic_is_not_the_fast_paths_business() {
+        let network = "10.244.0.0/16".parse().expect("a network");
+        let connection = Translated {
+            protocol: 6,
+            original: tuple("10.244.1.2", 40000, "192.0.2.1", 80),
+            reply: tuple("192.0.2.1", 80, "192.168.0.1", 40000),
+        };
+        assert_eq!(pod_side(&connection, network), None);
+    }
+}

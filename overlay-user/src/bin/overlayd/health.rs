@@ -1,0 +1,241 @@
+//! `/livez`, `/readyz`, `/healthz`, `/metrics`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::UNIX_EPOCH;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use overlay_common::V4;
+use overlay_user::config::AgentFlags;
+use overlay_user::datapath::maps::Maps;
+use overlay_user::datapath::pins::Pins;
+use overlay_user::kernel::guard;
+use overlay_user::lease::{Lease, Rejected};
+use overlay_user::observe::metrics::{self, Snapshot};
+use overlay_user::store::{LeaseState, StoreHealth};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// What a round came to.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Peers programmed in both paths.
+    pub peers: usize,
+    /// Pods of this node.
+    pub pods: usize,
+    /// Leases that were refused.
+    pub rejected: Vec<Rejected>,
+    synced: bool,
+    store: StoreHealth,
+    lease_expiry: Option<u64>,
+    problems: BTreeMap<&'static str, Vec<String>>,
+    notes: BTreeMap<&'static str, String>,
+}
+
+impl Report {
+    /// The report of a round that begins with these leases.
+    pub fn new(state: &LeaseState, own: &Lease) -> Self {
+        let expiry = own
+            .expires
+            .and_then(|expires| expires.duration_since(UNIX_EPOCH).ok());
+        let mut report = Self {
+            rejected: state.rejected.clone(),
+            synced: state.synced,
+            store: state.store.clone(),
+            lease_expiry: expiry.map(|expiry| expiry.as_secs()),
+            ..Self::default()
+        };
+        if state.own.is_none() {
+            report.problem("lease", "lost, and not replaced yet".to_owned());
+        }
+        report
+    }
+
+    /// Something that the next round has to put right.
+    pub fn problem(&mut self, part: &'static str, text: String) {
+        self.problems.entry(part).or_default().push(text);
+    }
+
+    /// Something that an operator should know and nothing puts right.
+    pub fn note(&mut self, part: &'static str, text: impl Into<String>) {
+        self.notes.insert(part, text.into());
+    }
+
+    /// Whether every known peer is programmed in both paths.
+    pub fn is_ready(&self) -> bool {
+        self.synced && self.problems.is_empty()
+    }
+}
+
+/// The agent's health, and where it is shown.
+pub struct Health {
+    reports: watch::Sender<(Option<Report>, u64)>,
+    address: Option<SocketAddr>,
+}
+
+#[derive(Clone)]
+struct Shown {
+    reports: watch::Receiver<(Option<Report>, u64)>,
+    pins: Pins,
+}
+
+impl Health {
+    /// Starts the server, if the flags want one.
+    pub async fn serve(flags: &AgentFlags, pins: Pins) -> anyhow::Result<Self> {
+        let (reports, shown) = watch::channel((None, 0));
+        if flags.node.healthz_port == 0 {
+            return Ok(Self {
+                reports,
+                address: None,
+            });
+        }
+        let wanted = SocketAddr::new(flags.node.healthz_ip, flags.node.healthz_port);
+        let listener = TcpListener::bind(wanted).await.with_context(|| {
+            format!("listen on {wanted} for health checks: choose another by --healthz-ip and --healthz-port")
+        })?;
+        let address = listener
+            .local_addr()
+            .context("read the health server's address")?;
+        let routes = Router::new()
+            .route("/livez", get(async || "ok\n"))
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(render_metrics))
+            .with_state(Shown {
+                reports: shown,
+                pins,
+            });
+        tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, routes).await {
+                tracing::error!("health server: {error}");
+            }
+        });
+        Ok(Self {
+            reports,
+            address: Some(address),
+        })
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Shows what a round came to; tells the log what is new.
+    pub fn publish(&self, report: Report) {
+        self.reports.send_modify(|(last, failed)| {
+            let known = last.as_ref().map(|last| &last.problems);
+            for (part, problems) in &report.problems {
+                if known.and_then(|known| known.get(part)) != Some(problems) {
+                    tracing::warn!("{part}: {}", problems.join("; "));
+                }
+            }
+            let refused = last
+                .as_ref()
+                .map(|last| last.rejected.as_slice())
+                .unwrap_or_default();
+            for rejected in report
+                .rejected
+                .iter()
+                .filter(|rejected| !refused.contains(rejected))
+            {
+                tracing::warn!("lease {}: {}", rejected.subject, rejected.reason);
+            }
+            *failed += u64::from(!report.problems.is_empty());
+            *last = Some(report);
+        });
+    }
+}
+
+async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
+    let (report, _) = &*shown.reports.borrow();
+    let Some(report) = report else {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: no lease yet\n".to_owned(),
+        );
+    };
+    let mut text = String::new();
+    let mut line = |part: &str, what: &str| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{part}: {what}");
+    };
+    line("peers", &report.peers.to_string());
+    line("pods", &report.pods.to_string());
+    line(
+        "leases",
+        if report.synced {
+            "known"
+        } else {
+            "not read yet"
+        },
+    );
+    if let StoreHealth::Unreachable { error, .. } = &report.store {
+        line(
+            "store",
+            &format!("unreachable, going on with what is known: {error}"),
+        );
+    }
+    for (part, note) in &report.notes {
+        line(part, note);
+    }
+    for (part, problems) in &report.problems {
+        line(part, &problems.join("; "));
+    }
+    for rejected in &report.rejected {
+        line(
+            "refused lease",
+            &format!("{}: {}", rejected.subject, rejected.reason),
+        );
+    }
+    if report.is_ready() {
+        (StatusCode::OK, format!("ready\n{text}"))
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready\n{text}"),
+        )
+    }
+}
+
+async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
+    let (report, failed_rounds) = shown.reports.borrow().clone();
+    let report = report.unwrap_or_default();
+    let packets = Maps::<V4>::open(&shown.pins)
+        .and_then(|maps| maps.counters())
+        .unwrap_or_default();
+    let guard = guard::counters().await.unwrap_or_default();
+    let snapshot = Snapshot {
+        ready: report.is_ready(),
+        peers: report.peers,
+        pods: report.pods,
+        rejected_leases: report.rejected.len(),
+        lease_expiry: report.lease_expiry,
+        store_reachable: report.store == StoreHealth::Ok,
+        failed_rounds,
+        packets,
+        guard: guard
+            .0
+            .iter()
+            .map(|(reason, packets)| (reason.name(), *packets))
+            .collect(),
+    };
+    match metrics::render(snapshot) {
+        Ok(text) => (
+            StatusCode::OK,
+            [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
+            text,
+        ),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            [(header::CONTENT_TYPE, "text/plain")],
+            error.to_string(),
+        ),
+    }
+}

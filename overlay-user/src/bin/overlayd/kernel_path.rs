@@ -1,0 +1,279 @@
+//! One round of the kernel path: device, neighbours, FDB, routes, rules, guard, subnet.env.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use ipnet::{IpNet, Ipv4Net};
+use overlay_common::vxlan::OVERHEAD;
+use overlay_user::backend::Peer;
+use overlay_user::config::SubnetEnv;
+use overlay_user::kernel::apply::Failure;
+use overlay_user::kernel::guard::{self, GuardState};
+use overlay_user::kernel::interface::Underlay;
+use overlay_user::kernel::pods::PodLinks;
+use overlay_user::kernel::rules::{Driver, RuleSet};
+use overlay_user::kernel::{Kernel, sysctl};
+use overlay_user::lease::Lease;
+use overlay_user::mac::MacAddr;
+use overlay_user::reconcile::{Action, Desired, Device, diff};
+
+use crate::health::Report;
+use crate::node::Node;
+
+/// The bridge of the pods.
+pub const BRIDGE: &str = "cni0";
+/// How often the guard is written again although nothing changed: somebody may have flushed it.
+const GUARD_RESYNC: Duration = Duration::from_secs(10);
+
+/// What the kernel path remembers between rounds.
+#[derive(Default)]
+pub struct KernelPath {
+    device: Option<(u32, MacAddr)>,
+    rules_checked: Option<Instant>,
+    guard: Option<(GuardState, Instant)>,
+    guard_unavailable: bool,
+    bridge_warned: bool,
+}
+
+impl KernelPath {
+    /// Index and MAC address of the VXLAN device, as last seen.
+    pub fn device(&self) -> Option<(u32, MacAddr)> {
+        self.device
+    }
+
+    /// Index of the VXLAN device, as last seen.
+    pub fn device_ifindex(&self) -> Option<u32> {
+        self.device.map(|(ifindex, _)| ifindex)
+    }
+
+    /// MAC address of the VXLAN device, as last seen.
+    pub fn device_mac(&self) -> Option<MacAddr> {
+        self.device.map(|(_, mac)| mac)
+    }
+
+    /// What the kernel should hold.
+    pub fn desired(
+        &self,
+        node: &Node,
+        underlay: &Underlay,
+        lease: &Lease,
+        mac: MacAddr,
+        underlay_mtu: u32,
+        peers: &[Peer],
+    ) -> Desired {
+        Desired {
+            network: node.config.network(),
+            device: Device {
+                name: node.device.clone(),
+                vni: node.config.vxlan.vni,
+                port: node.config.vxlan.port,
+                underlay: underlay.ifindex,
+                local: underlay.public_address,
+                mtu: underlay_mtu.saturating_sub(OVERHEAD),
+                address: IpNet::from(lease.subnet.network()),
+                mac: Some(mac),
+            },
+            peers: peers
+                .iter()
+                .map(|peer| (peer.subnet, peer.clone()))
+                .collect::<BTreeMap<_, _>>(),
+            forwarding: true,
+        }
+    }
+
+    /// Brings the kernel to `desired`; returns the peers that it serves completely.
+    pub async fn round(
+        &mut self,
+        kernel: &Kernel,
+        node: &Node,
+        desired: &Desired,
+        subnet: IpNet,
+        pods: &PodLinks,
+        report: &mut Report,
+    ) -> Vec<Peer> {
+        let served = self.device_and_peers(kernel, desired, report).await;
+        self.rules(node, desired, subnet, report).await;
+        self.guard(kernel, node, desired, subnet, pods, report)
+            .await;
+        subnet_env(node, desired, subnet, report);
+        if !self.bridge_warned && sysctl::bridge_calls_iptables() == Some(false) {
+            self.bridge_warned = true;
+            tracing::warn!(
+                "net.bridge.bridge-nf-call-iptables is off: Services between pods of this node need it"
+            );
+        }
+        served
+    }
+
+    async fn device_and_peers(
+        &mut self,
+        kernel: &Kernel,
+        desired: &Desired,
+        report: &mut Report,
+    ) -> Vec<Peer> {
+        let observed = match kernel.observe(&desired.device.name, desired.network).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                report.problem("kernel", format!("look at the kernel: {error}"));
+                return Vec::new();
+            }
+        };
+        let actions = diff(desired, &observed);
+        let failures = kernel.apply(desired, &actions).await;
+        for failure in &failures {
+            report.problem("kernel", failure.to_string());
+        }
+        self.device = match kernel.observe(&desired.device.name, desired.network).await {
+            Ok(observed) => observed.device.map(|device| (device.ifindex, device.mac)),
+            Err(_) => None,
+        };
+        if self.device.is_none() {
+            return Vec::new();
+        }
+        let broken = |peer: &&Peer| !failures.iter().any(|failure| concerns(failure, peer));
+        desired.peers.values().filter(broken).cloned().collect()
+    }
+
+    async fn rules(&mut self, node: &Node, desired: &Desired, subnet: IpNet, report: &mut Report) {
+        let every = Duration::from_secs(u64::from(node.flags.node.iptables_resync));
+        if self
+            .rules_checked
+            .is_some_and(|checked| checked.elapsed() < every)
+        {
+            return;
+        }
+        let rules = RuleSet {
+            network: desired.network,
+            subnet,
+            masquerade: node.flags.node.ip_masq,
+            forward: node.flags.node.iptables_forward_rules,
+            random_fully: !node.flags.node.ip_masq_fully_random_disable,
+        };
+        let (driver, other) = match (node.config.nftables, rules.masquerade || rules.forward) {
+            (_, false) => (Driver::None, Driver::None),
+            (true, true) => (Driver::Nftables, Driver::Iptables),
+            (false, true) => (Driver::Iptables, Driver::Nftables),
+        };
+        if self.rules_checked.is_none()
+            && let Err(error) = other.remove().await
+        {
+            tracing::debug!("remove the other kind of rules: {error}");
+        }
+        match driver.ensure(&rules).await {
+            Ok(changed) => {
+                if changed {
+                    tracing::info!("packet-filter rules written");
+                }
+                self.rules_checked = Some(Instant::now());
+            }
+            Err(error) => report.problem("rules", error.to_string()),
+        }
+    }
+
+    async fn guard(
+        &mut self,
+        kernel: &Kernel,
+        node: &Node,
+        desired: &Desired,
+        subnet: IpNet,
+        pods: &PodLinks,
+        report: &mut Report,
+    ) {
+        let other_vnis = kernel
+            .other_vnis(&node.device, node.config.vxlan.port)
+            .await
+            .unwrap_or_default();
+        let Some(state) = guard_state(node, desired, subnet, pods, other_vnis) else {
+            return;
+        };
+        if self
+            .guard
+            .as_ref()
+            .is_some_and(|(last, written)| *last == state && written.elapsed() < GUARD_RESYNC)
+        {
+            return;
+        }
+        match guard::apply(&state).await {
+            Ok(()) => self.guard = Some((state, Instant::now())),
+            Err(error @ guard::Error::Unavailable(_)) => {
+                // Nothing that another round would change: said once, and the node lives on.
+                if !self.guard_unavailable {
+                    self.guard_unavailable = true;
+                    tracing::warn!("the kernel path goes unguarded: {error}");
+                }
+                report.note("guard", error.to_string());
+            }
+            Err(error) => report.problem("guard", error.to_string()),
+        }
+    }
+}
+
+/// Whether a failure leaves a peer without a complete kernel path.
+fn concerns(failure: &Failure, peer: &Peer) -> bool {
+    match &failure.action {
+        Action::AddRoute(route) | Action::ReplaceRoute(route) => route.subnet == peer.subnet,
+        Action::SetNeighbour(address, _) => *address == peer.subnet.network(),
+        Action::SetFdb(mac, _) => *mac == peer.mac,
+        Action::RemoveRoute(_) | Action::RemoveNeighbour(_) | Action::RemoveFdb(..) => false,
+        // Without its device nobody is served.
+        _ => true,
+    }
+}
+
+fn guard_state(
+    node: &Node,
+    desired: &Desired,
+    subnet: IpNet,
+    pods: &PodLinks,
+    other_vnis: BTreeSet<u32>,
+) -> Option<GuardState> {
+    let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) =
+        (desired.network, subnet, desired.device.local)
+    else {
+        return None;
+    };
+    let peers = desired
+        .peers
+        .values()
+        .filter_map(|peer| match (peer.vtep, peer.subnet) {
+            (IpAddr::V4(vtep), IpNet::V4(subnet)) => Some((vtep, subnet)),
+            _ => None,
+        });
+    let pods = pods.pods.iter().filter_map(|pod| match pod.note.address {
+        IpAddr::V4(address) => Some((pod.name.clone(), address)),
+        IpAddr::V6(_) => None,
+    });
+    Some(GuardState {
+        network,
+        own_subnet,
+        own_vtep,
+        vxlan: node.device.clone(),
+        bridge: BRIDGE.to_owned(),
+        port: node.config.vxlan.port,
+        vni: node.config.vxlan.vni,
+        other_vnis,
+        peers: peers.collect::<BTreeSet<(Ipv4Addr, Ipv4Net)>>(),
+        pods: pods.collect(),
+    })
+}
+
+/// Writes what the CNI plugin reads, whenever it is not what it should be.
+fn subnet_env(node: &Node, desired: &Desired, subnet: IpNet, report: &mut Report) {
+    let gateway = subnet.hosts().next().unwrap_or(subnet.addr());
+    let env = SubnetEnv {
+        networks: vec![desired.network],
+        subnet: IpNet::new(gateway, subnet.prefix_len()).ok(),
+        subnet_v6: None,
+        mtu: desired.device.mtu,
+        ip_masq: node.flags.node.ip_masq,
+    };
+    let path = &node.flags.node.subnet_file;
+    if SubnetEnv::read(path).is_ok_and(|current| current == env) {
+        return;
+    }
+    match env.write(path) {
+        Ok(()) => tracing::info!(file = %path.display(), mtu = env.mtu, "subnet file written"),
+        Err(error) => report.problem("subnet file", error.to_string()),
+    }
+}

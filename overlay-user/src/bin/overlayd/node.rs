@@ -1,0 +1,240 @@
+//! From flags to a running node: store, underlay, lease, then the reconciler.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use fs4::fs_std::FileExt as _;
+use ipnet::IpNet;
+use overlay_user::backend;
+use overlay_user::config::{AgentFlags, NetworkConfig, SubnetEnv};
+use overlay_user::datapath::pins::Pins;
+use overlay_user::kernel::Kernel;
+use overlay_user::kernel::interface::{Criteria, Underlay};
+use overlay_user::lease::Lease;
+use overlay_user::mac::MacAddr;
+use overlay_user::observe::agent_file::AgentFile;
+use overlay_user::store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::health::Health;
+use crate::reconciler::Reconciler;
+
+/// How long to wait before asking again for what is not there yet.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What does not change while the agent runs.
+pub struct Node {
+    /// The flags.
+    pub flags: AgentFlags,
+    /// The network's configuration, as read at the start.
+    pub config: NetworkConfig,
+    /// How the underlay's device is chosen.
+    pub criteria: Criteria,
+    /// Name of the VXLAN device.
+    pub device: String,
+    /// The pins of the fast path.
+    pub pins: Pins,
+}
+
+/// What the agent starts with.
+pub struct Start {
+    /// The underlay's device.
+    pub underlay: Underlay,
+    /// This node's lease.
+    pub lease: Lease,
+    /// MAC address of the VXLAN device.
+    pub mac: MacAddr,
+}
+
+/// Runs the agent until `cancel`.
+pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Result<()> {
+    let _lock = lock(flags)?;
+    let health = Health::serve(flags, pins(flags)).await?;
+    let store = Arc::new(
+        Store::open(
+            flags.store.location(),
+            flags.store.lease_ttl,
+            flags.store.renew_every(),
+        )
+        .context("open the store")?,
+    );
+    let kernel = Kernel::connect()?;
+
+    let Some(config) = until(&cancel, "read the network configuration", async || {
+        store.network_config().await.map_err(anyhow::Error::from)
+    })
+    .await
+    else {
+        return Ok(());
+    };
+    for note in &config.notes {
+        tracing::warn!("{note}");
+    }
+    tracing::info!(network = %config.network(), vni = config.vxlan.vni, port = config.vxlan.port, "network configuration");
+    let criteria = criteria(flags);
+    let underlay = kernel
+        .select_underlay(&criteria, config.network())
+        .await
+        .context("choose the underlay's device")?;
+    tracing::info!(device = %underlay.name, address = %underlay.address, public = %underlay.public_address, mtu = underlay.mtu, "underlay");
+
+    let device = format!("flannel.{}", config.vxlan.vni);
+    let mac = device_mac(&kernel, &device, config.network()).await?;
+    let previous = previous_subnet(flags);
+    let attributes = attributes(&underlay, config.vxlan.vni, mac)?;
+    let Some(lease) = until(&cancel, "take a lease", async || {
+        store
+            .acquire(&config, attributes.clone(), previous)
+            .await
+            .map_err(anyhow::Error::from)
+    })
+    .await
+    else {
+        return Ok(());
+    };
+    tracing::info!(subnet = %lease.subnet, "lease");
+
+    AgentFile {
+        pid: std::process::id(),
+        device: device.clone(),
+        health: health.address(),
+        subnet_file: flags.node.subnet_file.clone(),
+    }
+    .write(&flags.node.run_dir)?;
+
+    let keeper = tokio::spawn({
+        let (store, cancel) = (Arc::clone(&store), cancel.clone());
+        async move { store.run(cancel).await }
+    });
+    let node = Node {
+        flags: flags.clone(),
+        config,
+        criteria,
+        device,
+        pins: pins(flags),
+    };
+    let start = Start {
+        underlay,
+        lease,
+        mac,
+    };
+    let result = Reconciler::new(node, start, kernel, store, health)
+        .run(cancel.clone())
+        .await;
+    cancel.cancel();
+    keeper.await.context("the lease keeper failed")?;
+    result
+}
+
+/// What this node says of itself in its lease.
+pub fn attributes(
+    underlay: &Underlay,
+    vni: u32,
+    mac: MacAddr,
+) -> anyhow::Result<overlay_user::lease::Attributes> {
+    match underlay.public_address {
+        std::net::IpAddr::V4(address) => Ok(backend::own_attributes(address, vni, mac)),
+        std::net::IpAddr::V6(address) => bail!("public address {address}: the underlay is IPv4"),
+    }
+}
+
+/// How the flags choose the underlay's device.
+pub fn criteria(flags: &AgentFlags) -> Criteria {
+    Criteria {
+        interfaces: flags.underlay.iface.clone(),
+        regexes: flags.underlay.iface_regex.clone(),
+        can_reach: flags.underlay.iface_can_reach,
+        public_address: flags.underlay.public_ip.map(Into::into),
+    }
+}
+
+/// The pins below the BPF file system that the flags name.
+pub fn pins(flags: &AgentFlags) -> Pins {
+    Pins::new(flags.node.bpffs.join("overlay"))
+}
+
+/// Tries until it works, with the cause in the log, or until `cancel`.
+async fn until<T>(
+    cancel: &CancellationToken,
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> Option<T> {
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return None,
+            result = attempt() => match result {
+                Ok(value) => return Some(value),
+                Err(error) => tracing::warn!("cannot {what}, trying again: {error:#}"),
+            },
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return None,
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
+/// The MAC address of the VXLAN device: an existing one keeps its own, for peers know it.
+async fn device_mac(kernel: &Kernel, device: &str, network: IpNet) -> anyhow::Result<MacAddr> {
+    let observed = kernel.observe(device, network).await?;
+    Ok(
+        match observed.device.filter(|device| device.vxlan.is_some()) {
+            Some(device) => device.mac,
+            None => {
+                let mut bytes: [u8; 6] = rand::random();
+                // Unicast, locally administered.
+                bytes[0] = bytes[0] & 0xfe | 0x02;
+                MacAddr(bytes)
+            }
+        },
+    )
+}
+
+/// The subnet of the last time, if its file can be read.
+fn previous_subnet(flags: &AgentFlags) -> Option<IpNet> {
+    let path = &flags.node.subnet_file;
+    match SubnetEnv::read(path) {
+        Ok(env) => env.subnet,
+        Err(error) => {
+            if path.exists() {
+                tracing::warn!("the previous subnet is not known, any will do: {error}");
+            }
+            None
+        }
+    }
+}
+
+/// Holds the run directory's lock: two agents would undo each other's work.
+fn lock(flags: &AgentFlags) -> anyhow::Result<File> {
+    let dir = &flags.node.run_dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let path: PathBuf = dir.join("agent.lock");
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    if !file
+        .try_lock_exclusive()
+        .with_context(|| format!("lock {}", path.display()))?
+    {
+        bail!(
+            "another overlayd runs on this node: it holds {}",
+            path.display()
+        );
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .context("write the lock file")?;
+    Ok(file)
+}
+
+/// Whether an agent runs on this node.
+pub fn is_running(flags: &AgentFlags) -> bool {
+    lock(flags).is_err()
+}

@@ -1,0 +1,236 @@
+//! Rounds: look at what should be and what is, and apply the difference.
+//!
+//! Any change (a lease, a pod, a netlink event) only starts a round; what to do follows from the state alone,
+//! so a lost event costs time, never correctness.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay_user::backend::{self, Peer};
+use overlay_user::kernel::Kernel;
+use overlay_user::kernel::interface::Underlay;
+use overlay_user::kernel::monitor::{Event, Monitor};
+use overlay_user::lease::Lease;
+use overlay_user::mac::MacAddr;
+use overlay_user::store::{LeaseState, Store};
+use tokio::sync::watch;
+use tokio::time::{Instant, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::fast_path::{FastPath, View};
+use crate::health::{Health, Report};
+use crate::kernel_path::KernelPath;
+use crate::node::{Node, Start, attributes};
+
+/// Changes come in bursts; a round waits this long for the rest of one.
+const SETTLE: Duration = Duration::from_millis(20);
+/// At least this long from round to round, however many events there are.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often everything is looked at without any event.
+const RESYNC: Duration = Duration::from_secs(10);
+/// How often what sends no events is looked at: whether our programs are still attached.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The agent's state between rounds.
+pub struct Reconciler {
+    node: Node,
+    store: Arc<Store>,
+    leases: watch::Receiver<LeaseState>,
+    kernel: Kernel,
+    kernel_path: KernelPath,
+    fast_path: FastPath,
+    health: Health,
+    underlay: Underlay,
+    lease: Lease,
+    mac: MacAddr,
+    /// The peers of the last round: a newcomer cannot push them out.
+    accepted: Vec<Peer>,
+    announced: bool,
+}
+
+impl Reconciler {
+    /// A reconciler that has not done anything yet.
+    pub fn new(
+        node: Node,
+        start: Start,
+        kernel: Kernel,
+        store: Arc<Store>,
+        health: Health,
+    ) -> Self {
+        Self {
+            leases: store.subscribe(),
+            kernel_path: KernelPath::default(),
+            fast_path: FastPath::new(&node),
+            node,
+            store,
+            kernel,
+            health,
+            underlay: start.underlay,
+            lease: start.lease,
+            mac: start.mac,
+            accepted: Vec::new(),
+            announced: false,
+        }
+    }
+
+    /// Rounds until `cancel`.
+    pub async fn run(mut self, cancel: CancellationToken) -> anyhow::Result<()> {
+        let mut monitor = Monitor::subscribe()?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last_round = Instant::now();
+        // Due at once, and again whenever something changes.
+        let mut due = Some(Instant::now());
+        loop {
+            let settled = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                () = settled => {
+                    self.round().await;
+                    last_round = Instant::now();
+                    due = None;
+                }
+                event = monitor.next() => {
+                    if self.matters(event?) {
+                        due = due.or_else(|| Some((Instant::now() + SETTLE).max(last_round + PAUSE)));
+                    }
+                }
+                changed = self.leases.changed() => {
+                    changed?;
+                    due = due.or_else(|| Some((Instant::now() + SETTLE).max(last_round + PAUSE)));
+                }
+                _ = tick.tick() => {
+                    if last_round.elapsed() >= RESYNC || self.fast_path.is_disturbed() {
+                        due = due.or_else(|| Some(Instant::now()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether an event can concern us: neighbours of other devices come and go all the time.
+    fn matters(&self, event: Event) -> bool {
+        match event {
+            Event::Neighbour(ifindex) => Some(ifindex) == self.kernel_path.device_ifindex(),
+            _ => true,
+        }
+    }
+
+    async fn round(&mut self) {
+        let state = self.leases.borrow_and_update().clone();
+        if let Some(own) = &state.own {
+            if own.subnet != self.lease.subnet {
+                tracing::warn!(
+                    old = %self.lease.subnet, new = %own.subnet,
+                    "this node has another subnet now; pods of the old one keep their addresses until they are made anew"
+                );
+            }
+            self.lease = own.clone();
+        }
+        let mut report = Report::new(&state, &self.lease);
+        self.refresh_underlay(&mut report).await;
+
+        let network = self.node.config.network();
+        let (peers, rejected) =
+            backend::peers(&network, &self.lease, &state.leases, &self.accepted);
+        report.rejected.extend(rejected);
+        self.accepted.clone_from(&peers);
+
+        let pods = match self.kernel.pods(crate::kernel_path::BRIDGE).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                report.problem("kernel", format!("list pods: {error}"));
+                return self.health.publish(report);
+            }
+        };
+        let mtu = self.node.config.vxlan.mtu.unwrap_or(self.underlay.mtu);
+        let desired = self.kernel_path.desired(
+            &self.node,
+            &self.underlay,
+            &self.lease,
+            self.mac,
+            mtu,
+            &peers,
+        );
+
+        // What goes, goes from the maps first; what comes, comes to the maps last.
+        let view = View {
+            node: &self.node,
+            underlay: &self.underlay,
+            subnet: self.lease.subnet,
+            mtu: desired.device.mtu,
+            pods: &pods,
+        };
+        self.fast_path.retire(&view, &peers, &mut report);
+        let served = self
+            .kernel_path
+            .round(
+                &self.kernel,
+                &self.node,
+                &desired,
+                self.lease.subnet,
+                &pods,
+                &mut report,
+            )
+            .await;
+        if let Some(mac) = self.kernel_path.device_mac()
+            && mac != self.mac
+        {
+            tracing::warn!(old = %self.mac, new = %mac, "the device's MAC address was changed; telling the others");
+            self.mac = mac;
+        }
+        match attributes(&self.underlay, self.node.config.vxlan.vni, self.mac) {
+            Ok(attributes) => self.store.publish(attributes),
+            Err(error) => report.problem("underlay", format!("{error:#}")),
+        }
+        self.fast_path
+            .round(
+                &view,
+                self.kernel_path.device(),
+                &served,
+                &self.kernel,
+                &mut report,
+            )
+            .await;
+
+        report.peers = served.len();
+        report.pods = pods.pods.len();
+        if report.is_ready() && !self.announced {
+            self.announced = true;
+            tracing::info!(peers = report.peers, pods = report.pods, "ready");
+            if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+                tracing::debug!("sd_notify: {error}");
+            }
+        }
+        self.health.publish(report);
+    }
+
+    /// Follows the underlay's device through renaming, new addresses and another MTU.
+    async fn refresh_underlay(&mut self, report: &mut Report) {
+        match self
+            .kernel
+            .select_underlay(&self.node.criteria, self.node.config.network())
+            .await
+        {
+            Ok(underlay) => {
+                if underlay != self.underlay {
+                    tracing::warn!(old = ?self.underlay, new = ?underlay, "the underlay changed");
+                    self.underlay = underlay;
+                }
+            }
+            // A device that was renamed is still the same device.
+            Err(error) => match self.kernel.device(self.underlay.ifindex).await {
+                Ok(Some((name, mtu))) if mtu != 0 => {
+                    self.underlay.name = name;
+                    self.underlay.mtu = mtu;
+                }
+                _ => report.problem("underlay", error.to_string()),
+            },
+        }
+    }
+}

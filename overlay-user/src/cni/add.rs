@@ -1,0 +1,239 @@
+//! ADD: give a pod its interface.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use rscni_types::types::{CNIResult, Interface, IpConfig};
+
+use super::config::{NetConf, Network};
+use super::netlink::{Link, Netlink};
+use super::netns::Netns;
+use super::{Error, bridge, masquerade, sysctl, veth};
+use crate::ipam::{Attachment, Range, Store};
+use crate::mac::MacAddr;
+use crate::pod::PodNote;
+
+/// Adds `attachment` to the network in the namespace at `path`. When it fails, nothing of it stays.
+///
+/// # Errors
+///
+/// Any [`Error`] but those of CHECK and STATUS.
+pub async fn add(conf: &NetConf, attachment: &Attachment, path: &Path) -> Result<CNIResult, Error> {
+    let network = conf.network()?;
+    let previous = conf.previous()?;
+    let netns = Netns::open(path)?;
+    let host = Netlink::open()?;
+    let pod = Netlink::open_in(&netns)?;
+    if pod.link(&attachment.interface).await?.is_some() {
+        return Err(Error::Conflict(format!(
+            "{} has an interface {} already",
+            path.display(),
+            attachment.interface
+        )));
+    }
+
+    let range = Range::new(network.subnet)?;
+    // The lock is held no longer than this; another ADD need not wait for our devices.
+    let address = Store::lock(&conf.ipam_dir())?.allocate(&range, 0, attachment)?;
+    let place = Place {
+        network: &network,
+        attachment,
+        netns: &netns,
+        host: &host,
+        pod: &pod,
+    };
+    match place.connect(address).await {
+        Ok((ports, pod_end)) => {
+            let own = result(&network, address, ports, pod_end, attachment, path);
+            Ok(append(previous, own))
+        }
+        Err(error) => {
+            undo(conf, attachment, address, &host).await;
+            Err(error)
+        }
+    }
+}
+
+/// Where a pod is connected.
+struct Place<'a> {
+    network: &'a Network,
+    attachment: &'a Attachment,
+    netns: &'a Netns,
+    host: &'a Netlink,
+    pod: &'a Netlink,
+}
+
+impl Place<'_> {
+    /// Sets up everything that `address` needs. Returns bridge and host end, and the pod's end.
+    async fn connect(&self, address: IpAddr) -> Result<([Link; 2], Link), Error> {
+        let Self {
+            network,
+            attachment,
+            netns,
+            host,
+            pod,
+        } = self;
+        let bridge = bridge::ensure(host, network).await?;
+        let port = veth::make(host, network, &bridge, attachment, netns).await?;
+        let end = pod.link(&attachment.interface).await?.ok_or_else(|| {
+            Error::Conflict(format!(
+                "{} vanished while it was set up",
+                attachment.interface
+            ))
+        })?;
+
+        let interface = &attachment.interface;
+        netns.run(|| {
+            // Neighbours that remember the pod which had the address before learn of this one.
+            sysctl::try_set(&format!("ipv4/conf/{interface}/arp_notify"), "1");
+            if address.is_ipv6() {
+                // Its address is nobody else's; it may use it at once.
+                sysctl::try_set(&format!("ipv6/conf/{interface}/accept_dad"), "0");
+            }
+        })?;
+        pod.add_address(&end, on_link(network.subnet, address))
+            .await?;
+        pod.set_up(&end).await?;
+        let gateway = network.subnet.addr();
+        for route in &network.routes {
+            pod.add_route(&end, route, gateway).await?;
+        }
+        if network.ip_masq {
+            masquerade::add(attachment, address, &network.networks)?;
+        }
+        veth::wait_for_port(host, &port).await?;
+
+        // Last: from here on the agent knows of the pod, and it can be reached.
+        let note = PodNote {
+            address,
+            mac: end.mac,
+            container: attachment.container.clone(),
+            interface: attachment.interface.clone(),
+        };
+        veth::announce(host, &port, &note).await?;
+        Ok(([bridge, port], end))
+    }
+}
+
+/// Takes back what a failed ADD did. What fails here as well is only reported: the runtime calls DEL next.
+async fn undo(conf: &NetConf, attachment: &Attachment, address: IpAddr, host: &Netlink) {
+    if let Err(error) = veth::remove(host, attachment).await {
+        tracing::warn!(%error, "undoing a failed ADD");
+    }
+    masquerade::remove(attachment, address);
+    if let Err(error) = Store::lock(&conf.ipam_dir()).and_then(|store| store.free(address)) {
+        tracing::warn!(%error, "undoing a failed ADD");
+    }
+}
+
+/// The pod's address with the prefix length of the subnet that it can reach without a gateway.
+pub fn on_link(subnet: IpNet, address: IpAddr) -> IpNet {
+    IpNet::new_assert(address, subnet.prefix_len())
+}
+
+fn result(
+    network: &Network,
+    address: IpAddr,
+    ports: [Link; 2],
+    pod_end: Link,
+    attachment: &Attachment,
+    path: &Path,
+) -> CNIResult {
+    let interface = |name: String, mac: MacAddr, sandbox| Interface {
+        name,
+        mac: mac.to_string(),
+        mtu: None,
+        sandbox,
+        socket_path: None,
+        pci_id: None,
+    };
+    let [bridge, port] = ports.map(|link| interface(link.name, link.mac, None));
+    let sandbox = Some(path.display().to_string());
+    CNIResult {
+        interfaces: vec![
+            bridge,
+            port,
+            interface(attachment.interface.clone(), pod_end.mac, sandbox),
+        ],
+        ips: vec![IpConfig {
+            interface: Some(2),
+            address: on_link(network.subnet, address),
+            gateway: Some(network.subnet.addr()),
+        }],
+        routes: network.routes.clone(),
+        dns: network.dns.clone(),
+    }
+}
+
+/// Puts our result behind that of the plugins before us, as CNI wants of every plugin in a list.
+fn append(previous: Option<CNIResult>, mut own: CNIResult) -> CNIResult {
+    let Some(mut all) = previous else {
+        return own;
+    };
+    let offset = u32::try_from(all.interfaces.len()).unwrap_or(u32::MAX);
+    for ip in &mut own.ips {
+        ip.interface = ip.interface.map(|index| index.saturating_add(offset));
+    }
+    all.interfaces.append(&mut own.interfaces);
+    all.ips.append(&mut own.ips);
+    all.routes.append(&mut own.routes);
+    all.dns = own.dns.or(all.dns);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(name: &str, address: &str) -> CNIResult {
+        CNIResult {
+            interfaces: vec![Interface {
+                name: name.into(),
+                mac: String::new(),
+                mtu: None,
+                sandbox: None,
+                socket_path: None,
+                pci_id: None,
+            }],
+            ips: vec![IpConfig {
+                interface: Some(0),
+                address: address.parse().expect("an address"),
+                gateway: None,
+            }],
+            ..CNIResult::default()
+        }
+    }
+
+    #[test]
+    fn interfaces_keep_their_addresses_behind_those_of_others() {
+        let all = append(Some(one("lo", "127.0.0.1/8")), one("eth0", "10.244.1.2/24"));
+        let named: Vec<_> = all
+            .ips
+            .iter()
+            .map(|ip| {
+                let index = ip.interface.and_then(|index| usize::try_from(index).ok());
+                (
+                    all.interfaces[index.expect("an index")].name.as_str(),
+                    ip.address.to_string(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            named,
+            [
+                ("lo", "127.0.0.1/8".into()),
+                ("eth0", "10.244.1.2/24".to_owned())
+            ]
+        );
+    }
+
+    #[test]
+    fn the_address_has_the_length_of_the_subnet() {
+        let subnet = "10.244.1.1/24".parse().expect("a subnet");
+        assert_eq!(
+            on_link(subnet, [10, 244, 1, 7].into()).to_string(),
+            "10.244.1.7/24"
+        );
+    }
+}

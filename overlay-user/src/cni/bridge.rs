@@ -1,0 +1,168 @@
+//! The bridge that joins the node's pods, and the gateway's address on it.
+
+use std::{fs, io};
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::{LinkBridge, LinkUnspec};
+
+use super::Error;
+use super::config::Network;
+use super::netlink::{self, Link, Netlink};
+use super::sysctl;
+
+/// First byte of a MAC address that no manufacturer gave.
+const LOCAL_UNICAST: u8 = 0x02;
+
+/// Makes the bridge of `network` if it is not there, and completes what it lacks. Several ADDs may do so at
+/// the same time.
+///
+/// # Errors
+///
+/// [`Error::Netlink`] if the kernel refuses, [`Error::Conflict`] if a device of another kind has the name or
+/// the bridge has another network's address.
+pub async fn ensure(host: &Netlink, network: &Network) -> Result<Link, Error> {
+    let mut bridge = find(host, network).await?;
+    if bridge.is_none() {
+        // Its own from the start: the bridge's identifier is made of the address that it is made with.
+        let [_, tail @ ..] = rand::random::<[u8; 6]>();
+        let mac = [&[LOCAL_UNICAST], &tail[..]].concat();
+        let request = LinkBridge::new(&network.bridge)
+            .mtu(network.mtu)
+            .address(mac)
+            .build();
+        match host.links_handle().add(request).execute().await {
+            // Another ADD was faster.
+            Err(error) if netlink::is(&error, Errno::EEXIST) => {}
+            Err(error) => {
+                return Err(netlink::refused(
+                    format!("make bridge {}", network.bridge),
+                    error,
+                ));
+            }
+            Ok(()) => {}
+        }
+        // Pods advertise no routes. A kernel without IPv6 has no such file.
+        sysctl::try_set(&format!("ipv6/conf/{}/accept_ra", network.bridge), "0");
+        bridge = find(host, network).await?;
+    }
+    let bridge = bridge.ok_or_else(|| {
+        Error::Conflict(format!(
+            "bridge {} vanished while it was set up",
+            network.bridge
+        ))
+    })?;
+    adjust(host, network, &bridge).await?;
+    if network.is_gateway {
+        ensure_gateway(host, network, &bridge).await?;
+        enable_forwarding(network.subnet)?;
+    }
+    Ok(bridge)
+}
+
+async fn find(host: &Netlink, network: &Network) -> Result<Option<Link>, Error> {
+    match host.link(&network.bridge).await? {
+        Some(link) if !link.is_bridge => Err(Error::Conflict(format!(
+            "{} is there, but it is not a bridge; delete it, or name another in delegate.bridge",
+            link.name
+        ))),
+        found => Ok(found),
+    }
+}
+
+/// Sets the bridge up. Its MTU is only ever raised: lowering it would cut off pods that were added before.
+async fn adjust(host: &Netlink, network: &Network, bridge: &Link) -> Result<(), Error> {
+    let mut message = LinkUnspec::new_with_index(bridge.index).up();
+    if bridge.mtu < network.mtu {
+        message = message.mtu(network.mtu);
+    }
+    if network.promiscuous {
+        message = message.promiscuous(true);
+    }
+    host.set(message.build(), &format!("set {} up", bridge.name))
+        .await
+}
+
+async fn ensure_gateway(host: &Netlink, network: &Network, bridge: &Link) -> Result<(), Error> {
+    let subnet = network.subnet;
+    let addresses = host.addresses(bridge).await?;
+    if addresses.contains(&subnet) {
+        return Ok(());
+    }
+    for other in addresses
+        .into_iter()
+        .filter(|other| collide(*other, subnet))
+    {
+        if !network.force_address && has_ports(host, bridge).await? {
+            return Err(Error::Conflict(format!(
+                "{} has the address {other}, but this node's subnet is {subnet}, and pods are still \
+                 attached to it; delete them, or set delegate.forceAddress",
+                bridge.name
+            )));
+        }
+        tracing::warn!(bridge = bridge.name, %other, %subnet, "replacing the bridge's address");
+        host.remove_address(bridge, other).await?;
+    }
+    // Unless told its own address, a bridge that somebody else made takes that of a port, and changes it as
+    // pods come and go.
+    let pin = LinkUnspec::new_with_index(bridge.index)
+        .address(bridge.mac.0.to_vec())
+        .build();
+    host.set(pin, &format!("pin the MAC address of {}", bridge.name))
+        .await?;
+    host.add_address(bridge, subnet).await
+}
+
+/// Whether a bridge can have only one of these: two IPv4 addresses, or two overlapping ones in IPv6, where
+/// the link-local address is always beside ours.
+fn collide(other: IpNet, subnet: IpNet) -> bool {
+    match (other, subnet) {
+        (IpNet::V4(_), IpNet::V4(_)) => true,
+        _ => other.contains(&subnet.addr()) || subnet.contains(&other.addr()),
+    }
+}
+
+async fn has_ports(host: &Netlink, bridge: &Link) -> Result<bool, Error> {
+    Ok(host
+        .links()
+        .await?
+        .iter()
+        .any(|link| link.master == Some(bridge.index)))
+}
+
+/// A gateway forwards.
+fn enable_forwarding(subnet: IpNet) -> Result<(), Error> {
+    let key = if subnet.addr().is_ipv4() {
+        "ipv4/ip_forward"
+    } else {
+        "ipv6/conf/all/forwarding"
+    };
+    let path = sysctl::path(key);
+    let failed = |action| {
+        let path = path.clone();
+        move |source: io::Error| Error::File {
+            action,
+            path,
+            source,
+        }
+    };
+    // Writing is not tried in vain: where /proc/sys is read-only, the administrator has done it.
+    if fs::read_to_string(&path).map_err(failed("read"))?.trim() == "1" {
+        return Ok(());
+    }
+    fs::write(&path, "1").map_err(failed("write"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_ipv4_address_and_the_link_local_one() {
+        let net = |text: &str| text.parse::<IpNet>().expect("an address");
+        assert!(collide(net("10.244.9.1/24"), net("10.244.1.1/24")));
+        assert!(!collide(net("fe80::1/64"), net("fd00:1::1/64")));
+        assert!(!collide(net("fe80::1/64"), net("10.244.1.1/24")));
+        assert!(collide(net("fd00:1::2/64"), net("fd00:1::1/64")));
+    }
+}

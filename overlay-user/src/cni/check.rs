@@ -1,0 +1,201 @@
+//! CHECK and STATUS: is a pod's network as ADD left it, and would an ADD work.
+
+use std::path::Path;
+
+use ipnet::IpNet;
+use rscni_types::types::{CNIResult, Interface};
+
+use super::config::{NetConf, Network};
+use super::netlink::{Link, Netlink};
+use super::netns::Netns;
+use super::{Error, veth};
+use crate::ipam::{Attachment, Range, Store};
+use crate::pod::PodNote;
+
+/// Compares what there is with what ADD reported.
+///
+/// # Errors
+///
+/// [`Error::Changed`] with the first difference, [`Error::Config`] without a result to compare with.
+pub async fn check(conf: &NetConf, attachment: &Attachment, path: &Path) -> Result<(), Error> {
+    let network = conf.network()?;
+    let result = conf
+        .previous()?
+        .ok_or_else(|| Error::Config("CHECK needs prevResult, the result of ADD".into()))?;
+    let expected = Expected::new(&result, attachment)?;
+
+    let netns = Netns::open(path)?;
+    let pod = Netlink::open_in(&netns)?;
+    let end = present(
+        pod.link(&attachment.interface).await?,
+        &attachment.interface,
+    )?;
+    expected.check_end(&pod, &end, &network).await?;
+
+    let host = Netlink::open()?;
+    let bridge = present(host.link(&network.bridge).await?, &network.bridge)?;
+    if network.is_gateway && !host.addresses(&bridge).await?.contains(&network.subnet) {
+        return changed(format!(
+            "{} lacks the address {}",
+            bridge.name, network.subnet
+        ));
+    }
+    expected
+        .check_port(&host, &bridge, &end, &network, attachment)
+        .await?;
+
+    let held = Store::lock(&conf.ipam_dir())?.held_by(attachment)?;
+    match expected
+        .addresses
+        .iter()
+        .find(|address| !held.contains(&address.addr()))
+    {
+        Some(address) => changed(format!(
+            "{} is not registered for {attachment} in {}",
+            address.addr(),
+            conf.ipam_dir().display()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Tells whether an ADD would find what it needs.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`] with the cause.
+pub fn status(conf: &NetConf) -> Result<(), Error> {
+    let room = || {
+        let range = Range::new(conf.network()?.subnet)?;
+        let dir = conf.ipam_dir();
+        let taken = if dir.exists() {
+            Store::lock(&dir)?.entries()?
+        } else {
+            Vec::new()
+        };
+        let taken = taken
+            .iter()
+            .filter(|(address, _)| range.contains(*address))
+            .count();
+        if u128::try_from(taken).is_ok_and(|taken| taken < range.capacity()) {
+            Ok(())
+        } else {
+            Err(crate::ipam::Error::Exhausted { range, dir }.into())
+        }
+    };
+    room().map_err(|error| Error::Unavailable(Box::new(error)))
+}
+
+/// What the result of ADD says about one attachment.
+struct Expected<'a> {
+    result: &'a CNIResult,
+    interface: &'a Interface,
+    addresses: Vec<IpNet>,
+}
+
+impl<'a> Expected<'a> {
+    fn new(result: &'a CNIResult, attachment: &Attachment) -> Result<Self, Error> {
+        let in_pod = |interface: &Interface| {
+            interface.name == attachment.interface && interface.sandbox.is_some()
+        };
+        let Some(index) = result.interfaces.iter().position(in_pod) else {
+            return Err(Error::Config(format!(
+                "prevResult has no {}",
+                attachment.interface
+            )));
+        };
+        let is_ours = |ip: Option<u32>| ip.is_some_and(|ip| usize::try_from(ip) == Ok(index));
+        let ours = result.ips.iter().filter(|ip| is_ours(ip.interface));
+        let addresses = ours.map(|ip| ip.address).collect();
+        Ok(Self {
+            result,
+            interface: &result.interfaces[index],
+            addresses,
+        })
+    }
+
+    /// The pod's end: MAC, addresses, routes.
+    async fn check_end(&self, pod: &Netlink, end: &Link, network: &Network) -> Result<(), Error> {
+        let name = &end.name;
+        if !end.is_up {
+            return changed(format!("{name} is down"));
+        }
+        if !end
+            .mac
+            .to_string()
+            .eq_ignore_ascii_case(&self.interface.mac)
+        {
+            return changed(format!(
+                "{name} has the MAC address {}, not {}",
+                end.mac, self.interface.mac
+            ));
+        }
+        let addresses = pod.addresses(end).await?;
+        if let Some(lost) = self
+            .addresses
+            .iter()
+            .find(|address| !addresses.contains(address))
+        {
+            return changed(format!("{name} lacks the address {lost}"));
+        }
+        let routes = pod.routes(end).await?;
+        // Plugins behind us may have changed our routes; then the result says so too.
+        for route in &self.result.routes {
+            let gateway = route.gw.unwrap_or(network.subnet.addr());
+            if !routes.contains(&(route.dst.trunc(), Some(gateway))) {
+                return changed(format!(
+                    "{name} lacks the route to {} via {gateway}",
+                    route.dst
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The host's end: port of the bridge, and the note for the agent.
+    async fn check_port(
+        &self,
+        host: &Netlink,
+        bridge: &Link,
+        end: &Link,
+        network: &Network,
+        attachment: &Attachment,
+    ) -> Result<(), Error> {
+        let own = veth::host_name(attachment);
+        let on_host =
+            |interface: &&Interface| interface.sandbox.is_none() && interface.name != bridge.name;
+        // flannel's own plugin gives another name, and writes no note.
+        let mut candidates = self.result.interfaces.iter().filter(on_host);
+        let name = match candidates.find(|interface| interface.name.starts_with("veth")) {
+            Some(interface) => &interface.name,
+            None => &own,
+        };
+        let port = present(host.link(name).await?, name)?;
+        if port.master != Some(bridge.index) {
+            return changed(format!("{name} is not a port of {}", bridge.name));
+        }
+        if port.hairpin != network.hairpin {
+            return changed(format!("hairpin mode of {name} is not {}", network.hairpin));
+        }
+        if *name == own {
+            let expected = self.addresses.first().map(|address| PodNote {
+                address: address.addr(),
+                mac: end.mac,
+                container: attachment.container.clone(),
+                interface: attachment.interface.clone(),
+            });
+            if veth::note(&port) != expected {
+                return changed(format!("the alias of {name} does not describe the pod"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn present(link: Option<Link>, name: &str) -> Result<Link, Error> {
+    link.ok_or_else(|| Error::Changed(format!("{name} is gone")))
+}
+
+fn changed<T>(what: String) -> Result<T, Error> {
+    Err(Error::Changed(what))
+}

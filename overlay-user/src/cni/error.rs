@@ -1,0 +1,151 @@
+//! What can go wrong in the plugin, and the number that CNI gives it.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::subnet_env;
+use crate::ipam;
+
+/// Why a CNI call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request breaks the protocol: a variable, a version.
+    #[error(transparent)]
+    Protocol(#[from] rscni_types::error::Error),
+    /// The configuration on standard input is not JSON of the right shape.
+    #[error("cannot decode the network configuration on standard input")]
+    Decode(#[from] serde_json::Error),
+    /// The configuration asks for what the plugin cannot do.
+    #[error("bad network configuration: {0}")]
+    Config(String),
+    /// `CNI_NETNS` cannot be entered.
+    #[error("cannot enter the network namespace {path}; the container may be gone")]
+    Netns {
+        /// The value of `CNI_NETNS`.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// `CNI_NETNS` is the namespace that the plugin runs in.
+    #[error("CNI_NETNS {0} is the host's own network namespace; it must be the container's")]
+    OwnNetns(PathBuf),
+    /// A file cannot be used.
+    #[error("cannot {action} {path}")]
+    File {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The kernel refused a netlink request.
+    #[error("the kernel refused to {action}")]
+    Netlink {
+        /// What was tried.
+        action: String,
+        /// What the kernel said.
+        source: rtnetlink::Error,
+    },
+    /// The agent has told nothing, or nonsense.
+    #[error(transparent)]
+    SubnetEnv(#[from] subnet_env::Error),
+    /// No address.
+    #[error(transparent)]
+    Ipam(#[from] ipam::Error),
+    /// Something on the node is in the way.
+    #[error("{0}")]
+    Conflict(String),
+    /// CHECK found the pod's network other than ADD left it.
+    #[error("the pod's network is not as it was set up: {0}")]
+    Changed(String),
+    /// STATUS: an ADD would fail.
+    #[error("pods cannot be added now")]
+    Unavailable(#[source] Box<Error>),
+}
+
+/// First number that CNI leaves to plugins: the state of this node is in the way.
+const CODE_CONFLICT: u32 = 100;
+/// CHECK failed.
+const CODE_CHANGED: u32 = 101;
+
+impl Error {
+    /// The number for `code` in the error JSON (CNI specification 1.1.0, section 5; 100 and up are ours).
+    #[must_use]
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::Protocol(error) => error.into(),
+            Self::Netns { .. } => 3,
+            Self::File { .. } | Self::Netlink { .. } => 5,
+            Self::Decode(_) => 6,
+            Self::Config(_) | Self::SubnetEnv(_) => match self {
+                // Waiting helps here, and the runtime should do it.
+                Self::SubnetEnv(subnet_env::Error::Missing(_)) => 11,
+                _ => 7,
+            },
+            Self::OwnNetns(_) => 8,
+            Self::Ipam(ipam::Error::Exhausted { .. }) => 11,
+            Self::Ipam(ipam::Error::Files { .. }) => 5,
+            Self::Ipam(ipam::Error::TooSmall(_)) => 7,
+            Self::Ipam(ipam::Error::Duplicate { .. }) | Self::Conflict(_) => CODE_CONFLICT,
+            Self::Changed(_) => CODE_CHANGED,
+            Self::Unavailable(_) => 50,
+        }
+    }
+
+    /// The JSON that a runtime expects on standard output, in version `version` of CNI. `msg` is the error
+    /// itself, `details` what it comes from.
+    #[must_use]
+    pub fn to_json(&self, version: &str) -> Value {
+        let mut causes = Vec::new();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            causes.push(error.to_string());
+            cause = error.source();
+        }
+        json!({
+            "cniVersion": version,
+            "code": self.code(),
+            "msg": self.to_string(),
+            "details": causes.join(": "),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn json_has_the_error_and_its_causes() {
+        let error = Error::Unavailable(Box::new(Error::File {
+            action: "read",
+            path: "/run/x".into(),
+            source: io::Error::from_raw_os_error(13),
+        }));
+        assert_eq!(
+            error.to_json("1.1.0"),
+            json!({
+                "cniVersion": "1.1.0",
+                "code": 50,
+                "msg": "pods cannot be added now",
+                "details": "cannot read /run/x: Permission denied (os error 13)",
+            })
+        );
+    }
+
+    #[test]
+    fn waiting_is_advised_where_it_helps() {
+        let missing = subnet_env::Error::Missing("/run/flannel/subnet.env".into());
+        assert_eq!(Error::from(missing).code(), 11);
+        let torn = subnet_env::Error::Incomplete {
+            path: "x".into(),
+            missing: "y".into(),
+        };
+        assert_eq!(Error::from(torn).code(), 7);
+    }
+}

@@ -1,0 +1,311 @@
+//! DEL and GC: take an interface back from a pod.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::config::NetConf;
+use super::netlink::Netlink;
+use super::netns::Netns;
+use super::{Error, masquerade, veth};
+use crate::ipam::{Attachment, Holder, Store};
+use crate::pod::PodNote;
+
+/// Deletes `attachment`. Whatever of it is gone already is no error, and neither is a missing namespace.
+///
+/// # Errors
+///
+/// [`Error::Netlink`] or [`Error::Ipam`] if something is there but cannot be removed; the runtime tries again.
+pub async fn del(
+    conf: &NetConf,
+    attachment: &Attachment,
+    path: Option<&Path>,
+) -> Result<(), Error> {
+    let netns = match path.map(Netns::open) {
+        Some(Ok(netns)) => Some(netns),
+        Some(Err(error @ Error::OwnNetns(_))) => return Err(error),
+        Some(Err(_)) | None => None,
+    };
+    let host = Netlink::open()?;
+    let addresses = held_by(conf, attachment)?;
+    disconnect(&host, attachment, &addresses).await?;
+    if let Some(netns) = netns {
+        // A pod of flannel's own plugin: its host end has a name that nobody can guess.
+        let pod = Netlink::open_in(&netns)?;
+        if let Some(link) = pod
+            .link(&attachment.interface)
+            .await?
+            .filter(|link| link.is_veth)
+        {
+            pod.delete(&link).await?;
+        }
+    }
+    remove_file(&conf.data_dir.join(&attachment.container))?;
+    free(conf, addresses)
+}
+
+/// Releases everything of this network that is not among the valid attachments. Goes on past errors and
+/// returns the first.
+///
+/// # Errors
+///
+/// [`Error::Config`] if the runtime does not say what is valid; else as [`del`].
+pub async fn gc(conf: &NetConf) -> Result<(), Error> {
+    let valid: BTreeSet<_> = conf
+        .valid_attachments
+        .as_ref()
+        .ok_or_else(|| Error::Config("GC needs cni.dev/valid-attachments".into()))?
+        .iter()
+        .map(|it| Attachment {
+            container: it.container_id.clone(),
+            interface: it.ifname.clone(),
+        })
+        .collect();
+    let host = Netlink::open()?;
+    // Two networks cannot share a bridge, so every note on ours is of this network.
+    let bridge = host.link(conf.bridge()).await?.map(|bridge| bridge.index);
+    let mut links = host.links().await?;
+    links.retain(|link| bridge.is_some() && link.master == bridge);
+    let notes: Vec<_> = links.iter().filter_map(veth::note).collect();
+    let Stale {
+        attachments,
+        mut addresses,
+    } = Stale::new(&valid, notes, entries(conf)?);
+
+    let mut outcome = Ok(());
+    for (attachment, address) in attachments {
+        match disconnect(&host, &attachment, &[address]).await {
+            Ok(()) => {
+                addresses.insert(address);
+            }
+            // Its address stays taken: it may still answer.
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    let freed = free(conf, addresses);
+    outcome.and(freed).and(remove_scratch_files(conf, &valid))
+}
+
+/// What garbage collection has to remove.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Stale {
+    /// Attachments with their addresses; an attachment with two addresses is there twice.
+    attachments: BTreeSet<(Attachment, IpAddr)>,
+    /// Addresses that no attachment is known for.
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Stale {
+    fn new(
+        valid: &BTreeSet<Attachment>,
+        notes: Vec<PodNote>,
+        entries: Vec<(IpAddr, Holder)>,
+    ) -> Self {
+        let mut stale = Self::default();
+        let noted: BTreeSet<_> = notes.iter().map(|note| note.address).collect();
+        for PodNote {
+            address,
+            container,
+            interface,
+            ..
+        } in notes
+        {
+            let attachment = Attachment {
+                container,
+                interface,
+            };
+            if !valid.contains(&attachment) {
+                stale.attachments.insert((attachment, address));
+            }
+        }
+        for (address, holder) in entries {
+            match holder {
+                Holder::Attachment(attachment) if !valid.contains(&attachment) => {
+                    stale.attachments.insert((attachment, address));
+                }
+                Holder::Container(container) if !is_alive(valid, &container) => {
+                    stale.addresses.insert(address);
+                }
+                // Whoever got this address has a note, unless the crash came before.
+                Holder::Unreadable if !noted.contains(&address) => {
+                    tracing::warn!(%address, "freeing an address whose file names no holder");
+                    stale.addresses.insert(address);
+                }
+                _ => {}
+            }
+        }
+        stale
+    }
+}
+
+fn is_alive(valid: &BTreeSet<Attachment>, container: &str) -> bool {
+    valid.iter().any(|valid| valid.container == container)
+}
+
+/// Cuts a pod off: nothing may lead to it before its device goes, and its device goes before its address can
+/// be given to another.
+async fn disconnect(
+    host: &Netlink,
+    attachment: &Attachment,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    veth::remove(host, attachment).await?;
+    for address in addresses {
+        masquerade::remove(attachment, *address);
+    }
+    Ok(())
+}
+
+/// The network's directory; one that is not there holds nothing, and is not made.
+fn open_store(conf: &NetConf) -> Result<Option<Store>, Error> {
+    let dir = conf.ipam_dir();
+    Ok(if dir.exists() {
+        Some(Store::lock(&dir)?)
+    } else {
+        None
+    })
+}
+
+fn entries(conf: &NetConf) -> Result<Vec<(IpAddr, Holder)>, Error> {
+    Ok(open_store(conf)?.map_or(Ok(Vec::new()), |store| store.entries())?)
+}
+
+fn held_by(conf: &NetConf, attachment: &Attachment) -> Result<Vec<IpAddr>, Error> {
+    Ok(open_store(conf)?.map_or(Ok(Vec::new()), |store| store.held_by(attachment))?)
+}
+
+fn free(conf: &NetConf, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
+    if let Some(store) = open_store(conf)? {
+        for address in addresses {
+            store.free(address)?;
+        }
+    }
+    Ok(())
+}
+
+/// flannel's plugin leaves a file per container, with what it told the `bridge` plugin.
+#[derive(Deserialize)]
+struct ScratchFile {
+    name: String,
+}
+
+fn remove_scratch_files(conf: &NetConf, valid: &BTreeSet<Attachment>) -> Result<(), Error> {
+    // Not there unless flannel's plugin ran on this node.
+    let Ok(entries) = fs::read_dir(&conf.data_dir) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let dead = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|container| !is_alive(valid, container));
+        // The directory is shared by all networks, and the valid attachments are those of one.
+        let ours = fs::read(entry.path())
+            .ok()
+            .and_then(|text| serde_json::from_slice::<ScratchFile>(&text).ok())
+            .is_some_and(|file| file.name == conf.name);
+        if dead && ours {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::File {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mac::MacAddr;
+
+    fn attachment(container: &str) -> Attachment {
+        Attachment {
+            container: container.into(),
+            interface: "eth0".into(),
+        }
+    }
+
+    fn address(last: u8) -> IpAddr {
+        [10, 244, 1, last].into()
+    }
+
+    fn note(container: &str, last: u8) -> PodNote {
+        let Attachment {
+            container,
+            interface,
+        } = attachment(container);
+        PodNote {
+            address: address(last),
+            mac: MacAddr::default(),
+            container,
+            interface,
+        }
+    }
+
+    #[test]
+    fn the_living_keep_what_they_have() {
+        let valid = BTreeSet::from([attachment("a"), attachment("b"), attachment("c")]);
+        let notes = vec![note("a", 2), note("c", 4)];
+        let entries = vec![
+            (address(2), Holder::Attachment(attachment("a"))),
+            (address(3), Holder::Container("b".into())),
+            (address(4), Holder::Unreadable),
+        ];
+        assert_eq!(Stale::new(&valid, notes, entries), Stale::default());
+    }
+
+    #[test]
+    fn the_dead_lose_device_and_address() {
+        let valid = BTreeSet::from([attachment("a")]);
+        let other = Attachment {
+            interface: "net1".into(),
+            ..attachment("a")
+        };
+        let notes = vec![note("b", 2)];
+        let entries = vec![
+            (address(3), Holder::Attachment(other.clone())),
+            (address(4), Holder::Container("c".into())),
+            (address(5), Holder::Unreadable),
+        ];
+        assert_eq!(
+            Stale::new(&valid, notes, entries),
+            Stale {
+                attachments: BTreeSet::from([(attachment("b"), address(2)), (other, address(3))]),
+                addresses: BTreeSet::from([address(4), address(5)]),
+            }
+        );
+    }
+
+    #[test]
+    fn scratch_files_of_others_stay() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let conf = format!(r#"{{"name":"cbr0","dataDir":{:?}}}"#, dir.path());
+        let conf: NetConf = serde_json::from_str(&conf).expect("a configuration");
+        for (container, text) in [
+            ("alive", r#"{"name":"cbr0"}"#),
+            ("dead", r#"{"name":"cbr0"}"#),
+            ("elsewhere", r#"{"name":"other"}"#),
+            ("unknown", "not JSON"),
+        ] {
+            fs::write(dir.path().join(container), text).expect("written");
+        }
+        remove_scratch_files(&conf, &BTreeSet::from([attachment("alive")])).expect("removed");
+        let left = |name: &&str| dir.path().join(name).exists();
+        let names = ["alive", "dead", "elsewhere", "unknown"];
+        assert_eq!(names.iter().filter(|name| left(name)).count(), 3);
+        assert!(!left(&"dead"));
+    }
+}

@@ -1,0 +1,17 @@
+//! Kernel settings below `/proc/sys/net`, of the network namespace that the thread is in.
+
+use std::fs;
+use std::path::PathBuf;
+
+/// The file of the setting `key`, such as `ipv4/ip_forward`.
+#[must_use]
+pub fn path(key: &str) -> PathBuf {
+    PathBuf::from("/proc/sys/net").join(key)
+}
+
+/// Sets what is good to have, but not worth a pod: a kernel may lack the setting, or `/proc/sys` be read-only.
+pub fn try_set(key: &str, value: &str) {
+    if let Err(error) = fs::write(path(key), value) {
+        tracing::debug!(key, value, %error, "cannot set");
+    }
+}

@@ -1,0 +1,188 @@
+//! The veth pair of a pod: one end in the pod, the other a port of the bridge.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::{LinkBridgePort, LinkUnspec, LinkVeth};
+
+use super::Error;
+use super::config::Network;
+use super::netlink::{self, Link, Netlink};
+use super::netns::Netns;
+use super::sysctl;
+use crate::ipam::Attachment;
+use crate::pod::PodNote;
+
+/// How long a new port may take until it carries packets; the `bridge` plugin waits as long.
+const PORT_UP_TIMEOUT: Duration = Duration::from_millis(2550);
+/// How often to look whether it does.
+const PORT_UP_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Name of the host end: `veth` and a hash, so that whoever knows the attachment finds it again.
+#[must_use]
+pub fn host_name(attachment: &Attachment) -> String {
+    // FNV-1a: stable for ever, and nobody gains by a collision, which `make` reports.
+    let hash = attachment
+        .file_content()
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+    format!("veth{hash:08x}")
+}
+
+/// Makes the pair: the host end a port of `bridge` and up, the pod's end in `netns` with the name that the
+/// attachment has for it, and still down. Returns the host end.
+///
+/// A host end that a crashed ADD left is replaced.
+///
+/// # Errors
+///
+/// [`Error::Conflict`] if the pod has such an interface already or the host end's name is another pod's,
+/// [`Error::Netlink`] if the kernel refuses.
+pub async fn make(
+    host: &Netlink,
+    network: &Network,
+    bridge: &Link,
+    attachment: &Attachment,
+    netns: &Netns,
+) -> Result<Link, Error> {
+    let name = host_name(attachment);
+    if let Some(old) = host.link(&name).await? {
+        if !is_of(&old, attachment) {
+            return Err(Error::Conflict(format!(
+                "{name}, the name for {attachment}, is taken by another device ({}); start the pod again \
+                 under another identifier",
+                old.alias.as_deref().unwrap_or("without an alias")
+            )));
+        }
+        tracing::warn!(link = name, "replacing what an ADD before left");
+        host.delete(&old).await?;
+    }
+    let peer = LinkUnspec::new_with_name(&attachment.interface)
+        .mtu(network.mtu)
+        .setns_by_fd(netns.as_fd().as_raw_fd())
+        .build();
+    let pair = LinkVeth::new(&name, &attachment.interface)
+        .mtu(network.mtu)
+        .controller(bridge.index)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .up()
+        .build();
+    host.links_handle()
+        .add(pair)
+        .execute()
+        .await
+        .map_err(|error| {
+            if netlink::is(&error, Errno::EXFULL) {
+                Error::Conflict(format!(
+                    "{} has 1023 ports, and Linux allows no more",
+                    bridge.name
+                ))
+            } else {
+                netlink::refused(format!("make the veth pair {name}"), error)
+            }
+        })?;
+    let port = host.link(&name).await?.ok_or_else(|| {
+        Error::Conflict(format!(
+            "{name} vanished while it was set up; is the pod being deleted?"
+        ))
+    })?;
+    // Pods advertise no routes, as on the bridge.
+    sysctl::try_set(&format!("ipv6/conf/{name}/accept_ra"), "0");
+    if network.hairpin {
+        let hairpin = LinkBridgePort::new(port.index).hairpin(true).build();
+        let done = host.links_handle().set_port(hairpin).execute().await;
+        done.map_err(|source| netlink::refused(format!("set hairpin mode of {name}"), source))?;
+    }
+    Ok(port)
+}
+
+/// Waits until the host end carries packets: before, the pod's first ones would be lost.
+///
+/// # Errors
+///
+/// [`Error::Conflict`] if it does not in time.
+pub async fn wait_for_port(host: &Netlink, port: &Link) -> Result<(), Error> {
+    let running = async {
+        while !host
+            .link(&port.name)
+            .await?
+            .is_some_and(|link| link.is_running)
+        {
+            tokio::time::sleep(PORT_UP_INTERVAL).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PORT_UP_TIMEOUT, running)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Error::Conflict(format!(
+                "port {} does not come up",
+                port.name
+            )))
+        })
+}
+
+/// Writes the note that tells the agent of the pod.
+///
+/// # Errors
+///
+/// [`Error::Netlink`].
+pub async fn announce(host: &Netlink, port: &Link, note: &PodNote) -> Result<(), Error> {
+    let message = LinkUnspec::new_with_index(port.index)
+        .alias(note.to_string())
+        .build();
+    host.set(message, &format!("write the alias of {}", port.name))
+        .await
+}
+
+/// Deletes the host end of an attachment, and so the pod's; one that is not there is no error.
+///
+/// # Errors
+///
+/// [`Error::Netlink`].
+pub async fn remove(host: &Netlink, attachment: &Attachment) -> Result<(), Error> {
+    match host.link(&host_name(attachment)).await? {
+        Some(link) if is_of(&link, attachment) => host.delete(&link).await,
+        _ => Ok(()),
+    }
+}
+
+/// What the alias of a device says, if it is a pod's.
+#[must_use]
+pub fn note(link: &Link) -> Option<PodNote> {
+    link.alias.as_ref()?.parse().ok()
+}
+
+/// Whether a device with the right name is the host end of `attachment`: a veth whose note says so, or that
+/// has none because its ADD did not come to an end.
+fn is_of(link: &Link, attachment: &Attachment) -> bool {
+    let owner = note(link).map(|note| Attachment {
+        container: note.container,
+        interface: note.interface,
+    });
+    link.is_veth && (link.alias.is_none() || owner.as_ref() == Some(attachment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_stable_and_fit() {
+        let attachment = Attachment {
+            container: "c0ffee".into(),
+            interface: "eth0".into(),
+        };
+        // A change here loses sight of every pod that runs during an upgrade.
+        assert_eq!(host_name(&attachment), "veth24295bae");
+        let second = Attachment {
+            interface: "net1".into(),
+            ..attachment.clone()
+        };
+        assert_ne!(host_name(&attachment), host_name(&second));
+    }
+}

@@ -1,0 +1,80 @@
+//! Entries of the store that are not believed, and why.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+
+use crate::mac::MacAddr;
+
+/// One entry that is left out, so that an operator can see and mend it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Rejected {
+    /// The lease's key, `10.5.34.0-24`, or the whole text of a key that is none.
+    pub subject: String,
+    /// Why.
+    pub reason: RejectReason,
+}
+
+/// Why an entry is not believed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum RejectReason {
+    /// The key names no subnet.
+    #[error("the key is not a subnet such as 10.5.34.0-24")]
+    Key,
+    /// The value is not a lease's JSON.
+    #[error("the value is not a lease: {0}")]
+    Value(String),
+    /// The subnet lies elsewhere.
+    #[error("the subnet is not inside the network {0}")]
+    OutsideNetwork(IpNet),
+    /// The subnet is too small to hold a gateway and a pod.
+    #[error("a /{0} subnet is too small: at most /30 holds a gateway and a pod")]
+    TooSmall(u8),
+    /// The subnet shares addresses with this node's own.
+    #[error("the subnet overlaps {0}, which is this node's own")]
+    OverlapsOwn(IpNet),
+    /// The subnet shares addresses with another node's.
+    #[error("the subnet overlaps the lease {0}")]
+    Overlaps(IpNet),
+    /// The node is reached in a way that this one does not speak.
+    #[error("the backend type is {0:?}; all nodes of a network must use vxlan")]
+    BackendType(String),
+    /// The backend's data is absent or malformed.
+    #[error("the backend data is not {{\"VNI\":…,\"VtepMAC\":…}}: {0}")]
+    BackendData(String),
+    /// A different overlay.
+    #[error("the VNI is {theirs}, here it is {ours}")]
+    Vni {
+        /// What the lease says.
+        theirs: u64,
+        /// What the network configuration says.
+        ours: u32,
+    },
+    /// No node can have this MAC address.
+    #[error("the VTEP's MAC address {0} is not that of one device")]
+    Mac(MacAddr),
+    /// Another node, or this one, has it already.
+    #[error("the VTEP's MAC address {mac} is already that of {holder}")]
+    MacTaken {
+        /// The address.
+        mac: MacAddr,
+        /// The node that has it.
+        holder: IpAddr,
+    },
+    /// No node can have this address.
+    #[error("the public IP {0} is not the address of one host")]
+    PublicIp(IpAddr),
+    /// Packets to the peer would be encapsulated for ever.
+    #[error("the public IP {0} lies inside the overlay")]
+    PublicIpInside(IpAddr),
+    /// Packets to the peer would come back.
+    #[error("the public IP {0} is this node's own")]
+    PublicIpOwn(IpAddr),
+}
+
+impl Serialize for RejectReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

@@ -1,0 +1,103 @@
+//! The note that a running agent leaves for the tools.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+
+/// Its name in the run directory.
+const NAME: &str = "agent.json";
+
+/// What the tools want to know of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentFile {
+    /// Its process.
+    pub pid: u32,
+    /// Name of the VXLAN device.
+    pub device: String,
+    /// Where its health and metrics server listens.
+    pub health: Option<SocketAddr>,
+    /// Where it writes the node's subnet.
+    pub subnet_file: PathBuf,
+}
+
+/// A file that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} {path}: {source}")]
+pub struct Error {
+    call: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl AgentFile {
+    /// Writes the file whole or not at all.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn write(&self, run_dir: &Path) -> Result<(), Error> {
+        let path = run_dir.join(NAME);
+        let failed = |call| {
+            let path = path.clone();
+            move |source| Error { call, path, source }
+        };
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .map_err(failed("encode"))?;
+        let mut file = tempfile::NamedTempFile::new_in(run_dir).map_err(failed("create"))?;
+        file.write_all(&json).map_err(failed("write"))?;
+        file.persist(&path)
+            .map_err(|error| failed("rename")(error.error))?;
+        Ok(())
+    }
+
+    /// Reads the file; `None` where no agent has left one.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn read(run_dir: &Path) -> Result<Option<Self>, Error> {
+        let path = run_dir.join(NAME);
+        match fs::read(&path) {
+            Ok(json) => serde_json::from_slice(&json)
+                .map(Some)
+                .map_err(|error| Error {
+                    call: "parse",
+                    path,
+                    source: error.into(),
+                }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error {
+                call: "read",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// Whether its process is there.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        Path::new("/proc")
+            .join(self.pid.to_string())
+            .join("stat")
+            .exists()
+    }
+
+    /// Removes the file; a missing one is as good.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn remove(run_dir: &Path) -> Result<(), Error> {
+        let path = run_dir.join(NAME);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error {
+                call: "unlink",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+}

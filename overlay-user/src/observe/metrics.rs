@@ -1,0 +1,207 @@
+//! Prometheus metrics (OpenMetrics text), made anew at every scrape from the state of that moment.
+//!
+//! The data path's counters live in pinned maps, so they go on through restarts of the agent.
+
+use std::fmt;
+
+use overlay_common::schema::Counter as PacketCounter;
+use overlay_common::{Hook, Verdict};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
+
+/// The content type of what [`render`] returns.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What a scrape shows.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Whether the agent is ready.
+    pub ready: bool,
+    /// Peers programmed in both paths.
+    pub peers: usize,
+    /// Pods of this node.
+    pub pods: usize,
+    /// Leases that were refused as invalid.
+    pub rejected_leases: usize,
+    /// When this node's lease ends, in seconds since 1970.
+    pub lease_expiry: Option<u64>,
+    /// Whether the store answers.
+    pub store_reachable: bool,
+    /// Rounds of the reconciler that left a problem behind, since the agent's start.
+    pub failed_rounds: u64,
+    /// The data path's counters; empty where the fast path is off.
+    pub packets: Vec<(Hook, Verdict, PacketCounter)>,
+    /// Packets refused on the kernel path, by reason.
+    pub guard: Vec<(&'static str, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Packets {
+    hook: &'static str,
+    kind: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Debug)]
+struct DataPath(Snapshot);
+
+/// Renders a snapshot.
+///
+/// # Errors
+/// Only what a formatter can fail with.
+pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("overlay");
+    let gauges = [
+        (
+            "ready",
+            "Whether every known peer is programmed in both paths",
+            i64::from(snapshot.ready),
+        ),
+        (
+            "peers",
+            "Peers programmed in both paths",
+            as_i64(snapshot.peers),
+        ),
+        ("pods", "Pods of this node", as_i64(snapshot.pods)),
+        (
+            "rejected_leases",
+            "Leases refused as invalid",
+            as_i64(snapshot.rejected_leases),
+        ),
+        (
+            "store_reachable",
+            "Whether the store answers",
+            i64::from(snapshot.store_reachable),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    }
+    let build = Family::<[(&str, &str); 1], Gauge>::default();
+    build
+        .get_or_create(&[("version", env!("CARGO_PKG_VERSION"))])
+        .set(1);
+    registry.register("build_info", "The agent's build", build);
+    registry.register_collector(Box::new(DataPath(snapshot)));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn as_i64(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Name of a kind of verdict in labels.
+fn kind(verdict: Verdict) -> &'static str {
+    use overlay_common::verdict::Kind::{Failed, Fast, Kernel, Refused, Slow};
+    match verdict.kind() {
+        Fast => "fast",
+        Slow => "slow",
+        Kernel => "kernel",
+        Refused => "refused",
+        Failed => "failed",
+    }
+}
+
+impl Collector for DataPath {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Self(snapshot) = self;
+        if let Some(expiry) = snapshot.lease_expiry {
+            let gauge = ConstGauge::new(i64::try_from(expiry).unwrap_or(i64::MAX));
+            let help = "When this node's lease ends unless renewed";
+            let metric = encoder.encode_descriptor(
+                "lease_expiry_timestamp_seconds",
+                help,
+                None,
+                gauge.metric_type(),
+            )?;
+            gauge.encode(metric)?;
+        }
+        let failed = ConstCounter::new(snapshot.failed_rounds);
+        let help = "Rounds of the reconciler that left a problem";
+        failed.encode(encoder.encode_descriptor(
+            "failed_rounds",
+            help,
+            None,
+            failed.metric_type(),
+        )?)?;
+        let columns: [(&str, &str, fn(&PacketCounter) -> u64); 2] = [
+            (
+                "datapath_packets",
+                "Packets by program and verdict",
+                |counter| counter.packets,
+            ),
+            (
+                "datapath_bytes",
+                "Bytes by program and verdict",
+                |counter| counter.bytes,
+            ),
+        ];
+        for (name, help, value) in columns {
+            let kind_of_metric = ConstCounter::new(0_u64).metric_type();
+            let mut metric = encoder.encode_descriptor(name, help, None, kind_of_metric)?;
+            for (hook, verdict, counter) in &snapshot.packets {
+                let labels = Packets {
+                    hook: hook.name(),
+                    kind: kind(*verdict),
+                    verdict: verdict.name(),
+                };
+                ConstCounter::new(value(counter)).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Packets refused on the kernel path";
+        let kind_of_metric = ConstCounter::new(0_u64).metric_type();
+        let mut metric =
+            encoder.encode_descriptor("guard_refused_packets", help, None, kind_of_metric)?;
+        for (reason, packets) in &snapshot.guard {
+            ConstCounter::new(*packets).encode(metric.encode_family(&Reason { reason })?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_and_gauges_are_rendered() {
+        let packets = PacketCounter {
+            packets: 7,
+            bytes: 700,
+        };
+        let text = render(Snapshot {
+            ready: true,
+            peers: 2,
+            packets: vec![(Hook::PodIn, Verdict::Encapsulated, packets)],
+            guard: vec![("unknown_vtep", 3)],
+            ..Snapshot::default()
+        })
+        .expect("a formatter that cannot fail");
+        for line in [
+            "overlay_ready 1",
+            "overlay_peers 2",
+            "overlay_datapath_packets_total{hook=\"pod_in\",kind=\"fast\",verdict=\"encapsulated\"} 7",
+            "overlay_guard_refused_packets_total{reason=\"unknown_vtep\"} 3",
+            "# EOF",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} not in\n{text}"
+            );
+        }
+    }
+}

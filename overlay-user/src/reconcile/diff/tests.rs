@@ -1,0 +1,282 @@
+//! The difference against a kernel that is made up.
+
+use super::*;
+use crate::backend::Peer;
+
+fn net(text: &str) -> IpNet {
+    text.parse().expect("a network")
+}
+
+fn peer(number: u8) -> Peer {
+    Peer {
+        subnet: net(&format!("10.244.{number}.0/24")),
+        vtep: IpAddr::from([192, 0, 2, number]),
+        mac: MacAddr([2, 0, 0, 0, 0, number]),
+    }
+}
+
+fn desired(peers: &[Peer]) -> Desired {
+    Desired {
+        network: net("10.244.0.0/16"),
+        device: Device {
+            name: "flannel.1".into(),
+            vni: 1,
+            port: 8472,
+            underlay: 2,
+            local: IpAddr::from([192, 0, 2, 1]),
+            mtu: 1450,
+            address: net("10.244.1.0/32"),
+            mac: None,
+        },
+        peers: peers
+            .iter()
+            .map(|peer| (peer.subnet, peer.clone()))
+            .collect(),
+        forwarding: true,
+    }
+}
+
+/// What the kernel holds after `actions`.
+fn applied(mut kernel: Observed, actions: &[Action]) -> Observed {
+    for action in actions {
+        let device = kernel.device.as_mut();
+        match action.clone() {
+            Action::EnableForwarding => kernel.forwarding = true,
+            Action::DeleteDevice(_) => {
+                kernel
+                    .routes
+                    .retain(|route| route.device.as_deref() != Some("flannel.1"));
+                kernel = Observed {
+                    routes: kernel.routes,
+                    forwarding: kernel.forwarding,
+                    ..Observed::default()
+                };
+            }
+            Action::CreateDevice(new) => {
+                kernel.device = Some(ObservedDevice {
+                    ifindex: 9,
+                    vxlan: Some(VxlanAttributes {
+                        vni: new.vni,
+                        port: new.port,
+                        underlay: new.underlay,
+                        local: Some(new.local),
+                        learning: false,
+                    }),
+                    mac: new.mac.unwrap_or(MacAddr([2, 0, 0, 0, 0, 0xff])),
+                    mtu: new.mtu,
+                    up: false,
+                    addresses: [].into(),
+                });
+            }
+            Action::DisableLearning => {
+                let vxlan = device.and_then(|device| device.vxlan.as_mut());
+                vxlan.expect("a VXLAN device").learning = false;
+            }
+            Action::SetMtu(mtu) => device.expect("a device").mtu = mtu,
+            Action::SetUp => device.expect("a device").up = true,
+            Action::AddAddress(address) => {
+                device.expect("a device").addresses.insert(address);
+            }
+            Action::RemoveAddress(address) => {
+                assert!(device.expect("a device").addresses.remove(&address));
+            }
+            Action::SetNeighbour(address, mac) => {
+                kernel.neighbours.insert(address, mac);
+            }
+            Action::RemoveNeighbour(address) => {
+                assert!(kernel.neighbours.remove(&address).is_some());
+            }
+            Action::SetFdb(mac, vtep) => {
+                kernel.fdb.insert(mac, vtep);
+            }
+            Action::RemoveFdb(mac, _) => assert!(kernel.fdb.remove(&mac).is_some()),
+            Action::AddRoute(route) => {
+                let same = |r: &Route| r.subnet == route.subnet && r.metric == route.metric;
+                assert!(!kernel.routes.iter().any(same), "File exists");
+                kernel.routes.insert(route);
+            }
+            Action::ReplaceRoute(route) => {
+                kernel
+                    .routes
+                    .retain(|r| r.subnet != route.subnet || r.metric != route.metric);
+                kernel.routes.insert(route);
+            }
+            Action::RemoveRoute(route) => assert!(kernel.routes.remove(&route)),
+        }
+    }
+    kernel
+}
+
+/// Applies the difference, expects that none is left, and returns what was done and came of it.
+fn settle(desired: &Desired, kernel: Observed) -> (Vec<Action>, Observed) {
+    let actions = diff(desired, &kernel);
+    let kernel = applied(kernel, &actions);
+    assert_eq!(diff(desired, &kernel), [], "after {actions:?}");
+    (actions, kernel)
+}
+
+fn settled(desired: &Desired) -> Observed {
+    settle(desired, Observed::default()).1
+}
+
+fn position(actions: &[Action], wanted: impl Fn(&Action) -> bool) -> usize {
+    actions.iter().position(wanted).expect("the action")
+}
+
+#[test]
+fn an_empty_kernel_gets_everything_in_order() {
+    let (actions, _) = settle(&desired(&[peer(2), peer(3)]), Observed::default());
+    let device = position(&actions, |a| matches!(a, Action::CreateDevice(_)));
+    let up = position(&actions, |a| *a == Action::SetUp);
+    let neighbour = position(&actions, |a| matches!(a, Action::SetNeighbour(..)));
+    let fdb = position(&actions, |a| matches!(a, Action::SetFdb(..)));
+    let route = position(&actions, |a| matches!(a, Action::AddRoute(_)));
+    assert!(device < up && up < neighbour && neighbour < fdb && fdb < route);
+}
+
+#[test]
+fn a_peer_that_leaves_goes_route_first() {
+    let kernel = settled(&desired(&[peer(2), peer(3)]));
+    let with_one = desired(&[peer(2)]);
+    let (actions, _) = settle(&with_one, kernel);
+    assert_eq!(
+        actions,
+        [
+            Action::RemoveRoute(with_one.route(&peer(3))),
+            Action::RemoveFdb(peer(3).mac, peer(3).vtep),
+            Action::RemoveNeighbour(peer(3).subnet.network()),
+        ]
+    );
+}
+
+#[test]
+fn a_peer_with_a_new_mac_leaves_no_fdb_entry_behind() {
+    let kernel = settled(&desired(&[peer(2)]));
+    let changed = Peer {
+        mac: MacAddr([2, 0, 0, 0, 9, 9]),
+        ..peer(2)
+    };
+    let (actions, _) = settle(&desired(std::slice::from_ref(&changed)), kernel);
+    assert_eq!(
+        actions,
+        [
+            Action::SetNeighbour(changed.subnet.network(), changed.mac),
+            Action::SetFdb(changed.mac, changed.vtep),
+            Action::RemoveFdb(peer(2).mac, peer(2).vtep),
+        ]
+    );
+}
+
+#[test]
+fn a_peer_with_a_new_address_is_replaced_in_place() {
+    let kernel = settled(&desired(&[peer(2)]));
+    let moved = Peer {
+        vtep: IpAddr::from([192, 0, 2, 77]),
+        ..peer(2)
+    };
+    let (actions, _) = settle(&desired(std::slice::from_ref(&moved)), kernel);
+    assert_eq!(actions, [Action::SetFdb(moved.mac, moved.vtep)]);
+}
+
+#[test]
+fn two_peers_with_one_mac_do_not_take_turns() {
+    let twin = Peer {
+        mac: peer(2).mac,
+        ..peer(3)
+    };
+    settled(&desired(&[peer(2), twin]));
+}
+
+#[test]
+fn a_device_made_anew_keeps_its_mac_and_gets_everything_again() {
+    let mut want = desired(&[peer(2)]);
+    let kernel = settled(&want);
+    let mac = kernel.device.as_ref().expect("a device").mac;
+    want.device.vni = 7;
+    let (actions, kernel) = settle(&want, kernel);
+    assert_eq!(actions[0], Action::DeleteDevice(RecreateReason::Vni));
+    assert_eq!(kernel.device.expect("a device").mac, mac);
+    assert_eq!(kernel.fdb.len(), 1);
+}
+
+#[test]
+fn every_unchangeable_attribute_has_its_reason() {
+    let base = desired(&[]);
+    let kernel = settled(&base);
+    let change = |edit: fn(&mut Device)| {
+        let mut want = base.clone();
+        edit(&mut want.device);
+        settle(&want, kernel.clone()).0[0].clone()
+    };
+    let delete = Action::DeleteDevice;
+    assert_eq!(change(|d| d.vni = 7), delete(RecreateReason::Vni));
+    assert_eq!(change(|d| d.port = 4789), delete(RecreateReason::Port));
+    assert_eq!(change(|d| d.underlay = 3), delete(RecreateReason::Underlay));
+    assert_eq!(
+        change(|d| d.local = [192, 0, 2, 9].into()),
+        delete(RecreateReason::Local)
+    );
+    assert_eq!(change(|d| d.mtu = 8951), Action::SetMtu(8951));
+    let mut bridge = kernel.clone();
+    bridge.device.as_mut().expect("a device").vxlan = None;
+    assert_eq!(diff(&base, &bridge)[0], delete(RecreateReason::Kind));
+}
+
+#[test]
+fn routes_of_others_are_left_alone() {
+    let want = desired(&[peer(2)]);
+    let mut kernel = settled(&want);
+    let foreign = |subnet: &str, protocol, device: &str, onlink| Route {
+        subnet: net(subnet),
+        gateway: None,
+        device: Some(device.into()),
+        onlink,
+        protocol,
+        metric: 0,
+    };
+    let kept = [
+        foreign("0.0.0.0/0", FLANNEL_ROUTE_PROTOCOL, "eth0", false),
+        foreign("10.244.7.0/24", FLANNEL_ROUTE_PROTOCOL, "eth0", true),
+        foreign("10.99.0.0/24", FLANNEL_ROUTE_PROTOCOL, "flannel.1", true),
+        foreign("10.244.8.0/24", 4, "flannel.1", true),
+    ];
+    kernel.routes.extend(kept);
+    assert_eq!(diff(&want, &kernel), []);
+
+    let flannels = foreign("10.244.9.0/24", FLANNEL_ROUTE_PROTOCOL, "flannel.1", true);
+    kernel.routes.insert(flannels.clone());
+    assert_eq!(settle(&want, kernel).0, [Action::RemoveRoute(flannels)]);
+}
+
+#[test]
+fn flannels_route_is_replaced_without_a_gap() {
+    let want = desired(&[peer(2)]);
+    let mut kernel = settled(&want);
+    let ours = want.route(&peer(2));
+    kernel.routes = [Route {
+        protocol: FLANNEL_ROUTE_PROTOCOL,
+        ..ours.clone()
+    }]
+    .into();
+    assert_eq!(settle(&want, kernel).0, [Action::ReplaceRoute(ours)]);
+}
+
+#[test]
+fn our_route_at_another_metric_goes() {
+    let want = desired(&[peer(2)]);
+    let mut kernel = settled(&want);
+    let odd = Route {
+        metric: 50,
+        ..want.route(&peer(2))
+    };
+    kernel.routes.insert(odd.clone());
+    assert_eq!(settle(&want, kernel).0, [Action::RemoveRoute(odd)]);
+}
+
+#[test]
+fn forwarding_is_never_switched_off() {
+    let mut want = desired(&[]);
+    let kernel = settled(&want);
+    want.forwarding = false;
+    assert_eq!(diff(&want, &kernel), []);
+}

@@ -1,0 +1,169 @@
+//! Leases in a directory, one small file each: the store that needs no server.
+//!
+//! ```text
+//! PATH/config                        the network configuration
+//! PATH/subnets/10.5.34.0-24.json     a lease; it ends one lease time after its file was last touched
+//! PATH/static/10.5.35.0-24.json      a reservation, or a peer placed by hand; never ends
+//! PATH/lock                          held (flock) while anything is read or written
+//! ```
+//!
+//! A file holds the same JSON as a value in etcd. Where both directories have a key, `static` wins. All
+//! nodes must use the same lease time and clocks that agree.
+
+mod files;
+mod follow;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use self::files::Files;
+use super::Error;
+use super::registry::{Change, Entry, Snapshot, Term};
+use crate::lease::SubnetKey;
+
+/// A directory of leases.
+#[derive(Debug)]
+pub(super) struct Dir {
+    path: PathBuf,
+    ttl: Duration,
+    /// Counts what this process saw and did, under the lock: the order of entries' revisions.
+    count: Arc<AtomicU64>,
+}
+
+impl Dir {
+    pub fn new(path: PathBuf, ttl: Duration) -> Self {
+        Self {
+            path,
+            ttl,
+            count: Arc::default(),
+        }
+    }
+
+    pub async fn config(&self) -> Result<String, Error> {
+        let path = self.path.join("config");
+        match tokio::fs::read_to_string(&path).await {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::NoConfig(path.display().to_string()))
+            }
+            Err(error) => Err(Error::Unreachable {
+                call: format!("reading {}", path.display()),
+                message: error.to_string(),
+            }),
+        }
+    }
+
+    pub async fn list(&self) -> Result<Snapshot, Error> {
+        self.locked("listing", |files, revision| {
+            let entries = files.scan()?;
+            let entries = entries
+                .into_iter()
+                .map(|it| it.into_entry(revision))
+                .collect();
+            Ok(Snapshot { entries, revision })
+        })
+        .await
+    }
+
+    pub async fn create(&self, key: &str, value: &str) -> Result<Option<Entry>, Error> {
+        let term = Term::Renewed(0);
+        let (key, value) = (key.to_owned(), value.as_bytes().to_vec());
+        self.locked("creating a lease in", move |files, revision| {
+            let own: Option<SubnetKey> = key.parse().ok();
+            let taken = files.scan()?.iter().any(|other| {
+                other.key == key
+                    || own.is_some_and(|own| {
+                        other
+                            .key
+                            .parse::<SubnetKey>()
+                            .is_ok_and(|it| it.overlaps(&own.subnet))
+                    })
+            });
+            if taken {
+                return Ok(None);
+            }
+            files.write(&key, term, &value)?;
+            Ok(Some(Entry {
+                key,
+                value,
+                revision,
+                term,
+            }))
+        })
+        .await
+    }
+
+    pub async fn replace(&self, held: &Entry, value: &str) -> Result<Option<Entry>, Error> {
+        let (held, value) = (held.clone(), value.as_bytes().to_vec());
+        self.locked("writing a lease in", move |files, revision| {
+            if !files.holds(&held)? {
+                return Ok(None);
+            }
+            files.write(&held.key, held.term, &value)?;
+            Ok(Some(Entry {
+                value,
+                revision,
+                ..held
+            }))
+        })
+        .await
+    }
+
+    pub async fn renew(&self, held: &Entry) -> Result<bool, Error> {
+        let held = held.clone();
+        self.locked("renewing a lease in", move |files, _| {
+            let ours = files.holds(&held)?;
+            if ours && held.term != Term::Reserved {
+                files.touch(&held.key)?;
+            }
+            Ok(ours)
+        })
+        .await
+    }
+
+    pub async fn remove(&self, held: &Entry) -> Result<bool, Error> {
+        let held = held.clone();
+        self.locked("removing a lease from", move |files, _| {
+            let ours = files.holds(&held)?;
+            if ours {
+                files.remove(&held)?;
+            }
+            Ok(ours)
+        })
+        .await
+    }
+
+    pub async fn watch(&self, changes: mpsc::Sender<Change>) {
+        follow::follow(self, &changes).await;
+    }
+
+    /// Does `work` with the lock held, away from the asynchronous threads, and gives it the next number
+    /// of the count.
+    async fn locked<T: Send + 'static>(
+        &self,
+        call: &str,
+        work: impl FnOnce(&Files, u64) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (path, ttl, count) = (self.path.clone(), self.ttl, Arc::clone(&self.count));
+        let done = tokio::task::spawn_blocking(move || {
+            let files = Files::lock(&path, ttl)?;
+            let revision = count.fetch_add(1, Ordering::Relaxed) + 1;
+            work(&files, revision)
+        });
+        let failed = |message: String| Error::Unreachable {
+            call: self.describe(call),
+            message,
+        };
+        done.await
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))
+    }
+
+    fn describe(&self, call: &str) -> String {
+        format!("{call} {}", Path::display(&self.path))
+    }
+}

@@ -1,0 +1,179 @@
+//! The files of a directory of leases, under its lock. Blocking.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::libc;
+
+use crate::store::registry::{Entry, Term};
+
+/// How long to wait for the lock, and between two attempts.
+const DEADLINE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(5);
+/// No lease is longer. What is, is cut, and then makes no sense.
+const LONGEST: u64 = 64 * 1024;
+const SUFFIX: &str = ".json";
+
+/// The directory, locked until this goes away.
+pub(super) struct Files {
+    path: PathBuf,
+    ttl: Duration,
+    _lock: File,
+}
+
+/// A lease's file.
+pub(super) struct Found {
+    pub key: String,
+    value: Vec<u8>,
+    term: Term,
+}
+
+impl Found {
+    pub fn into_entry(self, revision: u64) -> Entry {
+        Entry {
+            key: self.key,
+            value: self.value,
+            revision,
+            term: self.term,
+        }
+    }
+}
+
+impl Files {
+    /// Waits for the lock, but not for ever.
+    pub fn lock(path: &Path, ttl: Duration) -> io::Result<Self> {
+        fs::create_dir_all(path.join(directory(Term::Renewed(0))))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("lock"))?;
+        let begun = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => {
+                    return Ok(Self {
+                        path: path.into(),
+                        ttl,
+                        _lock: lock,
+                    });
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) if begun.elapsed() > DEADLINE => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "another process has held the file \"lock\" for 5 s; `fuser` names it",
+                    ));
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    /// All leases that have not ended.
+    pub fn scan(&self) -> io::Result<Vec<Found>> {
+        let mut found: Vec<Found> = Vec::new();
+        for term in [Term::Reserved, Term::Renewed(0)] {
+            let listing = match fs::read_dir(self.path.join(directory(term))) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                listing => listing?,
+            };
+            for file in listing {
+                let name = file?.file_name();
+                let Some(key) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else {
+                    continue;
+                };
+                // Hidden files are replacements that are still being written.
+                if key.starts_with('.') || found.iter().any(|it| it.key == key) {
+                    continue;
+                }
+                if let Some(value) = self.read(key, term, true)? {
+                    found.push(Found {
+                        key: key.to_owned(),
+                        value,
+                        term,
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether the entry's file is still as `held` says, even if its term has ended meanwhile: nobody has
+    /// taken it.
+    pub fn holds(&self, held: &Entry) -> io::Result<bool> {
+        Ok(self
+            .read(&held.key, held.term, false)?
+            .is_some_and(|value| value == held.value))
+    }
+
+    /// Replaces the file in one step, which also begins a new term.
+    pub fn write(&self, key: &str, term: Term, value: &[u8]) -> io::Result<()> {
+        let path = self.file(key, term);
+        let mut file = tempfile::Builder::new()
+            .prefix(".")
+            .tempfile_in(self.path.join(directory(term)))?;
+        file.write_all(value)?;
+        file.as_file()
+            .set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    /// Begins a new term.
+    pub fn touch(&self, key: &str) -> io::Result<()> {
+        OpenOptions::new()
+            .write(true)
+            .open(self.file(key, Term::Renewed(0)))?
+            .set_modified(SystemTime::now())
+    }
+
+    pub fn remove(&self, held: &Entry) -> io::Result<()> {
+        fs::remove_file(self.file(&held.key, held.term))
+    }
+
+    fn file(&self, key: &str, term: Term) -> PathBuf {
+        self.path
+            .join(directory(term))
+            .join(format!("{key}{SUFFIX}"))
+    }
+
+    /// The content of a lease's file; nothing if there is none, or if only leases that have not ended are
+    /// wanted and this one has.
+    fn read(&self, key: &str, term: Term, current: bool) -> io::Result<Option<Vec<u8>>> {
+        let path = self.file(key, term);
+        // Non-blocking, lest a pipe put there keep the agent waiting.
+        let file = match OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+        {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let metadata = file.metadata()?;
+        // A time in the future counts as now.
+        let age = metadata.modified()?.elapsed().unwrap_or_default();
+        if !metadata.is_file() || (current && term != Term::Reserved && age > self.ttl) {
+            return Ok(None);
+        }
+        let mut value = Vec::new();
+        file.take(LONGEST).read_to_end(&mut value)?;
+        // People end files with a line feed.
+        value.truncate(value.trim_ascii_end().len());
+        Ok(Some(value))
+    }
+}
+
+/// Where entries of such a term lie.
+pub(super) fn directory(term: Term) -> &'static str {
+    match term {
+        Term::Reserved => "static",
+        Term::Renewed(_) => "subnets",
+    }
+}

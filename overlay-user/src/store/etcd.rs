@@ -1,0 +1,285 @@
+//! Leases in etcd, with flannel's keys and values.
+//!
+//! `<prefix>/config` is the network configuration, `<prefix>/subnets/<key>` a lease, bound to an etcd
+//! lease that its owner keeps alive. A key that is bound to none is a reservation. Every change is a
+//! transaction that names the state it expects, so nobody's lease is ever overwritten unseen.
+
+mod client;
+mod follow;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use tokio::sync::mpsc;
+
+use self::client::Clients;
+use super::Error;
+use super::registry::{Change, Entry, Snapshot, Term};
+use crate::config::Secret;
+use crate::lease::SubnetKey;
+
+/// How to reach an etcd cluster.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// URLs; they are tried in turn, and one that answers is kept.
+    pub endpoints: Vec<String>,
+    /// Where the network lives, such as `/coreos.com/network`.
+    pub prefix: String,
+    /// Private key of the client certificate, PEM.
+    pub key_file: Option<PathBuf>,
+    /// Client certificate, PEM.
+    pub cert_file: Option<PathBuf>,
+    /// Certificate authority of the servers, PEM. Enough for TLS without a client certificate.
+    pub ca_file: Option<PathBuf>,
+    /// User and password.
+    pub user: Option<(String, Secret)>,
+}
+
+/// A prefix in an etcd cluster.
+#[derive(Debug)]
+pub(super) struct Etcd {
+    clients: Clients,
+    prefix: String,
+    ttl: Duration,
+}
+
+impl Etcd {
+    pub fn new(options: Options, ttl: Duration) -> Result<Self, Error> {
+        let prefix = format!("/{}", options.prefix.trim_matches('/'));
+        Ok(Self {
+            clients: Clients::new(options)?,
+            prefix,
+            ttl,
+        })
+    }
+
+    pub async fn config(&self) -> Result<String, Error> {
+        let key = format!("{}/config", self.prefix);
+        let answer = self
+            .clients
+            .call(format!("reading {key} in etcd"), |mut client| {
+                let key = key.clone();
+                async move { client.get(key, None).await }
+            });
+        let answer = answer.await?;
+        let kv = answer
+            .kvs()
+            .first()
+            .ok_or_else(|| Error::NoConfig(format!("the etcd key {key}")))?;
+        // What is not UTF-8 is not JSON either, and the parser says where.
+        Ok(String::from_utf8_lossy(kv.value()).into_owned())
+    }
+
+    pub async fn list(&self) -> Result<Snapshot, Error> {
+        let (kvs, revision) = self.range().await?;
+        let entries = kvs.iter().filter_map(|kv| self.entry(kv)).collect();
+        Ok(Snapshot {
+            entries,
+            revision: revision.cast_unsigned(),
+        })
+    }
+
+    pub async fn create(&self, key: &str, value: &str) -> Result<Option<Entry>, Error> {
+        let path = self.path(key);
+        let id = self.grant().await?;
+        let absent = Compare::create_revision(path.clone(), CompareOp::Equal, 0);
+        let Some(revision) = self.put(vec![absent], &path, value, id).await? else {
+            self.revoke(id).await;
+            return Ok(None);
+        };
+        let entry = Entry {
+            key: key.to_owned(),
+            value: value.into(),
+            revision: revision.cast_unsigned(),
+            term: Term::Renewed(id),
+        };
+        // The transaction guards this key only. A subnet of another length under another key may overlap;
+        // of two such, the one that came first stays, and both nodes see the same order.
+        if self.is_overlapped(key, revision).await? {
+            self.remove(&entry).await?;
+            self.revoke(id).await;
+            return Ok(None);
+        }
+        Ok(Some(entry))
+    }
+
+    pub async fn replace(&self, held: &Entry, value: &str) -> Result<Option<Entry>, Error> {
+        let (term, id) = match held.term {
+            Term::Reserved => (Term::Reserved, 0),
+            Term::Renewed(old) => {
+                // An agent that comes back goes on with the etcd lease it had, if that is as long as asked.
+                let adopted = old != 0 && self.keep_alive(old).await? == self.seconds();
+                let id = if adopted { old } else { self.grant().await? };
+                (Term::Renewed(id), id)
+            }
+        };
+        let path = self.path(&held.key);
+        let done = self.put(self.unchanged(held), &path, value, id).await?;
+        Ok(done.map(|revision| Entry {
+            key: held.key.clone(),
+            value: value.into(),
+            revision: revision.cast_unsigned(),
+            term,
+        }))
+    }
+
+    pub async fn renew(&self, held: &Entry) -> Result<bool, Error> {
+        match held.term {
+            Term::Reserved => Ok(true),
+            Term::Renewed(id) => Ok(self.keep_alive(id).await? > 0),
+        }
+    }
+
+    pub async fn remove(&self, held: &Entry) -> Result<bool, Error> {
+        let path = self.path(&held.key);
+        let txn = Txn::new()
+            .when(self.unchanged(held))
+            .and_then([TxnOp::delete(path.clone(), None)]);
+        let done = self
+            .clients
+            .call(format!("deleting {path} in etcd"), |mut client| {
+                let txn = txn.clone();
+                async move { client.txn(txn).await }
+            });
+        Ok(done.await?.succeeded())
+    }
+
+    pub async fn watch(&self, changes: mpsc::Sender<Change>) {
+        follow::follow(self, &changes).await;
+    }
+
+    fn subnets(&self) -> String {
+        format!("{}/subnets/", self.prefix)
+    }
+
+    fn path(&self, key: &str) -> String {
+        self.subnets() + key
+    }
+
+    /// An etcd pair as an entry, or nothing if it lies elsewhere.
+    fn entry(&self, kv: &KeyValue) -> Option<Entry> {
+        let key = kv.key().strip_prefix(self.subnets().as_bytes())?;
+        Some(Entry {
+            key: String::from_utf8_lossy(key).into_owned(),
+            value: kv.value().to_vec(),
+            revision: kv.mod_revision().cast_unsigned(),
+            term: if kv.lease() == 0 {
+                Term::Reserved
+            } else {
+                Term::Renewed(kv.lease())
+            },
+        })
+    }
+
+    async fn range(&self) -> Result<(Vec<KeyValue>, i64), Error> {
+        let prefix = self.subnets();
+        let answer = self
+            .clients
+            .call(format!("listing {prefix} in etcd"), |mut client| {
+                let prefix = prefix.clone();
+                async move {
+                    client
+                        .get(prefix, Some(GetOptions::new().with_prefix()))
+                        .await
+                }
+            });
+        let mut answer = answer.await?;
+        let revision = answer.header().map_or(0, |header| header.revision());
+        Ok((answer.take_kvs(), revision))
+    }
+
+    /// Whether a lease that is older than the one created at `revision` shares addresses with it.
+    async fn is_overlapped(&self, key: &str, revision: i64) -> Result<bool, Error> {
+        let Ok(own) = key.parse::<SubnetKey>() else {
+            return Ok(false);
+        };
+        let (kvs, _) = self.range().await?;
+        Ok(kvs
+            .iter()
+            .filter(|kv| kv.create_revision() < revision)
+            .any(|kv| {
+                self.entry(kv)
+                    .and_then(|entry| entry.key.parse::<SubnetKey>().ok())
+                    .is_some_and(|other| other.overlaps(&own.subnet))
+            }))
+    }
+
+    fn unchanged(&self, held: &Entry) -> Vec<Compare> {
+        let path = self.path(&held.key);
+        vec![
+            Compare::mod_revision(path.clone(), CompareOp::Equal, held.revision.cast_signed()),
+            Compare::value(path, CompareOp::Equal, held.value.clone()),
+        ]
+    }
+
+    /// Writes the pair if all of `when` holds, bound to the etcd lease `id` unless that is zero, and tells
+    /// the revision.
+    async fn put(
+        &self,
+        when: Vec<Compare>,
+        path: &str,
+        value: &str,
+        id: i64,
+    ) -> Result<Option<i64>, Error> {
+        let options = PutOptions::new().with_lease(id);
+        let txn = Txn::new()
+            .when(when)
+            .and_then([TxnOp::put(path, value, Some(options))]);
+        let done = self
+            .clients
+            .call(format!("writing {path} in etcd"), |mut client| {
+                let txn = txn.clone();
+                async move { client.txn(txn).await }
+            });
+        let done = done.await?;
+        Ok(done
+            .succeeded()
+            .then(|| done.header().map_or(0, |header| header.revision())))
+    }
+
+    /// The lease time in whole seconds, at least one.
+    fn seconds(&self) -> i64 {
+        i64::try_from(self.ttl.as_secs().max(1)).unwrap_or(i64::MAX)
+    }
+
+    async fn grant(&self) -> Result<i64, Error> {
+        let seconds = self.seconds();
+        let granted = self
+            .clients
+            .call("asking etcd for a lease".into(), |mut client| async move {
+                client.lease_grant(seconds, None).await
+            });
+        Ok(granted.await?.id())
+    }
+
+    /// Keeps an etcd lease alive once. Tells its full length in seconds; zero if it is gone.
+    async fn keep_alive(&self, id: i64) -> Result<i64, Error> {
+        let kept = self.clients.call(
+            "keeping the etcd lease alive".into(),
+            |mut client| async move {
+                let (mut keeper, mut answers) = client.lease_keep_alive(id).await?;
+                keeper.keep_alive().await?;
+                answers.message().await
+            },
+        );
+        match kept.await {
+            Ok(answer) => Ok(answer.map_or(0, |answer| answer.ttl())),
+            // The client tells of a lease that is gone as an error of its own.
+            Err(Error::Refused { message, .. }) if message.contains("lease") => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives up an etcd lease that holds nothing. If that fails it ends by itself.
+    async fn revoke(&self, id: i64) {
+        let revoked = self
+            .clients
+            .call("giving up an etcd lease".into(), |mut client| async move {
+                client.lease_revoke(id).await
+            });
+        if let Err(error) = revoked.await {
+            tracing::debug!(%error, "an unused etcd lease is left to expire");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A watch that outlives broken connections, lost leaders, compaction and a restored cluster.
+
+use std::time::Duration;
+
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use tokio::sync::mpsc::Sender;
+use tokio::time::{sleep, timeout};
+
+use super::Etcd;
+use super::client::DEADLINE;
+use crate::store::Error;
+use crate::store::registry::{Change, Snapshot};
+
+/// Pauses between attempts, shortest and longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Longest silence of a watch before etcd is asked for a sign of life.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Why a watch ended.
+enum End {
+    /// Go on from the same place.
+    Broken(String),
+    /// The place is no longer there: compacted, or the cluster was restored from an older state.
+    Lost(String),
+    /// Nobody listens.
+    Unheard,
+}
+
+/// Tells of everything, then of every change, until nobody listens.
+pub(super) async fn follow(etcd: &Etcd, changes: &Sender<Change>) {
+    // The next revision to hear of; none while a listing is due.
+    let mut next = None;
+    let mut pause = PAUSE.0;
+    loop {
+        let mut heard = false;
+        match once(etcd, changes, &mut next, &mut heard).await {
+            End::Unheard => return,
+            End::Broken(why) => {
+                if changes.send(Change::Unreachable(why)).await.is_err() {
+                    return;
+                }
+            }
+            End::Lost(why) => {
+                tracing::info!(why, "listing all leases anew");
+                next = None;
+            }
+        }
+        if heard {
+            pause = PAUSE.0;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// One listing, if due, and one watch until it ends.
+async fn once(
+    etcd: &Etcd,
+    changes: &Sender<Change>,
+    next: &mut Option<i64>,
+    heard: &mut bool,
+) -> End {
+    let from = match *next {
+        Some(from) => from,
+        None => match etcd.list().await {
+            Ok(snapshot) => {
+                let from = snapshot.revision.cast_signed() + 1;
+                if changes.send(Change::All(snapshot)).await.is_err() {
+                    return End::Unheard;
+                }
+                *next = Some(from);
+                from
+            }
+            Err(error) => return End::Broken(error.to_string()),
+        },
+    };
+    let mut stream = match open(etcd, from).await {
+        Ok(stream) => stream,
+        Err(error) => return End::Broken(error.to_string()),
+    };
+    loop {
+        let answer = match hear(etcd, &mut stream).await {
+            Ok(answer) => answer,
+            Err(why) => {
+                return if is_compaction(&why) {
+                    End::Lost(why)
+                } else {
+                    End::Broken(why)
+                };
+            }
+        };
+        if answer.compact_revision() > 0 {
+            return End::Lost("the watched revision has been compacted".into());
+        }
+        if answer.canceled() {
+            return End::Broken(format!("etcd ended the watch: {}", answer.cancel_reason()));
+        }
+        let revision = answer.header().map_or(0, |header| header.revision());
+        if revision > 0 && next.is_some_and(|next| revision < next - 1) {
+            return match restart(etcd, changes).await {
+                Ok(()) => End::Lost("etcd's revision went back".into()),
+                Err(end) => end,
+            };
+        }
+        *heard = true;
+        if let Err(end) = tell(etcd, changes, &answer, next).await {
+            return end;
+        }
+    }
+}
+
+async fn open(etcd: &Etcd, from: i64) -> Result<WatchStream, Error> {
+    let prefix = etcd.subnets();
+    etcd.clients
+        .call(format!("watching {prefix} in etcd"), |mut client| {
+            let prefix = prefix.clone();
+            let options = WatchOptions::new()
+                .with_prefix()
+                .with_start_revision(from)
+                .with_progress_notify();
+            async move { client.watch(prefix, Some(options)).await }
+        })
+        .await
+}
+
+/// The next answer. After a long silence etcd is asked for one; a watch that stays silent is broken.
+async fn hear(etcd: &Etcd, stream: &mut WatchStream) -> Result<WatchResponse, String> {
+    let patience = (etcd.ttl / 6).clamp(Duration::from_secs(1), SILENCE);
+    let ended = || "etcd closed the watch".to_owned();
+    if let Ok(answer) = timeout(patience, stream.message()).await {
+        return answer.map_err(|error| error.to_string())?.ok_or_else(ended);
+    }
+    stream
+        .request_progress()
+        .await
+        .map_err(|error| error.to_string())?;
+    match timeout(DEADLINE, stream.message()).await {
+        Ok(answer) => answer.map_err(|error| error.to_string())?.ok_or_else(ended),
+        Err(_) => Err("the watch of etcd is silent".into()),
+    }
+}
+
+/// Passes the answer's events on. Only they move `next`: some versions of etcd report progress that runs
+/// ahead of events still to come (etcd issue 15220).
+async fn tell(
+    etcd: &Etcd,
+    changes: &Sender<Change>,
+    answer: &WatchResponse,
+    next: &mut Option<i64>,
+) -> Result<(), End> {
+    let mut told = Change::Alive;
+    for event in answer.events() {
+        let Some(kv) = event.kv() else { continue };
+        let Some(entry) = etcd.entry(kv) else {
+            continue;
+        };
+        let change = match event.event_type() {
+            EventType::Put => Change::Put(entry),
+            EventType::Delete => Change::Gone {
+                key: entry.key,
+                revision: entry.revision,
+            },
+        };
+        changes
+            .send(std::mem::replace(&mut told, change))
+            .await
+            .map_err(|_| End::Unheard)?;
+        *next = (*next).max(Some(kv.mod_revision() + 1));
+    }
+    changes.send(told).await.map_err(|_| End::Unheard)
+}
+
+/// Lists once more with a revision above all others, so that nothing of the lost future stays.
+async fn restart(etcd: &Etcd, changes: &Sender<Change>) -> Result<(), End> {
+    let snapshot = etcd
+        .list()
+        .await
+        .map_err(|error| End::Broken(error.to_string()))?;
+    let all = Change::All(Snapshot {
+        revision: u64::MAX,
+        ..snapshot
+    });
+    changes.send(all).await.map_err(|_| End::Unheard)
+}
+
+fn is_compaction(why: &str) -> bool {
+    why.contains("has been compacted")
+}

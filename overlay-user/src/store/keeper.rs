@@ -1,0 +1,310 @@
+//! Keeps this node's lease and publishes everybody's.
+
+mod claim;
+mod tend;
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::registry::{Change, Entry, Registry, Term};
+use super::table::Table;
+use super::{Error, LeaseState, Location, StoreHealth};
+use crate::config::{NetworkConfig, SubnetPool};
+use crate::lease::{Attributes, Lease, SubnetKey};
+
+/// Changes that may wait between the watch and the keeper.
+const QUEUE: usize = 256;
+/// Longest pause between attempts to set this node's lease right.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// Pause after each time it was set right, so that two nodes with one public IP do not fight flat out.
+const AFTER_MENDING: Duration = Duration::from_millis(200);
+/// After an outage, other nodes have this long to renew leases that ended during it. Until then their
+/// leases stay in force, so that a store that comes back late does not cut traffic that never stopped.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// Keeps one node's lease in a store. Share it by `Arc`: [`run`](Self::run) borrows it for as long as the
+/// agent lives, while others publish attributes and read the state.
+#[derive(Debug)]
+pub struct Store {
+    registry: Registry,
+    ttl: Duration,
+    renew_every: Duration,
+    wanted: watch::Sender<Option<Wanted>>,
+    state: watch::Sender<LeaseState>,
+    inner: Mutex<Inner>,
+}
+
+/// What this node wants to hold.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    pool: SubnetPool,
+    attributes: Attributes,
+    previous: Option<IpNet>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    table: Table,
+    /// The entry that is this node's lease, as it was last seen or written.
+    held: Option<Entry>,
+    expires: Option<SystemTime>,
+    health: StoreHealth,
+    /// Until when leases that vanish stay in force.
+    grace: Option<Instant>,
+}
+
+impl Store {
+    /// Prepares a store; nothing is asked of it yet. A lease ends `ttl` after its last renewal (whole
+    /// seconds in etcd) and is renewed every `renew_every`.
+    ///
+    /// # Errors
+    /// [`Error::Options`] if the options cannot be meant.
+    pub fn open(location: Location, ttl: Duration, renew_every: Duration) -> Result<Self, Error> {
+        Ok(Self {
+            registry: Registry::open(location, ttl)?,
+            ttl,
+            renew_every,
+            wanted: watch::Sender::new(None),
+            state: watch::Sender::default(),
+            inner: Mutex::default(),
+        })
+    }
+
+    /// Reads the network's configuration.
+    ///
+    /// # Errors
+    /// Any; most often it has not been written, or the store does not answer. Worth another attempt.
+    pub async fn network_config(&self) -> Result<NetworkConfig, Error> {
+        Ok(NetworkConfig::parse(&self.registry.config().await?)?)
+    }
+
+    /// Takes this node's lease: the one it already holds (found by its public IP), else the `previous`
+    /// subnet (as in `subnet.env`, so a gateway will do), else any free one.
+    ///
+    /// # Errors
+    /// The store does not answer, or there is no subnet left. Worth another attempt.
+    pub async fn acquire(
+        &self,
+        config: &NetworkConfig,
+        attributes: Attributes,
+        previous: Option<IpNet>,
+    ) -> Result<Lease, Error> {
+        let wanted = Wanted {
+            pool: config.pool,
+            attributes,
+            previous,
+        };
+        self.wanted.send_replace(Some(wanted.clone()));
+        let mut inner = self.inner.lock().await;
+        let claimed = self.claim(&mut inner, &wanted, previous).await;
+        self.judge_health(&mut inner, claimed.as_ref().err());
+        self.show(&inner);
+        claimed
+    }
+
+    /// What is known about leases, and every change of it. Also tells what holds before
+    /// [`run`](Self::run) is called.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<LeaseState> {
+        self.state.subscribe()
+    }
+
+    /// Changes what this node says about itself. [`run`](Self::run) writes it to the store as soon as it
+    /// can.
+    pub fn publish(&self, attributes: Attributes) {
+        self.wanted.send_if_modified(|wanted| match wanted {
+            Some(wanted) if wanted.attributes != attributes => {
+                wanted.attributes = attributes;
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Keeps the lease that [`acquire`](Self::acquire) took, watches everybody's, and publishes both,
+    /// until `cancel`. Outages are ridden out. A lease that is lost is taken again, or another instead,
+    /// which shows in [`LeaseState::own`]. At the end the lease is left in place.
+    pub async fn run(&self, cancel: CancellationToken) {
+        let (sender, changes) = mpsc::channel(QUEUE);
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = self.registry.watch(sender) => {}
+            () = self.keep(changes) => {}
+        }
+    }
+
+    /// Gives up a lease for good: removes the entry of `subnet` if it is that of `public_ip`. Reservations
+    /// stay. Tells whether something was removed.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn release(&self, subnet: IpNet, public_ip: Ipv4Addr) -> Result<bool, Error> {
+        let key = SubnetKey::from(subnet.trunc()).to_string();
+        let entries = self.registry.list().await?.entries;
+        let ours = entries.iter().find(|entry| {
+            entry.key == key
+                && entry.term != Term::Reserved
+                && entry
+                    .lease()
+                    .is_ok_and(|lease| lease.attributes.public_ip == public_ip)
+        });
+        match ours {
+            Some(entry) => self.registry.remove(entry).await,
+            None => Ok(false),
+        }
+    }
+
+    async fn keep(&self, mut changes: mpsc::Receiver<Change>) {
+        let mut wanted = self.wanted.subscribe();
+        let mut renewal = Instant::now() + self.renew_every;
+        let mut failures: u32 = 0;
+        let mut retry = None;
+        loop {
+            let due = retry.unwrap_or(renewal);
+            let grace = self.inner.lock().await.grace.unwrap_or(due);
+            let mut timed = false;
+            let change = tokio::select! {
+                change = changes.recv() => match change {
+                    Some(change) => Some(change),
+                    None => return,
+                },
+                changed = wanted.changed() => match changed {
+                    Ok(()) => None,
+                    Err(_) => return,
+                },
+                () = sleep_until(due.min(grace)) => { timed = true; None },
+            };
+            let mut inner = self.inner.lock().await;
+            let recovered = self.take_in(&mut inner, change, &mut changes);
+            // While the store is away a watch event says nothing about our lease; the timer does.
+            let ask = timed || recovered || matches!(inner.health, StoreHealth::Ok);
+            if recovered || (timed && Instant::now() >= due) {
+                renewal = Instant::now();
+            }
+            let target = wanted.borrow_and_update().clone();
+            if let (Some(target), true) = (target, ask) {
+                let tended = self
+                    .tend(&mut inner, &target, Instant::now() >= renewal)
+                    .await;
+                self.judge_health(&mut inner, tended.as_ref().err());
+                match tended {
+                    Ok(mended) => {
+                        (failures, retry) = (0, None);
+                        if Instant::now() >= renewal {
+                            renewal = Instant::now() + self.renew_every;
+                        }
+                        if mended {
+                            self.show(&inner);
+                            drop(inner);
+                            sleep(AFTER_MENDING).await;
+                            continue;
+                        }
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        retry = Some(Instant::now() + self.retry_after(failures));
+                        tracing::warn!(%error, failures, "this node's lease is not as it should be; trying again");
+                    }
+                }
+            }
+            self.show(&inner);
+        }
+    }
+
+    /// Takes in a change and all that wait behind it. True if the store is back after an outage.
+    fn take_in(
+        &self,
+        inner: &mut Inner,
+        first: Option<Change>,
+        changes: &mut mpsc::Receiver<Change>,
+    ) -> bool {
+        if inner.grace.is_some_and(|until| until <= Instant::now()) {
+            inner.grace = None;
+            inner.table.settle();
+        }
+        let mut recovered = false;
+        let mut next = first;
+        while let Some(change) = next {
+            if let Change::Unreachable(error) = &change {
+                inner.outage(error);
+            } else {
+                recovered |= inner.answered();
+            }
+            inner.table.apply(change, inner.grace.is_some());
+            next = changes.try_recv().ok();
+        }
+        recovered
+    }
+
+    fn judge_health(&self, inner: &mut Inner, error: Option<&Error>) {
+        if let Some(error @ Error::Unreachable { .. }) = error {
+            inner.outage(&error.to_string());
+        }
+    }
+
+    /// Waits longer after each failure, but with short leases not for long.
+    fn retry_after(&self, failures: u32) -> Duration {
+        let longest = LONGEST_RETRY.min(self.ttl / 10);
+        (Duration::from_millis(100) * 2u32.saturating_pow(failures.min(16))).min(longest)
+    }
+
+    fn show(&self, inner: &Inner) {
+        let (mut leases, rejected) = inner.table.leases();
+        let own = inner.held.as_ref().and_then(|held| {
+            leases.retain(|lease| lease.key().to_string() != held.key);
+            Some(Lease {
+                expires: inner.expires,
+                ..held.lease().ok()?
+            })
+        });
+        self.state.send_if_modified(|state| {
+            let synced = state.synced || inner.table.is_complete();
+            let next = LeaseState {
+                own,
+                leases,
+                rejected,
+                synced,
+                store: inner.health.clone(),
+            };
+            let differs = next != *state;
+            *state = next;
+            differs
+        });
+    }
+}
+
+impl Inner {
+    /// The store does not answer.
+    fn outage(&mut self, message: &str) {
+        let since = match self.health {
+            StoreHealth::Unreachable { since, .. } => since,
+            _ => {
+                tracing::warn!(
+                    error = message,
+                    "the store does not answer; known leases stay in force"
+                );
+                SystemTime::now()
+            }
+        };
+        self.health = StoreHealth::Unreachable {
+            since,
+            error: message.to_owned(),
+        };
+    }
+
+    /// The store answers. True if it did not before.
+    fn answered(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.health, StoreHealth::Ok);
+        let recovered = matches!(before, StoreHealth::Unreachable { .. });
+        if recovered {
+            tracing::info!("the store answers again");
+            self.grace = Some(Instant::now() + GRACE);
+        }
+        recovered
+    }
+}

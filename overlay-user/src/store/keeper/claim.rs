@@ -1,0 +1,106 @@
+//! Taking a lease, against others who do the same at the same time.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use ipnet::IpNet;
+use tokio::time::sleep;
+
+use super::{Inner, Store, Wanted};
+use crate::lease::{Lease, SubnetKey, allocate, reusable};
+use crate::store::Error;
+use crate::store::registry::{Change, Entry, Registry, Term};
+
+/// How often a lost race is run again. A thousand nodes that start at once draw from a hundred subnets,
+/// so that many lose several times.
+const RACES: usize = 40;
+/// Pauses between races, shortest and longest, each stretched by chance so that the losers part.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+impl Store {
+    /// Takes a lease for this node: its own, the previous one, or any.
+    pub(super) async fn claim(
+        &self,
+        inner: &mut Inner,
+        wanted: &Wanted,
+        previous: Option<IpNet>,
+    ) -> Result<Lease, Error> {
+        let value = wanted
+            .attributes
+            .to_json()
+            .map_err(|error| Error::Options(error.to_string()))?;
+        inner.held = None;
+        inner.expires = None;
+        let pauses = ExponentialBuilder::default()
+            .with_min_delay(PAUSE.0)
+            .with_max_delay(PAUSE.1)
+            .with_max_times(RACES)
+            .with_jitter()
+            .build();
+        for pause in pauses {
+            if let Some(entry) = self.race(inner, wanted, &value, previous).await? {
+                self.hold(inner, entry.clone());
+                let lease = entry
+                    .lease()
+                    .map_err(|reason| Error::Options(reason.to_string()))?;
+                tracing::info!(subnet = %lease.subnet, reserved = lease.reserved, "this node holds a lease");
+                return Ok(Lease {
+                    expires: inner.expires,
+                    ..lease
+                });
+            }
+            tracing::debug!("another node was faster; drawing another subnet");
+            sleep(pause).await;
+        }
+        Err(Error::Contended(RACES))
+    }
+
+    /// One attempt. Nothing if somebody else was faster.
+    async fn race(
+        &self,
+        inner: &mut Inner,
+        wanted: &Wanted,
+        value: &str,
+        previous: Option<IpNet>,
+    ) -> Result<Option<Entry>, Error> {
+        let snapshot = self.registry.list().await?;
+        inner.answered();
+        inner
+            .table
+            .apply(Change::All(snapshot), inner.grace.is_some());
+        let own = inner.table.entries_of(wanted.attributes.public_ip);
+        if let Some(lease) = reusable(&wanted.pool, own.iter().map(|(_, lease)| lease), previous) {
+            let entry = own.iter().find(|(_, other)| other.subnet == lease.subnet);
+            let Some((entry, _)) = entry else {
+                return Ok(None);
+            };
+            return self.registry.replace(entry, value).await;
+        }
+        // What this node held under another configuration is of no use to anybody.
+        for (entry, lease) in &own {
+            if entry.term != Term::Reserved && self.registry.remove(entry).await? {
+                tracing::info!(subnet = %lease.subnet, "released a lease that the network no longer allows");
+                inner.table.forget(&entry.key);
+            }
+        }
+        let subnet = allocate(
+            &wanted.pool,
+            &inner.table.taken(),
+            previous,
+            &mut rand::rng(),
+        )?;
+        self.registry
+            .create(&SubnetKey::from(subnet).to_string(), value)
+            .await
+    }
+
+    /// Notes an entry that was just written with a full term.
+    pub(super) fn hold(&self, inner: &mut Inner, entry: Entry) {
+        inner.table.put(entry.clone());
+        inner.expires = match entry.term {
+            Term::Reserved => None,
+            Term::Renewed(_) => Registry::term_end(self.ttl),
+        };
+        inner.held = Some(entry);
+    }
+}

@@ -1,0 +1,105 @@
+//! Comparing this node's lease with what it should be, and mending the difference.
+
+use super::{Inner, Store, Wanted};
+use crate::store::Error;
+use crate::store::registry::{Entry, Registry, Term};
+
+/// How the store's entry relates to what this node holds.
+enum Finding {
+    /// As it should be.
+    Right,
+    /// Ours, but with another value or bound to another etcd lease.
+    Changed,
+    /// Gone, or somebody else's.
+    Lost(&'static str),
+}
+
+impl Store {
+    /// Sets this node's lease right if it is not, and renews it if `renew`. True if anything but its term
+    /// had to change.
+    pub(super) async fn tend(
+        &self,
+        inner: &mut Inner,
+        wanted: &Wanted,
+        renew: bool,
+    ) -> Result<bool, Error> {
+        let Some(held) = inner.held.clone() else {
+            self.claim(inner, wanted, wanted.previous).await?;
+            return Ok(true);
+        };
+        let value = wanted
+            .attributes
+            .to_json()
+            .map_err(|error| Error::Options(error.to_string()))?;
+        match find(inner, &held, wanted, &value) {
+            Finding::Right => {}
+            Finding::Lost(how) => return self.claim_again(inner, wanted, &held, how).await,
+            Finding::Changed => {
+                let current = inner.table.get(&held.key).cloned().unwrap_or(held.clone());
+                return match self.registry.replace(&current, &value).await? {
+                    Some(entry) => {
+                        tracing::info!(key = entry.key, "published this node's attributes");
+                        self.hold(inner, entry);
+                        Ok(true)
+                    }
+                    None => {
+                        self.claim_again(inner, wanted, &held, "it changed meanwhile")
+                            .await
+                    }
+                };
+            }
+        }
+        if renew {
+            if !self.registry.renew(&held).await? {
+                return self
+                    .claim_again(inner, wanted, &held, "its term ended")
+                    .await;
+            }
+            if held.term != Term::Reserved {
+                inner.expires = Registry::term_end(self.ttl);
+            }
+            inner.answered();
+        }
+        Ok(false)
+    }
+
+    /// Takes the same subnet if it is free, else another.
+    async fn claim_again(
+        &self,
+        inner: &mut Inner,
+        wanted: &Wanted,
+        held: &Entry,
+        how: &str,
+    ) -> Result<bool, Error> {
+        tracing::warn!(
+            key = held.key,
+            how,
+            "this node's lease is lost; taking it again, or another"
+        );
+        inner.table.forget(&held.key);
+        let previous = held
+            .lease()
+            .ok()
+            .map(|lease| lease.subnet)
+            .or(wanted.previous);
+        self.claim(inner, wanted, previous).await?;
+        Ok(true)
+    }
+}
+
+fn find(inner: &mut Inner, held: &Entry, wanted: &Wanted, value: &str) -> Finding {
+    let Some(current) = inner.table.get(&held.key).cloned() else {
+        return Finding::Lost("its entry is gone");
+    };
+    let public_ip = |entry: &Entry| entry.lease().ok().map(|lease| lease.attributes.public_ip);
+    let theirs = public_ip(&current);
+    if theirs != public_ip(held) && theirs != Some(wanted.attributes.public_ip) {
+        return Finding::Lost("another node has written over it");
+    }
+    if current.value != value.as_bytes() || current.term != held.term {
+        return Finding::Changed;
+    }
+    // Written again as it was, or simply read again: the next guarded write must name this revision.
+    inner.held = Some(current);
+    Finding::Right
+}

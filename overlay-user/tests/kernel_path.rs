@@ -1,0 +1,11 @@
+//! The kernel path in real network namespaces. Needs root.
+
+mod kernel_path {
+    mod guard;
+    mod heal;
+    mod interface;
+    mod monitor;
+    mod namespace;
+    mod pods;
+    mod rules;
+}

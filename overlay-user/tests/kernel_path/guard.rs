@@ -1,0 +1,214 @@
+//! Nobody can pretend to be another pod or another node, on the kernel path either.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use ipnet::Ipv4Net;
+use overlay_user::kernel::guard::{self, GuardState, Reason};
+
+use super::namespace::{Namespace, in_namespace, node_with_peer, run};
+
+fn state() -> GuardState {
+    let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
+    GuardState {
+        network: net("10.244.0.0/16"),
+        own_subnet: net("10.244.1.0/24"),
+        own_vtep: Ipv4Addr::new(192, 0, 2, 1),
+        vxlan: "flannel.1".into(),
+        bridge: "cni0".into(),
+        port: 8472,
+        vni: 1,
+        other_vnis: BTreeSet::from([77]),
+        peers: BTreeSet::from([
+            (Ipv4Addr::new(192, 0, 2, 2), net("10.244.2.0/24")),
+            (Ipv4Addr::new(192, 0, 2, 2), net("10.244.32.0/20")),
+            (Ipv4Addr::new(192, 0, 2, 3), net("10.244.3.0/24")),
+        ]),
+        pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
+    }
+}
+
+/// A VXLAN payload: header, Ethernet, the fixed part of IPv4, and `padding` more bytes.
+fn vxlan(vni: u32, kind: u16, source: [u8; 4], padding: usize) -> Vec<u8> {
+    let mut bytes = vec![8, 0, 0, 0];
+    bytes.extend((vni << 8).to_be_bytes());
+    bytes.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend([0x45, 0, 0, 28, 0, 1, 0, 0, 64, 17, 0, 0]);
+    bytes.extend(source);
+    bytes.extend([10, 244, 1, 5]);
+    bytes.resize(bytes.len() + 8 + padding, 0);
+    bytes
+}
+
+async fn counted() -> Vec<(Reason, u64)> {
+    let counters = guard::counters().await.expect("counters");
+    assert_eq!(counters.0.len(), Reason::ALL.len());
+    counters
+        .0
+        .into_iter()
+        .filter(|(_, packets)| *packets > 0)
+        .collect()
+}
+
+#[test]
+fn forged_vxlan_is_refused_and_counted() {
+    in_namespace(|| async {
+        let peer = node_with_peer();
+        peer.run("ip addr add 192.0.2.9/24 dev underlay");
+        guard::apply(&state()).await.expect("apply");
+        // Nobody has the port, so that what passes shows as an ICMP error; counters tell the rest.
+        let send = |from: &'static str, payload: Vec<u8>| {
+            peer.within(move || {
+                let socket = UdpSocket::bind((from, 0)).expect("bind");
+                socket.send_to(&payload, "192.0.2.1:8472").expect("send");
+            });
+        };
+        let (known, unknown) = ("192.0.2.2", "192.0.2.9");
+        let mut expected = Vec::new();
+        for (from, payload, reason) in [
+            (known, vxlan(1, 0x0800, [10, 244, 2, 7], 0), None),
+            (known, vxlan(1, 0x0800, [10, 244, 47, 255], 0), None),
+            (known, vxlan(1, 0x0800, [198, 51, 100, 7], 0), None),
+            (known, vxlan(1, 0x0806, [10, 244, 3, 7], 0), None),
+            (unknown, vxlan(77, 0x0800, [10, 244, 3, 7], 0), None),
+            (
+                unknown,
+                vxlan(1, 0x0800, [10, 244, 2, 7], 0),
+                Some(Reason::UnknownVtep),
+            ),
+            (
+                unknown,
+                vxlan(1, 0x0800, [10, 244, 2, 7], 3000),
+                Some(Reason::UnknownVtep),
+            ),
+            (
+                known,
+                vxlan(2, 0x0800, [10, 244, 2, 7], 0),
+                Some(Reason::WrongVni),
+            ),
+            (
+                known,
+                vxlan(1, 0x8100, [10, 244, 2, 7], 0),
+                Some(Reason::InnerVlan),
+            ),
+            (
+                known,
+                vxlan(1, 0x0800, [10, 244, 3, 7], 0),
+                Some(Reason::ForeignInnerSource),
+            ),
+            (
+                known,
+                vxlan(1, 0x0800, [10, 244, 1, 7], 0),
+                Some(Reason::ForeignInnerSource),
+            ),
+            (
+                known,
+                vxlan(1, 0x0800, [10, 244, 48, 0], 0),
+                Some(Reason::ForeignInnerSource),
+            ),
+            (
+                known,
+                vxlan(1, 0x0800, [10, 244, 3, 7], 3000),
+                Some(Reason::ForeignInnerSource),
+            ),
+        ] {
+            send(from, payload);
+            match (
+                reason,
+                expected.iter_mut().find(|(r, _)| Some(*r) == reason),
+            ) {
+                (Some(_), Some((_, packets))) => *packets += 1,
+                (Some(reason), None) => expected.push((reason, 1)),
+                (None, _) => {}
+            }
+            expected.sort();
+            assert_eq!(counted().await, expected);
+        }
+        // An update keeps the counters and learns the new address.
+        let mut state = state();
+        state.peers.insert((
+            Ipv4Addr::new(192, 0, 2, 9),
+            "10.244.9.0/24".parse().expect("a net"),
+        ));
+        for _ in 0..2 {
+            guard::apply(&state).await.expect("apply again");
+        }
+        send(unknown, vxlan(1, 0x0800, [10, 244, 9, 7], 0));
+        assert_eq!(counted().await, expected);
+        guard::cleanup().await.expect("cleanup");
+        guard::cleanup().await.expect("cleanup again");
+        assert_eq!(run("nft list tables"), "");
+    });
+}
+
+#[test]
+fn pods_cannot_pretend() {
+    in_namespace(|| async {
+        let pod = Namespace::new();
+        run(
+            "ip link add cni0 address 02:00:00:00:01:00 type bridge && ip link set cni0 up && ip addr add 10.244.1.1/24 dev cni0",
+        );
+        run("ip addr add 192.0.2.1/32 dev lo");
+        run(&format!(
+            "ip link add pod type veth peer name eth0 netns {}",
+            pod.pid()
+        ));
+        run("ip link set pod master cni0 up");
+        pod.run("ip addr add 10.244.1.5/24 dev eth0 && ip link set eth0 up");
+        pod.run("ip route add default via 10.244.1.1");
+        guard::apply(&state()).await.expect("apply");
+
+        let send = |from: &'static str, to: &'static str| {
+            pod.within(move || {
+                let socket = UdpSocket::bind((from, 0)).expect("bind");
+                socket.send_to(b"x", to).expect("send");
+            });
+        };
+        pod.run("ping -c 1 -W 2 10.244.1.1");
+        assert_eq!(counted().await, []);
+        send("10.244.1.5", "192.0.2.1:8472");
+        assert_eq!(counted().await, [(Reason::PodVxlan, 1)]);
+
+        pod.run("ip addr add 10.244.1.99/32 dev eth0 && ip addr add 198.51.100.9/32 dev eth0");
+        send("198.51.100.9", "10.244.1.1:9");
+        assert_eq!(
+            counted().await,
+            [(Reason::PodVxlan, 1)],
+            "a source outside is not ours to refuse"
+        );
+        send("10.244.1.99", "10.244.1.1:9");
+        let expected = [(Reason::PodVxlan, 1), (Reason::SpoofedSource, 1)];
+        assert_eq!(counted().await, expected);
+
+        // Without its neighbours the pod asks for them in the name of the false address.
+        pod.run("ip neigh flush dev eth0");
+        send("10.244.1.99", "10.244.1.7:9");
+        let arp = guard::counters()
+            .await
+            .expect("counters")
+            .get(Reason::SpoofedArp);
+        assert!(arp > 0, "{:?}", counted().await);
+
+        // Priority tags hide nothing: the kernel takes them off before the IP stack.
+        let gateway = "020000000100";
+        let udp = "4500001d00010000401164670af401630af40101000900090009000078";
+        let arp = "0001080006040001020000000005 0af40163 000000000000 0af40101".replace(' ', "");
+        let mut expected = guard::counters().await.expect("counters");
+        for (frame, reason) in [
+            (format!("81000000 0800 {udp}"), Reason::SpoofedSource),
+            (format!("81000000 0806 {arp}"), Reason::SpoofedArp),
+            (format!("81000000 81000000 0800 {udp}"), Reason::StackedVlan),
+            (format!("88a80000 81000000 0806 {arp}"), Reason::StackedVlan),
+        ] {
+            let frame = format!("{gateway} 020000000005 {frame}").replace(' ', "");
+            pod.run(&format!(
+                "python3 -c \"import socket as s; p = s.socket(s.AF_PACKET, s.SOCK_RAW); \
+                 p.bind((\\\"eth0\\\", 0)); p.send(bytes.fromhex(\\\"{frame}\\\"))\""
+            ));
+            *expected.0.entry(reason).or_default() += 1;
+            let counters = guard::counters().await.expect("counters");
+            assert_eq!(counters.get(reason), expected.get(reason), "{frame}");
+        }
+    });
+}

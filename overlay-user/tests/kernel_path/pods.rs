@@ -1,0 +1,54 @@
+//! Pods are what their links say.
+
+use overlay_user::kernel::Kernel;
+
+use super::namespace::{Namespace, in_namespace, run};
+
+#[test]
+fn pods_are_ports_of_the_bridge_with_a_note() {
+    in_namespace(|| async {
+        let kernel = Kernel::connect().expect("netlink");
+        assert_eq!(kernel.pods("cni0").await.expect("list").bridge, None);
+        let pod = Namespace::new();
+        run("ip link add cni0 address 02:00:00:00:01:00 type bridge && ip link set cni0 up");
+        run("ip addr add 10.244.1.1/24 dev cni0");
+        for name in ["noted", "bare", "loose"] {
+            run(&format!(
+                "ip link add {name} type veth peer name p-{name} netns {}",
+                pod.pid()
+            ));
+        }
+        run("ip link set noted master cni0 up; ip link set bare master cni0 up");
+        let note = "overlay/1 10.244.1.5 02:00:00:00:00:05 eth0 c0ffee";
+        run(&format!(
+            "ip link set noted alias \"{note}\"; ip link set loose alias \"{note}\""
+        ));
+
+        let found = kernel.pods("cni0").await.expect("list");
+        let bridge = found.bridge.expect("the bridge");
+        assert_eq!(bridge.mac.to_string(), "02:00:00:00:01:00");
+        assert_eq!(
+            bridge.addresses,
+            ["10.244.1.1/24".parse().expect("an address")]
+        );
+        let [link] = &found.pods[..] else {
+            panic!("{:?}", found.pods)
+        };
+        assert_eq!(
+            (link.name.as_str(), link.note.to_string().as_str()),
+            ("noted", note)
+        );
+        assert!(link.up && link.netns_id.is_some() && link.master == bridge.ifindex);
+
+        let foreign = async || kernel.pods("cni0").await.expect("list").pods[0].has_foreign_qdisc;
+        assert!(!foreign().await);
+        run("tc qdisc add dev noted clsact");
+        assert!(!foreign().await);
+        run("tc filter add dev noted egress u32 match u32 0 0 classid 1:1");
+        assert!(foreign().await);
+        run("tc qdisc del dev noted clsact");
+        assert!(!foreign().await);
+        run("tc qdisc add dev noted root tbf rate 1mbit burst 10k latency 50ms");
+        assert!(foreign().await);
+    });
+}

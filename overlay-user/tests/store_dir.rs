@@ -1,0 +1,250 @@
+//! The directory store, with real files.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use overlay_user::lease::RejectReason;
+use overlay_user::store::{Error, Location, StoreHealth};
+use support::{LARGE, SMALL, attributes, config, open, run, start};
+
+const TTL: Duration = Duration::from_secs(24 * 3600);
+const SHORT: Duration = Duration::from_secs(2);
+
+fn at(path: &Path) -> Location {
+    Location::Dir(path.to_owned())
+}
+
+fn subnet(state: &overlay_user::store::LeaseState) -> Option<String> {
+    state.own.as_ref().map(|own| own.subnet.to_string())
+}
+
+#[test]
+fn the_configuration_is_read_or_asked_for() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(at(directory.path()), TTL);
+        let error = store.network_config().await.expect_err("nothing is there");
+        assert!(matches!(error, Error::NoConfig(_)), "{error}");
+        fs::write(directory.path().join("config"), LARGE).expect("written");
+        assert_eq!(store.network_config().await.expect("config"), config(LARGE));
+    });
+}
+
+#[test]
+fn a_lease_is_one_file_and_is_found_again() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (_, lease) = start(at(directory.path()), TTL, LARGE, 1).await;
+        let file = directory
+            .path()
+            .join(format!("subnets/{}.json", lease.key()));
+        assert_eq!(
+            fs::read_to_string(&file).expect("the file"),
+            r#"{"PublicIP":"192.168.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
+        );
+        let (_, again) = start(at(directory.path()), TTL, LARGE, 1).await;
+        assert_eq!(again.subnet, lease.subnet);
+    });
+}
+
+#[test]
+fn ten_nodes_race_for_three_subnets() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let races = (1..=10).map(|n| {
+            let store = open(at(directory.path()), TTL);
+            async move { store.acquire(&config(SMALL), attributes(n), None).await }
+        });
+        let mut won = Vec::new();
+        for result in futures::future::join_all(races).await {
+            match result {
+                Ok(lease) => won.push(lease.subnet),
+                Err(error) => assert!(matches!(error, Error::Allocate(_)), "{error}"),
+            }
+        }
+        won.sort();
+        won.dedup();
+        assert_eq!(won.len(), 3);
+    });
+}
+
+#[test]
+fn nodes_see_each_other_come_change_and_go() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (one, _) = start(at(directory.path()), TTL, LARGE, 1).await;
+        let (two, lease) = start(at(directory.path()), TTL, LARGE, 2).await;
+        let state = one
+            .until("the other node", |state| state.leases.len() == 1)
+            .await;
+        assert!(state.synced);
+        assert_eq!(state.store, StoreHealth::Ok);
+        assert_eq!(state.leases[0].subnet, lease.subnet);
+        two.store.publish(attributes(22));
+        one.until("its new attributes", |state| {
+            state
+                .leases
+                .iter()
+                .any(|it| it.attributes == attributes(22))
+        })
+        .await;
+        let released = two
+            .store
+            .release(lease.subnet, attributes(22).public_ip)
+            .await;
+        drop(two);
+        assert!(released.expect("released"));
+        // The other node's keeper may have taken it again before it was stopped; its file is removed.
+        let _ = fs::remove_file(
+            directory
+                .path()
+                .join(format!("subnets/{}.json", lease.key())),
+        );
+        one.until("the other node go", |state| state.leases.is_empty())
+            .await;
+    });
+}
+
+#[test]
+fn terms_end_and_are_renewed() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (one, _) = start(at(directory.path()), SHORT, LARGE, 1).await;
+        let (two, _) = start(at(directory.path()), SHORT, LARGE, 2).await;
+        one.until("the other node", |state| state.leases.len() == 1)
+            .await;
+        tokio::time::sleep(SHORT + SHORT / 2).await;
+        assert_eq!(one.state.borrow().leases.len(), 1, "kept by renewal");
+        drop(two);
+        one.until("the other node's term end", |state| state.leases.is_empty())
+            .await;
+        assert!(one.state.borrow().own.is_some(), "our own is renewed");
+    });
+}
+
+#[test]
+fn a_lost_lease_is_taken_again() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (one, lease) = start(at(directory.path()), TTL, LARGE, 1).await;
+        let file = directory
+            .path()
+            .join(format!("subnets/{}.json", lease.key()));
+        one.until("the first look", |state| state.synced).await;
+        fs::remove_file(&file).expect("removed");
+        let begun = SystemTime::now();
+        while !file.exists() {
+            assert!(
+                begun.elapsed().unwrap_or_default() < Duration::from_secs(10),
+                "not taken again"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        fs::write(&file, r#"{"PublicIP":"192.168.0.99"}"#).expect("overwritten");
+        let old = lease.subnet.to_string();
+        one.until("another subnet", |state| {
+            subnet(state).is_some_and(|it| it != old)
+        })
+        .await;
+        assert!(
+            fs::read_to_string(&file)
+                .expect("the file")
+                .contains("192.168.0.99")
+        );
+    });
+}
+
+#[test]
+fn reservations_and_peers_placed_by_hand_never_end() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = directory.path().join("static");
+        fs::create_dir_all(&place).expect("made");
+        fs::write(
+            place.join("10.3.9.0-24.json"),
+            "{\"PublicIP\":\"192.168.0.1\"}\n",
+        )
+        .expect("written");
+        fs::write(
+            place.join("10.3.5.0-24.json"),
+            r#"{"PublicIP":"192.168.0.7"}"#,
+        )
+        .expect("written");
+        let (one, lease) = start(at(directory.path()), SHORT, LARGE, 1).await;
+        assert_eq!(lease.subnet.to_string(), "10.3.9.0/24");
+        assert!(lease.reserved);
+        assert_eq!(lease.expires, None);
+        tokio::time::sleep(SHORT * 2).await;
+        let state = one.until("the peer", |state| state.leases.len() == 1).await;
+        assert!(state.leases[0].reserved);
+        assert_eq!(subnet(&state).as_deref(), Some("10.3.9.0/24"));
+        assert!(!directory.path().join("subnets/10.3.9.0-24.json").exists());
+        assert!(
+            !one.store
+                .release(lease.subnet, lease.attributes.public_ip)
+                .await
+                .expect("asked")
+        );
+    });
+}
+
+#[test]
+fn bad_files_are_reported_and_harm_nobody() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (one, _) = start(at(directory.path()), TTL, LARGE, 1).await;
+        let place = directory.path().join("subnets");
+        fs::write(place.join("10.3.300.0-24.json"), "{}").expect("written");
+        fs::write(place.join("10.3.7.0-24.json"), [0xff; 100_000]).expect("written");
+        fs::create_dir(place.join("10.3.8.0-24.json")).expect("made");
+        nix::unistd::mkfifo(
+            &place.join("10.3.9.0-24.json"),
+            nix::sys::stat::Mode::S_IRWXU,
+        )
+        .expect("made");
+        let state = one
+            .until("both rejections", |state| state.rejected.len() == 2)
+            .await;
+        assert!(matches!(
+            state.rejected[0].reason,
+            RejectReason::Key | RejectReason::Value(_)
+        ));
+        assert!(state.own.is_some());
+        assert_eq!(state.store, StoreHealth::Ok);
+    });
+}
+
+#[test]
+fn a_directory_that_goes_and_returns_is_ridden_out() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, away) = (
+            directory.path().join("store"),
+            directory.path().join("away"),
+        );
+        let (one, lease) = start(at(&path), SHORT, LARGE, 1).await;
+        let (_two, _) = start(at(&path), SHORT, LARGE, 2).await;
+        one.until("the other node", |state| state.leases.len() == 1)
+            .await;
+        fs::rename(&path, &away).expect("moved");
+        fs::write(&path, "in the way").expect("written");
+        let state = one
+            .until("the outage", |state| {
+                matches!(state.store, StoreHealth::Unreachable { .. })
+            })
+            .await;
+        assert_eq!(state.leases.len(), 1, "known leases stay");
+        assert!(state.synced && state.own.is_some());
+        tokio::time::sleep(SHORT + SHORT / 2).await;
+        fs::remove_file(&path).expect("removed");
+        fs::rename(&away, &path).expect("moved back");
+        let state = one
+            .until("the return", |state| state.store == StoreHealth::Ok)
+            .await;
+        assert_eq!(state.own.map(|own| own.subnet), Some(lease.subnet));
+        assert_eq!(state.leases.len(), 1, "no gap for the peer");
+    });
+}

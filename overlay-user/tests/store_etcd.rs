@@ -1,0 +1,589 @@
+//! The etcd store, against a real etcd.
+
+mod support;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use etcd_client::{Client, GetOptions, KeyValue, PutOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use overlay_user::store::{Error, Location, StoreHealth, etcd};
+use support::{LARGE, SMALL, attributes, config, open, run, start};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+
+const TTL: Duration = Duration::from_secs(24 * 3600);
+const SHORT: Duration = Duration::from_secs(6);
+const PREFIX: &str = "/coreos.com/network";
+
+/// An etcd of one test's own.
+struct Server {
+    child: Child,
+    data: TempDir,
+    port: u16,
+    peer_port: u16,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let data = tempfile::tempdir().expect("a directory");
+        let (port, peer_port) = (free_port(), free_port());
+        let child = spawn(data.path().into(), port, peer_port);
+        let server = Self {
+            child,
+            data,
+            port,
+            peer_port,
+        };
+        server.ready().await;
+        server
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect([self.url()], None).await.expect("a client")
+    }
+
+    async fn ready(&self) {
+        let up = async {
+            while self.client().await.get("x", None).await.is_err() {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), up)
+            .await
+            .expect("etcd does not come up");
+    }
+
+    fn location(&self) -> Location {
+        self.location_after(&[])
+    }
+
+    /// With other endpoints before the real one.
+    fn location_after(&self, others: &[String]) -> Location {
+        Location::Etcd(etcd::Options {
+            endpoints: [others, &[self.url()]].concat(),
+            prefix: PREFIX.into(),
+            key_file: None,
+            cert_file: None,
+            ca_file: None,
+            user: None,
+        })
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        kill(Pid::from_raw(pid), signal).expect("signalled");
+    }
+
+    fn stop(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("waited for");
+    }
+
+    async fn restart(&mut self) {
+        self.child = spawn(self.data.path().into(), self.port, self.peer_port);
+        self.ready().await;
+    }
+
+    async fn leases(&self) -> Vec<KeyValue> {
+        let options = GetOptions::new().with_prefix();
+        let mut found = self
+            .client()
+            .await
+            .get(format!("{PREFIX}/subnets/"), Some(options))
+            .await
+            .expect("listed");
+        found.take_kvs()
+    }
+
+    async fn put(&self, key: &str, value: &str) {
+        self.client()
+            .await
+            .put(format!("{PREFIX}/{key}"), value, None)
+            .await
+            .expect("written");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Also ends a stopped process. A test that stopped it for good has waited for it already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+fn spawn(data: PathBuf, port: u16, peer_port: u16) -> Child {
+    let (url, peer) = (
+        format!("http://127.0.0.1:{port}"),
+        format!("http://127.0.0.1:{peer_port}"),
+    );
+    Command::new("etcd")
+        .arg("--data-dir")
+        .arg(data)
+        .args([
+            "--listen-client-urls",
+            &url,
+            "--advertise-client-urls",
+            &url,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
+        .args([
+            "--initial-cluster",
+            &format!("default={peer}"),
+            "--log-level",
+            "error",
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect(
+            "cannot start etcd; install it: `apt-get install etcd-server` or `cargo xtask setup`",
+        )
+}
+
+fn key(kv: &KeyValue) -> &str {
+    kv.key_str().expect("UTF-8")
+}
+
+#[test]
+fn keys_and_values_are_flannels_to_the_byte() {
+    run(async {
+        let server = Server::start().await;
+        let store = open(server.location(), TTL);
+        let error = store.network_config().await.expect_err("nothing is there");
+        assert!(matches!(error, Error::NoConfig(_)), "{error}");
+        server.put("config", LARGE).await;
+        let config = store.network_config().await.expect("config");
+        let previous = "10.3.6.1/24".parse().ok();
+        let lease = store
+            .acquire(&config, attributes(1), previous)
+            .await
+            .expect("a lease");
+        assert_eq!(lease.subnet.to_string(), "10.3.6.0/24");
+        let kvs = server.leases().await;
+        assert_eq!(kvs.len(), 1);
+        assert_eq!(key(&kvs[0]), "/coreos.com/network/subnets/10.3.6.0-24");
+        assert_eq!(
+            kvs[0].value_str().expect("UTF-8"),
+            r#"{"PublicIP":"192.168.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
+        );
+        let ttl = server
+            .client()
+            .await
+            .lease_time_to_live(kvs[0].lease(), None)
+            .await;
+        assert_eq!(ttl.expect("a term").granted_ttl(), 24 * 3600);
+        // A second agent of the same node goes on with the same subnet and the same etcd lease.
+        let again = open(server.location(), TTL);
+        let lease = again
+            .acquire(&config, attributes(1), None)
+            .await
+            .expect("a lease");
+        assert_eq!(lease.subnet.to_string(), "10.3.6.0/24");
+        assert_eq!(server.leases().await[0].lease(), kvs[0].lease());
+        // The network moves: the old lease is of no use and goes.
+        let moved = support::config(r#"{"Network":"10.9.0.0/16"}"#);
+        let lease = again
+            .acquire(&moved, attributes(1), previous)
+            .await
+            .expect("a lease");
+        assert!(moved.pool.allows(&lease.subnet));
+        assert_eq!(server.leases().await.len(), 1);
+        assert!(
+            again
+                .release(lease.subnet, attributes(1).public_ip)
+                .await
+                .expect("released")
+        );
+        assert!(server.leases().await.is_empty());
+    });
+}
+
+#[test]
+fn ten_nodes_race_for_three_subnets() {
+    run(async {
+        let server = Server::start().await;
+        let races = (1..=10).map(|n| {
+            let store = open(server.location(), TTL);
+            async move { store.acquire(&config(SMALL), attributes(n), None).await }
+        });
+        let mut won = Vec::new();
+        for result in futures::future::join_all(races).await {
+            match result {
+                Ok(lease) => won.push(lease.subnet),
+                Err(error) => assert!(matches!(error, Error::Allocate(_)), "{error}"),
+            }
+        }
+        won.sort();
+        won.dedup();
+        assert_eq!(won.len(), 3);
+        assert_eq!(server.leases().await.len(), 3);
+    });
+}
+
+#[test]
+fn forty_nodes_all_get_a_subnet_of_their_own() {
+    run(async {
+        let server = Server::start().await;
+        let races = (1..=40).map(|n| {
+            let store = open(server.location(), TTL);
+            async move { store.acquire(&config(LARGE), attributes(n), None).await }
+        });
+        let won = futures::future::join_all(races).await;
+        let mut won: Vec<_> = won
+            .into_iter()
+            .map(|it| it.expect("a lease").subnet)
+            .collect();
+        won.sort();
+        won.dedup();
+        assert_eq!(won.len(), 40);
+    });
+}
+
+#[test]
+fn nodes_see_each_other_come_and_change() {
+    run(async {
+        let server = Server::start().await;
+        let (one, own) = start(server.location(), TTL, LARGE, 1).await;
+        let (two, lease) = start(server.location(), TTL, LARGE, 2).await;
+        let state = one
+            .until("the other node", |state| state.leases.len() == 1)
+            .await;
+        assert!(state.synced);
+        assert_eq!(state.store, StoreHealth::Ok);
+        assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
+        assert_eq!(state.leases[0].subnet, lease.subnet);
+        two.store.publish(attributes(22));
+        one.until("its new attributes", |state| {
+            state
+                .leases
+                .iter()
+                .any(|it| it.attributes == attributes(22))
+        })
+        .await;
+        server.put("subnets/10.3.300.0-24", "{}").await;
+        server.put("subnets/10.3.77.0-24", "not JSON").await;
+        let state = one
+            .until("the rejections", |state| state.rejected.len() == 2)
+            .await;
+        assert_eq!(state.leases.len(), 1, "bad entries cost no good one");
+    });
+}
+
+#[test]
+fn a_peers_lease_ends_and_ours_is_kept() {
+    run(async {
+        let server = Server::start().await;
+        let (one, own) = start(server.location(), SHORT, LARGE, 1).await;
+        let (two, _) = start(server.location(), SHORT, LARGE, 2).await;
+        one.until("the other node", |state| state.leases.len() == 1)
+            .await;
+        drop(two);
+        one.until("the other node's lease end", |state| {
+            state.leases.is_empty()
+        })
+        .await;
+        assert_eq!(
+            one.state.borrow().own.as_ref().map(|it| it.subnet),
+            Some(own.subnet)
+        );
+    });
+}
+
+#[test]
+fn a_dead_endpoint_is_passed_over() {
+    run(async {
+        let server = Server::start().await;
+        let dead = format!("http://127.0.0.1:{}", free_port());
+        let (one, _) = start(server.location_after(&[dead]), TTL, LARGE, 1).await;
+        one.until("a complete answer", |state| state.synced).await;
+    });
+}
+
+#[test]
+fn no_etcd_is_an_error_in_time() {
+    run(async {
+        let dead = format!("http://127.0.0.1:{}", free_port());
+        let options = etcd::Options {
+            endpoints: vec![dead.clone()],
+            prefix: PREFIX.into(),
+            key_file: None,
+            cert_file: None,
+            ca_file: None,
+            user: None,
+        };
+        let store = open(Location::Etcd(options), TTL);
+        let asked = timeout(Duration::from_secs(15), store.network_config()).await;
+        let error = asked
+            .expect("an answer in time")
+            .expect_err("nobody is there")
+            .to_string();
+        assert!(
+            error.contains(&dead) && error.contains("--etcd-endpoints"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn a_revoked_lease_is_taken_again() {
+    run(async {
+        let server = Server::start().await;
+        let (one, own) = start(server.location(), TTL, LARGE, 1).await;
+        one.until("a complete answer", |state| state.synced).await;
+        let before = server.leases().await;
+        server
+            .client()
+            .await
+            .lease_revoke(before[0].lease())
+            .await
+            .expect("revoked");
+        let back = async {
+            loop {
+                let now = server.leases().await;
+                if now.len() == 1 && now[0].lease() != before[0].lease() {
+                    break now;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let now = timeout(Duration::from_secs(10), back)
+            .await
+            .expect("not taken again");
+        assert_eq!(key(&now[0]), key(&before[0]));
+        let state = one
+            .until("its own lease", |state| state.own.is_some())
+            .await;
+        assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
+    });
+}
+
+#[test]
+fn a_stranger_on_our_key_is_not_overwritten() {
+    run(async {
+        let server = Server::start().await;
+        let (one, own) = start(server.location(), TTL, LARGE, 1).await;
+        one.until("a complete answer", |state| state.synced).await;
+        let stranger = r#"{"PublicIP":"192.168.0.99","PublicIPv6":null}"#;
+        server
+            .put(&format!("subnets/{}", own.key()), stranger)
+            .await;
+        let state = one
+            .until("another subnet", |state| {
+                state.own.as_ref().is_some_and(|it| it.subnet != own.subnet)
+            })
+            .await;
+        assert_eq!(state.leases.len(), 1);
+        let kvs = server.leases().await;
+        assert!(
+            kvs.iter().any(|kv| kv.value() == stranger.as_bytes()),
+            "the stranger's stays"
+        );
+        assert_eq!(kvs.len(), 2);
+    });
+}
+
+#[test]
+fn our_key_written_over_by_ourselves_is_set_right() {
+    run(async {
+        let server = Server::start().await;
+        let (one, own) = start(server.location(), TTL, LARGE, 1).await;
+        one.until("a complete answer", |state| state.synced).await;
+        let before = server.leases().await;
+        let options = PutOptions::new().with_lease(before[0].lease());
+        let wrong = r#"{"PublicIP":"192.168.0.1","PublicIPv6":null}"#;
+        server
+            .client()
+            .await
+            .put(before[0].key(), wrong, Some(options))
+            .await
+            .expect("written");
+        let right = async {
+            while server.leases().await[0].value() != before[0].value() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), right)
+            .await
+            .expect("not set right");
+        assert_eq!(
+            one.state.borrow().own.as_ref().map(|it| it.subnet),
+            Some(own.subnet)
+        );
+    });
+}
+
+#[test]
+fn reservations_keep_their_nature() {
+    run(async {
+        let server = Server::start().await;
+        server
+            .put("subnets/10.3.9.0-24", r#"{"PublicIP":"192.168.0.1"}"#)
+            .await;
+        server.put("subnets/10.3.5.0-24", "held for later").await;
+        let (one, own) = start(server.location(), SHORT, LARGE, 1).await;
+        assert_eq!(own.subnet.to_string(), "10.3.9.0/24");
+        assert!(own.reserved && own.expires.is_none());
+        sleep(SHORT).await;
+        one.until("a complete answer", |state| state.synced).await;
+        let kvs = server.leases().await;
+        assert_eq!(kvs.len(), 2);
+        assert!(
+            kvs.iter().all(|kv| kv.lease() == 0),
+            "no reservation has got a term"
+        );
+        assert!(
+            !one.store
+                .release(own.subnet, own.attributes.public_ip)
+                .await
+                .expect("asked")
+        );
+    });
+}
+
+#[test]
+fn a_restarted_etcd_is_followed() {
+    run(async {
+        let mut server = Server::start().await;
+        let (one, own) = start(server.location(), TTL, LARGE, 1).await;
+        let (_two, _) = start(server.location(), TTL, LARGE, 2).await;
+        one.until("the other node", |state| state.leases.len() == 1)
+            .await;
+        server.stop();
+        let state = one
+            .until("the outage", |state| {
+                matches!(state.store, StoreHealth::Unreachable { .. })
+            })
+            .await;
+        assert!(state.synced && state.own.is_some());
+        assert_eq!(state.leases.len(), 1, "known leases stay");
+        server.restart().await;
+        one.until("the return", |state| state.store == StoreHealth::Ok)
+            .await;
+        let (_three, _) = start(server.location(), TTL, LARGE, 3).await;
+        let state = one
+            .until("a third node", |state| state.leases.len() == 2)
+            .await;
+        assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
+    });
+}
+
+#[test]
+fn compaction_during_a_partition_loses_nothing() {
+    run(async {
+        let mut server = Server::start().await;
+        let (one, _) = start(server.location(), TTL, LARGE, 1).await;
+        one.until("a complete answer", |state| state.synced).await;
+        // The agent hears nothing while a peer comes and the history is thrown away: the same server
+        // speaks at another port meanwhile.
+        server.stop();
+        let port = std::mem::replace(&mut server.port, free_port());
+        server.restart().await;
+        server
+            .put(
+                "subnets/10.3.50.0-24",
+                &attributes(50).to_json().expect("JSON"),
+            )
+            .await;
+        let mut client = server.client().await;
+        let revision = client
+            .get("x", None)
+            .await
+            .expect("asked")
+            .header()
+            .expect("a header")
+            .revision();
+        client.compact(revision, None).await.expect("compacted");
+        server.stop();
+        server.port = port;
+        server.restart().await;
+        let state = one.until("the peer", |state| state.leases.len() == 1).await;
+        assert_eq!(state.leases[0].attributes, attributes(50));
+    });
+}
+
+#[test]
+fn an_etcd_that_lost_its_data_is_filled_again() {
+    run(async {
+        let mut server = Server::start().await;
+        for n in 0..20 {
+            server.put("noise", &n.to_string()).await;
+        }
+        let (one, own) = start(server.location(), TTL, LARGE, 1).await;
+        server
+            .put(
+                "subnets/10.3.50.0-24",
+                &attributes(50).to_json().expect("JSON"),
+            )
+            .await;
+        one.until("the peer", |state| state.leases.len() == 1).await;
+        server.stop();
+        server.data = tempfile::tempdir().expect("a directory");
+        server.restart().await;
+        let state = one
+            .until("the peer go", |state| state.leases.is_empty())
+            .await;
+        assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
+        assert_eq!(server.leases().await.len(), 1, "our own lease is back");
+    });
+}
+
+#[test]
+fn an_etcd_that_stands_still_for_longer_than_the_lease_cuts_nobody() {
+    run(async {
+        let server = Server::start().await;
+        let (one, own) = start(server.location(), SHORT, LARGE, 1).await;
+        let (two, other) = start(server.location(), SHORT, LARGE, 2).await;
+        one.until("the other node", |state| state.leases.len() == 1)
+            .await;
+        two.until("the other node", |state| state.leases.len() == 1)
+            .await;
+        server.signal(Signal::SIGSTOP);
+        for node in [&one, &two] {
+            node.until("the outage", |state| {
+                matches!(state.store, StoreHealth::Unreachable { .. })
+            })
+            .await;
+        }
+        sleep(SHORT * 2).await;
+        let mut gaps = one.state.clone();
+        gaps.mark_unchanged();
+        server.signal(Signal::SIGCONT);
+        let watched = async {
+            loop {
+                gaps.changed().await.expect("the store lives");
+                assert_eq!(
+                    gaps.borrow_and_update().leases.len(),
+                    1,
+                    "the peer never goes"
+                );
+            }
+        };
+        assert!(timeout(SHORT * 3, watched).await.is_err());
+        let kvs = server.leases().await;
+        assert_eq!(kvs.len(), 2);
+        for (node, lease) in [(one, own), (two, other)] {
+            let state = node.state.borrow();
+            assert_eq!(state.store, StoreHealth::Ok);
+            assert_eq!(state.own.as_ref().map(|it| it.subnet), Some(lease.subnet));
+        }
+    });
+}

@@ -1,0 +1,89 @@
+//! What the tests of both stores share.
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlay_user::backend::own_attributes;
+use overlay_user::config::NetworkConfig;
+use overlay_user::lease::{Attributes, Lease};
+use overlay_user::mac::MacAddr;
+use overlay_user::store::{LeaseState, Location, Store};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// A configuration with room for three nodes.
+pub const SMALL: &str = r#"{"Network":"10.3.4.0/22","Backend":{"Type":"vxlan"}}"#;
+/// One with room for 255.
+pub const LARGE: &str = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+pub fn config(json: &str) -> NetworkConfig {
+    NetworkConfig::parse(json).expect("a usable configuration")
+}
+
+/// What node number `n` says about itself.
+pub fn attributes(n: u8) -> Attributes {
+    own_attributes(
+        Ipv4Addr::new(192, 168, 0, n),
+        1,
+        MacAddr([2, 0, 0, 0, 0, n]),
+    )
+}
+
+/// A node with its store running until it is dropped.
+pub struct Node {
+    pub store: Arc<Store>,
+    pub state: watch::Receiver<LeaseState>,
+    _stop: DropGuard,
+}
+
+pub fn open(location: Location, ttl: Duration) -> Store {
+    Store::open(location, ttl, ttl / 3).expect("options that can be meant")
+}
+
+/// Acquires a lease for node number `n` and keeps it.
+pub async fn start(location: Location, ttl: Duration, json: &str, n: u8) -> (Node, Lease) {
+    let store = Arc::new(open(location, ttl));
+    let lease = store
+        .acquire(&config(json), attributes(n), None)
+        .await
+        .expect("a lease");
+    let state = store.subscribe();
+    let cancel = CancellationToken::new();
+    let (running, token) = (Arc::clone(&store), cancel.clone());
+    tokio::spawn(async move { running.run(token).await });
+    (
+        Node {
+            store,
+            state,
+            _stop: cancel.drop_guard(),
+        },
+        lease,
+    )
+}
+
+impl Node {
+    /// Waits until the state is as wanted, and returns it.
+    pub async fn until(
+        &self,
+        what: &str,
+        wanted: impl FnMut(&LeaseState) -> bool,
+    ) -> LeaseState {
+        let mut watched = self.state.clone();
+        match timeout(Duration::from_secs(30), watched.wait_for(wanted)).await {
+            Ok(state) => state.expect("the store lives").clone(),
+            Err(_) => panic!("never saw {what}; the state is {:#?}", *self.state.borrow()),
+        }
+    }
+}
+
+/// Runs a test's body with threads and timers.
+pub fn run(body: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(body);
+}
