@@ -13,10 +13,10 @@
 //! command, and the next lab of the same name, can take it away.
 
 mod agent;
+mod host;
 mod node;
 mod options;
 mod pod;
-mod process;
 mod report;
 mod state;
 mod store;
@@ -31,14 +31,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use agent::Agent;
 pub use node::Node;
-pub use node::{HttpAnswer, Running};
 pub use options::{BIN_DIR_ENV, Options, PREFIX_ENV, StoreKind, prefix_from_env};
 pub use pod::Pod;
-pub use process::Process;
 pub use report::{NodeReport, PodReport, Report, StoreReport, UnderlayReport};
 pub use underlay::{OUTSIDE_ADDRESS, OUTSIDE_GATEWAY, UNDERLAY_SUBNET};
 
-use crate::{command, interrupt, wait_until};
+use crate::process::Process;
+use crate::{Namespace, command, interrupt, wait_until};
 use state::Shared;
 
 /// How long an agent may take from its start to the first ready answer.
@@ -162,7 +161,7 @@ impl Lab {
     ///
     /// # Errors
     /// When nothing in the lab has that name.
-    pub fn namespace(&self, name: &str) -> Result<crate::Namespace> {
+    pub fn namespace(&self, name: &str) -> Result<Namespace> {
         if let Some(node) = self.nodes().into_iter().find(|node| node.name() == name) {
             return Ok(node.namespace());
         }
@@ -171,12 +170,7 @@ impl Lab {
         if !known.contains(&full) {
             bail!("the lab has no {name}; it has: {}", known.join(", "));
         }
-        Ok(crate::Namespace::new(full))
-    }
-
-    /// A command that finds our programs first in its PATH.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
-        node::command(&self.shared, program)
+        Ok(Namespace::new(full).with_programs(self.options().bin_dir))
     }
 
     /// What this lab was asked to be.
@@ -257,7 +251,7 @@ impl Lab {
         for number in 1..=options.nodes {
             interrupt::check()?;
             say(&format!("node n{number}"));
-            node::create(&self.shared, number)?;
+            host::create(&self.shared, number)?;
         }
         if !options.start_agents {
             return Ok(());

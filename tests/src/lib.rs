@@ -16,15 +16,18 @@
 //! ```
 
 pub mod command;
+pub mod http;
 pub mod interrupt;
 pub mod lab;
 pub mod measure;
 pub mod netns;
 pub mod packet;
+pub mod process;
 pub mod reach;
 pub mod traffic;
 pub mod wait;
 
 pub use lab::{Agent, Lab, Node, Options, Pod, StoreKind};
 pub use netns::Namespace;
+pub use process::{Process, Running};
 pub use wait::wait_until;

@@ -34,12 +34,12 @@ pub fn latency(from: &Endpoint, to: &Endpoint, count: usize) -> Result<Latency> 
     let here = SocketAddr::from((to.address, 0));
     let listener = to
         .namespace
-        .run(|| TcpListener::bind(here))?
+        .inside(|| TcpListener::bind(here))?
         .context("listen")?;
     let target = listener.local_addr().context("ask for the port")?;
     let mut client = from
         .namespace
-        .run(|| TcpStream::connect_timeout(&target, PATIENCE))?
+        .inside(|| TcpStream::connect_timeout(&target, PATIENCE))?
         .with_context(|| format!("connect to {target}"))?;
     let (mut server, _) = listener.accept().context("accept")?;
     for stream in [&client, &server] {

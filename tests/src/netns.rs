@@ -3,14 +3,18 @@
 //! A thread can be in other namespaces than the rest of its process, so every piece of work gets a thread
 //! of its own that enters, works and ends; the calling thread never moves.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::command::{require_success, show};
+use crate::process::Running;
 
 /// Where `ip netns` keeps the names of network namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
@@ -20,6 +24,7 @@ pub const NETNS_DIR: &str = "/run/netns";
 pub struct Namespace {
     name: String,
     mount: Option<PathBuf>,
+    programs: Option<PathBuf>,
 }
 
 impl Namespace {
@@ -28,14 +33,23 @@ impl Namespace {
         Self {
             name: name.into(),
             mount: None,
+            programs: None,
         }
     }
 
     /// The same together with a mount namespace, kept alive by a bind mount on `mount`.
-    pub fn with_mount(name: impl Into<String>, mount: impl Into<PathBuf>) -> Self {
+    pub fn with_mount(self, mount: impl Into<PathBuf>) -> Self {
         Self {
-            name: name.into(),
             mount: Some(mount.into()),
+            ..self
+        }
+    }
+
+    /// The same with `programs`, a directory, first in the PATH of what is run inside.
+    pub fn with_programs(self, programs: impl Into<PathBuf>) -> Self {
+        Self {
+            programs: Some(programs.into()),
+            ..self
         }
     }
 
@@ -60,7 +74,7 @@ impl Namespace {
     ///
     /// # Errors
     /// When a namespace cannot be entered (it is gone, or the caller is not root), or `work` panics.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -72,41 +86,90 @@ impl Namespace {
         })
     }
 
+    /// A command with the PATH of this place; [`Namespace::start`] starts it inside.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let inherited = std::env::var("PATH").unwrap_or_default();
+        let first = self
+            .programs
+            .as_ref()
+            .map_or_else(String::new, |programs| format!("{}:", programs.display()));
+        let mut command = Command::new(program);
+        // System tools are often not on the PATH of CI.
+        command.env("PATH", format!("{first}{inherited}:/usr/sbin:/sbin"));
+        command
+    }
+
     /// Starts a program inside. It sees the namespace's own devices in `/sys`, as under `ip netns exec`.
     ///
     /// # Errors
     /// When a namespace cannot be entered or the program cannot be started.
-    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+    pub fn start(&self, command: &mut Command) -> Result<Child> {
         if command.get_current_dir().is_none()
             && let Ok(here) = std::env::current_dir()
         {
             command.current_dir(here);
         }
-        self.run(|| {
+        self.inside(|| {
             if self.mount.is_none() {
                 show_own_devices().context("mount /sys")?;
             }
-            let shown = crate::command::show(command);
+            let shown = show(command);
             command
                 .spawn()
                 .with_context(|| format!("start `{shown}` in {}", self.name))
         })?
     }
 
-    /// Runs a program inside to its end and collects what it writes.
+    /// Starts a program and lets it run; it ends with the returned value.
     ///
     /// # Errors
-    /// When it cannot be started; a bad exit status is the caller's to judge.
-    pub fn output(&self, command: &mut Command) -> Result<Output> {
-        use std::process::Stdio;
+    /// When it cannot be started.
+    pub fn spawn<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<Running> {
+        let mut command = self.command_line(line)?;
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let child = self.spawn(command)?;
-        child
-            .wait_with_output()
-            .context("wait for a program in a namespace")
+        Ok(Running::new(self.start(&mut command)?))
+    }
+
+    /// Runs a program to its end. A bad exit status is the caller's to judge.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn exec<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<Output> {
+        self.spawn(line)?.wait()
+    }
+
+    /// Runs a program to its end, demands success and returns its stdout.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails.
+    pub fn run<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<String> {
+        let command = self.command_line(line)?;
+        let shown = format!("{}: {}", self.name, show(&command));
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let output = require_success(&shown, self.exec(words)?)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What a program writes as JSON, such as `overlayctl status --output json`.
+    ///
+    /// # Errors
+    /// When it cannot be started, fails, or writes something else.
+    pub fn json<S: AsRef<OsStr>>(
+        &self,
+        line: impl IntoIterator<Item = S>,
+    ) -> Result<serde_json::Value> {
+        let text = self.run(line)?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    fn command_line<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<Command> {
+        let mut words = line.into_iter();
+        let mut command = self.command(words.next().context("nothing to run")?);
+        command.args(words);
+        Ok(command)
     }
 
     /// Moves the calling thread inside, for good.

@@ -46,7 +46,7 @@ impl RawSocket {
     /// When there is no such interface there, or without root.
     pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
         namespace
-            .run(|| open(interface))?
+            .inside(|| open(interface))?
             .with_context(|| format!("open {interface} in {}", namespace.name()))
     }
 

@@ -53,13 +53,13 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     let listener = to
         .namespace
-        .run(|| TcpListener::bind(any))?
+        .inside(|| TcpListener::bind(any))?
         .context("listen")?;
     let port = listener.local_addr().context("ask for the port")?.port();
     let target = SocketAddr::from((to.address, port));
     let mut client = from
         .namespace
-        .run(|| TcpStream::connect_timeout(&target, PATIENCE))?
+        .inside(|| TcpStream::connect_timeout(&target, PATIENCE))?
         .with_context(|| format!("connect to {target}"))?;
     // Connected means that the server's side is in the queue already: this does not wait.
     let (mut server, peer) = listener.accept().context("accept")?;
@@ -114,11 +114,11 @@ pub fn udp(from: &Endpoint, to: &Endpoint, length: usize, answers: Answers) -> R
     // Bound to its address, so that it answers from there and not from that of the nearest interface.
     let server = to
         .namespace
-        .run(|| open(to.address))?
+        .inside(|| open(to.address))?
         .context("open the server's socket")?;
     let client = from
         .namespace
-        .run(|| open(Ipv4Addr::UNSPECIFIED))?
+        .inside(|| open(Ipv4Addr::UNSPECIFIED))?
         .context("open the client's socket")?;
     let sent = pattern(length);
     let mut buffer = vec![0; LARGEST];
@@ -155,8 +155,8 @@ fn silence(what: &str) -> anyhow::Error {
 /// # Errors
 /// When it does not arrive, or no answer comes back, or not with the bytes that were sent.
 pub fn icmp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
-    let receiver = to.namespace.run(raw_icmp)??;
-    let sender = from.namespace.run(raw_icmp)??;
+    let receiver = to.namespace.inside(raw_icmp)??;
+    let sender = from.namespace.inside(raw_icmp)??;
     let payload = pattern(length);
     // Told from all other pings by its identifier; the checks of one process run side by side.
     let identifier = NEXT_ECHO.fetch_add(1, Ordering::Relaxed);

@@ -182,9 +182,9 @@ fn exec(prefix: &str, name: &str, line: &[OsString]) -> Result<ExitCode> {
     let lab = Lab::attach(prefix)?;
     let namespace = lab.namespace(name)?;
     let (program, arguments) = line.split_first().context("nothing to run")?;
-    let mut command = lab.command(program);
+    let mut command = namespace.command(program);
     let status = namespace
-        .spawn(command.args(arguments))?
+        .start(command.args(arguments))?
         .wait()
         .with_context(|| format!("wait for {}", program.to_string_lossy()))?;
     use std::os::unix::process::ExitStatusExt as _;

@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::process::Process;
 use super::state::Shared;
 use super::store;
 use crate::Namespace;
+use crate::process::Process;
 
 /// Port of the agent's health and metrics answers, on every node.
 pub(super) const HEALTH_PORT: u16 = 8081;
@@ -66,7 +66,7 @@ pub(super) fn start(
         .stdout(output)
         .stderr(errors)
         .process_group(0);
-    let child = namespace.spawn(&mut agent)?;
+    let child = namespace.start(&mut agent)?;
     let process = Process::of(child.id())?;
     shared.update(|state| {
         state.nodes[index].agent = Some(process.clone());

@@ -4,15 +4,17 @@ use std::ffi::OsStr;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::node::{self, Node, Running};
+use super::host;
+use super::node::Node;
 use super::state::{PodRecord, Shared};
+use crate::process::Running;
 use crate::{Namespace, command};
 
 /// A pod of the lab. A handle: cheap to clone, valid until the pod or the lab goes.
@@ -44,7 +46,8 @@ impl Pod {
 
     /// Its network namespace.
     pub fn namespace(&self) -> Namespace {
-        Namespace::new(&self.record.namespace)
+        let programs = self.shared.read(|state| state.options.bin_dir.clone());
+        Namespace::new(&self.record.namespace).with_programs(programs)
     }
 
     /// The container id that the plugin was given.
@@ -57,31 +60,28 @@ impl Pod {
         &self.record.result
     }
 
-    /// Runs a program in the pod to its end. A bad exit status is the caller's to judge.
+    /// Runs a program in the pod; see [`Namespace::exec`].
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn exec<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<Output> {
-        self.namespace().output(&mut self.command(line)?)
+        self.namespace().exec(line)
     }
 
-    /// Runs a program in the pod, demands success and returns its stdout.
+    /// Runs a program in the pod that must succeed; see [`Namespace::run`].
     ///
     /// # Errors
     /// When it cannot be started or fails.
     pub fn run<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<String> {
-        let mut command = self.command(line)?;
-        let shown = format!("{}: {}", self.name(), command::show(&command));
-        let output = command::require_success(&shown, self.namespace().output(&mut command)?)?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        self.namespace().run(line)
     }
 
-    /// Starts a program in the pod and lets it run; it ends with the returned value.
+    /// Starts a program in the pod; see [`Namespace::spawn`].
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn spawn<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<Running> {
-        Running::start(&self.namespace(), &mut self.command(line)?)
+        self.namespace().spawn(line)
     }
 
     /// Name of the host's end of the pod's cable, from the plugin's answer.
@@ -121,13 +121,6 @@ impl Pod {
                 .namespaces
                 .retain(|name| *name != self.record.namespace);
         })
-    }
-
-    fn command<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<Command> {
-        let mut words = line.into_iter();
-        let mut command = node::command(&self.shared, words.next().context("nothing to run")?);
-        command.args(words);
-        Ok(command)
     }
 }
 
@@ -178,8 +171,8 @@ pub(super) fn call_plugin(
     attachment: Option<(&str, &Path)>,
     extra: &[(&str, Value)],
 ) -> Result<Output> {
-    let list: Value = serde_json::from_str(&node.read_file(node::CONFLIST_PATH)?)
-        .with_context(|| format!("understand {}", node::CONFLIST_PATH))?;
+    let list: Value = serde_json::from_str(&node.read_file(host::CONFLIST_PATH)?)
+        .with_context(|| format!("understand {}", host::CONFLIST_PATH))?;
     let mut config = list["plugins"][0].clone();
     config["name"] = list["name"].clone();
     config["cniVersion"] = list["cniVersion"].clone();
@@ -189,10 +182,11 @@ pub(super) fn call_plugin(
     let kind = config["type"]
         .as_str()
         .context("the CNI configuration names no plugin")?;
-    let mut plugin = node.command(Path::new(node::PLUGINS).join(kind));
+    let namespace = node.namespace();
+    let mut plugin = namespace.command(Path::new(host::PLUGINS).join(kind));
     plugin
         .env("CNI_COMMAND", verb)
-        .env("CNI_PATH", node::PLUGINS);
+        .env("CNI_PATH", host::PLUGINS);
     if let Some((container, netns)) = attachment {
         plugin
             .env("CNI_CONTAINERID", container)
@@ -206,7 +200,7 @@ pub(super) fn call_plugin(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = node.namespace().spawn(&mut plugin)?;
+    let mut child = namespace.start(&mut plugin)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A plugin that refuses early does not read it all; its answer says why.
         let _ = stdin.write_all(json!(config).to_string().as_bytes());

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::underlay::{OUTSIDE_ADDRESS, OUTSIDE_GATEWAY, UNDERLAY_SUBNET, WIRE};
 use super::{Lab, Node, Pod, StoreKind};
+use crate::process::Process;
 
 /// The whole lab.
 #[derive(Clone, Debug, Serialize)]
@@ -108,7 +109,7 @@ pub(super) fn report(lab: &Lab) -> Report {
             namespace: etcd.then(|| format!("{prefix}store")),
             pid: lab
                 .store_process()
-                .filter(super::Process::is_alive)
+                .filter(Process::is_alive)
                 .map(|process| process.pid),
             directory: (!etcd).then(|| super::store::directory(&lab.shared)),
         },
@@ -137,7 +138,7 @@ fn node(node: &Node) -> NodeReport {
         subnet: node.subnet().ok(),
         agent_pid: node
             .agent()
-            .filter(super::Process::is_alive)
+            .filter(Process::is_alive)
             .map(|process| process.pid),
         ready: node
             .http_get("/readyz")

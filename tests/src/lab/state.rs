@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
 use super::options::Options;
-use super::process::Process;
 use super::teardown;
+use crate::process::Process;
 
 /// All labs of this machine.
 pub(super) const LABS: &str = "/run/overlay-lab";

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::options::StoreKind;
-use super::process::Process;
 use super::state::Shared;
 use super::underlay::{self, STORE_ADDRESS};
-use crate::{Namespace, command, wait_until};
+use crate::process::Process;
+use crate::{Namespace, wait_until};
 
 /// Name of etcd's namespace, without the lab's prefix.
 const NAMESPACE: &str = "store";
@@ -98,7 +98,7 @@ pub(super) fn start(shared: &Shared) -> Result<()> {
     std::os::unix::process::CommandExt::process_group(&mut etcd, 0);
     let namespace = Namespace::new(format!("{}{NAMESPACE}", shared.prefix()));
     let child = namespace
-        .spawn(&mut etcd)
+        .start(&mut etcd)
         .context("etcd: install it with `cargo xtask setup`, or use `--store dir`")?;
     let process = Process::of(child.id())?;
     shared.update(|state| {
@@ -136,15 +136,10 @@ pub(super) fn etcdctl(shared: &Shared, arguments: &[&str]) -> Result<String> {
     if shared.read(|state| state.options.store) != StoreKind::Etcd {
         bail!("this lab keeps its leases in a directory, not in etcd");
     }
-    let mut etcdctl = Command::new("etcdctl");
-    etcdctl
-        .env("ETCDCTL_API", "3")
-        .args(["--dial-timeout=2s", "--command-timeout=5s"]);
-    etcdctl
-        .arg(format!("--endpoints={}", endpoint(&StoreKind::Etcd)))
-        .args(arguments);
-    let shown = command::show(&etcdctl);
-    let namespace = Namespace::new(format!("{}{NAMESPACE}", shared.prefix()));
-    let output = command::require_success(&shown, namespace.output(&mut etcdctl)?)?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let endpoints = format!("--endpoints={}", endpoint(&StoreKind::Etcd));
+    // The version of the API is a variable to etcdctl 3.4 and does not harm later ones.
+    let mut line = vec!["env", "ETCDCTL_API=3", "etcdctl", "--dial-timeout=2s"];
+    line.extend(["--command-timeout=5s", &endpoints]);
+    line.extend(arguments);
+    Namespace::new(format!("{}{NAMESPACE}", shared.prefix())).run(line)
 }

@@ -9,9 +9,9 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::process::Process;
 use super::state;
 use crate::command;
+use crate::process::Process;
 
 /// How long processes get to end on their own.
 const GRACE: Duration = Duration::from_secs(3);

@@ -32,7 +32,7 @@ pub(super) fn node_address(number: usize) -> Ipv4Addr {
 pub(super) fn create(shared: &Shared) -> Result<()> {
     let mtu = shared.read(|state| state.options.underlay_mtu);
     let wire = super::add_namespace(shared, WIRE)?;
-    Namespace::new(&wire).run(|| {
+    Namespace::new(&wire).inside(|| {
         // A switch does not filter. The file is there only where br_netfilter is.
         for table in ["iptables", "ip6tables", "arptables"] {
             let path = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");

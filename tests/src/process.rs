@@ -1,6 +1,7 @@
-//! Processes that outlive the command that started them.
+//! Processes: those that outlive the command that started them, and those that must not.
 
 use std::fs;
+use std::process::{Child, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -79,6 +80,56 @@ impl Process {
         wait_until(&format!("the end of process {}", self.pid), limit, || {
             !self.is_alive()
         })
+    }
+}
+
+/// A program that runs in a namespace until this value is dropped.
+pub struct Running(Option<Child>);
+
+impl Running {
+    pub(crate) fn new(child: Child) -> Self {
+        Self(Some(child))
+    }
+
+    /// Its process, to send signals to.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn process(&self) -> Result<Process> {
+        Process::of(
+            self.0
+                .as_ref()
+                .context("a program that was waited for")?
+                .id(),
+        )
+    }
+
+    /// Waits for its own end and returns what it wrote.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn wait(mut self) -> Result<Output> {
+        let child = self.0.take().context("a program that was waited for")?;
+        child.wait_with_output().context("wait for a program")
+    }
+
+    /// Ends it with `signal` and returns what it wrote.
+    ///
+    /// # Errors
+    /// When the signal may not be sent.
+    pub fn stop(self, signal: Signal) -> Result<Output> {
+        self.process()?.signal(signal)?;
+        self.wait()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // It may have ended on its own, then there is nothing to kill.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

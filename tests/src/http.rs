@@ -1,0 +1,41 @@
+//! The least of an HTTP client: one GET, for the agent's health and metrics.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// How long connecting, and every read, may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct HttpAnswer {
+    /// Status code.
+    pub status: u16,
+    /// Everything after the header.
+    pub body: String,
+}
+
+/// One request over HTTP/1.0, so that the answer ends with the connection.
+///
+/// # Errors
+/// When nobody answers, or not in HTTP.
+pub fn get(server: SocketAddr, path: &str) -> Result<HttpAnswer> {
+    let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)
+        .with_context(|| format!("connect to {server}"))?;
+    stream
+        .set_read_timeout(Some(TIMEOUT))
+        .context("set a timeout")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").context("send a request")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).context("read an answer")?;
+    let (head, body) = text.split_once("\r\n\r\n").context("not an HTTP answer")?;
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.context("an HTTP answer without a status")?;
+    Ok(HttpAnswer {
+        status,
+        body: body.to_owned(),
+    })
+}

@@ -1,0 +1,171 @@
+//! Making a node: namespaces that look like a host of their own.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::options::StoreKind;
+use super::state::{NodeRecord, Shared};
+use super::{store, underlay};
+use crate::{Namespace, command};
+
+/// flannel's CNI configuration, with the one plugin that is ours.
+const CONFLIST: &str = r#"{
+  "name": "cbr0",
+  "cniVersion": "1.0.0",
+  "plugins": [
+    {
+      "type": "flannel",
+      "delegate": {
+        "hairpinMode": true,
+        "isDefaultGateway": true
+      }
+    }
+  ]
+}
+"#;
+/// Where the CNI configuration of a node lies.
+pub(super) const CONFLIST_PATH: &str = "/etc/cni/net.d/10-flannel.conflist";
+/// Where the CNI plugins of a node lie.
+pub(super) const PLUGINS: &str = "/opt/cni/bin";
+/// Where distributions put the reference plugins.
+const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+
+/// Makes node `number`: its namespaces, its cable to the underlay, its default route.
+pub(super) fn create(shared: &Shared, number: usize) -> Result<()> {
+    let name = format!("n{number}");
+    let address = underlay::node_address(number);
+    let namespace = super::add_namespace(shared, &name)?;
+    let mount_file = shared.directory().join(format!("{name}.mnt"));
+    create_mounts(shared, &name, &namespace, &mount_file)
+        .with_context(|| format!("make the mount namespace of {name}"))?;
+    underlay::plug(shared, &name, &namespace, address)?;
+    command::ip_batch(
+        &namespace,
+        &format!("route add default via {}\n", underlay::OUTSIDE_GATEWAY),
+    )?;
+    shared.update(|state| {
+        state.nodes.push(NodeRecord {
+            name,
+            namespace,
+            mount: mount_file,
+            underlay: address,
+            agent: None,
+        });
+    })
+}
+
+/// Makes a mount namespace that looks like a host of its own and keeps it alive on `file`.
+fn create_mounts(shared: &Shared, name: &str, namespace: &str, file: &Path) -> Result<()> {
+    let options = shared.read(|state| state.options.clone());
+    let run = shared.directory().join(format!("{name}.run"));
+    fs::create_dir(&run).with_context(|| format!("create {}", run.display()))?;
+    for directory in ["/var/lib/cni", "/etc/cni", "/opt/cni"] {
+        fs::create_dir_all(directory).with_context(|| format!("create {directory}"))?;
+    }
+    let shared_store = (options.store == StoreKind::Dir).then(|| store::directory(shared));
+    let made = Namespace::new(namespace).inside(|| {
+        unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
+        become_host(&run, shared_store.as_deref(), &options.bin_dir)?;
+        File::open("/proc/thread-self/ns/mnt").context("open /proc/thread-self/ns/mnt")
+    })??;
+    File::create(file).with_context(|| format!("create {}", file.display()))?;
+    let handle = format!("/proc/self/fd/{}", made.as_raw_fd());
+    mount(
+        Some(handle.as_str()),
+        file,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .with_context(|| format!("bind a mount namespace to {}", file.display()))
+}
+
+/// Mounts over whatever a host has for itself. `run` becomes `/run`.
+fn become_host(run: &Path, shared_store: Option<&Path>, bin_dir: &Path) -> Result<()> {
+    let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("make / a slave")?;
+
+    fresh("tmpfs", run)?;
+    // Pods are made and removed by the machine later, and must appear here: bind what propagates.
+    bind(Path::new(crate::netns::NETNS_DIR), &run.join("netns"))?;
+    fs::create_dir(run.join("lock")).context("create /run/lock")?;
+    if let Some(store) = shared_store {
+        let target = Path::new(store::DIR_IN_NODE);
+        bind(store, &run.join(target.file_name().unwrap_or_default()))?;
+    }
+    // A new sysfs shows this node's devices; control groups are the machine's.
+    let cgroups = run.join("cgroup");
+    bind(Path::new("/sys/fs/cgroup"), &cgroups)?;
+    fresh("sysfs", Path::new("/sys"))?;
+    bind(&cgroups, Path::new("/sys/fs/cgroup"))?;
+    fresh("bpf", Path::new("/sys/fs/bpf"))?;
+
+    for directory in ["/var/lib/cni", "/etc/cni", "/opt/cni"] {
+        fresh("tmpfs", Path::new(directory))?;
+    }
+    mount(
+        Some(run),
+        "/run",
+        None::<&str>,
+        MsFlags::MS_MOVE,
+        None::<&str>,
+    )
+    .context("move /run")?;
+    install_cni(bin_dir)
+}
+
+/// Puts the CNI configuration and the plugins where a runtime looks for them.
+fn install_cni(bin_dir: &Path) -> Result<()> {
+    let config = Path::new(CONFLIST_PATH);
+    fs::create_dir_all(config.parent().unwrap_or(config)).context("create /etc/cni/net.d")?;
+    fs::write(config, CONFLIST).with_context(|| format!("write {CONFLIST_PATH}"))?;
+    let plugins = Path::new(PLUGINS);
+    fs::create_dir_all(plugins).with_context(|| format!("create {PLUGINS}"))?;
+    // Where a distribution has the reference plugins, other configurations can use them.
+    for plugin in fs::read_dir(REFERENCE_PLUGINS)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        link(&plugin.path(), &plugins.join(plugin.file_name()))?;
+    }
+    let ours = bin_dir.join("overlay-cni");
+    for name in ["overlay-cni", "flannel"] {
+        // A name of the distribution's flannel plugin may be there already.
+        let _ = fs::remove_file(plugins.join(name));
+        link(&ours, &plugins.join(name))?;
+    }
+    Ok(())
+}
+
+fn link(target: &Path, name: &Path) -> Result<()> {
+    std::os::unix::fs::symlink(target, name).with_context(|| format!("link {}", name.display()))
+}
+
+fn fresh(kind: &str, target: &Path) -> Result<()> {
+    mount(
+        Some(kind),
+        target,
+        Some(kind),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .with_context(|| format!("mount a {kind} on {}", target.display()))
+}
+
+fn bind(source: &Path, target: &Path) -> Result<()> {
+    fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
+    mount(
+        Some(source),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .with_context(|| format!("bind {} to {}", source.display(), target.display()))
+}
