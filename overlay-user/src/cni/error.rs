@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::subnet_env;
+use crate::config::subnet_env::SubnetEnvError;
 use crate::ipam;
 
 /// Why a CNI call failed.
@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// The agent has told nothing, or nonsense.
     #[error(transparent)]
-    SubnetEnv(#[from] subnet_env::Error),
+    SubnetEnv(#[from] SubnetEnvError),
     /// No address.
     #[error(transparent)]
     Ipam(#[from] ipam::Error),
@@ -82,7 +82,7 @@ impl Error {
             Self::Decode(_) => 6,
             Self::Config(_) | Self::SubnetEnv(_) => match self {
                 // Waiting helps here, and the runtime should do it.
-                Self::SubnetEnv(subnet_env::Error::Missing(_)) => 11,
+                Self::SubnetEnv(SubnetEnvError::Read { .. }) => 11,
                 _ => 7,
             },
             Self::OwnNetns(_) => 8,
@@ -140,11 +140,15 @@ mod tests {
 
     #[test]
     fn waiting_is_advised_where_it_helps() {
-        let missing = subnet_env::Error::Missing("/run/flannel/subnet.env".into());
-        assert_eq!(Error::from(missing).code(), 11);
-        let torn = subnet_env::Error::Incomplete {
-            path: "x".into(),
-            missing: "y".into(),
+        let path = PathBuf::from("/run/flannel/subnet.env");
+        let unread = SubnetEnvError::Read {
+            path: path.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        assert_eq!(Error::from(unread).code(), 11);
+        let torn = SubnetEnvError::Missing {
+            path,
+            names: vec!["FLANNEL_MTU"],
         };
         assert_eq!(Error::from(torn).code(), 7);
     }
