@@ -7,7 +7,7 @@
 //! | ADD | [`add`] |
 //! | DEL, GC | [`release`] |
 //! | CHECK, STATUS | [`check`] |
-//! | VERSION, and the form of every answer | here |
+//! | VERSION, and the form of a result | `result` |
 //!
 //! Specification: <https://github.com/containernetworking/cni/blob/v1.3.0/SPEC.md> (version 1.1.0).
 

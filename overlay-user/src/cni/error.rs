@@ -99,16 +99,21 @@ impl Error {
     /// itself, `details` what it comes from.
     #[must_use]
     pub fn to_json(&self, version: &str) -> Value {
-        let mut causes = Vec::new();
+        let msg = self.to_string();
+        let mut causes: Vec<String> = Vec::new();
         let mut cause = self.source();
         while let Some(error) = cause {
-            causes.push(error.to_string());
+            let text = error.to_string();
+            // Some errors tell their cause themselves.
+            if !causes.last().unwrap_or(&msg).contains(&text) {
+                causes.push(text);
+            }
             cause = error.source();
         }
         json!({
             "cniVersion": version,
             "code": self.code(),
-            "msg": self.to_string(),
+            "msg": msg,
             "details": causes.join(": "),
         })
     }
@@ -145,7 +150,10 @@ mod tests {
             path: path.clone(),
             source: io::ErrorKind::NotFound.into(),
         };
-        assert_eq!(Error::from(unread).code(), 11);
+        let unread = Error::from(unread);
+        assert_eq!(unread.code(), 11);
+        let details = &unread.to_json("1.1.0")["details"];
+        assert_eq!(details, "", "the message tells its cause itself");
         let torn = SubnetEnvError::Missing {
             path,
             names: vec!["FLANNEL_MTU"],
