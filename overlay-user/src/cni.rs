@@ -7,7 +7,7 @@
 //! | ADD | [`add`] |
 //! | DEL, GC | [`release`] |
 //! | CHECK, STATUS | [`check`] |
-//! | VERSION, and the form of every answer | here |
+//! | VERSION, and the form of a result | `result` |
 //!
 //! Specification: <https://github.com/containernetworking/cni/blob/v1.3.0/SPEC.md> (version 1.1.0).
 
@@ -22,11 +22,11 @@ pub mod netns;
 pub mod release;
 pub mod request;
 mod result;
-pub mod subnet_env;
 pub mod sysctl;
 pub mod veth;
 
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use rscni_types::types::{CNIResult, Cmd};
 use rscni_types::version::SpecVersion;
@@ -37,8 +37,11 @@ pub use error::Error;
 use request::Request;
 pub use result::versions;
 
+use crate::datapath::pins;
+
 /// Answers one call: variables of the environment by way of `variable`, the configuration from `input`.
-/// Returns what goes to standard output, if anything does.
+/// Returns what goes to standard output, if anything does. `OVERLAY_BPFFS` says where the fast path is pinned,
+/// if that is not the default.
 ///
 /// # Errors
 ///
@@ -48,15 +51,16 @@ pub async fn answer(
     input: impl Read,
 ) -> Result<Option<Value>, Value> {
     let current = SpecVersion::CURRENT.to_string();
-    let request = Request::new(variable).map_err(|error| error.to_json(&current))?;
+    let request = Request::new(&variable).map_err(|error| error.to_json(&current))?;
     let Some(request) = request else {
         return Ok(Some(json!(versions())));
     };
+    let bpffs = variable("OVERLAY_BPFFS").map_or_else(|| pins::DEFAULT_ROOT.into(), PathBuf::from);
     let conf = NetConf::read(input).map_err(|error| error.to_json(&current))?;
     let version = conf
         .version(request.command())
         .map_err(|error| error.to_json(&current))?;
-    serve(&request, &conf, version)
+    serve(&request, &conf, version, &bpffs)
         .await
         .map_err(|error| error.to_json(&version.to_string()))
 }
@@ -65,6 +69,7 @@ async fn serve(
     request: &Request,
     conf: &NetConf,
     version: SpecVersion,
+    bpffs: &Path,
 ) -> Result<Option<Value>, Error> {
     match request {
         Request::Add(attachment, netns) => {
@@ -72,10 +77,10 @@ async fn serve(
             return Ok(Some(result::to_json(version, result)));
         }
         Request::Del(attachment, netns) => {
-            release::del(conf, attachment, netns.as_deref()).await?;
+            release::del(conf, attachment, netns.as_deref(), bpffs).await?;
         }
         Request::Check(attachment, netns) => check::check(conf, attachment, netns).await?,
-        Request::Gc => release::gc(conf).await?,
+        Request::Gc => release::gc(conf, bpffs).await?,
         Request::Status => check::status(conf)?,
     }
     Ok(None)

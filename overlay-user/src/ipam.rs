@@ -71,6 +71,9 @@ pub struct Store {
     _lock: File,
 }
 
+/// Where a reservation is written before it gets its name.
+const UNFINISHED: &str = ".unfinished";
+
 impl Store {
     /// Locks `dir`, and makes it if it is not there. Waits for whoever holds the lock.
     ///
@@ -183,7 +186,18 @@ impl Store {
         Ok(entries.into_iter().map(|(address, _)| address).collect())
     }
 
-    /// Makes `address` free again; one that is free already is no error.
+    /// Makes every address of `attachment` free again; none is no error.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::entries`] and [`Store::free`].
+    pub fn release(&self, attachment: &Attachment) -> Result<(), Error> {
+        self.held_by(attachment)?
+            .into_iter()
+            .try_for_each(|address| self.free(address))
+    }
+
+    /// Makes `address` free again, whoever holds it; one that is free already is no error.
     ///
     /// # Errors
     ///
@@ -203,40 +217,37 @@ impl Store {
     /// Writes the file of `address`; `false` if there is one already.
     fn reserve(&self, address: IpAddr, attachment: &Attachment) -> Result<bool, Error> {
         let path = self.dir.join(address.to_string());
-        let mut file = match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-        {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if Holder::read(&path) == Holder::Unreadable {
-                    tracing::warn!(
-                        path = %path.display(),
-                        "empty or corrupt; the address counts as taken until garbage collection"
-                    );
-                }
-                return Ok(false);
+        // The lock keeps everybody else from making the file meanwhile.
+        if fs::symlink_metadata(&path).is_ok() {
+            if Holder::read(&path) == Holder::Unreadable {
+                tracing::warn!(
+                    path = %path.display(),
+                    "empty or corrupt; the address counts as taken until garbage collection"
+                );
             }
-            Err(source) => {
-                return Err(Error::Files {
-                    action: "create",
-                    path,
-                    source,
-                });
-            }
+            return Ok(false);
+        }
+        // Whole or not at all: a crash must not leave a file that names no holder. What it leaves under the
+        // other name, the next reservation overwrites.
+        let unfinished = self.dir.join(UNFINISHED);
+        let write = || {
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&unfinished)?
+                .write_all(attachment.file_content().as_bytes())?;
+            fs::rename(&unfinished, &path)
         };
-        if let Err(source) = file.write_all(attachment.file_content().as_bytes()) {
-            // An address without a holder would be lost for good.
-            let _ = fs::remove_file(&path);
-            return Err(Error::Files {
+        match write() {
+            Ok(()) => Ok(true),
+            Err(source) => Err(Error::Files {
                 action: "write",
                 path,
                 source,
-            });
+            }),
         }
-        Ok(true)
     }
 }
 
@@ -269,6 +280,8 @@ mod tests {
         assert_eq!(content("10.244.1.2"), "c1\r\neth0");
         assert_eq!(content("last_reserved_ip.0"), "10.244.1.2");
         assert_eq!(content("lock"), "");
+        let files = fs::read_dir(dir.path()).expect("a directory").count();
+        assert_eq!(files, 3, "host-local knows no other file");
     }
 
     #[test]
@@ -336,7 +349,9 @@ mod tests {
         let address = store
             .allocate(&range(), 0, &attachment("a"))
             .expect("an address");
-        store.free(address).expect("freed");
+        store.release(&attachment("b")).expect("nothing to release");
+        assert_eq!(store.held_by(&attachment("a")).expect("listed"), [address]);
+        store.release(&attachment("a")).expect("released");
         store.free(address).expect("free already");
         assert_eq!(store.entries().expect("listed"), []);
     }

@@ -122,7 +122,7 @@ async fn undo(conf: &NetConf, attachment: &Attachment, address: IpAddr, host: &N
         tracing::warn!(%error, "undoing a failed ADD");
     }
     masquerade::remove(attachment, address);
-    if let Err(error) = Store::lock(&conf.ipam_dir()).and_then(|store| store.free(address)) {
+    if let Err(error) = Store::lock(&conf.ipam_dir()).and_then(|store| store.release(attachment)) {
         tracing::warn!(%error, "undoing a failed ADD");
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::Error;
-use super::subnet_env::SubnetEnv;
+use crate::config::{SubnetEnv, subnet_env};
 
 /// The part of the JSON on standard input that the plugin reads. Unknown keys are ignored, as by flannel.
 #[derive(Clone, Debug, Deserialize)]
@@ -113,7 +113,7 @@ const UNSUPPORTED: [&str; 6] = [
 ];
 
 fn default_subnet_file() -> PathBuf {
-    "/run/flannel/subnet.env".into()
+    subnet_env::DEFAULT_PATH.into()
 }
 
 fn default_data_dir() -> PathBuf {
@@ -204,8 +204,10 @@ impl Delegate {
 /// flannel's rules: what the configuration leaves open comes from the agent, and every network of the overlay
 /// is routed by way of the node.
 fn merge(delegate: Delegate, ipam: Ipam, env: SubnetEnv, bridge: &str) -> Result<Network, Error> {
+    // A pod has one address; where the node leases both families, that is the IPv4 one.
     let subnet = env
         .subnet
+        .or(env.subnet_v6)
         .ok_or_else(|| Error::Config("subnet.env names no subnet of this node".into()))?;
     let mut routes = ipam.routes;
     let is_v4 = subnet.addr().is_ipv4();
@@ -267,6 +269,7 @@ mod tests {
         let env = SubnetEnv {
             networks: vec!["10.244.0.0/16".parse().expect("a network")],
             subnet: "10.244.1.1/24".parse().ok(),
+            subnet_v6: None,
             mtu: 1450,
             ip_masq,
         };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::subnet_env;
+use crate::config::subnet_env::SubnetEnvError;
 use crate::ipam;
 
 /// Why a CNI call failed.
@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// The agent has told nothing, or nonsense.
     #[error(transparent)]
-    SubnetEnv(#[from] subnet_env::Error),
+    SubnetEnv(#[from] SubnetEnvError),
     /// No address.
     #[error(transparent)]
     Ipam(#[from] ipam::Error),
@@ -82,7 +82,7 @@ impl Error {
             Self::Decode(_) => 6,
             Self::Config(_) | Self::SubnetEnv(_) => match self {
                 // Waiting helps here, and the runtime should do it.
-                Self::SubnetEnv(subnet_env::Error::Missing(_)) => 11,
+                Self::SubnetEnv(SubnetEnvError::Read { .. }) => 11,
                 _ => 7,
             },
             Self::OwnNetns(_) => 8,
@@ -99,16 +99,21 @@ impl Error {
     /// itself, `details` what it comes from.
     #[must_use]
     pub fn to_json(&self, version: &str) -> Value {
-        let mut causes = Vec::new();
+        let msg = self.to_string();
+        let mut causes: Vec<String> = Vec::new();
         let mut cause = self.source();
         while let Some(error) = cause {
-            causes.push(error.to_string());
+            let text = error.to_string();
+            // Some errors tell their cause themselves.
+            if !causes.last().unwrap_or(&msg).contains(&text) {
+                causes.push(text);
+            }
             cause = error.source();
         }
         json!({
             "cniVersion": version,
             "code": self.code(),
-            "msg": self.to_string(),
+            "msg": msg,
             "details": causes.join(": "),
         })
     }
@@ -140,11 +145,18 @@ mod tests {
 
     #[test]
     fn waiting_is_advised_where_it_helps() {
-        let missing = subnet_env::Error::Missing("/run/flannel/subnet.env".into());
-        assert_eq!(Error::from(missing).code(), 11);
-        let torn = subnet_env::Error::Incomplete {
-            path: "x".into(),
-            missing: "y".into(),
+        let path = PathBuf::from("/run/flannel/subnet.env");
+        let unread = SubnetEnvError::Read {
+            path: path.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        let unread = Error::from(unread);
+        assert_eq!(unread.code(), 11);
+        let details = &unread.to_json("1.1.0")["details"];
+        assert_eq!(details, "", "the message tells its cause itself");
+        let torn = SubnetEnvError::Missing {
+            path,
+            names: vec!["FLANNEL_MTU"],
         };
         assert_eq!(Error::from(torn).code(), 7);
     }

@@ -12,6 +12,7 @@ use super::config::NetConf;
 use super::netlink::Netlink;
 use super::netns::Netns;
 use super::{Error, masquerade, veth};
+use crate::datapath::{self, pods};
 use crate::ipam::{Attachment, Holder, Store};
 use crate::pod::PodNote;
 
@@ -24,6 +25,7 @@ pub async fn del(
     conf: &NetConf,
     attachment: &Attachment,
     path: Option<&Path>,
+    bpffs: &Path,
 ) -> Result<(), Error> {
     let netns = match path.map(Netns::open) {
         Some(Ok(netns)) => Some(netns),
@@ -31,21 +33,34 @@ pub async fn del(
         Some(Err(_)) | None => None,
     };
     let host = Netlink::open()?;
-    let addresses = held_by(conf, attachment)?;
-    disconnect(&host, attachment, &addresses).await?;
+    let addresses = match open_store(conf)? {
+        Some(store) => store.held_by(attachment)?,
+        None => Vec::new(),
+    };
+    disconnect(&host, attachment, &addresses, bpffs).await?;
     if let Some(netns) = netns {
-        // A pod of flannel's own plugin: its host end has a name that nobody can guess.
-        let pod = Netlink::open_in(&netns)?;
-        if let Some(link) = pod
-            .link(&attachment.interface)
-            .await?
-            .filter(|link| link.is_veth)
-        {
-            pod.delete(&link).await?;
-        }
+        remove_foreign_end(&netns, attachment, &addresses).await?;
     }
     remove_file(&conf.data_dir.join(&attachment.container))?;
-    free(conf, addresses)
+    release(conf, attachment)
+}
+
+/// Removes the interface of a pod that flannel's own plugin added: its host end has a name that nobody can
+/// guess. A namespace may have been given to another pod since, so it must have our address.
+async fn remove_foreign_end(
+    netns: &Netns,
+    attachment: &Attachment,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    let pod = Netlink::open_in(netns)?;
+    let Some(link) = pod.link(&attachment.interface).await? else {
+        return Ok(());
+    };
+    let found = pod.addresses(&link).await?;
+    if link.is_veth && found.iter().any(|found| addresses.contains(&found.addr())) {
+        pod.delete(&link).await?;
+    }
+    Ok(())
 }
 
 /// Releases everything of this network that is not among the valid attachments. Goes on past errors and
@@ -54,7 +69,7 @@ pub async fn del(
 /// # Errors
 ///
 /// [`Error::Config`] if the runtime does not say what is valid; else as [`del`].
-pub async fn gc(conf: &NetConf) -> Result<(), Error> {
+pub async fn gc(conf: &NetConf, bpffs: &Path) -> Result<(), Error> {
     let valid: BTreeSet<_> = conf
         .valid_attachments
         .as_ref()
@@ -71,23 +86,24 @@ pub async fn gc(conf: &NetConf) -> Result<(), Error> {
     let mut links = host.links().await?;
     links.retain(|link| bridge.is_some() && link.master == bridge);
     let notes: Vec<_> = links.iter().filter_map(veth::note).collect();
-    let Stale {
-        attachments,
-        mut addresses,
-    } = Stale::new(&valid, notes, entries(conf)?);
+    let entries = match open_store(conf)? {
+        Some(store) => store.entries()?,
+        None => Vec::new(),
+    };
+    let stale = Stale::new(&valid, notes, entries);
 
     let mut outcome = Ok(());
-    for (attachment, address) in attachments {
-        match disconnect(&host, &attachment, &[address]).await {
-            Ok(()) => {
-                addresses.insert(address);
-            }
-            // Its address stays taken: it may still answer.
-            Err(error) => outcome = outcome.and(Err(error)),
+    for (attachment, address) in stale.attachments {
+        // Where the device stays, so does the address: it may still answer.
+        let cut = disconnect(&host, &attachment, &[address], bpffs).await;
+        outcome = outcome.and(cut.and_then(|()| release(conf, &attachment)));
+    }
+    if let Some(store) = open_store(conf)? {
+        for address in stale.addresses {
+            outcome = outcome.and(store.free(address).map_err(Error::from));
         }
     }
-    let freed = free(conf, addresses);
-    outcome.and(freed).and(remove_scratch_files(conf, &valid))
+    outcome.and(remove_scratch_files(conf, &valid))
 }
 
 /// What garbage collection has to remove.
@@ -152,7 +168,15 @@ async fn disconnect(
     host: &Netlink,
     attachment: &Attachment,
     addresses: &[IpAddr],
+    bpffs: &Path,
 ) -> Result<(), Error> {
+    for address in addresses {
+        // A broken map must not keep a pod from being deleted; the agent repairs it.
+        match pods::forget(bpffs, *address) {
+            Ok(()) | Err(datapath::Error::Family(_)) => {}
+            Err(error) => tracing::warn!(%address, %error, "the fast path still knows the pod"),
+        }
+    }
     veth::remove(host, attachment).await?;
     for address in addresses {
         masquerade::remove(attachment, *address);
@@ -170,21 +194,11 @@ fn open_store(conf: &NetConf) -> Result<Option<Store>, Error> {
     })
 }
 
-fn entries(conf: &NetConf) -> Result<Vec<(IpAddr, Holder)>, Error> {
-    Ok(open_store(conf)?.map_or(Ok(Vec::new()), |store| store.entries())?)
-}
-
-fn held_by(conf: &NetConf, attachment: &Attachment) -> Result<Vec<IpAddr>, Error> {
-    Ok(open_store(conf)?.map_or(Ok(Vec::new()), |store| store.held_by(attachment))?)
-}
-
-fn free(conf: &NetConf, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
-    if let Some(store) = open_store(conf)? {
-        for address in addresses {
-            store.free(address)?;
-        }
+fn release(conf: &NetConf, attachment: &Attachment) -> Result<(), Error> {
+    match open_store(conf)? {
+        Some(store) => Ok(store.release(attachment)?),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// flannel's plugin leaves a file per container, with what it told the `bridge` plugin.
