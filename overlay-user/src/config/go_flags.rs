@@ -1,5 +1,7 @@
-//! Command lines written for flanneld: Go's `flag` package takes one dash as well as two.
+//! Command lines and environments written for flanneld: Go's `flag` package takes one dash as well as
+//! two, and an empty environment variable counts as none.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
@@ -21,6 +23,25 @@ pub fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>
             }
         })
         .collect()
+}
+
+/// Takes environment variables that are set to nothing for unset, in `command` and its sub-commands.
+pub fn ignore_empty_env(command: Command) -> Command {
+    forget_env(command, &|name| {
+        env::var_os(name).is_some_and(|value| value.is_empty())
+    })
+}
+
+fn forget_env(command: Command, unwanted: &dyn Fn(&OsStr) -> bool) -> Command {
+    command
+        .mut_args(|arg| {
+            if arg.get_env().is_some_and(unwanted) {
+                arg.env(None)
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(|sub| forget_env(sub, unwanted))
 }
 
 fn gather<'a>(command: &'a Command, longs: &mut Vec<&'a str>) {
@@ -78,5 +99,27 @@ mod tests {
             "-iface",
         ];
         assert_eq!(normal, want.map(OsString::from));
+    }
+
+    #[test]
+    fn an_unwanted_variable_is_not_read() {
+        let command = || {
+            let path = || Arg::new("path").long("path").env("PATH");
+            Command::new("x")
+                .arg(path())
+                .subcommand(Command::new("y").arg(path()))
+        };
+        let path = |command: Command, args: &[&str]| {
+            let matches = command.try_get_matches_from(args).expect("parsed");
+            let matches = matches.subcommand_matches("y").unwrap_or(&matches).clone();
+            matches.get_one::<String>("path").cloned()
+        };
+        for args in [&["x"][..], &["x", "y"]] {
+            assert!(path(command(), args).is_some());
+            assert_eq!(
+                path(forget_env(command(), &|name| name == "PATH"), args),
+                None
+            );
+        }
     }
 }
