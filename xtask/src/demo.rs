@@ -40,7 +40,7 @@ pub struct Arguments {
     /// Replace a lab that is up.
     #[arg(long)]
     force: bool,
-    /// Do not build first; take the programs in target/release as they are.
+    /// Do not build first; take the programs in target/debug as they are.
     #[arg(long)]
     no_build: bool,
 }
@@ -72,7 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let store = choose_store()?;
     if !arguments.no_build {
         build::programs(build::Warnings::Shown)?;
-        build::binaries(true)?;
+        build::binaries(false)?;
     }
     let options = Options {
         store,

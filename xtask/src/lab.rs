@@ -73,7 +73,7 @@ struct Up {
     /// Replace a lab that is up.
     #[arg(long)]
     force: bool,
-    /// Do not build first; take the programs in target/release as they are.
+    /// Do not build first; take the programs in target/debug as they are.
     #[arg(long)]
     no_build: bool,
 }
@@ -128,7 +128,7 @@ fn up(arguments: &Up) -> Result<()> {
     setup::ensure_lab(store)?;
     if !arguments.no_build {
         build::programs(build::Warnings::Shown)?;
-        build::binaries(true)?;
+        build::binaries(false)?;
     }
     let options = Options {
         nodes: arguments.nodes,

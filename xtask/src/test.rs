@@ -73,7 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if filter.is_none() {
         run.part("clippy", clippy)?;
     }
-    run.part("build", || build::binaries(true))?;
+    run.part("build", || build::binaries(false))?;
     run.tests(
         "unit tests",
         &[

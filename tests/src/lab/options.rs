@@ -101,7 +101,7 @@ impl Options {
             let path = bin_dir.join(program);
             ensure!(
                 !start_agents || path.is_file(),
-                "{} is missing: build it with `cargo xtask build --release`",
+                "{} is missing: build it with `cargo xtask build`",
                 path.display()
             );
         }
@@ -139,7 +139,7 @@ pub fn prefix_from_env() -> String {
     std::env::var(PREFIX_ENV).unwrap_or_default()
 }
 
-/// Where `cargo xtask build --release` leaves the programs, unless [`BIN_DIR_ENV`] says otherwise.
+/// Where `cargo xtask build` leaves the programs, unless [`BIN_DIR_ENV`] says otherwise.
 fn default_bin_dir() -> PathBuf {
     let from_env = |name| std::env::var_os(name).map(PathBuf::from);
     from_env(BIN_DIR_ENV).unwrap_or_else(|| {
@@ -148,6 +148,6 @@ fn default_bin_dir() -> PathBuf {
             .unwrap_or(Path::new("."));
         from_env("CARGO_TARGET_DIR")
             .unwrap_or_else(|| workspace.join("target"))
-            .join("release")
+            .join("debug")
     })
 }
