@@ -4,7 +4,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
-    Config, Counter, Endpoint, Flow, FlowKey, MAX_FLOWS, MAX_PEERS, MAX_PODS, Peer, Pod, Vtep,
+    ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, MAX_FLOWS, MAX_PEERS, MAX_PODS, Peer,
+    Pod, Vtep,
 };
 use overlay_common::verdict::{COUNTERS, counter_index};
 use overlay_common::{Family, Hook, V4, Verdict};
@@ -32,7 +33,8 @@ pub struct Maps;
 impl Tables<V4> for Maps {
     #[inline(always)]
     fn config(&self) -> Option<&Config<V4>> {
-        CONFIG.get(0)
+        // An array has its element from the start: zeros until an agent has written it.
+        CONFIG.get(0).filter(|config| config.abi == ABI_VERSION)
     }
 
     #[inline(always)]
