@@ -264,6 +264,12 @@ fn from_pods() -> Vec<Case> {
         ),
         case("an ARP probe", arp(MAC_A, [0; 4], POD_A), Pass(NotIp)),
         case("a VLAN of its own", remote().bytes(), Pass(VlanTag)).tag(7),
+        case(
+            "a network in a VLAN of its own",
+            tagged(remote().bytes(), 0),
+            Pass(VlanTag),
+        )
+        .tag(7),
         case("a priority tag", remote().bytes(), PassPlain(VlanTag)).tag(0xe000),
         case(
             "a source outside the overlay",
@@ -530,6 +536,30 @@ fn spoofed() -> Vec<Case> {
             Refuse(SpoofedSource),
         )
         .tag(0),
+        case(
+            "spoofed behind two priority tags",
+            tagged(forged().bytes(), 0),
+            Refuse(StackedVlan),
+        )
+        .tag(0),
+        case(
+            "spoofed behind many priority tags",
+            tagged(tagged(forged().bytes(), 0), 0xe000),
+            Refuse(StackedVlan),
+        )
+        .tag(0),
+        case(
+            "ARP for another's address behind two priority tags",
+            tagged(arp(MAC_A, POD_B, POD_A), 0),
+            Refuse(StackedVlan),
+        )
+        .tag(0),
+        // A virtual device need not take the first tag off for the program.
+        case(
+            "spoofed behind a tag that the kernel left in place",
+            tagged(forged().bytes(), 0),
+            Refuse(StackedVlan),
+        ),
         case(
             "spoofed to everybody",
             forged().to_mac([0xff; 6]).bytes(),

@@ -119,6 +119,11 @@ const SENT_FIELDS: &[Field] = &[
     ),
     field("source MAC", 6..12, &[Verdict::ForeignMac]),
     field(
+        "Ethernet type",
+        12..14,
+        &[Verdict::NotIp, Verdict::StackedVlan],
+    ),
+    field(
         "version and header length",
         14..15,
         &[Verdict::Malformed, Verdict::Options],
