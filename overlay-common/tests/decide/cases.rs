@@ -80,7 +80,7 @@ impl Case {
         self
     }
 
-    fn from(self, ifindex: u32) -> Self {
+    fn at(self, ifindex: u32) -> Self {
         Self { ifindex, ..self }
     }
 
@@ -197,8 +197,8 @@ fn from_pods() -> Vec<Case> {
     let remote = || routed(POD_REMOTE);
     let icmp = |message| {
         Ipv4Frame::icmp(POD_A, POD_REMOTE, message)
-            .from_mac(MAC_A)
-            .to_mac(BRIDGE_MAC)
+            .sent_by(MAC_A)
+            .sent_to(BRIDGE_MAC)
     };
     let long = || routed(POD_REMOTE).bytes().len() as u32 - 14;
     vec![
@@ -208,8 +208,8 @@ fn from_pods() -> Vec<Case> {
         case(
             "a protocol without ports",
             Ipv4Frame::protocol(POD_A, POD_REMOTE, 50, vec![0; 8])
-                .from_mac(MAC_A)
-                .to_mac(BRIDGE_MAC)
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
                 .bytes(),
             Fast(Encapsulated),
         ),
@@ -231,7 +231,7 @@ fn from_pods() -> Vec<Case> {
             remote().bytes(),
             Pass(UnknownEndpoint),
         )
-        .from(VETH_UNKNOWN),
+        .at(VETH_UNKNOWN),
         case(
             "a frame that ends in its header",
             remote().bytes()[..15].to_vec(),
@@ -278,12 +278,12 @@ fn from_pods() -> Vec<Case> {
         ),
         case(
             "to everybody",
-            remote().to_mac([0xff; 6]).bytes(),
+            remote().sent_to([0xff; 6]).bytes(),
             Pass(Group),
         ),
         case(
             "to a group",
-            remote().to_mac([1, 0, 0x5e, 0, 0, 1]).bytes(),
+            remote().sent_to([1, 0, 0x5e, 0, 0, 1]).bytes(),
             Pass(Group),
         ),
         case(
@@ -293,7 +293,7 @@ fn from_pods() -> Vec<Case> {
         ),
         case(
             "to an unlisted pod here",
-            routed(POD_UNLISTED).to_mac(MAC_B).bytes(),
+            routed(POD_UNLISTED).sent_to(MAC_B).bytes(),
             PassPlain(NotOverlay),
         ),
         case(
@@ -324,7 +324,7 @@ fn from_pods() -> Vec<Case> {
         .world(|w| w.pod(POD_B).flags = POD_KERNEL_PATH),
         case(
             "from a second MAC address",
-            remote().from_mac(MAC_B).bytes(),
+            remote().sent_by(MAC_B).bytes(),
             PassPlain(ForeignMac),
         ),
         case(
@@ -334,7 +334,7 @@ fn from_pods() -> Vec<Case> {
         ),
         case(
             "to a peer, not by the gateway",
-            remote().to_mac(MAC_B).bytes(),
+            remote().sent_to(MAC_B).bytes(),
             PassPlain(ForeignMac),
         ),
         case(
@@ -366,8 +366,8 @@ fn from_pods() -> Vec<Case> {
         case(
             "no room for ports",
             Ipv4Frame::protocol(POD_A, POD_REMOTE, 6, vec![0; 3])
-                .from_mac(MAC_A)
-                .to_mac(BRIDGE_MAC)
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
                 .bytes(),
             PassPlain(Malformed),
         ),
@@ -446,8 +446,8 @@ fn from_pods() -> Vec<Case> {
         case(
             "segments of a protocol that is not segmented",
             Ipv4Frame::protocol(POD_A, POD_REMOTE, 50, vec![0; 8])
-                .from_mac(MAC_A)
-                .to_mac(BRIDGE_MAC)
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
                 .bytes(),
             PassPlain(Aggregate),
         )
@@ -467,16 +467,16 @@ fn from_pods() -> Vec<Case> {
         case(
             "UDP to a stranger's VXLAN port",
             Ipv4Frame::udp((POD_A, 50000), (OUTSIDE, PORT), &[0; 16])
-                .from_mac(MAC_A)
-                .to_mac(BRIDGE_MAC)
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
                 .bytes(),
             Pass(NotOverlay),
         ),
         case(
             "UDP to another port of a node",
             Ipv4Frame::udp((POD_A, 50000), (PEER_VTEP, 53), &[0; 16])
-                .from_mac(MAC_A)
-                .to_mac(BRIDGE_MAC)
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
                 .bytes(),
             Pass(NotOverlay),
         ),
@@ -496,8 +496,8 @@ fn spoofed() -> Vec<Case> {
     let forged = || routed(POD_REMOTE).with(|ip| ip.source = POD_B);
     let to_node = |node| {
         Ipv4Frame::udp((POD_A, 50000), (node, PORT), &vxlan(VNI, &inner().bytes()))
-            .from_mac(MAC_A)
-            .to_mac(BRIDGE_MAC)
+            .sent_by(MAC_A)
+            .sent_to(BRIDGE_MAC)
     };
     vec![
         case(
@@ -562,7 +562,7 @@ fn spoofed() -> Vec<Case> {
         ),
         case(
             "spoofed to everybody",
-            forged().to_mac([0xff; 6]).bytes(),
+            forged().sent_to([0xff; 6]).bytes(),
             Refuse(SpoofedSource),
         ),
         case(
@@ -702,8 +702,8 @@ fn from_networks() -> Vec<Case> {
         case(
             "TCP",
             Ipv4Frame::tcp((PEER_VTEP, 50000), (VTEP, PORT), &[0; 60])
-                .from_mac(PEER_NIC_MAC)
-                .to_mac(NIC_MAC)
+                .sent_by(PEER_NIC_MAC)
+                .sent_to(NIC_MAC)
                 .bytes(),
             Pass(NotVxlan),
         ),
@@ -720,7 +720,7 @@ fn from_networks() -> Vec<Case> {
         case("another network's", packet().bytes(), Pass(NotForUs)).tag(7),
         case(
             "another machine's",
-            packet().to_mac(PEER_NIC_MAC).bytes(),
+            packet().sent_to(PEER_NIC_MAC).bytes(),
             Pass(NotForUs),
         ),
         case(
@@ -843,8 +843,8 @@ fn from_networks() -> Vec<Case> {
             "no room for ports inside",
             with_inner(
                 Ipv4Frame::protocol(POD_REMOTE, POD_A, 6, vec![0; 3])
-                    .from_mac(PEER_VTEP_MAC)
-                    .to_mac(VTEP_MAC),
+                    .sent_by(PEER_VTEP_MAC)
+                    .sent_to(VTEP_MAC),
             )
             .bytes(),
             PassPlain(Malformed),
@@ -862,12 +862,12 @@ fn from_networks() -> Vec<Case> {
         .verified(),
         case(
             "to another device's MAC address",
-            with_inner(inner().to_mac(MAC_A)).bytes(),
+            with_inner(inner().sent_to(MAC_A)).bytes(),
             PassPlain(ForeignMac),
         ),
         case(
             "from our own MAC address",
-            with_inner(inner().from_mac(VTEP_MAC)).bytes(),
+            with_inner(inner().sent_by(VTEP_MAC)).bytes(),
             PassPlain(ForeignMac),
         ),
         case(
@@ -917,8 +917,8 @@ fn from_networks() -> Vec<Case> {
             "an ICMP error",
             with_inner(
                 Ipv4Frame::icmp(POD_REMOTE, POD_A, time_exceeded())
-                    .from_mac(PEER_VTEP_MAC)
-                    .to_mac(VTEP_MAC),
+                    .sent_by(PEER_VTEP_MAC)
+                    .sent_to(VTEP_MAC),
             )
             .bytes(),
             PassPlain(IcmpError),

@@ -61,12 +61,12 @@ impl Ipv4Frame {
         Self::new(source, destination, IpNumber(protocol), body)
     }
 
-    pub fn from_mac(mut self, mac: [u8; 6]) -> Self {
+    pub fn sent_by(mut self, mac: [u8; 6]) -> Self {
         self.source_mac = mac;
         self
     }
 
-    pub fn to_mac(mut self, mac: [u8; 6]) -> Self {
+    pub fn sent_to(mut self, mac: [u8; 6]) -> Self {
         self.destination_mac = mac;
         self
     }

@@ -69,8 +69,8 @@ fn oddities() -> impl Strategy<Value = Oddities> {
 /// What pod A sends through its gateway, oddities and all.
 fn sent(source: [u8; 4], destination: [u8; 4], oddities: Oddities) -> Case {
     let frame = Ipv4Frame::protocol(source, destination, 0, oddities.body)
-        .from_mac(MAC_A)
-        .to_mac(BRIDGE_MAC)
+        .sent_by(MAC_A)
+        .sent_to(BRIDGE_MAC)
         .with(|ip| {
             let (dscp, ecn) = oddities.tos;
             ip.dscp = dscp.try_into().expect("6 bits");
@@ -344,8 +344,8 @@ proptest! {
             body.extend([0; 16]);
             Ipv4Frame::protocol(source.0, destination.0, protocol, body)
         };
-        let request = with_ports((POD_A, near), (remote, far)).from_mac(MAC_A).to_mac(BRIDGE_MAC);
-        let response = with_ports((remote, far), (POD_A, near)).from_mac(PEER_VTEP_MAC).to_mac(VTEP_MAC);
+        let request = with_ports((POD_A, near), (remote, far)).sent_by(MAC_A).sent_to(BRIDGE_MAC);
+        let response = with_ports((remote, far), (POD_A, near)).sent_by(PEER_VTEP_MAC).sent_to(VTEP_MAC);
 
         let mut sent = Case::new(
             Hook::PodIn, "sent", request.bytes(), Outcome::Fast(Verdict::Encapsulated),

@@ -170,13 +170,13 @@ impl Tables<V4> for World {
 /// From pod A to an address beyond the gateway.
 pub fn routed(destination: [u8; 4]) -> Ipv4Frame {
     Ipv4Frame::tcp((POD_A, 40000), (destination, 80), b"request")
-        .from_mac(MAC_A)
-        .to_mac(BRIDGE_MAC)
+        .sent_by(MAC_A)
+        .sent_to(BRIDGE_MAC)
 }
 
 /// From pod A to pod B.
 pub fn local() -> Ipv4Frame {
-    routed(POD_B).to_mac(MAC_B)
+    routed(POD_B).sent_to(MAC_B)
 }
 
 /// Inside VXLAN: from the peer's pod to pod A.
@@ -187,8 +187,8 @@ pub fn inner() -> Ipv4Frame {
 /// Inside VXLAN: from any end to any other.
 pub fn between(source: End, destination: End) -> Ipv4Frame {
     Ipv4Frame::tcp(source, destination, b"response")
-        .from_mac(PEER_VTEP_MAC)
-        .to_mac(VTEP_MAC)
+        .sent_by(PEER_VTEP_MAC)
+        .sent_to(VTEP_MAC)
 }
 
 /// From the peer's node to this one, with a frame in VXLAN.
@@ -199,6 +199,6 @@ pub fn outer(inner: &[u8]) -> Ipv4Frame {
 /// From the peer's node to this node's VXLAN port, with anything inside.
 pub fn carrying(payload: &[u8]) -> Ipv4Frame {
     Ipv4Frame::udp((PEER_VTEP, 50000), (VTEP, PORT), payload)
-        .from_mac(PEER_NIC_MAC)
-        .to_mac(NIC_MAC)
+        .sent_by(PEER_NIC_MAC)
+        .sent_to(NIC_MAC)
 }
