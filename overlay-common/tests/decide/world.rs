@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use overlay_common::V4;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
-    ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, Config, Endpoint, FlowKey, Peer, Pod, Vtep,
+    ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, Config, Endpoint, FlowKey, PEER_NEXT_HOP,
+    Peer, Pod, Vtep,
 };
 use overlay_common::vxlan::{self, Tunnel};
 
@@ -135,9 +136,11 @@ pub fn peer(vtep: [u8; 4]) -> Peer<V4> {
             vni: VNI,
             source_mac: VTEP_MAC,
             destination_mac: PEER_VTEP_MAC,
+            outer_macs: (PEER_NIC_MAC, NIC_MAC),
         }),
         vtep,
         mtu: MTU,
+        flags: PEER_NEXT_HOP,
     }
 }
 
