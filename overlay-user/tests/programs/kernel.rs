@@ -33,6 +33,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     maps: Maps<V4>,
     counters: Vec<(Hook, Verdict, Counter)>,
+    /// Whether the agent seems to live: from world to world it does and does not.
+    alive: bool,
 }
 
 /// What a program did with a packet.
@@ -111,6 +113,7 @@ impl Kernel {
             ebpf,
             maps,
             counters: Vec::new(),
+            alive: false,
         }
     }
 
@@ -150,6 +153,9 @@ impl Kernel {
         // As the map is before an agent has written anything.
         let config = tables.config.unwrap_or_else(Config::zeroed);
         maps.set_config(&config).expect("write the configuration");
+        self.alive = !self.alive;
+        maps.set_heartbeat(if self.alive { u64::MAX } else { 0 })
+            .expect("write the heartbeat");
         maps.retire(&tables).expect("empty the maps");
         maps.fill(&tables).expect("fill the maps");
         for (flow, _) in maps.flows().expect("read the flows") {
