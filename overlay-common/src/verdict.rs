@@ -159,6 +159,8 @@ verdicts! {
     InnerVlan = Refused "inner_vlan",
     /// A first fragment too short to show whom the packet inside comes from.
     HidingFragment = Refused "hiding_fragment",
+    /// The pod hid what it sends behind more than one VLAN tag, which the kernel takes off one after another.
+    StackedVlan = Refused "stacked_vlan",
 
     /// The packet was changed and could not be finished.
     Failed = Failed "failed",

@@ -48,6 +48,11 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
     if in_a_vlan(packet) {
         return FromPod::Pass(Pass::of(Verdict::VlanTag));
     }
+    // The kernel took one tag off; it takes off the others as well before the IP stack sees the packet,
+    // as long as they name no VLAN. What is behind them could be anything.
+    if ethernet.is_tagged() {
+        return FromPod::Refuse(Verdict::StackedVlan);
+    }
     if ethernet.ethertype != F::ETHERTYPE {
         return not_ip(packet, config, endpoint, &ethernet);
     }
