@@ -561,11 +561,13 @@ fn pins(node: &Node) -> Result<()> {
 
 /// An agent that may not do all it has to.
 fn permissions(lab: &Lab, node: &Node) -> Result<()> {
+    // Nodes have a `/run` of their own.
+    let directory = tempfile::tempdir()?;
     let without = |capabilities: &[&str]| -> Result<PathBuf> {
         let drop: Vec<String> = capabilities.iter().map(|it| format!("-{it}")).collect();
         let drop = drop.join(",");
         let agent = lab.options().bin_dir.join("overlayd");
-        let script = lab.directory().join("agent-without");
+        let script = directory.path().join("agent");
         let text = format!(
             "#!/bin/sh\nexec setpriv --inh-caps={drop} --bounding-set={drop} {} \"$@\"\n",
             agent.display()
