@@ -204,6 +204,7 @@ impl Stage {
         self.pod_vxlan();
         self.pod_arp();
         self.network();
+        self.decoys();
         self.oddities();
         let listeners = [
             (Pod::Own, (1, 1)),
@@ -579,13 +580,9 @@ impl Stage {
             for (outer_shape, inner_shape) in shapes {
                 let end = match (outer_shape, end) {
                     // The programs see the first fragment only, and do not wait for the rest of it.
-                    (Shape::Fragments(first), _) if first < 50 && self.fast_path => match end {
-                        End::Refused(1, ["wrong_vni"]) if first >= 16 => end,
-                        End::Refused(1, ["unknown_vtep"]) if first >= 40 => {
-                            End::Refused(1, &["unknown_vtep", "hiding_fragment"])
-                        }
-                        _ => End::Refused(1, &["hiding_fragment"]),
-                    },
+                    (Shape::Fragments(first), _) if first < 50 && self.fast_path => {
+                        End::Refused(1, &["hiding_fragment"])
+                    }
                     (_, end) => end,
                 };
                 let name = format!("{what} sends VXLAN, {outer_shape:?} around {inner_shape:?}");
@@ -624,6 +621,42 @@ impl Stage {
                     },
                 );
             }
+        }
+    }
+
+    /// The kernel cuts off what stands behind the end of a packet; who looks there is shown an honest one.
+    fn decoys(&mut self) {
+        let honest = self.pods[&Pod::Remote].0;
+        let forged = Ipv4Addr::new(10, 244, 250, 9);
+        let fragment: &[&str] = if self.fast_path {
+            &["hiding_fragment"]
+        } else {
+            &["foreign_inner_source"]
+        };
+        let whole: &[&str] = &["foreign_inner_source"];
+        for (what, first, reasons) in [
+            ("a first fragment", Some(8), fragment),
+            ("a whole packet", None, whole),
+        ] {
+            let name = format!("a peer sends VXLAN with a decoy behind {what}");
+            let end = End::Refused(1, reasons);
+            self.add(name, From::Peer, end, |stage, payload| {
+                let (to, nic, device) = stage.vteps[0];
+                let (outer, sender, mac) = stage.vteps[1];
+                let around = |inner: Ipv4Addr| {
+                    let ip = Ip::udp(inner, stage.own().0, 9, payload).packet();
+                    let frame = ethernet(device, mac, IPV4, &ip);
+                    Ip::udp(outer, to, VXLAN_PORT, &vxlan(1, &frame))
+                };
+                let (forged, honest) = (around(forged), around(honest));
+                let frame = |packet: &[u8]| ethernet(nic, sender, IPV4, packet);
+                let Some(first) = first else {
+                    return vec![frame(&[forged.packet(), honest.packet()].concat())];
+                };
+                let [begin, rest] = forged.fragments(first);
+                let decoy = [&begin, &honest.payload[first..]].concat();
+                vec![frame(&decoy), frame(&rest)]
+            });
         }
     }
 
