@@ -359,20 +359,28 @@ fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     if !maps::ALL.iter().any(|name| pins.map(name).exists()) {
         return Ok(misfits);
     }
+    let mut complete = true;
     for (name, wanted) in declared(bytes)? {
         let pin = pins.map(name);
         if !pin.exists() {
+            complete = false;
             continue;
         }
         let found = pinned_shape(&pin);
         if found != wanted {
             Pins::remove(&pin)?;
+            complete = false;
             misfits.push(Misfit {
                 name,
                 found,
                 wanted,
             });
         }
+    }
+    // A new map is empty. The configuration of the old ones says that they hold every peer, and programs that
+    // believe it would refuse what peers send; without one they leave everything to the kernel.
+    if !complete {
+        Pins::remove(&pins.map(maps::CONFIG))?;
     }
     Ok(misfits)
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -26,6 +26,8 @@ fn a_bad_environment_is_explained_and_survived() -> Result<()> {
     subnet_file(&node)?;
     pins(&node)?;
     permissions(&lab, &node)?;
+    paths(&node)?;
+    tools(&lab, &node)?;
     store_is_away(&lab, &node)?;
     all_is_well(&lab, talks)
 }
@@ -147,6 +149,8 @@ fn pins(node: &Node) -> Result<()> {
          bpftool map create {MAPS}/$map type array key 4 value 4 entries 1 name $map; done"
     ))?;
     wait_log(node, log, &["ov_config", "ov_pods", "ov_counters"])?;
+    // Pins that are gone are no cause for a word, but must not cost a packet either.
+    swap(&format!("rm {MAPS}/ov_peers {MAPS}/ov_vteps"))?;
     // A pin that is no map: a program.
     let log = swap(&format!(
         "rm {MAPS}/ov_vteps; \
@@ -173,22 +177,59 @@ fn pins(node: &Node) -> Result<()> {
     node.start_agent(&[])
 }
 
+/// Files that cannot be written where the flags want them.
+fn paths(node: &Node) -> Result<()> {
+    node.stop_agent(Signal::SIGTERM)?;
+    gives_up(
+        node,
+        &["--run-dir=/proc/none", "--healthz-port=0"],
+        &["/proc/none"],
+    )?;
+    node.start_agent_unready(&["--subnet-file=/proc/none/subnet.env"])?;
+    wait_unready(node, &["subnet file", "cannot write /proc/none"])?;
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent(&[])
+}
+
+/// The packet filter's tools are not installed: what needs them is named, everything else works.
+fn tools(lab: &Lab, node: &Node) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let script = wrapped_agent(lab, directory.path(), "/usr/bin/env PATH=/nowhere")?;
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent_from(&script, &[])?;
+    wait_unready(
+        node,
+        &[
+            "iptables-save: program not found; install it",
+            "guard unavailable: nft: program not found",
+        ],
+    )?;
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent(&[])
+}
+
+/// Waits until the agent says that it is not ready, with all of `words`.
+fn wait_unready(node: &Node, words: &[&str]) -> Result<()> {
+    let told = || {
+        let answer = node.http_get("/readyz")?;
+        let complete = words.iter().all(|word| answer.body.contains(word));
+        anyhow::Ok(answer.status == 503 && complete)
+    };
+    wait_until(&format!("not ready, with {words:?}"), PATIENCE, || {
+        told().is_ok_and(|told| told)
+    })
+    .with_context(|| format!("{:?} {}", node.http_get("/readyz"), node.agent_log_tail()))
+}
+
 /// An agent that may not do all it has to.
 fn permissions(lab: &Lab, node: &Node) -> Result<()> {
     // Nodes have a `/run` of their own.
     let directory = tempfile::tempdir()?;
-    let without = |capabilities: &[&str]| -> Result<PathBuf> {
+    let without = |capabilities: &[&str]| {
         let drop: Vec<String> = capabilities.iter().map(|it| format!("-{it}")).collect();
         let drop = drop.join(",");
-        let agent = lab.options().bin_dir.join("overlayd");
-        let script = directory.path().join("agent");
-        let text = format!(
-            "#!/bin/sh\nexec setpriv --inh-caps={drop} --bounding-set={drop} {} \"$@\"\n",
-            agent.display()
-        );
-        fs::write(&script, text)?;
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-        Ok(script)
+        let wrapper = format!("setpriv --inh-caps={drop} --bounding-set={drop}");
+        wrapped_agent(lab, directory.path(), &wrapper)
     };
     node.stop_agent(Signal::SIGTERM)?;
     let script = without(&["bpf", "perfmon", "sys_admin"])?;
@@ -207,6 +248,16 @@ fn permissions(lab: &Lab, node: &Node) -> Result<()> {
     wait_log(node, log, &["CAP_NET_ADMIN"])?;
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&[])
+}
+
+/// A script that starts the agent by way of another program.
+fn wrapped_agent(lab: &Lab, directory: &Path, wrapper: &str) -> Result<PathBuf> {
+    let agent = lab.options().bin_dir.join("overlayd");
+    let script = directory.join("agent");
+    let text = format!("#!/bin/sh\nexec {wrapper} {} \"$@\"\n", agent.display());
+    fs::write(&script, text)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    Ok(script)
 }
 
 /// The store does not answer when the agent starts.
@@ -244,12 +295,7 @@ fn a_taken_vxlan_port_is_told_and_taken_over_when_it_is_free() -> Result<()> {
         .namespace()
         .inside(|| UdpSocket::bind("0.0.0.0:8472"))??;
     node.start_agent_unready(&[])?;
-    wait_until("the agent to say what is wrong", PATIENCE, || {
-        node.http_get("/readyz").is_ok_and(|it| {
-            it.status == 503 && it.body.contains("8472") && it.body.contains("in use")
-        })
-    })
-    .with_context(|| format!("{:?} {}", node.http_get("/readyz"), node.agent_log_tail()))?;
+    wait_unready(&node, &["UDP port 8472 is in use", "ss -ulpn"])?;
     drop(thief);
     node.wait_ready(2 * PATIENCE)?;
     all_is_well(&lab, Vec::new())
