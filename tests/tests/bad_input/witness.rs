@@ -15,7 +15,7 @@ impl Talk {
     fn begin(from: &Pod, to: &Pod) -> Result<Self> {
         let name = format!("{} to {}", from.name(), to.name());
         let target = to.address().to_string();
-        Ok(Self(from.spawn(["ping", "-q", "-i0.02", &target])?, name))
+        Ok(Self(from.spawn(["ping", "-q", "-i0.005", &target])?, name))
     }
 
     fn end(self) -> Result<()> {
