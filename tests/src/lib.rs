@@ -16,6 +16,7 @@
 //! ```
 
 pub mod command;
+pub mod containers;
 pub mod conversation;
 pub mod http;
 pub mod interrupt;

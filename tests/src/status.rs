@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::ops::Sub;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::Node;
+use crate::{Lab, Node, wait_until};
+
+/// How long an agent may take to accelerate a new pod.
+const NOTICED: Duration = Duration::from_secs(10);
 
 /// Packets by verdict, or the difference of two such counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,4 +95,29 @@ impl Sub for &Counts {
 /// When `overlayctl` fails.
 pub fn status(node: &Node) -> Result<Value> {
     node.json(["overlayctl", "status", "--output", "json"])
+}
+
+/// Waits until every pod of the lab is accelerated.
+///
+/// # Errors
+/// When that takes too long.
+pub fn wait_accelerated(lab: &Lab) -> Result<()> {
+    lab.pods()
+        .iter()
+        .try_for_each(|pod| wait_for_path(&pod.node(), &pod.address().to_string(), "fast"))
+}
+
+/// Waits until the pod with this address takes `path` (`fast` or `kernel`).
+///
+/// # Errors
+/// When that takes too long.
+pub fn wait_for_path(node: &Node, address: &str, path: &str) -> Result<()> {
+    let what = format!("{address} on {} to take the {path} path", node.name());
+    let is_on_it = |status: Value| {
+        let pods = status["pods"].as_array().into_iter().flatten();
+        pods.filter(|pod| pod["address"] == address)
+            .any(|pod| pod["path"] == path)
+    };
+    wait_until(&what, NOTICED, || status(node).is_ok_and(is_on_it))
+        .with_context(|| node.agent_log_tail())
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use overlay_tests::reach::{self, Check};
-use overlay_tests::status::{Counts, status};
+use overlay_tests::status::{Counts, status, wait_accelerated};
 use overlay_tests::{Lab, Options, StoreKind};
 
 /// Slow causes that the matrix provokes: it sends datagrams of up to 60 kB.
@@ -67,6 +67,7 @@ fn reachability_with_etcd_and_the_fast_path() -> Result<()> {
         nodes: 3,
         ..Options::for_test("reach-etcd")
     })?;
+    wait_accelerated(&lab)?;
     everybody_reaches_everybody(&lab)?;
     plain_traffic_took_the_fast_path(&lab)
 }
@@ -74,6 +75,7 @@ fn reachability_with_etcd_and_the_fast_path() -> Result<()> {
 #[test]
 fn reachability_with_a_directory_and_the_fast_path() -> Result<()> {
     let lab = lab("reach-dir", StoreKind::Dir, "auto")?;
+    wait_accelerated(&lab)?;
     everybody_reaches_everybody(&lab)?;
     plain_traffic_took_the_fast_path(&lab)
 }
