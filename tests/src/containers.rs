@@ -17,6 +17,8 @@ const HOME: &str = "/run/containerd-lab";
 const IMAGE: &str = "localhost/overlay-busybox:lab";
 /// How long containerd, a container's start and its end may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Seconds after which a container that nobody ends is given up.
+const LIFETIME: &str = "120";
 /// A static busybox; Debian's `busybox-static`.
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -75,19 +77,17 @@ impl Containerd {
     /// When it is not running in time; what `ctr` said is part of the error.
     pub fn run(&self, id: &str, program: &[&str]) -> Result<Container> {
         let flags = ["run", "--cni", "--rm", "--snapshotter=native", IMAGE, id];
-        let run = self
-            .place
-            .spawn(ctr(flags.into_iter().chain(program.iter().copied())))?;
-        let process = run.process()?;
+        let line = ctr(flags.into_iter().chain(program.iter().copied()));
+        let bounded = ["timeout", LIFETIME].map(str::to_owned);
+        let run = self.place.spawn(bounded.into_iter().chain(line))?;
         let running = || {
             self.ctr(["task", "list"])
                 .is_ok_and(|tasks| tasks.lines().any(|line| is_running(line, id)))
         };
         let what = format!("container {id} to run on {}", self.name);
-        wait_until(&what, PATIENCE, || running() || !process.is_alive())?;
-        if !process.is_alive() {
-            command::require_success(&format!("ctr run {id}"), run.wait()?)?;
-            anyhow::bail!("container {id} has ended at once");
+        if let Err(error) = wait_until(&what, PATIENCE, running) {
+            let said = run.stop(Signal::SIGTERM)?;
+            return Err(error).with_context(|| String::from_utf8_lossy(&said.stderr).into_owned());
         }
         Ok(Container {
             id: id.to_owned(),
@@ -123,10 +123,9 @@ impl Containerd {
     /// Kills what the container runs and waits until `ctr run` has cleaned up after it.
     ///
     /// # Errors
-    /// When that does not happen in time, or the clean-up fails.
+    /// When the clean-up fails.
     pub fn end(&self, container: Container) -> Result<()> {
         self.ctr(["task", "kill", "--signal", "SIGKILL", &container.id])?;
-        container.run.process()?.wait_gone(PATIENCE)?;
         let said = container.run.wait()?;
         let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
         anyhow::ensure!(
@@ -140,19 +139,13 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // Shims outlive containerd: whatever still runs is killed by name of the container first.
-        for id in self
-            .ctr(["task", "list", "--quiet"])
-            .unwrap_or_default()
-            .lines()
-        {
-            let _ = self.ctr(["task", "kill", "--signal", "SIGKILL", id]);
+        // Shims outlive containerd: whatever still runs is ended by the container's name first.
+        let left = self.ctr(["task", "list", "--quiet"]).unwrap_or_default();
+        for id in left.lines() {
+            if let Err(error) = self.ctr(["task", "rm", "--force", id]) {
+                eprintln!("container {id} on {}: {error:#}", self.name);
+            }
         }
-        let empty = || {
-            self.ctr(["task", "list", "--quiet"])
-                .is_ok_and(|tasks| tasks.trim().is_empty())
-        };
-        let _ = wait_until("the containers to end", PATIENCE, empty);
         if let Some(process) = self.process.take() {
             let _ = process.stop(Signal::SIGTERM);
         }
@@ -182,7 +175,7 @@ pub fn image(directory: &Path) -> Result<PathBuf> {
     fs::create_dir_all(root.join("www")).context("create the image's directories")?;
     fs::copy(BUSYBOX, root.join("bin/busybox"))
         .with_context(|| format!("copy {BUSYBOX}: install busybox-static"))?;
-    for applet in ["sh", "httpd", "wget", "ip"] {
+    for applet in ["sh", "httpd", "nc", "ip"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))
             .with_context(|| format!("link {applet}"))?;
     }

@@ -63,14 +63,24 @@ fn talk(nodes: &[Node], runtimes: &[Containerd; 2], containers: &[Container; 2])
     for (node, address) in nodes.iter().zip(&addresses) {
         wait_for_path(node, address, "fast")?;
     }
+    for node in nodes {
+        let found = leftovers(node)?;
+        ensure!(
+            found.len() >= 5,
+            "this would not see what is left: {found:?}"
+        );
+    }
     let before = Counts::of(&nodes[0])?;
     for (here, there) in [(0, 1), (1, 0)] {
-        let url = format!("http://{}/", addresses[there]);
-        let page = runtimes[here].exec(
-            &containers[here],
-            &["wget", "-T", "2", "-q", "-O", "-", &url],
-        )?;
-        ensure!(page.contains("page"), "{url}: {page}");
+        let ask = format!(
+            "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {} 80",
+            addresses[there]
+        );
+        let answer = runtimes[here].exec(&containers[here], &["sh", "-c", &ask])?;
+        ensure!(
+            answer.contains("200 OK") && answer.contains("page"),
+            "{ask}: {answer}"
+        );
     }
     let counts = &Counts::of(&nodes[0])? - &before;
     ensure!(

@@ -10,6 +10,7 @@ use overlay_tests::conversation::{Conversation, Server, Transport};
 use overlay_tests::kube_proxy::{self, HostPort, Service};
 use overlay_tests::status::{Counts, status, wait_accelerated, wait_for_path};
 use overlay_tests::{Lab, Namespace, Node, Options, Pod, StoreKind, lab, wait_until};
+use serde_json::json;
 
 /// The port that every pod serves.
 const PORT: u16 = 8080;
@@ -159,7 +160,22 @@ fn cases(cluster: &Cluster) -> Result<Vec<Case>> {
     };
     let pod = |pod: &Pod| pod.namespace();
     let host = |number: usize| lab.node(number).namespace();
+    let direct = |service: usize| cluster.services[service].backends[0];
     Ok(vec![
+        case(
+            "plain, same node",
+            pod(&near_client),
+            direct(LOCAL),
+            LOCAL,
+            own(&near_client),
+        ),
+        case(
+            "plain, another node",
+            pod(&near_client),
+            direct(REMOTE),
+            REMOTE,
+            own(&near_client),
+        ),
         case(
             "ClusterIP, backend on the same node",
             pod(&near_client),
@@ -345,6 +361,17 @@ fn services_work_beside_the_fast_path() -> Result<()> {
     let cluster = Cluster::up("svc", "auto")?;
     let failures = failures(&cluster)?;
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    // Both backends get turns: 64 calls in a row to one of them would be a chance of 1 to 2^63.
+    let mut answered = [false; 2];
+    for _ in 0..64 {
+        let conversation = cluster.call(&cluster.lab.pod(1, 1), BOTH, Transport::Tcp)?;
+        conversation.server_speaks()?;
+        answered[conversation.answered_by()] = true;
+    }
+    ensure!(
+        answered == [true; 2],
+        "only one backend answers: {answered:?}"
+    );
     Ok(())
 }
 
@@ -424,6 +451,28 @@ fn restart(lab: &Lab, signal: Signal, fast_path: &str) -> Result<()> {
     Ok(())
 }
 
+/// Takes every program of ours off its hook, and waits until the agent has put them back.
+fn detach_all(node: &Node) -> Result<()> {
+    let attached = |status: &serde_json::Value| {
+        status["attachments"].as_array().map_or(0, |hooks| {
+            hooks
+                .iter()
+                .filter(|hook| hook["programs"] != json!([]))
+                .count()
+        })
+    };
+    let before = attached(&status(node)?);
+    ensure!(
+        before >= 6,
+        "only {before} programs of {} are attached",
+        node.name()
+    );
+    node.run(["sh", "-c", "rm /sys/fs/bpf/overlay/v1/links/*"])?;
+    wait_until("the programs to be back", SWITCH, || {
+        status(node).is_ok_and(|status| attached(&status) == before)
+    })
+}
+
 fn wait_for_state(node: &Node, state: &str) -> Result<()> {
     let what = format!("the fast path of {} to be {state}", node.name());
     wait_until(&what, SWITCH, || {
@@ -471,6 +520,11 @@ fn long_lived_flows_outlive_every_change_of_path() -> Result<()> {
     open_all(&cluster, &mut opened, "with the fast path on")?;
     restart(lab, Signal::SIGKILL, "auto")?;
     all_speak(&opened, "the agents are new")?;
+    for node in lab.nodes() {
+        detach_all(&node)?;
+        wait_for_state(&node, "active")?;
+    }
+    all_speak(&opened, "the programs were taken off and are back")?;
     for node in lab.nodes() {
         node.stop_agent(Signal::SIGKILL)?;
     }
