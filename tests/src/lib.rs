@@ -16,15 +16,19 @@
 //! ```
 
 pub mod command;
+pub mod containers;
+pub mod conversation;
 pub mod frame;
 pub mod http;
 pub mod interrupt;
+pub mod kube_proxy;
 pub mod lab;
 pub mod measure;
 pub mod netns;
 pub mod packet;
 pub mod process;
 pub mod reach;
+pub mod status;
 pub mod traffic;
 pub mod wait;
 

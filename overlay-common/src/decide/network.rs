@@ -200,7 +200,9 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if outer.has_options() || inner.ip.has_options() {
         return Err(Verdict::Options);
     }
-    let [udp_len_hi, udp_len_lo, sum_hi, sum_lo] = udp_length_and_checksum.to_ne_bytes();
+    // The outer checksum need not be zero, and need not be verified (RFC 7348, section 5): what is inside has
+    // its own.
+    let [udp_len_hi, udp_len_lo, _, _] = udp_length_and_checksum.to_ne_bytes();
     let udp_len = u32::from(u16::from_be_bytes([udp_len_hi, udp_len_lo]));
     if !outer.checksum_ok
         || !inner.ip.checksum_ok
@@ -209,9 +211,6 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
         || inner.ip.total_len != packet.frame_len() - inner.offset
     {
         return Err(Verdict::Malformed);
-    }
-    if u16::from_be_bytes([sum_hi, sum_lo]) != 0 && !packet.checksum_verified() {
-        return Err(Verdict::OuterChecksum);
     }
     if !same_mac(inner.ethernet.destination, config.vtep_mac)
         || same_mac(inner.ethernet.source, config.vtep_mac)
@@ -229,7 +228,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if !fits(packet, &inner.ip, inner.offset, pod.mtu)? {
         return Err(Verdict::TooLong);
     }
-    let flow = flow(packet, &inner.ip, inner.offset)?;
+    let flow = flow(packet, config, &inner.ip, inner.offset)?;
     if tables.is_stack_owned(&flow) {
         return Err(Verdict::StackOwned);
     }

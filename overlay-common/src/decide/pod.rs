@@ -187,7 +187,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if !ip.checksum_ok || ip.total_len != packet.frame_len() - ETHERNET_LEN {
         return Err(Verdict::Malformed);
     }
-    let flow = flow(packet, ip, ETHERNET_LEN)?;
+    let flow = flow(packet, config, ip, ETHERNET_LEN)?;
     if tables.is_stack_owned(&flow) {
         Err(Verdict::StackOwned)
     } else {

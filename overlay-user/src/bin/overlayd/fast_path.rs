@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_SHARED_PORT, Config};
+use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_SHARED_PORT, Config, POD_KERNEL_PATH};
 use overlay_common::vxlan::OVERHEAD;
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
@@ -263,7 +263,7 @@ impl Running {
             let presence = self
                 .programs
                 .presence(site.hook, &site.interface, site.ifindex)?;
-            // A pod that is not in the maps yet has no flows that could have been missed.
+            // A pod that is not in the maps yet is dealt with below, without disturbing the others.
             let is_new_pod = matches!(site.hook, Hook::PodIn | Hook::PodOut)
                 && !known.endpoints.contains_key(&site.ifindex);
             gap |= !presence.ours && !is_new_pod;
@@ -304,18 +304,24 @@ impl Running {
         let Some(config) = tables.config else {
             return Ok(());
         };
+        // A newcomer may have talked with Services before it was watched: it is left to the kernel, and watched
+        // from now on, until the flows that it has by then are known.
+        let (watched, newcomers) = watch_newcomers(&tables, &known);
         // Narrow the mask last: until then the old entries answer for the old mask.
-        self.maps.fill(&tables)?;
+        self.maps.fill(&watched)?;
         self.maps.set_config(&config)?;
         self.maps.retire(&tables)?;
-        if gap {
+        if gap || newcomers {
             // While everything went by the stack, flows may have been translated unseen.
             flows::rebuild(&mut self.maps, view.node.config.network()).await?;
+            self.maps.fill(&tables)?;
+            self.flows_checked = Instant::now();
+        }
+        if gap {
             self.maps.set_config(&Config {
                 flags: config.flags | CONFIG_ACTIVE,
                 ..config
             })?;
-            self.flows_checked = Instant::now();
             tracing::info!("fast path active");
         } else if self.flows_checked.elapsed() >= FLOWS_RESYNC {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
@@ -404,6 +410,27 @@ async fn lead(kernel: &Kernel, node: &mut TablesOf) {
 
 fn vteps(node: &TablesOf) -> BTreeSet<IpAddr> {
     node.peers.iter().map(|(peer, _)| peer.vtep).collect()
+}
+
+/// The tables with every pod that is not `known` left to the kernel, and whether there are any.
+fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
+    let mut watched = tables.clone();
+    let mut any = false;
+    for (ifindex, endpoint) in &mut watched.endpoints {
+        let is_known = known
+            .endpoints
+            .get(ifindex)
+            .is_some_and(|old| old.address == endpoint.address);
+        if is_known {
+            continue;
+        }
+        any = true;
+        endpoint.flags |= POD_KERNEL_PATH;
+        if let Some(pod) = watched.pods.get_mut(&endpoint.address) {
+            pod.flags |= POD_KERNEL_PATH;
+        }
+    }
+    (watched, any)
 }
 
 /// Where programs have to sit.
