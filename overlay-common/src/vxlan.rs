@@ -121,7 +121,8 @@ pub enum DecapsulatedEcn {
 /// See [`DecapsulatedEcn`].
 #[inline(always)]
 pub fn decapsulated_ecn(outer: u8, inner: u8) -> DecapsulatedEcn {
-    if outer == encapsulated_ecn(inner) {
+    // What was marked twice, inside before the tunnel and outside in it, is marked already.
+    if outer == encapsulated_ecn(inner) || outer == 0b11 && inner == 0b11 {
         DecapsulatedEcn::Keep
     } else if outer == 0b11 && inner != 0 {
         DecapsulatedEcn::Congested
@@ -187,10 +188,10 @@ mod tests {
         use DecapsulatedEcn::{Congested, Keep, Unusual};
         let expected = [
             // inner:  Not-ECT  ECT(1)     ECT(0)     CE
-            [Keep, Unusual, Unusual, Unusual], // outer Not-ECT
-            [Unusual, Keep, Unusual, Unusual], // outer ECT(1)
-            [Unusual, Unusual, Keep, Keep],    // outer ECT(0)
-            [Unusual, Congested, Congested, Congested], // outer CE
+            [Keep, Unusual, Unusual, Unusual],     // outer Not-ECT
+            [Unusual, Keep, Unusual, Unusual],     // outer ECT(1)
+            [Unusual, Unusual, Keep, Keep],        // outer ECT(0)
+            [Unusual, Congested, Congested, Keep], // outer CE
         ];
         for (outer, row) in expected.iter().enumerate() {
             for (inner, want) in row.iter().enumerate() {
