@@ -16,6 +16,7 @@
 //! ```
 
 pub mod command;
+pub mod counters;
 pub mod http;
 pub mod interrupt;
 pub mod lab;
