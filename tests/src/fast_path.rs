@@ -1,8 +1,32 @@
-//! The data path's counters, as the agent's metrics show them.
+//! The fast path of a node: whether it serves, and what it has counted.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::Node;
+use crate::{Node, wait_until};
+
+/// How long the agent may take to take up the fast path.
+const SERVING: Duration = Duration::from_secs(15);
+
+/// Waits until the fast path of a node serves every pod. A pod runs as soon as the CNI plugin has made it; the
+/// agent learns of it a moment later.
+///
+/// # Errors
+/// When that takes too long; the agent's last log lines are part of the error.
+pub fn wait_serving(node: &Node) -> Result<()> {
+    let pods = node.pods().len();
+    wait_until("the fast path to serve every pod", SERVING, || {
+        node.json(["overlayctl", "status", "--output", "json"])
+            .is_ok_and(|status| {
+                let served = status["pods"].as_array().is_some_and(|served| {
+                    served.len() == pods && served.iter().all(|pod| pod["path"] == "fast")
+                });
+                served && status["fast_path"]["state"] == "active"
+            })
+    })
+    .with_context(|| node.agent_log_tail())
+}
 
 /// How many packets have ended in `verdict` at `hook` on a node since its programs were loaded; 0 where the
 /// fast path is off.

@@ -16,7 +16,7 @@
 //! ```
 
 pub mod command;
-pub mod counters;
+pub mod fast_path;
 pub mod http;
 pub mod interrupt;
 pub mod lab;

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use overlay_tests::counters::packets;
+use overlay_tests::fast_path::{packets, wait_serving};
 use overlay_tests::packet::RawSocket;
-use overlay_tests::{Lab, Namespace, Node, Options, Pod, wait_until};
+use overlay_tests::{Lab, Namespace, Node, Options, Pod};
 
 use corpus::{Corpus, FIRST_ID, Fast, MAGIC, Probe, Way};
 use injected::Tunnel;
@@ -25,7 +25,6 @@ use wire::{ICMP, IPV4, SERVICE_VLAN, VLAN};
 
 /// How long the wire has to be silent before everything is taken to have arrived.
 const QUIET: Duration = Duration::from_millis(400);
-const ACTIVE: Duration = Duration::from_secs(15);
 
 /// Frames as somebody saw them, by probe and by place.
 type Seen = BTreeMap<(usize, &'static str), Vec<Vec<u8>>>;
@@ -222,16 +221,7 @@ fn tunnel(lab: &Lab) -> Result<Corpus> {
 fn switch_on(node: &Node) -> Result<()> {
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&["--fast-path=auto"])?;
-    wait_until("the fast path to serve every pod", ACTIVE, || {
-        node.json(["overlayctl", "status", "--output", "json"])
-            .is_ok_and(|status| {
-                let pods = status["pods"].as_array().is_some_and(|pods| {
-                    pods.len() == node.pods().len() && pods.iter().all(|pod| pod["path"] == "fast")
-                });
-                pods && status["fast_path"]["state"] == "active"
-            })
-    })
-    .with_context(|| node.agent_log_tail())
+    wait_serving(node)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
