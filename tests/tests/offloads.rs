@@ -240,6 +240,39 @@ fn a_pod_that_forwards_cuts_super_packets_right() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_pod_that_forwards_into_the_overlay_loses_nothing() -> Result<()> {
+    let lab = lab("relay")?;
+    let (sender, relay) = (lab.pod(1, 1), lab.pod(2, 1));
+    relay.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
+    relay.run("iptables -w -t nat -A POSTROUTING -j MASQUERADE".split(' '))?;
+    for target in [lab.pod(1, 2), lab.pod(2, 2)] {
+        let (here, there) = (relay.address(), target.address());
+        relay.run(["iptables", "-w", "-t", "nat", "-F", "PREROUTING"])?;
+        let line =
+            format!("iptables -w -t nat -A PREROUTING -d {here} -j DNAT --to-destination {there}");
+        relay.run(line.split(' '))?;
+        let before = carried(&lab)?;
+        let listener = target
+            .namespace()
+            .inside(|| TcpListener::bind((there, 0)))??;
+        let address = SocketAddr::from((here, listener.local_addr()?.port()));
+        let client = sender
+            .namespace()
+            .inside(|| TcpStream::connect_timeout(&address, PATIENCE))?
+            .with_context(|| format!("connect by the relay to {}", target.name()))?;
+        let mut flow = Flow::new(client, listener.accept()?.0)?;
+        flow.carry(STREAM)
+            .with_context(|| format!("TCP by the relay to {}", target.name()))?;
+        let after = carried(&lab)?;
+        ensure!(
+            after.1 > before.1 + 20,
+            "the fast path carried {before:?}, then {after:?} packets"
+        );
+    }
+    Ok(())
+}
+
 /// An open TCP connection.
 struct Flow {
     client: TcpStream,
