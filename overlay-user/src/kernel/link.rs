@@ -9,7 +9,7 @@ use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
-use super::observe::{link_mtu, vxlan};
+use super::observe::{link_mac, link_mtu, vxlan};
 use super::{Error, Kernel, dump, gone_is_fine, request};
 use crate::mac::MacAddr;
 use crate::reconcile::Device;
@@ -43,6 +43,18 @@ impl Kernel {
         let links = self.links().await?;
         let found = links.iter().find(|link| link.header.index == ifindex);
         Ok(found.and_then(|link| Some((link_name(link)?.to_owned(), link_mtu(link)))))
+    }
+
+    /// MAC address of a device; `None` when there is none with this index, or it has none.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn device_mac(&self, ifindex: u32) -> Result<Option<MacAddr>, Error> {
+        let links = self.links().await?;
+        Ok(links
+            .iter()
+            .find(|link| link.header.index == ifindex)
+            .and_then(link_mac))
     }
 
     /// VNIs of VXLAN devices other than `name` that share its UDP port.

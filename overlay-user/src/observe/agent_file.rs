@@ -1,14 +1,56 @@
-//! The note that a running agent leaves for the tools.
+//! What a running agent leaves in its run directory for the tools: a lock, and a note.
 
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
-/// Its name in the run directory.
+/// Names in the run directory.
 const NAME: &str = "agent.json";
+const LOCK: &str = "agent.lock";
+
+/// The right to be this node's agent, for as long as the process lives.
+#[derive(Debug)]
+pub struct AgentLock {
+    _file: File,
+}
+
+impl AgentLock {
+    /// Takes the lock; `None` where another agent has it.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn take(run_dir: &Path) -> Result<Option<Self>, Error> {
+        let path = run_dir.join(LOCK);
+        let failed = |call, source| Error {
+            call,
+            path: path.clone(),
+            source,
+        };
+        fs::create_dir_all(run_dir).map_err(|source| failed("create the directory of", source))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|source| failed("open", source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(failed("lock", source)),
+        }
+    }
+
+    /// Whether an agent has the lock. Process ids would not tell: the agent may live in a container.
+    #[must_use]
+    pub fn is_held(run_dir: &Path) -> bool {
+        File::open(run_dir.join(LOCK))
+            .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+}
 
 /// What the tools want to know of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,15 +116,6 @@ impl AgentFile {
                 source,
             }),
         }
-    }
-
-    /// Whether its process is there.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        Path::new("/proc")
-            .join(self.pid.to_string())
-            .join("stat")
-            .exists()
     }
 
     /// Removes the file; a missing one is as good.

@@ -116,6 +116,30 @@ fn kind(verdict: Verdict) -> &'static str {
     }
 }
 
+impl DataPath {
+    /// One value of every data-path counter, by program and verdict.
+    fn encode_column(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        unit: &str,
+        value: fn(&PacketCounter) -> u64,
+    ) -> Result<(), fmt::Error> {
+        let help = format!("{unit} by program and verdict");
+        let counter_type = ConstCounter::new(0_u64).metric_type();
+        let mut metric = encoder.encode_descriptor(name, &help, None, counter_type)?;
+        for (hook, verdict, counter) in &self.0.packets {
+            let labels = Packets {
+                hook: hook.name(),
+                kind: kind(*verdict),
+                verdict: verdict.name(),
+            };
+            ConstCounter::new(value(counter)).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
 impl Collector for DataPath {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Self(snapshot) = self;
@@ -138,30 +162,12 @@ impl Collector for DataPath {
             None,
             failed.metric_type(),
         )?)?;
-        let columns: [(&str, &str, fn(&PacketCounter) -> u64); 2] = [
-            (
-                "datapath_packets",
-                "Packets by program and verdict",
-                |counter| counter.packets,
-            ),
-            (
-                "datapath_bytes",
-                "Bytes by program and verdict",
-                |counter| counter.bytes,
-            ),
-        ];
-        for (name, help, value) in columns {
-            let kind_of_metric = ConstCounter::new(0_u64).metric_type();
-            let mut metric = encoder.encode_descriptor(name, help, None, kind_of_metric)?;
-            for (hook, verdict, counter) in &snapshot.packets {
-                let labels = Packets {
-                    hook: hook.name(),
-                    kind: kind(*verdict),
-                    verdict: verdict.name(),
-                };
-                ConstCounter::new(value(counter)).encode(metric.encode_family(&labels)?)?;
-            }
-        }
+        self.encode_column(&mut encoder, "datapath_packets", "Packets", |counter| {
+            counter.packets
+        })?;
+        self.encode_column(&mut encoder, "datapath_bytes", "Bytes", |counter| {
+            counter.bytes
+        })?;
         let help = "Packets refused on the kernel path";
         let kind_of_metric = ConstCounter::new(0_u64).metric_type();
         let mut metric =

@@ -12,7 +12,7 @@ use overlay_common::verdict::Kind;
 use overlay_common::{Hook, V4, Verdict};
 use serde::Serialize;
 
-use super::agent_file::AgentFile;
+use super::agent_file::{AgentFile, AgentLock};
 use super::table;
 use crate::config::net_conf::DEFAULT_VNI;
 use crate::config::subnet_env::{self, SubnetEnv};
@@ -171,7 +171,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
     match AgentFile::read(run_dir) {
         Ok(Some(agent)) => {
             status.agent = Agent {
-                running: agent.is_running(),
+                running: AgentLock::is_held(run_dir),
                 pid: Some(agent.pid),
             };
             device = Some(agent.device);

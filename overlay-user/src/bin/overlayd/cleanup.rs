@@ -5,16 +5,16 @@ use overlay_common::V4;
 use overlay_user::config::{AgentFlags, SubnetEnv};
 use overlay_user::datapath::maps::Maps;
 use overlay_user::kernel;
-use overlay_user::observe::agent_file::AgentFile;
+use overlay_user::observe::agent_file::{AgentFile, AgentLock};
 use overlay_user::store::Store;
 
 use crate::{fast_path, node};
 
 /// Does everything that can be done and reports all that could not.
 pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
-    if node::is_running(flags) {
+    let Some(_lock) = AgentLock::take(&flags.node.run_dir)? else {
         bail!("overlayd runs on this node: stop it first");
-    }
+    };
     let mut problems: Vec<String> = Vec::new();
     let pins = node::pins(flags);
     let config = Maps::<V4>::open(&pins)

@@ -55,7 +55,7 @@ enum Output {
 const UNSUPPORTED: u8 = 3;
 
 fn main() -> anyhow::Result<ExitCode> {
-    let command = Cli::command();
+    let command = go_flags::ignore_empty_env(Cli::command());
     let arguments = go_flags::double_dashes(&command, std::env::args_os());
     let cli = Cli::from_arg_matches(&command.get_matches_from(arguments))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,8 +1,5 @@
 //! From flags to a running node: store, underlay, lease, then the reconciler.
 
-use std::fs::{File, TryLockError};
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +12,7 @@ use overlay_user::kernel::Kernel;
 use overlay_user::kernel::interface::{Criteria, Underlay};
 use overlay_user::lease::Lease;
 use overlay_user::mac::MacAddr;
-use overlay_user::observe::agent_file::AgentFile;
+use overlay_user::observe::agent_file::{AgentFile, AgentLock};
 use overlay_user::store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -51,7 +48,13 @@ pub struct Start {
 
 /// Runs the agent until `cancel`.
 pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Result<()> {
-    let _lock = lock(flags)?;
+    let run_dir = &flags.node.run_dir;
+    let Some(_lock) = AgentLock::take(run_dir)? else {
+        bail!(
+            "another overlayd runs on this node: it holds the lock in {}",
+            run_dir.display()
+        );
+    };
     let health = Health::serve(flags, pins(flags)).await?;
     let store = Arc::new(
         Store::open(
@@ -103,7 +106,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         health: health.address(),
         subnet_file: flags.node.subnet_file.clone(),
     }
-    .write(&flags.node.run_dir)?;
+    .write(run_dir)?;
 
     let keeper = tokio::spawn({
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
@@ -205,38 +208,4 @@ fn previous_subnet(flags: &AgentFlags) -> Option<IpNet> {
             None
         }
     }
-}
-
-/// Holds the run directory's lock: two agents would undo each other's work.
-fn lock(flags: &AgentFlags) -> anyhow::Result<File> {
-    let dir = &flags.node.run_dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let path: PathBuf = dir.join("agent.lock");
-    let mut file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            bail!(
-                "another overlayd runs on this node: it holds {}",
-                path.display()
-            )
-        }
-        Err(TryLockError::Error(error)) => {
-            return Err(error).with_context(|| format!("lock {}", path.display()));
-        }
-    }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .context("write the lock file")?;
-    Ok(file)
-}
-
-/// Whether an agent runs on this node.
-pub fn is_running(flags: &AgentFlags) -> bool {
-    lock(flags).is_err()
 }
