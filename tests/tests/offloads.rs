@@ -8,8 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::sockopt::{IpMtu, TcpMaxSeg, UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{MsgFlags, SockaddrIn, getsockopt, sendmsg, setsockopt};
+use nix::unistd::Pid;
 use overlay_tests::fast_path::{packets, wait_serving};
 use overlay_tests::packet::{Frame, RawSocket};
 use overlay_tests::traffic::{PATIENCE, pattern, tcp};
@@ -406,6 +408,89 @@ fn a_lower_mtu_of_the_underlay_is_noticed_and_flows_survive_it() -> Result<()> {
     ensure!(
         ping("1422")?.status.success(),
         "as long as the path allows again, lost"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_lower_mtu_of_the_route_to_a_peer_is_kept() -> Result<()> {
+    let lab = lab("routemtu")?;
+    let (node, sender, receiver) = (lab.node(1), lab.pod(1, 1), lab.pod(2, 1));
+    let peer = lab.node(2).underlay_address().to_string();
+    let peer_mtu = |mtu: u32| {
+        wait_until(&format!("the fast path to keep to {mtu}"), FOLLOWED, || {
+            node.json(["overlayctl", "status", "--output", "json"])
+                .is_ok_and(|status| status["peers"][0]["mtu"] == mtu)
+        })
+        .with_context(|| node.agent_log_tail())
+    };
+    peer_mtu(1450)?;
+    let line = format!("ip route add {peer}/32 dev eth0 mtu 1300");
+    node.run(line.split(' '))?;
+    peer_mtu(1250)?;
+    // Pods may send what the device takes; the kernel makes fragments of it that fit the route.
+    let before = packets(&node, "pod_in", "too_long")?;
+    let mut flow = Flow::between(&sender, &receiver)?;
+    ethtool(&sender.namespace(), "eth0", "tso off gso off")?;
+    let ((), longest) = watch(&lab, || flow.carry(STREAM / 10))?;
+    ensure!(
+        longest.wire <= 1314 && longest.receiver > 1314,
+        "not fragmented on the wire alone: {longest:?}"
+    );
+    ensure!(
+        packets(&node, "pod_in", "too_long")? > before + 20,
+        "what does not fit the route was not left to the kernel"
+    );
+    node.run(["ip", "route", "delete", &peer])?;
+    peer_mtu(1450)?;
+    let ((), longest) = watch(&lab, || flow.carry(STREAM / 10))?;
+    ensure!(longest.wire == UNDERLAY_FRAME, "still cut: {longest:?}");
+    Ok(())
+}
+
+/// Sent again: one segment in so many is what an idle machine might do to probe.
+const RETRANSMITTED_AT_MOST: u64 = 1000;
+
+#[test]
+fn bulk_is_not_sent_again() -> Result<()> {
+    let lab = lab("bulk")?;
+    let (sender, receiver) = (lab.pod(1, 1), lab.pod(2, 1));
+    let count = |name: &str| -> Result<u64> {
+        let text = sender.run(["nstat", "-asz", name])?;
+        let line = text.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.split_whitespace().nth(1));
+        let value = value.with_context(|| format!("nstat: {text}"))?;
+        value.parse().with_context(|| format!("nstat: {text}"))
+    };
+    let before = (
+        count("TcpOutSegs")?,
+        count("TcpRetransSegs")?,
+        carried(&lab)?,
+    );
+    // On one processor: a sender that wanders between two overtakes itself in their queues, by any path.
+    thread::scope(|scope| {
+        let work = scope.spawn(|| -> Result<()> {
+            let mut one = CpuSet::new();
+            one.set(0)?;
+            sched_setaffinity(Pid::from_raw(0), &one).context("stay on one processor")?;
+            let mut flow = Flow::between(&sender, &receiver)?;
+            (0..20).try_for_each(|_| flow.carry(STREAM))
+        });
+        work.join().map_err(|_| anyhow!("the sender panicked"))?
+    })?;
+    let after = (
+        count("TcpOutSegs")?,
+        count("TcpRetransSegs")?,
+        carried(&lab)?,
+    );
+    ensure!(
+        after.2.1 > before.2.1 + 500,
+        "the fast path did not carry it"
+    );
+    let (sent, again) = (after.0 - before.0, after.1 - before.1);
+    ensure!(
+        again * RETRANSMITTED_AT_MOST <= sent,
+        "{again} of {sent} segments were sent again"
     );
     Ok(())
 }
