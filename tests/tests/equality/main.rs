@@ -1,4 +1,5 @@
-//! What arrives is the same, byte for byte, whether the fast path carries it or the kernel.
+//! What arrives is the same, byte for byte, whether the fast path carries it or the kernel, and so is what
+//! stands on the wire between.
 //!
 //! One lab; the same packets are sent twice, first with the fast path off, then with it on. Nothing else
 //! changes between, so MAC addresses and pod addresses stay. Pods that receive answer nothing, so that the
@@ -21,7 +22,7 @@ use overlay_tests::{Lab, Namespace, Node, Options, Pod};
 use corpus::{Corpus, FIRST_ID, Fast, MAGIC, Probe, Way};
 use injected::Tunnel;
 use tags::Tags;
-use wire::{ICMP, IPV4, SERVICE_VLAN, VLAN};
+use wire::{ICMP, IPV4, SERVICE_VLAN, UDP, VLAN};
 
 /// How long the wire has to be silent before everything is taken to have arrived.
 const QUIET: Duration = Duration::from_millis(400);
@@ -251,6 +252,7 @@ fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
             "eth0",
         )?,
     ];
+    let wire = RawSocket::open(&lab.node(1).namespace(), "eth0")?;
     let tags = Tags::watch(lab.pod(1, 2))?;
     let socket = RawSocket::open(&from, "eth0")?;
     for probe in probes {
@@ -266,6 +268,16 @@ fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
             }
         }
     }
+    for mut frame in wire.drain(QUIET)? {
+        // What this test put on the wire itself is no evidence.
+        if frame.outgoing
+            && sender == Sender::Pod
+            && let Some(probe) = inside(&mut frame.bytes)
+        {
+            let place = (probe, "the wire");
+            seen.entry(place).or_default().push(frame.bytes);
+        }
+    }
     for mut frame in tags.frames()? {
         if let Some(probe) = whose(&mut frame) {
             seen.entry((probe, "neighbour, with its tag"))
@@ -278,6 +290,19 @@ fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
         frames.sort();
     }
     Ok(seen)
+}
+
+/// Which probe a frame carries in VXLAN. What the two paths may fill in differently is set to zero: the
+/// identification of the outer packet, with its checksum, and the checksum of UDP.
+fn inside(frame: &mut [u8]) -> Option<usize> {
+    const VXLAN_PORT: [u8; 2] = 8472_u16.to_be_bytes();
+    if frame.get(23)? != &UDP || frame.get(36..38)? != VXLAN_PORT {
+        return None;
+    }
+    for varying in [18..20, 24..26, 40..42] {
+        frame[varying].fill(0);
+    }
+    whose(frame.get_mut(50..)?)
 }
 
 /// Which probe a frame is, or is an answer to. What answers choose at random is set to zero.
