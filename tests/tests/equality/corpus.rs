@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use crate::wire::{
-    self, ARP, BROADCAST, DF, EXPERIMENT, ICMP, IPV4, IPV6, Ip, MF, SERVICE_VLAN, TCP, UDP, VLAN,
-    ethernet, padded, tagged,
+    self, ARP, BROADCAST, DF, EXPERIMENT, ICMP, IPV4, IPV6, Ip, MF, NOBODY, SERVICE_VLAN, TCP, UDP,
+    VLAN, ethernet, padded, tagged,
 };
 
 /// Marks what carries no IP identification; the number of the probe follows.
@@ -399,7 +399,7 @@ impl Corpus {
                 Ipv4Addr::new(224, 0, 0, 99),
             ),
             ("limited broadcast", BROADCAST, Ipv4Addr::BROADCAST),
-            ("nobody's MAC", [2, 0xaa, 0, 0, 0, 9], to),
+            ("nobody's MAC", NOBODY, to),
             ("own address", way.mac, from),
         ] {
             let mut ip = Ip::udp(from, address, 50);

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use crate::corpus::{Corpus, Fast};
 use crate::wire::{
-    ARP, BROADCAST, DF, IPV4, IPV6, Ip, MF, TCP, UDP, UdpChecksum, VLAN, Vxlan, arp, ethernet,
-    tagged, tcp,
+    ARP, BROADCAST, DF, IPV4, IPV6, Ip, MF, NOBODY, TCP, UDP, UdpChecksum, VLAN, Vxlan, arp,
+    ethernet, tagged, tcp,
 };
 
 /// From the peer's node to the receiving pod.
@@ -169,7 +169,7 @@ impl Tunnel {
             (
                 "pod that is not there",
                 Ip {
-                    destination: self.nobody(),
+                    destination: nobody(self.destination),
                     ..plain(corpus)
                 },
                 Fast::No,
@@ -211,12 +211,6 @@ impl Tunnel {
         };
         let frames = vec![part(&whole[..800], MF), part(&whole[800..], 100)];
         corpus.push("VXLAN, fragments inside".to_owned(), frames, Fast::No);
-    }
-
-    /// An address of the receiving node's subnet that no pod has.
-    fn nobody(&self) -> Ipv4Addr {
-        let [a, b, c, _] = self.destination.octets();
-        Ipv4Addr::new(a, b, c, 254)
     }
 
     fn broadcast(&self) -> Ipv4Addr {
@@ -303,7 +297,7 @@ impl Tunnel {
     fn inner_frames(&self, corpus: &mut Corpus) {
         let (ours, theirs) = (self.vtep_to, self.vtep_from);
         for (name, to, from) in [
-            ("to another MAC address", [2, 0xaa, 0, 0, 0, 9], theirs),
+            ("to another MAC address", NOBODY, theirs),
             ("to the broadcast MAC address", BROADCAST, theirs),
             ("from the receiver's own MAC address", ours, ours),
             // Nobody looks at the source, neither the kernel nor flannel.
@@ -354,16 +348,17 @@ impl Tunnel {
         frame.extend([0; 6]);
         corpus.push("VXLAN, outer padding".to_owned(), vec![frame], Fast::No);
         let outer = self.outer(&Vxlan::of(self.inner(&self.plain(corpus))));
-        let frame = ethernet(
-            [2, 0xaa, 0, 0, 0, 9],
-            self.outer_from.0,
-            IPV4,
-            &outer.bytes(),
-        );
+        let frame = ethernet(NOBODY, self.outer_from.0, IPV4, &outer.bytes());
         corpus.push(
             "VXLAN, for another host's MAC address".to_owned(),
             vec![frame],
             Fast::No,
         );
     }
+}
+
+/// An address that no pod has, of the subnet of a pod's address.
+pub fn nobody(pod: Ipv4Addr) -> Ipv4Addr {
+    let [a, b, c, _] = pod.octets();
+    Ipv4Addr::new(a, b, c, 254)
 }

@@ -11,6 +11,7 @@ mod tags;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,12 +21,14 @@ use overlay_tests::packet::RawSocket;
 use overlay_tests::{Lab, Namespace, Node, Options, Pod};
 
 use corpus::{Corpus, FIRST_ID, Fast, MAGIC, Probe, Way};
-use injected::Tunnel;
+use injected::{Tunnel, nobody};
 use tags::Tags;
-use wire::{ICMP, IPV4, SERVICE_VLAN, UDP, VLAN};
+use wire::{ICMP, IPV4, NOBODY, SERVICE_VLAN, UDP, VLAN};
 
-/// How long the wire has to be silent before everything is taken to have arrived.
-const QUIET: Duration = Duration::from_millis(400);
+/// How long the last packet, or an answer to it, may be under way.
+const UNDER_WAY: Duration = Duration::from_millis(500);
+/// How long a capture that holds everything may take to hand out a frame.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// Frames as somebody saw them, by probe and by place.
 type Seen = BTreeMap<(usize, &'static str), Vec<Vec<u8>>>;
@@ -143,25 +146,19 @@ fn prepare(lab: &Lab) -> Result<()> {
     let outside = sender.host_interface()?;
     node.run(["ip", "link", "set", &outside, "mtu", "1500"])?;
     sender.run(["ip", "link", "set", "eth0", "mtu", "1500"])?;
-    // The kernel path must not wait for neighbours.
-    for (node, pod) in [(lab.node(1), lab.pod(1, 2)), (lab.node(2), lab.pod(2, 1))] {
-        let mac = hex(mac(&pod.namespace(), "eth0")?);
-        let address = pod.address().to_string();
-        let entry = [
-            "ip",
-            "neigh",
-            "replace",
-            &address,
-            "lladdr",
-            &mac,
-            "dev",
-            "cni0",
-            "nud",
-            "permanent",
-        ];
-        node.run(entry)?;
-    }
-    Ok(())
+    // The kernel path must not wait for neighbours, nor find out after seconds that there is none.
+    let (neighbour, remote) = (lab.pod(1, 2), lab.pod(2, 1));
+    let known = |node: &Node, address: Ipv4Addr, mac: [u8; 6]| {
+        let line = format!(
+            "ip neigh replace {address} lladdr {} dev cni0 nud permanent",
+            hex(mac)
+        );
+        node.run(line.split(' ')).map(drop)
+    };
+    let own_mac = |pod: &Pod| mac(&pod.namespace(), "eth0");
+    known(&node, neighbour.address(), own_mac(&neighbour)?)?;
+    known(&lab.node(2), remote.address(), own_mac(&remote)?)?;
+    known(&lab.node(2), nobody(remote.address()), NOBODY)
 }
 
 fn ways(lab: &Lab) -> Result<Corpus> {
@@ -260,6 +257,7 @@ fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
             socket.send(frame).with_context(|| probe.name.clone())?;
         }
     }
+    std::thread::sleep(UNDER_WAY);
     let mut seen = Seen::new();
     for (name, socket) in &places {
         for mut frame in socket.incoming(QUIET, |_| true)? {

@@ -21,6 +21,8 @@ pub const DF: u16 = 0x4000;
 pub const MF: u16 = 0x2000;
 
 pub const BROADCAST: [u8; 6] = [0xff; 6];
+/// A MAC address that no device has.
+pub const NOBODY: [u8; 6] = [2, 0xaa, 0, 0, 0, 9];
 
 /// An IPv4 packet. The lengths and the checksum are right unless a field says otherwise.
 #[derive(Clone, Debug)]
