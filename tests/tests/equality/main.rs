@@ -7,6 +7,7 @@
 
 mod corpus;
 mod injected;
+mod sent;
 mod tags;
 mod wire;
 
@@ -20,8 +21,9 @@ use overlay_tests::fast_path::{packets, wait_serving};
 use overlay_tests::packet::RawSocket;
 use overlay_tests::{Lab, Namespace, Node, Options, Pod};
 
-use corpus::{Corpus, FIRST_ID, Fast, MAGIC, Probe, Way};
+use corpus::{Corpus, FIRST_ID, Fast, MAGIC, Probe};
 use injected::{Tunnel, nobody};
+use sent::Way;
 use tags::Tags;
 use wire::{ICMP, IPV4, NOBODY, SERVICE_VLAN, UDP, VLAN};
 

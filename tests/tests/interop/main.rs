@@ -1,6 +1,8 @@
 //! A node of flannel's, made of plain `ip` and `bridge` commands and a lease written by hand, beside ours; and
 //! one that becomes ours.
 
+mod plain;
+
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -9,161 +11,14 @@ use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
 use overlay_tests::fast_path::{packets, wait_serving};
 use overlay_tests::traffic::{Answers, Endpoint, icmp, tcp, udp};
-use overlay_tests::{Lab, Namespace, Node, Options, command, reach, wait_until};
+use overlay_tests::{Lab, Node, Options, reach, wait_until};
 use serde_json::{Value, json};
 
-const SUBNETS: &str = "/coreos.com/network/subnets/";
+use plain::{Lease, Plain};
+
 /// How soon our nodes have to follow a lease.
 const FOLLOWED: Duration = Duration::from_secs(5);
 const READY: Duration = Duration::from_secs(30);
-
-/// A lease as it lies in etcd.
-#[derive(Clone, Debug)]
-struct Lease {
-    subnet: Ipv4Net,
-    public: Ipv4Addr,
-    mac: String,
-}
-
-impl Lease {
-    fn key(&self) -> String {
-        format!(
-            "{SUBNETS}{}-{}",
-            self.subnet.network(),
-            self.subnet.prefix_len()
-        )
-    }
-
-    /// flannel's bytes.
-    fn write(&self, lab: &Lab) -> Result<()> {
-        let Self { public, mac, .. } = self;
-        let value = format!(
-            r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
-        );
-        lab.etcdctl(&["put", &self.key(), &value]).map(drop)
-    }
-
-    /// The lease of one of our nodes.
-    fn of(lab: &Lab, node: &Node) -> Result<Self> {
-        let subnet = node.subnet()?;
-        let key = format!("{SUBNETS}{}-{}", subnet.network(), subnet.prefix_len());
-        let text = lab.etcdctl(&["get", "--print-value-only", &key])?;
-        let value: Value =
-            serde_json::from_str(&text).with_context(|| format!("lease {text:?}"))?;
-        let mac = value["BackendData"]["VtepMAC"].as_str();
-        Ok(Self {
-            subnet,
-            public: node.underlay_address(),
-            mac: mac.context("a lease without VtepMAC")?.to_owned(),
-        })
-    }
-}
-
-/// A node that nothing of ours runs on, with one pod.
-struct Plain {
-    node: Node,
-    pod: Namespace,
-    lease: Lease,
-}
-
-impl Plain {
-    /// What flanneld and its CNI plugin leave behind, typed by hand.
-    fn set_up(lab: &Lab, node: Node, subnet: Ipv4Net, mac: &str) -> Result<Self> {
-        let lease = Lease {
-            subnet,
-            public: node.underlay_address(),
-            mac: mac.to_owned(),
-        };
-        let pod = Namespace::new(format!("{}{}plain", lab.options().prefix, node.name()));
-        command::ip(&format!("netns add {}", pod.name()))?;
-        let plain = Self { node, pod, lease };
-        plain.make_device()?;
-        let (gateway, address) = (plain.gateway(), plain.address());
-        let length = subnet.prefix_len();
-        plain.node.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
-        command::ip_batch(
-            plain.node.namespace().name(),
-            &format!(
-                "link add cni0 mtu 1450 type bridge\n\
-                 address add {gateway}/{length} dev cni0\n\
-                 link set cni0 up\n\
-                 link add vethplain mtu 1450 type veth peer name eth0 mtu 1450 netns {}\n\
-                 link set vethplain master cni0 up\n",
-                plain.pod.name()
-            ),
-        )?;
-        command::ip_batch(
-            plain.pod.name(),
-            &format!(
-                "link set lo up\n\
-                 address add {address}/{length} dev eth0\n\
-                 link set eth0 up\n\
-                 route add default via {gateway}\n"
-            ),
-        )?;
-        Ok(plain)
-    }
-
-    fn make_device(&self) -> Result<()> {
-        let Lease {
-            subnet,
-            public,
-            mac,
-        } = &self.lease;
-        command::ip_batch(
-            self.node.namespace().name(),
-            &format!(
-                "link add flannel.1 address {mac} mtu 1450 type vxlan id 1 local {public} dev eth0 dstport 8472 nolearning\n\
-                 address add {}/32 dev flannel.1\n\
-                 link set flannel.1 up\n",
-                subnet.network()
-            ),
-        )
-    }
-
-    /// flannel's three entries for a peer.
-    fn add_peer(&self, peer: &Lease) -> Result<()> {
-        let Lease {
-            subnet,
-            public,
-            mac,
-        } = peer;
-        let base = subnet.network();
-        command::ip_batch(
-            self.node.namespace().name(),
-            &format!(
-                "neigh replace {base} lladdr {mac} dev flannel.1 nud permanent\n\
-                 route replace {subnet} via {base} dev flannel.1 onlink\n"
-            ),
-        )?;
-        let line = format!("bridge fdb replace {mac} dev flannel.1 dst {public} self permanent");
-        self.node.run(line.split(' ')).map(drop)
-    }
-
-    fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.lease.subnet.network()) + 1)
-    }
-
-    fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.lease.subnet.network()) + 2)
-    }
-
-    fn endpoint(&self) -> Endpoint {
-        Endpoint {
-            name: "the plain pod".to_owned(),
-            namespace: self.pod.clone(),
-            address: self.address(),
-        }
-    }
-}
-
-impl Drop for Plain {
-    fn drop(&mut self) {
-        if let Err(error) = command::ip(&format!("netns delete {}", self.pod.name())) {
-            eprintln!("{error:#}");
-        }
-    }
-}
 
 /// A lab of bare nodes, of which only those named run our agent, each with a pod.
 fn lab(name: &str, nodes: usize, ours: &[usize]) -> Result<Lab> {
