@@ -107,7 +107,8 @@ verdicts! {
     Malformed = Slow "malformed",
     /// A VLAN tag.
     VlanTag = Slow "vlan_tag",
-    /// A second MAC address in the pod, or a frame for a MAC address that is not the one expected.
+    /// A second MAC address in the pod, a frame for a MAC address that is not the one expected, or for the
+    /// pod itself.
     ForeignMac = Slow "foreign_mac",
     /// A super-packet that the kernel segments in a way this program cannot describe.
     Aggregate = Slow "aggregate",

@@ -5,6 +5,7 @@ use super::{
     ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_FORWARDS, POD_KERNEL_PATH, Packet, Pass, Pod,
     Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network, same_mac, vxlan,
 };
+use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
 
 /// What to do with a packet from the network.
@@ -220,8 +221,13 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if inner.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
+    // That a super-packet came in a tunnel outlives the decapsulation (SKB_GSO_UDP_TUNNEL, until
+    // BPF_F_ADJ_ROOM_DECAP_L4_UDP). TCP takes it as it is; a UDP socket has it cut into datagrams first, and
+    // loses all of it where the tunnel is not found.
     if packet.gso_size() != 0
-        && (config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0 || pod.flags & POD_FORWARDS != 0)
+        && (inner.ip.protocol != TCP
+            || config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0
+            || pod.flags & POD_FORWARDS != 0)
     {
         return Err(Verdict::Aggregate);
     }
