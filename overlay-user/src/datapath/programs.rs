@@ -64,7 +64,7 @@ pub struct Programs {
 
 /// What was found at a pin that does not fit this build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pinned map {name} has {found}, this build needs {wanted}: it is replaced")]
+#[error("pinned map {name} has {found}, this build needs {wanted}: all maps are made anew")]
 pub struct Misfit {
     name: &'static str,
     found: String,
@@ -94,8 +94,9 @@ pub enum Attached {
 impl Programs {
     /// Loads the programs over the pinned maps, creating and pinning what is missing.
     ///
-    /// Pinned maps whose type, sizes or flags do not fit are unpinned and made anew; they are returned. The
-    /// programs that still run on the old ones keep them until they are swapped.
+    /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are unpinned and
+    /// made anew; what did not fit is returned. The programs that still run on the old ones keep them until
+    /// they are swapped.
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is attached then.
@@ -352,28 +353,28 @@ fn pinned_program(pin: &Path) -> Option<u32> {
     Some(link.info().ok()?.program_id())
 }
 
-/// Unpins maps that the object cannot work on. aya 0.14 takes any pinned map that has the right name.
+/// Unpins the maps if the object cannot work on one of them. aya 0.14 takes any pinned map that has the right name.
 fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     let mut misfits = Vec::new();
     if !maps::ALL.iter().any(|name| pins.map(name).exists()) {
         return Ok(misfits);
     }
     for (name, wanted) in declared(bytes)? {
-        let pin = pins.map(name);
-        if !pin.exists() {
-            continue;
-        }
-        let found = match MapInfo::from_pin(&pin) {
+        let found = match MapInfo::from_pin(pins.map(name)) {
             Ok(info) => shape(&info),
-            Err(error) => format!("something that is no map ({error})"),
+            Err(error) => format!("no map ({error})"),
         };
         if found != wanted {
-            Pins::remove(&pin)?;
             misfits.push(Misfit {
                 name,
                 found,
                 wanted,
             });
+        }
+    }
+    if !misfits.is_empty() {
+        for name in maps::ALL {
+            Pins::remove(&pins.map(name))?;
         }
     }
     Ok(misfits)

@@ -19,6 +19,12 @@ use overlay_user::kernel::conntrack::{self, Translated};
 /// sending.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Remembers what connection tracking translates, beside what is remembered already.
+pub async fn recall(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
+    let translated = translated(network).await.unwrap_or_default();
+    add(maps, &translated)
+}
+
 /// Makes the table hold exactly the flows that connection tracking translates.
 ///
 /// Only while every packet is left to the kernel: nothing is remembered wrongly in between.
@@ -31,10 +37,14 @@ pub async fn rebuild(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
             maps.remove_flow(&key)?;
         }
     }
+    add(maps, &translated)
+}
+
+fn add(maps: &mut Maps<V4>, translated: &HashSet<FlowKey<V4>>) -> Result<(), Error> {
     let now = Flow {
         last_seen_ns: now_ns(),
     };
-    for key in &translated {
+    for key in translated {
         maps.add_flow(key, now)?;
     }
     Ok(())
