@@ -46,6 +46,8 @@ pub struct BridgeLink {
     pub mac: MacAddr,
     /// MTU.
     pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
     /// Its addresses with their prefix lengths.
     pub addresses: Vec<IpNet>,
 }
@@ -100,6 +102,7 @@ impl Kernel {
             ifindex,
             mac: link_mac(master).unwrap_or_default(),
             mtu: link_mtu(master),
+            up: master.header.flags.contains(LinkFlags::Up),
             addresses: on_device(&addresses, ifindex).collect(),
         };
         Ok(PodLinks {
