@@ -21,6 +21,7 @@ pub mod interrupt;
 pub mod lab;
 pub mod measure;
 pub mod netns;
+pub mod pace;
 pub mod packet;
 pub mod process;
 pub mod reach;
