@@ -219,6 +219,106 @@ fn the_data_path_outlives_its_agent() -> Result<()> {
     lab.down()
 }
 
+/// Filters of ours that are attached on a node by clsact, with the kernel's ids of their programs.
+fn filters(node: &Node) -> Result<Vec<String>> {
+    let script = "for device in $(ls /sys/class/net); do
+                      tc filter show dev $device ingress; tc filter show dev $device egress
+                  done | grep -o 'ov_.* id [0-9]*'";
+    let text = node.exec(["sh", "-c", script])?.stdout;
+    let lines = String::from_utf8(text)?;
+    Ok(lines.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
+    let lab = Lab::up(Options {
+        agent_args: vec!["--attach=clsact".to_owned()],
+        ..Options::for_test("clsact")
+    })?;
+    let node = lab.node(1);
+    let all_there = |node: &Node| -> Result<()> {
+        let want = 2 + 2 * node.pods().len();
+        wait_until(&format!("{want} filters"), REPAIR, || {
+            filters(node).is_ok_and(|filters| filters.len() == want)
+                && state(node).is_ok_and(|state| state == "active")
+        })
+        .with_context(|| format!("{:?}; {}", filters(node), node.agent_log_tail()))
+    };
+    all_there(&node)?;
+    ensure!(attached(&node)? == 0, "attached by tcx as well");
+
+    // Filters of our own do not keep pods from the fast path.
+    let pods = node.json(["overlayctl", "status", "--output", "json"])?["pods"].clone();
+    let paths: Vec<_> = pods
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|pod| &pod["path"])
+        .collect();
+    ensure!(paths == ["fast", "fast"], "{paths:?}");
+    case(&lab, "nothing, by clsact", || Ok(()))?;
+    let ratio = overlay_tests::measure::hit_ratio(&node)?.unwrap_or_default();
+    ensure!(ratio > 0.9, "only {ratio} of packets take the fast path");
+
+    let before = filters(&node)?;
+    case(&lab, "agent restarted, by clsact", || {
+        node.stop_agent(Signal::SIGKILL)?;
+        ensure!(
+            filters(&node)? == before,
+            "filters changed without an agent"
+        );
+        node.start_agent(&[])?;
+        all_there(&node)?;
+        let after = filters(&node)?;
+        ensure!(
+            after.iter().all(|filter| !before.contains(filter)),
+            "{before:?} became {after:?}"
+        );
+        Ok(())
+    })?;
+    case(&lab, "every filter detached by hand", || {
+        let script = "for device in $(ls /sys/class/net); do
+                          tc filter del dev $device ingress; tc filter del dev $device egress
+                      done; true";
+        node.run(["sh", "-c", script])?;
+        all_there(&node)
+    })?;
+    case(&lab, "from clsact to tcx", || {
+        node.stop_agent(Signal::SIGTERM)?;
+        node.start_agent(&["--attach=auto"])?;
+        wait_attached(&node)?;
+        ensure!(filters(&node)?.is_empty(), "{:?} are left", filters(&node)?);
+        Ok(())
+    })?;
+    case(&lab, "from tcx to clsact", || {
+        node.stop_agent(Signal::SIGTERM)?;
+        node.start_agent(&[])?;
+        all_there(&node)?;
+        ensure!(attached(&node)? == 0, "links are left");
+        Ok(())
+    })?;
+    case(&lab, "fast path switched off, by clsact", || {
+        node.stop_agent(Signal::SIGTERM)?;
+        node.start_agent(&["--fast-path=off"])?;
+        ensure!(filters(&node)?.is_empty(), "{:?} are left", filters(&node)?);
+        Ok(())
+    })?;
+    let other = lab.node(2);
+    all_there(&other)?;
+    other.stop_agent(Signal::SIGTERM)?;
+    other.run([
+        "overlayd",
+        "cleanup",
+        &format!("--etcd-endpoints={}", lab.store_endpoint()),
+    ])?;
+    ensure!(
+        filters(&other)?.is_empty(),
+        "{:?} are left",
+        filters(&other)?
+    );
+    lab.down()
+}
+
 /// Whether a pod is in its node's pinned map.
 fn in_map(pod: &Pod) -> bool {
     let dump = pod

@@ -1,21 +1,23 @@
 //! One round of the fast path: programs on their hooks, then the maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_SHARED_PORT, Config};
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
-use overlay_user::config::flags::FastPath as Wanted;
+use overlay_user::config::flags::{Attach, FastPath as Wanted};
 use overlay_user::datapath::Error;
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::probe::Probes;
-use overlay_user::datapath::programs::{Presence, Programs};
+use overlay_user::datapath::programs::{
+    Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
+};
 use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables};
 use overlay_user::kernel::interface::Underlay;
-use overlay_user::kernel::pods::{PodLink, PodLinks};
+use overlay_user::kernel::pods::{Filter, PodLink, PodLinks};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
 
@@ -142,7 +144,7 @@ impl FastPath {
                 .as_ref()
                 .is_none_or(|(when, _)| when.elapsed() >= RETRY)
             {
-                match Running::start(&view.node.pins) {
+                match Running::start(&view.node.pins, view.node.flags.node.attach) {
                     Ok(running) => *self = Self::Up(Box::new(running)),
                     Err(error) => {
                         if tried.as_ref().is_none_or(|(_, last)| *last != error) {
@@ -186,13 +188,25 @@ pub fn take_off(pins: &Pins) -> Result<(), Error> {
 
 impl Running {
     /// Probes this kernel, loads the programs and takes over what is pinned.
-    fn start(pins: &Pins) -> Result<Self, String> {
-        let attachment = Probes::run().verdict()?;
+    fn start(pins: &Pins, attach: Attach) -> Result<Self, String> {
+        let attachment = match (attach, Probes::run().verdict()?) {
+            (Attach::Tcx, Attachment::Clsact) => {
+                return Err("this kernel has no tcx (Linux 6.6 has): leave --attach out".to_owned());
+            }
+            (Attach::Clsact, _) => Attachment::Clsact,
+            (Attach::Tcx | Attach::Auto, best) => best,
+        };
         let (programs, misfits) =
             Programs::load(pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
+        // A packet meets each program once.
+        let others = match attachment {
+            Attachment::Tcx => Programs::detach_filters(),
+            Attachment::Clsact => Programs::detach_links(pins),
+        };
+        others.map_err(|error| error.to_string())?;
         let maps = Maps::open(pins).map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         // Connection tracking sees halves of connections when some packets take the fast path and some do not.
@@ -259,6 +273,10 @@ impl Running {
             return self.deactivate();
         };
         self.sites = sites(view, device_ifindex);
+        if self.programs.attachment() == Attachment::Clsact {
+            let filters = self.filters(kernel).await;
+            self.programs.note_filters(filters);
+        }
         let known = self.maps.dump()?;
         let mut gap = known
             .config
@@ -335,6 +353,21 @@ impl Running {
             tracing::debug!(links = gone, "links of gone devices removed");
         }
         Ok(())
+    }
+
+    /// The sites that have a clsact filter of ours; a device that is gone has none.
+    async fn filters(&self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
+        let mut found = BTreeSet::new();
+        for site in &self.sites {
+            let egress = is_egress(site.hook);
+            let is_ours =
+                |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
+            let filters = kernel.filters(site.ifindex).await.unwrap_or_default();
+            if filters.iter().any(is_ours) {
+                found.insert((site.hook, site.ifindex));
+            }
+        }
+        found
     }
 
     fn presence(&mut self, site: &Site) -> Result<Presence, Error> {
