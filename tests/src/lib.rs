@@ -26,6 +26,7 @@ pub mod kube_proxy;
 pub mod lab;
 pub mod measure;
 pub mod netns;
+pub mod pace;
 pub mod packet;
 pub mod process;
 pub mod reach;

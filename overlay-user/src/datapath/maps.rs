@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::Pod as Plain;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use overlay_common::schema::{
     Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, Peer, Pod, Vtep,
 };
@@ -153,6 +153,21 @@ where
         Ok(())
     }
 
+    /// Takes whatever points at a device out of the maps.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn forget_device(&mut self, ifindex: u32) -> Result<(), Error> {
+        for (address, pod) in dump(&self.pods, PODS)? {
+            if pod.ifindex == ifindex {
+                missing_is_none(self.pods.remove(&address)).map_err(failed("delete from", PODS))?;
+            }
+        }
+        missing_is_none(self.endpoints.remove(&ifindex))
+            .map_err(failed("delete from", ENDPOINTS))?;
+        Ok(())
+    }
+
     /// The flows that the IP stack owns, and when each was last seen.
     ///
     /// # Errors
@@ -234,6 +249,18 @@ where
         }
         Ok(counters)
     }
+}
+
+/// The kernel's ids of the pinned maps, in the order of [`ALL`].
+///
+/// # Errors
+/// [`Error::Map`] where a pin is missing or holds something else.
+pub fn ids(pins: &Pins) -> Result<Vec<u32>, Error> {
+    let id = |name| {
+        let info = MapInfo::from_pin(pins.map(name)).map_err(failed("inspect pinned", name))?;
+        Ok(info.id())
+    };
+    ALL.into_iter().map(id).collect()
 }
 
 fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<M, Error> {

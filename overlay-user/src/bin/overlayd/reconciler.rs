@@ -28,8 +28,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// At least this long from round to round, however many events there are.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often everything is looked at without any event.
-const RESYNC: Duration = Duration::from_secs(10);
-/// How often what sends no events is looked at: whether our programs are still attached.
+const RESYNC: Duration = Duration::from_secs(5);
+/// How often what sends no events is looked at: programs, pins, sysctls, the subnet file.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The agent's state between rounds.
@@ -112,7 +112,10 @@ impl Reconciler {
                 }
                 _ = tick.tick() => {
                     self.fast_path.beat(&self.kernel).await;
-                    if last_round.elapsed() >= RESYNC || self.fast_path.is_disturbed() {
+                    if last_round.elapsed() >= RESYNC
+                        || self.kernel_path.is_due(&self.node)
+                        || self.fast_path.is_disturbed()
+                    {
                         due = due.or_else(|| Some(Instant::now()));
                     }
                 }
