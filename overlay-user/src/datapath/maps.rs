@@ -126,6 +126,19 @@ where
             + retire(&mut self.vteps, VTEPS, &tables.vteps)?)
     }
 
+    /// Lets VTEPs in that are new in `tables`; their subnets come later. True if there are new subnets.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn admit(&mut self, tables: &Tables<F>) -> Result<bool, Error> {
+        fill(&mut self.vteps, VTEPS, &tables.vteps)?;
+        let known = dump(&self.peers, PEERS)?;
+        Ok(tables
+            .peers
+            .keys()
+            .any(|subnet| !known.contains_key(subnet)))
+    }
+
     /// Writes what is new or different in `tables`: after the kernel's own state of it is there.
     ///
     /// # Errors

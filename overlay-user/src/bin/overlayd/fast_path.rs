@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_SHARED_PORT, Config, POD_KERNEL_PATH};
+use overlay_common::schema::{
+    CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config, POD_KERNEL_PATH,
+};
 use overlay_common::vxlan::OVERHEAD;
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
@@ -131,10 +133,11 @@ impl FastPath {
         }
     }
 
-    /// Takes out of the maps what is going to leave the kernel.
-    pub fn retire(&mut self, view: &View<'_>, peers: &[Peer], report: &mut Report) {
+    /// Makes the maps ready for what the kernel path is about to change: what goes is taken out, and those who
+    /// come are expected.
+    pub fn prepare(&mut self, view: &View<'_>, peers: &[Peer], report: &mut Report) {
         if let Self::Up(running) = self
-            && let Err(error) = running.retire(view, peers)
+            && let Err(error) = running.prepare(view, peers)
         {
             report.problem("fast path", error.to_string());
         }
@@ -274,12 +277,20 @@ impl Running {
         })
     }
 
-    fn retire(&mut self, view: &View<'_>, peers: &[Peer]) -> Result<(), Error> {
+    fn prepare(&mut self, view: &View<'_>, peers: &[Peer]) -> Result<(), Error> {
         let Some(config) = self.maps.config()? else {
             return Ok(());
         };
         let pods = local_pods(&view.pods.pods, |_| false);
         let (mut tables, _) = Tables::of(&tables_of(view, MacAddr::default(), peers, pods));
+        // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
+        // that is not there may be its.
+        if self.maps.admit(&tables)? {
+            self.write(Config {
+                flags: config.flags & !CONFIG_PEERS_COMPLETE,
+                ..config
+            })?;
+        }
         if tables
             .config
             .is_none_or(|new| new.peer_mask != config.peer_mask)

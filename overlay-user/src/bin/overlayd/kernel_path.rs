@@ -111,6 +111,14 @@ impl KernelPath {
         pods: &PodLinks,
         report: &mut Report,
     ) -> Vec<Peer> {
+        // Who comes is let in before packets can go there, for the answers come at once; who goes is shut out
+        // when none go there any more.
+        let state = guard_state(kernel, node, desired, subnet, pods).await;
+        if let (Some(state), Some((last, _))) = (&state, &self.guard) {
+            let mut both = state.clone();
+            both.peers.extend(last.peers.iter().copied());
+            self.guard(both, report).await;
+        }
         let served = self.device_and_peers(kernel, desired, report).await;
         if let Some(bridge) = pods.bridge.as_ref().filter(|bridge| !bridge.up) {
             match kernel.set_up(bridge.ifindex).await {
@@ -119,8 +127,9 @@ impl KernelPath {
             }
         }
         self.rules(node, desired, subnet, report).await;
-        self.guard(kernel, node, desired, subnet, pods, report)
-            .await;
+        if let Some(state) = state {
+            self.guard(state, report).await;
+        }
         self.subnet_env(node, desired, subnet, report);
         if !self.bridge_warned && sysctl::bridge_calls_iptables() == Some(false) {
             self.bridge_warned = true;
@@ -200,22 +209,7 @@ impl KernelPath {
         }
     }
 
-    async fn guard(
-        &mut self,
-        kernel: &Kernel,
-        node: &Node,
-        desired: &Desired,
-        subnet: IpNet,
-        pods: &PodLinks,
-        report: &mut Report,
-    ) {
-        let other_vnis = kernel
-            .other_vnis(&node.device, node.config.vxlan.port)
-            .await
-            .unwrap_or_default();
-        let Some(state) = guard_state(node, desired, subnet, pods, other_vnis) else {
-            return;
-        };
+    async fn guard(&mut self, state: GuardState, report: &mut Report) {
         if self
             .guard
             .as_ref()
@@ -276,12 +270,12 @@ fn concerns(failure: &Failure, peer: &Peer) -> bool {
     }
 }
 
-fn guard_state(
+async fn guard_state(
+    kernel: &Kernel,
     node: &Node,
     desired: &Desired,
     subnet: IpNet,
     pods: &PodLinks,
-    other_vnis: BTreeSet<u32>,
 ) -> Option<GuardState> {
     let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) =
         (desired.network, subnet, desired.device.local)
@@ -299,6 +293,10 @@ fn guard_state(
         IpAddr::V4(address) => Some((pod.name.clone(), address)),
         IpAddr::V6(_) => None,
     });
+    let other_vnis = kernel
+        .other_vnis(&node.device, node.config.vxlan.port)
+        .await
+        .unwrap_or_default();
     Some(GuardState {
         network,
         own_subnet,

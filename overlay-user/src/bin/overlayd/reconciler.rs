@@ -177,7 +177,7 @@ impl Reconciler {
             mtu: desired.device.mtu,
             pods: &pods,
         };
-        self.fast_path.retire(&view, &peers, &mut report);
+        self.fast_path.prepare(&view, &peers, &mut report);
         let served = self
             .kernel_path
             .round(
