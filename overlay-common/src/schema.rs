@@ -11,6 +11,7 @@
 //! | `ov_peers` | hash | address under [`Config::peer_mask`] | [`Peer`] |
 //! | `ov_vteps` | hash | underlay address of a node that holds a lease | [`Vtep`] |
 //! | `ov_flows` | LRU hash | [`FlowKey`] | [`Flow`] |
+//! | `ov_heartbeat` | array | 0 | [`Heartbeat`] |
 //! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
 
 use bytemuck::{Pod as Plain, Zeroable};
@@ -107,17 +108,32 @@ pub struct Pod {
     pub flags: u16,
 }
 
+/// The outer MAC addresses in [`Peer::header`] are those of the kernel's neighbour table.
+pub const PEER_NEXT_HOP: u32 = 1 << 0;
+
 /// How to reach a peer's subnet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer<F: Family> {
-    /// Everything in front of the inner IP packet, ready but for lengths, IP identification, ECN, source
-    /// port and outer MAC addresses: see [`vxlan::prepare`](crate::vxlan::prepare).
+    /// Everything in front of the inner IP packet, ready but for lengths, IP identification, ECN and source
+    /// port: see [`vxlan::prepare`](crate::vxlan::prepare). The outer MAC addresses count with
+    /// [`PEER_NEXT_HOP`] only.
     pub header: [u8; 64],
     /// The peer's address on the underlay.
     pub vtep: F::Addr,
     /// Longest inner IP packet that fits the path, in bytes.
     pub mtu: u32,
+    /// `PEER_*`.
+    pub flags: u32,
+}
+
+/// A sign of life from the agent, which follows the kernel's neighbour table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
+pub struct Heartbeat {
+    /// Until when prepared MAC addresses can be trusted (`CLOCK_MONOTONIC`, nanoseconds). After that the
+    /// kernel looks the next hop up packet by packet.
+    pub next_hops_until_ns: u64,
 }
 
 /// A node that holds a lease.
@@ -148,7 +164,8 @@ impl<F: Family> FlowKey<F> {
     /// The key of the flow that a packet from `source` to `destination` belongs to.
     #[inline(always)]
     pub fn new(source: (F::Addr, u16), destination: (F::Addr, u16), protocol: u8) -> Self {
-        let (low, high) = if source <= destination {
+        let order = |end: (F::Addr, u16)| (F::number(end.0), end.1);
+        let (low, high) = if order(source) <= order(destination) {
             (source, destination)
         } else {
             (destination, source)
@@ -185,7 +202,7 @@ const _: () = {
     assert!(size_of::<Config<V4>>() == 60);
     assert!(size_of::<Endpoint<V4>>() == 12);
     assert!(size_of::<Pod>() == 16);
-    assert!(size_of::<Peer<V4>>() == 72);
+    assert!(size_of::<Peer<V4>>() == 76);
     assert!(size_of::<FlowKey<V4>>() == 16);
 };
 
@@ -210,6 +227,8 @@ mod user {
     unsafe impl aya::Pod for super::Pod {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Vtep {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Heartbeat {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Flow {}
     // SAFETY: as above.

@@ -159,6 +159,8 @@ verdicts! {
     InnerVlan = Refused "inner_vlan",
     /// A first fragment too short to show whom the packet inside comes from.
     HidingFragment = Refused "hiding_fragment",
+    /// The pod put a second VLAN tag behind a priority tag: the kernel would take off both later, unseen.
+    StackedVlan = Refused "stacked_vlan",
 
     /// The packet was changed and could not be finished.
     Failed = Failed "failed",

@@ -4,7 +4,7 @@
 //!
 //! | bytes | header | known from the lease | set per packet |
 //! |---|---|---|---|
-//! | 0..14 | outer Ethernet | | addresses (by the kernel's neighbour table) |
+//! | 0..14 | outer Ethernet | all, while the agent follows the neighbour table | |
 //! | 14..34 | outer IPv4 | all else | total length, identification, ECN, checksum |
 //! | 34..42 | outer UDP | destination port | source port, length |
 //! | 42..50 | VXLAN | all | |
@@ -46,6 +46,8 @@ pub struct Tunnel {
     pub source_mac: [u8; 6],
     /// MAC address of the peer's VXLAN device; a kernel peer drops frames to any other.
     pub destination_mac: [u8; 6],
+    /// MAC addresses of the next hop and of the NIC, zeros where the kernel looks them up.
+    pub outer_macs: ([u8; 6], [u8; 6]),
 }
 
 /// The header of every packet through a tunnel, but for what differs from packet to packet.
@@ -54,6 +56,8 @@ pub struct Tunnel {
 /// outer UDP checksum stays zero, which IPv4 permits and which segmentation in the kernel needs here.
 pub fn prepare(tunnel: &Tunnel) -> [u8; HEADER_LEN] {
     let mut header = [0; HEADER_LEN];
+    header[..6].copy_from_slice(&tunnel.outer_macs.0);
+    header[6..12].copy_from_slice(&tunnel.outer_macs.1);
     header[12..IP].copy_from_slice(&V4::ETHERTYPE.to_be_bytes());
     header[IP] = 0x45;
     header[IP + 8] = OUTER_TTL;
@@ -150,6 +154,7 @@ mod tests {
         vni: 1,
         source_mac: [2, 0, 0, 0, 0, 1],
         destination_mac: [2, 0, 0, 0, 0, 2],
+        outer_macs: ([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1]),
     };
 
     #[test]

@@ -5,13 +5,14 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::{
-    bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_store_bytes,
+    bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect, bpf_redirect_neigh,
+    bpf_skb_adjust_room, bpf_skb_store_bytes,
 };
 use overlay_common::V4;
-use overlay_common::schema::{Config, Peer};
+use overlay_common::schema::{Config, PEER_NEXT_HOP, Peer};
 use overlay_common::vxlan;
 
+use crate::maps::next_hops_are_fresh;
 use crate::skb::Skb;
 
 /// Tells the kernel what is put in front, so that it can segment super-packets later: IPv4 and UDP around an
@@ -82,7 +83,12 @@ pub fn encapsulate(
         return Err(Error::Changed);
     }
     skb.reset_queue();
+    let nic = config.underlay_ifindex;
+    if peer.flags & PEER_NEXT_HOP != 0 && next_hops_are_fresh() {
+        // SAFETY: the packet has its Ethernet header.
+        return Ok(unsafe { bpf_redirect(nic, 0) } as i32);
+    }
     // The kernel's neighbour table fills in the outer MAC addresses.
     // SAFETY: without parameters the helper takes the next hop from the packet's own header.
-    Ok(unsafe { bpf_redirect_neigh(config.underlay_ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+    Ok(unsafe { bpf_redirect_neigh(nic, core::ptr::null_mut(), 0, 0) } as i32)
 }

@@ -1,10 +1,12 @@
 //! The maps, as `overlay_common::schema` describes them.
 
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
-    Config, Counter, Endpoint, Flow, FlowKey, MAX_FLOWS, MAX_PEERS, MAX_PODS, Peer, Pod, Vtep,
+    ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, MAX_FLOWS, MAX_PEERS,
+    MAX_PODS, Peer, Pod, Vtep,
 };
 use overlay_common::verdict::{COUNTERS, counter_index};
 use overlay_common::{Family, Hook, V4, Verdict};
@@ -23,6 +25,8 @@ static PEERS: HashMap<Addr, Peer<V4>, { MAX_PEERS as usize }> = HashMap::new();
 static VTEPS: HashMap<Addr, Vtep, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map(name = "ov_flows")]
 static FLOWS: LruHashMap<FlowKey<V4>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
+#[btf_map(name = "ov_heartbeat")]
+static HEARTBEAT: Array<Heartbeat, 1> = Array::new();
 #[btf_map(name = "ov_counters")]
 static COUNTS: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
 
@@ -32,7 +36,8 @@ pub struct Maps;
 impl Tables<V4> for Maps {
     #[inline(always)]
     fn config(&self) -> Option<&Config<V4>> {
-        CONFIG.get(0)
+        // An array has its element from the start: zeros until an agent has written it.
+        CONFIG.get(0).filter(|config| config.abi == ABI_VERSION)
     }
 
     #[inline(always)]
@@ -76,6 +81,16 @@ pub fn remember(flow: &FlowKey<V4>, now_ns: u64) {
         },
         0,
     );
+}
+
+/// Whether the agent lives, and with it what it knows of next hops.
+#[inline(always)]
+pub fn next_hops_are_fresh() -> bool {
+    // SAFETY: the helper takes nothing and cannot fail (Linux 5.11).
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    HEARTBEAT
+        .get(0)
+        .is_some_and(|heartbeat| now < heartbeat.next_hops_until_ns)
 }
 
 /// Counts a packet under its verdict.

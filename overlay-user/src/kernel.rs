@@ -20,6 +20,7 @@ pub mod interface;
 pub mod link;
 pub mod monitor;
 pub mod neighbour;
+pub mod next_hop;
 pub mod observe;
 pub mod pods;
 pub mod route;

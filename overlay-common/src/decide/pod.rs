@@ -48,6 +48,11 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
     if in_a_vlan(packet) {
         return FromPod::Pass(Pass::of(Verdict::VlanTag));
     }
+    // The kernel has taken off one tag. Later on it takes off as many as there are, as long as they say no
+    // more than a priority (`__netif_receive_skb_core()`), and sees a packet that went unseen here.
+    if ethernet.is_tagged() {
+        return FromPod::Refuse(Verdict::StackedVlan);
+    }
     if ethernet.ethertype != F::ETHERTYPE {
         return not_ip(packet, config, endpoint, &ethernet);
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
-use overlay_common::schema::{Config, Counter, Endpoint, Flow, FlowKey, Peer, Pod, Vtep};
+use overlay_common::schema::{
+    Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, Peer, Pod, Vtep,
+};
 use overlay_common::verdict::{Hook, Verdict, counter_index};
 
 use super::Error;
@@ -25,10 +27,14 @@ pub const VTEPS: &str = "ov_vteps";
 /// See `overlay_common::schema`.
 pub const FLOWS: &str = "ov_flows";
 /// See `overlay_common::schema`.
+pub const HEARTBEAT: &str = "ov_heartbeat";
+/// See `overlay_common::schema`.
 pub const COUNTERS: &str = "ov_counters";
 
 /// Every map.
-pub const ALL: [&str; 7] = [CONFIG, ENDPOINTS, PODS, PEERS, VTEPS, FLOWS, COUNTERS];
+pub const ALL: [&str; 8] = [
+    CONFIG, ENDPOINTS, PODS, PEERS, VTEPS, FLOWS, HEARTBEAT, COUNTERS,
+];
 
 /// The maps of one family's data path.
 pub struct Maps<F: UserFamily> {
@@ -38,6 +44,7 @@ pub struct Maps<F: UserFamily> {
     peers: HashMap<MapData, F::Addr, Peer<F>>,
     vteps: HashMap<MapData, F::Addr, Vtep>,
     flows: HashMap<MapData, FlowKey<F>, Flow>,
+    heartbeat: Array<MapData, Heartbeat>,
     counters: PerCpuArray<MapData, Counter>,
 }
 
@@ -57,6 +64,7 @@ where
             peers: open(pins, PEERS)?,
             vteps: open(pins, VTEPS)?,
             flows: open(pins, FLOWS)?,
+            heartbeat: open(pins, HEARTBEAT)?,
             counters: open(pins, COUNTERS)?,
         })
     }
@@ -188,6 +196,16 @@ where
     pub fn remove_flow(&mut self, key: &FlowKey<F>) -> Result<(), Error> {
         missing_is_none(self.flows.remove(key)).map_err(failed("delete from", FLOWS))?;
         Ok(())
+    }
+
+    /// Lets the programs trust the prepared next hops until a moment of `CLOCK_MONOTONIC`.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn set_heartbeat(&mut self, next_hops_until_ns: u64) -> Result<(), Error> {
+        self.heartbeat
+            .set(0, Heartbeat { next_hops_until_ns }, 0)
+            .map_err(failed("update", HEARTBEAT))
     }
 
     /// All tables as the programs see them now.

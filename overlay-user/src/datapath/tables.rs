@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use overlay_common::decide;
 use overlay_common::schema::{
     ABI_VERSION, CONFIG_PEERS_COMPLETE, Config, Endpoint, FlowKey, MAX_PEERS, MAX_PODS,
-    POD_KERNEL_PATH, Peer, Pod, Vtep,
+    PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod, Vtep,
 };
 use overlay_common::{V4, vxlan};
 
@@ -57,10 +57,21 @@ pub struct Node {
     pub source_ports: (u16, u16),
     /// `CONFIG_*` that the caller decides on.
     pub flags: u32,
-    /// The other nodes, and the longest IP packet that fits the way there.
-    pub peers: Vec<(backend::Peer, u32)>,
+    /// MAC address of the NIC.
+    pub underlay_mac: MacAddr,
+    /// The other nodes, and the way there.
+    pub peers: Vec<(backend::Peer, Way)>,
     /// The pods of this node.
     pub pods: Vec<LocalPod>,
+}
+
+/// The way to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Longest inner IP packet that fits it, in bytes.
+    pub mtu: u32,
+    /// MAC address of the next hop, where the kernel knows it.
+    pub next_hop: Option<MacAddr>,
 }
 
 /// A pod of this node.
@@ -130,8 +141,8 @@ impl Tables<V4> {
             .map(|(peer, _)| peer.subnet.prefix_len())
             .max()
             .unwrap_or(node.subnet.prefix_len());
-        for (peer, mtu) in &node.peers {
-            let Some(entry) = peer_entry(node, vtep, peer, *mtu) else {
+        for (peer, way) in &node.peers {
+            let Some(entry) = peer_entry(node, vtep, peer, *way) else {
                 omissions.push(Omission::Peer(peer.subnet));
                 continue;
             };
@@ -222,7 +233,7 @@ impl Tables<V4> {
     }
 }
 
-fn peer_entry(node: &Node, source: [u8; 4], peer: &backend::Peer, mtu: u32) -> Option<Peer<V4>> {
+fn peer_entry(node: &Node, source: [u8; 4], peer: &backend::Peer, way: Way) -> Option<Peer<V4>> {
     V4::from_ip(peer.subnet.network())?;
     let vtep = V4::from_ip(peer.vtep)?;
     let header = vxlan::prepare(&vxlan::Tunnel {
@@ -232,8 +243,21 @@ fn peer_entry(node: &Node, source: [u8; 4], peer: &backend::Peer, mtu: u32) -> O
         vni: node.vni,
         source_mac: node.vtep_mac.0,
         destination_mac: peer.mac.0,
+        outer_macs: way
+            .next_hop
+            .map_or_else(Default::default, |mac| (mac.0, node.underlay_mac.0)),
     });
-    Some(Peer { header, vtep, mtu })
+    let flags = if way.next_hop.is_some() {
+        PEER_NEXT_HOP
+    } else {
+        0
+    };
+    Some(Peer {
+        header,
+        vtep,
+        mtu: way.mtu,
+        flags,
+    })
 }
 
 impl<F: UserFamily> decide::Tables<F> for Tables<F> {
@@ -274,7 +298,13 @@ mod tests {
                 vtep: IpAddr::from([192, 168, 0, i as u8 + 2]),
                 mac: MacAddr([2, 0, 0, 0, 0, i as u8 + 2]),
             };
-            (peer, 1450)
+            (
+                peer,
+                Way {
+                    mtu: 1450,
+                    next_hop: Some(MacAddr([2, 0, 0, 0, 9, 9])),
+                },
+            )
         };
         Node {
             network: "10.244.0.0/16".parse().expect("a network"),
@@ -287,6 +317,7 @@ mod tests {
             port: 8472,
             source_ports: (32768, 60999),
             flags: CONFIG_ACTIVE,
+            underlay_mac: MacAddr([2, 0, 0, 0, 9, 1]),
             peers: peers.iter().enumerate().map(peer).collect(),
             pods: Vec::new(),
         }

@@ -45,6 +45,18 @@ impl Kernel {
         Ok(found.and_then(|link| Some((link_name(link)?.to_owned(), link_mtu(link)))))
     }
 
+    /// MAC address of a device; `None` when there is none with this index, or it has none.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn device_mac(&self, ifindex: u32) -> Result<Option<MacAddr>, Error> {
+        let links = self.links().await?;
+        Ok(links
+            .iter()
+            .find(|link| link.header.index == ifindex)
+            .and_then(link_mac))
+    }
+
     /// VNIs of VXLAN devices other than `name` that share its UDP port.
     ///
     /// # Errors

@@ -1,10 +1,12 @@
 //! One round of the fast path: programs on their hooks, then the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_SHARED_PORT, Config};
+use overlay_common::vxlan::OVERHEAD;
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
 use overlay_user::config::flags::{Attach, FastPath as Wanted};
@@ -15,7 +17,7 @@ use overlay_user::datapath::probe::Probes;
 use overlay_user::datapath::programs::{
     Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
 };
-use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables};
+use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
 use overlay_user::kernel::interface::Underlay;
 use overlay_user::kernel::pods::{Filter, PodLink, PodLinks};
 use overlay_user::kernel::{Kernel, sysctl};
@@ -29,6 +31,11 @@ use crate::node::Node;
 const RETRY: Duration = Duration::from_secs(30);
 /// How often the remembered flows are compared with connection tracking.
 const FLOWS_RESYNC: Duration = Duration::from_secs(20);
+/// How long the programs trust next hops after a sign of life of the agent.
+const TRUST: Duration = Duration::from_secs(5);
+/// How often stale next hops are confirmed: about when the kernel would, were the packets its own
+/// (`delay_first_probe_time`).
+const CONFIRM: Duration = Duration::from_secs(5);
 
 /// A round's view of the node.
 pub struct View<'a> {
@@ -69,11 +76,14 @@ pub struct Running {
     map_ids: Vec<u32>,
     /// What was written last.
     config: Option<Config<V4>>,
+    /// What the maps were made from, as of the last round.
+    node: Option<TablesOf>,
     /// Where programs have to sit, as of the last round.
     sites: Vec<Site>,
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
     left_out: BTreeMap<String, String>,
     flows_checked: Instant,
+    next_hops_confirmed: Instant,
 }
 
 /// A hook on a device.
@@ -99,6 +109,25 @@ impl FastPath {
         match self {
             Self::Up(running) => running.is_disturbed(),
             _ => false,
+        }
+    }
+
+    /// Tells the programs that the agent lives, and keeps next hops confirmed that the fast path uses unseen by
+    /// the neighbour table.
+    pub async fn beat(&mut self, kernel: &Kernel) {
+        if let Self::Up(running) = self
+            && let Err(error) = running.beat(kernel).await
+        {
+            tracing::warn!("follow the next hops: {error:#}");
+        }
+    }
+
+    /// Follows a change of the underlay's neighbours.
+    pub async fn refresh_next_hops(&mut self, kernel: &Kernel) {
+        if let Self::Up(running) = self
+            && let Err(error) = running.refresh_next_hops(kernel).await
+        {
+            tracing::warn!("follow the next hops: {error:#}");
         }
     }
 
@@ -220,9 +249,11 @@ impl Running {
             pins: pins.clone(),
             map_ids,
             config: None,
+            node: None,
             sites: Vec::new(),
             left_out: BTreeMap::new(),
             flows_checked: Instant::now(),
+            next_hops_confirmed: Instant::now(),
         })
     }
 
@@ -314,7 +345,9 @@ impl Running {
         if !gap {
             node.flags |= CONFIG_ACTIVE;
         }
+        lead(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
+        self.node = Some(node);
         for omission in omissions {
             tracing::warn!("{omission}");
         }
@@ -405,6 +438,40 @@ impl Running {
         Ok(foreign)
     }
 
+    async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
+        let until = flows::now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
+        self.maps.set_heartbeat(until)?;
+        if self.next_hops_confirmed.elapsed() < CONFIRM {
+            return Ok(());
+        }
+        self.next_hops_confirmed = Instant::now();
+        let Some(node) = &self.node else {
+            return Ok(());
+        };
+        for path in kernel
+            .paths(node.underlay_ifindex, vteps(node))
+            .await?
+            .values()
+        {
+            if path.is_stale {
+                kernel
+                    .confirm_neighbour(node.underlay_ifindex, path.next_hop)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn refresh_next_hops(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
+        let Some(node) = &mut self.node else {
+            return Ok(());
+        };
+        lead(kernel, node).await;
+        let (tables, _) = Tables::of(node);
+        self.maps.fill(&tables)?;
+        Ok(())
+    }
+
     /// Leaves every packet to the kernel; refusals go on.
     fn deactivate(&mut self) -> Result<(), Error> {
         match self.maps.config()? {
@@ -427,6 +494,33 @@ impl Site {
     fn is_pod(&self) -> bool {
         matches!(self.hook, Hook::PodIn | Hook::PodOut)
     }
+}
+
+/// Finds the ways to the peers. Where that fails, the kernel looks the next hop up packet by packet.
+async fn lead(kernel: &Kernel, node: &mut TablesOf) {
+    let paths = match kernel.paths(node.underlay_ifindex, vteps(node)).await {
+        Ok(paths) => paths,
+        Err(error) => {
+            tracing::debug!("look for next hops: {error}");
+            BTreeMap::new()
+        }
+    };
+    match kernel.device_mac(node.underlay_ifindex).await {
+        Ok(Some(mac)) => node.underlay_mac = mac,
+        _ => node.underlay_mac = MacAddr::default(),
+    }
+    let has_mac = node.underlay_mac != MacAddr::default();
+    for (peer, way) in &mut node.peers {
+        let path = paths.get(&peer.vtep);
+        way.next_hop = path.and_then(|path| path.mac).filter(|_| has_mac);
+        if let Some(mtu) = path.and_then(|path| path.mtu) {
+            way.mtu = way.mtu.min(mtu.saturating_sub(OVERHEAD));
+        }
+    }
+}
+
+fn vteps(node: &TablesOf) -> BTreeSet<IpAddr> {
+    node.peers.iter().map(|(peer, _)| peer.vtep).collect()
 }
 
 /// Where programs have to sit.
@@ -478,7 +572,19 @@ fn tables_of(view: &View<'_>, mac: MacAddr, peers: &[Peer], pods: Vec<LocalPod>)
         port: view.node.config.vxlan.port,
         source_ports: (32768, 60999),
         flags: 0,
-        peers: peers.iter().map(|peer| (peer.clone(), view.mtu)).collect(),
+        underlay_mac: MacAddr::default(),
+        peers: peers
+            .iter()
+            .map(|peer| {
+                (
+                    peer.clone(),
+                    Way {
+                        mtu: view.mtu,
+                        next_hop: None,
+                    },
+                )
+            })
+            .collect(),
         pods,
     }
 }

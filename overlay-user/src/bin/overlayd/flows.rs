@@ -100,7 +100,7 @@ fn pod_side(connection: &Translated, network: IpNet) -> Option<FlowKey<V4>> {
 }
 
 /// The clock that the programs use.
-fn now_ns() -> u64 {
+pub fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
         u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
     })

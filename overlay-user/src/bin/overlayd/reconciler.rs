@@ -81,30 +81,34 @@ impl Reconciler {
         let mut last_round = Instant::now();
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
+        let mut next_hops_due = None;
         loop {
-            let settled = async {
-                match due {
-                    Some(due) => sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
-                () = settled => {
+                () = when(due) => {
                     self.round().await;
                     last_round = Instant::now();
                     due = None;
                 }
-                event = monitor.next() => {
-                    if self.matters(event?) {
+                event = monitor.next() => match event? {
+                    Event::Neighbour(ifindex) if ifindex == self.underlay.ifindex => {
+                        next_hops_due = next_hops_due.or_else(|| Some(Instant::now() + SETTLE));
+                    }
+                    event if self.matters(event) => {
                         due = due.or_else(|| Some((Instant::now() + SETTLE).max(last_round + PAUSE)));
                     }
+                    _ => {}
+                },
+                () = when(next_hops_due) => {
+                    self.fast_path.refresh_next_hops(&self.kernel).await;
+                    next_hops_due = None;
                 }
                 changed = self.leases.changed() => {
                     changed?;
                     due = due.or_else(|| Some((Instant::now() + SETTLE).max(last_round + PAUSE)));
                 }
                 _ = tick.tick() => {
+                    self.fast_path.beat(&self.kernel).await;
                     if last_round.elapsed() >= RESYNC
                         || self.kernel_path.is_due(&self.node)
                         || self.fast_path.is_disturbed()
@@ -235,5 +239,13 @@ impl Reconciler {
                 _ => report.problem("underlay", error.to_string()),
             },
         }
+    }
+}
+
+/// Waits for a moment, or for ever.
+async fn when(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }

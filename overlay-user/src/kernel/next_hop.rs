@@ -1,0 +1,131 @@
+//! How packets leave the underlay's device towards other nodes: the next hop and what fits the way.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric};
+
+use super::neighbour::{destination, link_layer};
+use super::{Error, Kernel, dump, request};
+use crate::mac::MacAddr;
+
+/// The way to an address by a given device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The address that the neighbour table is asked for: a router's, or that of the node itself.
+    pub next_hop: IpAddr,
+    /// Its MAC address, while the kernel would send to it without asking the network first.
+    pub mac: Option<MacAddr>,
+    /// Whether the kernel would want it confirmed at the next packet.
+    pub is_stale: bool,
+    /// The route's own MTU in bytes, where somebody set one.
+    pub mtu: Option<u32>,
+}
+
+impl Kernel {
+    /// The ways to `addresses` by the device `ifindex`; addresses that it does not lead to are left out.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn paths(
+        &self,
+        ifindex: u32,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Path>, Error> {
+        let neighbours = self.neighbours().await?;
+        let on_device = neighbours
+            .iter()
+            .filter(|neighbour| neighbour.header.ifindex == ifindex);
+        let known: BTreeMap<IpAddr, (NeighbourState, MacAddr)> = on_device
+            .filter_map(|neighbour| {
+                Some((
+                    destination(neighbour)?,
+                    (neighbour.header.state, link_layer(neighbour)?),
+                ))
+            })
+            .collect();
+        let mut paths = BTreeMap::new();
+        for address in addresses {
+            let Some(route) = self.route(ifindex, address).await? else {
+                continue;
+            };
+            let next_hop = gateway(&route).unwrap_or(address);
+            let entry = known.get(&next_hop).filter(|(state, _)| is_usable(*state));
+            let path = Path {
+                next_hop,
+                mac: entry.map(|(_, mac)| *mac),
+                is_stale: entry.is_some_and(|(state, _)| *state == NeighbourState::Stale),
+                mtu: mtu(&route),
+            };
+            paths.insert(address, path);
+        }
+        Ok(paths)
+    }
+
+    /// Lets the kernel confirm a stale neighbour, as a packet to it would (`NTF_USE`).
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn confirm_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
+        let neighbours = self.handle.neighbours();
+        let call = neighbours
+            .add(ifindex, address)
+            .flags(NeighbourFlags::Use)
+            .replace();
+        request("RTM_NEWNEIGH", &address.to_string(), call.execute()).await
+    }
+
+    /// The route to an address by a device.
+    async fn route(&self, ifindex: u32, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
+        let mut message = RouteMessage::default();
+        (
+            message.header.address_family,
+            message.header.destination_prefix_length,
+        ) = match address {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        message
+            .attributes
+            .push(RouteAttribute::Destination(address.into()));
+        message.attributes.push(RouteAttribute::Oif(ifindex));
+        let call = self.handle.route().get(message).execute();
+        match dump("RTM_GETROUTE", &address.to_string(), call).await {
+            Ok(routes) => Ok(routes.into_iter().next()),
+            Err(error) if error.errno().is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the kernel would send to a neighbour in this state at once (`NUD_VALID`).
+fn is_usable(state: NeighbourState) -> bool {
+    use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
+    matches!(state, Delay | Noarp | Permanent | Probe | Reachable | Stale)
+}
+
+fn gateway(route: &RouteMessage) -> Option<IpAddr> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some((*address).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some((*address).into()),
+            _ => None,
+        })
+}
+
+fn mtu(route: &RouteMessage) -> Option<u32> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Metrics(metrics) => metrics.iter().find_map(|metric| match metric {
+                RouteMetric::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            }),
+            _ => None,
+        })
+}
