@@ -32,7 +32,8 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     fn announced<P: Packet>(packet: &P, ethertype: u16, offset: u32) -> Option<Self::Addr>;
     /// The header of a packet one hop further on: time to live less one, checksum to match.
     fn forwarded(header: Self::Header) -> Self::Header;
-    /// The header with its ECN field set to "congestion experienced" (RFC 3168).
+    /// The header with its ECN field set to "congestion experienced" (RFC 3168). The field must be ECT(0) or
+    /// ECT(1).
     fn congested(header: Self::Header) -> Self::Header;
 }
 

@@ -187,7 +187,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if !ip.checksum_ok || ip.total_len != packet.frame_len() - ETHERNET_LEN {
         return Err(Verdict::Malformed);
     }
-    let flow = flow(packet, ip, ETHERNET_LEN)?;
+    let flow = flow(packet, config, ip, ETHERNET_LEN)?;
     if tables.is_stack_owned(&flow) {
         Err(Verdict::StackOwned)
     } else {
@@ -206,8 +206,9 @@ fn to_local<F: Family, P: Packet>(
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
     }
-    // A pod that sends to its neighbour by way of the gateway is routed: another hop, other addresses.
-    if !same_mac(ethernet.destination, pod.mac) {
+    // A pod that sends to its neighbour by way of the gateway is routed: another hop, other addresses. And
+    // whether a frame goes back to where it came from is the bridge port's setting (hairpin mode).
+    if !same_mac(ethernet.destination, pod.mac) || packet.ifindex() == pod.ifindex {
         return Err(Verdict::ForeignMac);
     }
     if !fits(packet, ip, ETHERNET_LEN, pod.mtu)? {

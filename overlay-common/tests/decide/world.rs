@@ -205,3 +205,13 @@ pub fn carrying(payload: &[u8]) -> Ipv4Frame {
         .sent_by(PEER_NIC_MAC)
         .sent_to(NIC_MAC)
 }
+
+/// An ICMP error, "port unreachable" (RFC 792), that quotes the packet that it is about.
+pub fn unreachable(source: [u8; 4], destination: [u8; 4], about: &Ipv4Frame) -> Ipv4Frame {
+    const PORT_UNREACHABLE: [u8; 8] = [3, 3, 0, 0, 0, 0, 0, 0];
+    const ICMP: u8 = 1;
+    // The IP header and eight bytes more.
+    let quoted = &about.bytes()[14..14 + 28];
+    let message = [&PORT_UNREACHABLE, quoted].concat();
+    Ipv4Frame::protocol(source, destination, ICMP, message)
+}

@@ -18,6 +18,12 @@ pub fn cases() -> Vec<Case> {
             .with(mark(outside))
             .bytes()
     };
+    let error = || {
+        let about = between((POD_A, 40000), (POD_REMOTE, 80));
+        unreachable(POD_REMOTE, POD_A, &about)
+            .sent_by(PEER_VTEP_MAC)
+            .sent_to(VTEP_MAC)
+    };
     let short = |len: usize| {
         let inner = inner().bytes();
         carrying(&vxlan(VNI, &inner)[..len]).bytes()
@@ -198,16 +204,10 @@ pub fn cases() -> Vec<Case> {
             PassPlain(Malformed),
         ),
         case(
-            "an outer checksum that nobody verified",
-            damaged(&packet(), |b| b[41] = 1),
-            PassPlain(OuterChecksum),
-        ),
-        case(
-            "an outer checksum that the NIC verified",
+            "an outer checksum",
             damaged(&packet(), |b| b[41] = 1),
             Fast(Decapsulated),
-        )
-        .verified(),
+        ),
         case(
             "to another device's MAC address",
             with_inner(inner().sent_to(MAC_A)).bytes(),
@@ -262,7 +262,7 @@ pub fn cases() -> Vec<Case> {
         )
         .world(|w| w.pod(POD_A).mtu = 40),
         case(
-            "an ICMP error",
+            "an ICMP error that quotes nothing",
             with_inner(
                 Ipv4Frame::icmp(POD_REMOTE, POD_A, time_exceeded())
                     .sent_by(PEER_VTEP_MAC)
@@ -271,6 +271,17 @@ pub fn cases() -> Vec<Case> {
             .bytes(),
             PassPlain(IcmpError),
         ),
+        case(
+            "an ICMP error about plain traffic",
+            with_inner(error()).bytes(),
+            Fast(Decapsulated),
+        ),
+        case(
+            "an ICMP error about a flow of the stack",
+            with_inner(error()).bytes(),
+            PassPlain(StackOwned),
+        )
+        .world(owned((POD_A, 40000), (POD_REMOTE, 80))),
         case(
             "a flow of the stack",
             packet().bytes(),

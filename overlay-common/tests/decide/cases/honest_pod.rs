@@ -12,6 +12,12 @@ pub fn cases() -> Vec<Case> {
             .sent_by(MAC_A)
             .sent_to(BRIDGE_MAC)
     };
+    let quoting = |about: Ipv4Frame| {
+        unreachable(POD_A, POD_REMOTE, &about)
+            .sent_by(MAC_A)
+            .sent_to(BRIDGE_MAC)
+            .bytes()
+    };
     let long = || routed(POD_REMOTE).bytes().len() as u32 - 14;
     vec![
         case("to a pod of this node", local().bytes(), Fast(Redirected)),
@@ -184,8 +190,34 @@ pub fn cases() -> Vec<Case> {
             PassPlain(Malformed),
         ),
         case(
-            "an ICMP error",
+            "an ICMP error that quotes nothing",
             icmp(time_exceeded()).bytes(),
+            PassPlain(IcmpError),
+        ),
+        case(
+            "an ICMP error about plain traffic",
+            quoting(between((POD_REMOTE, 40000), (POD_A, 80))),
+            Fast(Encapsulated),
+        ),
+        case(
+            "an ICMP error about a flow of the stack",
+            quoting(between((POD_REMOTE, 40000), (POD_A, 80))),
+            PassPlain(StackOwned),
+        )
+        .world(owned((POD_A, 80), (POD_REMOTE, 40000))),
+        case(
+            "an ICMP error about what somebody else sent",
+            quoting(between((OUTSIDE, 40000), (POD_A, 80))),
+            PassPlain(IcmpError),
+        ),
+        case(
+            "an ICMP error about what went elsewhere",
+            quoting(between((POD_REMOTE, 40000), (OUTSIDE, 80))),
+            PassPlain(IcmpError),
+        ),
+        case(
+            "an ICMP error about a later fragment",
+            quoting(between((POD_REMOTE, 40000), (POD_A, 80)).fragment(5, false)),
             PassPlain(IcmpError),
         ),
         case(

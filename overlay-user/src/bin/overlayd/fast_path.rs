@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_SHARED_PORT, Config};
+use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_SHARED_PORT, Config, POD_KERNEL_PATH};
 use overlay_common::vxlan::OVERHEAD;
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
@@ -71,13 +71,13 @@ pub enum FastPath {
 pub struct Running {
     programs: Programs,
     maps: Maps<V4>,
+    /// What the maps were made from, as of the last round.
+    node: Option<TablesOf>,
     pins: Pins,
     /// The kernel's ids of the maps.
     map_ids: Vec<u32>,
     /// What was written last.
     config: Option<Config<V4>>,
-    /// What the maps were made from, as of the last round.
-    node: Option<TablesOf>,
     /// Where programs have to sit, as of the last round.
     sites: Vec<Site>,
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
@@ -246,10 +246,10 @@ impl Running {
         Ok(Self {
             programs,
             maps,
+            node: None,
             pins: pins.clone(),
             map_ids,
             config: None,
-            node: None,
             sites: Vec::new(),
             left_out: BTreeMap::new(),
             flows_checked: Instant::now(),
@@ -308,19 +308,18 @@ impl Running {
             let filters = self.filters(kernel).await;
             self.programs.note_filters(filters);
         }
-        let known = self.maps.dump()?;
+        let mut known = self.maps.dump()?;
         let mut gap = known
             .config
             .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
-        let mut newcomers = false;
         for site in self.sites.clone() {
             let ours = self.presence(&site).is_ok_and(|presence| presence.ours);
             if !site.is_pod() {
                 gap |= !ours;
-            } else if !ours || !known.endpoints.contains_key(&site.ifindex) {
-                // Not in the maps while the stack may send it what no program of ours sees.
+            } else if !ours {
+                // The stack may send it what no program of ours sees: it starts again as a newcomer.
                 self.maps.forget_device(site.ifindex)?;
-                newcomers = true;
+                known.endpoints.remove(&site.ifindex);
             }
         }
         if gap {
@@ -354,26 +353,27 @@ impl Running {
         let Some(config) = tables.config else {
             return Ok(());
         };
-        let network = view.node.config.network();
-        if newcomers && !gap {
-            // What the stack translates for them began unseen.
-            flows::recall(&mut self.maps, network).await?;
-        }
+        // A newcomer may have talked with Services before it was watched: it is left to the kernel, and watched
+        // from now on, until the flows that it has by then are known.
+        let (watched, newcomers) = watch_newcomers(&tables, &known);
         // Narrow the mask last: until then the old entries answer for the old mask.
-        self.maps.fill(&tables)?;
+        self.maps.fill(&watched)?;
         self.write(config)?;
         self.maps.retire(&tables)?;
-        if gap {
+        if gap || newcomers {
             // While everything went by the stack, flows may have been translated unseen.
-            flows::rebuild(&mut self.maps, network).await?;
+            flows::rebuild(&mut self.maps, view.node.config.network()).await?;
+            self.maps.fill(&tables)?;
+            self.flows_checked = Instant::now();
+        }
+        if gap {
             self.write(Config {
                 flags: config.flags | CONFIG_ACTIVE,
                 ..config
             })?;
-            self.flows_checked = Instant::now();
             tracing::info!("fast path active");
         } else if self.flows_checked.elapsed() >= FLOWS_RESYNC {
-            flows::heal(&mut self.maps, network).await?;
+            flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
         let sites = &self.sites;
@@ -385,6 +385,40 @@ impl Running {
         if gone > 0 {
             tracing::debug!(links = gone, "links of gone devices removed");
         }
+        Ok(())
+    }
+
+    async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
+        let until = flows::now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
+        self.maps.set_heartbeat(until)?;
+        if self.next_hops_confirmed.elapsed() < CONFIRM {
+            return Ok(());
+        }
+        self.next_hops_confirmed = Instant::now();
+        let Some(node) = &self.node else {
+            return Ok(());
+        };
+        for path in kernel
+            .paths(node.underlay_ifindex, vteps(node))
+            .await?
+            .values()
+        {
+            if path.is_stale {
+                kernel
+                    .confirm_neighbour(node.underlay_ifindex, path.next_hop)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn refresh_next_hops(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
+        let Some(node) = &mut self.node else {
+            return Ok(());
+        };
+        lead(kernel, node).await;
+        let (tables, _) = Tables::of(node);
+        self.maps.fill(&tables)?;
         Ok(())
     }
 
@@ -438,40 +472,6 @@ impl Running {
         Ok(foreign)
     }
 
-    async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
-        let until = flows::now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
-        self.maps.set_heartbeat(until)?;
-        if self.next_hops_confirmed.elapsed() < CONFIRM {
-            return Ok(());
-        }
-        self.next_hops_confirmed = Instant::now();
-        let Some(node) = &self.node else {
-            return Ok(());
-        };
-        for path in kernel
-            .paths(node.underlay_ifindex, vteps(node))
-            .await?
-            .values()
-        {
-            if path.is_stale {
-                kernel
-                    .confirm_neighbour(node.underlay_ifindex, path.next_hop)
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn refresh_next_hops(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
-        let Some(node) = &mut self.node else {
-            return Ok(());
-        };
-        lead(kernel, node).await;
-        let (tables, _) = Tables::of(node);
-        self.maps.fill(&tables)?;
-        Ok(())
-    }
-
     /// Leaves every packet to the kernel; refusals go on.
     fn deactivate(&mut self) -> Result<(), Error> {
         match self.maps.config()? {
@@ -521,6 +521,27 @@ async fn lead(kernel: &Kernel, node: &mut TablesOf) {
 
 fn vteps(node: &TablesOf) -> BTreeSet<IpAddr> {
     node.peers.iter().map(|(peer, _)| peer.vtep).collect()
+}
+
+/// The tables with every pod that is not `known` left to the kernel, and whether there are any.
+fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
+    let mut watched = tables.clone();
+    let mut any = false;
+    for (ifindex, endpoint) in &mut watched.endpoints {
+        let is_known = known
+            .endpoints
+            .get(ifindex)
+            .is_some_and(|old| old.address == endpoint.address);
+        if is_known {
+            continue;
+        }
+        any = true;
+        endpoint.flags |= POD_KERNEL_PATH;
+        if let Some(pod) = watched.pods.get_mut(&endpoint.address) {
+            pod.flags |= POD_KERNEL_PATH;
+        }
+    }
+    (watched, any)
 }
 
 /// Where programs have to sit.
