@@ -438,11 +438,9 @@ fn known_peers_are_served_while_etcd_is_away() -> Result<()> {
         let revision = status[0]["Status"]["header"]["revision"]
             .as_u64()
             .context("etcd tells no revision")?;
-        let etcd = lab.store_process().context("etcd")?;
         // The agents' watches break, and cannot resume where they were.
         lab.etcdctl(&["compact", &revision.to_string()])?;
-        etcd.signal(Signal::SIGKILL)?;
-        etcd.wait_gone(REPAIR)?;
+        lab.stop_store()?;
         lab.start_store()?;
         wait_until("both leases", Duration::from_secs(20), || leases(&lab) == 2)?;
         as_before(&lab)
