@@ -18,6 +18,7 @@
 pub mod command;
 pub mod containers;
 pub mod conversation;
+pub mod frame;
 pub mod http;
 pub mod interrupt;
 pub mod kube_proxy;

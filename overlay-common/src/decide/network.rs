@@ -117,15 +117,15 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
     outer: &Ip<F>,
     vxlan: u32,
 ) -> Result<Inner<F>, FromNetwork<'t, F>> {
+    let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
     // The rest of a fragmented datagram goes unseen; only its beginning can be judged, so that has to show
-    // enough. Real fragments do: the smallest MTU of IPv4 leaves room.
-    let truncated = if outer.fragment == Fragment::First {
-        FromNetwork::Refuse(Verdict::HidingFragment)
-    } else {
-        pass(Verdict::Malformed)
-    };
+    // enough. What stands behind the end of the packet does not count, for the kernel cuts it off.
+    if outer.fragment == Fragment::First && ETHERNET_LEN + outer.total_len < offset + F::HEADER_LEN
+    {
+        return Err(FromNetwork::Refuse(Verdict::HidingFragment));
+    }
     let Some([flags, vni]) = packet.load::<2>(vxlan) else {
-        return Err(truncated);
+        return Err(pass(Verdict::Malformed));
     };
     let vni = u32::from_be(vni);
     if flags != u32::from_ne_bytes(vxlan::FLAGS) || vni & 0xff != 0 {
@@ -139,9 +139,8 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
         });
     }
     let Some(ethernet) = Ethernet::parse(packet, vxlan + VXLAN_LEN) else {
-        return Err(truncated);
+        return Err(pass(Verdict::Malformed));
     };
-    let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
     let ip = if ethernet.ethertype == F::ETHERTYPE {
         F::parse(packet, offset)
     } else {
@@ -167,7 +166,7 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
         pass(Verdict::NotIp)
     } else {
         match ip {
-            None => truncated,
+            None => pass(Verdict::Malformed),
             Some(ip) if !in_network(config, ip.source) => pass(Verdict::ForeignSource),
             Some(_) if config.flags & CONFIG_PEERS_COMPLETE == 0 => pass(Verdict::PeersIncomplete),
             Some(_) => FromNetwork::Refuse(Verdict::ForeignInnerSource),

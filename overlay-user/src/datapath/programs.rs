@@ -5,9 +5,10 @@
 //! qdisc at a place of its own, which a new agent replaces in one step.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use aya::maps::{MapInfo, MapType};
+use aya::maps::{MapData, MapInfo, MapType};
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{Link as _, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
@@ -64,7 +65,7 @@ pub struct Programs {
 
 /// What was found at a pin that does not fit this build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pinned map {name} has {found}, this build needs {wanted}: it is replaced")]
+#[error("pinned map {name} is {found}, this build needs {wanted}: it is replaced")]
 pub struct Misfit {
     name: &'static str,
     found: String,
@@ -358,23 +359,28 @@ fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     if !maps::ALL.iter().any(|name| pins.map(name).exists()) {
         return Ok(misfits);
     }
+    let mut complete = true;
     for (name, wanted) in declared(bytes)? {
         let pin = pins.map(name);
         if !pin.exists() {
+            complete = false;
             continue;
         }
-        let found = match MapInfo::from_pin(&pin) {
-            Ok(info) => shape(&info),
-            Err(error) => format!("something that is no map ({error})"),
-        };
+        let found = pinned_shape(&pin);
         if found != wanted {
             Pins::remove(&pin)?;
+            complete = false;
             misfits.push(Misfit {
                 name,
                 found,
                 wanted,
             });
         }
+    }
+    // A new map is empty. The configuration of the old ones says that they hold every peer, and programs that
+    // believe it would refuse what peers send; without one they leave everything to the kernel.
+    if !complete {
+        Pins::remove(&pins.map(maps::CONFIG))?;
     }
     Ok(misfits)
 }
@@ -401,6 +407,23 @@ fn declared(bytes: &[u8]) -> Result<BTreeMap<&'static str, String>, Error> {
         .collect()
 }
 
+/// What is pinned at `pin`.
+fn pinned_shape(pin: &Path) -> String {
+    // The kernel opens programs and links the same way, and tells of them in the same bytes.
+    let is_map = |map: &MapData| {
+        std::fs::read_link(format!("/proc/self/fd/{}", map.fd().as_fd().as_raw_fd()))
+            .is_ok_and(|target| target.to_string_lossy().contains("bpf-map"))
+    };
+    match MapData::from_pin(pin) {
+        Ok(map) if !is_map(&map) => "no map".to_owned(),
+        Ok(map) => match map.info() {
+            Ok(info) => shape(&info),
+            Err(error) => format!("unreadable ({})", super::short(&error)),
+        },
+        Err(error) => format!("no map ({})", super::short(&error)),
+    }
+}
+
 fn map_data(map: &aya::maps::Map) -> Option<&aya::maps::MapData> {
     use aya::maps::Map::{Array, HashMap, LruHashMap, PerCpuArray};
     match map {
@@ -411,11 +434,11 @@ fn map_data(map: &aya::maps::Map) -> Option<&aya::maps::MapData> {
 
 fn shape(info: &MapInfo) -> String {
     let kind = match info.map_type() {
-        Ok(MapType::Array) => "array",
-        Ok(MapType::Hash) => "hash",
-        Ok(MapType::LruHash) => "LRU hash",
-        Ok(MapType::PerCpuArray) => "per-CPU array",
-        _ => "another type",
+        Ok(MapType::Array) => "an array",
+        Ok(MapType::Hash) => "a hash",
+        Ok(MapType::LruHash) => "an LRU hash",
+        Ok(MapType::PerCpuArray) => "a per-CPU array",
+        _ => "a map of another type",
     };
     format!(
         "{kind}, key {} B, value {} B, {} entries, flags {:#x}",
