@@ -86,29 +86,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         filter,
         None,
     )?;
-    for (name, package, directory, threads) in [
-        (
-            "programs in the kernel",
-            "overlay-user",
-            "overlay-user/tests",
-            None,
-        ),
-        (
-            "end to end",
-            "overlay-tests",
-            "tests/tests",
-            Some(LABS_AT_A_TIME),
-        ),
+    for (name, package, threads) in [
+        ("decision", "overlay-common", None),
+        ("programs in the kernel", "overlay-user", None),
+        ("end to end", "overlay-tests", Some(LABS_AT_A_TIME)),
     ] {
-        // Without the directory there is no such test yet, which cargo takes for an error.
-        if workspace::root().join(directory).is_dir() {
-            run.tests(
-                name,
-                &["--package", package, "--test", "*"],
-                filter,
-                threads,
-            )?;
-        }
+        run.tests(name, &["--package", package, "--test", "*"], filter, threads)?;
     }
     Ok(run.close())
 }
