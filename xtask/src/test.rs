@@ -91,7 +91,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         ("programs in the kernel", "overlay-user", None),
         ("end to end", "overlay-tests", Some(LABS_AT_A_TIME)),
     ] {
-        run.tests(name, &["--package", package, "--test", "*"], filter, threads)?;
+        run.tests(
+            name,
+            &["--package", package, "--test", "*"],
+            filter,
+            threads,
+        )?;
     }
     Ok(run.close())
 }
