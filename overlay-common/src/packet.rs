@@ -16,6 +16,8 @@ pub trait Packet {
     fn to_this_host(&self) -> bool;
     /// The interface that the program sits on.
     fn ifindex(&self) -> u32;
+    /// Whether the device has verified the outermost checksum (`CHECKSUM_UNNECESSARY`).
+    fn checksum_verified(&self) -> bool;
 }
 
 /// Length of an Ethernet header without tags.
@@ -184,6 +186,8 @@ pub struct Frame<'a> {
     pub to_this_host: bool,
     /// See [`Packet::ifindex`].
     pub ifindex: u32,
+    /// See [`Packet::checksum_verified`].
+    pub checksum_verified: bool,
 }
 
 impl<'a> Frame<'a> {
@@ -195,6 +199,7 @@ impl<'a> Frame<'a> {
             vlan: None,
             to_this_host: true,
             ifindex: 0,
+            checksum_verified: false,
         }
     }
 }
@@ -228,5 +233,9 @@ impl Packet for Frame<'_> {
 
     fn ifindex(&self) -> u32 {
         self.ifindex
+    }
+
+    fn checksum_verified(&self) -> bool {
+        self.checksum_verified
     }
 }
