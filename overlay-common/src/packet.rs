@@ -16,8 +16,6 @@ pub trait Packet {
     fn to_this_host(&self) -> bool;
     /// The interface that the program sits on.
     fn ifindex(&self) -> u32;
-    /// Whether the device has verified the outermost checksum (`CHECKSUM_UNNECESSARY`).
-    fn checksum_verified(&self) -> bool;
 }
 
 /// Length of an Ethernet header without tags.
@@ -186,8 +184,6 @@ pub struct Frame<'a> {
     pub to_this_host: bool,
     /// See [`Packet::ifindex`].
     pub ifindex: u32,
-    /// See [`Packet::checksum_verified`].
-    pub checksum_verified: bool,
 }
 
 impl<'a> Frame<'a> {
@@ -199,7 +195,6 @@ impl<'a> Frame<'a> {
             vlan: None,
             to_this_host: true,
             ifindex: 0,
-            checksum_verified: false,
         }
     }
 }
@@ -233,9 +228,5 @@ impl Packet for Frame<'_> {
 
     fn ifindex(&self) -> u32 {
         self.ifindex
-    }
-
-    fn checksum_verified(&self) -> bool {
-        self.checksum_verified
     }
 }

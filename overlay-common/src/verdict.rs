@@ -112,9 +112,6 @@ verdicts! {
     ForeignMac = Slow "foreign_mac",
     /// A super-packet that the kernel segments in a way this program cannot describe.
     Aggregate = Slow "aggregate",
-    /// The outer UDP checksum is not zero and nobody has verified it yet. The whole flow is left to the kernel, or
-    /// connection tracking would see half of it.
-    OuterChecksum = Slow "outer_checksum",
     /// A pair of ECN fields that needs the kernel's judgement.
     EcnPair = Slow "ecn_pair",
     /// Not every lease is known to the fast path.

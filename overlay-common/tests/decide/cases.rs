@@ -59,7 +59,6 @@ pub struct Case {
     pub ifindex: u32,
     pub gso_size: u32,
     pub vlan: Option<u16>,
-    pub checksum_verified: bool,
     /// Whether a program of ours handed it over as plain pod-to-pod traffic.
     pub plain: bool,
     pub want: Outcome,
@@ -75,7 +74,6 @@ impl Case {
             ifindex: if hook == Hook::NetIn { NIC } else { VETH_A },
             gso_size: 0,
             vlan: None,
-            checksum_verified: false,
             plain: false,
             want,
         }
@@ -101,13 +99,6 @@ impl Case {
         }
     }
 
-    fn verified(self) -> Self {
-        Self {
-            checksum_verified: true,
-            ..self
-        }
-    }
-
     fn plain(self) -> Self {
         Self {
             plain: true,
@@ -122,7 +113,6 @@ impl Case {
         packet.vlan = self.vlan;
         packet.to_this_host = self.frame.starts_with(&NIC_MAC);
         packet.ifindex = self.ifindex;
-        packet.checksum_verified = self.checksum_verified;
         packet
     }
 

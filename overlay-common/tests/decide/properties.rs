@@ -172,7 +172,7 @@ const RECEIVED_FIELDS: &[Field] = &[
     field("outer source port", 34..36, &[]),
     field("outer destination port", 36..38, &[Verdict::NotVxlan]),
     field("outer UDP length", 38..40, &[Verdict::Malformed]),
-    field("outer UDP checksum", 40..42, &[Verdict::OuterChecksum]),
+    field("outer UDP checksum", 40..42, &[]),
     field("VXLAN flags", 42..46, &[Verdict::VxlanExtension]),
     field("VNI", 46..49, &[Verdict::WrongVni]),
     field(
