@@ -100,9 +100,10 @@ fn a_capture_cannot_tell_the_paths_apart() -> Result<()> {
             count(&injected.probes, &|p| p.fast == Fast::Whole),
         ),
     ] {
-        if counted != expected {
+        // More may be: answers of the pods' own stacks, and what this node's kernel encapsulated.
+        if counted < expected {
             failures.push(format!(
-                "{counted} packets {what}, {expected} should have been"
+                "{counted} packets {what}, at least {expected} should have been"
             ));
         }
     }

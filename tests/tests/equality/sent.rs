@@ -166,7 +166,7 @@ impl Corpus {
                 way,
                 &format!("ICMP {name}"),
                 Ip::new(from, to, ICMP, message),
-                Fast::No,
+                way.plain,
             );
         }
         let inner = Ip::udp(from, to, 20).bytes();

@@ -194,7 +194,6 @@ pub struct Vxlan {
 pub enum UdpChecksum {
     Zero,
     Right,
-    Wrong,
 }
 
 impl Vxlan {
@@ -218,7 +217,6 @@ impl Vxlan {
         match self.udp_checksum {
             UdpChecksum::Zero => header.checksum = 0,
             UdpChecksum::Right => {}
-            UdpChecksum::Wrong => header.checksum ^= 0x0101,
         }
         header.length = header.length.wrapping_add_signed(self.udp_length_off_by);
         [&header.to_bytes()[..], &payload].concat()
