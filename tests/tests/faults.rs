@@ -161,7 +161,7 @@ fn the_data_path_outlives_its_agent() -> Result<()> {
         wait_attached(&node)?;
         let log = fs::read_to_string(node.agent_log())?;
         ensure!(
-            log.contains("pinned map ov_pods is hash, key 4 B, value 8 B"),
+            log.contains("pinned map ov_pods is a hash, key 4 B, value 8 B"),
             "the misfit is not told"
         );
         Ok(())
