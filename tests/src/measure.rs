@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 
+use crate::Pod;
 use crate::traffic::{Endpoint, PATIENCE};
-use crate::{Node, Pod};
 
 /// Round trips that come before those that count.
 const WARM_UP: usize = 200;
@@ -111,20 +111,4 @@ pub fn throughput(from: &Pod, to: &Pod, seconds: u32) -> Result<f64> {
     }
     let bits = answer["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(bits.context("iperf3 reports no throughput")? / 1e9)
-}
-
-/// The share of packets that took the fast path on a node since its programs were loaded, 0 to 1, as
-/// `overlayctl status --output json` has it; nothing where no packet was counted yet.
-///
-/// # Errors
-/// When overlayctl fails or does not tell.
-pub fn hit_ratio(node: &Node) -> Result<Option<f64>> {
-    let status = node.json(["overlayctl", "status", "--output", "json"])?;
-    let fast_path = status
-        .get("fast_path")
-        .context("overlayctl tells nothing of the fast path")?;
-    Ok(fast_path
-        .get("hit_ratio")
-        .context("overlayctl tells no hit ratio")?
-        .as_f64())
 }

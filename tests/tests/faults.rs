@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::pace::Traffic;
+use overlay_tests::status::Counts;
 use overlay_tests::traffic::{self, Endpoint};
 use overlay_tests::{Lab, Node, Options, Pod, wait_until};
 
@@ -257,7 +258,7 @@ fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
         .collect();
     ensure!(paths == ["fast", "fast"], "{paths:?}");
     case(&lab, "nothing, by clsact", || Ok(()))?;
-    let ratio = overlay_tests::measure::hit_ratio(&node)?.unwrap_or_default();
+    let ratio = Counts::of(&node)?.hit_ratio_without(&[]);
     ensure!(ratio > 0.9, "only {ratio} of packets take the fast path");
 
     let before = filters(&node)?;
