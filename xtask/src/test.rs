@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 
-use crate::{build, setup, shell, workspace};
+use crate::{build, setup, shell};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
