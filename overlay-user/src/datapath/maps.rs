@@ -144,10 +144,18 @@ where
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
     pub fn fill(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
-        Ok(fill(&mut self.vteps, VTEPS, &tables.vteps)?
-            + fill(&mut self.peers, PEERS, &tables.peers)?
+        Ok(self.fill_peers(tables)?
             + fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
             + fill(&mut self.pods, PODS, &tables.pods)?)
+    }
+
+    /// Writes what is new or different of the peers in `tables`.
+    ///
+    /// # Errors
+    /// [`Error::Map`]; what was done before stays.
+    pub fn fill_peers(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+        Ok(fill(&mut self.vteps, VTEPS, &tables.vteps)?
+            + fill(&mut self.peers, PEERS, &tables.peers)?)
     }
 
     /// Takes a pod out of the maps, its endpoint with it.

@@ -429,7 +429,8 @@ impl Running {
         };
         lead(kernel, node).await;
         let (tables, _) = Tables::of(node);
-        self.maps.fill(&tables)?;
+        // Of the pods, this node is as old as the last round: one may be gone, and taken out, since.
+        self.maps.fill_peers(&tables)?;
         Ok(())
     }
 
