@@ -14,6 +14,7 @@ pub mod pins;
 pub mod pods;
 pub mod probe;
 pub mod programs;
+pub mod shapes;
 pub mod tables;
 
 /// What can go wrong with the fast path; the kernel path goes on in every case.

@@ -5,10 +5,8 @@
 //! qdisc at a place of its own, which a new agent replaces in one step.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use aya::maps::{MapData, MapInfo, MapType};
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{Link as _, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
@@ -16,6 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use overlay_common::Hook;
 
 use super::pins::Pins;
+use super::shapes::{Misfit, check_pins};
 use super::{Error, maps, object};
 
 /// The name of the program for a hook.
@@ -71,15 +70,6 @@ pub struct Programs {
     filters: BTreeSet<(Hook, u32)>,
     /// Where this agent has put clsact filters.
     own_filters: BTreeSet<(Hook, u32)>,
-}
-
-/// What was found at a pin that does not fit this build.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pinned map {name} is {found}, this build needs {wanted}: all maps are made anew")]
-pub struct Misfit {
-    name: &'static str,
-    found: String,
-    wanted: String,
 }
 
 /// What sits on a hook, seen from this agent.
@@ -459,103 +449,6 @@ fn attached_ids(hook: Hook, interface: &str) -> Result<Vec<u32>, Error> {
 fn pinned_program(pin: &Path) -> Option<u32> {
     let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
     Some(link.info().ok()?.program_id())
-}
-
-/// Unpins the maps if the object cannot work on one of them. aya 0.14 takes any pinned map that has the right name.
-fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
-    let mut misfits = Vec::new();
-    if !maps::ALL.iter().any(|name| pins.map(name).exists()) {
-        return Ok(misfits);
-    }
-    let mut complete = true;
-    for (name, wanted) in declared(bytes)? {
-        let pin = pins.map(name);
-        if !pin.exists() {
-            complete = false;
-            continue;
-        }
-        let found = pinned_shape(&pin);
-        if found != wanted {
-            complete = false;
-            misfits.push(Misfit {
-                name,
-                found,
-                wanted,
-            });
-        }
-    }
-    // A new map is empty. The configuration of the old ones says that they hold every peer, and programs that
-    // believe it would refuse what peers send. Without one they leave everything to the kernel.
-    if !complete {
-        for name in maps::ALL {
-            Pins::remove(&pins.map(name))?;
-        }
-    }
-    Ok(misfits)
-}
-
-/// The shapes of the maps that the object declares: read off a scratch copy, loaded without pins.
-fn declared(bytes: &[u8]) -> Result<BTreeMap<&'static str, String>, Error> {
-    let scratch = EbpfLoader::new()
-        .load(bytes)
-        .map_err(|source| Error::Load(Box::new(source)))?;
-    maps::ALL
-        .into_iter()
-        .map(|name| {
-            let map = scratch.map(name).ok_or(Error::Missing(name))?;
-            let info = map_data(map)
-                .ok_or(Error::Missing(name))?
-                .info()
-                .map_err(|source| Error::Map {
-                    call: "inspect",
-                    map: name,
-                    source,
-                })?;
-            Ok((name, shape(&info)))
-        })
-        .collect()
-}
-
-/// What is pinned at `pin`.
-fn pinned_shape(pin: &Path) -> String {
-    // The kernel opens programs and links the same way, and tells of them in the same bytes.
-    let is_map = |map: &MapData| {
-        std::fs::read_link(format!("/proc/self/fd/{}", map.fd().as_fd().as_raw_fd()))
-            .is_ok_and(|target| target.to_string_lossy().contains("bpf-map"))
-    };
-    match MapData::from_pin(pin) {
-        Ok(map) if !is_map(&map) => "no map".to_owned(),
-        Ok(map) => match map.info() {
-            Ok(info) => shape(&info),
-            Err(error) => format!("unreadable ({})", super::short(&error)),
-        },
-        Err(error) => format!("no map ({})", super::short(&error)),
-    }
-}
-
-fn map_data(map: &aya::maps::Map) -> Option<&aya::maps::MapData> {
-    use aya::maps::Map::{Array, HashMap, LruHashMap, PerCpuArray};
-    match map {
-        Array(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) => Some(data),
-        _ => None,
-    }
-}
-
-fn shape(info: &MapInfo) -> String {
-    let kind = match info.map_type() {
-        Ok(MapType::Array) => "an array",
-        Ok(MapType::Hash) => "a hash",
-        Ok(MapType::LruHash) => "an LRU hash",
-        Ok(MapType::PerCpuArray) => "a per-CPU array",
-        _ => "a map of another type",
-    };
-    format!(
-        "{kind}, key {} B, value {} B, {} entries, flags {:#x}",
-        info.key_size(),
-        info.value_size(),
-        info.max_entries(),
-        info.map_flags()
-    )
 }
 
 fn attach_failed<'a>(

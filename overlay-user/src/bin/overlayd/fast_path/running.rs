@@ -1,0 +1,437 @@
+//! The fast path while it runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use overlay_common::schema::{
+    CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config, POD_KERNEL_PATH,
+};
+use overlay_common::{Hook, V4};
+use overlay_user::backend::Peer;
+use overlay_user::config::flags::Attach;
+use overlay_user::datapath::Error;
+use overlay_user::datapath::maps::{self, Maps};
+use overlay_user::datapath::pins::Pins;
+use overlay_user::datapath::probe::Probes;
+use overlay_user::datapath::programs::{
+    Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
+};
+use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
+use overlay_user::kernel::pods::{Filter, PodLink};
+use overlay_user::kernel::{Kernel, sysctl};
+use overlay_user::mac::MacAddr;
+
+use super::View;
+use super::ways::{lead, vteps};
+use crate::flows;
+
+/// How often the remembered flows are compared with connection tracking.
+const FLOWS_RESYNC: Duration = Duration::from_secs(20);
+/// How long the programs trust next hops after a sign of life of the agent.
+const TRUST: Duration = Duration::from_secs(5);
+/// How often stale next hops are confirmed: about when the kernel would, were the packets its own
+/// (`delay_first_probe_time`).
+const CONFIRM: Duration = Duration::from_secs(5);
+/// A loaded fast path.
+pub struct Running {
+    programs: Programs,
+    maps: Maps<V4>,
+    /// What the maps were made from, as of the last round.
+    node: Option<TablesOf>,
+    pins: Pins,
+    /// The kernel's ids of the maps.
+    map_ids: Vec<u32>,
+    /// What was written last.
+    config: Option<Config<V4>>,
+    /// Where programs have to sit, as of the last round.
+    sites: Vec<Site>,
+    /// Pods that programs could not be attached to, and why: the kernel path serves them.
+    pub left_out: BTreeMap<String, String>,
+    flows_checked: Instant,
+    next_hops_confirmed: Instant,
+}
+
+/// A hook on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Site {
+    hook: Hook,
+    interface: String,
+    ifindex: u32,
+}
+
+impl Running {
+    /// Probes this kernel, loads the programs and takes over what is pinned.
+    pub fn start(pins: &Pins, attach: Attach) -> Result<Self, String> {
+        let attachment = match (attach, Probes::run().verdict()?) {
+            (Attach::Tcx, Attachment::Clsact) => {
+                return Err("this kernel has no tcx (Linux 6.6 has): leave --attach out".to_owned());
+            }
+            (Attach::Clsact, _) => Attachment::Clsact,
+            (Attach::Tcx | Attach::Auto, best) => best,
+        };
+        let (programs, misfits) =
+            Programs::load(pins, attachment).map_err(|error| error.to_string())?;
+        for misfit in misfits {
+            tracing::warn!("{misfit}");
+        }
+        // A packet meets each program once.
+        let others = match attachment {
+            Attachment::Tcx => Programs::detach_filters(),
+            Attachment::Clsact => Programs::detach_links(pins),
+        };
+        others.map_err(|error| error.to_string())?;
+        let maps = Maps::open(pins).map_err(|error| error.to_string())?;
+        let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
+        // Connection tracking sees halves of connections when some packets take the fast path and some do not.
+        if let Err(error) = sysctl::be_liberal_with_tcp() {
+            tracing::debug!("{error}");
+        }
+        tracing::info!(?attachment, pins = %pins.root().display(), "fast path loaded");
+        Ok(Self {
+            programs,
+            maps,
+            node: None,
+            pins: pins.clone(),
+            map_ids,
+            config: None,
+            sites: Vec::new(),
+            left_out: BTreeMap::new(),
+            flows_checked: Instant::now(),
+            next_hops_confirmed: Instant::now(),
+        })
+    }
+
+    /// Whether the pinned maps are those that we fill: the plugin and the next agent go by the pins.
+    pub fn is_pinned(&self) -> bool {
+        maps::ids(&self.pins).is_ok_and(|ids| ids == self.map_ids)
+    }
+
+    pub fn is_disturbed(&mut self) -> bool {
+        if !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
+            return true;
+        }
+        let programs = &mut self.programs;
+        !self.sites.iter().all(|site| {
+            programs
+                .presence(site.hook, &site.interface, site.ifindex)
+                .is_ok_and(|presence| presence.ours)
+        })
+    }
+
+    pub fn prepare(&mut self, view: &View<'_>, peers: &[Peer]) -> Result<(), Error> {
+        let Some(config) = self.maps.config()? else {
+            return Ok(());
+        };
+        let pods = local_pods(&view.pods.pods, |_| false);
+        let (mut tables, _) = Tables::of(&tables_of(view, MacAddr::default(), peers, pods));
+        // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
+        // that is not there may be its.
+        if self.maps.admit(&tables)? {
+            self.write(Config {
+                flags: config.flags & !CONFIG_PEERS_COMPLETE,
+                ..config
+            })?;
+        }
+        if tables
+            .config
+            .is_none_or(|new| new.peer_mask != config.peer_mask)
+        {
+            // The entries of the old mask answer until the new one is in force.
+            let current = self.maps.dump()?;
+            tables.peers = current.peers;
+            tables.vteps = current.vteps;
+        }
+        self.maps.retire(&tables)?;
+        Ok(())
+    }
+
+    pub async fn round(
+        &mut self,
+        view: &View<'_>,
+        device: Option<(u32, MacAddr)>,
+        served: &[Peer],
+        kernel: &Kernel,
+    ) -> Result<(), Error> {
+        let Some((device_ifindex, mac)) = device else {
+            return self.deactivate();
+        };
+        self.sites = sites(view, device_ifindex);
+        if self.programs.attachment() == Attachment::Clsact {
+            let filters = self.filters(kernel).await;
+            self.programs.note_filters(filters);
+        }
+        let mut known = self.maps.dump()?;
+        let mut gap = known
+            .config
+            .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
+        for site in self.sites.clone() {
+            let ours = self.presence(&site).is_ok_and(|presence| presence.ours);
+            if !site.is_pod() {
+                gap |= !ours;
+            } else if !ours {
+                // The stack may send it what no program of ours sees: it starts again as a newcomer.
+                self.maps.forget_device(site.ifindex)?;
+                known.endpoints.remove(&site.ifindex);
+            }
+        }
+        if gap {
+            self.deactivate()?;
+        }
+        let foreign = self.attach()?;
+
+        let pods = view
+            .pods
+            .pods
+            .iter()
+            .filter(|pod| !self.left_out.contains_key(&pod.name));
+        let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
+        let mut node = tables_of(view, mac, served, pods);
+        node.source_ports = sysctl::local_port_range().unwrap_or(node.source_ports);
+        let shared = !kernel
+            .other_vnis(&view.node.device, node.port)
+            .await
+            .unwrap_or_default()
+            .is_empty();
+        node.flags = if shared { CONFIG_SHARED_PORT } else { 0 };
+        if !gap {
+            node.flags |= CONFIG_ACTIVE;
+        }
+        lead(kernel, &mut node).await;
+        let (tables, omissions) = Tables::of(&node);
+        self.node = Some(node);
+        for omission in omissions {
+            tracing::warn!("{omission}");
+        }
+        let Some(config) = tables.config else {
+            return Ok(());
+        };
+        // A newcomer may have talked with Services before it was watched: it is left to the kernel, and watched
+        // from now on, until the flows that it has by then are known.
+        let (watched, newcomers) = watch_newcomers(&tables, &known);
+        // Narrow the mask last: until then the old entries answer for the old mask.
+        self.maps.fill(&watched)?;
+        self.write(config)?;
+        self.maps.retire(&tables)?;
+        if gap || newcomers {
+            // While everything went by the stack, flows may have been translated unseen.
+            flows::rebuild(&mut self.maps, view.node.config.network()).await?;
+            self.maps.fill(&tables)?;
+            self.flows_checked = Instant::now();
+        }
+        if gap {
+            self.write(Config {
+                flags: config.flags | CONFIG_ACTIVE,
+                ..config
+            })?;
+            tracing::info!("fast path active");
+        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC {
+            flows::heal(&mut self.maps, view.node.config.network()).await?;
+            self.flows_checked = Instant::now();
+        }
+        let sites = &self.sites;
+        let gone = self.programs.forget_gone(|hook, ifindex| {
+            sites
+                .iter()
+                .any(|site| site.hook == hook && site.ifindex == ifindex)
+        })?;
+        if gone > 0 {
+            tracing::debug!(links = gone, "links of gone devices removed");
+        }
+        Ok(())
+    }
+
+    pub async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
+        let until = flows::now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
+        self.maps.set_heartbeat(until)?;
+        if self.next_hops_confirmed.elapsed() < CONFIRM {
+            return Ok(());
+        }
+        self.next_hops_confirmed = Instant::now();
+        let Some(node) = &self.node else {
+            return Ok(());
+        };
+        for path in kernel
+            .paths(node.underlay_ifindex, vteps(node))
+            .await?
+            .values()
+        {
+            if path.is_stale {
+                kernel
+                    .confirm_neighbour(node.underlay_ifindex, path.next_hop)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub async fn refresh_next_hops(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
+        let Some(node) = &mut self.node else {
+            return Ok(());
+        };
+        lead(kernel, node).await;
+        let (tables, _) = Tables::of(node);
+        // Of the pods, this node is as old as the last round: one may be gone, and taken out, since.
+        self.maps.fill_peers(&tables)?;
+        Ok(())
+    }
+
+    /// The sites that have a clsact filter of ours; a device that is gone has none.
+    async fn filters(&self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
+        let mut found = BTreeSet::new();
+        for site in &self.sites {
+            let egress = is_egress(site.hook);
+            let is_ours =
+                |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
+            let filters = kernel.filters(site.ifindex).await.unwrap_or_default();
+            if filters.iter().any(is_ours) {
+                found.insert((site.hook, site.ifindex));
+            }
+        }
+        found
+    }
+
+    fn presence(&mut self, site: &Site) -> Result<Presence, Error> {
+        self.programs
+            .presence(site.hook, &site.interface, site.ifindex)
+    }
+
+    /// Puts programs on every site; returns the pods that carry a program of somebody else. A pod that goes
+    /// while we are at it, or that the kernel refuses, is left out and does not hold up the others.
+    fn attach(&mut self) -> Result<Vec<u32>, Error> {
+        let mut foreign = Vec::new();
+        let mut left_out = BTreeMap::new();
+        for site in self.sites.clone() {
+            let attached = self
+                .programs
+                .attach(site.hook, &site.interface, site.ifindex)
+                .and_then(|_| self.presence(&site));
+            match attached {
+                Ok(presence) if presence.foreign => foreign.push(site.ifindex),
+                Ok(_) => {}
+                Err(error) if site.is_pod() => {
+                    let error = error.to_string();
+                    if self.left_out.get(&site.interface) != Some(&error) {
+                        tracing::warn!("left to the kernel path: {error}");
+                    }
+                    left_out.insert(site.interface, error);
+                }
+                Err(error) => {
+                    self.deactivate()?;
+                    return Err(error);
+                }
+            }
+        }
+        self.left_out = left_out;
+        Ok(foreign)
+    }
+
+    /// Leaves every packet to the kernel; refusals go on.
+    fn deactivate(&mut self) -> Result<(), Error> {
+        match self.maps.config()? {
+            Some(config) => self.write(Config {
+                flags: config.flags & !CONFIG_ACTIVE,
+                ..config
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, config: Config<V4>) -> Result<(), Error> {
+        self.maps.set_config(&config)?;
+        self.config = Some(config);
+        Ok(())
+    }
+}
+
+impl Site {
+    fn is_pod(&self) -> bool {
+        matches!(self.hook, Hook::PodIn | Hook::PodOut)
+    }
+}
+
+/// The tables with every pod that is not `known` left to the kernel, and whether there are any.
+fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
+    let mut watched = tables.clone();
+    let mut any = false;
+    for (ifindex, endpoint) in &mut watched.endpoints {
+        let is_known = known
+            .endpoints
+            .get(ifindex)
+            .is_some_and(|old| old.address == endpoint.address);
+        if is_known {
+            continue;
+        }
+        any = true;
+        endpoint.flags |= POD_KERNEL_PATH;
+        if let Some(pod) = watched.pods.get_mut(&endpoint.address) {
+            pod.flags |= POD_KERNEL_PATH;
+        }
+    }
+    (watched, any)
+}
+
+/// Where programs have to sit.
+fn sites(view: &View<'_>, device_ifindex: u32) -> Vec<Site> {
+    let site = |hook, interface: &str, ifindex| Site {
+        hook,
+        interface: interface.to_owned(),
+        ifindex,
+    };
+    let mut sites = vec![
+        site(Hook::NetIn, &view.underlay.name, view.underlay.ifindex),
+        site(Hook::VtepOut, &view.node.device, device_ifindex),
+    ];
+    for pod in &view.pods.pods {
+        sites.push(site(Hook::PodIn, &pod.name, pod.ifindex));
+        sites.push(site(Hook::PodOut, &pod.name, pod.ifindex));
+    }
+    sites
+}
+
+fn local_pods<'a>(
+    pods: impl IntoIterator<Item = &'a PodLink>,
+    has_foreign_program: impl Fn(u32) -> bool,
+) -> Vec<LocalPod> {
+    let local = |pod: &PodLink| LocalPod {
+        ifindex: pod.ifindex,
+        address: pod.note.address,
+        mac: pod.note.mac,
+        mtu: pod.mtu,
+        kernel_path: pod.has_foreign_qdisc || has_foreign_program(pod.ifindex),
+    };
+    pods.into_iter().filter(|pod| pod.up).map(local).collect()
+}
+
+fn tables_of(view: &View<'_>, mac: MacAddr, peers: &[Peer], pods: Vec<LocalPod>) -> TablesOf {
+    TablesOf {
+        network: view.node.config.network(),
+        subnet: view.subnet,
+        underlay_ifindex: view.underlay.ifindex,
+        vtep: view.underlay.public_address,
+        vtep_mac: mac,
+        bridge_mac: view
+            .pods
+            .bridge
+            .as_ref()
+            .map(|bridge| bridge.mac)
+            .unwrap_or_default(),
+        vni: view.node.config.vxlan.vni,
+        port: view.node.config.vxlan.port,
+        source_ports: (32768, 60999),
+        flags: 0,
+        underlay_mac: MacAddr::default(),
+        peers: peers
+            .iter()
+            .map(|peer| {
+                (
+                    peer.clone(),
+                    Way {
+                        mtu: view.mtu,
+                        next_hop: None,
+                    },
+                )
+            })
+            .collect(),
+        pods,
+    }
+}

@@ -1,0 +1,113 @@
+//! The status as text for people.
+
+use super::{FastPath, Status};
+use crate::observe::table;
+
+/// The status as tables for people.
+#[must_use]
+pub fn render(status: &Status) -> String {
+    let mut parts = vec![head(status)];
+    let text = |value: &dyn ToString| value.to_string();
+    parts.push(table::render(
+        &["peer", "vtep", "mac", "fast path"],
+        status.peers.iter().map(|peer| {
+            let fast = peer
+                .mtu
+                .map_or("no".to_owned(), |mtu| format!("up to {mtu} bytes"));
+            vec![peer.subnet.clone(), text(&peer.vtep), text(&peer.mac), fast]
+        }),
+    ));
+    parts.push(table::render(
+        &["pod", "mac", "device", "path", "container"],
+        status.pods.iter().map(|pod| {
+            vec![
+                text(&pod.address),
+                text(&pod.mac),
+                pod.device.clone(),
+                pod.path.to_owned(),
+                pod.container.clone(),
+            ]
+        }),
+    ));
+    parts.push(table::render(
+        &["device", "hook", "programs"],
+        status.attachments.iter().map(|attachment| {
+            let programs: Vec<String> = attachment
+                .programs
+                .iter()
+                .map(|program| format!("{} ({})", program.name, program.id))
+                .collect();
+            vec![
+                attachment.device.clone(),
+                attachment.hook.to_owned(),
+                programs.join(", "),
+            ]
+        }),
+    ));
+    parts.push(fast_path(&status.fast_path));
+    parts.push(table::render(
+        &["slow path cause", "packets"],
+        status
+            .slow_path
+            .iter()
+            .map(|(cause, packets)| vec![(*cause).to_owned(), text(packets)]),
+    ));
+    parts.push(table::render(
+        &["refused", "fast path", "kernel path"],
+        status.refused.iter().map(|(reason, refused)| {
+            vec![
+                (*reason).to_owned(),
+                text(&refused.fast_path),
+                text(&refused.kernel_path),
+            ]
+        }),
+    ));
+    parts.push(table::render(
+        &["lease not believed", "why"],
+        status
+            .rejected
+            .iter()
+            .map(|lease| vec![lease.subject.clone(), lease.reason.clone()]),
+    ));
+    for problem in &status.problems {
+        parts.push(format!("problem: {problem}"));
+    }
+    parts.join("\n\n")
+}
+
+fn head(status: &Status) -> String {
+    let agent = match (status.agent.running, status.agent.pid) {
+        (true, Some(pid)) => format!("running, pid {pid}"),
+        _ => "not running: what is shown is the kernel's state".to_owned(),
+    };
+    let Some(node) = &status.node else {
+        return format!("agent    {agent}\nnode     no lease yet");
+    };
+    format!(
+        "agent    {agent}\nnode     {} of {}, VTEP {} ({}), VNI {}, UDP port {}",
+        node.subnet, node.network, node.vtep, node.vtep_mac, node.vni, node.port
+    )
+}
+
+fn fast_path(fast_path: &FastPath) -> String {
+    let ratio = fast_path
+        .hit_ratio
+        .map_or("no packets yet".to_owned(), |ratio| {
+            format!("{:.2} % of pod packets", ratio * 100.0)
+        });
+    let complete = if fast_path.complete || fast_path.state == "absent" {
+        ""
+    } else {
+        ", not every lease has a place in it"
+    };
+    format!(
+        "fast path  {}{complete}: {ratio}\n           {} redirected, {} encapsulated, {} decapsulated, {} slow, {} failed; {} flows owned by the stack",
+        fast_path.state,
+        fast_path.redirected,
+        fast_path.encapsulated,
+        fast_path.decapsulated,
+        fast_path.slow,
+        fast_path.failed,
+        fast_path.stack_owned_flows
+    )
+}
