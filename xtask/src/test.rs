@@ -88,8 +88,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     )?;
     for (name, package, threads) in [
         ("decision", "overlay-common", None),
-        ("programs in the kernel", "overlay-user", None),
-        ("end to end", "overlay-tests", Some(LABS_AT_A_TIME)),
+        (
+            "in the kernel and labs",
+            "overlay-tests",
+            Some(LABS_AT_A_TIME),
+        ),
     ] {
         run.tests(
             name,
