@@ -19,6 +19,7 @@ pub mod command;
 pub mod http;
 pub mod interrupt;
 pub mod lab;
+pub mod load;
 pub mod measure;
 pub mod netns;
 pub mod packet;

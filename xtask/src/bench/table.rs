@@ -1,0 +1,159 @@
+//! The findings as tables.
+
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, Table};
+
+use super::Findings;
+use super::stage::{Path, Underlay};
+use super::summary::{Outcome, places};
+use super::variant::Variant;
+use crate::lab::table::table;
+
+pub fn render(findings: &Findings) -> String {
+    let machine = &findings.machine;
+    let mut text = format!(
+        "{} · Linux {} · {} cores · {}\nload before: {} · {} s\n",
+        machine.revision,
+        machine.kernel,
+        machine.cores,
+        machine.processor,
+        machine.load,
+        findings.seconds
+    );
+    let variants = variants(&findings.results);
+    for (underlay, path) in sections(findings) {
+        let _ = write!(
+            text,
+            "\n{}\n{}\n",
+            title(underlay, path),
+            figures(findings, &variants, underlay, path)
+        );
+        let _ = write!(
+            text,
+            "\nratios, median (least to most)\n{}\n",
+            ratios(findings, underlay, path)
+        );
+    }
+    for disturbance in &findings.disturbed {
+        let _ = writeln!(
+            text,
+            "disturbed: round {}, {:?} of {} ({:?}, {:?}): others took {:.0} % of a core, speed {:.0} %{}",
+            disturbance.round,
+            disturbance.measure,
+            disturbance.variant.name(),
+            disturbance.underlay,
+            disturbance.path,
+            disturbance.foreign * 100.0,
+            disturbance.speed * 100.0,
+            if disturbance.repeated {
+                "; measured again"
+            } else {
+                "; left out"
+            }
+        );
+    }
+    for reason in &findings.skipped {
+        let _ = writeln!(text, "left out: {reason}");
+    }
+    text
+}
+
+pub fn title(underlay: Underlay, path: Path) -> String {
+    let path = match path {
+        Path::Across => "across nodes",
+        Path::SameNode => "same node",
+    };
+    let underlay = match underlay {
+        Underlay::Super => "super-packets",
+        Underlay::Wire => "as a wire",
+    };
+    format!("{path}, {underlay}")
+}
+
+fn variants(results: &[Outcome]) -> Vec<Variant> {
+    let mut variants: Vec<_> = results
+        .iter()
+        .map(|outcome| outcome.subject.variant)
+        .collect();
+    variants.sort_unstable();
+    variants.dedup();
+    variants
+}
+
+fn sections(findings: &Findings) -> Vec<(Underlay, Path)> {
+    let mut sections: Vec<_> = findings
+        .results
+        .iter()
+        .map(|outcome| (outcome.subject.underlay, outcome.subject.path))
+        .collect();
+    sections.sort_unstable();
+    sections.dedup();
+    sections
+}
+
+fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: Path) -> Table {
+    let mut shown = table(["MEASURE", "UNIT"]);
+    let mut header = vec!["MEASURE".to_owned(), "UNIT".to_owned()];
+    header.extend(variants.iter().map(|variant| variant.name()));
+    shown.set_header(header);
+    for (measure, at, along) in places(&findings.results) {
+        if (at, along) != (underlay, path) {
+            continue;
+        }
+        let here = |variant: &Variant| {
+            findings.results.iter().find(|outcome| {
+                let subject = &outcome.subject;
+                (subject.underlay, subject.path, subject.variant) == (underlay, path, *variant)
+                    && subject.measure == measure
+            })
+        };
+        let unit = variants
+            .iter()
+            .find_map(here)
+            .map_or("", |outcome| outcome.unit);
+        let mut row = vec![measure.clone(), unit.to_owned()];
+        row.extend(
+            variants.iter().map(|variant| {
+                here(variant).map_or_else(String::new, |outcome| short(outcome.value))
+            }),
+        );
+        shown.add_row(row);
+    }
+    align(&mut shown);
+    shown
+}
+
+fn ratios(findings: &Findings, underlay: Underlay, path: Path) -> Table {
+    let mut shown = table(["MEASURE", "VARIANT", "AGAINST", "RATIO", "", "ROUNDS"]);
+    for ratio in &findings.ratios {
+        let subject = &ratio.subject;
+        if (subject.underlay, subject.path) != (underlay, path) {
+            continue;
+        }
+        shown.add_row([
+            subject.measure.clone(),
+            subject.variant.name(),
+            ratio.against.name(),
+            format!("{:.3}", ratio.median),
+            format!("({:.3} to {:.3})", ratio.min, ratio.max),
+            ratio.rounds.to_string(),
+        ]);
+    }
+    shown
+}
+
+fn align(table: &mut Table) {
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+/// Three significant digits are more than a measurement like this has.
+pub fn short(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1000.0 => format!("{value:.0}"),
+        size if size >= 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
