@@ -151,8 +151,10 @@ fn plan(arguments: &Arguments, variants: Vec<Variant>) -> Plan {
         Underlay::value_variants()
     };
     let (round_trips, volume) = if quick { (200, 300) } else { (1000, 1500) };
+    let rounds = arguments.rounds.unwrap_or(if quick { 1 } else { 5 });
     Plan {
-        rounds: arguments.rounds.unwrap_or(if quick { 1 } else { 5 }),
+        rounds,
+        repetitions: if quick { 5 } else { 40 * rounds },
         variants,
         underlays: all_unless(&arguments.underlay, underlays),
         paths: Path::value_variants().to_vec(),

@@ -16,7 +16,7 @@ use crate::shell;
 /// How often a spoiled run is repeated.
 const REPEATS: usize = 3;
 /// How long to wait for the load to go away before each repetition.
-const CALM: Duration = Duration::from_secs(3);
+const CALM: Duration = Duration::from_secs(2);
 /// Share of a core that others may take.
 const FOREIGN: f64 = 0.05;
 /// Share of its best speed that the core must have.
@@ -30,6 +30,8 @@ pub struct Plan {
     pub paths: Vec<Path>,
     pub measures: Vec<Measure>,
     pub lengths: Lengths,
+    /// How many repetitions there may be in all, so that the end is in sight on a busy machine.
+    pub repetitions: usize,
 }
 
 /// What a figure is of.
@@ -41,11 +43,19 @@ pub struct Subject {
     pub variant: Variant,
 }
 
-/// A figure of every round; nothing where others' load spoiled it to the end.
+/// A figure of every round that took it.
 #[derive(Clone, Debug, Default)]
 pub struct Series {
     pub unit: &'static str,
-    pub values: Vec<Option<f64>>,
+    pub values: Vec<Option<Value>>,
+}
+
+/// A figure of one round.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Value {
+    pub value: f64,
+    /// Whether no other load was there; what is not clean counts only where nothing else is there.
+    pub clean: bool,
 }
 
 /// A run beside other load.
@@ -60,7 +70,7 @@ pub struct Disturbance {
     pub foreign: f64,
     /// Speed of the core, compared with the best so far.
     pub speed: f64,
-    /// Whether a repetition went undisturbed; else the figure is left out.
+    /// Whether a repetition went undisturbed; else the figure counts only where there is no better one.
     pub repeated: bool,
 }
 
@@ -70,6 +80,7 @@ pub struct Record {
     pub series: BTreeMap<Subject, Series>,
     pub disturbances: Vec<Disturbance>,
     best_spin: u64,
+    repetitions: usize,
 }
 
 /// Runs all rounds.
@@ -114,22 +125,24 @@ impl Record {
             }
             let place = format!("{measure:?} of {} ({underlay:?}, {path:?})", variant.name());
             let mut disturbed = None;
-            let taken = loop {
+            let mut tries = 0;
+            let (taken, clean) = loop {
                 interrupt::check()?;
                 let taken = take(*measure, &ends, plan.lengths).with_context(|| place.clone())?;
                 self.best_spin = self.best_spin.max(taken.spin);
                 let speed = taken.spin as f64 / self.best_spin as f64;
                 if taken.foreign <= FOREIGN && speed >= SPEED {
-                    break Some(taken);
+                    break (taken, true);
                 }
-                let tries = disturbed.map_or(0, |(tries, _, _)| tries);
-                disturbed = Some((tries + 1, taken.foreign, speed));
-                if tries == REPEATS {
-                    break None;
+                disturbed = Some((taken.foreign, speed));
+                if tries == REPEATS || self.repetitions == plan.repetitions {
+                    break (taken, false);
                 }
+                tries += 1;
+                self.repetitions += 1;
                 thread::sleep(CALM);
             };
-            if let Some((_, foreign, speed)) = disturbed {
+            if let Some((foreign, speed)) = disturbed {
                 self.disturbances.push(Disturbance {
                     round: round + 1,
                     measure: *measure,
@@ -138,10 +151,10 @@ impl Record {
                     variant,
                     foreign,
                     speed,
-                    repeated: taken.is_some(),
+                    repeated: clean,
                 });
             }
-            self.note(round, (variant, underlay, path), taken);
+            self.note(round, (variant, underlay, path), &taken, clean);
         }
         Ok(())
     }
@@ -150,9 +163,10 @@ impl Record {
         &mut self,
         round: usize,
         (variant, underlay, path): (Variant, Underlay, Path),
-        taken: Option<Taken>,
+        taken: &Taken,
+        clean: bool,
     ) {
-        for figure in taken.into_iter().flat_map(|taken| taken.figures) {
+        for figure in &taken.figures {
             let subject = Subject {
                 measure: figure.name.to_owned(),
                 underlay,
@@ -162,7 +176,8 @@ impl Record {
             let series = self.series.entry(subject).or_default();
             series.unit = figure.unit;
             series.values.resize(round + 1, None);
-            series.values[round] = Some(figure.value);
+            let value = figure.value;
+            series.values[round] = Some(Value { value, clean });
         }
     }
 }

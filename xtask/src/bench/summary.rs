@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::rounds::{Series, Subject};
+use super::rounds::{Series, Subject, Value};
 use super::stage::{Path, Underlay};
 use super::variant::Variant;
 
@@ -28,7 +28,7 @@ pub struct Outcome {
     pub value: f64,
     pub min: f64,
     pub max: f64,
-    /// How many rounds it is from.
+    /// How many clean rounds it is from; with 0 all were disturbed, and it is from those.
     pub rounds: usize,
 }
 
@@ -41,7 +41,7 @@ pub struct Ratio {
     pub median: f64,
     pub min: f64,
     pub max: f64,
-    /// How many rounds had both.
+    /// How many rounds had both clean; with 0 all were disturbed, and it is from those.
     pub rounds: usize,
 }
 
@@ -76,21 +76,30 @@ fn of(subject: &Subject, variant: Variant) -> Subject {
 }
 
 /// Round by round, where both have a value.
-fn pairs(a: &Series, b: &Series, join: impl Fn(f64, f64) -> f64) -> Vec<Option<f64>> {
+fn pairs(a: &Series, b: &Series, join: impl Fn(f64, f64) -> f64) -> Vec<Option<Value>> {
     let both = a.values.iter().zip(&b.values);
-    both.map(|(a, b)| Some(join((*a)?, (*b)?))).collect()
+    let pair = |(a, b): (&Option<Value>, &Option<Value>)| {
+        let (a, b) = ((*a)?, (*b)?);
+        let value = join(a.value, b.value);
+        // Counters that stood still make no ratio.
+        value.is_finite().then_some(Value {
+            value,
+            clean: a.clean && b.clean,
+        })
+    };
+    both.map(pair).collect()
 }
 
 pub fn outcomes(series: &BTreeMap<Subject, Series>) -> Vec<Outcome> {
     let outcome = |(subject, series): (&Subject, &Series)| {
-        let [min, value, max] = spread(&series.values)?;
+        let ([min, value, max], rounds) = spread(&series.values)?;
         Some(Outcome {
             subject: subject.clone(),
             unit: series.unit,
             value,
             min,
             max,
-            rounds: series.values.iter().flatten().count(),
+            rounds,
         })
     };
     series.iter().filter_map(outcome).collect()
@@ -107,12 +116,7 @@ pub fn ratios(series: &BTreeMap<Subject, Series>) -> Vec<Ratio> {
                 continue;
             };
             let values = pairs(own, other, |own, other| own / other);
-            // Counters that stood still make no ratio.
-            let values: Vec<_> = values
-                .into_iter()
-                .map(|value| value.filter(|value| value.is_finite()))
-                .collect();
-            let Some([min, median, max]) = spread(&values) else {
+            let Some(([min, median, max], rounds)) = spread(&values) else {
                 continue;
             };
             ratios.push(Ratio {
@@ -121,16 +125,19 @@ pub fn ratios(series: &BTreeMap<Subject, Series>) -> Vec<Ratio> {
                 median,
                 min,
                 max,
-                rounds: values.iter().flatten().count(),
+                rounds,
             });
         }
     }
     ratios
 }
 
-/// Least, median and largest.
-fn spread(values: &[Option<f64>]) -> Option<[f64; 3]> {
-    let mut sorted: Vec<f64> = values.iter().flatten().copied().collect();
+/// Least, median and largest of the clean rounds, and how many those are; of all where none is clean.
+fn spread(values: &[Option<Value>]) -> Option<([f64; 3], usize)> {
+    let all = values.iter().flatten();
+    let clean = all.clone().filter(|value| value.clean).count();
+    let counted = all.filter(|value| value.clean || clean == 0);
+    let mut sorted: Vec<f64> = counted.map(|value| value.value).collect();
     sorted.sort_by(f64::total_cmp);
     let (first, last) = (*sorted.first()?, *sorted.last()?);
     let middle = sorted.len() / 2;
@@ -139,7 +146,7 @@ fn spread(values: &[Option<f64>]) -> Option<[f64; 3]> {
     } else {
         f64::midpoint(sorted[middle - 1], sorted[middle])
     };
-    Some([first, median, last])
+    Some(([first, median, last], clean))
 }
 
 /// A line of the table: everything of one measure in one place.
@@ -157,7 +164,18 @@ pub fn places(outcomes: &[Outcome]) -> Vec<(String, Underlay, Path)> {
 mod tests {
     use super::*;
 
-    fn series(variant: Variant, values: &[Option<f64>]) -> (Subject, Series) {
+    fn clean(value: f64) -> Option<Value> {
+        Some(Value { value, clean: true })
+    }
+
+    fn spoiled(value: f64) -> Option<Value> {
+        Some(Value {
+            value,
+            clean: false,
+        })
+    }
+
+    fn series(variant: Variant, values: &[Option<Value>]) -> (Subject, Series) {
         let subject = Subject {
             measure: "tcp_rr_p50".to_owned(),
             underlay: Underlay::Super,
@@ -176,9 +194,9 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         let all = BTreeMap::from([
-            series(Variant::Host, &[Some(4.0), Some(40.0), Some(4.0)]),
-            series(Variant::Kernel, &[Some(8.0), Some(80.0), None]),
-            series(Variant::Overlay, &[Some(5.0), Some(50.0), Some(5.0)]),
+            series(Variant::Host, &[clean(4.0), clean(40.0), clean(4.0)]),
+            series(Variant::Kernel, &[clean(8.0), clean(80.0), None]),
+            series(Variant::Overlay, &[clean(5.0), clean(50.0), clean(5.0)]),
         ]);
         let all = with_added(all);
         let ratios = ratios(&all);
@@ -207,7 +225,14 @@ mod tests {
 
     #[test]
     fn the_median_of_an_even_number_is_between() {
-        assert_eq!(spread(&[Some(1.0), None, Some(3.0)]), Some([1.0, 2.0, 3.0]));
+        let values = [clean(1.0), None, clean(3.0)];
+        assert_eq!(spread(&values), Some(([1.0, 2.0, 3.0], 2)));
         assert_eq!(spread(&[None]), None);
+    }
+
+    #[test]
+    fn spoiled_rounds_count_only_among_themselves() {
+        assert_eq!(spread(&[clean(1.0), spoiled(9.0)]), Some(([1.0; 3], 1)));
+        assert_eq!(spread(&[spoiled(9.0)]), Some(([9.0; 3], 0)));
     }
 }

@@ -49,7 +49,7 @@ pub fn render(findings: &Findings) -> String {
             if disturbance.repeated {
                 "; measured again"
             } else {
-                "; left out"
+                "; kept"
             }
         );
     }
@@ -93,7 +93,7 @@ fn sections(findings: &Findings) -> Vec<(Underlay, Path)> {
 }
 
 fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: Path) -> Table {
-    let mut shown = table(["MEASURE", "UNIT"]);
+    let mut shown = table([""]);
     let mut header = vec!["MEASURE".to_owned(), "UNIT".to_owned()];
     header.extend(variants.iter().map(|variant| variant.name()));
     shown.set_header(header);
@@ -124,21 +124,41 @@ fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: 
     shown
 }
 
+/// What a person looks for: the fast path against everything else. JSON has every pair.
 fn ratios(findings: &Findings, underlay: Underlay, path: Path) -> Table {
-    let mut shown = table(["MEASURE", "VARIANT", "AGAINST", "RATIO", "", "ROUNDS"]);
-    for ratio in &findings.ratios {
-        let subject = &ratio.subject;
-        if (subject.underlay, subject.path) != (underlay, path) {
+    let here: Vec<_> = findings
+        .ratios
+        .iter()
+        .filter(|ratio| {
+            let subject = &ratio.subject;
+            (subject.underlay, subject.path, subject.variant) == (underlay, path, Variant::Overlay)
+        })
+        .collect();
+    let mut against: Vec<Variant> = here.iter().map(|ratio| ratio.against).collect();
+    against.sort_unstable();
+    against.dedup();
+    let mut header = vec!["OVERLAY AGAINST".to_owned()];
+    header.extend(against.iter().map(|variant| variant.name()));
+    let mut shown = table([""]);
+    shown.set_header(header);
+    for (measure, at, along) in places(&findings.results) {
+        if (at, along) != (underlay, path) {
             continue;
         }
-        shown.add_row([
-            subject.measure.clone(),
-            subject.variant.name(),
-            ratio.against.name(),
-            format!("{:.3}", ratio.median),
-            format!("({:.3} to {:.3})", ratio.min, ratio.max),
-            ratio.rounds.to_string(),
-        ]);
+        let mut row = vec![measure.clone()];
+        row.extend(against.iter().map(|variant| {
+            let found = here
+                .iter()
+                .find(|ratio| ratio.against == *variant && ratio.subject.measure == measure);
+            found.map_or_else(String::new, |ratio| {
+                let mark = if ratio.rounds == 0 { " disturbed" } else { "" };
+                format!(
+                    "{:.2} ({:.2} to {:.2}){mark}",
+                    ratio.median, ratio.min, ratio.max
+                )
+            })
+        }));
+        shown.add_row(row);
     }
     shown
 }
