@@ -110,6 +110,7 @@ fn fits<F: Family, P: Packet>(
 #[inline(always)]
 fn flow<F: Family, P: Packet>(
     packet: &P,
+    config: &Config<F>,
     ip: &Ip<F>,
     ip_offset: u32,
 ) -> Result<FlowKey<F>, Verdict> {
@@ -122,7 +123,42 @@ fn flow<F: Family, P: Packet>(
             (ip.destination, destination),
             ip.protocol,
         )),
+        Transport::IcmpError { quoted } => quoted_flow(packet, config, ip, quoted),
         Transport::IcmpOther => Err(Verdict::IcmpError),
         Transport::Truncated => Err(Verdict::Malformed),
+    }
+}
+
+/// The flow that an ICMP error is about.
+///
+/// The stack cannot be left to deliver it: connection tracking has not seen what the fast path carried, calls
+/// an error about it invalid, and kube-proxy's rules drop that.
+#[inline(always)]
+fn quoted_flow<F: Family, P: Packet>(
+    packet: &P,
+    config: &Config<F>,
+    ip: &Ip<F>,
+    offset: u32,
+) -> Result<FlowKey<F>, Verdict> {
+    let Some(quoted) = F::parse(packet, offset) else {
+        return Err(Verdict::IcmpError);
+    };
+    // It goes to whoever sent what it is about, or somebody has translated that.
+    if quoted.source != ip.destination
+        || !in_network(config, quoted.destination)
+        || quoted.fragment == Fragment::Later
+    {
+        return Err(Verdict::IcmpError);
+    }
+    match Transport::parse(packet, offset + quoted.header_len, quoted.protocol) {
+        Transport::Ports {
+            source,
+            destination,
+        } => Ok(FlowKey::new(
+            (quoted.source, source),
+            (quoted.destination, destination),
+            quoted.protocol,
+        )),
+        _ => Err(Verdict::IcmpError),
     }
 }

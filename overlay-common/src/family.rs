@@ -14,12 +14,16 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     type Addr: Pod + Eq + Ord + Hash + Debug;
     /// The fixed part of the IP header, as 32-bit words in memory order.
     type Header: Pod + Debug;
+    /// An address as a number, which compares in one step; a byte array takes a loop.
+    type Number: Ord;
 
     /// The Ethernet type of the family's packets.
     const ETHERTYPE: u16;
     /// Length of the fixed IP header in bytes.
     const HEADER_LEN: u32;
 
+    /// The address as a number, in the same order.
+    fn number(address: Self::Addr) -> Self::Number;
     /// The network part of an address.
     fn mask(address: Self::Addr, mask: Self::Addr) -> Self::Addr;
     /// Reads the IP header at `offset`; `None` where there is no whole header of this family's version.
@@ -28,7 +32,8 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     fn announced<P: Packet>(packet: &P, ethertype: u16, offset: u32) -> Option<Self::Addr>;
     /// The header of a packet one hop further on: time to live less one, checksum to match.
     fn forwarded(header: Self::Header) -> Self::Header;
-    /// The header with its ECN field set to "congestion experienced" (RFC 3168).
+    /// The header with its ECN field set to "congestion experienced" (RFC 3168). The field must be ECT(0) or
+    /// ECT(1).
     fn congested(header: Self::Header) -> Self::Header;
 }
 
@@ -90,9 +95,15 @@ const V4_FRAGMENT_OFFSET: u16 = 0x1fff;
 impl Family for V4 {
     type Addr = [u8; 4];
     type Header = [u32; 5];
+    type Number = u32;
 
     const ETHERTYPE: u16 = 0x0800;
     const HEADER_LEN: u32 = V4_HEADER_LEN;
+
+    #[inline(always)]
+    fn number(address: [u8; 4]) -> u32 {
+        u32::from_be_bytes(address)
+    }
 
     #[inline(always)]
     fn mask(address: [u8; 4], mask: [u8; 4]) -> [u8; 4] {

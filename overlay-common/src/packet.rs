@@ -16,8 +16,6 @@ pub trait Packet {
     fn to_this_host(&self) -> bool;
     /// The interface that the program sits on.
     fn ifindex(&self) -> u32;
-    /// Whether the device has verified the outermost checksum (`CHECKSUM_UNNECESSARY`).
-    fn checksum_verified(&self) -> bool;
 }
 
 /// Length of an Ethernet header without tags.
@@ -81,6 +79,9 @@ pub const UDP: u8 = 17;
 /// DCCP (RFC 4340), SCTP (RFC 9260), UDP-Lite (RFC 3828): ports stand where TCP has them.
 const OTHERS_WITH_PORTS: [u8; 3] = [33, 132, 136];
 
+/// Bytes of an ICMP error in front of the packet that it is about.
+const ICMP_ERROR_LEN: u32 = 8;
+
 /// What tells the flows between two addresses apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -91,7 +92,12 @@ pub enum Transport {
         /// Receiver's port.
         destination: u16,
     },
-    /// An ICMP message other than echo: it may carry somebody's header inside.
+    /// An ICMP error: the beginning of the packet that it is about follows at this offset.
+    IcmpError {
+        /// From the start of the frame, in bytes.
+        quoted: u32,
+    },
+    /// Any other ICMP message.
     IcmpOther,
     /// The packet ends before the ports.
     Truncated,
@@ -105,9 +111,16 @@ impl Transport {
             let Some([kind, id]) = packet.load::<2>(offset) else {
                 return Self::Truncated;
             };
-            // Echo request and reply; both ways share the identifier.
-            if !matches!(kind.to_ne_bytes()[0], 0 | 8) {
-                return Self::IcmpOther;
+            match kind.to_ne_bytes()[0] {
+                // Echo request and reply; both ways share the identifier.
+                0 | 8 => {}
+                // Unreachable, source quench, redirect, time exceeded, parameter problem.
+                3 | 4 | 5 | 11 | 12 => {
+                    return Self::IcmpError {
+                        quoted: offset + ICMP_ERROR_LEN,
+                    };
+                }
+                _ => return Self::IcmpOther,
             }
             let [hi, lo, _, _] = id.to_ne_bytes();
             let id = u16::from_be_bytes([hi, lo]);
@@ -171,8 +184,6 @@ pub struct Frame<'a> {
     pub to_this_host: bool,
     /// See [`Packet::ifindex`].
     pub ifindex: u32,
-    /// See [`Packet::checksum_verified`].
-    pub checksum_verified: bool,
 }
 
 impl<'a> Frame<'a> {
@@ -184,7 +195,6 @@ impl<'a> Frame<'a> {
             vlan: None,
             to_this_host: true,
             ifindex: 0,
-            checksum_verified: false,
         }
     }
 }
@@ -218,9 +228,5 @@ impl Packet for Frame<'_> {
 
     fn ifindex(&self) -> u32 {
         self.ifindex
-    }
-
-    fn checksum_verified(&self) -> bool {
-        self.checksum_verified
     }
 }

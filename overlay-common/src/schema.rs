@@ -164,7 +164,8 @@ impl<F: Family> FlowKey<F> {
     /// The key of the flow that a packet from `source` to `destination` belongs to.
     #[inline(always)]
     pub fn new(source: (F::Addr, u16), destination: (F::Addr, u16), protocol: u8) -> Self {
-        let (low, high) = if source <= destination {
+        let order = |end: (F::Addr, u16)| (F::number(end.0), end.1);
+        let (low, high) = if order(source) <= order(destination) {
             (source, destination)
         } else {
             (destination, source)

@@ -101,18 +101,17 @@ verdicts! {
     TtlExpired = Slow "ttl_expired",
     /// Longer than the path allows.
     TooLong = Slow "too_long",
-    /// An ICMP message that may carry a translated header inside.
+    /// An ICMP message that the stack may have to translate: neither an echo nor about plain pod-to-pod traffic.
     IcmpError = Slow "icmp_error",
     /// A length or checksum that the IP stack would not take, or padding it would cut.
     Malformed = Slow "malformed",
     /// A VLAN tag.
     VlanTag = Slow "vlan_tag",
-    /// A second MAC address in the pod, or a frame for a MAC address that is not the one expected.
+    /// A second MAC address in the pod, a frame for a MAC address that is not the one expected, or for the
+    /// pod itself.
     ForeignMac = Slow "foreign_mac",
     /// A super-packet that the kernel segments in a way this program cannot describe.
     Aggregate = Slow "aggregate",
-    /// The outer UDP checksum is not zero and nobody has verified it yet.
-    OuterChecksum = Slow "outer_checksum",
     /// A pair of ECN fields that needs the kernel's judgement.
     EcnPair = Slow "ecn_pair",
     /// Not every lease is known to the fast path.
@@ -159,6 +158,8 @@ verdicts! {
     InnerVlan = Refused "inner_vlan",
     /// A first fragment too short to show whom the packet inside comes from.
     HidingFragment = Refused "hiding_fragment",
+    /// The pod put a second VLAN tag behind a priority tag: the kernel would take off both later, unseen.
+    StackedVlan = Refused "stacked_vlan",
 
     /// The packet was changed and could not be finished.
     Failed = Failed "failed",

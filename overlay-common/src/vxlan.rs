@@ -125,12 +125,27 @@ pub enum DecapsulatedEcn {
 /// See [`DecapsulatedEcn`].
 #[inline(always)]
 pub fn decapsulated_ecn(outer: u8, inner: u8) -> DecapsulatedEcn {
-    if outer == encapsulated_ecn(inner) {
+    // What was marked twice, inside before the tunnel and outside in it, is marked already.
+    if outer == encapsulated_ecn(inner) || outer == 0b11 && inner == 0b11 {
         DecapsulatedEcn::Keep
     } else if outer == 0b11 && inner != 0 {
         DecapsulatedEcn::Congested
     } else {
         DecapsulatedEcn::Unusual
+    }
+}
+
+/// The outer identification (RFC 6864), for an inner IPv4 header.
+///
+/// It counts with the inner one, from another start for each flow: GRO merges packets of a tunnel only where
+/// the outer identifications follow each other (since Linux 6.18), as segments of a super-packet do anyway.
+/// Where the inner one does not count, chance keeps the packets apart.
+#[inline(always)]
+pub fn identification(inner: &[u32; 5], hash: u32, random: impl FnOnce() -> u32) -> u16 {
+    let [hi, lo, _, _] = inner[1].to_ne_bytes();
+    match u16::from_be_bytes([hi, lo]) {
+        0 => random() as u16,
+        id => id.wrapping_add(hash as u16),
     }
 }
 
@@ -192,10 +207,10 @@ mod tests {
         use DecapsulatedEcn::{Congested, Keep, Unusual};
         let expected = [
             // inner:  Not-ECT  ECT(1)     ECT(0)     CE
-            [Keep, Unusual, Unusual, Unusual], // outer Not-ECT
-            [Unusual, Keep, Unusual, Unusual], // outer ECT(1)
-            [Unusual, Unusual, Keep, Keep],    // outer ECT(0)
-            [Unusual, Congested, Congested, Congested], // outer CE
+            [Keep, Unusual, Unusual, Unusual],     // outer Not-ECT
+            [Unusual, Keep, Unusual, Unusual],     // outer ECT(1)
+            [Unusual, Unusual, Keep, Keep],        // outer ECT(0)
+            [Unusual, Congested, Congested, Keep], // outer CE
         ];
         for (outer, row) in expected.iter().enumerate() {
             for (inner, want) in row.iter().enumerate() {
@@ -206,6 +221,19 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn identifications_of_a_flow_follow_each_other() {
+        let header = |id: u16| {
+            let [hi, lo] = id.to_be_bytes();
+            [0, u32::from_ne_bytes([hi, lo, 0x40, 0]), 0, 0, 0]
+        };
+        let of = |id, hash| identification(&header(id), hash, || 0x1_2345);
+        assert_eq!(of(8, 0xabcd_1234), of(7, 0xabcd_1234).wrapping_add(1));
+        assert_eq!(of(0xffff, 0xffff_ffff), 0xfffe);
+        assert_ne!(of(7, 1), of(7, 2));
+        assert_eq!(of(0, 7), 0x2345);
     }
 
     #[test]

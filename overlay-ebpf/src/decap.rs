@@ -1,5 +1,7 @@
 //! Decapsulation: outer headers off, then into the pod.
 
+use core::mem::offset_of;
+
 use aya_ebpf::bindings::{
     BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
@@ -16,9 +18,11 @@ use crate::skb::Skb;
 /// The segment size stays, or segmentation behind the pod would go wrong; and the checksum state stays.
 pub const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
 
-/// What stands in front of the inner payload afterwards. Packed: 14 bytes come first.
-#[repr(C, packed)]
+/// What stands in front of the inner payload afterwards. It starts at `destination`: with two bytes before
+/// that the IP header is aligned, and written by words.
+#[repr(C)]
 struct Front {
+    _align: [u8; 2],
     destination: [u8; 6],
     source: [u8; 6],
     ethertype: [u8; 2],
@@ -51,18 +55,21 @@ pub fn decapsulate(
     // SAFETY: the helper changes the buffer's checksum state only.
     unsafe { bpf_csum_level(raw, u64::from(BPF_CSUM_LEVEL_DEC)) };
     let front = Front {
+        _align: [0; 2],
         destination: pod.mac,
         source: gateway_mac,
         ethertype: V4::ETHERTYPE.to_be_bytes(),
         inner,
     };
-    // SAFETY: the helper reads as many bytes as the struct has, and checks the buffer's bounds.
+    let start = offset_of!(Front, destination);
+    // SAFETY: the helper reads as many bytes as the struct has from `destination` on, and checks the
+    // buffer's bounds.
     let failed = unsafe {
         bpf_skb_store_bytes(
             raw,
             0,
-            (&raw const front).cast(),
-            size_of::<Front>() as u32,
+            (&raw const front).byte_add(start).cast(),
+            (size_of::<Front>() - start) as u32,
             0,
         )
     };

@@ -65,8 +65,10 @@ pub fn encapsulate(
         outer: peer.header,
         inner,
     };
-    // SAFETY: the helper takes nothing and cannot fail.
-    let id = unsafe { bpf_get_prandom_u32() } as u16;
+    let id = vxlan::identification(&inner, hash, || {
+        // SAFETY: the helper takes nothing and cannot fail.
+        unsafe { bpf_get_prandom_u32() }
+    });
     let port = vxlan::source_port(hash, config.source_port_min, config.source_port_count);
     vxlan::stamp(&mut front.outer, len, ecn, id, port);
     // SAFETY: the helper reads as many bytes as the struct has, and checks the buffer's bounds.

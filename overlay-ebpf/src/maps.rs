@@ -5,8 +5,8 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
-    Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, MAX_FLOWS, MAX_PEERS, MAX_PODS, Peer, Pod,
-    Vtep,
+    ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, MAX_FLOWS, MAX_PEERS,
+    MAX_PODS, Peer, Pod, Vtep,
 };
 use overlay_common::verdict::{COUNTERS, counter_index};
 use overlay_common::{Family, Hook, V4, Verdict};
@@ -36,7 +36,8 @@ pub struct Maps;
 impl Tables<V4> for Maps {
     #[inline(always)]
     fn config(&self) -> Option<&Config<V4>> {
-        CONFIG.get(0)
+        // An array has its element from the start: zeros until an agent has written it.
+        CONFIG.get(0).filter(|config| config.abi == ABI_VERSION)
     }
 
     #[inline(always)]

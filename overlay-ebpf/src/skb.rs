@@ -3,8 +3,8 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, BPF_CSUM_LEVEL_QUERY};
-use aya_ebpf::helpers::{bpf_csum_level, bpf_skb_load_bytes};
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
 use overlay_common::packet::Packet;
 
@@ -123,11 +123,5 @@ impl Packet for Skb {
     fn ifindex(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw).ifindex }
-    }
-
-    #[inline(always)]
-    fn checksum_verified(&self) -> bool {
-        // SAFETY: the helper reads the buffer's checksum state; it fails unless that is "unnecessary".
-        unsafe { bpf_csum_level(self.raw, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 }
     }
 }

@@ -26,7 +26,7 @@ pub mod sysctl;
 pub mod veth;
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rscni_types::types::{CNIResult, Cmd};
 use rscni_types::version::SpecVersion;
@@ -55,7 +55,11 @@ pub async fn answer(
     let Some(request) = request else {
         return Ok(Some(json!(versions())));
     };
-    let bpffs = variable("OVERLAY_BPFFS").map_or_else(|| pins::DEFAULT_ROOT.into(), PathBuf::from);
+    // The agent keeps its pins in a directory of its own on that file system.
+    let bpffs = variable("OVERLAY_BPFFS").map_or_else(
+        || pins::DEFAULT_ROOT.into(),
+        |bpffs| Path::new(&bpffs).join("overlay"),
+    );
     let conf = NetConf::read(input).map_err(|error| error.to_json(&current))?;
     let version = conf
         .version(request.command())
@@ -73,7 +77,7 @@ async fn serve(
 ) -> Result<Option<Value>, Error> {
     match request {
         Request::Add(attachment, netns) => {
-            let result = add::add(conf, attachment, netns).await?;
+            let result = add::add(conf, attachment, netns, bpffs).await?;
             return Ok(Some(result::to_json(version, result)));
         }
         Request::Del(attachment, netns) => {

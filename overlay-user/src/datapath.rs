@@ -71,6 +71,16 @@ pub enum Error {
         /// What the kernel said.
         message: String,
     },
+    /// A clsact filter could not be taken off.
+    #[error("{call} {interface}: {message}")]
+    Filter {
+        /// The call.
+        call: &'static str,
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        message: String,
+    },
     /// The object lacks something that this build expects in it.
     #[error("the eBPF object has no {0}: it is from another build")]
     Missing(&'static str),

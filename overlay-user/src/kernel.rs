@@ -41,7 +41,7 @@ pub enum Error {
     #[error("open a netlink socket: {0}")]
     Socket(#[source] io::Error),
     /// The kernel refused a request.
-    #[error("{call} {object}: {source}")]
+    #[error("{call} {object}: {source}{}", privilege(.source))]
     Refused {
         /// The netlink message, by its name in `linux/rtnetlink.h`.
         call: &'static str,
@@ -68,6 +68,15 @@ pub enum Error {
         /// What it was about.
         object: String,
     },
+    /// The VXLAN device cannot listen.
+    #[error(
+        "UDP port {port} is in use by another socket, so the VXLAN device cannot come up; \
+         `ss -ulpn sport = :{port}` names it"
+    )]
+    PortTaken {
+        /// The UDP port, host byte order.
+        port: u16,
+    },
     /// A device that has to be there is not.
     #[error("no device {0}")]
     NoDevice(String),
@@ -81,6 +90,14 @@ pub enum Error {
         /// The errno.
         source: io::Error,
     },
+}
+
+/// What is missing where the kernel does not permit something.
+fn privilege(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; this needs CAP_NET_ADMIN",
+        _ => "",
+    }
 }
 
 impl Error {

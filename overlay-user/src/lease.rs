@@ -16,6 +16,7 @@ use serde::Serialize;
 pub use allocate::{AllocateError, allocate, reusable};
 pub use attributes::Attributes;
 pub use key::{ParseKeyError, SubnetKey};
+pub(crate) use rejected::excerpt;
 pub use rejected::{RejectReason, Rejected};
 
 /// A subnet held by a node.

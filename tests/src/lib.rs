@@ -16,15 +16,22 @@
 //! ```
 
 pub mod command;
+pub mod containers;
+pub mod conversation;
+pub mod fast_path;
+pub mod frame;
 pub mod http;
 pub mod interrupt;
+pub mod kube_proxy;
 pub mod lab;
 pub mod load;
 pub mod measure;
 pub mod netns;
+pub mod pace;
 pub mod packet;
 pub mod process;
 pub mod reach;
+pub mod status;
 pub mod traffic;
 pub mod wait;
 

@@ -157,15 +157,18 @@ fn silence(what: &str) -> anyhow::Error {
 pub fn icmp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     let receiver = to.namespace.inside(raw_icmp)??;
     let sender = from.namespace.inside(raw_icmp)??;
-    let payload = pattern(length);
-    // Told from all other pings by its identifier; the checks of one process run side by side.
+    // Told from all other pings by its number, for the checks of one process run side by side. It is in the
+    // payload as well: masquerading gives an echo another identifier.
     let identifier = NEXT_ECHO.fetch_add(1, Ordering::Relaxed);
+    let mut payload = pattern(length);
+    for (byte, mark) in payload.iter_mut().zip(identifier.to_be_bytes()) {
+        *byte = mark;
+    }
     let request = echo_request(identifier, &payload);
     let target = SockaddrIn::from(SocketAddrV4::new(to.address, 0));
     sendto(sender.as_raw_fd(), &request, &target, MsgFlags::empty()).context("send an echo")?;
-    let seen =
-        await_echo(&receiver, ECHO_REQUEST, identifier, &payload).context("at the receiver")?;
-    await_echo(&sender, ECHO_REPLY, identifier, &payload).context("at the sender")?;
+    let seen = await_echo(&receiver, ECHO_REQUEST, None, &payload).context("at the receiver")?;
+    await_echo(&sender, ECHO_REPLY, Some(identifier), &payload).context("at the sender")?;
     Ok(IpAddr::V4(seen))
 }
 
@@ -201,7 +204,7 @@ fn echo_request(identifier: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// RFC 1071.
-fn internet_checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
     let mut sum: u32 = bytes.chunks(2).map(word).sum();
     while sum > 0xffff {
@@ -210,8 +213,14 @@ fn internet_checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// Waits for the echo with this identifier among everything that raw sockets are shown.
-fn await_echo(socket: &OwnedFd, kind: u8, identifier: u16, payload: &[u8]) -> Result<Ipv4Addr> {
+/// Waits for an echo with this payload, and this identifier if there is one, among everything that raw
+/// sockets are shown.
+fn await_echo(
+    socket: &OwnedFd,
+    kind: u8,
+    identifier: Option<u16>,
+    payload: &[u8],
+) -> Result<Ipv4Addr> {
     let mut buffer = vec![0; LARGEST];
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
@@ -228,11 +237,11 @@ fn await_echo(socket: &OwnedFd, kind: u8, identifier: u16, payload: &[u8]) -> Re
         else {
             continue;
         };
-        if message[0] == kind && message[4..6] == identifier.to_be_bytes() {
-            ensure!(
-                &message[ECHO_HEADER..] == payload,
-                "the payload arrived changed"
-            );
+        let has_identifier = |wanted: u16| message[4..6] == wanted.to_be_bytes();
+        if message[0] == kind
+            && &message[ECHO_HEADER..] == payload
+            && identifier.is_none_or(has_identifier)
+        {
             return Ok(source.context("a packet without a source")?.ip());
         }
     }

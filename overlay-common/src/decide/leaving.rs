@@ -50,7 +50,7 @@ pub fn leaving<F: Family, P: Packet, T: Tables<F>>(
     if ip.fragment == Fragment::Later {
         return Leaving::Pass(Verdict::Fragment);
     }
-    match flow(packet, &ip, ETHERNET_LEN) {
+    match flow(packet, config, &ip, ETHERNET_LEN) {
         Ok(flow) => Leaving::Remember(flow),
         Err(verdict) => Leaving::Pass(verdict),
     }

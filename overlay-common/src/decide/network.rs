@@ -5,6 +5,7 @@ use super::{
     ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_FORWARDS, POD_KERNEL_PATH, Packet, Pass, Pod,
     Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network, same_mac, vxlan,
 };
+use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
 
 /// What to do with a packet from the network.
@@ -117,15 +118,15 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
     outer: &Ip<F>,
     vxlan: u32,
 ) -> Result<Inner<F>, FromNetwork<'t, F>> {
+    let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
     // The rest of a fragmented datagram goes unseen; only its beginning can be judged, so that has to show
-    // enough. Real fragments do: the smallest MTU of IPv4 leaves room.
-    let truncated = if outer.fragment == Fragment::First {
-        FromNetwork::Refuse(Verdict::HidingFragment)
-    } else {
-        pass(Verdict::Malformed)
-    };
+    // enough. What stands behind the end of the packet does not count, for the kernel cuts it off.
+    if outer.fragment == Fragment::First && ETHERNET_LEN + outer.total_len < offset + F::HEADER_LEN
+    {
+        return Err(FromNetwork::Refuse(Verdict::HidingFragment));
+    }
     let Some([flags, vni]) = packet.load::<2>(vxlan) else {
-        return Err(truncated);
+        return Err(pass(Verdict::Malformed));
     };
     let vni = u32::from_be(vni);
     if flags != u32::from_ne_bytes(vxlan::FLAGS) || vni & 0xff != 0 {
@@ -139,9 +140,8 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
         });
     }
     let Some(ethernet) = Ethernet::parse(packet, vxlan + VXLAN_LEN) else {
-        return Err(truncated);
+        return Err(pass(Verdict::Malformed));
     };
-    let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
     let ip = if ethernet.ethertype == F::ETHERTYPE {
         F::parse(packet, offset)
     } else {
@@ -167,7 +167,7 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
         pass(Verdict::NotIp)
     } else {
         match ip {
-            None => truncated,
+            None => pass(Verdict::Malformed),
             Some(ip) if !in_network(config, ip.source) => pass(Verdict::ForeignSource),
             Some(_) if config.flags & CONFIG_PEERS_COMPLETE == 0 => pass(Verdict::PeersIncomplete),
             Some(_) => FromNetwork::Refuse(Verdict::ForeignInnerSource),
@@ -201,7 +201,9 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if outer.has_options() || inner.ip.has_options() {
         return Err(Verdict::Options);
     }
-    let [udp_len_hi, udp_len_lo, sum_hi, sum_lo] = udp_length_and_checksum.to_ne_bytes();
+    // The outer checksum need not be zero, and need not be verified (RFC 7348, section 5): what is inside has
+    // its own.
+    let [udp_len_hi, udp_len_lo, _, _] = udp_length_and_checksum.to_ne_bytes();
     let udp_len = u32::from(u16::from_be_bytes([udp_len_hi, udp_len_lo]));
     if !outer.checksum_ok
         || !inner.ip.checksum_ok
@@ -211,9 +213,6 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     {
         return Err(Verdict::Malformed);
     }
-    if u16::from_be_bytes([sum_hi, sum_lo]) != 0 && !packet.checksum_verified() {
-        return Err(Verdict::OuterChecksum);
-    }
     if !same_mac(inner.ethernet.destination, config.vtep_mac)
         || same_mac(inner.ethernet.source, config.vtep_mac)
     {
@@ -222,15 +221,20 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if inner.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
+    // That a super-packet came in a tunnel outlives the decapsulation (SKB_GSO_UDP_TUNNEL, until
+    // BPF_F_ADJ_ROOM_DECAP_L4_UDP). TCP takes it as it is; a UDP socket has it cut into datagrams first, and
+    // loses all of it where the tunnel is not found.
     if packet.gso_size() != 0
-        && (config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0 || pod.flags & POD_FORWARDS != 0)
+        && (inner.ip.protocol != TCP
+            || config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0
+            || pod.flags & POD_FORWARDS != 0)
     {
         return Err(Verdict::Aggregate);
     }
     if !fits(packet, &inner.ip, inner.offset, pod.mtu)? {
         return Err(Verdict::TooLong);
     }
-    let flow = flow(packet, &inner.ip, inner.offset)?;
+    let flow = flow(packet, config, &inner.ip, inner.offset)?;
     if tables.is_stack_owned(&flow) {
         return Err(Verdict::StackOwned);
     }

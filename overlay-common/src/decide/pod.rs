@@ -48,6 +48,11 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
     if in_a_vlan(packet) {
         return FromPod::Pass(Pass::of(Verdict::VlanTag));
     }
+    // The kernel has taken off one tag. Later on it takes off as many as there are, as long as they say no
+    // more than a priority (`__netif_receive_skb_core()`), and sees a packet that went unseen here.
+    if ethernet.is_tagged() {
+        return FromPod::Refuse(Verdict::StackedVlan);
+    }
     if ethernet.ethertype != F::ETHERTYPE {
         return not_ip(packet, config, endpoint, &ethernet);
     }
@@ -182,7 +187,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if !ip.checksum_ok || ip.total_len != packet.frame_len() - ETHERNET_LEN {
         return Err(Verdict::Malformed);
     }
-    let flow = flow(packet, ip, ETHERNET_LEN)?;
+    let flow = flow(packet, config, ip, ETHERNET_LEN)?;
     if tables.is_stack_owned(&flow) {
         Err(Verdict::StackOwned)
     } else {
@@ -201,8 +206,9 @@ fn to_local<F: Family, P: Packet>(
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
     }
-    // A pod that sends to its neighbour by way of the gateway is routed: another hop, other addresses.
-    if !same_mac(ethernet.destination, pod.mac) {
+    // A pod that sends to its neighbour by way of the gateway is routed: another hop, other addresses. And
+    // whether a frame goes back to where it came from is the bridge port's setting (hairpin mode).
+    if !same_mac(ethernet.destination, pod.mac) || packet.ifindex() == pod.ifindex {
         return Err(Verdict::ForeignMac);
     }
     if !fits(packet, ip, ETHERNET_LEN, pod.mtu)? {

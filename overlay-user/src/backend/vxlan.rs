@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config::fold_keys;
-use crate::lease::{Attributes, Lease, RejectReason, Rejected};
+use crate::lease::{Attributes, Lease, RejectReason, Rejected, excerpt};
 use crate::mac::MacAddr;
 
 /// The backend's name in leases and in the network configuration.
@@ -100,7 +100,7 @@ fn peer(network: &IpNet, own: &Lease, lease: &Lease) -> Result<Peer, RejectReaso
     }
     let kind = attributes.backend_type.as_deref().unwrap_or_default();
     if kind != TYPE {
-        return Err(RejectReason::BackendType(kind.to_owned()));
+        return Err(RejectReason::BackendType(excerpt(kind)));
     }
     let vtep = attributes.public_ip;
     if !is_host(vtep) {
@@ -157,7 +157,7 @@ fn contradiction(peer: &Peer, peers: &BTreeSet<Peer>) -> Option<RejectReason> {
 fn data(value: Option<&Value>) -> Result<Data, RejectReason> {
     let value = value.cloned().unwrap_or_default();
     serde_json::from_value(fold_keys(value))
-        .map_err(|error| RejectReason::BackendData(error.to_string()))
+        .map_err(|error| RejectReason::BackendData(excerpt(&error.to_string())))
 }
 
 /// Whether the address can be that of one remote host. Class E (240.0.0.0/4) and 0.0.0.0/8 cannot be

@@ -9,7 +9,7 @@ use rscni_types::types::{CNIResult, Interface, IpConfig};
 use super::config::{NetConf, Network};
 use super::netlink::{Link, Netlink};
 use super::netns::Netns;
-use super::{Error, bridge, masquerade, sysctl, veth};
+use super::{Error, bridge, masquerade, release, sysctl, veth};
 use crate::ipam::{Attachment, Range, Store};
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
@@ -19,7 +19,12 @@ use crate::pod::PodNote;
 /// # Errors
 ///
 /// Any [`Error`] but those of CHECK and STATUS.
-pub async fn add(conf: &NetConf, attachment: &Attachment, path: &Path) -> Result<CNIResult, Error> {
+pub async fn add(
+    conf: &NetConf,
+    attachment: &Attachment,
+    path: &Path,
+    bpffs: &Path,
+) -> Result<CNIResult, Error> {
     let network = conf.network()?;
     let previous = conf.previous()?;
     let netns = Netns::open(path)?;
@@ -36,6 +41,8 @@ pub async fn add(conf: &NetConf, attachment: &Attachment, path: &Path) -> Result
     let range = Range::new(network.subnet)?;
     // The lock is held no longer than this; another ADD need not wait for our devices.
     let address = Store::lock(&conf.ipam_dir())?.allocate(&range, 0, attachment)?;
+    // A pod whose namespace went without DEL, with no agent to see it go.
+    release::forget(&[address], bpffs);
     let place = Place {
         network: &network,
         attachment,
@@ -85,7 +92,7 @@ impl Place<'_> {
 
         let interface = &attachment.interface;
         netns.run(|| {
-            // Neighbours that remember the pod which had the address before learn of this one.
+            // With this the kernel tells the neighbours of the pod whenever its Ethernet address is set.
             sysctl::try_set(&format!("ipv4/conf/{interface}/arp_notify"), "1");
             if address.is_ipv6() {
                 // Its address is nobody else's; it may use it at once.
@@ -103,6 +110,9 @@ impl Place<'_> {
             masquerade::add(attachment, address, &network.networks)?;
         }
         veth::wait_for_port(host, &port).await?;
+        // Who remembers the pod that had the address before learns of this one; earlier, the bridge would not
+        // have let it through.
+        pod.set_mac(&end, end.mac).await?;
 
         // Last: from here on the agent knows of the pod, and it can be reached.
         let note = PodNote {

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::Error;
 use super::netns::Netns;
+use crate::mac::MacAddr;
 pub use link::Link;
 
 /// A netlink socket, which stays in the namespace that it was opened in.
@@ -111,6 +112,22 @@ impl Netlink {
     pub async fn set_up(&self, link: &Link) -> Result<(), Error> {
         let message = LinkUnspec::new_with_index(link.index).up().build();
         self.set(message, &format!("set {} up", link.name)).await
+    }
+
+    /// Sets a device's Ethernet address.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Netlink`].
+    pub async fn set_mac(&self, link: &Link, mac: MacAddr) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(link.index)
+            .address(mac.0.to_vec())
+            .build();
+        self.set(
+            message,
+            &format!("set the Ethernet address of {}", link.name),
+        )
+        .await
     }
 
     /// Deletes a device, and with it the other end of a veth pair. One that is gone is no error.

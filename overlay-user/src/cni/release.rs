@@ -170,18 +170,24 @@ async fn disconnect(
     addresses: &[IpAddr],
     bpffs: &Path,
 ) -> Result<(), Error> {
-    for address in addresses {
-        // A broken map must not keep a pod from being deleted; the agent repairs it.
-        match pods::forget(bpffs, *address) {
-            Ok(()) | Err(datapath::Error::Family(_)) => {}
-            Err(error) => tracing::warn!(%address, %error, "the fast path still knows the pod"),
-        }
-    }
+    forget(addresses, bpffs);
     veth::remove(host, attachment).await?;
     for address in addresses {
         masquerade::remove(attachment, *address);
     }
     Ok(())
+}
+
+/// Takes pods out of the fast path's tables: they must not point at a device that is gone, or that is not yet
+/// there.
+pub fn forget(addresses: &[IpAddr], bpffs: &Path) {
+    for address in addresses {
+        // A broken map must not keep a pod from being made or deleted; the agent repairs it.
+        match pods::forget(bpffs, *address) {
+            Ok(()) | Err(datapath::Error::Family(_)) => {}
+            Err(error) => tracing::warn!(%address, %error, "the fast path still knows the pod"),
+        }
+    }
 }
 
 /// The network's directory; one that is not there holds nothing, and is not made.

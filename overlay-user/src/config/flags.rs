@@ -155,6 +155,9 @@ pub struct NodeFlags {
     /// Accelerate pod traffic by eBPF as far as this kernel can, or leave it all to the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
+    /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
+    #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
+    pub attach: Attach,
     /// Masquerade what pods send out of the overlay
     #[arg(long, env = "FLANNELD_IP_MASQ", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
     pub ip_masq: bool,
@@ -267,6 +270,17 @@ pub enum FastPath {
     Auto,
     /// The kernel's own VXLAN does everything.
     Off,
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// The best that this kernel can.
+    Auto,
+    /// By tcx links, or not at all.
+    Tcx,
+    /// As filters of the clsact qdisc.
+    Clsact,
 }
 
 /// How log lines look.

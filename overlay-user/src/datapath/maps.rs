@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::Pod as Plain;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use overlay_common::schema::{
     Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, Peer, Pod, Vtep,
 };
@@ -126,6 +126,19 @@ where
             + retire(&mut self.vteps, VTEPS, &tables.vteps)?)
     }
 
+    /// Lets VTEPs in that are new in `tables`; their subnets come later. True if there are new subnets.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn admit(&mut self, tables: &Tables<F>) -> Result<bool, Error> {
+        fill(&mut self.vteps, VTEPS, &tables.vteps)?;
+        let known = dump(&self.peers, PEERS)?;
+        Ok(tables
+            .peers
+            .keys()
+            .any(|subnet| !known.contains_key(subnet)))
+    }
+
     /// Writes what is new or different in `tables`: after the kernel's own state of it is there.
     ///
     /// # Errors
@@ -149,6 +162,21 @@ where
         };
         missing_is_none(self.pods.remove(&address)).map_err(failed("delete from", PODS))?;
         missing_is_none(self.endpoints.remove(&pod.ifindex))
+            .map_err(failed("delete from", ENDPOINTS))?;
+        Ok(())
+    }
+
+    /// Takes whatever points at a device out of the maps.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn forget_device(&mut self, ifindex: u32) -> Result<(), Error> {
+        for (address, pod) in dump(&self.pods, PODS)? {
+            if pod.ifindex == ifindex {
+                missing_is_none(self.pods.remove(&address)).map_err(failed("delete from", PODS))?;
+            }
+        }
+        missing_is_none(self.endpoints.remove(&ifindex))
             .map_err(failed("delete from", ENDPOINTS))?;
         Ok(())
     }
@@ -234,6 +262,18 @@ where
         }
         Ok(counters)
     }
+}
+
+/// The kernel's ids of the pinned maps, in the order of [`ALL`].
+///
+/// # Errors
+/// [`Error::Map`] where a pin is missing or holds something else.
+pub fn ids(pins: &Pins) -> Result<Vec<u32>, Error> {
+    let id = |name| {
+        let info = MapInfo::from_pin(pins.map(name)).map_err(failed("inspect pinned", name))?;
+        Ok(info.id())
+    };
+    ALL.into_iter().map(id).collect()
 }
 
 fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<M, Error> {

@@ -5,9 +5,10 @@
 //! qdisc at a place of its own, which a new agent replaces in one step.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use aya::maps::{MapInfo, MapType};
+use aya::maps::{MapData, MapInfo, MapType};
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{Link as _, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
@@ -37,6 +38,12 @@ pub const fn direction(hook: Hook) -> TcAttachType {
     }
 }
 
+/// Whether a hook sees what leaves by the device.
+#[must_use]
+pub const fn is_egress(hook: Hook) -> bool {
+    matches!(direction(hook), TcAttachType::Egress)
+}
+
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attachment {
@@ -46,9 +53,11 @@ pub enum Attachment {
     Clsact,
 }
 
-/// Our place among the filters of a clsact qdisc.
+/// Our place among the filters of a clsact qdisc: "ov".
+pub const CLSACT_PRIORITY: u16 = 0x6f76;
+
 const CLSACT: NlOptions = NlOptions {
-    priority: 0x6f76,
+    priority: CLSACT_PRIORITY,
     handle: TcHandle::new(0, 1),
     classid: None,
 };
@@ -58,13 +67,15 @@ pub struct Programs {
     ebpf: Ebpf,
     pins: Pins,
     attachment: Attachment,
-    /// Where this agent has put clsact filters.
+    /// Where clsact filters of ours are, this agent's or an earlier one's, as far as known.
     filters: BTreeSet<(Hook, u32)>,
+    /// Where this agent has put clsact filters.
+    own_filters: BTreeSet<(Hook, u32)>,
 }
 
 /// What was found at a pin that does not fit this build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pinned map {name} has {found}, this build needs {wanted}: it is replaced")]
+#[error("pinned map {name} is {found}, this build needs {wanted}: all maps are made anew")]
 pub struct Misfit {
     name: &'static str,
     found: String,
@@ -94,8 +105,9 @@ pub enum Attached {
 impl Programs {
     /// Loads the programs over the pinned maps, creating and pinning what is missing.
     ///
-    /// Pinned maps whose type, sizes or flags do not fit are unpinned and made anew; they are returned. The
-    /// programs that still run on the old ones keep them until they are swapped.
+    /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are unpinned and
+    /// made anew; what did not fit is returned. The programs that still run on the old ones keep them until
+    /// they are swapped.
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is attached then.
@@ -117,6 +129,7 @@ impl Programs {
             pins: pins.clone(),
             attachment,
             filters: BTreeSet::new(),
+            own_filters: BTreeSet::new(),
         };
         for hook in Hook::ALL {
             programs
@@ -151,7 +164,19 @@ impl Programs {
             .id())
     }
 
-    /// Looks what sits on a hook.
+    /// How programs are attached.
+    #[must_use]
+    pub fn attachment(&self) -> Attachment {
+        self.attachment
+    }
+
+    /// Takes note of where our clsact filters are: that is netlink's to tell.
+    pub fn note_filters(&mut self, filters: BTreeSet<(Hook, u32)>) {
+        self.filters = filters;
+    }
+
+    /// Looks what sits on a hook: by tcx in the kernel, by clsact in what was noted last.
+    ///
     ///
     /// # Errors
     /// [`Error::Attach`].
@@ -171,7 +196,7 @@ impl Programs {
                     foreign: !there.iter().all(is_ours),
                 })
             }
-            // The kernel's filters are the agent's to look at, by netlink.
+            // Filters of others show as a foreign qdisc.
             Attachment::Clsact => Ok(Presence {
                 ours: self.filters.contains(&(hook, ifindex)),
                 foreign: false,
@@ -239,32 +264,46 @@ impl Programs {
         interface: &str,
         ifindex: u32,
     ) -> Result<Attached, Error> {
+        let site = (hook, ifindex);
+        let was_there = self.filters.contains(&site);
+        if was_there && self.own_filters.contains(&site) {
+            return Ok(Attached::Already);
+        }
         // An interface that has the qdisc says so by an error of its own.
         if let Err(error) = aya::programs::tc::qdisc_add_clsact(interface) {
             tracing::trace!(interface, %error, "clsact");
         }
-        let link = SchedClassifierLink::attached(
-            interface,
-            direction(hook),
-            CLSACT.priority,
-            CLSACT.handle,
-            CLSACT.classid,
-        )
-        .map_err(|source| Error::Attach {
-            call: "if_nametoindex",
-            program: name(hook),
-            interface: interface.to_owned(),
-            source: Box::new(ProgramError::IOError(source)),
-        })?;
         let program = self.program(hook)?;
-        let link = program
-            .attach_to_link(link)
+        let attached = if was_there {
+            let there = SchedClassifierLink::attached(
+                interface,
+                direction(hook),
+                CLSACT.priority,
+                CLSACT.handle,
+                CLSACT.classid,
+            );
+            there
+                .map_err(ProgramError::IOError)
+                .and_then(|link| program.attach_to_link(link))
+        } else {
+            program.attach_with_options(
+                interface,
+                direction(hook),
+                TcAttachOptions::Netlink(CLSACT),
+            )
+        };
+        let link = attached
             .and_then(|link| program.take_link(link))
-            .map_err(attach_failed("replace filter", hook, interface))?;
+            .map_err(attach_failed("RTM_NEWTFILTER", hook, interface))?;
         // The filter has to outlive us: a link that is dropped would detach it.
         std::mem::forget(link);
-        self.filters.insert((hook, ifindex));
-        Ok(Attached::Swapped)
+        self.filters.insert(site);
+        self.own_filters.insert(site);
+        Ok(if was_there {
+            Attached::Swapped
+        } else {
+            Attached::New
+        })
     }
 
     /// Detaches our programs wherever they are, and removes the links' pins.
@@ -272,6 +311,16 @@ impl Programs {
     /// # Errors
     /// The first failure; the rest is done all the same.
     pub fn detach_all(pins: &Pins) -> Result<usize, Error> {
+        let links = Self::detach_links(pins);
+        let filters = Self::detach_filters();
+        Ok(links? + filters?)
+    }
+
+    /// Detaches what is attached by tcx.
+    ///
+    /// # Errors
+    /// The first failure; the rest is done all the same.
+    pub fn detach_links(pins: &Pins) -> Result<usize, Error> {
         let mut done = 0;
         let mut first_error = None;
         for (_, _, path) in pins.list_links()? {
@@ -283,12 +332,39 @@ impl Programs {
         first_error.map_or(Ok(done), Err)
     }
 
-    /// Removes the pins of links whose devices are gone.
+    /// Detaches what is attached by clsact, on every device of this network namespace. The qdisc stays, as it
+    /// may be somebody else's; empty it does nothing.
     ///
     /// # Errors
-    /// [`Error::Pin`].
-    pub fn forget_gone(&self, alive: impl Fn(Hook, u32) -> bool) -> Result<usize, Error> {
+    /// The first failure; the rest is done all the same.
+    pub fn detach_filters() -> Result<usize, Error> {
+        let mut done = 0;
+        let mut first_error = None;
+        for (_, interface) in interfaces()? {
+            for hook in Hook::ALL {
+                match detach_filter(hook, &interface) {
+                    Ok(there) => done += usize::from(there),
+                    Err(error) => first_error = first_error.or(Some(error)),
+                }
+            }
+        }
+        first_error.map_or(Ok(done), Err)
+    }
+
+    /// Detaches from devices that are none of ours any more, and removes the pins of links whose devices are
+    /// gone.
+    ///
+    /// # Errors
+    /// [`Error::Pin`], [`Error::Link`], [`Error::Filter`].
+    pub fn forget_gone(&mut self, alive: impl Fn(Hook, u32) -> bool) -> Result<usize, Error> {
         let mut gone = 0;
+        let is_gone = |site: &&(Hook, u32)| !alive(site.0, site.1);
+        for (hook, ifindex) in self.own_filters.iter().filter(is_gone) {
+            if let Some(interface) = interface_name(*ifindex)? {
+                gone += usize::from(detach_filter(*hook, &interface)?);
+            }
+        }
+        self.own_filters.retain(|site| alive(site.0, site.1));
         for (hook, ifindex, path) in self.pins.list_links()? {
             if !alive(hook, ifindex) {
                 detach(&path)?;
@@ -296,6 +372,39 @@ impl Programs {
             }
         }
         Ok(gone)
+    }
+}
+
+/// Every device, by index.
+fn interfaces() -> Result<BTreeMap<u32, String>, Error> {
+    let devices = nix::net::if_::if_nameindex().map_err(|errno| Error::Filter {
+        call: "list the devices of",
+        interface: "this network namespace".to_owned(),
+        message: errno.to_string(),
+    })?;
+    let name = |device: &nix::net::if_::Interface| device.name().to_string_lossy().into_owned();
+    Ok(devices
+        .iter()
+        .map(|device| (device.index(), name(device)))
+        .collect())
+}
+
+fn interface_name(ifindex: u32) -> Result<Option<String>, Error> {
+    Ok(interfaces()?.remove(&ifindex))
+}
+
+/// Detaches the filter of a hook; whether there was one.
+fn detach_filter(hook: Hook, interface: &str) -> Result<bool, Error> {
+    use aya::programs::TcError;
+    match aya::programs::tc::qdisc_detach_program(interface, direction(hook), name(hook)) {
+        Ok(()) => Ok(true),
+        // No filter of that name, or no device any more.
+        Err(TcError::IoError(_)) => Ok(false),
+        Err(error) => Err(Error::Filter {
+            call: "detach filter from",
+            interface: interface.to_owned(),
+            message: super::short(&error),
+        }),
     }
 }
 
@@ -352,28 +461,34 @@ fn pinned_program(pin: &Path) -> Option<u32> {
     Some(link.info().ok()?.program_id())
 }
 
-/// Unpins maps that the object cannot work on. aya 0.14 takes any pinned map that has the right name.
+/// Unpins the maps if the object cannot work on one of them. aya 0.14 takes any pinned map that has the right name.
 fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     let mut misfits = Vec::new();
     if !maps::ALL.iter().any(|name| pins.map(name).exists()) {
         return Ok(misfits);
     }
+    let mut complete = true;
     for (name, wanted) in declared(bytes)? {
         let pin = pins.map(name);
         if !pin.exists() {
+            complete = false;
             continue;
         }
-        let found = match MapInfo::from_pin(&pin) {
-            Ok(info) => shape(&info),
-            Err(error) => format!("something that is no map ({error})"),
-        };
+        let found = pinned_shape(&pin);
         if found != wanted {
-            Pins::remove(&pin)?;
+            complete = false;
             misfits.push(Misfit {
                 name,
                 found,
                 wanted,
             });
+        }
+    }
+    // A new map is empty. The configuration of the old ones says that they hold every peer, and programs that
+    // believe it would refuse what peers send. Without one they leave everything to the kernel.
+    if !complete {
+        for name in maps::ALL {
+            Pins::remove(&pins.map(name))?;
         }
     }
     Ok(misfits)
@@ -401,6 +516,23 @@ fn declared(bytes: &[u8]) -> Result<BTreeMap<&'static str, String>, Error> {
         .collect()
 }
 
+/// What is pinned at `pin`.
+fn pinned_shape(pin: &Path) -> String {
+    // The kernel opens programs and links the same way, and tells of them in the same bytes.
+    let is_map = |map: &MapData| {
+        std::fs::read_link(format!("/proc/self/fd/{}", map.fd().as_fd().as_raw_fd()))
+            .is_ok_and(|target| target.to_string_lossy().contains("bpf-map"))
+    };
+    match MapData::from_pin(pin) {
+        Ok(map) if !is_map(&map) => "no map".to_owned(),
+        Ok(map) => match map.info() {
+            Ok(info) => shape(&info),
+            Err(error) => format!("unreadable ({})", super::short(&error)),
+        },
+        Err(error) => format!("no map ({})", super::short(&error)),
+    }
+}
+
 fn map_data(map: &aya::maps::Map) -> Option<&aya::maps::MapData> {
     use aya::maps::Map::{Array, HashMap, LruHashMap, PerCpuArray};
     match map {
@@ -411,11 +543,11 @@ fn map_data(map: &aya::maps::Map) -> Option<&aya::maps::MapData> {
 
 fn shape(info: &MapInfo) -> String {
     let kind = match info.map_type() {
-        Ok(MapType::Array) => "array",
-        Ok(MapType::Hash) => "hash",
-        Ok(MapType::LruHash) => "LRU hash",
-        Ok(MapType::PerCpuArray) => "per-CPU array",
-        _ => "another type",
+        Ok(MapType::Array) => "an array",
+        Ok(MapType::Hash) => "a hash",
+        Ok(MapType::LruHash) => "an LRU hash",
+        Ok(MapType::PerCpuArray) => "a per-CPU array",
+        _ => "a map of another type",
     };
     format!(
         "{kind}, key {} B, value {} B, {} entries, flags {:#x}",

@@ -68,7 +68,15 @@ impl Kernel {
             Action::SetMtu(mtu) => self.set_mtu(ifindex, *mtu).await,
             Action::AddAddress(address) => self.add_address(ifindex, *address).await,
             Action::RemoveAddress(address) => self.remove_address(ifindex, *address).await,
-            Action::SetUp => self.set_up(ifindex).await,
+            Action::SetUp => match self.set_up(ifindex).await {
+                // The socket is opened with the device.
+                Err(Error::Refused { source, .. })
+                    if source.kind() == std::io::ErrorKind::AddrInUse =>
+                {
+                    Err(Error::PortTaken { port: device.port })
+                }
+                result => result,
+            },
             Action::SetNeighbour(address, mac) => self.set_neighbour(ifindex, *address, *mac).await,
             Action::RemoveNeighbour(address) => self.remove_neighbour(ifindex, *address).await,
             Action::SetFdb(mac, vtep) => self.set_fdb(ifindex, *mac, *vtep).await,

@@ -104,6 +104,35 @@ impl Kernel {
         request("RTM_NEWLINK", &device.name, call).await
     }
 
+    /// Gives the VXLAN device its name back after somebody renamed it: told by its MAC address and VNI, for
+    /// beside it the kernel would not take another. Returns whether there was one.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn reclaim_name(&self, device: &Device) -> Result<bool, Error> {
+        let links = self.links().await?;
+        if links
+            .iter()
+            .any(|link| link_name(link) == Some(&device.name))
+        {
+            return Ok(false);
+        }
+        let is_ours = |link: &&LinkMessage| {
+            link_mac(link) == device.mac && vxlan(link).is_some_and(|it| it.vni == device.vni)
+        };
+        let Some(ifindex) = links.iter().find(is_ours).map(|link| link.header.index) else {
+            return Ok(false);
+        };
+        // Before Linux 6.2 a device has to be down for a new name; whoever asks sets it up again.
+        let message = LinkUnspec::new_with_index(ifindex)
+            .down()
+            .name(device.name.clone())
+            .build();
+        let object = format!("ifindex {ifindex} name {}", device.name);
+        let call = self.handle.link().set(message).execute();
+        request("RTM_SETLINK", &object, call).await.map(|()| true)
+    }
+
     /// Deletes a device; one that has gone already is fine.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use super::link::link_name;
 use super::observe::{link_mac, link_mtu, on_device};
 use super::{Error, Kernel, dump};
+use crate::datapath::programs::CLSACT_PRIORITY;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
@@ -33,8 +34,17 @@ pub struct PodLink {
     pub up: bool,
     /// Whether others attached a queueing discipline or filters to the host end, which a short cut past
     /// the device would pass by: any root qdisc but `noqueue`, an `ingress` qdisc, a `clsact` qdisc with
-    /// filters.
+    /// filters besides ours.
     pub has_foreign_qdisc: bool,
+}
+
+/// A filter of a `clsact` qdisc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Whether it is on the egress side.
+    pub egress: bool,
+    /// Its place among the filters.
+    pub priority: u16,
 }
 
 /// The bridge of the pods.
@@ -46,6 +56,8 @@ pub struct BridgeLink {
     pub mac: MacAddr,
     /// MTU.
     pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
     /// Its addresses with their prefix lengths.
     pub addresses: Vec<IpNet>,
 }
@@ -91,7 +103,13 @@ impl Kernel {
             pod.has_foreign_qdisc = match judge(qdiscs) {
                 Qdiscs::Plain => false,
                 Qdiscs::Foreign => true,
-                Qdiscs::Clsact => self.has_filters(pod.ifindex).await?,
+                // A device that goes in between has none.
+                Qdiscs::Clsact => self
+                    .filters(pod.ifindex)
+                    .await
+                    .unwrap_or_default()
+                    .iter()
+                    .any(|filter| filter.priority != CLSACT_PRIORITY),
             };
             pods.push(pod);
         }
@@ -100,6 +118,7 @@ impl Kernel {
             ifindex,
             mac: link_mac(master).unwrap_or_default(),
             mtu: link_mtu(master),
+            up: master.header.flags.contains(LinkFlags::Up),
             addresses: on_device(&addresses, ifindex).collect(),
         };
         Ok(PodLinks {
@@ -108,15 +127,26 @@ impl Kernel {
         })
     }
 
-    /// Whether a `clsact` qdisc has filters on either side.
-    async fn has_filters(&self, ifindex: u32) -> Result<bool, Error> {
+    /// The filters of a device's `clsact` qdisc.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn filters(&self, ifindex: u32) -> Result<Vec<Filter>, Error> {
         let object = format!("filters of ifindex {ifindex}");
         let device = ifindex.cast_signed();
         let ingress = self.handle.traffic_filter(device).get().ingress().execute();
         let egress = self.handle.traffic_filter(device).get().egress().execute();
         let ingress = dump("RTM_GETTFILTER", &object, ingress).await?;
         let egress = dump("RTM_GETTFILTER", &object, egress).await?;
-        Ok(!ingress.is_empty() || !egress.is_empty())
+        let of = |egress| {
+            move |message: TcMessage| Filter {
+                egress,
+                // The upper half of tcm_info; the lower is the protocol.
+                priority: (message.header.info >> 16) as u16,
+            }
+        };
+        let ingress = ingress.into_iter().map(of(false));
+        Ok(ingress.chain(egress.into_iter().map(of(true))).collect())
     }
 }
 

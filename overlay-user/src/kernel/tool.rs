@@ -26,7 +26,7 @@ pub enum ToolError {
         source: io::Error,
     },
     /// The program ended with an error.
-    #[error("{program} {arguments}: {stderr}")]
+    #[error("{program} {arguments}: {stderr}{}", privilege(.stderr))]
     Failed {
         /// The program.
         program: &'static str,
@@ -43,6 +43,16 @@ pub enum ToolError {
         /// Its arguments.
         arguments: String,
     },
+}
+
+/// What is missing where the kernel does not permit a program something.
+fn privilege(stderr: &str) -> &'static str {
+    let refusals = ["Operation not permitted", "Permission denied"];
+    if refusals.iter().any(|refusal| stderr.contains(refusal)) {
+        "; this needs CAP_NET_ADMIN and CAP_NET_RAW"
+    } else {
+        ""
+    }
 }
 
 /// Runs `program` with `input` on its standard input and returns what it prints.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::lease::Rejected;
+
 /// Names in the run directory.
 const NAME: &str = "agent.json";
 const LOCK: &str = "agent.lock";
@@ -63,6 +65,27 @@ pub struct AgentFile {
     pub health: Option<SocketAddr>,
     /// Where it writes the node's subnet.
     pub subnet_file: PathBuf,
+    /// Entries of the store that it does not believe.
+    #[serde(default)]
+    pub rejected: Vec<RejectedLease>,
+}
+
+/// A [`Rejected`] as tools show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedLease {
+    /// The lease's key, or the whole text of a key that is none.
+    pub subject: String,
+    /// Why, in a sentence.
+    pub reason: String,
+}
+
+impl From<&Rejected> for RejectedLease {
+    fn from(rejected: &Rejected) -> Self {
+        Self {
+            subject: rejected.subject.clone(),
+            reason: rejected.reason.to_string(),
+        }
+    }
 }
 
 /// A file that cannot be read or written.

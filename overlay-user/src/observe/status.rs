@@ -12,7 +12,7 @@ use overlay_common::verdict::Kind;
 use overlay_common::{Hook, V4, Verdict};
 use serde::Serialize;
 
-use super::agent_file::{AgentFile, AgentLock};
+use super::agent_file::{AgentFile, AgentLock, RejectedLease};
 use super::table;
 use crate::config::net_conf::DEFAULT_VNI;
 use crate::config::subnet_env::{self, SubnetEnv};
@@ -47,6 +47,8 @@ pub struct Status {
     pub slow_path: BTreeMap<&'static str, u64>,
     /// Packets dropped because they forge something, by reason, on both paths.
     pub refused: BTreeMap<&'static str, Refused>,
+    /// Leases that the agent does not believe, and why; as of the last agent.
+    pub rejected: Vec<RejectedLease>,
     /// What could not be read, and why.
     pub problems: Vec<String>,
 }
@@ -165,6 +167,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         },
         slow_path: BTreeMap::new(),
         refused: BTreeMap::new(),
+        rejected: Vec::new(),
         problems: Vec::new(),
     };
     let (mut device, mut subnet_file) = (None, PathBuf::from(subnet_env::DEFAULT_PATH));
@@ -176,6 +179,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             };
             device = Some(agent.device);
             subnet_file = agent.subnet_file;
+            status.rejected = agent.rejected;
         }
         Ok(None) => {}
         Err(error) => status.problems.push(error.to_string()),
@@ -428,6 +432,13 @@ pub fn render(status: &Status) -> String {
                 text(&refused.kernel_path),
             ]
         }),
+    ));
+    parts.push(table::render(
+        &["lease not believed", "why"],
+        status
+            .rejected
+            .iter()
+            .map(|lease| vec![lease.subject.clone(), lease.reason.clone()]),
     ));
     for problem in &status.problems {
         parts.push(format!("problem: {problem}"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::registry::{Change, Entry, Snapshot, Term};
-use crate::lease::{Attributes, Lease, RejectReason, Rejected, SubnetKey};
+use crate::lease::{Attributes, Lease, RejectReason, Rejected, SubnetKey, excerpt};
 
 /// Entries by key.
 #[derive(Debug, Default)]
@@ -118,7 +118,7 @@ impl Table {
             match entry.lease() {
                 Ok(lease) => leases.push(lease),
                 Err(reason) => rejected.push(Rejected {
-                    subject: entry.key.clone(),
+                    subject: excerpt(&entry.key),
                     reason,
                 }),
             }
@@ -134,8 +134,8 @@ impl Entry {
         let key: SubnetKey = self.key.parse().map_err(|_| RejectReason::Key)?;
         let value = std::str::from_utf8(&self.value)
             .map_err(|error| RejectReason::Value(error.to_string()))?;
-        let attributes =
-            Attributes::parse(value).map_err(|error| RejectReason::Value(error.to_string()))?;
+        let attributes = Attributes::parse(value)
+            .map_err(|error| RejectReason::Value(excerpt(&error.to_string())))?;
         Ok(Lease {
             subnet: key.subnet,
             subnet_v6: key.subnet_v6,

@@ -1,11 +1,13 @@
 //! `overlayd cleanup`: everything of ours off the node, and nothing else.
 
 use anyhow::{Context as _, bail};
+use ipnet::{IpNet, Ipv4Net};
 use overlay_common::V4;
 use overlay_user::config::{AgentFlags, SubnetEnv};
 use overlay_user::datapath::maps::Maps;
 use overlay_user::kernel;
 use overlay_user::observe::agent_file::{AgentFile, AgentLock};
+use overlay_user::reconcile::ROUTE_PROTOCOL;
 use overlay_user::store::Store;
 
 use crate::{fast_path, node};
@@ -27,28 +29,32 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     if let Err(error) = fast_path::take_off(&pins) {
         problems.push(error.to_string());
     }
-    let device = agent
-        .map(|agent| agent.device)
-        .or_else(|| config.map(|config| format!("flannel.{}", config.vni)))
-        .unwrap_or_else(|| "flannel.1".to_owned());
-    match &subnet_env {
-        Ok(env) => {
-            for network in &env.networks {
-                if let Err(leftovers) = kernel::cleanup(&device, *network).await {
-                    problems.extend(leftovers.0.iter().map(ToString::to_string));
-                }
+    let (networks, subnet) = match subnet_env {
+        Ok(env) => (env.networks, env.subnet),
+        Err(error) => {
+            if flags.node.subnet_file.exists() {
+                problems.push(error.to_string());
             }
-            if let Some(subnet) = env.subnet
-                && let Err(error) = release(flags, subnet).await
-            {
-                tracing::warn!("the lease ends by itself: {error:#}");
-            }
+            // What is ours is told by other marks; of the network only the family counts.
+            (vec![IpNet::from(Ipv4Net::default())], None)
         }
-        Err(error) if flags.node.subnet_file.exists() => problems.push(error.to_string()),
-        Err(_) => tracing::info!(
-            "no {}: this node has no subnet",
-            flags.node.subnet_file.display()
-        ),
+    };
+    for network in networks {
+        let device = match (&agent, config) {
+            (Some(agent), _) => agent.device.clone(),
+            (None, Some(config)) => format!("flannel.{}", config.vni),
+            (None, None) => device_of_our_routes(network)
+                .await
+                .unwrap_or_else(|| "flannel.1".to_owned()),
+        };
+        if let Err(leftovers) = kernel::cleanup(&device, network).await {
+            problems.extend(leftovers.0.iter().map(ToString::to_string));
+        }
+    }
+    if let Some(subnet) = subnet
+        && let Err(error) = release(flags, subnet).await
+    {
+        tracing::warn!("the lease ends by itself: {error:#}");
     }
     match std::fs::remove_file(&flags.node.subnet_file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -72,8 +78,17 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     )
 }
 
+/// The VXLAN device, by the routes that carry our protocol.
+async fn device_of_our_routes(network: IpNet) -> Option<String> {
+    let observed = kernel::Kernel::connect().ok()?.observe("", network).await;
+    let mut routes = observed.ok()?.routes.into_iter();
+    routes
+        .find(|route| route.protocol == ROUTE_PROTOCOL)?
+        .device
+}
+
 /// Gives up this node's lease, so that its subnet is free at once.
-async fn release(flags: &AgentFlags, subnet: ipnet::IpNet) -> anyhow::Result<()> {
+async fn release(flags: &AgentFlags, subnet: IpNet) -> anyhow::Result<()> {
     let store = Store::open(
         flags.store.location(),
         flags.store.lease_ttl,

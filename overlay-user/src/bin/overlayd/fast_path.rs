@@ -5,19 +5,23 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_SHARED_PORT, Config};
+use overlay_common::schema::{
+    CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config, POD_KERNEL_PATH,
+};
 use overlay_common::vxlan::OVERHEAD;
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
-use overlay_user::config::flags::FastPath as Wanted;
+use overlay_user::config::flags::{Attach, FastPath as Wanted};
 use overlay_user::datapath::Error;
-use overlay_user::datapath::maps::Maps;
+use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::probe::Probes;
-use overlay_user::datapath::programs::Programs;
+use overlay_user::datapath::programs::{
+    Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
+};
 use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
 use overlay_user::kernel::interface::Underlay;
-use overlay_user::kernel::pods::PodLinks;
+use overlay_user::kernel::pods::{Filter, PodLink, PodLinks};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
 
@@ -71,8 +75,15 @@ pub struct Running {
     maps: Maps<V4>,
     /// What the maps were made from, as of the last round.
     node: Option<TablesOf>,
+    pins: Pins,
+    /// The kernel's ids of the maps.
+    map_ids: Vec<u32>,
+    /// What was written last.
+    config: Option<Config<V4>>,
     /// Where programs have to sit, as of the last round.
     sites: Vec<Site>,
+    /// Pods that programs could not be attached to, and why: the kernel path serves them.
+    left_out: BTreeMap<String, String>,
     flows_checked: Instant,
     next_hops_confirmed: Instant,
 }
@@ -94,7 +105,8 @@ impl FastPath {
         }
     }
 
-    /// Whether a program of ours is missing somewhere, for which the kernel sends no event.
+    /// Whether something of ours is missing for which the kernel sends no event: a program, a pin, the
+    /// configuration.
     pub fn is_disturbed(&mut self) -> bool {
         match self {
             Self::Up(running) => running.is_disturbed(),
@@ -121,10 +133,11 @@ impl FastPath {
         }
     }
 
-    /// Takes out of the maps what is going to leave the kernel.
-    pub fn retire(&mut self, view: &View<'_>, peers: &[Peer], report: &mut Report) {
+    /// Makes the maps ready for what the kernel path is about to change: what goes is taken out, and those who
+    /// come are expected.
+    pub fn prepare(&mut self, view: &View<'_>, peers: &[Peer], report: &mut Report) {
         if let Self::Up(running) = self
-            && let Err(error) = running.retire(view, peers)
+            && let Err(error) = running.prepare(view, peers)
         {
             report.problem("fast path", error.to_string());
         }
@@ -150,34 +163,48 @@ impl FastPath {
                 report.note("fast path", "off: the kernel path carries everything");
                 return;
             }
-            Self::Down { tried } => {
-                if tried
-                    .as_ref()
-                    .is_none_or(|(when, _)| when.elapsed() >= RETRY)
-                {
-                    match Running::start(&view.node.pins) {
-                        Ok(running) => *self = Self::Up(Box::new(running)),
-                        Err(error) => {
-                            if tried.as_ref().is_none_or(|(_, last)| *last != error) {
-                                tracing::warn!("the kernel path carries everything: {error}");
-                            }
-                            *tried = Some((Instant::now(), error));
+            Self::Up(running) if !running.is_pinned() => {
+                tracing::warn!(
+                    "the pins of the fast path were removed or replaced: starting it anew"
+                );
+                *self = Self::Down { tried: None };
+            }
+            Self::Down { .. } | Self::Up(_) => {}
+        }
+        if let Self::Down { tried } = self {
+            if tried
+                .as_ref()
+                .is_none_or(|(when, _)| when.elapsed() >= RETRY)
+            {
+                match Running::start(&view.node.pins, view.node.flags.node.attach) {
+                    Ok(running) => *self = Self::Up(Box::new(running)),
+                    Err(error) => {
+                        if tried.as_ref().is_none_or(|(_, last)| *last != error) {
+                            tracing::warn!("the kernel path carries everything: {error}");
                         }
+                        // Nobody would keep an earlier agent's tables true.
+                        if let Err(error) = take_off(&view.node.pins) {
+                            report.problem("fast path", error.to_string());
+                        }
+                        *tried = Some((Instant::now(), error));
                     }
                 }
-                if let Self::Down {
-                    tried: Some((_, error)),
-                } = self
-                {
-                    report.note("fast path", format!("down: {error}"));
-                }
             }
-            Self::Up(_) => {}
+            if let Self::Down {
+                tried: Some((_, error)),
+            } = self
+            {
+                report.note("fast path", format!("down: {error}"));
+            }
         }
-        if let Self::Up(running) = self
-            && let Err(error) = running.round(view, device, served, kernel).await
-        {
-            report.problem("fast path", error.to_string());
+        if let Self::Up(running) = self {
+            if let Err(error) = running.round(view, device, served, kernel).await {
+                report.problem("fast path", error.to_string());
+            }
+            if !running.left_out.is_empty() {
+                let pods: Vec<_> = running.left_out.values().cloned().collect();
+                report.note("pods left to the kernel path", pods.join("; "));
+            }
         }
     }
 }
@@ -193,14 +220,27 @@ pub fn take_off(pins: &Pins) -> Result<(), Error> {
 
 impl Running {
     /// Probes this kernel, loads the programs and takes over what is pinned.
-    fn start(pins: &Pins) -> Result<Self, String> {
-        let attachment = Probes::run().verdict()?;
+    fn start(pins: &Pins, attach: Attach) -> Result<Self, String> {
+        let attachment = match (attach, Probes::run().verdict()?) {
+            (Attach::Tcx, Attachment::Clsact) => {
+                return Err("this kernel has no tcx (Linux 6.6 has): leave --attach out".to_owned());
+            }
+            (Attach::Clsact, _) => Attachment::Clsact,
+            (Attach::Tcx | Attach::Auto, best) => best,
+        };
         let (programs, misfits) =
             Programs::load(pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
+        // A packet meets each program once.
+        let others = match attachment {
+            Attachment::Tcx => Programs::detach_filters(),
+            Attachment::Clsact => Programs::detach_links(pins),
+        };
+        others.map_err(|error| error.to_string())?;
         let maps = Maps::open(pins).map_err(|error| error.to_string())?;
+        let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         // Connection tracking sees halves of connections when some packets take the fast path and some do not.
         if let Err(error) = sysctl::be_liberal_with_tcp() {
             tracing::debug!("{error}");
@@ -210,13 +250,25 @@ impl Running {
             programs,
             maps,
             node: None,
+            pins: pins.clone(),
+            map_ids,
+            config: None,
             sites: Vec::new(),
+            left_out: BTreeMap::new(),
             flows_checked: Instant::now(),
             next_hops_confirmed: Instant::now(),
         })
     }
 
+    /// Whether the pinned maps are those that we fill: the plugin and the next agent go by the pins.
+    fn is_pinned(&self) -> bool {
+        maps::ids(&self.pins).is_ok_and(|ids| ids == self.map_ids)
+    }
+
     fn is_disturbed(&mut self) -> bool {
+        if !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
+            return true;
+        }
         let programs = &mut self.programs;
         !self.sites.iter().all(|site| {
             programs
@@ -225,12 +277,20 @@ impl Running {
         })
     }
 
-    fn retire(&mut self, view: &View<'_>, peers: &[Peer]) -> Result<(), Error> {
+    fn prepare(&mut self, view: &View<'_>, peers: &[Peer]) -> Result<(), Error> {
         let Some(config) = self.maps.config()? else {
             return Ok(());
         };
-        let pods = local_pods(view.pods, |_| false);
+        let pods = local_pods(&view.pods.pods, |_| false);
         let (mut tables, _) = Tables::of(&tables_of(view, MacAddr::default(), peers, pods));
+        // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
+        // that is not there may be its.
+        if self.maps.admit(&tables)? {
+            self.write(Config {
+                flags: config.flags & !CONFIG_PEERS_COMPLETE,
+                ..config
+            })?;
+        }
         if tables
             .config
             .is_none_or(|new| new.peer_mask != config.peer_mask)
@@ -255,35 +315,35 @@ impl Running {
             return self.deactivate();
         };
         self.sites = sites(view, device_ifindex);
-        let known = self.maps.dump()?;
+        if self.programs.attachment() == Attachment::Clsact {
+            let filters = self.filters(kernel).await;
+            self.programs.note_filters(filters);
+        }
+        let mut known = self.maps.dump()?;
         let mut gap = known
             .config
             .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
-        for site in &self.sites {
-            let presence = self
-                .programs
-                .presence(site.hook, &site.interface, site.ifindex)?;
-            // A pod that is not in the maps yet has no flows that could have been missed.
-            let is_new_pod = matches!(site.hook, Hook::PodIn | Hook::PodOut)
-                && !known.endpoints.contains_key(&site.ifindex);
-            gap |= !presence.ours && !is_new_pod;
+        for site in self.sites.clone() {
+            let ours = self.presence(&site).is_ok_and(|presence| presence.ours);
+            if !site.is_pod() {
+                gap |= !ours;
+            } else if !ours {
+                // The stack may send it what no program of ours sees: it starts again as a newcomer.
+                self.maps.forget_device(site.ifindex)?;
+                known.endpoints.remove(&site.ifindex);
+            }
         }
         if gap {
             self.deactivate()?;
         }
-        let mut foreign = Vec::new();
-        for site in self.sites.clone() {
-            self.programs
-                .attach(site.hook, &site.interface, site.ifindex)?;
-            let presence = self
-                .programs
-                .presence(site.hook, &site.interface, site.ifindex)?;
-            if presence.foreign {
-                foreign.push(site.ifindex);
-            }
-        }
+        let foreign = self.attach()?;
 
-        let pods = local_pods(view.pods, |ifindex| foreign.contains(&ifindex));
+        let pods = view
+            .pods
+            .pods
+            .iter()
+            .filter(|pod| !self.left_out.contains_key(&pod.name));
+        let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
         let mut node = tables_of(view, mac, served, pods);
         node.source_ports = sysctl::local_port_range().unwrap_or(node.source_ports);
         let shared = !kernel
@@ -304,18 +364,24 @@ impl Running {
         let Some(config) = tables.config else {
             return Ok(());
         };
+        // A newcomer may have talked with Services before it was watched: it is left to the kernel, and watched
+        // from now on, until the flows that it has by then are known.
+        let (watched, newcomers) = watch_newcomers(&tables, &known);
         // Narrow the mask last: until then the old entries answer for the old mask.
-        self.maps.fill(&tables)?;
-        self.maps.set_config(&config)?;
+        self.maps.fill(&watched)?;
+        self.write(config)?;
         self.maps.retire(&tables)?;
-        if gap {
+        if gap || newcomers {
             // While everything went by the stack, flows may have been translated unseen.
             flows::rebuild(&mut self.maps, view.node.config.network()).await?;
-            self.maps.set_config(&Config {
+            self.maps.fill(&tables)?;
+            self.flows_checked = Instant::now();
+        }
+        if gap {
+            self.write(Config {
                 flags: config.flags | CONFIG_ACTIVE,
                 ..config
             })?;
-            self.flows_checked = Instant::now();
             tracing::info!("fast path active");
         } else if self.flows_checked.elapsed() >= FLOWS_RESYNC {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
@@ -367,15 +433,77 @@ impl Running {
         Ok(())
     }
 
+    /// The sites that have a clsact filter of ours; a device that is gone has none.
+    async fn filters(&self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
+        let mut found = BTreeSet::new();
+        for site in &self.sites {
+            let egress = is_egress(site.hook);
+            let is_ours =
+                |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
+            let filters = kernel.filters(site.ifindex).await.unwrap_or_default();
+            if filters.iter().any(is_ours) {
+                found.insert((site.hook, site.ifindex));
+            }
+        }
+        found
+    }
+
+    fn presence(&mut self, site: &Site) -> Result<Presence, Error> {
+        self.programs
+            .presence(site.hook, &site.interface, site.ifindex)
+    }
+
+    /// Puts programs on every site; returns the pods that carry a program of somebody else. A pod that goes
+    /// while we are at it, or that the kernel refuses, is left out and does not hold up the others.
+    fn attach(&mut self) -> Result<Vec<u32>, Error> {
+        let mut foreign = Vec::new();
+        let mut left_out = BTreeMap::new();
+        for site in self.sites.clone() {
+            let attached = self
+                .programs
+                .attach(site.hook, &site.interface, site.ifindex)
+                .and_then(|_| self.presence(&site));
+            match attached {
+                Ok(presence) if presence.foreign => foreign.push(site.ifindex),
+                Ok(_) => {}
+                Err(error) if site.is_pod() => {
+                    let error = error.to_string();
+                    if self.left_out.get(&site.interface) != Some(&error) {
+                        tracing::warn!("left to the kernel path: {error}");
+                    }
+                    left_out.insert(site.interface, error);
+                }
+                Err(error) => {
+                    self.deactivate()?;
+                    return Err(error);
+                }
+            }
+        }
+        self.left_out = left_out;
+        Ok(foreign)
+    }
+
     /// Leaves every packet to the kernel; refusals go on.
     fn deactivate(&mut self) -> Result<(), Error> {
         match self.maps.config()? {
-            Some(config) if config.flags & CONFIG_ACTIVE != 0 => self.maps.set_config(&Config {
+            Some(config) => self.write(Config {
                 flags: config.flags & !CONFIG_ACTIVE,
                 ..config
             }),
-            _ => Ok(()),
+            None => Ok(()),
         }
+    }
+
+    fn write(&mut self, config: Config<V4>) -> Result<(), Error> {
+        self.maps.set_config(&config)?;
+        self.config = Some(config);
+        Ok(())
+    }
+}
+
+impl Site {
+    fn is_pod(&self) -> bool {
+        matches!(self.hook, Hook::PodIn | Hook::PodOut)
     }
 }
 
@@ -406,6 +534,27 @@ fn vteps(node: &TablesOf) -> BTreeSet<IpAddr> {
     node.peers.iter().map(|(peer, _)| peer.vtep).collect()
 }
 
+/// The tables with every pod that is not `known` left to the kernel, and whether there are any.
+fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
+    let mut watched = tables.clone();
+    let mut any = false;
+    for (ifindex, endpoint) in &mut watched.endpoints {
+        let is_known = known
+            .endpoints
+            .get(ifindex)
+            .is_some_and(|old| old.address == endpoint.address);
+        if is_known {
+            continue;
+        }
+        any = true;
+        endpoint.flags |= POD_KERNEL_PATH;
+        if let Some(pod) = watched.pods.get_mut(&endpoint.address) {
+            pod.flags |= POD_KERNEL_PATH;
+        }
+    }
+    (watched, any)
+}
+
 /// Where programs have to sit.
 fn sites(view: &View<'_>, device_ifindex: u32) -> Vec<Site> {
     let site = |hook, interface: &str, ifindex| Site {
@@ -424,15 +573,18 @@ fn sites(view: &View<'_>, device_ifindex: u32) -> Vec<Site> {
     sites
 }
 
-fn local_pods(pods: &PodLinks, has_foreign_program: impl Fn(u32) -> bool) -> Vec<LocalPod> {
-    let local = |pod: &overlay_user::kernel::pods::PodLink| LocalPod {
+fn local_pods<'a>(
+    pods: impl IntoIterator<Item = &'a PodLink>,
+    has_foreign_program: impl Fn(u32) -> bool,
+) -> Vec<LocalPod> {
+    let local = |pod: &PodLink| LocalPod {
         ifindex: pod.ifindex,
         address: pod.note.address,
         mac: pod.note.mac,
         mtu: pod.mtu,
         kernel_path: pod.has_foreign_qdisc || has_foreign_program(pod.ifindex),
     };
-    pods.pods.iter().filter(|pod| pod.up).map(local).collect()
+    pods.into_iter().filter(|pod| pod.up).map(local).collect()
 }
 
 fn tables_of(view: &View<'_>, mac: MacAddr, peers: &[Peer], pods: Vec<LocalPod>) -> TablesOf {

@@ -19,43 +19,42 @@ use overlay_user::kernel::conntrack::{self, Translated};
 /// sending.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes the table hold exactly the flows that connection tracking translates.
-///
-/// Only while every packet is left to the kernel: nothing is remembered wrongly in between.
+/// Makes the table hold exactly the flows that connection tracking translates: after a time in which they went
+/// unseen.
 pub async fn rebuild(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
-    let Some(translated) = translated(network).await else {
-        return Ok(());
-    };
-    for (key, _) in maps.flows()? {
-        if !translated.contains(&key) {
-            maps.remove_flow(&key)?;
-        }
-    }
-    let now = Flow {
-        last_seen_ns: now_ns(),
-    };
-    for key in &translated {
-        maps.add_flow(key, now)?;
-    }
-    Ok(())
+    let remembered = maps.flows()?;
+    settle(maps, network, remembered, Duration::ZERO).await
 }
 
-/// Forgets flows that have ended.
+/// Forgets flows that have ended, and adds those that a full table has pushed out.
 pub async fn heal(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
-    // In this order: a flow that is remembered meanwhile is in neither list.
     let remembered = maps.flows()?;
     if remembered.is_empty() {
         return Ok(());
     }
-    let Some(translated) = translated(network).await else {
+    settle(maps, network, remembered, PATIENCE).await
+}
+
+/// Compares the flows that were remembered a moment ago with connection tracking. A flow that is remembered
+/// meanwhile is none of them and stays.
+async fn settle(
+    maps: &mut Maps<V4>,
+    network: IpNet,
+    remembered: Vec<(FlowKey<V4>, Flow)>,
+    patience: Duration,
+) -> Result<(), Error> {
+    let Some(mut missing) = translated(network).await else {
         return Ok(());
     };
-    let patience = u64::try_from(PATIENCE.as_nanos()).unwrap_or(u64::MAX);
-    let before = now_ns().saturating_sub(patience);
+    let now = now_ns();
+    let before = now.saturating_sub(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
     for (key, flow) in remembered {
-        if flow.last_seen_ns < before && !translated.contains(&key) {
+        if !missing.remove(&key) && flow.last_seen_ns <= before {
             maps.remove_flow(&key)?;
         }
+    }
+    for key in missing {
+        maps.add_flow(&key, Flow { last_seen_ns: now })?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::node::Node;
 /// The bridge of the pods.
 pub const BRIDGE: &str = "cni0";
 /// How often the guard is written again although nothing changed: somebody may have flushed it.
-const GUARD_RESYNC: Duration = Duration::from_secs(10);
+const GUARD_RESYNC: Duration = Duration::from_secs(5);
 
 /// What the kernel path remembers between rounds.
 #[derive(Default)]
@@ -34,9 +34,28 @@ pub struct KernelPath {
     guard: Option<(GuardState, Instant)>,
     guard_unavailable: bool,
     bridge_warned: bool,
+    /// What the subnet file holds.
+    subnet_env: Option<SubnetEnv>,
 }
 
 impl KernelPath {
+    /// Whether something was changed for which the kernel sends no event, or could have been for so long that
+    /// it is time to look.
+    pub fn is_due(&self, node: &Node) -> bool {
+        let forwards = sysctl::forwarding(node.config.network().addr()).unwrap_or(true);
+        let path = &node.flags.node.subnet_file;
+        let is_past = |looked: Instant, every| looked.elapsed() >= every;
+        !forwards
+            || self.subnet_env.is_some() && SubnetEnv::read(path).ok() != self.subnet_env
+            || self
+                .rules_checked
+                .is_some_and(|looked| is_past(looked, rules_resync(node)))
+            || self
+                .guard
+                .as_ref()
+                .is_some_and(|(_, written)| is_past(*written, GUARD_RESYNC))
+    }
+
     /// Index and MAC address of the VXLAN device, as last seen.
     pub fn device(&self) -> Option<(u32, MacAddr)> {
         self.device
@@ -92,11 +111,26 @@ impl KernelPath {
         pods: &PodLinks,
         report: &mut Report,
     ) -> Vec<Peer> {
+        // Who comes is let in before packets can go there, for the answers come at once; who goes is shut out
+        // when none go there any more.
+        let state = guard_state(kernel, node, desired, subnet, pods).await;
+        if let (Some(state), Some((last, _))) = (&state, &self.guard) {
+            let mut both = state.clone();
+            both.peers.extend(last.peers.iter().copied());
+            self.guard(both, report).await;
+        }
         let served = self.device_and_peers(kernel, desired, report).await;
+        if let Some(bridge) = pods.bridge.as_ref().filter(|bridge| !bridge.up) {
+            match kernel.set_up(bridge.ifindex).await {
+                Ok(()) => tracing::warn!(device = BRIDGE, "somebody set the device down"),
+                Err(error) => report.problem("kernel", error.to_string()),
+            }
+        }
         self.rules(node, desired, subnet, report).await;
-        self.guard(kernel, node, desired, subnet, pods, report)
-            .await;
-        subnet_env(node, desired, subnet, report);
+        if let Some(state) = state {
+            self.guard(state, report).await;
+        }
+        self.subnet_env(node, desired, subnet, report);
         if !self.bridge_warned && sysctl::bridge_calls_iptables() == Some(false) {
             self.bridge_warned = true;
             tracing::warn!(
@@ -112,6 +146,11 @@ impl KernelPath {
         desired: &Desired,
         report: &mut Report,
     ) -> Vec<Peer> {
+        match kernel.reclaim_name(&desired.device).await {
+            Ok(true) => tracing::warn!(device = desired.device.name, "somebody renamed the device"),
+            Ok(false) => {}
+            Err(error) => report.problem("kernel", error.to_string()),
+        }
         let observed = match kernel.observe(&desired.device.name, desired.network).await {
             Ok(observed) => observed,
             Err(error) => {
@@ -136,10 +175,9 @@ impl KernelPath {
     }
 
     async fn rules(&mut self, node: &Node, desired: &Desired, subnet: IpNet, report: &mut Report) {
-        let every = Duration::from_secs(u64::from(node.flags.node.iptables_resync));
         if self
             .rules_checked
-            .is_some_and(|checked| checked.elapsed() < every)
+            .is_some_and(|checked| checked.elapsed() < rules_resync(node))
         {
             return;
         }
@@ -171,22 +209,7 @@ impl KernelPath {
         }
     }
 
-    async fn guard(
-        &mut self,
-        kernel: &Kernel,
-        node: &Node,
-        desired: &Desired,
-        subnet: IpNet,
-        pods: &PodLinks,
-        report: &mut Report,
-    ) {
-        let other_vnis = kernel
-            .other_vnis(&node.device, node.config.vxlan.port)
-            .await
-            .unwrap_or_default();
-        let Some(state) = guard_state(node, desired, subnet, pods, other_vnis) else {
-            return;
-        };
+    async fn guard(&mut self, state: GuardState, report: &mut Report) {
         if self
             .guard
             .as_ref()
@@ -207,6 +230,32 @@ impl KernelPath {
             Err(error) => report.problem("guard", error.to_string()),
         }
     }
+
+    /// Writes what the CNI plugin reads, whenever it is not what it should be.
+    fn subnet_env(&mut self, node: &Node, desired: &Desired, subnet: IpNet, report: &mut Report) {
+        let gateway = subnet.hosts().next().unwrap_or(subnet.addr());
+        let env = SubnetEnv {
+            networks: vec![desired.network],
+            subnet: IpNet::new(gateway, subnet.prefix_len()).ok(),
+            subnet_v6: None,
+            mtu: desired.device.mtu,
+            ip_masq: node.flags.node.ip_masq,
+        };
+        let path = &node.flags.node.subnet_file;
+        if SubnetEnv::read(path).ok().as_ref() != Some(&env) {
+            match env.write(path) {
+                Ok(()) => {
+                    tracing::info!(file = %path.display(), mtu = env.mtu, "subnet file written");
+                }
+                Err(error) => return report.problem("subnet file", error.to_string()),
+            }
+        }
+        self.subnet_env = Some(env);
+    }
+}
+
+fn rules_resync(node: &Node) -> Duration {
+    Duration::from_secs(node.flags.node.iptables_resync.into())
 }
 
 /// Whether a failure leaves a peer without a complete kernel path.
@@ -221,12 +270,12 @@ fn concerns(failure: &Failure, peer: &Peer) -> bool {
     }
 }
 
-fn guard_state(
+async fn guard_state(
+    kernel: &Kernel,
     node: &Node,
     desired: &Desired,
     subnet: IpNet,
     pods: &PodLinks,
-    other_vnis: BTreeSet<u32>,
 ) -> Option<GuardState> {
     let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) =
         (desired.network, subnet, desired.device.local)
@@ -244,6 +293,10 @@ fn guard_state(
         IpAddr::V4(address) => Some((pod.name.clone(), address)),
         IpAddr::V6(_) => None,
     });
+    let other_vnis = kernel
+        .other_vnis(&node.device, node.config.vxlan.port)
+        .await
+        .unwrap_or_default();
     Some(GuardState {
         network,
         own_subnet,
@@ -256,24 +309,4 @@ fn guard_state(
         peers: peers.collect::<BTreeSet<(Ipv4Addr, Ipv4Net)>>(),
         pods: pods.collect(),
     })
-}
-
-/// Writes what the CNI plugin reads, whenever it is not what it should be.
-fn subnet_env(node: &Node, desired: &Desired, subnet: IpNet, report: &mut Report) {
-    let gateway = subnet.hosts().next().unwrap_or(subnet.addr());
-    let env = SubnetEnv {
-        networks: vec![desired.network],
-        subnet: IpNet::new(gateway, subnet.prefix_len()).ok(),
-        subnet_v6: None,
-        mtu: desired.device.mtu,
-        ip_masq: node.flags.node.ip_masq,
-    };
-    let path = &node.flags.node.subnet_file;
-    if SubnetEnv::read(path).is_ok_and(|current| current == env) {
-        return;
-    }
-    match env.write(path) {
-        Ok(()) => tracing::info!(file = %path.display(), mtu = env.mtu, "subnet file written"),
-        Err(error) => report.problem("subnet file", error.to_string()),
-    }
 }

@@ -44,6 +44,8 @@ pub struct Start {
     pub lease: Lease,
     /// MAC address of the VXLAN device.
     pub mac: MacAddr,
+    /// What the tools are told.
+    pub file: AgentFile,
 }
 
 /// Runs the agent until `cancel`.
@@ -100,13 +102,14 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     };
     tracing::info!(subnet = %lease.subnet, "lease");
 
-    AgentFile {
+    let file = AgentFile {
         pid: std::process::id(),
         device: device.clone(),
         health: health.address(),
         subnet_file: flags.node.subnet_file.clone(),
-    }
-    .write(run_dir)?;
+        rejected: Vec::new(),
+    };
+    file.write(run_dir)?;
 
     let keeper = tokio::spawn({
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
@@ -123,6 +126,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         underlay,
         lease,
         mac,
+        file,
     };
     let result = Reconciler::new(node, start, kernel, store, health)
         .run(cancel.clone())

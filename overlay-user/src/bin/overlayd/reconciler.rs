@@ -12,6 +12,7 @@ use overlay_user::kernel::interface::Underlay;
 use overlay_user::kernel::monitor::{Event, Monitor};
 use overlay_user::lease::Lease;
 use overlay_user::mac::MacAddr;
+use overlay_user::observe::agent_file::AgentFile;
 use overlay_user::store::{LeaseState, Store};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep_until};
@@ -27,8 +28,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// At least this long from round to round, however many events there are.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often everything is looked at without any event.
-const RESYNC: Duration = Duration::from_secs(10);
-/// How often what sends no events is looked at: whether our programs are still attached.
+const RESYNC: Duration = Duration::from_secs(5);
+/// How often what sends no events is looked at: programs, pins, sysctls, the subnet file.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The agent's state between rounds.
@@ -43,6 +44,7 @@ pub struct Reconciler {
     underlay: Underlay,
     lease: Lease,
     mac: MacAddr,
+    file: AgentFile,
     /// The peers of the last round: a newcomer cannot push them out.
     accepted: Vec<Peer>,
     announced: bool,
@@ -68,6 +70,7 @@ impl Reconciler {
             underlay: start.underlay,
             lease: start.lease,
             mac: start.mac,
+            file: start.file,
             accepted: Vec::new(),
             announced: false,
         }
@@ -109,7 +112,10 @@ impl Reconciler {
                 }
                 _ = tick.tick() => {
                     self.fast_path.beat(&self.kernel).await;
-                    if last_round.elapsed() >= RESYNC || self.fast_path.is_disturbed() {
+                    if last_round.elapsed() >= RESYNC
+                        || self.kernel_path.is_due(&self.node)
+                        || self.fast_path.is_disturbed()
+                    {
                         due = due.or_else(|| Some(Instant::now()));
                     }
                 }
@@ -143,6 +149,7 @@ impl Reconciler {
         let (peers, rejected) =
             backend::peers(&network, &self.lease, &state.leases, &self.accepted);
         report.rejected.extend(rejected);
+        self.tell_rejected(&mut report);
         self.accepted.clone_from(&peers);
 
         let pods = match self.kernel.pods(crate::kernel_path::BRIDGE).await {
@@ -170,7 +177,7 @@ impl Reconciler {
             mtu: desired.device.mtu,
             pods: &pods,
         };
-        self.fast_path.retire(&view, &peers, &mut report);
+        self.fast_path.prepare(&view, &peers, &mut report);
         let served = self
             .kernel_path
             .round(
@@ -212,6 +219,18 @@ impl Reconciler {
             }
         }
         self.health.publish(report);
+    }
+
+    /// Leaves a note for the tools of the leases that are not believed.
+    fn tell_rejected(&mut self, report: &mut Report) {
+        let rejected: Vec<_> = report.rejected.iter().map(Into::into).collect();
+        if rejected == self.file.rejected {
+            return;
+        }
+        self.file.rejected = rejected;
+        if let Err(error) = self.file.write(&self.node.flags.node.run_dir) {
+            report.problem("note for the tools", error.to_string());
+        }
     }
 
     /// Follows the underlay's device through renaming, new addresses and another MTU.

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum Reason {
     /// VXLAN from an address that holds no lease.
     UnknownVtep,
+    /// VXLAN to an address of this node that is not the one its lease names.
+    OtherAddress,
     /// VXLAN with a VNI that nobody here has.
     WrongVni,
     /// VXLAN around a tagged frame (RFC 7348 §6.1).
@@ -30,8 +32,9 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::UnknownVtep,
+        Self::OtherAddress,
         Self::WrongVni,
         Self::InnerVlan,
         Self::ForeignInnerSource,
@@ -47,6 +50,7 @@ impl Reason {
     pub fn name(self) -> &'static str {
         match self {
             Self::UnknownVtep => "unknown_vtep",
+            Self::OtherAddress => "other_address",
             Self::WrongVni => "wrong_vni",
             Self::InnerVlan => "inner_vlan",
             Self::ForeignInnerSource => "foreign_inner_source",

@@ -12,6 +12,9 @@ use super::{Error, GuardState, Reason, TABLE};
 const VNI: &str = "@th,96,24";
 const INNER_TYPE: &str = "@th,224,16";
 const INNER_SOURCE: &str = "@th,336,32";
+/// The VLAN identifier of a frame that carries a tag (802.1Q), in the bridge family: `nft` sees the tag where
+/// it was although the kernel has taken it off.
+const VLAN_ID: &str = "@ll,116,12";
 
 /// Ethernet types.
 const IPV4: &str = "0x0800";
@@ -36,6 +39,7 @@ fn inet(state: &GuardState) -> Result<String, Error> {
         vni,
         network,
         own_subnet,
+        own_vtep,
         ..
     } = state;
     let (vxlan, bridge) = (quoted(&state.vxlan)?, quoted(&state.bridge)?);
@@ -43,7 +47,7 @@ fn inet(state: &GuardState) -> Result<String, Error> {
 
     let vteps: BTreeSet<Ipv4Addr> = state.peers.iter().map(|(vtep, _)| *vtep).collect();
     let mut nodes = vteps.clone();
-    nodes.insert(state.own_vtep);
+    nodes.insert(*own_vtep);
     // Intervals in a set may not overlap.
     let mut subnets: BTreeMap<Ipv4Addr, Vec<Ipv4Net>> = BTreeMap::new();
     for (vtep, subnet) in &state.peers {
@@ -77,6 +81,9 @@ fn inet(state: &GuardState) -> Result<String, Error> {
 
     let unknown_vtep = drop(Reason::UnknownVtep);
     let wrong_vni = drop(Reason::WrongVni);
+    // Peers send to the address that the lease names. Any other address of this node is a way around the
+    // check of who sends: a pod's packet to it is masqueraded as its node's.
+    let other_address = drop(Reason::OtherAddress);
     let inner_vlan = drop(Reason::InnerVlan);
     let foreign = drop(Reason::ForeignInnerSource);
     let pod_vxlan = drop(Reason::PodVxlan);
@@ -89,8 +96,9 @@ fn inet(state: &GuardState) -> Result<String, Error> {
         "table inet {TABLE} {{\n\
          chain vxlan {{\n\
          {others}\
-         ip saddr != @vteps {unknown_vtep}\n\
          {VNI} != {vni:#x} {wrong_vni}\n\
+         ip saddr != @vteps {unknown_vtep}\n\
+         ip daddr != {own_vtep} {other_address}\n\
          {INNER_TYPE} {VLANS} {inner_vlan}\n\
          {INNER_TYPE} {IPV4} {INNER_SOURCE} {network} ip saddr . {INNER_SOURCE} != @sources {foreign}\n\
          }}\n\
@@ -137,14 +145,14 @@ fn bridge(state: &GuardState) -> Result<String, Error> {
     text += &fill("bridge", "pods", pods);
     // The kernel takes one tag off before the bridge sees the frame, so that a tagged packet is matched
     // like a plain one; but `nft` would look for ARP in the Ethernet header, where the tag still shows,
-    // unless told to ask for the protocol. The kernel takes any number of tags with VLAN 0 off before the IP stack sees it: what
-    // has a second tag could be anything.
+    // unless told to ask for the protocol. The kernel takes any number of tags with VLAN 0 off before the IP
+    // stack sees it: what has a second tag could be anything.
     text += &format!(
         "table bridge {TABLE} {{\n\
          chain guard {{\n\
          meta protocol ip ip saddr {network} iifname . ip saddr != @pods {source}\n\
          meta protocol arp arp saddr ip {network} iifname . arp saddr ip != @pods {arp}\n\
-         meta protocol {VLANS} {stacked}\n\
+         meta protocol {VLANS} {VLAN_ID} 0 {stacked}\n\
          }}\n\
          chain prerouting {{\n\
          iifname @ports jump guard\n\

@@ -1,0 +1,369 @@
+//! What holds for every packet.
+
+use std::ops::Range;
+
+use etherparse::{IpFragOffset, IpNumber, Ipv4Options};
+use overlay_common::checksum;
+use overlay_common::decide::{Leaving, leaving};
+use overlay_common::packet::Frame;
+use overlay_common::{Hook, V4, Verdict};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::cases::{Case, Outcome, all};
+use super::frames::{Ipv4Frame, vxlan};
+use super::world::*;
+
+/// Of the fields that made-up IP headers do not share.
+#[derive(Clone, Debug)]
+struct Oddities {
+    tos: (u8, u8),
+    ttl: u8,
+    protocol: u8,
+    fragment: (u16, bool),
+    option_words: usize,
+    padding: usize,
+    breaks_checksum: bool,
+    body: Vec<u8>,
+    gso_size: u16,
+}
+
+fn oddities() -> impl Strategy<Value = Oddities> {
+    (
+        (0..64_u8, 0..4_u8),
+        any::<u8>(),
+        prop_oneof![select(vec![1_u8, 6, 17, 132]), any::<u8>()],
+        (prop_oneof![Just(0), 0..8192_u16], any::<bool>()),
+        prop_oneof![Just(0_usize), 0..=10_usize],
+        prop_oneof![Just(0_usize), 0..20_usize],
+        any::<bool>(),
+        vec(any::<u8>(), 0..100),
+        prop_oneof![Just(0), any::<u16>()],
+    )
+        .prop_map(
+            |(
+                tos,
+                ttl,
+                protocol,
+                fragment,
+                option_words,
+                padding,
+                breaks_checksum,
+                body,
+                gso_size,
+            )| Oddities {
+                tos,
+                ttl,
+                protocol,
+                fragment,
+                option_words,
+                padding,
+                breaks_checksum,
+                body,
+                gso_size,
+            },
+        )
+}
+
+/// What pod A sends through its gateway, oddities and all.
+fn sent(source: [u8; 4], destination: [u8; 4], oddities: Oddities) -> Case {
+    let frame = Ipv4Frame::protocol(source, destination, 0, oddities.body)
+        .sent_by(MAC_A)
+        .sent_to(BRIDGE_MAC)
+        .with(|ip| {
+            let (dscp, ecn) = oddities.tos;
+            ip.dscp = dscp.try_into().expect("6 bits");
+            ip.ecn = ecn.try_into().expect("2 bits");
+            ip.time_to_live = oddities.ttl;
+            ip.protocol = IpNumber(oddities.protocol);
+            (ip.fragment_offset, ip.more_fragments) = (
+                IpFragOffset::try_new(oddities.fragment.0).expect("13 bits"),
+                oddities.fragment.1,
+            );
+            let options = [1; 40];
+            ip.options =
+                Ipv4Options::try_from(&options[..oddities.option_words * 4]).expect("whole words");
+        });
+    let mut bytes = frame.bytes();
+    bytes.extend(vec![0; oddities.padding]);
+    bytes[24] ^= u8::from(oddities.breaks_checksum);
+    Case {
+        gso_size: u32::from(oddities.gso_size),
+        ..Case::new(
+            Hook::PodIn,
+            "made up",
+            bytes,
+            Outcome::Fast(Verdict::Encapsulated),
+        )
+    }
+}
+
+/// A field of a header, and how a decision may end when it holds something else.
+struct Field {
+    name: &'static str,
+    at: Range<usize>,
+    may: &'static [Verdict],
+}
+
+const fn field(name: &'static str, at: Range<usize>, may: &'static [Verdict]) -> Field {
+    Field { name, at, may }
+}
+
+/// Of a packet that would be encapsulated.
+const SENT_FIELDS: &[Field] = &[
+    field(
+        "destination MAC",
+        0..6,
+        &[Verdict::ForeignMac, Verdict::Group],
+    ),
+    field("source MAC", 6..12, &[Verdict::ForeignMac]),
+    field(
+        "Ethernet type",
+        12..14,
+        &[Verdict::NotIp, Verdict::StackedVlan],
+    ),
+    field(
+        "version and header length",
+        14..15,
+        &[Verdict::Malformed, Verdict::Options],
+    ),
+    field("type of service", 15..16, &[]),
+    field("total length", 16..18, &[Verdict::Malformed]),
+    field("identification", 18..20, &[]),
+    field("fragment", 20..22, &[Verdict::Fragment]),
+    field("time to live", 22..23, &[Verdict::TtlExpired]),
+    field("protocol", 23..24, &[Verdict::IcmpError]),
+    field(
+        "source",
+        26..30,
+        &[Verdict::SpoofedSource, Verdict::ForeignSource],
+    ),
+    field(
+        "destination",
+        30..34,
+        &[Verdict::NotOverlay, Verdict::ForeignMac],
+    ),
+    field("ports", 34..38, &[]),
+    field("the rest of the transport header", 38..54, &[]),
+];
+
+/// Of a packet that would be decapsulated.
+const RECEIVED_FIELDS: &[Field] = &[
+    field("destination MAC", 0..6, &[Verdict::NotForUs]),
+    field("source MAC", 6..12, &[]),
+    field("outer type of service", 15..16, &[Verdict::EcnPair]),
+    field("outer total length", 16..18, &[Verdict::Malformed]),
+    field("outer identification", 18..20, &[]),
+    field(
+        "outer fragment",
+        20..22,
+        &[Verdict::Fragment, Verdict::NotVxlan],
+    ),
+    field("outer time to live", 22..23, &[]),
+    field("outer protocol", 23..24, &[Verdict::NotVxlan]),
+    // Another peer is a node, but not the one with that subnet.
+    field(
+        "outer source",
+        26..30,
+        &[Verdict::UnknownVtep, Verdict::ForeignInnerSource],
+    ),
+    field("outer destination", 30..34, &[Verdict::NotForUs]),
+    field("outer source port", 34..36, &[]),
+    field("outer destination port", 36..38, &[Verdict::NotVxlan]),
+    field("outer UDP length", 38..40, &[Verdict::Malformed]),
+    field("outer UDP checksum", 40..42, &[]),
+    field("VXLAN flags", 42..46, &[Verdict::VxlanExtension]),
+    field("VNI", 46..49, &[Verdict::WrongVni]),
+    field(
+        "the byte behind the VNI",
+        49..50,
+        &[Verdict::VxlanExtension],
+    ),
+    field("inner destination MAC", 50..56, &[Verdict::ForeignMac]),
+    field("inner source MAC", 56..62, &[]),
+    field(
+        "inner Ethernet type",
+        62..64,
+        &[Verdict::NotIp, Verdict::InnerVlan],
+    ),
+    field("inner total length", 66..68, &[Verdict::Malformed]),
+    field("inner identification", 68..70, &[]),
+    field("inner fragment", 70..72, &[Verdict::Fragment]),
+    field("inner time to live", 72..73, &[Verdict::TtlExpired]),
+    field("inner protocol", 73..74, &[Verdict::IcmpError]),
+    field(
+        "inner source",
+        76..80,
+        &[Verdict::ForeignInnerSource, Verdict::ForeignSource],
+    ),
+    field("inner destination", 80..84, &[Verdict::NotOverlay]),
+    field("inner ports", 84..88, &[]),
+];
+
+/// Puts other bytes into a field and makes the header checksums fit again.
+fn change(case: &mut Case, at: &Range<usize>, bytes: &[u8], ip_headers: &[usize]) {
+    let to = &mut case.frame[at.clone()];
+    to.copy_from_slice(&bytes[..to.len()]);
+    for start in ip_headers {
+        let header = &mut case.frame[*start..start + 20];
+        header[10..12].fill(0);
+        let mut words = [0_u32; 5];
+        for (word, chunk) in words.iter_mut().zip(header.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(chunk.try_into().expect("four bytes"));
+        }
+        header[10..12].copy_from_slice(&checksum::of(&words).to_ne_bytes());
+    }
+}
+
+fn check_field(
+    case: &mut Case,
+    field: &Field,
+    bytes: &[u8],
+    ip_headers: &[usize],
+) -> Result<(), TestCaseError> {
+    change(case, &field.at, bytes, ip_headers);
+    let verdict = case.decide().verdict();
+    prop_assert!(
+        verdict == case.want.verdict() || field.may.contains(&verdict),
+        "{}: {verdict:?}",
+        field.name
+    );
+    Ok(())
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let cases = all();
+    any::<Index>().prop_map(move |index| index.get(&cases).clone())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_have_a_verdict(
+        mut case in cases(),
+        frame in vec(any::<u8>(), 0..256),
+        gso_size in any::<u16>(),
+        vlan in any::<Option<u16>>(),
+    ) {
+        case.frame = frame;
+        (case.gso_size, case.vlan) = (u32::from(gso_size), vlan);
+        case.decide();
+    }
+
+    #[test]
+    fn any_damage_has_a_verdict(
+        mut case in cases(),
+        edits in vec((any::<Index>(), any::<u8>()), 0..6),
+        len in any::<Index>(),
+        cut in any::<bool>(),
+        gso_size in any::<u16>(),
+    ) {
+        for (at, byte) in edits {
+            *at.get_mut(&mut case.frame) = byte;
+        }
+        if cut {
+            case.frame.truncate(len.index(case.frame.len()));
+        }
+        case.gso_size = u32::from(gso_size);
+        case.decide();
+    }
+
+    #[test]
+    fn the_payload_does_not_matter(mut case in cases(), payload: [u8; 7]) {
+        // Where it is: all that the TCP packets of these cases carry ends so.
+        if case.frame.ends_with(b"request") || case.frame.ends_with(b"esponse") {
+            let start = case.frame.len() - payload.len();
+            case.frame[start..].copy_from_slice(&payload);
+        }
+        prop_assert_eq!(case.decide(), case.want);
+    }
+
+    #[test]
+    fn own_packets_to_peers_are_never_refused(host: u8, oddities in oddities()) {
+        let outcome = sent(POD_A, [10, 244, 2, host], oddities).decide();
+        prop_assert!(
+            matches!(outcome, Outcome::Fast(Verdict::Encapsulated) | Outcome::PassPlain(_)),
+            "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn forged_packets_are_always_refused(source: [u8; 2], destination: [u8; 4], oddities in oddities()) {
+        let source = [10, 244, source[0], source[1]];
+        prop_assume!(source != POD_A);
+        let mut case = sent(source, destination, oddities);
+        prop_assert_eq!(case.decide(), Outcome::Refuse(Verdict::SpoofedSource));
+        case.world.config().flags = 0;
+        prop_assert_eq!(case.decide(), Outcome::Refuse(Verdict::SpoofedSource));
+    }
+
+    #[test]
+    fn strangers_are_always_refused(last in 4_u8.., len in 0_usize..80, oddities in oddities()) {
+        let inside = inner().with(|ip| ip.time_to_live = oddities.ttl).bytes();
+        let frame = carrying(&vxlan(VNI, &inside)[..len.min(8 + inside.len())])
+            .fragment(0, oddities.fragment.1)
+            .with(|ip| ip.source = [192, 168, 0, last]);
+        let case = Case::new(Hook::NetIn, "made up", frame.bytes(), Outcome::Pass(Verdict::Malformed));
+        let outcome = case.decide();
+        // What is too short to carry a packet is the kernel's to drop, unless a fragment makes it longer.
+        prop_assert!(
+            matches!(outcome, Outcome::Refuse(_))
+                || len < 8 + 14 + 20 && outcome == Outcome::Pass(Verdict::Malformed),
+            "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn each_field_of_a_sent_packet_has_its_verdicts(index in any::<Index>(), bytes: [u8; 16]) {
+        let mut case = Case::new(
+            Hook::PodIn, "sent", routed(POD_REMOTE).bytes(), Outcome::Fast(Verdict::Encapsulated),
+        );
+        check_field(&mut case, index.get(SENT_FIELDS), &bytes, &[14])?;
+    }
+
+    #[test]
+    fn each_field_of_a_received_packet_has_its_verdicts(index in any::<Index>(), bytes: [u8; 16]) {
+        let mut case = Case::new(
+            Hook::NetIn,
+            "received",
+            outer(&inner().bytes()).bytes(),
+            Outcome::Fast(Verdict::Decapsulated),
+        );
+        check_field(&mut case, index.get(RECEIVED_FIELDS), &bytes, &[14, 64])?;
+    }
+
+    #[test]
+    fn a_flow_of_the_stack_is_its_own_in_both_directions(
+        near: u16, far: u16, host: u8, protocol in select(vec![6_u8, 17, 132, 33, 136]),
+    ) {
+        let remote = [10, 244, 2, host];
+        let with_ports = |source: ([u8; 4], u16), destination: ([u8; 4], u16)| {
+            let mut body = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
+            body.extend([0; 16]);
+            Ipv4Frame::protocol(source.0, destination.0, protocol, body)
+        };
+        let request = with_ports((POD_A, near), (remote, far)).sent_by(MAC_A).sent_to(BRIDGE_MAC);
+        let response = with_ports((remote, far), (POD_A, near)).sent_by(PEER_VTEP_MAC).sent_to(VTEP_MAC);
+
+        let mut sent = Case::new(
+            Hook::PodIn, "sent", request.bytes(), Outcome::Fast(Verdict::Encapsulated),
+        );
+        let mut received = Case::new(
+            Hook::NetIn, "received", outer(&response.bytes()).bytes(), Outcome::Fast(Verdict::Decapsulated),
+        );
+        prop_assert_eq!((sent.decide(), received.decide()), (sent.want, received.want));
+
+        let bytes = request.bytes();
+        let Leaving::Remember(key) =
+            leaving::<V4, _, _>(&Frame::new(&bytes), &World::new(), Hook::VtepOut, false)
+        else {
+            return Err(TestCaseError::fail("not remembered"));
+        };
+        for case in [&mut sent, &mut received] {
+            case.world.flows.insert(key);
+            prop_assert_eq!(case.decide(), Outcome::PassPlain(Verdict::StackOwned));
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Conversations that stay open, in which either side can speak at any time.
+
+use std::fmt;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::Namespace;
+use crate::traffic::{PATIENCE, pattern};
+use crate::wait::wait_for;
+
+/// How the two talk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A connection.
+    Tcp,
+    /// Datagrams; the client takes them only from where it sends to.
+    Udp,
+}
+
+impl Transport {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// As packet filters call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// How much one side says at a time: several segments, or one packet.
+    fn speech(self) -> usize {
+        match self {
+            Self::Tcp => 20_000,
+            Self::Udp => 1_200,
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Somebody who waits to be spoken to.
+#[derive(Clone)]
+pub struct Server(Listening);
+
+#[derive(Clone)]
+enum Listening {
+    Tcp(Arc<TcpListener>),
+    Udp(Arc<UdpSocket>),
+}
+
+impl Server {
+    /// Listens on `address` in `place`; port 0 takes any.
+    ///
+    /// # Errors
+    /// When the address is not there, or taken.
+    pub fn open(place: &Namespace, transport: Transport, address: SocketAddrV4) -> Result<Self> {
+        let listening = place.inside(|| -> std::io::Result<Listening> {
+            Ok(match transport {
+                Transport::Tcp => {
+                    let listener = TcpListener::bind(address)?;
+                    listener.set_nonblocking(true)?;
+                    Listening::Tcp(Arc::new(listener))
+                }
+                Transport::Udp => {
+                    let socket = UdpSocket::bind(address)?;
+                    socket.set_nonblocking(true)?;
+                    Listening::Udp(Arc::new(socket))
+                }
+            })
+        })?;
+        let context = || format!("listen on {transport} {address} in {}", place.name());
+        listening.map(Self).with_context(context)
+    }
+
+    /// Takes what has arrived, if anything has.
+    fn accept(&self, greeting: &[u8]) -> Result<Option<(Side, SocketAddr)>> {
+        let accepted = match &self.0 {
+            Listening::Tcp(listener) => listener.accept().map(|(stream, peer)| {
+                stream.set_nonblocking(false)?;
+                Ok((Side::tcp(stream)?, peer))
+            }),
+            Listening::Udp(socket) => {
+                let mut buffer = [0; 2048];
+                socket.recv_from(&mut buffer).map(|(length, peer)| {
+                    ensure!(
+                        &buffer[..length] == greeting,
+                        "the greeting arrived changed"
+                    );
+                    Ok((Side::Answering(Arc::clone(socket), peer), peer))
+                })
+            }
+        };
+        match accepted {
+            Ok(accepted) => accepted.map(Some),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error).context("accept"),
+        }
+    }
+}
+
+/// One end of a conversation.
+enum Side {
+    Tcp(TcpStream),
+    /// Connected: hears only the other end.
+    Udp(UdpSocket),
+    /// A server's socket, which all its clients share.
+    Answering(Arc<UdpSocket>, SocketAddr),
+}
+
+impl Side {
+    fn tcp(stream: TcpStream) -> Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self::Tcp(stream))
+    }
+
+    fn say(&self, words: &[u8]) -> Result<()> {
+        match self {
+            Self::Tcp(stream) => (&*stream).write_all(words).context("write"),
+            Self::Udp(socket) => socket.send(words).map(drop).context("send"),
+            Self::Answering(socket, peer) => socket.send_to(words, peer).map(drop).context("send"),
+        }
+    }
+
+    fn hear(&self, expected: &[u8]) -> Result<()> {
+        let mut words = vec![0; expected.len()];
+        match self {
+            Self::Tcp(stream) => (&*stream).read_exact(&mut words).context("read")?,
+            Self::Udp(socket) => {
+                socket.recv(&mut words).context("receive")?;
+            }
+            Self::Answering(socket, peer) => {
+                let from = wait_for("a datagram", PATIENCE, || {
+                    socket.recv_from(&mut words).ok().map(|(_, from)| from)
+                })?;
+                ensure!(from == *peer, "{from} speaks instead of {peer}");
+            }
+        }
+        ensure!(words == expected, "the words arrived changed");
+        Ok(())
+    }
+}
+
+/// An open conversation.
+pub struct Conversation {
+    client: Side,
+    server: Side,
+    transport: Transport,
+    /// The client as the server sees it.
+    seen: IpAddr,
+    /// Which of the servers answers.
+    answered_by: usize,
+}
+
+impl Conversation {
+    /// Opens a conversation from `place` with `target`, behind which one of `servers` is.
+    ///
+    /// # Errors
+    /// When nobody answers in time.
+    pub fn open(
+        place: &Namespace,
+        transport: Transport,
+        target: SocketAddrV4,
+        servers: &[Server],
+    ) -> Result<Self> {
+        let greeting = pattern(transport.speech());
+        let client = match transport {
+            Transport::Tcp => {
+                let stream =
+                    place.inside(|| TcpStream::connect_timeout(&target.into(), PATIENCE))?;
+                Side::tcp(stream.with_context(|| format!("connect to {target}"))?)?
+            }
+            Transport::Udp => {
+                let socket = place.inside(|| -> std::io::Result<UdpSocket> {
+                    let socket = UdpSocket::bind("0.0.0.0:0")?;
+                    socket.connect(target)?;
+                    socket.set_read_timeout(Some(PATIENCE))?;
+                    socket.send(&greeting)?;
+                    Ok(socket)
+                })?;
+                Side::Udp(socket.with_context(|| format!("send to {target}"))?)
+            }
+        };
+        let (answered_by, accepted) = wait_for("somebody to answer", PATIENCE, || {
+            servers
+                .iter()
+                .enumerate()
+                .find_map(|(i, server)| Some((i, server.accept(&greeting).transpose()?)))
+        })?;
+        let (server, peer) = accepted?;
+        Ok(Self {
+            client,
+            server,
+            transport,
+            seen: peer.ip(),
+            answered_by,
+        })
+    }
+
+    /// The client's address as the server sees it.
+    pub fn seen(&self) -> IpAddr {
+        self.seen
+    }
+
+    /// Which of the servers answers, counted from 0.
+    pub fn answered_by(&self) -> usize {
+        self.answered_by
+    }
+
+    /// The client speaks and the server hears it.
+    ///
+    /// # Errors
+    /// When the words do not arrive as they were.
+    pub fn client_speaks(&self) -> Result<()> {
+        self.speak(&self.client, &self.server)
+            .context("the client speaks")
+    }
+
+    /// The server speaks and the client hears it.
+    ///
+    /// # Errors
+    /// When the words do not arrive as they were.
+    pub fn server_speaks(&self) -> Result<()> {
+        self.speak(&self.server, &self.client)
+            .context("the server speaks")
+    }
+
+    fn speak(&self, from: &Side, to: &Side) -> Result<()> {
+        let words = pattern(self.transport.speech());
+        thread::scope(|scope| {
+            let said = scope.spawn(|| from.say(&words));
+            to.hear(&words)?;
+            said.join().map_err(|_| anyhow!("the speaker panicked"))?
+        })
+    }
+}

@@ -1,0 +1,54 @@
+//! The fast path of a node: whether it serves, and what it has counted.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::{Node, wait_until};
+
+/// How long the agent may take to take up the fast path.
+const SERVING: Duration = Duration::from_secs(15);
+
+/// Waits until the fast path of a node serves every pod. A pod runs as soon as the CNI plugin has made it; the
+/// agent learns of it a moment later.
+///
+/// # Errors
+/// When that takes too long; the agent's last log lines are part of the error.
+pub fn wait_serving(node: &Node) -> Result<()> {
+    let pods = node.pods().len();
+    wait_until("the fast path to serve every pod", SERVING, || {
+        node.json(["overlayctl", "status", "--output", "json"])
+            .is_ok_and(|status| {
+                let served = status["pods"].as_array().is_some_and(|served| {
+                    served.len() == pods && served.iter().all(|pod| pod["path"] == "fast")
+                });
+                served && status["fast_path"]["state"] == "active"
+            })
+    })
+    .with_context(|| node.agent_log_tail())
+}
+
+/// How many packets have ended in `verdict` at `hook` on a node since its programs were loaded; 0 where the
+/// fast path is off.
+///
+/// # Errors
+/// When the agent does not answer.
+pub fn packets(node: &Node, hook: &str, verdict: &str) -> Result<u64> {
+    let answer = node
+        .http_get("/metrics")
+        .with_context(|| format!("ask {} for its counters", node.name()))?;
+    let hook = format!("hook=\"{hook}\"");
+    let verdict = format!("verdict=\"{verdict}\"");
+    let line = answer
+        .body
+        .lines()
+        .filter(|line| line.starts_with("overlay_datapath_packets_total{"))
+        .find(|line| line.contains(&hook) && line.contains(&verdict));
+    let Some(line) = line else {
+        return Ok(0);
+    };
+    let value = line.rsplit(' ').next().unwrap_or_default();
+    value
+        .parse()
+        .with_context(|| format!("the counter {line:?}"))
+}

@@ -1,0 +1,123 @@
+//! What a node's fast path has done, as `overlayctl status` tells it.
+
+use std::collections::BTreeMap;
+use std::ops::Sub;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::{Lab, Node, wait_until};
+
+/// How long an agent may take to accelerate a new pod.
+const NOTICED: Duration = Duration::from_secs(10);
+
+/// Packets by verdict, or the difference of two such counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Handed from pod to pod on the node.
+    pub redirected: u64,
+    /// Encapsulated.
+    pub encapsulated: u64,
+    /// Decapsulated.
+    pub decapsulated: u64,
+    /// Left to the kernel, by cause.
+    pub slow: BTreeMap<String, u64>,
+}
+
+impl Counts {
+    /// What the programs of `node` have counted since they were loaded.
+    ///
+    /// # Errors
+    /// When `overlayctl` fails.
+    pub fn of(node: &Node) -> Result<Self> {
+        let status = status(node)?;
+        let fast_path = &status["fast_path"];
+        let number = |key: &str| {
+            fast_path[key]
+                .as_u64()
+                .with_context(|| format!("no fast_path.{key} in the status of {}", node.name()))
+        };
+        let slow = status["slow_path"].as_object().context("no slow_path")?;
+        Ok(Self {
+            redirected: number("redirected")?,
+            encapsulated: number("encapsulated")?,
+            decapsulated: number("decapsulated")?,
+            slow: slow
+                .iter()
+                .map(|(cause, packets)| (cause.clone(), packets.as_u64().unwrap_or_default()))
+                .collect(),
+        })
+    }
+
+    /// Packets that took the fast path.
+    pub fn fast(&self) -> u64 {
+        self.redirected + self.encapsulated + self.decapsulated
+    }
+
+    /// Packets left to the kernel for this cause.
+    pub fn slow(&self, cause: &str) -> u64 {
+        self.slow.get(cause).copied().unwrap_or_default()
+    }
+
+    /// Share of the fast path, leaving out packets that were left to the kernel for one of `causes`.
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    pub fn hit_ratio_without(&self, causes: &[&str]) -> f64 {
+        let slow = self
+            .slow
+            .iter()
+            .filter(|(cause, _)| !causes.contains(&cause.as_str()));
+        let slow: u64 = slow.map(|(_, packets)| packets).sum();
+        self.fast() as f64 / (self.fast() + slow).max(1) as f64
+    }
+}
+
+impl Sub for &Counts {
+    type Output = Counts;
+
+    fn sub(self, earlier: Self) -> Counts {
+        let slow = self.slow.iter().map(|(cause, packets)| {
+            let packets = packets.saturating_sub(earlier.slow(cause));
+            (cause.clone(), packets)
+        });
+        Counts {
+            redirected: self.redirected.saturating_sub(earlier.redirected),
+            encapsulated: self.encapsulated.saturating_sub(earlier.encapsulated),
+            decapsulated: self.decapsulated.saturating_sub(earlier.decapsulated),
+            slow: slow.filter(|(_, packets)| *packets > 0).collect(),
+        }
+    }
+}
+
+/// What `overlayctl status` says of a node, as JSON.
+///
+/// # Errors
+/// When `overlayctl` fails.
+pub fn status(node: &Node) -> Result<Value> {
+    node.json(["overlayctl", "status", "--output", "json"])
+}
+
+/// Waits until every pod of the lab is accelerated.
+///
+/// # Errors
+/// When that takes too long.
+pub fn wait_accelerated(lab: &Lab) -> Result<()> {
+    lab.pods()
+        .iter()
+        .try_for_each(|pod| wait_for_path(&pod.node(), &pod.address().to_string(), "fast"))
+}
+
+/// Waits until the pod with this address takes `path` (`fast` or `kernel`).
+///
+/// # Errors
+/// When that takes too long.
+pub fn wait_for_path(node: &Node, address: &str, path: &str) -> Result<()> {
+    let what = format!("{address} on {} to take the {path} path", node.name());
+    let is_on_it = |status: Value| {
+        let pods = status["pods"].as_array().into_iter().flatten();
+        pods.filter(|pod| pod["address"] == address)
+            .any(|pod| pod["path"] == path)
+    };
+    wait_until(&what, NOTICED, || status(node).is_ok_and(is_on_it))
+        .with_context(|| node.agent_log_tail())
+}

@@ -1,0 +1,23 @@
+//! Whatever is wrong on the outside is told clearly, costs no pod its connection and brings nobody down.
+
+mod cni;
+mod environment;
+mod leases;
+mod network_config;
+mod witness;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use overlay_tests::{Lab, Options, StoreKind};
+
+/// How long an agent may take to tell what it thinks of something.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn lab(name: &str, nodes: usize, store: StoreKind) -> Result<Lab> {
+    Lab::up(Options {
+        nodes,
+        store,
+        ..Options::for_test(name)
+    })
+}

@@ -1,0 +1,414 @@
+//! What a pod sends.
+
+use std::net::Ipv4Addr;
+
+use crate::corpus::{Corpus, Fast};
+use crate::wire::{
+    self, ARP, BROADCAST, DF, EXPERIMENT, ICMP, IPV4, IPV6, Ip, MF, NOBODY, SERVICE_VLAN, TCP, UDP,
+    VLAN, ethernet, padded, tagged,
+};
+
+/// The sending pod and where it sends to.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    pub name: &'static str,
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
+    /// The sending pod's MAC address.
+    pub mac: [u8; 6],
+    /// Who takes the frame.
+    pub next_hop: [u8; 6],
+    /// What is carried whole on this way when it is plain.
+    pub plain: Fast,
+    /// Whether the frame is routed, so that its time to live counts.
+    pub routed: bool,
+}
+
+impl Corpus {
+    /// One IPv4 packet on a way.
+    fn ip(&mut self, way: &Way, name: &str, mut ip: Ip, fast: Fast) {
+        ip.id = self.id();
+        let frame = ethernet(way.next_hop, way.mac, IPV4, &ip.bytes());
+        self.push(format!("{} {name}", way.name), vec![frame], fast);
+    }
+
+    /// A frame of another kind; its payload ends in the mark.
+    fn other(&mut self, way: &Way, name: &str, to: [u8; 6], kind: u16, mut payload: Vec<u8>) {
+        payload.extend(self.mark());
+        let frame = ethernet(to, way.mac, kind, &payload);
+        self.push(format!("{} {name}", way.name), vec![frame], Fast::No);
+    }
+
+    /// Everything that is sent on one way.
+    pub fn add_way(&mut self, way: &Way) {
+        self.ordinary(way);
+        self.protocols(way);
+        self.header_fields(way);
+        self.fragments(way);
+        self.malformed(way);
+        self.frames(way);
+    }
+
+    fn ordinary(&mut self, way: &Way) {
+        let (from, to) = (way.source, way.destination);
+        for length in [0, 1, 100, 1400, 1422] {
+            let name = format!("UDP with {length} bytes");
+            self.ip(way, &name, Ip::udp(from, to, length), way.plain);
+        }
+        let mut short = Ip::udp(from, to, 1);
+        short.id = self.id();
+        let frame = padded(ethernet(way.next_hop, way.mac, IPV4, &short.bytes()));
+        self.push(
+            format!("{} padded minimum frame", way.name),
+            vec![frame],
+            Fast::No,
+        );
+
+        let mut unsummed = Ip::udp(from, to, 33);
+        unsummed.payload[6..8].fill(0);
+        self.ip(way, "UDP without checksum", unsummed, way.plain);
+        let mut wrong = Ip::udp(from, to, 33);
+        wrong.payload[6] ^= 1;
+        self.ip(way, "UDP with a wrong checksum", wrong, way.plain);
+        for (what, by) in [("longer", 9_u8), ("shorter", 0_u8.wrapping_sub(9))] {
+            let mut ip = Ip::udp(from, to, 40);
+            ip.payload[5] = ip.payload[5].wrapping_add(by);
+            self.ip(way, &format!("UDP that says it is {what}"), ip, way.plain);
+        }
+        let vxlan = wire::udp(from, to, 5000, 8472, 60);
+        self.ip(
+            way,
+            "UDP to VXLAN's port",
+            Ip::new(from, to, UDP, vxlan),
+            way.plain,
+        );
+
+        let syn = wire::tcp(
+            from,
+            to,
+            |header| {
+                header.syn = true;
+                let _ = header.set_options_raw(&[2, 4, 5, 170, 4, 2, 1, 3, 3, 7, 1, 0]);
+            },
+            0,
+        );
+        self.ip(
+            way,
+            "TCP SYN with options",
+            Ip::new(from, to, TCP, syn),
+            way.plain,
+        );
+        for length in [1, 1300] {
+            let data = wire::tcp(
+                from,
+                to,
+                |header| {
+                    header.ack = true;
+                    header.psh = true;
+                    header.ece = true;
+                    header.cwr = true;
+                },
+                length,
+            );
+            let name = format!("TCP with {length} bytes, ECE and CWR");
+            self.ip(way, &name, Ip::new(from, to, TCP, data), way.plain);
+        }
+        let urgent = wire::tcp(
+            from,
+            to,
+            |header| {
+                header.urg = true;
+                header.urgent_pointer = 3;
+                header.fin = true;
+            },
+            11,
+        );
+        self.ip(
+            way,
+            "TCP URG and FIN",
+            Ip::new(from, to, TCP, urgent),
+            way.plain,
+        );
+        let none = wire::tcp(from, to, |_| (), 0);
+        self.ip(
+            way,
+            "TCP without any flag",
+            Ip::new(from, to, TCP, none),
+            way.plain,
+        );
+    }
+
+    fn protocols(&mut self, way: &Way) {
+        let (from, to) = (way.source, way.destination);
+        let payload = overlay_tests::traffic::pattern(56);
+        for (name, kind, fast) in [
+            ("echo request", 8, way.plain),
+            ("echo reply", 0, way.plain),
+            ("timestamp", 13, Fast::No),
+        ] {
+            let message = wire::icmp(kind, 0, [0x12, 0x34, 0, 1], &payload);
+            self.ip(
+                way,
+                &format!("ICMP {name}"),
+                Ip::new(from, to, ICMP, message),
+                fast,
+            );
+        }
+        // About a packet that never was: the receiver's connection tracking knows nothing of it.
+        let quoted = Ip::udp(to, from, 8).bytes();
+        for (name, kind, code, rest) in [
+            ("port unreachable", 3, 3, [0; 4]),
+            ("fragmentation needed", 3, 4, [0, 0, 4, 176]),
+            ("time exceeded", 11, 0, [0; 4]),
+        ] {
+            let message = wire::icmp(kind, code, rest, &quoted);
+            self.ip(
+                way,
+                &format!("ICMP {name}"),
+                Ip::new(from, to, ICMP, message),
+                Fast::No,
+            );
+        }
+        let inner = Ip::udp(from, to, 20).bytes();
+        for (name, protocol, payload) in [
+            ("GRE", 47, [&[0, 0, 8, 0], &inner[..]].concat()),
+            ("IP in IP", 4, inner.clone()),
+            ("SCTP", 132, payload.clone()),
+            ("DCCP", 33, payload.clone()),
+            ("UDP-Lite", 136, payload.clone()),
+            ("ESP", 50, payload.clone()),
+            ("protocol 253", 253, payload.clone()),
+        ] {
+            self.ip(way, name, Ip::new(from, to, protocol, payload), way.plain);
+        }
+    }
+
+    fn header_fields(&mut self, way: &Way) {
+        let (from, to) = (way.source, way.destination);
+        for (name, fragment, length, fast) in [
+            ("DF", DF, 1400, way.plain),
+            ("DF at the limit", DF, 1422, way.plain),
+            ("one byte too long", 0, 1423, Fast::No),
+            ("one byte too long with DF", DF, 1423, Fast::No),
+            ("too long", 0, 1460, Fast::No),
+            ("too long with DF", DF, 1460, Fast::No),
+            ("the reserved flag", 0x8000, 50, way.plain),
+        ] {
+            let mut ip = Ip::udp(from, to, length);
+            ip.fragment = fragment;
+            self.ip(way, name, ip, fast);
+        }
+        for ttl in [0, 1, 2, 3, 64, 255] {
+            let fast = match (way.routed, ttl) {
+                (true, 0 | 1) => Fast::No,
+                // The other node finds that it has run out.
+                (true, 2) if way.plain == Fast::Whole => Fast::Half,
+                _ => way.plain,
+            };
+            let mut ip = Ip::udp(from, to, 50);
+            ip.ttl = ttl;
+            self.ip(way, &format!("TTL {ttl}"), ip, fast);
+        }
+        for tos in [0x01, 0x02, 0x03, 0xb8, 0xb9, 0xba, 0xbb, 0xfc] {
+            let mut ip = Ip::udp(from, to, 50);
+            ip.tos = tos;
+            self.ip(way, &format!("TOS {tos:#04x}"), ip, way.plain);
+        }
+        for (name, options) in [
+            ("NOP", vec![1, 1, 1, 0]),
+            ("router alert", vec![148, 4, 0, 0]),
+            (
+                "record route",
+                vec![7, 15, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            ),
+            ("loose source route", vec![131, 7, 4, 10, 244, 0, 1, 0]),
+            ("an option that runs over", vec![7, 40, 4, 0]),
+        ] {
+            let mut ip = Ip::udp(from, to, 50);
+            ip.options = options;
+            self.ip(way, &format!("IP option {name}"), ip, Fast::No);
+        }
+        let mut foreign = Ip::udp(Ipv4Addr::new(172, 31, 7, 7), to, 50);
+        foreign.tos = 0xb8;
+        self.ip(way, "source outside the overlay", foreign, Fast::No);
+    }
+
+    fn fragments(&mut self, way: &Way) {
+        let (from, to) = (way.source, way.destination);
+        let id = self.id();
+        let whole = wire::udp(from, to, 4001, 4002, 2000);
+        let part = |range: std::ops::Range<usize>| {
+            let more = if range.end < whole.len() { MF } else { 0 };
+            let mut ip = Ip::new(from, to, UDP, whole[range.clone()].to_vec());
+            ip.fragment = (range.start / 8) as u16 | more;
+            ip.id = id;
+            ethernet(way.next_hop, way.mac, IPV4, &ip.bytes())
+        };
+        let frames = vec![part(0..800), part(800..1600), part(1600..whole.len())];
+        self.push(format!("{} fragments", way.name), frames, Fast::No);
+    }
+
+    fn malformed(&mut self, way: &Way) {
+        let (from, to) = (way.source, way.destination);
+        let plain = || Ip::udp(from, to, 50);
+        for (name, change) in [
+            (
+                "wrong header checksum",
+                Ip {
+                    checksum_off_by: 1,
+                    ..plain()
+                },
+            ),
+            (
+                "shorter than the frame",
+                Ip {
+                    length_off_by: -7,
+                    ..plain()
+                },
+            ),
+            (
+                "longer than the frame",
+                Ip {
+                    length_off_by: 7,
+                    ..plain()
+                },
+            ),
+            (
+                "no longer than its header",
+                Ip {
+                    length_off_by: -58,
+                    ..plain()
+                },
+            ),
+            (
+                "shorter than its header",
+                Ip {
+                    length_off_by: -60,
+                    ..plain()
+                },
+            ),
+            (
+                "version 5",
+                Ip {
+                    version_and_length: Some(0x55),
+                    ..plain()
+                },
+            ),
+            (
+                "version 6",
+                Ip {
+                    version_and_length: Some(0x65),
+                    ..plain()
+                },
+            ),
+            (
+                "header of 16 bytes",
+                Ip {
+                    version_and_length: Some(0x44),
+                    ..plain()
+                },
+            ),
+            (
+                "header beyond the end",
+                Ip {
+                    version_and_length: Some(0x4f),
+                    payload: vec![0; 12],
+                    ..plain()
+                },
+            ),
+            (
+                "UDP cut short",
+                Ip {
+                    payload: vec![15, 161],
+                    ..plain()
+                },
+            ),
+            (
+                "nothing above IP",
+                Ip {
+                    payload: Vec::new(),
+                    ..plain()
+                },
+            ),
+        ] {
+            self.ip(way, name, change, Fast::No);
+        }
+    }
+
+    fn frames(&mut self, way: &Way) {
+        let (from, to) = (way.source, way.destination);
+        let mut second = Ip::udp(from, to, 50);
+        second.id = self.id();
+        let frame = ethernet(way.next_hop, [2, 0xaa, 0, 0, 0, 7], IPV4, &second.bytes());
+        self.push(
+            format!("{} second MAC address", way.name),
+            vec![frame],
+            Fast::No,
+        );
+
+        for (name, mac, address) in [
+            ("broadcast MAC", BROADCAST, to),
+            ("multicast MAC", [1, 0, 0x5e, 0, 0, 99], to),
+            (
+                "multicast",
+                [1, 0, 0x5e, 0, 0, 99],
+                Ipv4Addr::new(224, 0, 0, 99),
+            ),
+            ("limited broadcast", BROADCAST, Ipv4Addr::BROADCAST),
+            ("nobody's MAC", NOBODY, to),
+            ("own address", way.mac, from),
+        ] {
+            let mut ip = Ip::udp(from, address, 50);
+            ip.id = self.id();
+            let frame = ethernet(mac, way.mac, IPV4, &ip.bytes());
+            self.push(format!("{} {name}", way.name), vec![frame], Fast::No);
+        }
+        for (name, kind, tag) in [
+            ("VLAN 0", VLAN, 0),
+            ("VLAN 0 with priority", VLAN, 0xa000),
+            ("VLAN 5", VLAN, 5),
+            ("VLAN 5 with priority", VLAN, 0xe005),
+            ("service VLAN 5", SERVICE_VLAN, 5),
+        ] {
+            let mut ip = Ip::udp(from, to, 50);
+            ip.id = self.id();
+            let frame = ethernet(way.next_hop, way.mac, kind, &tagged(tag, IPV4, &ip.bytes()));
+            self.push(format!("{} {name}", way.name), vec![frame], Fast::No);
+        }
+        let own = (way.mac, from);
+        let nobody = [0; 6];
+        for (name, mac, packet) in [
+            ("ARP request", BROADCAST, wire::arp(1, own, (nobody, to))),
+            (
+                "ARP announcement",
+                BROADCAST,
+                wire::arp(1, own, (nobody, from)),
+            ),
+            (
+                "ARP reply",
+                way.next_hop,
+                wire::arp(2, own, (way.next_hop, to)),
+            ),
+        ] {
+            self.other(way, name, mac, ARP, packet);
+        }
+        self.other(
+            way,
+            "experimental protocol",
+            way.next_hop,
+            EXPERIMENT,
+            vec![7; 50],
+        );
+        self.other(
+            way,
+            "bridge's own group",
+            [1, 0x80, 0xc2, 0, 0, 0x0e],
+            EXPERIMENT,
+            vec![7; 50],
+        );
+        let mut ipv6 = vec![0x60, 0, 0, 0, 0, 4, 59, 64];
+        ipv6.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 1]);
+        ipv6.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 2]);
+        self.other(way, "IPv6", way.next_hop, IPV6, ipv6);
+    }
+}

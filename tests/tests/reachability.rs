@@ -1,0 +1,107 @@
+//! Everybody reaches everybody, the receiver sees the sender's own address, and plain pod traffic takes the
+//! fast path.
+
+use anyhow::{Result, ensure};
+use overlay_tests::reach::{self, Check};
+use overlay_tests::status::{Counts, status, wait_accelerated};
+use overlay_tests::{Lab, Options, StoreKind};
+
+/// Slow causes that the matrix provokes: it sends datagrams of up to 60 kB.
+const PROVOKED: &[&str] = &["fragment"];
+/// What may happen besides: packets of the time before the fast path knew the pod.
+const TOLERATED: &[&str] = &["inactive", "pod_kernel_path"];
+
+fn lab(name: &str, store: StoreKind, fast_path: &str) -> Result<Lab> {
+    Lab::up(Options {
+        store,
+        fast_path: fast_path.to_owned(),
+        ..Options::for_test(name)
+    })
+}
+
+/// Checks the whole matrix of a lab.
+fn everybody_reaches_everybody(lab: &Lab) -> Result<()> {
+    let checks = reach::check_all(lab, |_, _| ())?;
+    let failures: Vec<String> = checks
+        .iter()
+        .filter(|check| !check.passed())
+        .map(Check::to_string)
+        .collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// Checks that plain traffic took the fast path on every node, and that whatever did not is explained.
+fn plain_traffic_took_the_fast_path(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let counts = Counts::of(&node)?;
+        let name = node.name();
+        ensure!(
+            counts.redirected > 0,
+            "{name} redirected nothing: {counts:?}"
+        );
+        ensure!(
+            counts.encapsulated > 0,
+            "{name} encapsulated nothing: {counts:?}"
+        );
+        ensure!(
+            counts.decapsulated > 0,
+            "{name} decapsulated nothing: {counts:?}"
+        );
+        let ratio = counts.hit_ratio_without(PROVOKED);
+        ensure!(ratio >= 0.9, "{name}: hit ratio {ratio:.3}: {counts:?}");
+        for cause in counts.slow.keys() {
+            let explained = [PROVOKED, TOLERATED].concat().contains(&cause.as_str());
+            ensure!(
+                explained,
+                "{name}: unexplained slow cause {cause}: {counts:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn reachability_with_etcd_and_the_fast_path() -> Result<()> {
+    let lab = Lab::up(Options {
+        nodes: 3,
+        ..Options::for_test("reach-etcd")
+    })?;
+    wait_accelerated(&lab)?;
+    everybody_reaches_everybody(&lab)?;
+    plain_traffic_took_the_fast_path(&lab)
+}
+
+#[test]
+fn reachability_with_a_directory_and_the_fast_path() -> Result<()> {
+    let lab = lab("reach-dir", StoreKind::Dir, "auto")?;
+    wait_accelerated(&lab)?;
+    everybody_reaches_everybody(&lab)?;
+    plain_traffic_took_the_fast_path(&lab)
+}
+
+#[test]
+fn reachability_with_etcd_and_the_kernel_path() -> Result<()> {
+    let lab = lab("reach-etcd-off", StoreKind::Etcd, "off")?;
+    everybody_reaches_everybody(&lab)?;
+    nothing_is_loaded(&lab)
+}
+
+#[test]
+fn reachability_with_a_directory_and_the_kernel_path() -> Result<()> {
+    let lab = lab("reach-dir-off", StoreKind::Dir, "off")?;
+    everybody_reaches_everybody(&lab)?;
+    nothing_is_loaded(&lab)
+}
+
+fn nothing_is_loaded(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let status = status(&node)?;
+        ensure!(status["fast_path"]["state"] == "absent", "{status}");
+        ensure!(
+            status["attachments"].as_array().is_some_and(Vec::is_empty),
+            "{status}"
+        );
+    }
+    Ok(())
+}

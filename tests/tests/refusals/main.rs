@@ -1,0 +1,41 @@
+//! Nobody can pretend to be another pod or another node, whatever it hides behind; and what is odd but forges
+//! nothing is delivered. The same on both paths.
+
+mod case;
+mod from_network;
+mod from_pod;
+mod oddities;
+mod stage;
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+
+use stage::Stage;
+
+/// An address of the overlay that nobody leases.
+const UNLEASED: Ipv4Addr = Ipv4Addr::new(10, 244, 200, 9);
+/// An address that has nothing to do with the overlay.
+const FOREIGN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
+#[test]
+fn forgeries_are_refused_and_oddities_delivered_on_the_fast_path() -> Result<()> {
+    try_everything("refuse-f", "auto")
+}
+
+#[test]
+fn forgeries_are_refused_and_oddities_delivered_on_the_kernel_path() -> Result<()> {
+    try_everything("refuse-k", "off")
+}
+
+fn try_everything(name: &str, fast_path: &str) -> Result<()> {
+    let mut stage = Stage::set(name, fast_path)?;
+    stage.pod_sources();
+    stage.pod_vxlan();
+    stage.pod_arp();
+    stage.network();
+    stage.decoys();
+    stage.oddities();
+    stage.play()?;
+    stage.routed_network()
+}

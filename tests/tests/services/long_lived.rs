@@ -1,0 +1,124 @@
+//! Conversations that outlive changes of the path.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use overlay_tests::conversation::{Conversation, Transport};
+use overlay_tests::status::status;
+use overlay_tests::{Lab, Node, wait_until};
+use serde_json::json;
+
+use super::cases::{both_speak, cases};
+use super::cluster::Cluster;
+
+/// How long an agent may take to bring the fast path up or down.
+pub const SWITCH: Duration = Duration::from_secs(20);
+/// Silence in a conversation, long enough for the agent to do all it wants meanwhile.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Ends the agents with `signal` and starts them again.
+fn restart(lab: &Lab, signal: Signal, fast_path: &str) -> Result<()> {
+    for node in lab.nodes() {
+        node.stop_agent(signal)?;
+        node.start_agent(&[&format!("--fast-path={fast_path}")])?;
+        wait_for_state(
+            &node,
+            if fast_path == "auto" {
+                "active"
+            } else {
+                "absent"
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Takes every program of ours off its hook, and waits until the agent has put them back.
+pub fn detach_all(node: &Node) -> Result<()> {
+    let attached = |status: &serde_json::Value| {
+        status["attachments"].as_array().map_or(0, |hooks| {
+            hooks
+                .iter()
+                .filter(|hook| hook["programs"] != json!([]))
+                .count()
+        })
+    };
+    let before = attached(&status(node)?);
+    ensure!(
+        before >= 6,
+        "only {before} programs of {} are attached",
+        node.name()
+    );
+    node.run(["sh", "-c", "rm /sys/fs/bpf/overlay/v1/links/*"])?;
+    wait_until("the programs to be back", SWITCH, || {
+        status(node).is_ok_and(|status| attached(&status) == before)
+    })
+}
+
+fn wait_for_state(node: &Node, state: &str) -> Result<()> {
+    let what = format!("the fast path of {} to be {state}", node.name());
+    wait_until(&what, SWITCH, || {
+        status(node).is_ok_and(|status| status["fast_path"]["state"] == state)
+    })
+    .with_context(|| node.agent_log_tail())
+}
+
+/// Opens a conversation of each kind that the stack has to translate both ways.
+fn open_all(cluster: &Cluster, opened: &mut Vec<(String, Conversation)>, when: &str) -> Result<()> {
+    for case in cases(cluster)? {
+        for transport in Transport::ALL {
+            let servers = cluster.servers(case.service, transport);
+            let what = format!("{}, {transport}, opened {when}", case.what);
+            let conversation = Conversation::open(&case.from, transport, case.target, &servers)
+                .with_context(|| what.clone())?;
+            both_speak(&conversation).with_context(|| what.clone())?;
+            opened.push((what, conversation));
+        }
+    }
+    Ok(())
+}
+
+pub fn all_speak(opened: &[(String, Conversation)], now: &str) -> Result<()> {
+    let failures: Vec<String> = opened
+        .iter()
+        .filter_map(|(what, conversation)| {
+            let error = both_speak(conversation).err()?;
+            Some(format!("{what}: {error:#}"))
+        })
+        .collect();
+    ensure!(failures.is_empty(), "{now}:\n{}", failures.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn long_lived_flows_outlive_every_change_of_path() -> Result<()> {
+    let cluster = Cluster::up("svc-long", "off")?;
+    let lab = &cluster.lab;
+    let mut opened = Vec::new();
+    open_all(&cluster, &mut opened, "before the fast path")?;
+    restart(lab, Signal::SIGTERM, "auto")?;
+    thread::sleep(IDLE);
+    all_speak(&opened, "the fast path is on")?;
+    open_all(&cluster, &mut opened, "with the fast path on")?;
+    restart(lab, Signal::SIGKILL, "auto")?;
+    all_speak(&opened, "the agents are new")?;
+    for node in lab.nodes() {
+        detach_all(&node)?;
+        wait_for_state(&node, "active")?;
+    }
+    all_speak(&opened, "the programs were taken off and are back")?;
+    for node in lab.nodes() {
+        node.stop_agent(Signal::SIGKILL)?;
+    }
+    open_all(&cluster, &mut opened, "without an agent")?;
+    all_speak(&opened, "there is no agent")?;
+    for node in lab.nodes() {
+        node.start_agent(&[])?;
+    }
+    restart(lab, Signal::SIGTERM, "off")?;
+    all_speak(&opened, "the fast path is off")?;
+    restart(lab, Signal::SIGTERM, "auto")?;
+    all_speak(&opened, "the fast path is on again")
+}
