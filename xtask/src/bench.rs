@@ -93,6 +93,25 @@ struct Findings {
     seconds: u64,
 }
 
+/// Runs `bench --quick` over what is built, to see that it works.
+pub fn try_out() -> Result<()> {
+    run(&Arguments {
+        quick: true,
+        rounds: None,
+        only: Vec::new(),
+        measure: Vec::new(),
+        underlay: Vec::new(),
+        mtu: 1500,
+        flanneld: None,
+        output: Output::Table,
+        json: None,
+        plots: None,
+        no_build: true,
+        programs: false,
+        against: None,
+    })
+}
+
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.no_build {
         build::programs(build::Warnings::Shown)?;

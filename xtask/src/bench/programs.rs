@@ -1,17 +1,20 @@
 //! What every program costs for every verdict, run by the kernel on made-up packets.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use overlay_tests::command::{require_success, show};
 use serde::{Deserialize, Serialize};
 
 use crate::lab::Output;
 use crate::lab::table::table;
 use crate::{build, setup, shell, workspace};
 
-/// What the runner in overlay-user writes.
+/// The test of overlay-user that measures instead.
+const RUNNER: &str = "cost_of_every_case";
+
+/// What it writes.
 #[derive(Deserialize, Serialize)]
 struct Costs {
     /// By program: how many instructions the verifier walked through.
@@ -63,20 +66,21 @@ pub fn run(against: Option<&str>, output: Output) -> Result<()> {
     Ok(())
 }
 
+/// Runs the programs of an object file on the packets that the decision is tested with.
 fn measure(object: &Path) -> Result<Costs> {
     setup::ensure_protoc()?;
     shell::progress(&format!("running the programs of {}", object.display()));
-    let mut command = shell::cargo(&["run", "--quiet", "--package", "overlay-user"]);
+    let answer = workspace::root().join("target/program-costs.json");
+    let mut command = shell::cargo(&["test", "--quiet", "--package", "overlay-user"]);
+    command.args(["--test", "programs", "--", "--ignored", "--exact", RUNNER]);
     command
-        .args(["--example", "program_cost", "--"])
-        .arg(object);
-    let shown = show(&command);
-    command.stderr(std::process::Stdio::inherit());
-    let output = command
-        .output()
-        .with_context(|| format!("start `{shown}`"))?;
-    let output = require_success(&shown, output)?;
-    serde_json::from_slice(&output.stdout).context("understand the runner")
+        .env("OVERLAY_BPF_OBJECT", object)
+        .env("OVERLAY_COSTS", &answer)
+        .stdout(std::io::stderr());
+    shell::run(&mut command)?;
+    let text = fs::read(&answer).with_context(|| format!("read {}", answer.display()))?;
+    fs::remove_file(&answer).with_context(|| format!("remove {}", answer.display()))?;
+    serde_json::from_slice(&text).context("understand the costs")
 }
 
 /// Builds the programs of another revision in a worktree of its own, which goes afterwards.
@@ -89,7 +93,7 @@ fn of_revision(revision: &str) -> Result<Costs> {
     };
     let place = tree.to_string_lossy().into_owned();
     // What an interrupted run has left.
-    let _ = std::fs::remove_dir_all(&tree);
+    let _ = fs::remove_dir_all(&tree);
     git(&["worktree", "prune"])?;
     git(&["worktree", "add", "--quiet", "--detach", &place, revision])?;
     let costs =

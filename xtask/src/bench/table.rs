@@ -10,6 +10,9 @@ use super::summary::{Outcome, places};
 use super::variant::Variant;
 use crate::lab::table::table;
 
+/// Disturbances that the text lists; the rest is usually more of the same.
+const SHOWN_DISTURBANCES: usize = 8;
+
 pub fn render(findings: &Findings) -> String {
     let machine = &findings.machine;
     let mut text = format!(
@@ -35,7 +38,7 @@ pub fn render(findings: &Findings) -> String {
             ratios(findings, underlay, path)
         );
     }
-    for disturbance in &findings.disturbed {
+    for disturbance in findings.disturbed.iter().take(SHOWN_DISTURBANCES) {
         let _ = writeln!(
             text,
             "disturbed: round {}, {:?} of {} ({:?}, {:?}): others took {:.0} % of a core, speed {:.0} %{}",
@@ -52,6 +55,9 @@ pub fn render(findings: &Findings) -> String {
                 "; kept"
             }
         );
+    }
+    if let Some(more) = findings.disturbed.len().checked_sub(SHOWN_DISTURBANCES + 1) {
+        let _ = writeln!(text, "… and {} more; --output json has them all", more + 1);
     }
     for reason in &findings.skipped {
         let _ = writeln!(text, "left out: {reason}");
