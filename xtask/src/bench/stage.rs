@@ -1,6 +1,7 @@
 //! Where it is measured: a lab whose nodes are joined by a cable, and two bare hosts with a cable of their own.
 
 use std::cell::Cell;
+use std::fs;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -73,6 +74,15 @@ impl Stage {
         for node in [1, 2] {
             for _ in 0..2 {
                 stage.lab.add_pod(node)?;
+            }
+        }
+        for (variant, path) in [
+            (Variant::Host, Path::Across),
+            (Variant::Overlay, Path::Across),
+            (Variant::Overlay, Path::SameNode),
+        ] {
+            for end in stage.ends(variant, path).into_iter().flatten() {
+                end.namespace.inside(set_congestion_control)??;
             }
         }
         stage.wait_pods_reach_each_other()?;
@@ -181,6 +191,13 @@ impl Stage {
             self.check_pods_reach_each_other().is_ok()
         })
     }
+}
+
+/// Sets the congestion control that every kernel allows in the calling thread's network namespace: where the machine has
+/// another one, such as BBR, its pacing would be measured instead of the path.
+fn set_congestion_control() -> Result<()> {
+    const FILE: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+    fs::write(FILE, "reno").with_context(|| format!("write {FILE}"))
 }
 
 /// Nodes 1 and 2, and hosts 3 and 4, each in a network of their own.
