@@ -24,6 +24,7 @@ pub mod http;
 pub mod interrupt;
 pub mod kube_proxy;
 pub mod lab;
+pub mod load;
 pub mod measure;
 pub mod netns;
 pub mod pace;

@@ -111,3 +111,36 @@ fn the_verifier_stays_far_from_its_limit() {
         }
     });
 }
+
+/// For `cargo xtask bench --programs`: writes what every case costs to the file that `OVERLAY_COSTS` names.
+#[test]
+#[ignore = "measures, and fails for no figure"]
+fn cost_of_every_case() {
+    /// Runs of each; the median is told. One at a time, for a second run would see the changed packet.
+    const RUNS: usize = 201;
+    let path = std::env::var_os("OVERLAY_COSTS").expect("OVERLAY_COSTS names a file");
+    in_kernel(move |kernel| {
+        let verified: BTreeMap<&str, u32> = kernel
+            .verified_instructions()
+            .into_iter()
+            .map(|(hook, count)| (hook.name(), count))
+            .collect();
+        let mut runs = Vec::new();
+        for case in all().into_iter().filter(is_expressible) {
+            kernel.set_world(&case.world);
+            let mut ran: Vec<_> = (0..RUNS).filter_map(|_| kernel.run(&case)).collect();
+            ran.sort_by_key(|ran| ran.took);
+            let Some(median) = ran.get(ran.len() / 2) else {
+                continue;
+            };
+            runs.push(serde_json::json!({
+                "program": case.hook.name(),
+                "verdict": median.verdict.name(),
+                "packet": case.name,
+                "nanoseconds": median.took.as_nanos() as u64,
+            }));
+        }
+        let costs = serde_json::json!({"verified_instructions": verified, "runs": runs});
+        std::fs::write(&path, costs.to_string()).expect("write the costs");
+    });
+}

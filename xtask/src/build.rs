@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the eBPF programs, then the binaries that carry them.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -35,24 +36,7 @@ pub enum Warnings {
 
 /// Builds the eBPF programs into one object file.
 pub fn programs(warnings: Warnings) -> Result<()> {
-    let toolchain = setup::ensure_toolchain()?;
-    shell::progress(&format!("eBPF programs ({toolchain})"));
-    let mut command = compiler(&toolchain);
-    command.env(
-        "RUSTFLAGS",
-        "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf",
-    );
-    command.current_dir(workspace::root());
-    command.args(["build", "--release", "--package", "overlay-ebpf"]);
-    command
-        .args(["--target", "bpfel-unknown-none", "--target-dir"])
-        .arg(workspace::bpf_target());
-    let warned = shell::run_counting_warnings(&mut command)?;
-    if warned > 0 && warnings == Warnings::Denied {
-        bail!("the eBPF programs compile with {warned} warnings");
-    }
-
-    let built = workspace::bpf_target().join("bpfel-unknown-none/release/overlay-ebpf");
+    let built = programs_of(workspace::root(), warnings)?;
     let object = workspace::bpf_object();
     let new = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     // An unchanged file keeps its time, and cargo does not build the agent again.
@@ -60,6 +44,28 @@ pub fn programs(warnings: Warnings) -> Result<()> {
         fs::write(&object, new).with_context(|| format!("write {}", object.display()))?;
     }
     Ok(())
+}
+
+/// Builds the eBPF programs of a checkout of the repository and returns the compiler's object file.
+pub fn programs_of(root: &Path, warnings: Warnings) -> Result<PathBuf> {
+    let toolchain = setup::ensure_toolchain()?;
+    shell::progress(&format!("eBPF programs ({toolchain})"));
+    let target = root.join(workspace::BPF_TARGET);
+    let mut command = compiler(&toolchain);
+    command.env(
+        "RUSTFLAGS",
+        "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf",
+    );
+    command.current_dir(root);
+    command.args(["build", "--release", "--package", "overlay-ebpf"]);
+    command
+        .args(["--target", "bpfel-unknown-none", "--target-dir"])
+        .arg(&target);
+    let warned = shell::run_counting_warnings(&mut command)?;
+    if warned > 0 && warnings == Warnings::Denied {
+        bail!("the eBPF programs compile with {warned} warnings");
+    }
+    Ok(target.join("bpfel-unknown-none/release/overlay-ebpf"))
 }
 
 /// Builds overlayd, overlay-cni and overlayctl.

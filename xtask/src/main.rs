@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything one does with this repository.
 
+mod bench;
 mod build;
 mod demo;
 mod lab;
@@ -37,6 +38,7 @@ enum Command {
     Demo(demo::Arguments),
     Lab(lab::Arguments),
     Test(test::Arguments),
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,5 +61,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 
-use crate::{build, setup, shell};
+use crate::{bench, build, setup, shell};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -100,6 +100,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             filter,
             threads,
         )?;
+    }
+    if filter.is_none() {
+        // That it works; no figure passes or fails.
+        run.part("bench", bench::try_out)?;
     }
     Ok(run.close())
 }

@@ -9,13 +9,11 @@ pub fn root() -> &'static Path {
         .unwrap_or(Path::new("."))
 }
 
-/// Where the eBPF programs are built. The agent's build script looks for [`bpf_object`] at this place,
-/// so it does not move with `CARGO_TARGET_DIR`.
-pub fn bpf_target() -> PathBuf {
-    root().join("target/bpf")
-}
+/// Where the eBPF programs are built, in the repository. The agent's build script looks for [`bpf_object`] at
+/// this place, so it does not move with `CARGO_TARGET_DIR`.
+pub const BPF_TARGET: &str = "target/bpf";
 
 /// The eBPF programs as one object file, ready to be embedded in the agent.
 pub fn bpf_object() -> PathBuf {
-    bpf_target().join("overlay.bpf.o")
+    root().join(BPF_TARGET).join("overlay.bpf.o")
 }

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
@@ -28,6 +29,9 @@ const IFINDEX: usize = 40;
 const GSO_SIZE: usize = 176;
 const SK_BUFF_LEN: usize = 192;
 
+/// Environment variable with an object file to load in place of the one that is built in.
+const OBJECT_ENV: &str = "OVERLAY_BPF_OBJECT";
+
 /// The programs and their maps.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -40,6 +44,8 @@ pub struct Kernel {
 /// What a program did with a packet.
 #[derive(Debug)]
 pub struct Ran {
+    /// How long it took, as the kernel measured it, with its timer.
+    pub took: Duration,
     /// What it returned to tc.
     pub action: i32,
     /// What it counted.
@@ -98,8 +104,12 @@ impl Kernel {
         for name in maps::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
-        let object = object::bytes().expect("programs: run `cargo xtask build` first");
-        let mut ebpf = loader.load(object).expect("load the object");
+        // Another build of the programs, to compare with.
+        let mut ebpf = match std::env::var_os(OBJECT_ENV) {
+            Some(path) => loader.load_file(path),
+            None => loader.load(object::bytes().expect("programs: run `cargo xtask build` first")),
+        }
+        .expect("load the object");
         for hook in Hook::ALL {
             let program: &mut SchedClassifier = ebpf
                 .program_mut(programs::name(hook))
@@ -192,6 +202,7 @@ impl Kernel {
         };
         frame.truncate(ran.data_size_out as usize);
         Some(Ran {
+            took: ran.duration,
             action: ran.return_value as i32,
             verdict: self.counted(case),
             frame,

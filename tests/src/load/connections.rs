@@ -1,0 +1,94 @@
+//! Connect, one byte there and back, close: again and again.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::Linger;
+
+use super::round_trips::RoundTrips;
+use super::{Cores, joined, pin};
+use crate::traffic::{Endpoint, PATIENCE};
+
+/// Connections before those that count.
+const WARM_UP: usize = 100;
+/// Closes at once: a closed port that lingers for a minute would leave none for the next connections.
+const ABORT: libc::linger = libc::linger {
+    l_onoff: 1,
+    l_linger: 0,
+};
+
+/// Opens connections one after the other; a round trip is a whole connection.
+///
+/// # Errors
+/// When a connection cannot be made or breaks.
+pub fn tcp(from: &Endpoint, to: &Endpoint, cores: Cores, duration: Duration) -> Result<RoundTrips> {
+    let here = SocketAddr::from((to.address, 0));
+    let listener = to
+        .namespace
+        .inside(|| TcpListener::bind(here))?
+        .context("listen")?;
+    let target = listener.local_addr().context("ask for the port")?;
+    let done = AtomicBool::new(false);
+    let done = &done;
+    thread::scope(|scope| {
+        let server = scope.spawn(move || -> Result<()> {
+            pin(cores.server)?;
+            loop {
+                let (stream, _) = listener.accept().context("accept")?;
+                if done.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                // A client that gives up tells why itself.
+                let _ = answer(stream);
+            }
+        });
+        let asked = from.namespace.inside(|| -> Result<RoundTrips> {
+            pin(cores.client)?;
+            for _ in 0..WARM_UP {
+                connect(target)?;
+            }
+            let mut times = Vec::with_capacity(1 << 16);
+            let begin = Instant::now();
+            let mut start = begin;
+            while start - begin < duration {
+                connect(target)?;
+                let end = Instant::now();
+                times.push(end - start);
+                start = end;
+            }
+            RoundTrips::of(times, start - begin)
+        });
+        done.store(true, Ordering::Release);
+        // Wakes the server, from its own namespace, where nothing can stand in between.
+        let woken = to
+            .namespace
+            .inside(|| TcpStream::connect_timeout(&target, PATIENCE));
+        woken?.context("end the server")?;
+        joined(server)?;
+        asked?
+    })
+}
+
+fn connect(target: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect(target).with_context(|| format!("connect to {target}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    setsockopt(&stream, Linger, &ABORT).context("set SO_LINGER")?;
+    let mut byte = [7];
+    stream.write_all(&byte).context("ask")?;
+    stream.read_exact(&mut byte).context("no answer")
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut byte = [0];
+    stream.read_exact(&mut byte)?;
+    stream.write_all(&byte)?;
+    // Until the client closes.
+    stream.read(&mut byte).map(drop)
+}

@@ -1,0 +1,197 @@
+//! `cargo xtask bench`: how fast, compared with what is replaced and with the bare wire.
+
+mod machine;
+mod measure;
+mod plot;
+mod programs;
+mod rounds;
+mod services;
+mod stage;
+mod summary;
+mod table;
+mod variant;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum as _;
+use overlay_tests::StoreKind;
+use serde::Serialize;
+
+use crate::lab::Output;
+use crate::{build, setup, shell};
+use machine::Machine;
+use measure::{Lengths, Measure};
+use rounds::{Disturbance, Plan};
+use stage::{Path, Stage, Underlay};
+use summary::{Outcome, Ratio};
+use variant::{Switch, Variant};
+
+/// Measure the fast path side by side with the kernel path, flannel and the bare wire.
+///
+/// Nodes are namespaces of this machine, joined by a cable. Each round measures every variant once; ratios
+/// are taken within rounds. What other load spoils is measured again, and told. Needs root.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask bench                                  everything, about a quarter of an hour
+  cargo xtask bench --quick                          a glance, about a minute
+  cargo xtask bench --only host,kernel,overlay --measure tcp-rr,bulk --rounds 9
+  cargo xtask bench --flanneld ./flanneld --json figures.json --plots plots
+  cargo xtask bench --programs --against main        cost of each program, now and on another revision")]
+pub struct Arguments {
+    /// One short round, super-packets only.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; 5, or 1 with --quick.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Only these variants.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "VARIANT,…")]
+    only: Vec<Variant>,
+    /// Only these measures.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "MEASURE,…")]
+    measure: Vec<Measure>,
+    /// Only these kinds of cable.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…")]
+    underlay: Vec<Underlay>,
+    /// MTU of the cable, in bytes.
+    #[arg(long, default_value_t = 1500, value_name = "BYTES")]
+    mtu: u32,
+    /// A real flanneld to compare with.
+    #[arg(long, value_name = "PATH")]
+    flanneld: Option<PathBuf>,
+    /// What to print on stdout: tables for people, or one JSON document.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Output,
+    /// Write the JSON document to a file, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write plots (SVG) into a directory.
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Do not build first; take the programs in target/debug as they are.
+    #[arg(long)]
+    no_build: bool,
+    /// Instead: the cost of every program for every verdict, as the kernel measures it on made-up packets.
+    #[arg(long)]
+    programs: bool,
+    /// With --programs: another revision to compare with.
+    #[arg(long, value_name = "REV", requires = "programs")]
+    against: Option<String>,
+}
+
+/// All that the bench finds out.
+#[derive(Serialize)]
+struct Findings {
+    machine: Machine,
+    results: Vec<Outcome>,
+    ratios: Vec<Ratio>,
+    disturbed: Vec<Disturbance>,
+    skipped: Vec<String>,
+    seconds: u64,
+}
+
+/// Runs `bench --quick` over what is built, to see that it works.
+pub fn try_out() -> Result<()> {
+    run(&Arguments {
+        quick: true,
+        rounds: None,
+        only: Vec::new(),
+        measure: Vec::new(),
+        underlay: Vec::new(),
+        mtu: 1500,
+        flanneld: None,
+        output: Output::Table,
+        json: None,
+        plots: None,
+        no_build: true,
+        programs: false,
+        against: None,
+    })
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.no_build {
+        build::programs(build::Warnings::Shown)?;
+    }
+    if arguments.programs {
+        return programs::run(arguments.against.as_deref(), arguments.output);
+    }
+    setup::ensure_lab(StoreKind::Etcd)?;
+    setup::ensure_measuring()?;
+    if !arguments.no_build {
+        build::binaries(false)?;
+    }
+    let start = Instant::now();
+    let flanneld = arguments.flanneld.as_ref();
+    let (variants, skipped) = variant::choose(&arguments.only, flanneld)?;
+    for reason in &skipped {
+        shell::progress(&format!("left out {reason}"));
+    }
+    let plan = plan(arguments, variants);
+    let machine = Machine::describe();
+    let flanneld = flanneld.map(fs::canonicalize).transpose();
+    let flanneld = flanneld.context("find flanneld")?;
+    let record = measure(arguments.mtu, flanneld, &plan)?;
+
+    let series = summary::with_added(record.series);
+    let findings = Findings {
+        machine,
+        results: summary::outcomes(&series),
+        ratios: summary::ratios(&series),
+        disturbed: record.disturbances,
+        skipped,
+        seconds: start.elapsed().as_secs(),
+    };
+    let json = serde_json::to_string_pretty(&findings).context("write the findings as JSON")?;
+    if let Some(path) = &arguments.json {
+        fs::write(path, &json).with_context(|| format!("write {}", path.display()))?;
+    }
+    if let Some(directory) = &arguments.plots {
+        plot::write(directory, &findings.machine, &findings.results)?;
+    }
+    match arguments.output {
+        Output::Json => println!("{json}"),
+        Output::Table => println!("{}", table::render(&findings)),
+    }
+    Ok(())
+}
+
+fn plan(arguments: &Arguments, variants: Vec<Variant>) -> Plan {
+    fn all_unless<T: clap::ValueEnum + Clone>(chosen: &[T], otherwise: &[T]) -> Vec<T> {
+        if chosen.is_empty() { otherwise } else { chosen }.to_vec()
+    }
+    let quick = arguments.quick;
+    let underlays: &[Underlay] = if quick {
+        &[Underlay::Super]
+    } else {
+        Underlay::value_variants()
+    };
+    let (round_trips, volume) = if quick { (200, 300) } else { (1000, 1500) };
+    let rounds = arguments.rounds.unwrap_or(if quick { 1 } else { 5 });
+    Plan {
+        rounds,
+        repetitions: if quick { 5 } else { 40 * rounds },
+        variants,
+        underlays: all_unless(&arguments.underlay, underlays),
+        paths: Path::value_variants().to_vec(),
+        measures: all_unless(&arguments.measure, Measure::value_variants()),
+        lengths: Lengths {
+            round_trips: Duration::from_millis(round_trips),
+            volume: Duration::from_millis(volume),
+        },
+    }
+}
+
+fn measure(mtu: u32, flanneld: Option<PathBuf>, plan: &Plan) -> Result<rounds::Record> {
+    shell::progress("two nodes with two pods each, and two bare hosts");
+    let stage = Stage::up(mtu)?;
+    let mut switch = Switch::new(&stage, flanneld);
+    let record = rounds::run(&stage, &mut switch, plan);
+    drop(switch);
+    // The lab goes whatever came of it; an error of the measurement is the one to tell.
+    let down = stage.lab.down();
+    record.and_then(|record| down.map(|()| record))
+}

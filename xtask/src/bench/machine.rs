@@ -1,0 +1,57 @@
+//! What it was measured on.
+
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+/// Whatever figures cannot be read without.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    pub kernel: String,
+    pub cores: usize,
+    pub processor: String,
+    /// Seconds since 1970.
+    pub time: u64,
+    pub command: String,
+    pub revision: String,
+    /// `/proc/loadavg` before the first round.
+    pub load: String,
+}
+
+impl Machine {
+    pub fn describe() -> Self {
+        let read = |path: &str| {
+            fs::read_to_string(path)
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
+        let processors = read("/proc/cpuinfo");
+        let model = processors
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
+        let revision = overlay_tests::command::run(
+            "git",
+            [
+                "-C",
+                env!("CARGO_MANIFEST_DIR"),
+                "describe",
+                "--always",
+                "--dirty",
+            ],
+        );
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        Self {
+            kernel: read("/proc/sys/kernel/osrelease"),
+            cores: std::thread::available_parallelism().map_or(1, Into::into),
+            processor: model.unwrap_or("unknown").trim().to_owned(),
+            time: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            command: format!("cargo xtask {}", arguments.join(" ")),
+            revision: revision.unwrap_or_default().trim().to_owned(),
+            load: read("/proc/loadavg"),
+        }
+    }
+}

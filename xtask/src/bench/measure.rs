@@ -1,0 +1,159 @@
+//! What is measured.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use overlay_tests::load::{Cores, Volume, connections, cpu, datagrams, pin, round_trips, stream};
+use overlay_tests::traffic::Endpoint;
+use serde::Serialize;
+
+use super::stage::{Path, Underlay};
+
+/// A kind of load; each yields several figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// One byte there and back over TCP, both ends on one core.
+    TcpRr,
+    /// One byte there and back over UDP, both ends on one core.
+    UdpRr,
+    /// Connect, one byte there and back, close; both ends on one core.
+    Connect,
+    /// The first packet of a flow against a later one.
+    FirstPacket,
+    /// One TCP stream, both ends on one core.
+    #[value(name = "bulk-1-core")]
+    BulkOneCore,
+    /// One TCP stream, each end on a core.
+    Bulk,
+    /// Four TCP streams, senders on one core and receivers on another.
+    Bulk4,
+    /// UDP packets of 64 bytes, each end on a core.
+    Udp64,
+}
+
+impl Measure {
+    /// Whether it is taken where.
+    pub fn applies(self, underlay: Underlay, path: Path) -> bool {
+        match (path, underlay) {
+            (Path::Across, _) => true,
+            // No cable is in between, so its kind does not matter.
+            (Path::SameNode, Underlay::Wire) => false,
+            (Path::SameNode, Underlay::Super) => self != Self::FirstPacket,
+        }
+    }
+}
+
+/// One figure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figure {
+    pub name: &'static str,
+    pub unit: &'static str,
+    pub value: f64,
+}
+
+/// What a run came to.
+pub struct Taken {
+    pub figures: Vec<Figure>,
+    /// Processor time of others meanwhile, as a share of a core.
+    pub foreign: f64,
+    /// Turns of the calibration loop.
+    pub spin: u64,
+}
+
+/// A run may take this long in all.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    pub round_trips: Duration,
+    pub volume: Duration,
+}
+
+/// Payload that makes the IP packet one of 64 bytes.
+const SMALL: usize = 64 - 28;
+
+/// Takes a measure once.
+pub fn take(measure: Measure, [from, to]: &[Endpoint; 2], lengths: Lengths) -> Result<Taken> {
+    let one = Cores::one()?;
+    // A machine with one core measures the same there.
+    let two = Cores::two()?.unwrap_or(one);
+    let spin = std::thread::spawn(move || pin(one.server).map(|()| cpu::spin()));
+    let spin = spin.join().ok().context("the calibration panicked")??;
+    let start = cpu::Moment::now()?;
+    let (trips, volume) = (lengths.round_trips, lengths.volume);
+    let figures = match measure {
+        Measure::TcpRr => {
+            let trips = round_trips::tcp(from, to, one, trips)?;
+            latency(["tcp_rr_p50", "tcp_rr_p99", "tcp_rr_rate"], trips)
+        }
+        Measure::UdpRr => {
+            let trips = round_trips::udp(from, to, one, trips)?;
+            latency(["udp_rr_p50", "udp_rr_p99", "udp_rr_rate"], trips)
+        }
+        Measure::Connect => {
+            let trips = connections::tcp(from, to, one, trips)?;
+            latency(["connect_p50", "connect_p99", "connect_rate"], trips)
+        }
+        Measure::FirstPacket => {
+            let packets = round_trips::first_packets(from, to, one, trips)?;
+            let (first, steady) = (packets.first_p50_us, packets.steady_p50_us);
+            vec![
+                figure("first_packet_p50", "µs", first),
+                figure("later_packet_p50", "µs", steady),
+                figure("first_to_later_packet", "", first / steady),
+            ]
+        }
+        Measure::BulkOneCore => bytes(
+            ["bulk_1_core", "bulk_1_core_softirq", "bulk_1_core_cpu"],
+            stream::tcp(from, to, one, 1, volume)?,
+        ),
+        Measure::Bulk => bytes(
+            ["bulk", "bulk_softirq", "bulk_cpu"],
+            stream::tcp(from, to, two, 1, volume)?,
+        ),
+        Measure::Bulk4 => bytes(
+            ["bulk_4", "bulk_4_softirq", "bulk_4_cpu"],
+            stream::tcp(from, to, two, 4, volume)?,
+        ),
+        Measure::Udp64 => {
+            let sent = datagrams::udp(from, to, two, SMALL, volume)?;
+            let microseconds = |jiffies: f64| jiffies * 10_000.0 / sent.total;
+            vec![
+                figure("udp_64", "packets/s", sent.per_second),
+                figure(
+                    "udp_64_softirq",
+                    "µs/packet",
+                    microseconds(sent.cpu.softirq),
+                ),
+                figure("udp_64_cpu", "µs/packet", microseconds(sent.cpu.busy)),
+            ]
+        }
+    };
+    let foreign = cpu::Moment::now()?.since(&start).foreign;
+    Ok(Taken {
+        figures,
+        foreign,
+        spin,
+    })
+}
+
+fn figure(name: &'static str, unit: &'static str, value: f64) -> Figure {
+    Figure { name, unit, value }
+}
+
+fn latency([p50, p99, rate]: [&'static str; 3], trips: round_trips::RoundTrips) -> Vec<Figure> {
+    vec![
+        figure(p50, "µs", trips.p50_us),
+        figure(p99, "µs", trips.p99_us),
+        figure(rate, "1/s", trips.per_second),
+    ]
+}
+
+fn bytes([rate, softirq, cpu]: [&'static str; 3], volume: Volume) -> Vec<Figure> {
+    let per_gigabyte = |jiffies: f64| jiffies / (volume.total / 1e9);
+    vec![
+        figure(rate, "Gbit/s", volume.per_second * 8.0 / 1e9),
+        figure(softirq, "jiffies/GB", per_gigabyte(volume.cpu.softirq)),
+        figure(cpu, "jiffies/GB", per_gigabyte(volume.cpu.busy)),
+    ]
+}

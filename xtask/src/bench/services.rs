@@ -1,0 +1,226 @@
+//! The rules that kube-proxy's iptables mode writes for many Services, as every node of a cluster has them.
+//!
+//! Written after the chains that kube-proxy documents and `iptables-save` shows on a node; no packet of the
+//! measurement is for a Service, but every new connection walks the rules.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use overlay_tests::command::require_success;
+use overlay_tests::{Node, Pod};
+
+/// A cluster of moderate size.
+const SERVICES: usize = 100;
+/// Pods behind each.
+const ENDPOINTS: usize = 2;
+/// What kube-proxy marks packets with that are to be masqueraded.
+const MASQUERADE: &str = "0x4000";
+
+/// Jumps from built-in chains: table, chain, and the rest of the rule.
+const JUMPS: &[(&str, &str, &str)] = &[
+    ("nat", "PREROUTING", "-j KUBE-SERVICES"),
+    ("nat", "OUTPUT", "-j KUBE-SERVICES"),
+    ("nat", "POSTROUTING", "-j KUBE-POSTROUTING"),
+    (
+        "filter",
+        "INPUT",
+        "-m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL",
+    ),
+    (
+        "filter",
+        "INPUT",
+        "-m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES",
+    ),
+    ("filter", "INPUT", "-j KUBE-FIREWALL"),
+    (
+        "filter",
+        "FORWARD",
+        "-m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL",
+    ),
+    ("filter", "FORWARD", "-j KUBE-FORWARD"),
+    (
+        "filter",
+        "FORWARD",
+        "-m conntrack --ctstate NEW -j KUBE-SERVICES",
+    ),
+    (
+        "filter",
+        "FORWARD",
+        "-m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES",
+    ),
+    (
+        "filter",
+        "OUTPUT",
+        "-m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL",
+    ),
+    (
+        "filter",
+        "OUTPUT",
+        "-m conntrack --ctstate NEW -j KUBE-SERVICES",
+    ),
+    ("filter", "OUTPUT", "-j KUBE-FIREWALL"),
+];
+const FILTER_CHAINS: &[&str] = &[
+    "KUBE-EXTERNAL-SERVICES",
+    "KUBE-FIREWALL",
+    "KUBE-FORWARD",
+    "KUBE-PROXY-FIREWALL",
+    "KUBE-SERVICES",
+];
+const NAT_CHAINS: &[&str] = &[
+    "KUBE-MARK-MASQ",
+    "KUBE-NODEPORTS",
+    "KUBE-POSTROUTING",
+    "KUBE-SERVICES",
+];
+
+/// Puts the rules of 100 Services on a node; `pods` are behind them.
+pub fn install(node: &Node, pods: &[Pod]) -> Result<()> {
+    let addresses: Vec<String> = pods.iter().map(|pod| pod.address().to_string()).collect();
+    restore(node, &rules(&addresses)).context("write rules as of kube-proxy")
+}
+
+/// Takes them away again.
+pub fn remove(node: &Node) -> Result<()> {
+    restore(node, &removal()).context("remove rules as of kube-proxy")
+}
+
+fn restore(node: &Node, text: &str) -> Result<()> {
+    let namespace = node.namespace();
+    let mut command = namespace.command("iptables-restore");
+    command
+        .args(["--noflush", "--wait"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = namespace.start(&mut command)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(text.as_bytes()).context("write rules")?;
+    }
+    let output = child.wait_with_output().context("iptables-restore")?;
+    require_success("iptables-restore", output).map(drop)
+}
+
+/// Names of the chains of Service `i`: its own, and one for each of its pods.
+fn chains(service: usize) -> (String, [String; ENDPOINTS]) {
+    (
+        format!("KUBE-SVC-BENCH{service:04}"),
+        std::array::from_fn(|i| format!("KUBE-SEP-BENCH{service:04}N{i}")),
+    )
+}
+
+fn rules(pods: &[String]) -> String {
+    let mut nat = declare("nat", NAT_CHAINS);
+    let mut body = format!(
+        "-A KUBE-MARK-MASQ -j MARK --or-mark {MASQUERADE}\n\
+         -A KUBE-POSTROUTING -m mark ! --mark {MASQUERADE}/{MASQUERADE} -j RETURN\n\
+         -A KUBE-POSTROUTING -j MARK --xor-mark {MASQUERADE}\n\
+         -A KUBE-POSTROUTING -j MASQUERADE --random-fully\n"
+    );
+    for service in 0..SERVICES {
+        let (chain, endpoints) = chains(service);
+        let address = format!("10.96.{}.{}", service / 200, service % 200 + 1);
+        let comment = format!("-m comment --comment \"bench/service-{service} cluster IP\"");
+        let _ = writeln!(nat, ":{chain} - [0:0]");
+        let _ = writeln!(
+            body,
+            "-A KUBE-SERVICES -d {address}/32 -p tcp {comment} -m tcp --dport 80 -j {chain}\n\
+             -A {chain} ! -s 10.244.0.0/16 -d {address}/32 -p tcp {comment} -m tcp --dport 80 -j KUBE-MARK-MASQ"
+        );
+        for (i, endpoint) in endpoints.iter().enumerate() {
+            let pod = &pods[(service + i) % pods.len()];
+            let chance = if i + 1 < ENDPOINTS {
+                "-m statistic --mode random --probability 0.5 "
+            } else {
+                ""
+            };
+            let _ = writeln!(nat, ":{endpoint} - [0:0]");
+            let _ = writeln!(
+                body,
+                "-A {chain} {comment} {chance}-j {endpoint}\n\
+                 -A {endpoint} -s {pod}/32 {comment} -j KUBE-MARK-MASQ\n\
+                 -A {endpoint} -p tcp {comment} -m tcp -j DNAT --to-destination {pod}:8080"
+            );
+        }
+    }
+    body.push_str("-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n");
+    let filter = declare("filter", FILTER_CHAINS);
+    format!(
+        "{nat}{body}{}COMMIT\n{filter}\
+         -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n\
+         -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP\n\
+         -A KUBE-FORWARD -m mark --mark {MASQUERADE}/{MASQUERADE} -j ACCEPT\n\
+         -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+         {}COMMIT\n",
+        jumps("nat", "-I"),
+        jumps("filter", "-I"),
+    )
+}
+
+fn removal() -> String {
+    let mut nat: Vec<String> = NAT_CHAINS.iter().map(ToString::to_string).collect();
+    for service in 0..SERVICES {
+        let (chain, endpoints) = chains(service);
+        nat.push(chain);
+        nat.extend(endpoints);
+    }
+    let filter: Vec<String> = FILTER_CHAINS.iter().map(ToString::to_string).collect();
+    let mut text = String::new();
+    for (table, names) in [("nat", nat), ("filter", filter)] {
+        let _ = writeln!(text, "*{table}");
+        text.push_str(&jumps(table, "-D"));
+        for verb in ["-F", "-X"] {
+            for name in &names {
+                let _ = writeln!(text, "{verb} {name}");
+            }
+        }
+        text.push_str("COMMIT\n");
+    }
+    text
+}
+
+fn declare(table: &str, chains: &[&str]) -> String {
+    let mut text = format!("*{table}\n");
+    for chain in chains {
+        let _ = writeln!(text, ":{chain} - [0:0]");
+    }
+    text
+}
+
+fn jumps(wanted: &str, verb: &str) -> String {
+    let mut text = String::new();
+    for (table, chain, rule) in JUMPS {
+        if *table == wanted {
+            let _ = writeln!(text, "{verb} {chain} {rule}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_removed() {
+        let written = rules(&["10.244.1.2".to_owned(), "10.244.2.2".to_owned()]);
+        let removed = removal();
+        let declared = written.lines().filter_map(|line| line.strip_prefix(':'));
+        let chains: Vec<&str> = declared.filter_map(|line| line.split(' ').next()).collect();
+        assert!(chains.len() > SERVICES * (1 + ENDPOINTS));
+        for chain in chains {
+            assert!(
+                removed.lines().any(|line| line == format!("-X {chain}")),
+                "{chain}"
+            );
+        }
+        for jump in written.lines().filter_map(|line| line.strip_prefix("-I ")) {
+            assert!(
+                removed.lines().any(|line| line == format!("-D {jump}")),
+                "{jump}"
+            );
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The findings as tables.
+
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, Table};
+
+use super::Findings;
+use super::stage::{Path, Underlay};
+use super::summary::{Outcome, places};
+use super::variant::Variant;
+use crate::lab::table::table;
+
+/// Disturbances that the text lists; the rest is usually more of the same.
+const SHOWN_DISTURBANCES: usize = 8;
+
+pub fn render(findings: &Findings) -> String {
+    let machine = &findings.machine;
+    let mut text = format!(
+        "{} · Linux {} · {} cores · {}\nload before: {} · {} s\n",
+        machine.revision,
+        machine.kernel,
+        machine.cores,
+        machine.processor,
+        machine.load,
+        findings.seconds
+    );
+    let variants = variants(&findings.results);
+    for (underlay, path) in sections(findings) {
+        let _ = write!(
+            text,
+            "\n{}\n{}\n",
+            title(underlay, path),
+            figures(findings, &variants, underlay, path)
+        );
+        let _ = write!(
+            text,
+            "\nratios, median (least to most)\n{}\n",
+            ratios(findings, underlay, path)
+        );
+    }
+    for disturbance in findings.disturbed.iter().take(SHOWN_DISTURBANCES) {
+        let _ = writeln!(
+            text,
+            "disturbed: round {}, {:?} of {} ({:?}, {:?}): others took {:.0} % of a core, speed {:.0} %{}",
+            disturbance.round,
+            disturbance.measure,
+            disturbance.variant.name(),
+            disturbance.underlay,
+            disturbance.path,
+            disturbance.foreign * 100.0,
+            disturbance.speed * 100.0,
+            if disturbance.repeated {
+                "; measured again"
+            } else {
+                "; kept"
+            }
+        );
+    }
+    if let Some(more) = findings.disturbed.len().checked_sub(SHOWN_DISTURBANCES + 1) {
+        let _ = writeln!(text, "… and {} more; --output json has them all", more + 1);
+    }
+    for reason in &findings.skipped {
+        let _ = writeln!(text, "left out: {reason}");
+    }
+    text
+}
+
+pub fn title(underlay: Underlay, path: Path) -> String {
+    let path = match path {
+        Path::Across => "across nodes",
+        Path::SameNode => "same node",
+    };
+    let underlay = match underlay {
+        Underlay::Super => "super-packets",
+        Underlay::Wire => "as a wire",
+    };
+    format!("{path}, {underlay}")
+}
+
+fn variants(results: &[Outcome]) -> Vec<Variant> {
+    let mut variants: Vec<_> = results
+        .iter()
+        .map(|outcome| outcome.subject.variant)
+        .collect();
+    variants.sort_unstable();
+    variants.dedup();
+    variants
+}
+
+fn sections(findings: &Findings) -> Vec<(Underlay, Path)> {
+    let mut sections: Vec<_> = findings
+        .results
+        .iter()
+        .map(|outcome| (outcome.subject.underlay, outcome.subject.path))
+        .collect();
+    sections.sort_unstable();
+    sections.dedup();
+    sections
+}
+
+fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: Path) -> Table {
+    let mut shown = table([""]);
+    let mut header = vec!["MEASURE".to_owned(), "UNIT".to_owned()];
+    header.extend(variants.iter().map(|variant| variant.name()));
+    shown.set_header(header);
+    for (measure, at, along) in places(&findings.results) {
+        if (at, along) != (underlay, path) {
+            continue;
+        }
+        let here = |variant: &Variant| {
+            findings.results.iter().find(|outcome| {
+                let subject = &outcome.subject;
+                (subject.underlay, subject.path, subject.variant) == (underlay, path, *variant)
+                    && subject.measure == measure
+            })
+        };
+        let unit = variants
+            .iter()
+            .find_map(here)
+            .map_or("", |outcome| outcome.unit);
+        let mut row = vec![measure.clone(), unit.to_owned()];
+        row.extend(
+            variants.iter().map(|variant| {
+                here(variant).map_or_else(String::new, |outcome| short(outcome.value))
+            }),
+        );
+        shown.add_row(row);
+    }
+    align(&mut shown);
+    shown
+}
+
+/// What a person looks for: the fast path against everything else. JSON has every pair.
+fn ratios(findings: &Findings, underlay: Underlay, path: Path) -> Table {
+    let here: Vec<_> = findings
+        .ratios
+        .iter()
+        .filter(|ratio| {
+            let subject = &ratio.subject;
+            (subject.underlay, subject.path, subject.variant) == (underlay, path, Variant::Overlay)
+        })
+        .collect();
+    let mut against: Vec<Variant> = here.iter().map(|ratio| ratio.against).collect();
+    against.sort_unstable();
+    against.dedup();
+    let mut header = vec!["OVERLAY AGAINST".to_owned()];
+    header.extend(against.iter().map(|variant| variant.name()));
+    let mut shown = table([""]);
+    shown.set_header(header);
+    for (measure, at, along) in places(&findings.results) {
+        if (at, along) != (underlay, path) {
+            continue;
+        }
+        let mut row = vec![measure.clone()];
+        row.extend(against.iter().map(|variant| {
+            let found = here
+                .iter()
+                .find(|ratio| ratio.against == *variant && ratio.subject.measure == measure);
+            found.map_or_else(String::new, |ratio| {
+                let mark = if ratio.rounds == 0 { " disturbed" } else { "" };
+                format!(
+                    "{:.2} ({:.2} to {:.2}){mark}",
+                    ratio.median, ratio.min, ratio.max
+                )
+            })
+        }));
+        shown.add_row(row);
+    }
+    shown
+}
+
+fn align(table: &mut Table) {
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+/// Three significant digits are more than a measurement like this has.
+pub fn short(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1000.0 => format!("{value:.0}"),
+        size if size >= 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
