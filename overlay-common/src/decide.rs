@@ -11,7 +11,7 @@ use crate::family::{Family, Fragment, Ip};
 use crate::packet::{ETHERNET_LEN, Ethernet, Packet, Transport, UDP, same_mac, segment_header_len};
 use crate::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
-    Endpoint, FlowKey, POD_FORWARDS, POD_KERNEL_PATH, Peer, Pod,
+    Endpoint, FlowKey, POD_KERNEL_PATH, Peer, Pod,
 };
 use crate::verdict::Verdict;
 use crate::vxlan;

@@ -40,9 +40,6 @@ pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
 /// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program that
 /// somebody attached on purpose.
 pub const POD_KERNEL_PATH: u16 = 1 << 0;
-/// Super-packets for this pod are left to the kernel, for the pod may forward them through a device that
-/// cannot take them (`SKB_GSO_UDP_TUNNEL` outlives the decapsulation until `BPF_F_ADJ_ROOM_DECAP_L4_UDP`).
-pub const POD_FORWARDS: u16 = 1 << 1;
 
 /// What all programs need to know of this node.
 #[repr(C)]

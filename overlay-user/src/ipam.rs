@@ -231,13 +231,15 @@ impl Store {
         // other name, the next reservation overwrites.
         let unfinished = self.dir.join(UNFINISHED);
         let write = || {
-            OpenOptions::new()
+            let mut file = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(true)
                 .mode(0o600)
-                .open(&unfinished)?
-                .write_all(attachment.file_content().as_bytes())?;
+                .open(&unfinished)?;
+            file.write_all(attachment.file_content().as_bytes())?;
+            // Or a power failure could leave the name without the content.
+            file.sync_data()?;
             fs::rename(&unfinished, &path)
         };
         match write() {

@@ -148,6 +148,12 @@ impl Kernel {
             task: tokio::spawn(connection),
         })
     }
+
+    /// Whether the connection has broken; every request fails then.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.task.is_finished()
+    }
 }
 
 impl Drop for Kernel {

@@ -2,8 +2,8 @@
 
 use super::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
-    ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_FORWARDS, POD_KERNEL_PATH, Packet, Pass, Pod,
-    Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network, same_mac, vxlan,
+    ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH, Packet, Pass, Pod, Tables, UDP,
+    Verdict, fits, flow, in_a_vlan, in_network, same_mac, vxlan,
 };
 use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
@@ -225,9 +225,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     // BPF_F_ADJ_ROOM_DECAP_L4_UDP). TCP takes it as it is; a UDP socket has it cut into datagrams first, and
     // loses all of it where the tunnel is not found.
     if packet.gso_size() != 0
-        && (inner.ip.protocol != TCP
-            || config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0
-            || pod.flags & POD_FORWARDS != 0)
+        && (inner.ip.protocol != TCP || config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0)
     {
         return Err(Verdict::Aggregate);
     }

@@ -6,7 +6,7 @@ use overlay_common::decide::{FromNetwork, FromPod, Leaving, from_network, from_p
 use overlay_common::packet::Frame;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, FlowKey,
-    POD_FORWARDS, POD_KERNEL_PATH,
+    POD_KERNEL_PATH,
 };
 use overlay_common::{Hook, V4, Verdict};
 

@@ -33,16 +33,34 @@ pub async fn del(
         Some(Err(_)) | None => None,
     };
     let host = Netlink::open()?;
-    let addresses = match open_store(conf)? {
+    let mut addresses = match open_store(conf)? {
         Some(store) => store.held_by(attachment)?,
         None => Vec::new(),
     };
+    // The device knows as well, should the file be damaged.
+    let noted = host
+        .links()
+        .await?
+        .iter()
+        .filter_map(veth::note)
+        .find(|note| {
+            (&note.container, &note.interface) == (&attachment.container, &attachment.interface)
+        });
+    let noted = noted.map(|note| note.address);
+    addresses.extend(noted.filter(|address| !addresses.contains(address)));
     disconnect(&host, attachment, &addresses, bpffs).await?;
     if let Some(netns) = netns {
         remove_foreign_end(&netns, attachment, &addresses).await?;
     }
     remove_file(&conf.data_dir.join(&attachment.container))?;
-    release(conf, attachment)
+    release(conf, attachment)?;
+    if let (Some(address), Some(store)) = (noted, open_store(conf)?) {
+        let entries = store.entries()?;
+        if entries.contains(&(address, Holder::Unreadable)) {
+            store.free(address)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the interface of a pod that flannel's own plugin added: its host end has a name that nobody can

@@ -158,6 +158,9 @@ pub struct NodeFlags {
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
     #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
+    /// Who decapsulates TCP super-packets: "kernel" is for nodes whose pods pass them on to tap devices
+    #[arg(long, env = "OVERLAY_AGGREGATES", value_enum, default_value_t = Aggregates::Fast)]
+    pub aggregates: Aggregates,
     /// Masquerade what pods send out of the overlay
     #[arg(long, env = "FLANNELD_IP_MASQ", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
     pub ip_masq: bool,
@@ -281,6 +284,15 @@ pub enum Attach {
     Tcx,
     /// As filters of the clsact qdisc.
     Clsact,
+}
+
+/// Who takes super-packets from the network apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Aggregates {
+    /// The fast path, as any other packet.
+    Fast,
+    /// The kernel's VXLAN device.
+    Kernel,
 }
 
 /// How log lines look.

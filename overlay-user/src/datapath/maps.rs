@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use overlay_common::schema::{
-    Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, Peer, Pod, Vtep,
+    CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, MAX_FLOWS, Peer, Pod,
+    Vtep,
 };
 use overlay_common::verdict::{Hook, Verdict, counter_index};
 
@@ -93,9 +94,11 @@ where
             ..current
         }) != *config
         {
+            // Idle, but not forgetful: without this flag another device's VNI would be refused.
+            let shared = (current.flags | config.flags) & CONFIG_SHARED_PORT;
             if current.flags != 0 {
                 let idle = Config {
-                    flags: 0,
+                    flags: shared,
                     ..current
                 };
                 self.config
@@ -103,7 +106,7 @@ where
                     .map_err(failed("update", CONFIG))?;
             }
             let idle = Config {
-                flags: 0,
+                flags: shared,
                 ..*config
             };
             self.config
@@ -194,8 +197,10 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn flows(&self) -> Result<Vec<(FlowKey<F>, Flow)>, Error> {
+        // The walk starts anew when the entry that it stands on is pushed out; it must end all the same.
         self.flows
             .iter()
+            .take(2 * MAX_FLOWS as usize)
             .collect::<Result<_, _>>()
             .map_err(failed("dump", FLOWS))
     }
@@ -235,13 +240,37 @@ where
     /// [`Error::Map`].
     pub fn dump(&self) -> Result<Tables<F>, Error> {
         Ok(Tables {
+            flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
+            ..self.tables()?
+        })
+    }
+
+    /// The tables that the agent fills, without the flows: those may be many, and change all the time.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn tables(&self) -> Result<Tables<F>, Error> {
+        Ok(Tables {
             config: self.config()?,
             endpoints: dump(&self.endpoints, ENDPOINTS)?,
             pods: dump(&self.pods, PODS)?,
             peers: dump(&self.peers, PEERS)?,
             vteps: dump(&self.vteps, VTEPS)?,
-            flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
+            ..Tables::default()
         })
+    }
+
+    /// Whether the IP stack owns any flow.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn has_flows(&self) -> Result<bool, Error> {
+        self.flows
+            .keys()
+            .next()
+            .transpose()
+            .map(|key| key.is_some())
+            .map_err(failed("dump", FLOWS))
     }
 
     /// The counters that are not zero, summed over all CPUs.

@@ -61,6 +61,8 @@ pub struct Node {
     pub underlay_mac: MacAddr,
     /// The other nodes, and the way there.
     pub peers: Vec<(backend::Peer, Way)>,
+    /// Nodes whose kernel path is not complete yet: known as VTEPs, but not short-cut to.
+    pub unserved: Vec<backend::Peer>,
     /// The pods of this node.
     pub pods: Vec<LocalPod>,
 }
@@ -163,7 +165,18 @@ impl Tables<V4> {
             let keys = parts.filter_map(|part| V4::from_ip(part.network()));
             tables.peers.extend(keys.map(|key| (key, entry)));
         }
-        let complete = if omissions.is_empty() {
+        for vtep in node
+            .unserved
+            .iter()
+            .filter_map(|peer| V4::from_ip(peer.vtep))
+        {
+            tables
+                .vteps
+                .entry(vtep)
+                .or_insert(Vtep { subnets: 0 })
+                .subnets += 1;
+        }
+        let complete = if omissions.is_empty() && node.unserved.is_empty() {
             CONFIG_PEERS_COMPLETE
         } else {
             0
@@ -319,6 +332,7 @@ mod tests {
             flags: CONFIG_ACTIVE,
             underlay_mac: MacAddr([2, 0, 0, 0, 9, 1]),
             peers: peers.iter().enumerate().map(peer).collect(),
+            unserved: Vec::new(),
             pods: Vec::new(),
         }
     }
@@ -368,6 +382,16 @@ mod tests {
             tables.config.expect("a configuration").flags & CONFIG_PEERS_COMPLETE,
             0
         );
+    }
+
+    #[test]
+    fn who_is_not_served_is_not_shut_out() {
+        let mut node = node(&["10.244.2.0/24", "10.244.3.0/24"]);
+        node.unserved.extend(node.peers.pop().map(|(peer, _)| peer));
+        let (tables, _) = Tables::of(&node);
+        assert_eq!((tables.peers.len(), tables.vteps.len()), (1, 2));
+        let config = tables.config.expect("a configuration");
+        assert_eq!(config.flags & CONFIG_PEERS_COMPLETE, 0);
     }
 
     #[test]

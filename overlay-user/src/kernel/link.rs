@@ -9,7 +9,7 @@ use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
-use super::observe::{link_mac, link_mtu, vxlan};
+use super::observe::{link_mac, link_mtu, on_device, vxlan};
 use super::{Error, Kernel, dump, gone_is_fine, request};
 use crate::mac::MacAddr;
 use crate::reconcile::Device;
@@ -43,6 +43,15 @@ impl Kernel {
         let links = self.links().await?;
         let found = links.iter().find(|link| link.header.index == ifindex);
         Ok(found.and_then(|link| Some((link_name(link)?.to_owned(), link_mtu(link)))))
+    }
+
+    /// Whether a device has an address.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn has_address(&self, ifindex: u32, address: IpAddr) -> Result<bool, Error> {
+        let addresses = self.addresses().await?;
+        Ok(on_device(&addresses, ifindex).any(|found| found.addr() == address))
     }
 
     /// MAC address of a device; `None` when there is none with this index, or it has none.

@@ -230,25 +230,12 @@ pub fn cases() -> Vec<Case> {
         ),
         case("a super-packet", packet().bytes(), Fast(Decapsulated)).segments(MTU - 40),
         case(
-            "a super-packet for a pod that forwards",
-            packet().bytes(),
-            PassPlain(Aggregate),
-        )
-        .world(|w| w.pod(POD_A).flags = POD_FORWARDS)
-        .segments(MTU - 40),
-        case(
             "a super-packet that is the kernel's",
             packet().bytes(),
             PassPlain(Aggregate),
         )
         .world(|w| w.set_flags(CONFIG_AGGREGATES_TO_KERNEL))
         .segments(MTU - 40),
-        case(
-            "a small packet for a pod that forwards",
-            packet().bytes(),
-            Fast(Decapsulated),
-        )
-        .world(|w| w.pod(POD_A).flags = POD_FORWARDS),
         case(
             "segments that do not fit",
             packet().bytes(),

@@ -105,6 +105,7 @@ impl FastPath {
         &mut self,
         view: &View<'_>,
         device: Option<(u32, MacAddr)>,
+        peers: &[Peer],
         served: &[Peer],
         kernel: &Kernel,
         report: &mut Report,
@@ -155,7 +156,7 @@ impl FastPath {
             }
         }
         if let Self::Up(running) = self {
-            if let Err(error) = running.round(view, device, served, kernel).await {
+            if let Err(error) = running.round(view, device, peers, served, kernel).await {
                 report.problem("fast path", error.to_string());
             }
             if !running.left_out.is_empty() {

@@ -29,9 +29,6 @@ pub async fn rebuild(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
 /// Forgets flows that have ended, and adds those that a full table has pushed out.
 pub async fn heal(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
     let remembered = maps.flows()?;
-    if remembered.is_empty() {
-        return Ok(());
-    }
     settle(maps, network, remembered, PATIENCE).await
 }
 

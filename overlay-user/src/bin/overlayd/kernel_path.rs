@@ -30,7 +30,7 @@ const GUARD_RESYNC: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct KernelPath {
     device: Option<(u32, MacAddr)>,
-    rules_checked: Option<Instant>,
+    rules: Option<(RuleSet, Instant)>,
     guard: Option<(GuardState, Instant)>,
     guard_unavailable: bool,
     bridge_warned: bool,
@@ -48,8 +48,9 @@ impl KernelPath {
         !forwards
             || self.subnet_env.is_some() && SubnetEnv::read(path).ok() != self.subnet_env
             || self
-                .rules_checked
-                .is_some_and(|looked| is_past(looked, rules_resync(node)))
+                .rules
+                .as_ref()
+                .is_some_and(|(_, looked)| is_past(*looked, rules_resync(node)))
             || self
                 .guard
                 .as_ref()
@@ -131,10 +132,10 @@ impl KernelPath {
             self.guard(state, report).await;
         }
         self.subnet_env(node, desired, subnet, report);
-        if !self.bridge_warned && sysctl::bridge_calls_iptables() == Some(false) {
+        if !self.bridge_warned && sysctl::bridge_calls_iptables() != Some(true) {
             self.bridge_warned = true;
             tracing::warn!(
-                "net.bridge.bridge-nf-call-iptables is off: Services between pods of this node need it"
+                "bridged packets do not pass iptables: Services between pods of this node need br_netfilter and net.bridge.bridge-nf-call-iptables=1"
             );
         }
         served
@@ -154,6 +155,8 @@ impl KernelPath {
         let observed = match kernel.observe(&desired.device.name, desired.network).await {
             Ok(observed) => observed,
             Err(error) => {
+                // What is not known cannot be built on.
+                self.device = None;
                 report.problem("kernel", format!("look at the kernel: {error}"));
                 return Vec::new();
             }
@@ -170,17 +173,11 @@ impl KernelPath {
         if self.device.is_none() {
             return Vec::new();
         }
-        let broken = |peer: &&Peer| !failures.iter().any(|failure| concerns(failure, peer));
-        desired.peers.values().filter(broken).cloned().collect()
+        let is_served = |peer: &&Peer| !failures.iter().any(|failure| concerns(failure, peer));
+        desired.peers.values().filter(is_served).cloned().collect()
     }
 
     async fn rules(&mut self, node: &Node, desired: &Desired, subnet: IpNet, report: &mut Report) {
-        if self
-            .rules_checked
-            .is_some_and(|checked| checked.elapsed() < rules_resync(node))
-        {
-            return;
-        }
         let rules = RuleSet {
             network: desired.network,
             subnet,
@@ -188,22 +185,32 @@ impl KernelPath {
             forward: node.flags.node.iptables_forward_rules,
             random_fully: !node.flags.node.ip_masq_fully_random_disable,
         };
-        let (driver, other) = match (node.config.nftables, rules.masquerade || rules.forward) {
-            (_, false) => (Driver::None, Driver::None),
-            (true, true) => (Driver::Nftables, Driver::Iptables),
-            (false, true) => (Driver::Iptables, Driver::Nftables),
-        };
-        if self.rules_checked.is_none()
-            && let Err(error) = other.remove().await
+        if self
+            .rules
+            .as_ref()
+            .is_some_and(|(last, checked)| *last == rules && checked.elapsed() < rules_resync(node))
         {
-            tracing::debug!("remove the other kind of rules: {error}");
+            return;
+        }
+        let (driver, others) = match (node.config.nftables, rules.masquerade || rules.forward) {
+            (_, false) => (Driver::None, &[Driver::Iptables, Driver::Nftables][..]),
+            (true, true) => (Driver::Nftables, &[Driver::Iptables][..]),
+            (false, true) => (Driver::Iptables, &[Driver::Nftables][..]),
+        };
+        // What an agent with other flags has left, once.
+        if self.rules.is_none() {
+            for other in others {
+                if let Err(error) = other.remove().await {
+                    tracing::debug!("remove the other kind of rules: {error}");
+                }
+            }
         }
         match driver.ensure(&rules).await {
             Ok(changed) => {
                 if changed {
                     tracing::info!("packet-filter rules written");
                 }
-                self.rules_checked = Some(Instant::now());
+                self.rules = Some((rules, Instant::now()));
             }
             Err(error) => report.problem("rules", error.to_string()),
         }
@@ -264,9 +271,9 @@ fn concerns(failure: &Failure, peer: &Peer) -> bool {
         Action::AddRoute(route) | Action::ReplaceRoute(route) => route.subnet == peer.subnet,
         Action::SetNeighbour(address, _) => *address == peer.subnet.network(),
         Action::SetFdb(mac, _) => *mac == peer.mac,
-        Action::RemoveRoute(_) | Action::RemoveNeighbour(_) | Action::RemoveFdb(..) => false,
         // Without its device nobody is served.
-        _ => true,
+        Action::DeleteDevice(_) | Action::CreateDevice(_) | Action::SetUp => true,
+        _ => false,
     }
 }
 
@@ -293,10 +300,11 @@ async fn guard_state(
         IpAddr::V4(address) => Some((pod.name.clone(), address)),
         IpAddr::V6(_) => None,
     });
+    // Not knowing who shares the port, nothing is said about it: what was said last stays.
     let other_vnis = kernel
         .other_vnis(&node.device, node.config.vxlan.port)
         .await
-        .unwrap_or_default();
+        .ok()?;
     Some(GuardState {
         network,
         own_subnet,

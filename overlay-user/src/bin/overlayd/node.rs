@@ -86,6 +86,16 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         .context("choose the underlay's device")?;
     tracing::info!(device = %underlay.name, address = %underlay.address, public = %underlay.public_address, mtu = underlay.mtu, "underlay");
 
+    if !kernel
+        .has_address(underlay.ifindex, underlay.public_address)
+        .await?
+    {
+        bail!(
+            "--public-ip {}: {} does not have this address; nodes behind address translation are not supported",
+            underlay.public_address,
+            underlay.name
+        );
+    }
     let device = format!("flannel.{}", config.vxlan.vni);
     let mac = device_mac(&kernel, &device, config.network()).await?;
     let previous = previous_subnet(flags);

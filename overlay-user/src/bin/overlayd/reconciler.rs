@@ -132,6 +132,13 @@ impl Reconciler {
     }
 
     async fn round(&mut self) {
+        // Its socket can break; without it every round would fail the same way.
+        if self.kernel.is_closed() {
+            match Kernel::connect() {
+                Ok(kernel) => self.kernel = kernel,
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
         let state = self.leases.borrow_and_update().clone();
         if let Some(own) = &state.own {
             if own.subnet != self.lease.subnet {
@@ -199,10 +206,24 @@ impl Reconciler {
             Ok(attributes) => self.store.publish(attributes),
             Err(error) => report.problem("underlay", format!("{error:#}")),
         }
+        // What was done so far took its time; a pod may have come or gone, its address with it.
+        let pods = self
+            .kernel
+            .pods(crate::kernel_path::BRIDGE)
+            .await
+            .unwrap_or(pods);
+        let view = View {
+            node: &self.node,
+            underlay: &self.underlay,
+            subnet: self.lease.subnet,
+            mtu: desired.device.mtu,
+            pods: &pods,
+        };
         self.fast_path
             .round(
                 &view,
                 self.kernel_path.device(),
+                &peers,
                 &served,
                 &self.kernel,
                 &mut report,
@@ -233,27 +254,35 @@ impl Reconciler {
         }
     }
 
-    /// Follows the underlay's device through renaming, new addresses and another MTU.
+    /// Follows the underlay's device through renaming and another MTU. Only when it has lost its address is
+    /// another chosen: an address or a default route that comes later is no reason to move.
     async fn refresh_underlay(&mut self, report: &mut Report) {
+        let underlay = &mut self.underlay;
+        let has_address = self
+            .kernel
+            .has_address(underlay.ifindex, underlay.address)
+            .await;
+        let device = self.kernel.device(underlay.ifindex).await;
+        if let (Ok(true), Ok(Some((name, mtu)))) = (has_address, device)
+            && mtu != 0
+        {
+            if (&name, mtu) != (&underlay.name, underlay.mtu) {
+                tracing::warn!(device = name, mtu, "the underlay changed");
+            }
+            (underlay.name, underlay.mtu) = (name, mtu);
+            return;
+        }
+        let network = self.node.config.network();
         match self
             .kernel
-            .select_underlay(&self.node.criteria, self.node.config.network())
+            .select_underlay(&self.node.criteria, network)
             .await
         {
             Ok(underlay) => {
-                if underlay != self.underlay {
-                    tracing::warn!(old = ?self.underlay, new = ?underlay, "the underlay changed");
-                    self.underlay = underlay;
-                }
+                tracing::warn!(old = ?self.underlay, new = ?underlay, "the underlay changed");
+                self.underlay = underlay;
             }
-            // A device that was renamed is still the same device.
-            Err(error) => match self.kernel.device(self.underlay.ifindex).await {
-                Ok(Some((name, mtu))) if mtu != 0 => {
-                    self.underlay.name = name;
-                    self.underlay.mtu = mtu;
-                }
-                _ => report.problem("underlay", error.to_string()),
-            },
+            Err(error) => report.problem("underlay", error.to_string()),
         }
     }
 }

@@ -111,6 +111,7 @@ fn inet(state: &GuardState) -> Result<String, Error> {
          }}\n\
          chain forward {{\n\
          iifname {bridge} udp dport {port} ip daddr @nodes {pod_vxlan}\n\
+         ip saddr {own_subnet} udp dport {port} ip daddr @nodes {pod_vxlan}\n\
          }}\n\
          }}\n"
     );
@@ -122,7 +123,11 @@ fn bridge(state: &GuardState) -> Result<String, Error> {
     let mut ports = BTreeSet::new();
     let mut pods = Vec::new();
     for (device, address) in &state.pods {
-        let device = quoted(device)?;
+        let Ok(device) = quoted(device) else {
+            // One odd name must not leave all others unguarded.
+            tracing::warn!(device, "the guard cannot name this device: rename it");
+            continue;
+        };
         pods.push(format!("{device} . {address}"));
         ports.insert(device);
     }

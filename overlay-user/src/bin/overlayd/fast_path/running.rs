@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use overlay_common::schema::{
-    CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config, POD_KERNEL_PATH,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
+    POD_KERNEL_PATH,
 };
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
-use overlay_user::config::flags::Attach;
+use overlay_user::config::flags::{Aggregates, Attach};
 use overlay_user::datapath::Error;
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
@@ -48,6 +49,8 @@ pub struct Running {
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
     pub left_out: BTreeMap<String, String>,
     flows_checked: Instant,
+    /// Whether another VXLAN device has the same UDP port.
+    shares_port: bool,
     next_hops_confirmed: Instant,
 }
 
@@ -97,6 +100,7 @@ impl Running {
             sites: Vec::new(),
             left_out: BTreeMap::new(),
             flows_checked: Instant::now(),
+            shares_port: false,
             next_hops_confirmed: Instant::now(),
         })
     }
@@ -137,7 +141,7 @@ impl Running {
             .is_none_or(|new| new.peer_mask != config.peer_mask)
         {
             // The entries of the old mask answer until the new one is in force.
-            let current = self.maps.dump()?;
+            let current = self.maps.tables()?;
             tables.peers = current.peers;
             tables.vteps = current.vteps;
         }
@@ -149,6 +153,7 @@ impl Running {
         &mut self,
         view: &View<'_>,
         device: Option<(u32, MacAddr)>,
+        peers: &[Peer],
         served: &[Peer],
         kernel: &Kernel,
     ) -> Result<(), Error> {
@@ -160,7 +165,7 @@ impl Running {
             let filters = self.filters(kernel).await;
             self.programs.note_filters(filters);
         }
-        let mut known = self.maps.dump()?;
+        let mut known = self.maps.tables()?;
         let mut gap = known
             .config
             .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
@@ -187,12 +192,23 @@ impl Running {
         let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
         let mut node = tables_of(view, mac, served, pods);
         node.source_ports = sysctl::local_port_range().unwrap_or(node.source_ports);
-        let shared = !kernel
-            .other_vnis(&view.node.device, node.port)
-            .await
-            .unwrap_or_default()
-            .is_empty();
-        node.flags = if shared { CONFIG_SHARED_PORT } else { 0 };
+        // Where the kernel does not tell, what it told last holds.
+        if let Ok(others) = kernel.other_vnis(&view.node.device, node.port).await {
+            self.shares_port = !others.is_empty();
+        }
+        node.flags = if self.shares_port {
+            CONFIG_SHARED_PORT
+        } else {
+            0
+        };
+        if view.node.flags.node.aggregates == Aggregates::Kernel {
+            node.flags |= CONFIG_AGGREGATES_TO_KERNEL;
+        }
+        node.unserved = peers
+            .iter()
+            .filter(|peer| !served.contains(peer))
+            .cloned()
+            .collect();
         if !gap {
             node.flags |= CONFIG_ACTIVE;
         }
@@ -209,12 +225,25 @@ impl Running {
         // from now on, until the flows that it has by then are known.
         let (watched, newcomers) = watch_newcomers(&tables, &known);
         // Narrow the mask last: until then the old entries answer for the old mask.
-        self.maps.fill(&watched)?;
+        if self.maps.fill(&watched).is_err() {
+            // Old and new together may be too many: without the old, then, while the kernel has everything.
+            self.write(Config {
+                flags: config.flags & CONFIG_SHARED_PORT,
+                ..config
+            })?;
+            self.maps.retire(&tables)?;
+            self.maps.fill(&watched)?;
+        }
         self.write(config)?;
         self.maps.retire(&tables)?;
         if gap || newcomers {
-            // While everything went by the stack, flows may have been translated unseen.
-            flows::rebuild(&mut self.maps, view.node.config.network()).await?;
+            // While packets went by the stack, flows may have been translated unseen.
+            let network = view.node.config.network();
+            if gap {
+                flows::rebuild(&mut self.maps, network).await?;
+            } else {
+                flows::heal(&mut self.maps, network).await?;
+            }
             self.maps.fill(&tables)?;
             self.flows_checked = Instant::now();
         }
@@ -224,7 +253,7 @@ impl Running {
                 ..config
             })?;
             tracing::info!("fast path active");
-        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC {
+        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC && self.maps.has_flows()? {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
@@ -432,6 +461,7 @@ fn tables_of(view: &View<'_>, mac: MacAddr, peers: &[Peer], pods: Vec<LocalPod>)
                 )
             })
             .collect(),
+        unserved: Vec::new(),
         pods,
     }
 }
