@@ -151,6 +151,14 @@ fn find_out(lab: &Lab, text: bool) -> Result<Findings> {
         println!("{}", walk::render(&walk));
     }
 
+    if walk
+        .first()
+        .and(walk.last())
+        .is_none_or(|step| step.seen.is_none())
+    {
+        problems.push("the followed packet was not seen where it has to arrive".to_owned());
+    }
+
     shell::progress("who reaches whom: TCP, UDP and ICMP, 1 byte to 60 kB");
     let reachability = check_reachability(lab, text, &mut problems)?;
 

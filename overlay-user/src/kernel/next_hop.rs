@@ -20,7 +20,7 @@ pub struct Path {
     pub mac: Option<MacAddr>,
     /// Whether the kernel would want it confirmed at the next packet.
     pub is_stale: bool,
-    /// The route's own MTU in bytes, where somebody set one.
+    /// The route's own MTU in bytes, where somebody has set one.
     pub mtu: Option<u32>,
 }
 
@@ -117,10 +117,16 @@ fn gateway(route: &RouteMessage) -> Option<IpAddr> {
         })
 }
 
+/// The MTU that somebody gave the route. One that was learned from an ICMP message does not count: it may be about a
+/// pod behind the other node's masquerading, and what is encapsulated may be fragmented on its way (no DF).
 fn mtu(route: &RouteMessage) -> Option<u32> {
+    let learned = route.attributes.iter().any(
+        |attribute| matches!(attribute, RouteAttribute::CacheInfo(cache) if cache.expires != 0),
+    );
     route
         .attributes
         .iter()
+        .filter(|_| !learned)
         .find_map(|attribute| match attribute {
             RouteAttribute::Metrics(metrics) => metrics.iter().find_map(|metric| match metric {
                 RouteMetric::Mtu(mtu) => Some(*mtu),

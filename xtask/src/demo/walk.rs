@@ -24,6 +24,8 @@ const UDP: u8 = 17;
 /// ICMP echo request (RFC 792), and the bytes of its header.
 const ECHO_REQUEST: u8 = 8;
 const ECHO_HEADER: usize = 8;
+/// The number of the echo, which the payload begins with.
+const ECHO_MARK: usize = 2;
 
 /// One interface on the way.
 #[derive(Debug, Serialize)]
@@ -120,10 +122,11 @@ fn vtep(node: &Node) -> Result<String> {
 fn recognise(frame: &Frame) -> Option<Seen> {
     let bytes = &frame.bytes;
     let payload = traffic::pattern(PAYLOAD);
+    let tail = &payload[ECHO_MARK..];
     let at = bytes
-        .windows(PAYLOAD)
-        .position(|window| window == payload)?;
-    if *bytes.get(at.checked_sub(ECHO_HEADER)?)? != ECHO_REQUEST {
+        .windows(tail.len())
+        .position(|window| window == tail)?;
+    if *bytes.get(at.checked_sub(ECHO_HEADER + ECHO_MARK)?)? != ECHO_REQUEST {
         return None;
     }
     let address = |offset: usize| -> Option<Ipv4Addr> {
