@@ -258,8 +258,12 @@ fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
         .collect();
     ensure!(paths == ["fast", "fast"], "{paths:?}");
     case(&lab, "nothing, by clsact", || Ok(()))?;
-    let ratio = Counts::of(&node)?.hit_ratio_without(&[]);
-    ensure!(ratio > 0.9, "only {ratio} of packets take the fast path");
+    let counts = Counts::of(&node)?;
+    let ratio = counts.hit_ratio_without(&[]);
+    ensure!(
+        ratio > 0.9,
+        "only {ratio} of packets take the fast path: {counts:?}"
+    );
 
     let before = filters(&node)?;
     case(&lab, "agent restarted, by clsact", || {
