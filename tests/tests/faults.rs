@@ -259,7 +259,9 @@ fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
     ensure!(paths == ["fast", "fast"], "{paths:?}");
     case(&lab, "nothing, by clsact", || Ok(()))?;
     let counts = Counts::of(&node)?;
-    let ratio = counts.hit_ratio_without(&[]);
+    // Flows that begin while a pod's filters are still being noticed stay the stack's for a minute.
+    let ratio = counts.hit_ratio_without(&["stack_owned", "pod_kernel_path"]);
+    ensure!(counts.fast() > 0, "nothing takes the fast path: {counts:?}");
     ensure!(
         ratio > 0.9,
         "only {ratio} of packets take the fast path: {counts:?}"
