@@ -3,6 +3,7 @@
 mod decide {
     pub mod cases;
     pub mod frames;
+    pub mod visit;
     pub mod world;
 
     mod properties;
@@ -19,7 +20,7 @@ fn every_case_ends_as_listed() {
         .map(|case| {
             format!(
                 "{:?}, {}: {:?} instead of {:?}",
-                case.hook,
+                case.visit.hook,
                 case.name,
                 case.decide(),
                 case.want

@@ -2,8 +2,6 @@
 
 use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
 use etherparse::{EtherType, IcmpEchoHeader, Icmpv4Type, IpEcn};
-use overlay_common::decide::{FromNetwork, FromPod, Leaving, from_network, from_pod, leaving};
-use overlay_common::packet::Frame;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, FlowKey,
     POD_KERNEL_PATH,
@@ -11,6 +9,8 @@ use overlay_common::schema::{
 use overlay_common::{Hook, V4, Verdict};
 
 use super::frames::{End, Ipv4Frame, arp, ethernet, tagged, vxlan};
+use super::visit::Outcome::{self, Fast, Pass, PassPlain, Refuse, Remember};
+use super::visit::Visit;
 use super::world::*;
 
 mod forging_network;
@@ -19,62 +19,30 @@ mod honest_pod;
 mod leaving;
 mod spoofing_pod;
 
-/// How a decision ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The fast path takes it.
-    Fast(Verdict),
-    /// The kernel gets it, and may translate it.
-    Pass(Verdict),
-    /// The kernel gets it as plain pod-to-pod traffic.
-    PassPlain(Verdict),
-    /// It is dropped.
-    Refuse(Verdict),
-    /// It leaves, and the stack owns its flow.
-    Remember(FlowKey<V4>),
-}
-
-impl Outcome {
-    /// The verdict that is counted.
-    pub fn verdict(self) -> Verdict {
-        match self {
-            Self::Fast(verdict)
-            | Self::Pass(verdict)
-            | Self::PassPlain(verdict)
-            | Self::Refuse(verdict) => verdict,
-            Self::Remember(_) => Verdict::Remembered,
-        }
-    }
-}
-
-use Outcome::{Fast, Pass, PassPlain, Refuse, Remember};
 
 /// A packet at a hook of a made-up node.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub name: &'static str,
-    pub hook: Hook,
     pub world: World,
-    pub frame: Vec<u8>,
-    pub ifindex: u32,
-    pub gso_size: u32,
-    pub vlan: Option<u16>,
-    /// Whether a program of ours handed it over as plain pod-to-pod traffic.
-    pub plain: bool,
+    pub visit: Visit,
     pub want: Outcome,
 }
 
 impl Case {
     pub fn new(hook: Hook, name: &'static str, frame: Vec<u8>, want: Outcome) -> Self {
-        Self {
-            name,
+        let visit = Visit {
             hook,
-            world: World::new(),
             frame,
             ifindex: if hook == Hook::NetIn { NIC } else { VETH_A },
             gso_size: 0,
             vlan: None,
             plain: false,
+        };
+        Self {
+            name,
+            world: World::new(),
+            visit,
             want,
         }
     }
@@ -84,67 +52,29 @@ impl Case {
         self
     }
 
-    fn at(self, ifindex: u32) -> Self {
-        Self { ifindex, ..self }
+    fn at(mut self, ifindex: u32) -> Self {
+        self.visit.ifindex = ifindex;
+        self
     }
 
-    fn segments(self, gso_size: u32) -> Self {
-        Self { gso_size, ..self }
+    pub fn segments(mut self, gso_size: u32) -> Self {
+        self.visit.gso_size = gso_size;
+        self
     }
 
-    fn tag(self, tag: u16) -> Self {
-        Self {
-            vlan: Some(tag),
-            ..self
-        }
+    fn tag(mut self, tag: u16) -> Self {
+        self.visit.vlan = Some(tag);
+        self
     }
 
-    fn plain(self) -> Self {
-        Self {
-            plain: true,
-            ..self
-        }
-    }
-
-    /// The packet as the decision sees it.
-    pub fn packet(&self) -> Frame<'_> {
-        let mut packet = Frame::new(&self.frame);
-        packet.gso_size = self.gso_size;
-        packet.vlan = self.vlan;
-        packet.to_this_host = self.frame.starts_with(&NIC_MAC);
-        packet.ifindex = self.ifindex;
-        packet
+    fn plain(mut self) -> Self {
+        self.visit.plain = true;
+        self
     }
 
     /// What the decision says.
     pub fn decide(&self) -> Outcome {
-        let packet = self.packet();
-        let passed = |pass: overlay_common::decide::Pass| {
-            if pass.plain {
-                PassPlain(pass.verdict)
-            } else {
-                Pass(pass.verdict)
-            }
-        };
-        match self.hook {
-            Hook::PodIn => match from_pod::<V4, _, _>(&packet, &self.world) {
-                FromPod::Redirect(_) => Fast(Verdict::Redirected),
-                FromPod::Encapsulate { .. } => Fast(Verdict::Encapsulated),
-                FromPod::Pass(pass) => passed(pass),
-                FromPod::Refuse(verdict) => Refuse(verdict),
-            },
-            Hook::NetIn => match from_network::<V4, _, _>(&packet, &self.world) {
-                FromNetwork::Decapsulate { .. } => Fast(Verdict::Decapsulated),
-                FromNetwork::Pass(pass) => passed(pass),
-                FromNetwork::Refuse(verdict) => Refuse(verdict),
-            },
-            Hook::PodOut | Hook::VtepOut => {
-                match leaving::<V4, _, _>(&packet, &self.world, self.hook, self.plain) {
-                    Leaving::Remember(key) => Remember(key),
-                    Leaving::Pass(verdict) => Pass(verdict),
-                }
-            }
-        }
+        self.visit.decide(&self.world)
     }
 }
 

@@ -11,8 +11,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::cases::{Case, Outcome, all};
+use super::cases::{Case, all};
 use super::frames::{Ipv4Frame, vxlan};
+use super::visit::Outcome;
 use super::world::*;
 
 /// Of the fields that made-up IP headers do not share.
@@ -88,15 +89,8 @@ fn sent(source: [u8; 4], destination: [u8; 4], oddities: Oddities) -> Case {
     let mut bytes = frame.bytes();
     bytes.extend(vec![0; oddities.padding]);
     bytes[24] ^= u8::from(oddities.breaks_checksum);
-    Case {
-        gso_size: u32::from(oddities.gso_size),
-        ..Case::new(
-            Hook::PodIn,
-            "made up",
-            bytes,
-            Outcome::Fast(Verdict::Encapsulated),
-        )
-    }
+    let want = Outcome::Fast(Verdict::Encapsulated);
+    Case::new(Hook::PodIn, "made up", bytes, want).segments(u32::from(oddities.gso_size))
 }
 
 /// A field of a header, and how a decision may end when it holds something else.
@@ -203,10 +197,10 @@ const RECEIVED_FIELDS: &[Field] = &[
 
 /// Puts other bytes into a field and makes the header checksums fit again.
 fn change(case: &mut Case, at: &Range<usize>, bytes: &[u8], ip_headers: &[usize]) {
-    let to = &mut case.frame[at.clone()];
+    let to = &mut case.visit.frame[at.clone()];
     to.copy_from_slice(&bytes[..to.len()]);
     for start in ip_headers {
-        let header = &mut case.frame[*start..start + 20];
+        let header = &mut case.visit.frame[*start..start + 20];
         header[10..12].fill(0);
         let mut words = [0_u32; 5];
         for (word, chunk) in words.iter_mut().zip(header.chunks_exact(4)) {
@@ -247,8 +241,8 @@ proptest! {
         gso_size in any::<u16>(),
         vlan in any::<Option<u16>>(),
     ) {
-        case.frame = frame;
-        (case.gso_size, case.vlan) = (u32::from(gso_size), vlan);
+        case.visit.frame = frame;
+        (case.visit.gso_size, case.visit.vlan) = (u32::from(gso_size), vlan);
         case.decide();
     }
 
@@ -261,21 +255,21 @@ proptest! {
         gso_size in any::<u16>(),
     ) {
         for (at, byte) in edits {
-            *at.get_mut(&mut case.frame) = byte;
+            *at.get_mut(&mut case.visit.frame) = byte;
         }
         if cut {
-            case.frame.truncate(len.index(case.frame.len()));
+            case.visit.frame.truncate(len.index(case.visit.frame.len()));
         }
-        case.gso_size = u32::from(gso_size);
+        case.visit.gso_size = u32::from(gso_size);
         case.decide();
     }
 
     #[test]
     fn the_payload_does_not_matter(mut case in cases(), payload: [u8; 7]) {
         // Where it is: all that the TCP packets of these cases carry ends so.
-        if case.frame.ends_with(b"request") || case.frame.ends_with(b"esponse") {
-            let start = case.frame.len() - payload.len();
-            case.frame[start..].copy_from_slice(&payload);
+        if case.visit.frame.ends_with(b"request") || case.visit.frame.ends_with(b"esponse") {
+            let start = case.visit.frame.len() - payload.len();
+            case.visit.frame[start..].copy_from_slice(&payload);
         }
         prop_assert_eq!(case.decide(), case.want);
     }

@@ -1,0 +1,111 @@
+//! What a program has to do with a packet, as the decision in Rust says.
+
+use overlay_common::decide::{FromNetwork, FromPod, from_network, from_pod};
+use overlay_common::packet::ETHERNET_LEN;
+use overlay_common::{Family as _, Hook, V4, Verdict, vxlan};
+
+use crate::decide::visit::{Outcome, Visit};
+use crate::decide::world::World;
+use crate::kernel::Ran;
+
+/// Of include/uapi/linux/pkt_cls.h: go on, drop, redirect.
+const UNSPEC: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+/// The verdict that has to be counted for what a program did, or where that differs from what it has to do.
+///
+/// # Errors
+/// The difference, in a sentence.
+pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result<Verdict, String> {
+    if may_be_refused(visit, want) && ran.action == UNSPEC && ran.frame == visit.frame {
+        return Ok(Verdict::AdjustFailed);
+    }
+    let action = match want {
+        Outcome::Fast(_) => REDIRECT,
+        Outcome::Pass(_) | Outcome::PassPlain(_) | Outcome::Remember(_) => UNSPEC,
+        Outcome::Refuse(_) => SHOT,
+    };
+    if ran.action != action {
+        return Err(format!(
+            "the program returned {} instead of {action}: the decision is {want:?}",
+            ran.action
+        ));
+    }
+    let frame = frame(visit, world, want, &ran.frame)?;
+    if ran.frame != frame {
+        let at = ran.frame.iter().zip(&frame).take_while(|(a, b)| a == b).count();
+        return Err(format!(
+            "{want:?}, but the frame differs from byte {at} on: {} instead of {}",
+            hex(&ran.frame),
+            hex(&frame)
+        ));
+    }
+    Ok(want.verdict())
+}
+
+/// A made-up super-packet has a segment size, but no segmentation type: the kernel may decline to change
+/// what it could not segment afterwards.
+fn may_be_refused(visit: &Visit, want: Outcome) -> bool {
+    let changes = [Verdict::Encapsulated, Verdict::Decapsulated];
+    visit.gso_size != 0 && changes.contains(&want.verdict())
+}
+
+/// The frame afterwards; `got` is asked for what the program chooses freely.
+fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<u8>, String> {
+    let packet = visit.packet();
+    match want {
+        Outcome::Fast(Verdict::Encapsulated) if visit.hook == Hook::PodIn => {
+            let FromPod::Encapsulate {
+                config,
+                peer,
+                header,
+                len,
+                ecn,
+            } = from_pod::<V4, _, _>(&packet, world)
+            else {
+                return Err("the decision changed its mind".to_owned());
+            };
+            let (id, port) = (field(got, 18), field(got, 34));
+            let ports = u32::from(config.source_port_min)
+                ..=u32::from(config.source_port_min) + u32::from(config.source_port_count);
+            if !ports.contains(&u32::from(port)) {
+                return Err(format!("source port {port} is outside {ports:?}"));
+            }
+            let mut outer = peer.header;
+            vxlan::stamp(&mut outer, len, ecn, id, port);
+            let payload = (ETHERNET_LEN + V4::HEADER_LEN) as usize;
+            Ok([&outer, bytemuck::cast_slice(&header), &visit.frame[payload..]].concat())
+        }
+        Outcome::Fast(Verdict::Decapsulated) => {
+            let FromNetwork::Decapsulate {
+                pod,
+                gateway_mac,
+                header,
+            } = from_network::<V4, _, _>(&packet, world)
+            else {
+                return Err("the decision changed its mind".to_owned());
+            };
+            let payload = (ETHERNET_LEN + vxlan::OVERHEAD + V4::HEADER_LEN) as usize;
+            Ok([
+                &pod.mac[..],
+                &gateway_mac,
+                &V4::ETHERTYPE.to_be_bytes(),
+                bytemuck::cast_slice(&header),
+                &visit.frame[payload..],
+            ]
+            .concat())
+        }
+        _ => Ok(visit.frame.clone()),
+    }
+}
+
+fn field(frame: &[u8], at: usize) -> u16 {
+    let bytes = frame.get(at..at + 2).unwrap_or(&[0, 0]);
+    u16::from_be_bytes([bytes[0], bytes[1]])
+}
+
+/// Bytes as two digits each.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

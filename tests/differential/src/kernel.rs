@@ -1,0 +1,247 @@
+//! The programs, loaded over maps of their own.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use bytemuck::Zeroable as _;
+use overlay_common::schema::{Config, Counter, Flow, FlowKey};
+use overlay_common::{Hook, V4, Verdict};
+use overlay_user::datapath::maps::{self, Maps};
+use overlay_user::datapath::pins::Pins;
+use overlay_user::datapath::tables::Tables;
+use overlay_user::datapath::{object, programs};
+
+use crate::decide::visit::Visit;
+use crate::decide::world::World;
+
+/// Room for the longest frame that the kernel takes here, which is less than a page, and what encapsulation
+/// puts in front.
+const LONGEST: usize = 4096;
+/// Ethernet and IPv6 headers: every kernel makes a socket buffer of these, and not every one of less.
+const SHORTEST: usize = 54;
+
+/// Where fields stand in `struct __sk_buff` (include/uapi/linux/bpf.h), and how long it is.
+const IFINDEX: usize = 40;
+const GSO_SIZE: usize = 176;
+const SK_BUFF_LEN: usize = 192;
+
+/// Entries that large tables have here: reading a map takes as long as it could be full.
+const ROOM: u32 = 4096;
+
+/// Environment variable with an object file to load in place of the one that is built in.
+const OBJECT_ENV: &str = "OVERLAY_BPF_OBJECT";
+
+/// When a flow that a world has from the start was last seen (`CLOCK_MONOTONIC`, nanoseconds).
+pub const LONG_AGO: u64 = 1;
+
+/// What was counted, by hook and verdict. What is zero is left out.
+pub type Counters = BTreeMap<(Hook, u32), Counter>;
+
+/// The programs and their maps.
+pub struct Kernel {
+    ebpf: Ebpf,
+    maps: Maps<V4>,
+    counters: Counters,
+    buffer: Vec<u8>,
+    /// Whether the agent seems to live: from world to world it does and does not.
+    alive: bool,
+}
+
+/// What a program did with a packet.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// How long it took, as the kernel measured it, with its timer.
+    pub took: Duration,
+    /// What it returned to tc.
+    pub action: i32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+impl Kernel {
+    /// Loads the programs and pins their maps.
+    ///
+    /// # Errors
+    /// When they are not built, or the kernel does not take them.
+    pub fn load(pins: &Pins) -> Result<Self> {
+        pins.create()?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+        for name in maps::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        for name in [maps::PEERS, maps::VTEPS, maps::FLOWS] {
+            loader.map_max_entries(name, ROOM);
+        }
+        // Another build of the programs, to compare with.
+        let mut ebpf = match std::env::var_os(OBJECT_ENV) {
+            Some(path) => loader.load_file(path),
+            None => loader.load(object::bytes().context("no programs: run `cargo xtask build` first")?),
+        }
+        .context("load the object")?;
+        for hook in Hook::ALL {
+            let program: &mut SchedClassifier = ebpf
+                .program_mut(programs::name(hook))
+                .context("a hook has no program")?
+                .try_into()?;
+            program
+                .load()
+                .with_context(|| format!("load {}", programs::name(hook)))?;
+        }
+        Ok(Self {
+            ebpf,
+            maps: Maps::open(pins)?,
+            counters: Counters::new(),
+            buffer: vec![0; LONGEST],
+            alive: false,
+        })
+    }
+
+    fn program(&self, hook: Hook) -> Result<&SchedClassifier> {
+        let program = self.ebpf.program(programs::name(hook));
+        Ok(program.context("a hook has no program")?.try_into()?)
+    }
+
+    /// How many instructions the verifier walked through (Linux 5.16).
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn verified_instructions(&self) -> Result<Vec<(Hook, u32)>> {
+        Hook::ALL
+            .into_iter()
+            .map(|hook| {
+                let verified = self.program(hook)?.info()?.verified_instruction_count();
+                Ok((hook, verified.context("no count (Linux 5.16)")?))
+            })
+            .collect()
+    }
+
+    /// Makes the maps hold what a world has.
+    ///
+    /// # Errors
+    /// When the kernel does not take an entry.
+    pub fn set_world(&mut self, world: &World) -> Result<()> {
+        let tables = tables(world);
+        // As the map is before an agent has written anything.
+        let config = tables.config.unwrap_or_else(Config::zeroed);
+        self.maps.set_config(&config)?;
+        self.alive = !self.alive;
+        let until = if self.alive { u64::MAX } else { 0 };
+        self.maps.set_heartbeat(until)?;
+        self.maps.retire(&tables)?;
+        self.maps.fill(&tables)?;
+        let since = Flow {
+            last_seen_ns: LONG_AGO,
+        };
+        for (flow, seen) in self.maps.flows()? {
+            if seen != since || !world.flows.contains(&flow) {
+                self.maps.remove_flow(&flow)?;
+            }
+        }
+        for flow in &world.flows {
+            self.maps.add_flow(flow, since)?;
+        }
+        self.holds(world)
+    }
+
+    /// Fails unless the maps hold what a world has: the programs write to nothing but flows and counters.
+    ///
+    /// # Errors
+    /// When they hold anything else.
+    pub fn holds(&self, world: &World) -> Result<()> {
+        let (held, wanted) = (self.maps.dump()?, tables(world));
+        ensure!(held == wanted, "the maps hold {held:?} instead of {wanted:?}");
+        Ok(())
+    }
+
+    /// Runs the program for the visit's hook on its packet; `None` for one that is too short for this kernel
+    /// to make a socket buffer of.
+    ///
+    /// # Errors
+    /// When the kernel does not run it.
+    pub fn run(&mut self, visit: &Visit) -> Result<Option<Ran>> {
+        let mut context = [0_u8; SK_BUFF_LEN];
+        for (at, value) in [(IFINDEX, visit.ifindex), (GSO_SIZE, visit.gso_size)] {
+            context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let ran = self.program(visit.hook)?.test_run(TestRunOptions {
+            data_in: Some(&visit.frame),
+            data_out: Some(&mut buffer),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        });
+        self.buffer = buffer;
+        match ran {
+            Ok(ran) => Ok(Some(Ran {
+                took: ran.duration,
+                action: ran.return_value as i32,
+                frame: self.buffer[..ran.data_size_out as usize].to_vec(),
+            })),
+            Err(_) if visit.frame.len() < SHORTEST => Ok(None),
+            Err(error) => Err(error).context("run a program on a made-up packet"),
+        }
+    }
+
+    /// What was counted since the last time.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn counted(&mut self) -> Result<Counters> {
+        let now: Counters = self
+            .maps
+            .counters()?
+            .into_iter()
+            .map(|(hook, verdict, counter)| ((hook, verdict as u32), counter))
+            .collect();
+        let mut grown = now.clone();
+        for (key, counter) in &mut grown {
+            let then = self.counters.get(key).copied().unwrap_or_default();
+            counter.packets -= then.packets;
+            counter.bytes -= then.bytes;
+        }
+        grown.retain(|_, counter| *counter != Counter::default());
+        self.counters = now;
+        Ok(grown)
+    }
+
+    /// The flows that the IP stack owns, and when each was last seen.
+    ///
+    /// # Errors
+    /// When the flows cannot be read.
+    pub fn flows(&self) -> Result<BTreeMap<FlowOrder, u64>> {
+        let flows = self.maps.flows()?;
+        Ok(flows
+            .into_iter()
+            .map(|(key, flow)| (flow_order(&key), flow.last_seen_ns))
+            .collect())
+    }
+}
+
+/// A flow as something that can be sorted: its ends (address, port), its protocol.
+pub type FlowOrder = (([u8; 4], u16), ([u8; 4], u16), u32);
+
+/// See [`FlowOrder`].
+pub fn flow_order(key: &FlowKey<V4>) -> FlowOrder {
+    ((key.low, key.low_port), (key.high, key.high_port), key.protocol)
+}
+
+/// The name of a counter.
+pub fn counter_name((hook, verdict): (Hook, u32)) -> String {
+    let verdict = Verdict::ALL.get(verdict as usize);
+    format!("{} {}", hook.name(), verdict.map_or("?", |verdict| verdict.name()))
+}
+
+fn tables(world: &World) -> Tables<V4> {
+    Tables {
+        config: world.config,
+        endpoints: world.endpoints.clone(),
+        pods: world.pods.clone(),
+        peers: world.peers.clone(),
+        vteps: world.vteps.clone(),
+        flows: world.flows.clone(),
+    }
+}
