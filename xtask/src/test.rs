@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 
-use crate::{bench, build, setup, shell};
+use crate::{bench, build, fuzz, setup, shell};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
+
+/// How long packets are made up; hours are for `cargo xtask fuzz`.
+const FUZZ_SECONDS: u64 = 40;
 
 /// Run every test: format, clippy, unit tests, programs in the kernel, end-to-end tests in labs.
 ///
@@ -102,6 +105,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         )?;
     }
     if filter.is_none() {
+        run.part("fuzz", || fuzz::try_out(FUZZ_SECONDS))?;
         // That it works; no figure passes or fails.
         run.part("bench", bench::try_out)?;
     }

@@ -89,7 +89,11 @@ impl SubnetEnv {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, SubnetEnvError> {
+    /// Reads the file's text; `path` is for the errors.
+    ///
+    /// # Errors
+    /// As [`SubnetEnv::read`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, SubnetEnvError> {
         let mut env = Self::default();
         let (mut v6, mut mtu, mut ip_masq) = (Vec::new(), None, None);
         for (index, raw) in text.lines().enumerate() {

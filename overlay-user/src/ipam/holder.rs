@@ -45,7 +45,9 @@ impl Holder {
         fs::read_to_string(path).map_or(Self::Unreadable, |text| Self::parse(&text))
     }
 
-    fn parse(text: &str) -> Self {
+    /// Reads the content of such a file.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
         let is_word = |text: &str| {
             !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control())
         };

@@ -41,7 +41,8 @@ pub struct Tuple {
 
 impl Tuple {
     /// The tuple of packets in the other direction when nobody translates them.
-    fn reversed(self) -> Self {
+    #[must_use]
+    pub fn reversed(self) -> Self {
         Self {
             source: self.destination,
             destination: self.source,
@@ -137,7 +138,8 @@ fn dump_request(family: NetfilterProtoFamily) -> Vec<u8> {
 }
 
 /// A connection, if it is translated.
-fn connection(attributes: &[ConntrackAttribute]) -> Option<Translated> {
+#[must_use]
+pub fn connection(attributes: &[ConntrackAttribute]) -> Option<Translated> {
     let (mut original, mut reply) = (None, None);
     for attribute in attributes {
         match attribute {

@@ -103,7 +103,8 @@ fn open() -> io::Result<TokioSocket> {
 
 /// Reads the types of the messages in a datagram. All but routes have the interface index at the same
 /// place of their fixed part (`ifinfomsg`, `ifaddrmsg`, `ndmsg`, `tcmsg`), in host byte order.
-fn events(mut datagram: &[u8]) -> Vec<Event> {
+#[must_use]
+pub fn events(mut datagram: &[u8]) -> Vec<Event> {
     const HEADER: usize = 16;
     let mut events = Vec::new();
     while let Some((length, kind)) = header(datagram) {

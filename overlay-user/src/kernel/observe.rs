@@ -73,7 +73,7 @@ impl Kernel {
 }
 
 /// The addresses of one device, each with its prefix length.
-pub(super) fn on_device(
+pub fn on_device(
     addresses: &[AddressMessage],
     ifindex: u32,
 ) -> impl Iterator<Item = IpNet> + '_ {
@@ -111,7 +111,7 @@ pub(super) fn link_mac(link: &LinkMessage) -> Option<crate::mac::MacAddr> {
 }
 
 /// MTU of a device, zero when the kernel does not tell.
-pub(super) fn link_mtu(link: &LinkMessage) -> u32 {
+pub fn link_mtu(link: &LinkMessage) -> u32 {
     let mtu = |attribute: &LinkAttribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
@@ -120,7 +120,7 @@ pub(super) fn link_mtu(link: &LinkMessage) -> u32 {
 }
 
 /// What kind of VXLAN device this is, if it is one.
-pub(super) fn vxlan(link: &LinkMessage) -> Option<VxlanAttributes> {
+pub fn vxlan(link: &LinkMessage) -> Option<VxlanAttributes> {
     let infos = link
         .attributes
         .iter()
@@ -153,8 +153,9 @@ pub(super) fn vxlan(link: &LinkMessage) -> Option<VxlanAttributes> {
     Some(attributes)
 }
 
-/// A unicast route of the main table.
-fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<Route> {
+/// A unicast route of the main table; `names` are those of devices by their index.
+#[must_use]
+pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<Route> {
     let header = &message.header;
     if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
         return None;
@@ -192,7 +193,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 /// The default routes of a family, best first: metric and outgoing device.
-pub(super) fn default_devices(messages: &[RouteMessage]) -> Vec<u32> {
+pub fn default_devices(messages: &[RouteMessage]) -> Vec<u32> {
     let mut found: BTreeSet<(u32, u32)> = BTreeSet::new();
     for message in messages {
         let header = &message.header;

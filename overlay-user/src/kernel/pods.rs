@@ -150,7 +150,9 @@ impl Kernel {
     }
 }
 
-fn pod(link: &LinkMessage, bridge: u32) -> Option<PodLink> {
+/// The pod behind a device, if the device is a port of `bridge` and carries a pod's note.
+#[must_use]
+pub fn pod(link: &LinkMessage, bridge: u32) -> Option<PodLink> {
     let (mut note, mut master, mut netns_id) = (None, None, None);
     for attribute in &link.attributes {
         match attribute {

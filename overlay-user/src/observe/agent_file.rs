@@ -125,13 +125,11 @@ impl AgentFile {
     pub fn read(run_dir: &Path) -> Result<Option<Self>, Error> {
         let path = run_dir.join(NAME);
         match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json)
-                .map(Some)
-                .map_err(|error| Error {
-                    call: "parse",
-                    path,
-                    source: error.into(),
-                }),
+            Ok(json) => Self::parse(&json).map(Some).map_err(|source| Error {
+                call: "parse",
+                path,
+                source,
+            }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(Error {
                 call: "read",
@@ -139,6 +137,14 @@ impl AgentFile {
                 source,
             }),
         }
+    }
+
+    /// Reads the file's content.
+    ///
+    /// # Errors
+    /// What serde found wrong.
+    pub fn parse(json: &[u8]) -> Result<Self, io::Error> {
+        Ok(serde_json::from_slice(json)?)
     }
 
     /// Removes the file; a missing one is as good.

@@ -80,7 +80,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let mut corpus = Corpus::default();
     for case in cases::all() {
         if is_expressible(&case.visit) {
-            corpus.add(Entry {
+            corpus.add_written(Entry {
                 world: Arc::new(case.world),
                 visit: case.visit,
             });
@@ -190,6 +190,18 @@ fn job(
     Ok(None)
 }
 
+impl Mutator {
+    /// What to make something new from. What is found becomes odder with time; half stays near what is common.
+    fn seed<'c>(&mut self, corpus: &'c Corpus) -> Option<&'c Entry> {
+        let from = if self.chance(1, 2) {
+            corpus.written()
+        } else {
+            corpus.entries()
+        };
+        self.pick(from)
+    }
+}
+
 /// Makes up tables and packets for them, and compares.
 fn batch(
     kernel: &mut Kernel,
@@ -200,10 +212,10 @@ fn batch(
     let mut world = World::new();
     {
         let corpus = lock(corpus);
-        if let Some(entry) = mutator.pick(corpus.entries()) {
+        if let Some(entry) = mutator.seed(&corpus) {
             world = World::clone(&entry.world);
         }
-        seeds.extend((0..BATCH).filter_map(|_| Some(mutator.pick(corpus.entries())?.visit.clone())));
+        seeds.extend((0..BATCH).filter_map(|_| Some(mutator.seed(&corpus)?.visit.clone())));
     }
     mutator.world(&mut world);
     let pool = Pool::of(&world);

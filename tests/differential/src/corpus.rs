@@ -29,6 +29,8 @@ pub struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Corpus {
     entries: Vec<Entry>,
+    /// How many of them were written by people.
+    written: usize,
     paths: HashSet<u64>,
 }
 
@@ -46,6 +48,17 @@ impl Corpus {
     pub fn add(&mut self, entry: Entry) {
         let (_, path) = path::decide(&entry.visit, &entry.world);
         self.keep(path, || entry);
+    }
+
+    /// Adds what people have written, which is less odd than what chance makes.
+    pub fn add_written(&mut self, entry: Entry) {
+        self.add(entry);
+        self.written = self.entries.len();
+    }
+
+    /// What people have written.
+    pub fn written(&self) -> &[Entry] {
+        &self.entries[..self.written]
     }
 
     /// What is kept.

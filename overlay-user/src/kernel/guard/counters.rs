@@ -83,7 +83,10 @@ impl GuardCounters {
     }
 
     /// Takes in what `nft -j list counters` prints (libnftables-json(5)).
-    pub(super) fn read(&mut self, json: &str) -> Result<(), serde_json::Error> {
+    ///
+    /// # Errors
+    /// What serde found wrong; nothing is taken in then.
+    pub fn read(&mut self, json: &str) -> Result<(), serde_json::Error> {
         #[derive(Deserialize)]
         struct Listing {
             nftables: Vec<Item>,

@@ -1,0 +1,119 @@
+//! `cargo xtask fuzz`: made-up packets through the programs, made-up bytes through the parsers.
+
+mod inputs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use overlay_tests::command::show;
+use overlay_tests::interrupt;
+
+use crate::{build, setup, shell, workspace};
+
+/// Fuzz the packet programs, or with --target what is parsed from outside.
+///
+/// Without --target: packets and tables are made up, thousands a second, and go through the programs in the kernel
+/// (BPF_PROG_TEST_RUN) and through the decision in Rust; any difference in verdict, bytes, counters or remembered
+/// flows is a failure. It is cut down to the least that shows it and kept in tests/corpus/programs, which every
+/// later test replays. Needs root.
+///
+/// With --target: libFuzzer by way of cargo-fuzz (installed if absent) on one of the targets in tests/fuzz, or on
+/// all of them, each for its share of the time. What it finds stays in tests/fuzz/artifacts.
+///
+/// Corpora are kept in target/fuzz. Ctrl-C ends it with what it has reached.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask fuzz --seconds 3600 --jobs 2      an hour of packets on two CPUs
+  cargo xtask fuzz --seed 7 --output json       the same packets as last time with seed 7
+  cargo xtask fuzz --target leases              what the store may say
+  cargo xtask fuzz --target all --seconds 600   all parsers in ten minutes")]
+pub struct Arguments {
+    /// How long.
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Where chance starts; different every time without this.
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// How many programs' copies at a time, each with maps of its own.
+    #[arg(long, value_name = "J", default_value_t = 1)]
+    jobs: usize,
+    /// A table for people, or JSON for scripts.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Output,
+    /// A target of tests/fuzz, or `all`.
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match &arguments.target {
+        Some(target) => {
+            let wanted = inputs::Wanted {
+                target,
+                time: Duration::from_secs(arguments.seconds),
+                seed: arguments.seed,
+                json: arguments.output == Output::Json,
+            };
+            inputs::run(&wanted).map(|()| ExitCode::SUCCESS)
+        }
+        None => programs(arguments),
+    }
+}
+
+/// For a while, as a part of the tests.
+pub fn try_out(seconds: u64) -> Result<()> {
+    let code = programs(&Arguments {
+        seconds,
+        seed: None,
+        jobs: 1,
+        output: Output::Table,
+        target: None,
+    })?;
+    ensure!(code == ExitCode::SUCCESS, "the programs and the decision differ");
+    Ok(())
+}
+
+fn programs(arguments: &Arguments) -> Result<ExitCode> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "loading programs into the kernel needs root: run `cargo xtask fuzz` with sudo"
+    );
+    setup::ensure_protoc()?;
+    build::programs(build::Warnings::Shown)?;
+    let mut command = shell::cargo(&["run", "--package", "overlay-differential", "--"]);
+    command.args(["--seconds", &arguments.seconds.to_string()]);
+    command.args(["--jobs", &arguments.jobs.to_string()]);
+    if let Some(seed) = arguments.seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
+    if arguments.output == Output::Json {
+        command.args(["--output", "json"]);
+    }
+    let shown = show(&command);
+    // Ctrl-C reaches it as well, and it ends with what it has reached.
+    let status = command.status().with_context(|| format!("start `{shown}`"))?;
+    match status.code() {
+        Some(0) => Ok(ExitCode::SUCCESS),
+        Some(_) => Ok(ExitCode::FAILURE),
+        None => bail!("`{shown}` was killed ({status})"),
+    }
+}
+
+/// Where corpora are kept between runs.
+fn corpora() -> PathBuf {
+    workspace::root().join("target/fuzz")
+}
+
+/// Fails after Ctrl-C.
+fn go_on() -> Result<()> {
+    interrupt::check()
+}
