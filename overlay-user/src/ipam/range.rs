@@ -51,12 +51,14 @@ impl Range {
 
     /// Every address once, beginning behind `last`, the one given out last, and ending with it.
     pub fn after(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
-        let start = match last {
-            Some(last) if self.contains(last) => number(last) + 1,
-            _ => self.first,
+        let last = match last {
+            Some(last) if self.contains(last) => number(last),
+            _ => self.last,
         };
-        (start..=self.last)
-            .chain(self.first..start)
+        // Not from the number behind it: there is none behind the last of all addresses.
+        (last..=self.last)
+            .skip(1)
+            .chain(self.first..=last)
             .map(|number| self.address(number))
             .filter(|address| *address != self.gateway)
     }
