@@ -28,8 +28,10 @@ pub enum Measure {
     /// One TCP stream, each end on a core.
     Bulk,
     /// Four TCP streams, senders on one core and receivers on another.
+    #[value(name = "bulk-4")]
     Bulk4,
     /// UDP packets of 64 bytes, each end on a core.
+    #[value(name = "udp-64")]
     Udp64,
 }
 
