@@ -144,6 +144,8 @@ impl Kernel {
         for flow in &world.flows {
             self.maps.add_flow(flow, since)?;
         }
+        // Where there is none, the programs stop looking until one of them remembers one.
+        self.maps.has_flows()?;
         self.holds(world)
     }
 

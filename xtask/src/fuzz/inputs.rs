@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{setup, shell, workspace};
 
 /// The release of cargo-fuzz that its layout here is written for.
-const CARGO_FUZZ_VERSION: &str = "0.13.1";
+const CARGO_FUZZ_VERSION: &str = "0.13.2";
 
 /// What to do.
 pub struct Wanted<'a> {
