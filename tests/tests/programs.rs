@@ -15,10 +15,14 @@ use overlay_differential::recording::{self, Recording};
 fn every_case_ends_in_the_kernel_as_in_rust() -> Result<()> {
     in_kernel(|kernel| {
         let mut wrong = Vec::new();
-        let cases: Vec<Case> = all().into_iter().filter(|case| is_expressible(&case.visit)).collect();
+        let cases: Vec<Case> = all()
+            .into_iter()
+            .filter(|case| is_expressible(&case.visit))
+            .collect();
         ensure!(!cases.is_empty(), "no cases");
         for case in cases {
-            if let Err(difference) = check(kernel, &case.world, std::slice::from_ref(&case.visit))? {
+            if let Err(difference) = check(kernel, &case.world, std::slice::from_ref(&case.visit))?
+            {
                 let recording = Recording::of(case.name, &case.world, &[case.visit]);
                 let text = serde_json::to_string_pretty(&recording)?;
                 wrong.push(format!("{}\n{text}", difference.what));
@@ -32,13 +36,19 @@ fn every_case_ends_in_the_kernel_as_in_rust() -> Result<()> {
 /// What the fuzzer once found, or what is worth more than a chance.
 #[test]
 fn every_recorded_packet_ends_in_the_kernel_as_in_rust() -> Result<()> {
-    let recordings = recording::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/programs"))?;
+    let recordings =
+        recording::all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/programs"))?;
     ensure!(!recordings.is_empty(), "no recordings");
     in_kernel(move |kernel| {
         for (file, recording) in &recordings {
             let (world, visits) = (recording.world()?, recording.visits()?);
             if let Err(difference) = check(kernel, &world, &visits)? {
-                bail!("{}: packet {}: {}", file.display(), difference.packet, difference.what);
+                bail!(
+                    "{}: packet {}: {}",
+                    file.display(),
+                    difference.packet,
+                    difference.what
+                );
             }
         }
         Ok(())
@@ -58,7 +68,11 @@ fn made_up_packets_end_in_the_kernel_as_in_rust() -> Result<()> {
     println!("{}", outcome.report);
     if let Some(failure) = outcome.failure {
         let recording = Recording::of(&failure.what, &failure.world, &failure.visits);
-        bail!("{}\n{}", failure.what, serde_json::to_string_pretty(&recording)?);
+        bail!(
+            "{}\n{}",
+            failure.what,
+            serde_json::to_string_pretty(&recording)?
+        );
     }
     // Nothing is proved about packets that are never made.
     for (hook, verdict) in [
@@ -71,7 +85,12 @@ fn made_up_packets_end_in_the_kernel_as_in_rust() -> Result<()> {
         (Hook::VtepOut, Verdict::Remembered),
     ] {
         let times = outcome.report.of(hook, verdict);
-        ensure!(times >= 100, "{} {}: {times} times", hook.name(), verdict.name());
+        ensure!(
+            times >= 100,
+            "{} {}: {times} times",
+            hook.name(),
+            verdict.name()
+        );
     }
     Ok(())
 }

@@ -78,7 +78,10 @@ pub fn try_out(seconds: u64) -> Result<()> {
         output: Output::Table,
         target: None,
     })?;
-    ensure!(code == ExitCode::SUCCESS, "the programs and the decision differ");
+    ensure!(
+        code == ExitCode::SUCCESS,
+        "the programs and the decision differ"
+    );
     Ok(())
 }
 
@@ -100,7 +103,9 @@ fn programs(arguments: &Arguments) -> Result<ExitCode> {
     }
     let shown = show(&command);
     // Ctrl-C reaches it as well, and it ends with what it has reached.
-    let status = command.status().with_context(|| format!("start `{shown}`"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("start `{shown}`"))?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(_) => Ok(ExitCode::FAILURE),

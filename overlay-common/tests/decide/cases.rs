@@ -19,7 +19,6 @@ mod honest_pod;
 mod leaving;
 mod spoofing_pod;
 
-
 /// A packet at a hook of a made-up node.
 #[derive(Clone, Debug)]
 pub struct Case {

@@ -73,10 +73,7 @@ impl Kernel {
 }
 
 /// The addresses of one device, each with its prefix length.
-pub fn on_device(
-    addresses: &[AddressMessage],
-    ifindex: u32,
-) -> impl Iterator<Item = IpNet> + '_ {
+pub fn on_device(addresses: &[AddressMessage], ifindex: u32) -> impl Iterator<Item = IpNet> + '_ {
     addresses
         .iter()
         .filter(move |a| a.header.index == ifindex)

@@ -55,7 +55,12 @@ impl Batch {
     ///
     /// # Errors
     /// When the kernel does not run it.
-    pub fn send(&mut self, kernel: &mut Kernel, visit: Visit, want: Outcome) -> Result<Option<Verdict>> {
+    pub fn send(
+        &mut self,
+        kernel: &mut Kernel,
+        visit: Visit,
+        want: Outcome,
+    ) -> Result<Option<Verdict>> {
         let Some(ran) = kernel.run(&visit)? else {
             return Ok(None);
         };

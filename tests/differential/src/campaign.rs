@@ -89,7 +89,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
     if let Some(file) = &options.corpus {
         let foreign = corpus.load(file)?;
         if foreign > 0 {
-            eprintln!("{foreign} lines of {} are of another version and left out", file.display());
+            eprintln!(
+                "{foreign} lines of {} are of another version and left out",
+                file.display()
+            );
         }
     }
     let shared = Arc::new(Shared {
@@ -124,7 +127,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
     let mut failure = None;
     for job in jobs {
-        let found = job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let found = job
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         failure = failure.or(found);
     }
     let corpus = lock(&shared.corpus);
@@ -149,7 +154,7 @@ fn tell(so_far: &Report, took: Duration) {
         ..so_far.clone()
     };
     eprintln!(
-        "{:>6.0} s: {} packets ({:.0} a second), {} ways through the decision, no difference",
+        "{:>6.0} s: {} packets ({:.0} a second), {} ways through the decision",
         took.as_secs_f64(),
         report.packets,
         report.rate(),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use overlay_common::schema::Counter;
 use overlay_common::Verdict;
+use overlay_common::schema::Counter;
 
 use crate::decide::visit::{Outcome, Visit};
 use crate::decide::world::World;
@@ -130,7 +130,12 @@ pub fn miscounted(counted: &Counters, expected: &Counters) -> Option<String> {
                 )
             })
             .collect();
-        if list.is_empty() { "nothing".to_owned() } else { list.join("; ") }
+        if list.is_empty() {
+            "nothing".to_owned()
+        } else {
+            list.join("; ")
+        }
     };
-    (counted != expected).then(|| format!("counted {} instead of {}", show(counted), show(expected)))
+    (counted != expected)
+        .then(|| format!("counted {} instead of {}", show(counted), show(expected)))
 }

@@ -99,20 +99,27 @@ impl Corpus {
     /// When it cannot be written.
     pub fn save(&self, file: &Path) -> Result<()> {
         let directory = file.parent().context("a file lies in a directory")?;
-        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("make {}", directory.display()))?;
         let mut new = tempfile::NamedTempFile::new_in(directory)
             .with_context(|| format!("make a file in {}", directory.display()))?;
         let mut worlds: BTreeMap<*const World, Vec<&Entry>> = BTreeMap::new();
         for entry in &self.entries {
-            worlds.entry(Arc::as_ptr(&entry.world)).or_default().push(entry);
+            worlds
+                .entry(Arc::as_ptr(&entry.world))
+                .or_default()
+                .push(entry);
         }
         for entries in worlds.values() {
             let visits: Vec<Visit> = entries.iter().map(|entry| entry.visit.clone()).collect();
-            let Some(first) = entries.first() else { continue };
+            let Some(first) = entries.first() else {
+                continue;
+            };
             let line = serde_json::to_string(&Recording::of("corpus", &first.world, &visits))?;
             writeln!(new, "{line}").with_context(|| format!("write {}", file.display()))?;
         }
-        new.persist(file).with_context(|| format!("write {}", file.display()))?;
+        new.persist(file)
+            .with_context(|| format!("write {}", file.display()))?;
         Ok(())
     }
 }

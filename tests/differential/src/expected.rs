@@ -34,7 +34,12 @@ pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result
     }
     let frame = frame(visit, world, want, &ran.frame)?;
     if ran.frame != frame {
-        let at = ran.frame.iter().zip(&frame).take_while(|(a, b)| a == b).count();
+        let at = ran
+            .frame
+            .iter()
+            .zip(&frame)
+            .take_while(|(a, b)| a == b)
+            .count();
         return Err(format!(
             "{want:?}, but the frame differs from byte {at} on: {} instead of {}",
             hex(&ran.frame),
@@ -75,7 +80,12 @@ fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<
             let mut outer = peer.header;
             vxlan::stamp(&mut outer, len, ecn, id, port);
             let payload = (ETHERNET_LEN + V4::HEADER_LEN) as usize;
-            Ok([&outer, bytemuck::cast_slice(&header), &visit.frame[payload..]].concat())
+            Ok([
+                &outer,
+                bytemuck::cast_slice(&header),
+                &visit.frame[payload..],
+            ]
+            .concat())
         }
         Outcome::Fast(Verdict::Decapsulated) => {
             let FromNetwork::Decapsulate {

@@ -79,7 +79,9 @@ impl Kernel {
         // Another build of the programs, to compare with.
         let mut ebpf = match std::env::var_os(OBJECT_ENV) {
             Some(path) => loader.load_file(path),
-            None => loader.load(object::bytes().context("no programs: run `cargo xtask build` first")?),
+            None => {
+                loader.load(object::bytes().context("no programs: run `cargo xtask build` first")?)
+            }
         }
         .context("load the object")?;
         for hook in Hook::ALL {
@@ -155,7 +157,10 @@ impl Kernel {
     /// When they hold anything else.
     pub fn holds(&self, world: &World) -> Result<()> {
         let (held, wanted) = (self.maps.dump()?, tables(world));
-        ensure!(held == wanted, "the maps hold {held:?} instead of {wanted:?}");
+        ensure!(
+            held == wanted,
+            "the maps hold {held:?} instead of {wanted:?}"
+        );
         Ok(())
     }
 
@@ -228,13 +233,21 @@ pub type FlowOrder = (([u8; 4], u16), ([u8; 4], u16), u32);
 
 /// See [`FlowOrder`].
 pub fn flow_order(key: &FlowKey<V4>) -> FlowOrder {
-    ((key.low, key.low_port), (key.high, key.high_port), key.protocol)
+    (
+        (key.low, key.low_port),
+        (key.high, key.high_port),
+        key.protocol,
+    )
 }
 
 /// The name of a counter.
 pub fn counter_name((hook, verdict): (Hook, u32)) -> String {
     let verdict = Verdict::ALL.get(verdict as usize);
-    format!("{} {}", hook.name(), verdict.map_or("?", |verdict| verdict.name()))
+    format!(
+        "{} {}",
+        hook.name(),
+        verdict.map_or("?", |verdict| verdict.name())
+    )
 }
 
 fn tables(world: &World) -> Tables<V4> {

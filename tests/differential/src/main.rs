@@ -32,10 +32,18 @@ struct Arguments {
     #[arg(long, short, value_enum, default_value = "table")]
     output: Output,
     /// Where packets that lead new ways are kept between runs.
-    #[arg(long, value_name = "FILE", default_value = "target/fuzz/programs.jsonl")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "target/fuzz/programs.jsonl"
+    )]
     corpus: PathBuf,
     /// Where a difference is kept.
-    #[arg(long, value_name = "DIRECTORY", default_value = "tests/corpus/programs")]
+    #[arg(
+        long,
+        value_name = "DIRECTORY",
+        default_value = "tests/corpus/programs"
+    )]
     recordings: PathBuf,
 }
 
@@ -89,8 +97,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// Writes a failure down, for people and for later tests.
 fn keep(failure: &Failure, arguments: &Arguments, seed: u64) -> Result<()> {
     let recording = Recording::of(&failure.what, &failure.world, &failure.visits);
-    let hook = failure.visits.last().map_or("none", |visit| visit.hook.name());
-    let file = arguments.recordings.join(format!("{hook}-{seed:016x}.json"));
+    let hook = failure
+        .visits
+        .last()
+        .map_or("none", |visit| visit.hook.name());
+    let file = arguments
+        .recordings
+        .join(format!("{hook}-{seed:016x}.json"));
     recording.save(&file)?;
     eprintln!(
         "DIFFERENCE: {}\n{}\nkept as {}",

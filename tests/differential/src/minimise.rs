@@ -52,19 +52,32 @@ impl Search<'_> {
 
     /// Tries to leave out everything once; returns whether anything could go.
     fn round(&mut self) -> Result<bool> {
-        let mut smaller = false;
-        for packet in (0..self.best.visits.len().saturating_sub(1)).rev() {
-            let mut less = self.best.clone();
-            if packet < less.visits.len() - 1 {
-                less.visits.remove(packet);
-                smaller |= self.attempt(less)?;
-            }
-        }
+        let mut smaller = self.shrink_sequence()?;
         for packet in 0..self.best.visits.len() {
             smaller |= self.shrink_frame(packet)?;
         }
         for change in TABLES {
             smaller |= self.shrink_tables(*change)?;
+        }
+        Ok(smaller)
+    }
+
+    /// Leaves packets out, first all but the last, then ever fewer at a time.
+    fn shrink_sequence(&mut self) -> Result<bool> {
+        let mut smaller = false;
+        let mut step = self.best.visits.len().saturating_sub(1);
+        while step > 0 {
+            let mut start = 0;
+            while start + step < self.best.visits.len() {
+                let mut less = self.best.clone();
+                less.visits.drain(start..start + step);
+                if self.attempt(less)? {
+                    smaller = true;
+                } else {
+                    start += step;
+                }
+            }
+            step /= 2;
         }
         Ok(smaller)
     }
@@ -80,7 +93,9 @@ impl Search<'_> {
         while step > 0 && packet < self.best.visits.len() {
             let length = self.best.visits[packet].frame.len();
             let mut shorter = self.best.clone();
-            shorter.visits[packet].frame.truncate(length - step.min(length - 1));
+            shorter.visits[packet]
+                .frame
+                .truncate(length - step.min(length - 1));
             if length > 15 && self.attempt(shorter)? {
                 smaller = true;
             } else {
@@ -127,10 +142,21 @@ impl Search<'_> {
 type Change = fn(&mut World, usize) -> bool;
 
 const TABLES: &[Change] = &[
-    |world, index| nth(world.endpoints.keys().copied(), index).is_some_and(|key| world.endpoints.remove(&key).is_some()),
-    |world, index| nth(world.pods.keys().copied(), index).is_some_and(|key| world.pods.remove(&key).is_some()),
-    |world, index| nth(world.peers.keys().copied(), index).is_some_and(|key| world.peers.remove(&key).is_some()),
-    |world, index| nth(world.vteps.keys().copied(), index).is_some_and(|key| world.vteps.remove(&key).is_some()),
+    |world, index| {
+        nth(world.endpoints.keys().copied(), index)
+            .is_some_and(|key| world.endpoints.remove(&key).is_some())
+    },
+    |world, index| {
+        nth(world.pods.keys().copied(), index).is_some_and(|key| world.pods.remove(&key).is_some())
+    },
+    |world, index| {
+        nth(world.peers.keys().copied(), index)
+            .is_some_and(|key| world.peers.remove(&key).is_some())
+    },
+    |world, index| {
+        nth(world.vteps.keys().copied(), index)
+            .is_some_and(|key| world.vteps.remove(&key).is_some())
+    },
     |world, index| {
         let mut flows: Vec<_> = world.flows.iter().copied().collect();
         flows.sort_by_key(crate::kernel::flow_order);

@@ -2,7 +2,7 @@
 
 mod aim;
 mod fields;
-mod layout;
+pub mod layout;
 mod shape;
 mod tables;
 
@@ -107,7 +107,9 @@ impl Mutator {
             0 => 0,
             1 => self.one_of([1, 8, 1400, 65535]),
             // Around the headers of TCP with and without options, and of UDP.
-            2 => mtu.saturating_sub(self.random.random_range(26..=82)).min(65535),
+            2 => mtu
+                .saturating_sub(self.random.random_range(26..=82))
+                .min(65535),
             _ => self.random.random_range(0..=65535),
         };
     }
@@ -117,8 +119,21 @@ impl Pool {
     /// Collects what means something to the tables, and what is next to it.
     pub fn of(world: &World) -> Self {
         use crate::decide::world::{NIC_MAC, OUTSIDE, PEER_VTEP_MAC, STRANGER};
-        let mut addresses = vec![OUTSIDE, STRANGER, [255; 4], [224, 0, 0, 1], [127, 0, 0, 1], [0; 4]];
-        let mut macs = vec![NIC_MAC, PEER_VTEP_MAC, [0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0; 6]];
+        let mut addresses = vec![
+            OUTSIDE,
+            STRANGER,
+            [255; 4],
+            [224, 0, 0, 1],
+            [127, 0, 0, 1],
+            [0; 4],
+        ];
+        let mut macs = vec![
+            NIC_MAC,
+            PEER_VTEP_MAC,
+            [0xff; 6],
+            [1, 0, 0x5e, 0, 0, 1],
+            [0; 6],
+        ];
         addresses.extend(world.pods.keys());
         addresses.extend(world.vteps.keys());
         addresses.extend(world.endpoints.values().map(|endpoint| endpoint.address));

@@ -29,7 +29,8 @@ pub fn in_kernel<T: Send + 'static>(
         "loading programs into the kernel needs root"
     );
     let body = move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare namespaces")?;
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .context("unshare namespaces")?;
         let none = None::<&str>;
         // Mounts of ours shall not reach other namespaces.
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
@@ -40,7 +41,8 @@ pub fn in_kernel<T: Send + 'static>(
         let dir = tempfile::tempdir().context("make a directory")?;
         mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), none)
             .context("mount a BPF file system")?;
-        let done = Kernel::load(&Pins::new(dir.path().join("overlay"))).and_then(|mut k| work(&mut k));
+        let done =
+            Kernel::load(&Pins::new(dir.path().join("overlay"))).and_then(|mut k| work(&mut k));
         umount(dir.path()).context("unmount the BPF file system")?;
         done
     };

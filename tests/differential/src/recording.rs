@@ -162,12 +162,15 @@ pub fn all(directory: &Path) -> Result<BTreeMap<PathBuf, Recording>> {
     if !directory.exists() {
         return Ok(BTreeMap::new());
     }
-    let entries = std::fs::read_dir(directory)
-        .with_context(|| format!("list {}", directory.display()))?;
+    let entries =
+        std::fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
     let mut found = BTreeMap::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
             found.insert(path.clone(), Recording::load(&path)?);
         }
     }
@@ -337,7 +340,10 @@ impl TablesText {
 /// Bytes from two digits each; spaces do not count.
 fn bytes(text: &str) -> Result<Vec<u8>> {
     let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b' ').collect();
-    ensure!(digits.len().is_multiple_of(2), "an odd number of hexadecimal digits");
+    ensure!(
+        digits.len().is_multiple_of(2),
+        "an odd number of hexadecimal digits"
+    );
     digits
         .chunks(2)
         .map(|pair| {

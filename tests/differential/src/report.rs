@@ -77,7 +77,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for ((hook, verdict), packets) in &self.ends {
             let share = 100.0 * *packets as f64 / self.packets.max(1) as f64;
-            writeln!(f, "{:<9} {:<22} {packets:>12} {share:>6.2} %", hook.name(), name(*verdict))?;
+            writeln!(
+                f,
+                "{:<9} {:<22} {packets:>12} {share:>6.2} %",
+                hook.name(),
+                name(*verdict)
+            )?;
         }
         write!(
             f,

@@ -60,8 +60,14 @@ fn encapsulated(
     sent.is_plain(&visit.frame)?;
     from_itself(visit, world, &sent)?;
     let peer = number(sent.ip.destination) & number(config.peer_mask);
-    let peer = world.peers.get(&peer.to_be_bytes()).ok_or("there is no such peer")?;
-    demand(sent.ethernet.destination == config.bridge_mac, "it was not for the gateway")?;
+    let peer = world
+        .peers
+        .get(&peer.to_be_bytes())
+        .ok_or("there is no such peer")?;
+    demand(
+        sent.ethernet.destination == config.bridge_mac,
+        "it was not for the gateway",
+    )?;
     demand(sent.ip.time_to_live > 1, "its time to live ends here")?;
     if visit.gso_size == 0 {
         let len = visit.frame.len() - ETHERNET_LEN;
@@ -71,16 +77,31 @@ fn encapsulated(
     let tunnel = Tunnel::read(got)?;
     tunnel.is_right(config)?;
     let outer = &tunnel.outer.ip;
-    demand(outer.source == config.vtep, "the outer source is not this node")?;
-    demand(outer.destination == peer.vtep, "the outer destination is not the peer")?;
-    demand(outer.time_to_live == DEFAULT_TTL, "the outer time to live is odd")?;
+    demand(
+        outer.source == config.vtep,
+        "the outer source is not this node",
+    )?;
+    demand(
+        outer.destination == peer.vtep,
+        "the outer destination is not the peer",
+    )?;
+    demand(
+        outer.time_to_live == DEFAULT_TTL,
+        "the outer time to live is odd",
+    )?;
     demand(outer.dscp.value() == 0, "the outer header has a DSCP")?;
     let ecn = ENCAPSULATED_ECN[usize::from(sent.ip.ecn.value())];
     demand(outer.ecn.value() == ecn, "the outer ECN field is wrong")?;
     demand(tunnel.udp.checksum == 0, "there is an outer UDP checksum")?;
     let inner = &tunnel.inner;
-    demand(inner.ethernet.source == config.vtep_mac, "the inner frame is not from this VTEP")?;
-    demand(inner.ethernet.destination == peer.header[50..56], "the inner frame is not for the peer's VTEP")?;
+    demand(
+        inner.ethernet.source == config.vtep_mac,
+        "the inner frame is not from this VTEP",
+    )?;
+    demand(
+        inner.ethernet.destination == peer.header[50..56],
+        "the inner frame is not for the peer's VTEP",
+    )?;
     one_hop_on(&sent, inner, sent.ip.ecn.value())
 }
 
@@ -93,22 +114,40 @@ fn decapsulated(
     let tunnel = Tunnel::read(&visit.frame)?;
     tunnel.is_right(config)?;
     let (outer, inner) = (&tunnel.outer, &tunnel.inner);
-    demand(outer.ip.destination == config.vtep, "it was for another node")?;
+    demand(
+        outer.ip.destination == config.vtep,
+        "it was for another node",
+    )?;
     let owner = number(inner.ip.source) & number(config.peer_mask);
     let owner = world.peers.get(&owner.to_be_bytes());
     demand(
         owner.is_some_and(|peer| peer.vtep == outer.ip.source),
         "the inner source belongs to another node",
     )?;
-    demand(inner.ethernet.destination == config.vtep_mac, "the inner frame was for another VTEP")?;
+    demand(
+        inner.ethernet.destination == config.vtep_mac,
+        "the inner frame was for another VTEP",
+    )?;
     demand(inner.ip.time_to_live > 1, "its time to live ends here")?;
-    let pod = world.pods.get(&inner.ip.destination).ok_or("there is no such pod")?;
+    let pod = world
+        .pods
+        .get(&inner.ip.destination)
+        .ok_or("there is no such pod")?;
 
     let arrived = Packet::read(got)?;
     arrived.is_plain(got)?;
-    demand(got.len() + TUNNEL_LEN == visit.frame.len(), "the length is wrong")?;
-    demand(arrived.ethernet.destination == pod.mac, "it is not for the pod's MAC address")?;
-    demand(arrived.ethernet.source == config.bridge_mac, "it is not from the gateway")?;
+    demand(
+        got.len() + TUNNEL_LEN == visit.frame.len(),
+        "the length is wrong",
+    )?;
+    demand(
+        arrived.ethernet.destination == pod.mac,
+        "it is not for the pod's MAC address",
+    )?;
+    demand(
+        arrived.ethernet.source == config.bridge_mac,
+        "it is not from the gateway",
+    )?;
     let fields = (inner.ip.ecn.value(), outer.ip.ecn.value());
     let ecn = DECAPSULATED_ECN[usize::from(fields.0)][usize::from(fields.1)];
     let ecn = ecn.ok_or("the pair of ECN fields asks for a drop")?;
@@ -119,17 +158,32 @@ fn redirected(visit: &Visit, world: &World, got: &[u8]) -> Result<(), String> {
     let sent = Packet::read(&visit.frame)?;
     sent.is_plain(&visit.frame)?;
     from_itself(visit, world, &sent)?;
-    let pod = world.pods.get(&sent.ip.destination).ok_or("there is no such pod")?;
-    demand(sent.ethernet.destination == pod.mac, "it was not for the pod's MAC address")?;
-    demand(got == visit.frame, "it is changed on the way to a neighbour")
+    let pod = world
+        .pods
+        .get(&sent.ip.destination)
+        .ok_or("there is no such pod")?;
+    demand(
+        sent.ethernet.destination == pod.mac,
+        "it was not for the pod's MAC address",
+    )?;
+    demand(
+        got == visit.frame,
+        "it is changed on the way to a neighbour",
+    )
 }
 
 /// That a pod sends from its own addresses.
 fn from_itself(visit: &Visit, world: &World, sent: &Packet<'_>) -> Result<(), String> {
     let endpoint = world.endpoints.get(&visit.ifindex);
     let endpoint = endpoint.ok_or("the interface has no pod")?;
-    demand(sent.ip.source == endpoint.address, "the pod sent from another address")?;
-    demand(sent.ethernet.source == endpoint.mac, "the pod sent from another MAC address")
+    demand(
+        sent.ip.source == endpoint.address,
+        "the pod sent from another address",
+    )?;
+    demand(
+        sent.ethernet.source == endpoint.mac,
+        "the pod sent from another MAC address",
+    )
 }
 
 /// That nothing forged goes on by the kernel, and nothing honest is dropped for forging its source.
@@ -150,7 +204,10 @@ fn unforged(
     let forged = in_network && packet.ip.source != endpoint.address;
     // A tag beside the packet makes it another network's.
     if forged && visit.vlan.is_none() && verdict.kind() != Kind::Refused {
-        return Err(format!("a forged source, {}, is let through", Ipv4Addr::from(packet.ip.source)));
+        return Err(format!(
+            "a forged source, {}, is let through",
+            Ipv4Addr::from(packet.ip.source)
+        ));
     }
     demand(
         forged || verdict != Verdict::SpoofedSource,
@@ -165,7 +222,10 @@ fn one_hop_on(before: &Packet<'_>, after: &Packet<'_>, ecn: u8) -> Result<(), St
     expected.ecn = ecn.try_into().map_err(|_| "an ECN field of two bits")?;
     expected.header_checksum = after.ip.header_checksum;
     if expected != after.ip {
-        return Err(format!("the IP header is {:?} instead of {expected:?}", after.ip));
+        return Err(format!(
+            "the IP header is {:?} instead of {expected:?}",
+            after.ip
+        ));
     }
     demand(before.body == after.body, "the payload is changed")
 }
@@ -184,7 +244,10 @@ impl<'a> Packet<'a> {
     fn read(frame: &'a [u8]) -> Result<Self, String> {
         let read = |error: &dyn std::fmt::Display| format!("it is no IPv4 packet: {error}");
         let (ethernet, rest) = Ethernet2Header::from_slice(frame).map_err(|error| read(&error))?;
-        demand(ethernet.ether_type == EtherType::IPV4, "it is no IPv4 packet")?;
+        demand(
+            ethernet.ether_type == EtherType::IPV4,
+            "it is no IPv4 packet",
+        )?;
         let (ip, body) = Ipv4Header::from_slice(rest).map_err(|error| read(&error))?;
         let header = &rest[..rest.len() - body.len()];
         Ok(Self {
@@ -203,7 +266,10 @@ impl<'a> Packet<'a> {
             usize::from(self.ip.total_len) + ETHERNET_LEN == frame.len(),
             "the length of IP is not that of the frame",
         )?;
-        demand(ones_complement_sum(self.header) == 0xffff, "the checksum of IP is wrong")
+        demand(
+            ones_complement_sum(self.header) == 0xffff,
+            "the checksum of IP is wrong",
+        )
     }
 }
 
@@ -223,7 +289,9 @@ impl<'a> Tunnel<'a> {
         demand(outer.ip.protocol == IpNumber::UDP, "it is no UDP")?;
         let (udp, payload) =
             UdpHeader::from_slice(outer.body).map_err(|error| format!("it is no UDP: {error}"))?;
-        let (vxlan, inner_frame) = payload.split_at_checked(VXLAN_LEN).ok_or("it is no VXLAN")?;
+        let (vxlan, inner_frame) = payload
+            .split_at_checked(VXLAN_LEN)
+            .ok_or("it is no VXLAN")?;
         Ok(Self {
             frame,
             inner: Packet::read(inner_frame)?,
@@ -237,13 +305,19 @@ impl<'a> Tunnel<'a> {
     fn is_right(&self, config: &Config<V4>) -> Result<(), String> {
         self.outer.is_plain(self.frame)?;
         self.inner.is_plain(self.inner_frame)?;
-        demand(self.udp.destination_port == config.port, "it is for another port")?;
+        demand(
+            self.udp.destination_port == config.port,
+            "it is for another port",
+        )?;
         demand(
             usize::from(self.udp.length) == self.outer.body.len(),
             "the length of UDP is not that of the packet",
         )?;
         let [_, a, b, c] = config.vni.to_be_bytes();
-        demand(self.vxlan == [8, 0, 0, 0, a, b, c, 0], "the VXLAN header is wrong")
+        demand(
+            self.vxlan == [8, 0, 0, 0, a, b, c, 0],
+            "the VXLAN header is wrong",
+        )
     }
 }
 
@@ -261,5 +335,9 @@ fn number(address: [u8; 4]) -> u32 {
 }
 
 fn demand(holds: bool, otherwise: &str) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise.to_owned()) }
+    if holds {
+        Ok(())
+    } else {
+        Err(otherwise.to_owned())
+    }
 }

@@ -10,7 +10,10 @@ pub fn agent_file(data: &[u8]) {
     match AgentFile::parse(data) {
         Ok(file) => {
             let json = serde_json::to_vec(&file).expect("JSON");
-            assert_eq!(AgentFile::parse(&json).expect("what we write we can read"), file);
+            assert_eq!(
+                AgentFile::parse(&json).expect("what we write we can read"),
+                file
+            );
         }
         Err(error) => explained(&error),
     }
@@ -24,6 +27,10 @@ pub fn guard_counters(data: &[u8]) {
     let mut counters = GuardCounters::default();
     if let Err(error) = counters.read(text) {
         explained(&error);
-        assert_eq!(counters, GuardCounters::default(), "half a listing is taken");
+        assert_eq!(
+            counters,
+            GuardCounters::default(),
+            "half a listing is taken"
+        );
     }
 }

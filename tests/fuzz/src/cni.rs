@@ -2,9 +2,9 @@
 
 use std::sync::LazyLock;
 
+use overlay_user::cni::Error;
 use overlay_user::cni::config::NetConf;
 use overlay_user::cni::request::Request;
-use overlay_user::cni::Error;
 use tempfile::NamedTempFile;
 
 use super::explained;
@@ -55,17 +55,32 @@ pub fn config(data: &[u8]) {
 pub fn request(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let variable = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.map(str::to_owned)
     };
     match Request::new(variable) {
-        Ok(Some(Request::Add(attachment, _) | Request::Del(attachment, _) | Request::Check(attachment, _))) => {
+        Ok(Some(
+            Request::Add(attachment, _)
+            | Request::Del(attachment, _)
+            | Request::Check(attachment, _),
+        )) => {
             // They name files and devices.
             for name in [&attachment.container, &attachment.interface] {
-                assert!(!name.is_empty() && !name.contains('/') && name != "." && name != "..", "{name:?}");
-                assert!(!name.chars().any(|c| c.is_whitespace() || c.is_control()), "{name:?}");
+                assert!(
+                    !name.is_empty() && !name.contains('/') && name != "." && name != "..",
+                    "{name:?}"
+                );
+                assert!(
+                    !name.chars().any(|c| c.is_whitespace() || c.is_control()),
+                    "{name:?}"
+                );
             }
-            assert!(attachment.interface.len() <= 15, "longer than a device's name");
+            assert!(
+                attachment.interface.len() <= 15,
+                "longer than a device's name"
+            );
         }
         Ok(_) => {}
         Err(error) => answered(&error),
@@ -77,5 +92,8 @@ fn answered(error: &Error) {
     explained(error);
     let json = error.to_json("1.0.0");
     assert!(json["code"].as_u64().is_some_and(|code| code > 0), "{json}");
-    assert!(json["msg"].as_str().is_some_and(|text| !text.is_empty()), "{json}");
+    assert!(
+        json["msg"].as_str().is_some_and(|text| !text.is_empty()),
+        "{json}"
+    );
 }

@@ -31,9 +31,13 @@ pub fn leases(data: &[u8]) {
     for (index, peer) in peers.iter().enumerate() {
         assert!(network.contains(&peer.subnet), "{peer:?} is outside");
         assert!(peer.mac.is_unicast(), "{peer:?}");
-        assert!(!network.contains(&peer.vtep), "{peer:?} is reached through itself");
+        assert!(
+            !network.contains(&peer.vtep),
+            "{peer:?} is reached through itself"
+        );
         for other in &peers[..index] {
-            let overlap = peer.subnet.contains(&other.subnet) || other.subnet.contains(&peer.subnet);
+            let overlap =
+                peer.subnet.contains(&other.subnet) || other.subnet.contains(&peer.subnet);
             assert!(!overlap, "{peer:?} and {other:?} share addresses");
             assert!(
                 peer.mac != other.mac || peer.vtep == other.vtep,

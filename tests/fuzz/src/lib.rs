@@ -42,7 +42,10 @@ pub fn run(name: &str, data: &[u8]) {
 
 /// An error has to say something.
 fn explained(error: &dyn Display) {
-    assert!(!error.to_string().trim().is_empty(), "an error without a word");
+    assert!(
+        !error.to_string().trim().is_empty(),
+        "an error without a word"
+    );
 }
 
 /// What others on the network can write is shown in logs and tables: one line, and not a long one.
@@ -50,5 +53,8 @@ fn shown(error: &dyn Display) {
     explained(error);
     let text = error.to_string();
     assert!(text.len() < 2000, "{} bytes of error", text.len());
-    assert!(!text.chars().any(char::is_control), "control characters: {text:?}");
+    assert!(
+        !text.chars().any(char::is_control),
+        "control characters: {text:?}"
+    );
 }

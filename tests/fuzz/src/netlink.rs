@@ -9,7 +9,10 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 /// One datagram: of a dump, of a subscription, of connection tracking.
 pub fn netlink(data: &[u8]) {
     let events = monitor::events(data);
-    assert!(events.len() <= data.len() / 16, "more events than messages fit");
+    assert!(
+        events.len() <= data.len() / 16,
+        "more events than messages fit"
+    );
     let mut rest = data;
     while rest.len() >= 16 {
         if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
@@ -27,7 +30,9 @@ pub fn netlink(data: &[u8]) {
             assert_ne!(flow.reply, flow.original.reversed(), "it is not translated");
         }
         let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
-        rest = rest.get(length.next_multiple_of(4).max(16)..).unwrap_or_default();
+        rest = rest
+            .get(length.next_multiple_of(4).max(16)..)
+            .unwrap_or_default();
     }
 }
 

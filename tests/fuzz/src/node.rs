@@ -56,7 +56,10 @@ pub fn pod_address(data: &[u8]) {
     let last: Option<IpAddr> = last.and_then(|last| last.trim().parse().ok());
     let mut seen = 0;
     for address in range.after(last).take(300) {
-        assert!(range.contains(address) && subnet.contains(&address), "{address}");
+        assert!(
+            range.contains(address) && subnet.contains(&address),
+            "{address}"
+        );
         assert_ne!(address, subnet.addr(), "the gateway's");
         seen += 1;
     }

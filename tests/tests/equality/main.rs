@@ -7,6 +7,7 @@
 
 mod corpus;
 mod injected;
+mod made_up;
 mod sent;
 mod tags;
 mod wire;

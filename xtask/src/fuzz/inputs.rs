@@ -60,7 +60,10 @@ pub fn run(wanted: &Wanted<'_>) -> Result<()> {
             .into_iter()
             .map(|done| (done.target, done.runs.into()))
             .collect();
-        println!("{:#}", serde_json::json!({"runs": runs, "total": sum, "failures": 0}));
+        println!(
+            "{:#}",
+            serde_json::json!({"runs": runs, "total": sum, "failures": 0})
+        );
     } else {
         for Done { target, runs } in done {
             println!("{target:<16} {runs:>12} runs");
@@ -78,7 +81,10 @@ fn targets() -> Result<Vec<String>> {
         fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?
     {
         let path = entry?.path();
-        names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+        names.extend(
+            path.file_stem()
+                .map(|name| name.to_string_lossy().into_owned()),
+        );
     }
     names.sort();
     Ok(names)
@@ -90,8 +96,17 @@ fn directory() -> PathBuf {
 
 /// Memory errors are not looked for (nothing that parses is unsafe code), so that a stable compiler is enough.
 fn cargo_fuzz(verb: &str) -> Command {
-    let mut command = shell::cargo(&["fuzz", verb, "--fuzz-dir", "tests/fuzz", "--sanitizer", "none"]);
-    command.arg("--target-dir").arg(super::corpora().join("build"));
+    let mut command = shell::cargo(&[
+        "fuzz",
+        verb,
+        "--fuzz-dir",
+        "tests/fuzz",
+        "--sanitizer",
+        "none",
+    ]);
+    command
+        .arg("--target-dir")
+        .arg(super::corpora().join("build"));
     command
 }
 
@@ -99,8 +114,16 @@ fn ensure_cargo_fuzz() -> Result<()> {
     if shell::find("cargo-fuzz").is_some() {
         return Ok(());
     }
-    shell::progress(&format!("cargo-fuzz {CARGO_FUZZ_VERSION} (takes a minute or two)"));
-    let install = ["install", "cargo-fuzz", "--version", CARGO_FUZZ_VERSION, "--locked"];
+    shell::progress(&format!(
+        "cargo-fuzz {CARGO_FUZZ_VERSION} (takes a minute or two)"
+    ));
+    let install = [
+        "install",
+        "cargo-fuzz",
+        "--version",
+        CARGO_FUZZ_VERSION,
+        "--locked",
+    ];
     shell::run(&mut shell::cargo(&install))
 }
 
@@ -110,7 +133,10 @@ fn fuzz(target: String, time: Duration, seed: Option<u64>) -> Result<Done> {
     let log = super::corpora().join(format!("{target}.log"));
     let mut command = cargo_fuzz("run");
     // The first directory takes what is found; the second is only read.
-    command.arg(&target).arg(&corpus).arg(directory().join("seeds").join(&target));
+    command
+        .arg(&target)
+        .arg(&corpus)
+        .arg(directory().join("seeds").join(&target));
     command.args(["--", "-print_final_stats=1"]);
     command.arg(format!("-max_total_time={}", time.as_secs()));
     if let Some(seed) = seed {

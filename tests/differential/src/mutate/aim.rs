@@ -15,7 +15,9 @@ impl Mutator {
         let layers = layout::layers(&visit.frame, port);
         match (visit.hook, &layers[..]) {
             (Hook::PodIn, [layer, ..]) => self.aim_from_pod(visit, world, *layer),
-            (Hook::NetIn, [outer, inner, ..]) => self.aim_from_network(visit, world, *outer, *inner),
+            (Hook::NetIn, [outer, inner, ..]) => {
+                self.aim_from_network(visit, world, *outer, *inner)
+            }
             (Hook::PodOut | Hook::VtepOut, [layer, ..]) => self.aim_leaving(visit, world, *layer),
             _ => {}
         }
@@ -24,7 +26,8 @@ impl Mutator {
 
     fn aim_from_pod(&mut self, visit: &mut Visit, world: &World, layer: Layer) {
         let endpoints: Vec<_> = world.endpoints.iter().collect();
-        let (Some(config), Some((ifindex, endpoint))) = (world.config, self.pick(&endpoints)) else {
+        let (Some(config), Some((ifindex, endpoint))) = (world.config, self.pick(&endpoints))
+        else {
             return;
         };
         visit.ifindex = **ifindex;

@@ -57,7 +57,14 @@ impl Mutator {
 
     fn change_ethertype(&mut self, frame: &mut [u8], layer: &Layer) {
         let random = self.random.random();
-        let kinds = [0x0800, 0x86dd, ETHERTYPE_ARP, ETHERTYPE_VLAN, ETHERTYPE_SERVICE_VLAN, random];
+        let kinds = [
+            0x0800,
+            0x86dd,
+            ETHERTYPE_ARP,
+            ETHERTYPE_VLAN,
+            ETHERTYPE_SERVICE_VLAN,
+            random,
+        ];
         layout::put(frame, layer.ethertype, self.one_of(kinds));
     }
 
@@ -95,7 +102,16 @@ impl Mutator {
             // Don't fragment, more fragments, offsets, the reserved bit.
             4 => {
                 let offset = random & 0x1fff;
-                let kinds = [0x4000, 0x2000, 1, 0x2001, 0x8000, offset, 0x2000 | offset, 0x1fff];
+                let kinds = [
+                    0x4000,
+                    0x2000,
+                    1,
+                    0x2001,
+                    0x8000,
+                    offset,
+                    0x2000 | offset,
+                    0x1fff,
+                ];
                 layout::put(frame, ip + 6, self.one_of(kinds));
             }
             5 => frame[ip + 8] = self.one_of([0, 1, 2, 3, 64, 255, random as u8]),
@@ -107,7 +123,11 @@ impl Mutator {
             7 => layout::put(frame, ip + 10, self.one_of([0, 0xffff, random])),
             _ => {
                 let sum = layout::word(frame, ip + 10).unwrap_or(0);
-                layout::put(frame, ip + 10, self.one_of([sum ^ 1, !sum, sum.swap_bytes()]));
+                layout::put(
+                    frame,
+                    ip + 10,
+                    self.one_of([sum ^ 1, !sum, sum.swap_bytes()]),
+                );
             }
         }
         // What is changed in a header may well have a right checksum.
@@ -123,7 +143,11 @@ impl Mutator {
         let random: u16 = self.random.random();
         match self.below(6) {
             0 => layout::put(frame, at, self.one_of([0, 80, 40000, pool.port, random])),
-            1 => layout::put(frame, at + 2, self.one_of([0, 80, 40000, pool.port, pool.port ^ 1, random])),
+            1 => layout::put(
+                frame,
+                at + 2,
+                self.one_of([0, 80, 40000, pool.port, pool.port ^ 1, random]),
+            ),
             2 => self.change_length(frame, at + 4),
             3 => layout::put(frame, at + 6, self.one_of([0, 0xffff, random])),
             // ICMP's type, or the first byte of a port.
@@ -149,7 +173,15 @@ impl Mutator {
             }
             _ => {
                 let random = self.random.random::<u32>() & 0x00ff_ffff;
-                let vnis = [0, 1, pool.vni, pool.vni + 1, pool.vni << 8, 0x00ff_ffff, random];
+                let vnis = [
+                    0,
+                    1,
+                    pool.vni,
+                    pool.vni + 1,
+                    pool.vni << 8,
+                    0x00ff_ffff,
+                    random,
+                ];
                 let [_, a, b, c] = self.one_of(vnis).to_be_bytes();
                 frame[at + 4..at + 7].copy_from_slice(&[a, b, c]);
             }

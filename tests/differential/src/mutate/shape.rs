@@ -100,7 +100,8 @@ impl Mutator {
             let bits = self.one_of([0x2000, 0x0001, 0x4000]);
             layout::put(&mut quoted, 6, bits);
         }
-        let ports: [u8; 8] = self.one_of([[0, 80, 0x9c, 0x40, 0, 1, 2, 3], [8, 0, 0, 0, 0, 7, 0, 1]]);
+        let ports: [u8; 8] =
+            self.one_of([[0, 80, 0x9c, 0x40, 0, 1, 2, 3], [8, 0, 0, 0, 0, 7, 0, 1]]);
         let kind = self.one_of([3, 3, 3, 4, 5, 11, 12]);
         frame.truncate(at);
         frame.extend([kind, self.one_of([0, 3, 4]), 0, 0, 0, 0, 0, 0]);
@@ -132,7 +133,9 @@ impl Mutator {
         const ENDS: [usize; 12] = [33, 34, 37, 38, 41, 42, 49, 50, 63, 64, 83, 84];
         let length = match self.below(4) {
             0 => self.one_of(ENDS),
-            1 => self.random.random_range(SHORTEST..=frame.len().max(SHORTEST)),
+            1 => self
+                .random
+                .random_range(SHORTEST..=frame.len().max(SHORTEST)),
             2 => frame.len() + self.below(64),
             _ => frame.len().saturating_sub(self.below(8)),
         };

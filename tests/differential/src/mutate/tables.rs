@@ -83,7 +83,10 @@ impl Mutator {
             _ => {
                 config.peer_mask = peer;
                 let peers = std::mem::take(&mut world.peers);
-                world.peers = peers.into_iter().map(|(key, entry)| (and(key, peer), entry)).collect();
+                world.peers = peers
+                    .into_iter()
+                    .map(|(key, entry)| (and(key, peer), entry))
+                    .collect();
             }
         }
     }
@@ -141,7 +144,11 @@ impl Mutator {
             });
         let address = or(subnet, and(number.to_be_bytes(), mask.map(|byte| !byte)));
         let (ifindex, mac) = (self.one_of(INTERFACES), [2, 0, 0, 1, a, b]);
-        let flags = if self.chance(1, 8) { POD_KERNEL_PATH } else { 0 };
+        let flags = if self.chance(1, 8) {
+            POD_KERNEL_PATH
+        } else {
+            0
+        };
         let endpoint = Endpoint {
             address,
             mac,
@@ -183,7 +190,10 @@ impl Mutator {
             Some(vtep) if self.chance(1, 3) => *vtep,
             _ => [192, 168, a, b],
         };
-        let inside = or(config.network, and(number.to_be_bytes(), config.network_mask.map(|byte| !byte)));
+        let inside = or(
+            config.network,
+            and(number.to_be_bytes(), config.network_mask.map(|byte| !byte)),
+        );
         let mut header = [0; vxlan::HEADER_LEN];
         header[INNER_MAC].copy_from_slice(&[2, 0, 0, 2, a, b]);
         let peer = Peer {
@@ -207,18 +217,38 @@ impl Mutator {
             .copied()
             .chain(world.peers.keys().map(|subnet| super::host(*subnet, 5)))
             .collect();
-        let (Some(a), Some(b)) = (self.pick(&addresses).copied(), self.pick(&addresses).copied()) else {
+        let (Some(a), Some(b)) = (
+            self.pick(&addresses).copied(),
+            self.pick(&addresses).copied(),
+        ) else {
             return;
         };
         let ports = self.one_of([(40000, 80), (80, 40000), (0, 0), (7, 7)]);
         let protocol = self.one_of([6, 17, 1, 132, 47]);
-        world.flows.insert(FlowKey::new((a, ports.0), (b, ports.1), protocol));
+        world
+            .flows
+            .insert(FlowKey::new((a, ports.0), (b, ports.1), protocol));
     }
 
     /// A length that a path takes, often next to one that packets have.
     fn mtu(&mut self) -> u32 {
         let random = self.random.random_range(0..1600);
-        self.one_of([1450, 1449, 1451, 1500, 1280, 68, 0, 47, 48, 49, 65485, 65535, u32::MAX, random])
+        self.one_of([
+            1450,
+            1449,
+            1451,
+            1500,
+            1280,
+            68,
+            0,
+            47,
+            48,
+            49,
+            65485,
+            65535,
+            u32::MAX,
+            random,
+        ])
     }
 }
 

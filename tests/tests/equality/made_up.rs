@@ -1,0 +1,255 @@
+//! Made-up packets fare alike by both paths: the kernel's own path is the judge that shares no code with ours.
+//!
+//! Everything is sent three times: twice by the kernel path, to know what it does the same way every time, then by
+//! the fast path. Packets that are refused are refused by both: the programs by themselves, the kernel path by its
+//! guard. `OVERLAY_FUZZ_SEED` and `OVERLAY_FUZZ_PACKETS` ask for other or more packets.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_common::Hook;
+use overlay_common::schema::{Endpoint, Pod as PodEntry, Vtep};
+use overlay_differential::Visit;
+use overlay_differential::decide::world::{NIC_MAC, PEER_VTEP_MAC, VETH_A, World, peer};
+use overlay_differential::mutate::{Mutator, Pool, layout};
+use overlay_tests::fast_path::packets;
+use overlay_tests::{Lab, Node, Options, Pod};
+
+use crate::corpus::{Corpus, FIRST_ID, Fast};
+use crate::wire::{ICMP, IPV4};
+use crate::{Seen, Sender, differences, mac, prepare, send, switch_on, tunnel, ways};
+
+/// Of each kind: from a pod, and from another node.
+const PACKETS: usize = 500;
+/// Identifications that tell probes apart.
+const MOST: usize = 0x1000;
+/// What the underlay and pods' devices take.
+const LONGEST: usize = 1514;
+/// How long the stack waits for the rest of a fragmented packet here, and then some.
+const FRAGMENTS_END: Duration = Duration::from_millis(2500);
+
+#[test]
+fn made_up_packets_fare_alike() -> Result<()> {
+    let seed = number("OVERLAY_FUZZ_SEED")?.unwrap_or(8472);
+    let count = number("OVERLAY_FUZZ_PACKETS")?.map_or(PACKETS, |count| count as usize);
+    ensure!(count < MOST, "OVERLAY_FUZZ_PACKETS: at most {}", MOST - 1);
+    let lab = Lab::up(Options {
+        fast_path: "off".to_owned(),
+        ..Options::for_test("made-up")
+    })?;
+    prepare(&lab)?;
+    quieten(&lab)?;
+    let mut mutator = Mutator::new(seed);
+    let mut make = |seeds: &Corpus, hook, world: &World, receiver| {
+        made_up(&mut mutator, seeds, hook, world, receiver, count)
+    };
+    let receiver = mac(&lab.node(2).namespace(), "eth0")?;
+    let sent = make(&ways(&lab)?, Hook::PodIn, &sending_node(&lab)?, None)?;
+    let injected = make(
+        &tunnel(&lab)?,
+        Hook::NetIn,
+        &receiving_node(&lab)?,
+        Some(receiver),
+    )?;
+
+    let all = |lab: &Lab| -> Result<(Seen, Seen)> {
+        let from_pod = send(lab, &sent.probes, Sender::Pod)?;
+        std::thread::sleep(FRAGMENTS_END);
+        let from_node = send(lab, &injected.probes, Sender::Node)?;
+        std::thread::sleep(FRAGMENTS_END);
+        Ok((settled(from_pod), settled(from_node)))
+    };
+    let (slow, again) = (all(&lab)?, all(&lab)?);
+    for node in lab.nodes() {
+        switch_on(&node)?;
+    }
+    let fast = all(&lab)?;
+
+    let mut differ = Vec::new();
+    let (mut compared, mut undecided) = (0, 0);
+    for (probes, slow, again, fast) in [
+        (&sent.probes, &slow.0, &again.0, &fast.0),
+        (&injected.probes, &slow.1, &again.1, &fast.1),
+    ] {
+        let steady = |key: &(usize, &'static str)| slow.get(key) == again.get(key);
+        undecided += slow.keys().filter(|key| !steady(key)).count();
+        compared += probes.len();
+        let only = |seen: &Seen| -> Seen {
+            let kept = seen.iter().filter(|(key, _)| steady(key));
+            kept.map(|(key, frames)| (*key, frames.clone())).collect()
+        };
+        for difference in differences(probes, &only(slow), &only(fast)) {
+            differ.push(difference);
+        }
+    }
+    let (n1, n2) = (lab.node(1), lab.node(2));
+    let carried = [
+        packets(&n1, "pod_in", "redirected")?,
+        packets(&n1, "pod_in", "encapsulated")?,
+        packets(&n2, "net_in", "decapsulated")?,
+    ];
+    println!(
+        "seed {seed}: {compared} packets by both paths, {carried:?} redirected, encapsulated, decapsulated; \
+         {undecided} sights differ from run to run by the kernel path alone"
+    );
+    // Otherwise nothing is compared.
+    ensure!(
+        carried.iter().all(|packets| *packets > 10),
+        "the fast path carried {carried:?}"
+    );
+    ensure!(
+        undecided * 20 < compared,
+        "{undecided} of {compared} differ by the kernel path alone"
+    );
+    ensure!(
+        differ.is_empty(),
+        "seed {seed}: {} of {compared} differ:\n{}",
+        differ.len(),
+        differ.join("\n")
+    );
+    Ok(())
+}
+
+fn number(variable: &str) -> Result<Option<u64>> {
+    let Ok(text) = std::env::var(variable) else {
+        return Ok(None);
+    };
+    let number = text
+        .parse()
+        .with_context(|| format!("{variable}={text}: not a number"))?;
+    Ok(Some(number))
+}
+
+/// Nobody answers, and nobody learns from what is forged: what a packet leads to depends on the packet alone.
+fn quieten(lab: &Lab) -> Result<()> {
+    for pod in [lab.pod(1, 1), lab.pod(2, 2)] {
+        pod.run(["iptables", "-w", "-I", "INPUT", "-j", "DROP"])?;
+    }
+    for node in lab.nodes() {
+        node.run(["sysctl", "-qw", "net.ipv4.ipfrag_time=1"])?;
+    }
+    for pod in lab.pods() {
+        pod.run(["sysctl", "-qw", "net.ipv4.ipfrag_time=1"])?;
+        let (node, port) = (pod.node(), pod.host_interface()?);
+        node.run(["bridge", "link", "set", "dev", &port, "learning", "off"])?;
+        let address = crate::hex(mac(&pod.namespace(), "eth0")?);
+        node.run([
+            "bridge", "fdb", "replace", &address, "dev", &port, "master", "static",
+        ])?;
+    }
+    Ok(())
+}
+
+/// What an error says about time is left out: how long a neighbour or a fragment is waited for.
+fn settled(seen: Seen) -> Seen {
+    let of_time = |frame: &Vec<u8>| {
+        frame.get(12..14) == Some(&IPV4.to_be_bytes())
+            && frame.get(23) == Some(&ICMP)
+            && matches!(frame.get(34..36), Some([3, 1] | [11, 1]))
+    };
+    seen.into_iter()
+        .filter_map(|(key, mut frames)| {
+            frames.retain(|frame| !of_time(frame));
+            (!frames.is_empty()).then_some((key, frames))
+        })
+        .collect()
+}
+
+fn made_up(
+    mutator: &mut Mutator,
+    seeds: &Corpus,
+    hook: Hook,
+    world: &World,
+    receiver: Option<[u8; 6]>,
+    count: usize,
+) -> Result<Corpus> {
+    let seeds: Vec<&Vec<u8>> = seeds
+        .probes
+        .iter()
+        .filter_map(|probe| match &probe.frames[..] {
+            [frame] => Some(frame),
+            _ => None,
+        })
+        .collect();
+    let pool = Pool::of(world);
+    let port = world.config.map_or(0, |config| config.port);
+    let mut corpus = Corpus::default();
+    while corpus.probes.len() < count {
+        let frame = mutator.pick(&seeds).context("probes to begin with")?;
+        let mut visit = Visit {
+            hook,
+            frame: (*frame).clone(),
+            ifindex: VETH_A,
+            gso_size: 0,
+            vlan: None,
+            plain: false,
+        };
+        mutator.visit(&mut visit, world, &pool);
+        let mut frame = visit.frame;
+        if let (Some(receiver), true) = (receiver, frame.starts_with(&NIC_MAC)) {
+            frame[..6].copy_from_slice(&receiver);
+        }
+        let is_ip = layout::layers(&frame, port)
+            .first()
+            .is_some_and(|layer| layer.ip.is_some());
+        if !is_ip {
+            frame.extend(corpus.mark());
+        }
+        if frame.len() > LONGEST {
+            continue;
+        }
+        layout::label(&mut frame, port, corpus.id());
+        let name = format!(
+            "number {} ({})",
+            corpus.id() - FIRST_ID,
+            overlay_differential::expected::hex(&frame)
+        );
+        corpus.push(name, vec![frame], Fast::No);
+    }
+    Ok(corpus)
+}
+
+/// The tables of the first node, as far as packets are aimed by them.
+fn sending_node(lab: &Lab) -> Result<World> {
+    let (sender, neighbour) = (lab.pod(1, 1), lab.pod(1, 2));
+    let mut world = node_world(&lab.node(1), &lab.node(2), &[sender.clone(), neighbour])?;
+    let endpoint = Endpoint {
+        address: sender.address().octets(),
+        mac: mac(&sender.namespace(), "eth0")?,
+        flags: 0,
+    };
+    world.endpoints = BTreeMap::from([(VETH_A, endpoint)]);
+    Ok(world)
+}
+
+/// The tables of the second node, likewise.
+fn receiving_node(lab: &Lab) -> Result<World> {
+    node_world(&lab.node(2), &lab.node(1), &[lab.pod(2, 1), lab.pod(2, 2)])
+}
+
+fn node_world(node: &Node, other: &Node, pods: &[Pod]) -> Result<World> {
+    let mut world = World::new();
+    let subnet = |node: &Node| Ok::<_, anyhow::Error>(node.subnet()?.network().octets());
+    let config = world.config();
+    config.subnet = subnet(node)?;
+    config.vtep = node.underlay_address().octets();
+    config.vtep_mac = mac(&node.namespace(), "flannel.1")?;
+    config.bridge_mac = mac(&node.namespace(), "cni0")?;
+    let mut entry = peer(other.underlay_address().octets());
+    entry.header[50..56].copy_from_slice(&PEER_VTEP_MAC);
+    world.peers = BTreeMap::from([(subnet(other)?, entry)]);
+    world.vteps = BTreeMap::from([(entry.vtep, Vtep { subnets: 1 })]);
+    world.endpoints.clear();
+    world.pods.clear();
+    for pod in pods {
+        let entry = PodEntry {
+            ifindex: VETH_A,
+            mtu: 1450,
+            mac: mac(&pod.namespace(), "eth0")?,
+            flags: 0,
+        };
+        world.pods.insert(pod.address().octets(), entry);
+    }
+    Ok(world)
+}
