@@ -28,6 +28,7 @@ use crate::{build, setup, shell, workspace};
 #[command(after_help = "Examples:
   cargo xtask fuzz --seconds 3600 --jobs 2      an hour of packets on two CPUs
   cargo xtask fuzz --seed 7 --output json       the same packets as last time with seed 7
+  cargo xtask fuzz --lab                        4000 of each kind by the kernel path as well
   cargo xtask fuzz --target leases              what the store may say
   cargo xtask fuzz --target all --seconds 600   all parsers in ten minutes")]
 pub struct Arguments {
@@ -46,6 +47,10 @@ pub struct Arguments {
     /// A target of tests/fuzz, or `all`.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
+    /// Send made-up packets through a lab of two nodes, by the kernel path and by the fast path, and compare what
+    /// arrives; takes about a minute, whatever --seconds says.
+    #[arg(long, conflicts_with_all = ["target", "seconds", "jobs", "output"])]
+    lab: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,8 +70,25 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             };
             inputs::run(&wanted).map(|()| ExitCode::SUCCESS)
         }
+        None if arguments.lab => lab(arguments.seed).map(|()| ExitCode::SUCCESS),
         None => programs(arguments),
     }
+}
+
+/// The test that compares the two paths, with more packets than it usually takes.
+fn lab(seed: Option<u64>) -> Result<()> {
+    /// As many as it can tell apart.
+    const PACKETS: &str = "4000";
+    setup::ensure_tests()?;
+    build::programs(build::Warnings::Shown)?;
+    build::binaries(false)?;
+    let mut command = shell::cargo(&["test", "--package", "overlay-tests", "--test", "equality"]);
+    command.args(["made_up_packets_fare_alike", "--", "--nocapture"]);
+    command.env("OVERLAY_FUZZ_PACKETS", PACKETS);
+    if let Some(seed) = seed {
+        command.env("OVERLAY_FUZZ_SEED", seed.to_string());
+    }
+    shell::run(&mut command)
 }
 
 /// For a while, as a part of the tests.
@@ -77,6 +99,7 @@ pub fn try_out(seconds: u64) -> Result<()> {
         jobs: 1,
         output: Output::Table,
         target: None,
+        lab: false,
     })?;
     ensure!(
         code == ExitCode::SUCCESS,

@@ -126,6 +126,12 @@ impl World {
     }
 }
 
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The entry of a peer that is reached by way of `vtep`.
 pub fn peer(vtep: [u8; 4]) -> Peer<V4> {
     Peer {
