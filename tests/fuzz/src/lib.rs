@@ -13,8 +13,11 @@ mod node;
 
 use std::fmt::Display;
 
+/// Takes what could come from outside, and panics where something does not hold.
+pub type Target = fn(&[u8]);
+
 /// Every target by name; `fuzz_targets/` has a file for each.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("leases", leases::leases),
     ("network_config", leases::network_config),
     ("subnet_env", node::subnet_env),

@@ -264,9 +264,12 @@ fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
     std::thread::sleep(UNDER_WAY);
     let mut seen = Seen::new();
     for (name, socket) in &places {
-        for mut frame in socket.incoming(QUIET, |_| true)? {
-            if let Some(probe) = whose(&mut frame) {
-                seen.entry((probe, name)).or_default().push(frame);
+        // All of it: the sender's own frames stand before what came back to it.
+        for mut frame in socket.drain(QUIET)? {
+            if !frame.outgoing
+                && let Some(probe) = whose(&mut frame.bytes)
+            {
+                seen.entry((probe, name)).or_default().push(frame.bytes);
             }
         }
     }
