@@ -178,7 +178,7 @@ fn plan(arguments: &Arguments, variants: Vec<Variant>) -> Plan {
     } else {
         Underlay::value_variants()
     };
-    let (round_trips, volume) = if quick { (200, 300) } else { (1000, 1500) };
+    let (round_trips, volume) = if quick { (200, 300) } else { (400, 600) };
     let rounds = arguments.rounds.unwrap_or(if quick { 1 } else { 5 });
     Plan {
         rounds,
