@@ -56,7 +56,17 @@ const LINES: &[(&str, Rule, &str)] = &[
         Rule::Told,
         "ip -4 neighbour show dev eth0",
     ),
-    ("qdiscs", Rule::Same, "tc qdisc show"),
+    // An empty clsact may be somebody else's, so the agent leaves it.
+    (
+        "qdiscs besides clsact",
+        Rule::Same,
+        "tc qdisc show | grep -v clsact",
+    ),
+    (
+        "clsact qdiscs",
+        Rule::Told,
+        "tc qdisc show | grep clsact",
+    ),
     (
         "filters by clsact",
         Rule::Same,

@@ -1,8 +1,7 @@
 //! The changes that a round can make.
 
-use std::fmt;
-use std::fs;
 use std::time::Duration;
+use std::{env, fmt, fs, process};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -83,7 +82,7 @@ impl Kind {
             Self::Restart => again(&lab.node(1), Signal::SIGTERM, &[]),
             Self::Kill => again(&lab.node(1), Signal::SIGKILL, &[]),
             Self::Switch => switch(&lab.node(1)),
-            Self::Upgrade => upgrade(lab, lap),
+            Self::Upgrade => upgrade(lab),
             Self::Attach => {
                 again(&lab.node(1), Signal::SIGTERM, &["--attach=clsact"])?;
                 again(&lab.node(1), Signal::SIGTERM, &[])
@@ -223,14 +222,17 @@ fn switch(node: &Node) -> Result<()> {
 }
 
 /// The kernel gives programs new numbers with every load, so the same code is another build to it.
-fn upgrade(lab: &Lab, lap: usize) -> Result<()> {
+fn upgrade(lab: &Lab) -> Result<()> {
     let node = lab.node(1);
-    let other = lab.directory().join(format!("overlayd-{lap}"));
+    // Nodes do not see the lab's own directory.
+    let other = env::temp_dir().join(format!("overlayd-{}", process::id()));
     fs::copy(lab.options().bin_dir.join("overlayd"), &other)
         .with_context(|| format!("copy the agent to {}", other.display()))?;
-    node.stop_agent(Signal::SIGTERM)?;
-    node.start_agent_from(&other, &[])?;
-    fast_path::wait_serving(&node)?;
-    again(&node, Signal::SIGTERM, &[])?;
-    fs::remove_file(&other).with_context(|| format!("remove {}", other.display()))
+    let upgraded = node
+        .stop_agent(Signal::SIGTERM)
+        .and_then(|()| node.start_agent_from(&other, &[]))
+        .and_then(|_| fast_path::wait_serving(&node))
+        .and_then(|()| again(&node, Signal::SIGTERM, &[]));
+    fs::remove_file(&other).with_context(|| format!("remove {}", other.display()))?;
+    upgraded
 }

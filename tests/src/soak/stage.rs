@@ -204,7 +204,11 @@ pub fn collect_garbage(node: &Node) -> Result<()> {
         .iter()
         .map(|pod| json!({"containerID": pod.container(), "ifname": "eth0"}))
         .collect();
-    let output = node.cni("GC", None, &[("cni.dev/valid-attachments", json!(valid))])?;
+    let extra = [
+        ("cniVersion", json!("1.1.0")),
+        ("cni.dev/valid-attachments", json!(valid)),
+    ];
+    let output = node.cni("GC", None, &extra)?;
     crate::command::require_success("CNI GC", output).map(drop)
 }
 
