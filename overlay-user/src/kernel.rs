@@ -26,7 +26,7 @@ pub mod pods;
 pub mod route;
 pub mod rules;
 pub mod sysctl;
-mod tool;
+pub(crate) mod tool;
 
 pub use cleanup::cleanup;
 pub use tool::ToolError;

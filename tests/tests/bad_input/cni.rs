@@ -29,6 +29,24 @@ pub(super) fn cni_error(output: &Output) -> Result<Value> {
     Ok(error)
 }
 
+/// Calls a node's plugin with these variables and this configuration.
+pub(super) fn call(node: &Node, variables: &[(&str, &str)], input: &[u8]) -> Result<Output> {
+    let namespace = node.namespace();
+    let mut plugin = namespace.command("/opt/cni/bin/flannel");
+    plugin.env("CNI_PATH", "/opt/cni/bin").current_dir("/");
+    plugin.envs(variables.iter().copied());
+    plugin
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = namespace.start(&mut plugin)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A plugin that refuses early does not read it all.
+        let _ = stdin.write_all(input);
+    }
+    Ok(child.wait_with_output()?)
+}
+
 #[test]
 fn bad_cni_calls_are_answered_and_leave_nothing_behind() -> Result<()> {
     let lab = lab("bad-cni", 1, StoreKind::Dir)?;
@@ -38,22 +56,7 @@ fn bad_cni_calls_are_answered_and_leave_nothing_behind() -> Result<()> {
     let before = addresses()?;
     let netns = lab.pod(1, 1).namespace().path();
     let good = r#"{"name":"cbr0","type":"flannel","cniVersion":"1.0.0"}"#;
-    let call = |variables: &[(&str, &str)], input: &[u8]| -> Result<Output> {
-        let namespace = node.namespace();
-        let mut plugin = namespace.command("/opt/cni/bin/flannel");
-        plugin.env("CNI_PATH", "/opt/cni/bin").current_dir("/");
-        plugin.envs(variables.iter().copied());
-        plugin
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = namespace.start(&mut plugin)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A plugin that refuses early does not read it all.
-            let _ = stdin.write_all(input);
-        }
-        Ok(child.wait_with_output()?)
-    };
+    let call = |variables: &[(&str, &str)], input: &[u8]| call(&node, variables, input);
     let netns = netns.to_str().context("a path")?;
     let add = [
         ("CNI_COMMAND", "ADD"),
