@@ -13,6 +13,9 @@ use crate::datapath::programs::CLSACT_PRIORITY;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
+/// The bridge that the agent serves pods of: the name that flannel gives it.
+pub const BRIDGE: &str = "cni0";
+
 /// A pod of this node: the host end of its veth pair, enslaved to the bridge and carrying a note.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodLink {

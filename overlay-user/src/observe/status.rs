@@ -25,11 +25,9 @@ use crate::datapath::pins::Pins;
 use crate::datapath::programs::{self, OnHook};
 use crate::datapath::tables::Tables;
 use crate::kernel::{self, Kernel, guard};
+use crate::kernel::pods::BRIDGE;
 use crate::mac::MacAddr;
 use crate::reconcile::{Observed, ROUTE_PROTOCOL};
-
-/// The bridge of the pods.
-const BRIDGE: &str = "cni0";
 
 /// Everything `overlayctl status` shows.
 #[derive(Clone, Debug, Serialize)]

@@ -11,7 +11,7 @@ use overlay_user::config::SubnetEnv;
 use overlay_user::kernel::apply::Failure;
 use overlay_user::kernel::guard::{self, GuardState};
 use overlay_user::kernel::interface::Underlay;
-use overlay_user::kernel::pods::PodLinks;
+use overlay_user::kernel::pods::{BRIDGE, PodLinks};
 use overlay_user::kernel::rules::{Driver, RuleSet};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::lease::Lease;
@@ -21,8 +21,6 @@ use overlay_user::reconcile::{Action, Desired, Device, diff};
 use crate::health::Report;
 use crate::node::Node;
 
-/// The bridge of the pods.
-pub const BRIDGE: &str = "cni0";
 /// How often the guard is written again although nothing changed: somebody may have flushed it.
 const GUARD_RESYNC: Duration = Duration::from_secs(5);
 

@@ -10,6 +10,7 @@ use overlay_user::backend::{self, Peer};
 use overlay_user::kernel::Kernel;
 use overlay_user::kernel::interface::Underlay;
 use overlay_user::kernel::monitor::{Event, Monitor};
+use overlay_user::kernel::pods::BRIDGE;
 use overlay_user::lease::Lease;
 use overlay_user::mac::MacAddr;
 use overlay_user::observe::agent_file::AgentFile;
@@ -159,7 +160,7 @@ impl Reconciler {
         self.tell_rejected(&mut report);
         self.accepted.clone_from(&peers);
 
-        let pods = match self.kernel.pods(crate::kernel_path::BRIDGE).await {
+        let pods = match self.kernel.pods(BRIDGE).await {
             Ok(pods) => pods,
             Err(error) => {
                 report.problem("kernel", format!("list pods: {error}"));
