@@ -18,6 +18,8 @@ pub mod fdb;
 pub mod guard;
 pub mod interface;
 pub mod link;
+mod look;
+mod look;
 pub mod monitor;
 pub mod neighbour;
 pub mod next_hop;
@@ -136,6 +138,7 @@ pub struct Kernel {
     task: JoinHandle<()>,
 }
 
+    look: look::Look,
 impl Kernel {
     /// Opens a connection; its task runs on the current tokio runtime until this is dropped.
     ///
@@ -148,6 +151,7 @@ impl Kernel {
             task: tokio::spawn(connection),
         })
     }
+            look: look::Look::default(),
 
     /// Whether the connection has broken; every request fails then.
     #[must_use]

@@ -97,7 +97,7 @@ impl Kernel {
         network: IpNet,
     ) -> Result<Underlay, Error> {
         let mut by_device: BTreeMap<u32, Vec<(u8, IpAddr)>> = BTreeMap::new();
-        for message in &self.addresses().await? {
+        for message in self.addresses().await?.iter() {
             if let Some((rank, address)) = usable(message)
                 && address.is_ipv4() == network.addr().is_ipv4()
             {

@@ -16,7 +16,7 @@ use overlay_user::kernel::rules::{Driver, RuleSet};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::lease::Lease;
 use overlay_user::mac::MacAddr;
-use overlay_user::reconcile::{Action, Desired, Device, diff};
+use overlay_user::reconcile::{Action, Desired, Device, Observed, diff};
 
 use crate::health::Report;
 use crate::node::Node;
@@ -160,12 +160,16 @@ impl KernelPath {
             }
         };
         let actions = diff(desired, &observed);
+        if actions.is_empty() {
+            self.device = device_of(observed);
+            return desired.peers.values().cloned().collect();
+        }
         let failures = kernel.apply(desired, &actions).await;
         for failure in &failures {
             report.problem("kernel", failure.to_string());
         }
         self.device = match kernel.observe(&desired.device.name, desired.network).await {
-            Ok(observed) => observed.device.map(|device| (device.ifindex, device.mac)),
+            Ok(observed) => device_of(observed),
             Err(_) => None,
         };
         if self.device.is_none() {
@@ -257,6 +261,10 @@ impl KernelPath {
         }
         self.subnet_env = Some(env);
     }
+}
+
+fn device_of(observed: Observed) -> Option<(u32, MacAddr)> {
+    observed.device.map(|device| (device.ifindex, device.mac))
 }
 
 fn rules_resync(node: &Node) -> Duration {
