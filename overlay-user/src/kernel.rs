@@ -19,9 +19,9 @@ pub mod guard;
 pub mod interface;
 pub mod link;
 mod look;
-mod look;
 pub mod monitor;
 pub mod neighbour;
+mod netfilter;
 pub mod next_hop;
 pub mod observe;
 pub mod pods;
@@ -136,9 +136,9 @@ impl Error {
 pub struct Kernel {
     handle: Handle,
     task: JoinHandle<()>,
+    look: look::Look,
 }
 
-    look: look::Look,
 impl Kernel {
     /// Opens a connection; its task runs on the current tokio runtime until this is dropped.
     ///
@@ -149,9 +149,9 @@ impl Kernel {
         Ok(Self {
             handle,
             task: tokio::spawn(connection),
+            look: look::Look::default(),
         })
     }
-            look: look::Look::default(),
 
     /// Whether the connection has broken; every request fails then.
     #[must_use]
