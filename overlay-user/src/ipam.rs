@@ -23,6 +23,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::deadline::{self, Deadline};
+use crate::files;
 pub use holder::{Attachment, Holder};
 pub use range::Range;
 
@@ -236,14 +237,11 @@ impl Store {
     /// [`Error::Files`] if its file cannot be removed.
     pub fn free(&self, address: IpAddr) -> Result<(), Error> {
         let path = self.dir.join(address.to_string());
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Files {
-                action: "remove",
-                path,
-                source,
-            }),
-            _ => Ok(()),
-        }
+        files::remove(&path).map_err(|source| Error::Files {
+            action: "remove",
+            path,
+            source,
+        })
     }
 
     /// Writes the file of `address`; `false` if there is one already.

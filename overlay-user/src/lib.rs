@@ -8,6 +8,7 @@ pub mod cni;
 pub mod config;
 pub mod datapath;
 pub mod deadline;
+pub mod files;
 pub mod ipam;
 pub mod kernel;
 pub mod lease;

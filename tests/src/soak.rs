@@ -145,11 +145,10 @@ pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
 
     say("settling");
     // Whatever is not flat when the time is over is told by the judgement.
-    let settled = wait_until("everything to settle", plan.settle, || {
+    let _ = wait_until("everything to settle", plan.settle, || {
         inventory::take(&stage).is_ok_and(|now| samples.is_flat(&now))
     });
     interrupt::check()?;
-    drop(settled);
     samples.end(inventory::take(&stage)?);
     let series = samples.judge(plan.settle);
     failures.extend(series.iter().filter_map(Series::complaint));

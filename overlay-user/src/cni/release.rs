@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use super::netns::Netns;
 use super::{Error, masquerade, veth};
 use crate::datapath::{self, pods};
 use crate::deadline::Deadline;
+use crate::files;
 use crate::ipam::{Attachment, Holder, Store};
 use crate::pod::PodNote;
 
@@ -257,14 +257,11 @@ fn remove_scratch_files(conf: &NetConf, valid: &BTreeSet<Attachment>) -> Result<
 }
 
 fn remove_file(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::File {
-            action: "remove",
-            path: path.to_owned(),
-            source,
-        }),
-        _ => Ok(()),
-    }
+    files::remove(path).map_err(|source| Error::File {
+        action: "remove",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

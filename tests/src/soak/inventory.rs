@@ -62,11 +62,7 @@ const LINES: &[(&str, Rule, &str)] = &[
         Rule::Same,
         "tc qdisc show | grep -v clsact",
     ),
-    (
-        "clsact qdiscs",
-        Rule::Told,
-        "tc qdisc show | grep clsact",
-    ),
+    ("clsact qdiscs", Rule::Told, "tc qdisc show | grep clsact"),
     (
         "filters by clsact",
         Rule::Same,

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::leases::{self, Invented};
-use super::stage::{PODS, Stage, collect_garbage, endpoint};
+use super::stage::{PODS, Stage, endpoint};
 use crate::conversation::Transport;
 use crate::{Lab, Node, command, fast_path, traffic, wait_until};
 
@@ -140,7 +140,7 @@ fn pods(stage: &Stage) -> Result<()> {
     command::require_success("CNI DEL without a namespace", output)?;
     // The runtime forgot: nobody says DEL.
     forgotten.lose()?;
-    collect_garbage(&node)?;
+    node.collect_garbage()?;
     for node in lab.nodes() {
         ensure!(node.pods().len() == PODS, "pods of the round are left");
         fast_path::wait_serving(&node)?;
@@ -181,7 +181,7 @@ fn follows(node: &Node, what: &str, peers: usize) -> Result<()> {
 fn node(lab: &Lab, lap: usize) -> Result<()> {
     let leaver = lab.node(3);
     let subnet = leaver.subnet()?;
-    let signal = if lap % 2 == 0 {
+    let signal = if lap.is_multiple_of(2) {
         Signal::SIGKILL
     } else {
         Signal::SIGTERM

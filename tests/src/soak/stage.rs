@@ -10,7 +10,7 @@ use crate::conversation::{Conversation, Server, Transport};
 use crate::kube_proxy::{self, Service};
 use crate::pace::Traffic;
 use crate::traffic::Endpoint;
-use crate::{Lab, Node, Options, Pod, fast_path};
+use crate::{Lab, Options, Pod, fast_path};
 
 /// Pods of a node that stay.
 pub const PODS: usize = 2;
@@ -186,7 +186,7 @@ impl Stage {
             for pod in node.pods().into_iter().skip(PODS) {
                 pod.remove()?;
             }
-            collect_garbage(&node)?;
+            node.collect_garbage()?;
         }
         self.lab.wait_converged()
     }
@@ -195,21 +195,6 @@ impl Stage {
     pub fn down(self) -> Result<()> {
         self.lab.down()
     }
-}
-
-/// CNI's GC with the pods that there are.
-pub fn collect_garbage(node: &Node) -> Result<()> {
-    let valid: Vec<_> = node
-        .pods()
-        .iter()
-        .map(|pod| json!({"containerID": pod.container(), "ifname": "eth0"}))
-        .collect();
-    let extra = [
-        ("cniVersion", json!("1.1.0")),
-        ("cni.dev/valid-attachments", json!(valid)),
-    ];
-    let output = node.cni("GC", None, &extra)?;
-    crate::command::require_success("CNI GC", output).map(drop)
 }
 
 pub fn endpoint(pod: &Pod) -> Endpoint {

@@ -44,9 +44,7 @@ pub fn render(findings: &Findings) -> String {
 }
 
 fn counted(series: &[Series]) -> Table {
-    let mut counted = table([
-        "WHERE", "WHAT", "START", "MIN", "MEDIAN", "MAX", "END", "",
-    ]);
+    let mut counted = table(["WHERE", "WHAT", "START", "MIN", "MEDIAN", "MAX", "END", ""]);
     for one in series {
         let verdict = match one.verdict {
             Verdict::Flat => "flat",
