@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 pub use kind::Kind;
-pub use series::{Series, Verdict};
+pub use series::{Rule, Series, Verdict};
 
 use crate::{interrupt, wait_until};
 use series::Samples;

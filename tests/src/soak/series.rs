@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// What is counted of a quantity tells when it is flat.
+/// When a quantity counts as flat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rule {
@@ -49,6 +49,8 @@ pub struct Series {
     pub max: u64,
     /// After the last round, settled.
     pub end: u64,
+    /// Medians of up to ten stretches of the run, one after the other.
+    pub over_time: Vec<u64>,
     /// When it counts as flat.
     pub rule: Rule,
     /// Whether it is.
@@ -75,6 +77,8 @@ pub struct Samples {
     end: Inventory,
 }
 
+/// In how many stretches a run is shown.
+const STRETCHES: usize = 10;
 /// Fewer samples than this tell nothing of memory: an agent takes its share in the first rounds.
 const ENOUGH: usize = 40;
 
@@ -153,6 +157,10 @@ impl Samples {
             }
             Rule::Told => Verdict::NotJudged,
         };
+        let over_time = samples
+            .chunks(samples.len().div_ceil(STRETCHES).max(1))
+            .map(|stretch| median(&mut stretch.to_vec()))
+            .collect();
         samples.push(end);
         let median = median(&mut samples);
         Series {
@@ -163,6 +171,7 @@ impl Samples {
             median,
             max: samples.last().copied().unwrap_or_default(),
             end,
+            over_time,
             rule,
             verdict,
         }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use comfy_table::Table;
-use overlay_tests::soak::{Findings, Series, Verdict};
+use overlay_tests::soak::{Findings, Rule, Series, Verdict};
 
 use crate::lab::table::table;
 
@@ -36,11 +36,25 @@ pub fn render(findings: &Findings) -> String {
         findings.stalls.longest_ms,
         counted(&findings.series),
     );
-    for failure in &findings.failures {
+    for one in findings.series.iter().filter(|one| is_judged_memory(one)) {
+        let values: Vec<_> = one.over_time.iter().map(u64::to_string).collect();
         // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "over time, {}: {}: {}",
+            one.place,
+            one.quantity,
+            values.join(" ")
+        );
+    }
+    for failure in &findings.failures {
         let _ = writeln!(text, "FAILED: {failure}");
     }
     text
+}
+
+fn is_judged_memory(series: &Series) -> bool {
+    matches!(series.rule, Rule::Steady(_))
 }
 
 fn counted(series: &[Series]) -> Table {
