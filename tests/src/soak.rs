@@ -146,10 +146,10 @@ pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
     say("settling");
     // Whatever is not flat when the time is over is told by the judgement.
     let _ = wait_until("everything to settle", plan.settle, || {
-        inventory::take(&stage).is_ok_and(|now| samples.is_flat(&now))
+        inventory::take(&stage).is_ok_and(|now| samples.settle(now))
     });
     interrupt::check()?;
-    samples.end(inventory::take(&stage)?);
+    samples.settle(inventory::take(&stage)?);
     let series = samples.judge(plan.settle);
     failures.extend(series.iter().filter_map(Series::complaint));
     let findings = Findings {

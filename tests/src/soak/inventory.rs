@@ -132,7 +132,6 @@ fn agent(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
         memory,
         kib(&rollup, "Private_Dirty:")?,
     );
-    // A scrape or a child process may be under way at the look.
     let open = fs::read_dir(process.join("fd"))?.count() as u64;
     note("agent: file descriptors", Rule::Fades(0), open);
     let threads = fs::read_dir(process.join("task"))?.count() as u64;

@@ -96,9 +96,17 @@ impl Samples {
         }
     }
 
-    /// The last look.
-    pub fn end(&mut self, inventory: Inventory) {
-        self.end = inventory;
+    /// One of the last looks, after the last round; whether everything is flat by now. What fades counts as
+    /// faded once it has been seen so: a look may fall into something that comes and goes, such as a program
+    /// that an agent runs.
+    pub fn settle(&mut self, inventory: Inventory) -> bool {
+        let earlier = std::mem::replace(&mut self.end, inventory);
+        for (name, (value, rule)) in &mut self.end {
+            if let (Rule::Fades(_), Some((least, _))) = (*rule, earlier.get(name)) {
+                *value = (*value).min(*least);
+            }
+        }
+        self.is_flat()
     }
 
     /// The newest value of one quantity.
@@ -109,10 +117,10 @@ impl Samples {
     }
 
     /// Whether all that can fade has, and all that must be there is.
-    pub fn is_flat(&self, now: &Inventory) -> bool {
-        self.names(now).all(|name| {
-            let (before, after) = (value(&self.start, name), value(now, name));
-            match rule(&self.start, now, name) {
+    fn is_flat(&self) -> bool {
+        self.names().all(|name| {
+            let (before, after) = (value(&self.start, name), value(&self.end, name));
+            match rule(&self.start, &self.end, name) {
                 Rule::Same => before == after,
                 Rule::Fades(_) => after <= before,
                 Rule::Steady(_) | Rule::Told => true,
@@ -120,14 +128,16 @@ impl Samples {
         })
     }
 
-    fn names<'a>(&'a self, now: &'a Inventory) -> impl Iterator<Item = &'a Name> {
-        let new = now.keys().filter(|name| !self.start.contains_key(*name));
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        let new = self
+            .end
+            .keys().filter(|name| !self.start.contains_key(*name));
         self.start.keys().chain(new)
     }
 
     /// Judges every quantity after a settling time of `settled`.
     pub fn judge(&self, settled: Duration) -> Vec<Series> {
-        let mut all: Vec<&Name> = self.names(&self.end).collect();
+        let mut all: Vec<&Name> = self.names().collect();
         all.sort();
         all.into_iter()
             .map(|name| self.series(name, settled))
@@ -237,7 +247,7 @@ mod tests {
         for value in values {
             samples.add(look(*value));
         }
-        samples.end(look(values[values.len() - 1]));
+        samples.settle(look(values[values.len() - 1]));
         samples.judge(Duration::from_secs(10))[0].verdict
     }
 
@@ -256,6 +266,16 @@ mod tests {
     }
 
     #[test]
+    fn what_has_faded_once_has_faded() {
+        let look = |value| Inventory::from([(name(), (value, Rule::Fades(0)))]);
+        let mut samples = Samples::default();
+        samples.begin(look(3));
+        assert!(!samples.settle(look(6)));
+        assert!(samples.settle(look(3)));
+        assert!(samples.settle(look(6)));
+    }
+
+    #[test]
     fn memory_may_be_taken_at_the_start_only() {
         let ramp: Vec<u64> = (0..100).map(|i| 1000 + i * 10).collect();
         assert_eq!(verdict(Rule::Steady(10), &ramp), Verdict::NotFlat);
@@ -268,7 +288,7 @@ mod tests {
     fn what_comes_new_is_not_flat() {
         let mut samples = Samples::default();
         samples.begin(Inventory::new());
-        samples.end(Inventory::from([(name(), (1, Rule::Same))]));
+        assert!(!samples.settle(Inventory::from([(name(), (1, Rule::Same))])));
         let series = &samples.judge(Duration::ZERO)[0];
         assert_eq!(series.verdict, Verdict::NotFlat);
         assert!(

@@ -29,6 +29,8 @@ const TIMEOUTS: &[(&str, u32)] = &[
     ("udp_timeout", 10),
     ("udp_timeout_stream", 20),
     ("icmp_timeout", 5),
+    // IGMP, of devices that come up.
+    ("generic_timeout", 5),
 ];
 
 pub struct Stage {
