@@ -6,6 +6,7 @@ mod demo;
 mod lab;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod workspace;
 
@@ -39,6 +40,7 @@ enum Command {
     Lab(lab::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Soak(soak::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -62,5 +64,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Soak(arguments) => soak::run(&arguments),
     }
 }
