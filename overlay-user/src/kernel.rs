@@ -21,6 +21,7 @@ pub mod link;
 pub mod monitor;
 pub mod neighbour;
 pub mod next_hop;
+pub mod nic;
 pub mod observe;
 pub mod pods;
 pub mod route;

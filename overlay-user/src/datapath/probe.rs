@@ -4,7 +4,7 @@
 
 use std::io;
 
-use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 
@@ -45,6 +45,7 @@ const LOAD: &str = "packet programs";
 const ENCAP: &str = "encapsulation with an inner Ethernet header";
 const DECAP: &str = "decapsulation with a fixed segment size";
 const TCX: &str = "tcx links";
+const XDP: &str = "early refusal by XDP, on a NIC whose driver has it";
 
 impl Probes {
     /// Tries everything. Nothing is left behind but a moment's program on the loopback device.
@@ -85,6 +86,12 @@ impl Probes {
                 since: "6.6",
                 needed: false,
                 answer: tcx(&mut ebpf),
+            },
+            Probe {
+                feature: XDP,
+                since: "5.18",
+                needed: false,
+                answer: xdp(&mut ebpf),
             },
         ])
     }
@@ -135,9 +142,13 @@ fn load() -> Result<Ebpf, Answer> {
     })
 }
 
-/// Loads every program.
+/// Loads every tc program.
 fn programs(ebpf: &mut Ebpf) -> Answer {
     for (name, program) in ebpf.programs_mut() {
+        // Optional, and has a probe of its own.
+        if matches!(program, Program::Xdp(_)) {
+            continue;
+        }
         let loaded = <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load);
         if let Err(error) = loaded {
             return classify_text(&format!("{name}: {}", short(&error)), errno_of(&error));
@@ -187,6 +198,17 @@ fn tcx(ebpf: &mut Ebpf) -> Answer {
             Ok(()) => Answer::Yes,
             Err(error) => Answer::Error(short(&error)),
         },
+        Err(error) => classify_text(&short(&error), errno_of(&error)),
+    }
+}
+
+/// Loads the XDP program. Whether a driver takes it shows when it is attached.
+fn xdp(ebpf: &mut Ebpf) -> Answer {
+    let Some(Ok(program)) = ebpf.program_mut("ov_net_xdp").map(<&mut Xdp>::try_from) else {
+        return Answer::Error("the eBPF object has no ov_net_xdp".to_owned());
+    };
+    match program.load() {
+        Ok(()) => Answer::Yes,
         Err(error) => classify_text(&short(&error), errno_of(&error)),
     }
 }

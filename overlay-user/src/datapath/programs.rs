@@ -17,6 +17,8 @@ use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
 use super::{Error, maps, object};
 
+mod xdp;
+
 /// The name of the program for a hook.
 #[must_use]
 pub const fn name(hook: Hook) -> &'static str {
@@ -25,14 +27,15 @@ pub const fn name(hook: Hook) -> &'static str {
         Hook::NetIn => "ov_net_in",
         Hook::PodOut => "ov_pod_out",
         Hook::VtepOut => "ov_vtep_out",
+        Hook::NetXdp => "ov_net_xdp",
     }
 }
 
-/// Which way packets go at a hook, seen from the device.
+/// Which way packets go at a hook of tc, seen from the device.
 #[must_use]
 pub const fn direction(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::PodIn | Hook::NetIn => TcAttachType::Ingress,
+        Hook::PodIn | Hook::NetIn | Hook::NetXdp => TcAttachType::Ingress,
         Hook::PodOut | Hook::VtepOut => TcAttachType::Egress,
     }
 }
@@ -41,6 +44,11 @@ pub const fn direction(hook: Hook) -> TcAttachType {
 #[must_use]
 pub const fn is_egress(hook: Hook) -> bool {
     matches!(direction(hook), TcAttachType::Egress)
+}
+
+/// The hooks of tc; the one that is none is in [`xdp`].
+pub fn tc_hooks() -> impl Iterator<Item = Hook> {
+    Hook::ALL.into_iter().filter(|hook| *hook != Hook::NetXdp)
 }
 
 /// How programs are attached.
@@ -121,7 +129,7 @@ impl Programs {
             filters: BTreeSet::new(),
             own_filters: BTreeSet::new(),
         };
-        for hook in Hook::ALL {
+        for hook in tc_hooks() {
             programs
                 .program(hook)?
                 .load()
@@ -301,19 +309,23 @@ impl Programs {
     /// # Errors
     /// The first failure; the rest is done all the same.
     pub fn detach_all(pins: &Pins) -> Result<usize, Error> {
-        let links = Self::detach_links(pins);
+        let links = Self::detach_links(pins, |_| true);
         let filters = Self::detach_filters();
         Ok(links? + filters?)
     }
 
-    /// Detaches what is attached by tcx.
+    /// Detaches what is attached by links, on the hooks that `of` picks.
     ///
     /// # Errors
     /// The first failure; the rest is done all the same.
-    pub fn detach_links(pins: &Pins) -> Result<usize, Error> {
+    pub fn detach_links(pins: &Pins, of: impl Fn(Hook) -> bool) -> Result<usize, Error> {
         let mut done = 0;
         let mut first_error = None;
-        for (_, _, path) in pins.list_links()? {
+        for (_, _, path) in pins
+            .list_links()?
+            .into_iter()
+            .filter(|(hook, ..)| of(*hook))
+        {
             match detach(&path) {
                 Ok(()) => done += 1,
                 Err(error) => first_error = first_error.or(Some(error)),
@@ -331,7 +343,7 @@ impl Programs {
         let mut done = 0;
         let mut first_error = None;
         for (_, interface) in interfaces()? {
-            for hook in Hook::ALL {
+            for hook in tc_hooks() {
                 match detach_filter(hook, &interface) {
                     Ok(there) => done += usize::from(there),
                     Err(error) => first_error = first_error.or(Some(error)),
@@ -420,7 +432,7 @@ pub struct OnHook {
     pub verified_instructions: Option<u32>,
 }
 
-/// The programs on an interface's hook, in the order they run.
+/// The programs on an interface's tc hook, in the order they run.
 ///
 /// # Errors
 /// [`Error::Attach`]; needs `CAP_SYS_ADMIN`.
@@ -428,6 +440,30 @@ pub fn on_hook(hook: Hook, interface: &str) -> Result<Vec<OnHook>, Error> {
     let (_, programs) = SchedClassifier::query_tcx(interface, direction(hook))
         .map_err(attach_failed("bpf_prog_query", hook, interface))?;
     Ok(programs.iter().map(describe).collect())
+}
+
+/// The program that a pinned link holds: all that there is on a hook that takes one program only.
+///
+/// # Errors
+/// [`Error::Link`]; needs `CAP_SYS_ADMIN`.
+pub fn on_link(pin: &Path) -> Result<OnHook, Error> {
+    let failed = |error: &dyn std::error::Error| link_failed("inspect", pin, error);
+    let link = PinnedLink::from_pin(pin).map_err(|error| failed(&error))?;
+    let id = FdLink::from(link)
+        .info()
+        .map_err(|error| failed(&error))?
+        .program_id();
+    let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
+    loaded
+        .find(|info| info.id() == id)
+        .map(|info| describe(&info))
+        .ok_or_else(|| {
+            link_failed(
+                "inspect",
+                pin,
+                &std::io::Error::from(std::io::ErrorKind::NotFound),
+            )
+        })
 }
 
 fn describe(info: &ProgramInfo) -> OnHook {

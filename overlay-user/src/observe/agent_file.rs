@@ -68,6 +68,9 @@ pub struct AgentFile {
     /// Entries of the store that it does not believe.
     #[serde(default)]
     pub rejected: Vec<RejectedLease>,
+    /// Where hostile VXLAN is refused early, or why nowhere; absent without a fast path.
+    #[serde(default)]
+    pub early_refusal: Option<String>,
 }
 
 /// A [`Rejected`] as tools show it.

@@ -118,6 +118,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         health: health.address(),
         subnet_file: flags.node.subnet_file.clone(),
         rejected: Vec::new(),
+        early_refusal: None,
     };
     file.write(run_dir)?;
 

@@ -156,7 +156,6 @@ impl Reconciler {
         let (peers, rejected) =
             backend::peers(&network, &self.lease, &state.leases, &self.accepted);
         report.rejected.extend(rejected);
-        self.tell_rejected(&mut report);
         self.accepted.clone_from(&peers);
 
         let pods = match self.kernel.pods(crate::kernel_path::BRIDGE).await {
@@ -230,6 +229,8 @@ impl Reconciler {
             )
             .await;
 
+        self.leave_note(&mut report);
+
         report.peers = served.len();
         report.pods = pods.pods.len();
         if report.is_ready() && !self.announced {
@@ -242,13 +243,17 @@ impl Reconciler {
         self.health.publish(report);
     }
 
-    /// Leaves a note for the tools of the leases that are not believed.
-    fn tell_rejected(&mut self, report: &mut Report) {
-        let rejected: Vec<_> = report.rejected.iter().map(Into::into).collect();
-        if rejected == self.file.rejected {
+    /// Leaves a note for the tools of what the kernel does not show.
+    fn leave_note(&mut self, report: &mut Report) {
+        let file = AgentFile {
+            rejected: report.rejected.iter().map(Into::into).collect(),
+            early_refusal: self.fast_path.early_refusal(),
+            ..self.file.clone()
+        };
+        if file == self.file {
             return;
         }
-        self.file.rejected = rejected;
+        self.file = file;
         if let Err(error) = self.file.write(&self.node.flags.node.run_dir) {
             report.problem("note for the tools", error.to_string());
         }
