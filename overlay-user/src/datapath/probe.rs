@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::programs::Attachment;
 use super::{object, short};
+use crate::privilege::{self, Capability};
 
 /// The answer of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,6 +52,16 @@ impl Probes {
     /// Tries everything. Nothing is left behind but a moment's program on the loopback device.
     #[must_use]
     pub fn run() -> Self {
+        // The kernel's own words for it would send people after its version.
+        let needed = [Capability::NetAdmin, Capability::Bpf, Capability::Perfmon];
+        if let Some(missing) = privilege::missing(&needed) {
+            return Self(vec![Probe {
+                feature: LOAD,
+                since: "5.10",
+                needed: true,
+                answer: Answer::Error(format!("this process lacks {missing}")),
+            }]);
+        }
         let mut ebpf = match load() {
             Ok(ebpf) => ebpf,
             Err(answer) => {
@@ -221,7 +232,7 @@ fn classify_text(detail: &str, errno: Option<i32>) -> Answer {
             Answer::No(detail.to_owned())
         }
         Some(Errno::EPERM) => Answer::Error(format!(
-            "{detail}: needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
+            "{detail}: needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
         )),
         _ => Answer::Error(detail.to_owned()),
     }

@@ -17,6 +17,7 @@ use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
 use super::{Error, maps, object};
 
+mod query;
 mod xdp;
 
 /// The name of the program for a hook.
@@ -187,7 +188,7 @@ impl Programs {
         match self.attachment {
             Attachment::Tcx => {
                 let pinned = pinned_program(&self.pins.link(hook, ifindex));
-                let there = attached_ids(hook, interface)?;
+                let there = attached_ids(hook, interface, ifindex)?;
                 let is_ours = |id: &u32| Some(*id) == pinned;
                 Ok(Presence {
                     ours: there.iter().any(is_ours),
@@ -216,7 +217,7 @@ impl Programs {
     fn attach_tcx(&mut self, hook: Hook, interface: &str, ifindex: u32) -> Result<Attached, Error> {
         let id = self.id(hook)?;
         let pin = self.pins.link(hook, ifindex);
-        let there = attached_ids(hook, interface)?;
+        let there = attached_ids(hook, interface, ifindex)?;
         let pinned = pinned_program(&pin);
         match pinned {
             Some(program) if program == id && there.contains(&id) => return Ok(Attached::Already),
@@ -474,11 +475,10 @@ fn describe(info: &ProgramInfo) -> OnHook {
     }
 }
 
-fn attached_ids(hook: Hook, interface: &str) -> Result<Vec<u32>, Error> {
-    Ok(on_hook(hook, interface)?
-        .into_iter()
-        .map(|program| program.id)
-        .collect())
+fn attached_ids(hook: Hook, interface: &str, ifindex: u32) -> Result<Vec<u32>, Error> {
+    query::tcx_program_ids(ifindex, direction(hook)).map_err(|error| {
+        attach_failed("bpf_prog_query", hook, interface)(ProgramError::IOError(error))
+    })
 }
 
 /// The program that a pinned link holds.

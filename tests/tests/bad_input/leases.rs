@@ -71,6 +71,11 @@ fn hostile_leases_are_refused_by_name_and_cost_nobody_anything() -> Result<()> {
             "not the address of one host",
         ),
         (
+            "10.244.237.0-24",
+            lease("192.168.66.255", mac),
+            "not the address of one host",
+        ),
+        (
             "10.244.244.0-24",
             lease("10.244.9.9", mac),
             "inside the overlay",

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use overlay_user::backend::{self, Peer};
 use overlay_user::kernel::Kernel;
 use overlay_user::kernel::interface::Underlay;
@@ -42,6 +43,8 @@ pub struct Reconciler {
     fast_path: FastPath,
     health: Health,
     underlay: Underlay,
+    /// The prefixes of the underlay's device, as of the last round.
+    on_link: Vec<IpNet>,
     lease: Lease,
     mac: MacAddr,
     file: AgentFile,
@@ -68,6 +71,7 @@ impl Reconciler {
             kernel,
             health,
             underlay: start.underlay,
+            on_link: Vec::new(),
             lease: start.lease,
             mac: start.mac,
             file: start.file,
@@ -153,8 +157,13 @@ impl Reconciler {
         self.refresh_underlay(&mut report).await;
 
         let network = self.node.config.network();
-        let (peers, rejected) =
-            backend::peers(&network, &self.lease, &state.leases, &self.accepted);
+        let (peers, rejected) = backend::peers(
+            &network,
+            &self.lease,
+            &self.on_link,
+            &state.leases,
+            &self.accepted,
+        );
         report.rejected.extend(rejected);
         self.accepted.clone_from(&peers);
 
@@ -263,10 +272,11 @@ impl Reconciler {
     /// another chosen: an address or a default route that comes later is no reason to move.
     async fn refresh_underlay(&mut self, report: &mut Report) {
         let underlay = &mut self.underlay;
-        let has_address = self
-            .kernel
-            .has_address(underlay.ifindex, underlay.address)
-            .await;
+        let addresses = self.kernel.addresses_of(underlay.ifindex).await;
+        if let Ok(addresses) = &addresses {
+            self.on_link.clone_from(addresses);
+        }
+        let has_address = addresses.map(|all| all.iter().any(|it| it.addr() == underlay.address));
         let device = self.kernel.device(underlay.ifindex).await;
         if let (Ok(true), Ok(Some((name, mtu)))) = (has_address, device)
             && mtu != 0
