@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod flood;
 mod lab;
 mod setup;
 mod shell;
@@ -39,6 +40,7 @@ enum Command {
     Lab(lab::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Flood(flood::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -62,5 +64,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Flood(arguments) => flood::run(&arguments),
     }
 }

@@ -27,11 +27,12 @@ pub fn mismatch(case: &Case, ran: &Ran) -> Option<String> {
         Outcome::Remember(flow) => (UNSPEC, Some(flow)),
     };
     let mut expected = (action, case.want.verdict(), remembered);
-    let mut frame = frame(case, &ran.frame);
-    if may_be_refused(case) && ran.verdict == Verdict::AdjustFailed {
+    let frame = if may_be_refused(case) && ran.verdict == Verdict::AdjustFailed {
         expected = (UNSPEC, Verdict::AdjustFailed, None);
-        frame.clone_from(&case.frame);
-    }
+        case.frame.clone()
+    } else {
+        frame(case, &ran.frame)
+    };
     let did = (ran.action, ran.verdict, ran.remembered);
     if did != expected {
         return Some(format!("{did:?} instead of {expected:?}"));
