@@ -86,7 +86,8 @@ impl Running {
             Attachment::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
         };
         others.map_err(|error| error.to_string())?;
-        let maps = Maps::open(pins).map_err(|error| error.to_string())?;
+        let mut maps = Maps::open(pins).map_err(|error| error.to_string())?;
+        maps.look_for_flows().map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         // Connection tracking sees halves of connections when some packets take the fast path and some do not.
         if let Err(error) = sysctl::be_liberal_with_tcp() {
@@ -257,7 +258,7 @@ impl Running {
                 ..config
             })?;
             tracing::info!("fast path active");
-        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC && self.maps.has_flows()? {
+        } else if self.maps.has_flows()? && self.flows_checked.elapsed() >= FLOWS_RESYNC {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
