@@ -108,7 +108,7 @@ pub struct StoreFlags {
     /// Password in etcd; prefer the environment variable, as others can read a command line
     #[arg(
         long,
-        env = "FLANNELD_ETCD_PASSWORD",
+        env = etcd::PASSWORD_ENV,
         default_value = "",
         hide_default_value = true,
         hide_env_values = true,

@@ -8,6 +8,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::store::etcd;
+
 /// How long a program may take; `iptables --wait` waits for the lock of others meanwhile.
 const TOOL_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -64,6 +66,7 @@ pub(super) async fn run(
     let io = |source| ToolError::Io { program, source };
     let mut child = Command::new(program)
         .args(arguments)
+        .env_remove(etcd::PASSWORD_ENV)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -26,6 +26,7 @@ use crate::datapath::programs::{self, OnHook};
 use crate::datapath::tables::Tables;
 use crate::kernel::{self, Kernel, guard};
 use crate::mac::MacAddr;
+use crate::privilege::{self, Capability};
 use crate::reconcile::{Observed, ROUTE_PROTOCOL};
 
 /// The bridge of the pods.
@@ -176,6 +177,11 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         rejected: Vec::new(),
         problems: Vec::new(),
     };
+    let needed = [Capability::NetAdmin, Capability::SysAdmin];
+    if let Some(missing) = privilege::missing(&needed) {
+        let text = format!("this process lacks {missing}, and cannot see everything");
+        status.problems.push(text);
+    }
     let (mut device, mut subnet_file) = (None, PathBuf::from(subnet_env::DEFAULT_PATH));
     match AgentFile::read(run_dir) {
         Ok(Some(agent)) => {

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use super::{MARK, Scene};
+use super::{MARK, Scene, THIRD};
 use crate::frame::{ARP, IPV4, Ip, Mac, VLAN, VXLAN_PORT, arp, ethernet, tagged, vxlan};
 
 /// A kind of hostile stream.
@@ -245,9 +245,11 @@ impl Scene {
         let flannel_address = Ipv4Addr::from(u32::from(self.victim.gateway) - 1);
         self.spread(|i| {
             let to = [self.victim.gateway, self.victim.vtep, flannel_address];
-            let from = [self.remote.ip, self.peer.vtep, self.peer.gateway];
+            // In another node's name, too: the address that the packet inside claims is nobody's to check.
+            let third = THIRD.1.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let from = [self.remote.ip, self.peer.vtep, self.peer.gateway, third];
             let names = [self.third, self.neighbour.ip];
-            let innermost = self.inner(names[i % names.len()], i);
+            let innermost = self.inner(names[i / 12 % names.len()], i);
             let (from, to) = (from[i / 3 % from.len()], to[i % to.len()]);
             let ip = Ip::udp(from, to, VXLAN_PORT, &vxlan(1, &innermost));
             let inner = ethernet(self.victim.device, self.peer.device, IPV4, &ip.packet());
