@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod deny;
 mod flood;
 mod lab;
 mod setup;
