@@ -120,54 +120,6 @@ impl Kind {
             }),
             Self::Fragments => scene.fragments(),
             Self::Truncated => scene.truncated(),
-            Self::Nested => "nested",
-            Self::Lengths => "lengths",
-            Self::Mutated => "mutated",
-            Self::PodSource => "pod-source",
-            Self::PodVxlan => "pod-vxlan",
-            Self::PodArp => "pod-arp",
-            Self::Control => "control",
-        }
-    }
-
-    /// Where it starts.
-    pub fn origin(self) -> Origin {
-        match self {
-            Self::InnerSource | Self::InnerVlan | Self::Nested => Origin::Peer,
-            Self::PodSource | Self::PodVxlan | Self::PodArp => Origin::Pod,
-            _ => Origin::Stranger,
-        }
-    }
-
-    /// Its frames, one after the other; a stream repeats them.
-    pub fn frames(self, scene: &Scene) -> Vec<Vec<u8>> {
-        let Scene {
-            victim,
-            attacker,
-            neighbour,
-            remote,
-            third,
-            ..
-        } = *scene;
-        match self {
-            Self::Stranger => scene.spread(|i| scene.vxlan(self, 1, &scene.inner(remote.ip, i))),
-            Self::InnerSource => scene.spread(|i| {
-                let names = [third, neighbour.ip, Ipv4Addr::new(10, 244, 77, 5)];
-                scene.vxlan(self, 1, &scene.inner(names[i % names.len()], i))
-            }),
-            Self::Vni => scene.spread(|i| {
-                let vni = 2 + u32::try_from(i).unwrap_or_default() * 65_537;
-                scene.vxlan(self, vni, &scene.inner(remote.ip, i))
-            }),
-            Self::InnerVlan => scene.spread(|i| {
-                let tag = (VLAN, u16::try_from(i).unwrap_or_default());
-                scene.vxlan(self, 1, &tagged(&scene.inner(remote.ip, i), &[tag]))
-            }),
-            Self::Fragments => scene.fragments(),
-            Self::Truncated => {
-                let whole = scene.vxlan(self, 1, &scene.inner(remote.ip, 0));
-                (15..whole.len()).map(|len| whole[..len].to_vec()).collect()
-            }
             Self::Nested => scene.nested(),
             Self::Lengths => scene.lying(),
             Self::Mutated => scene.mutated(),

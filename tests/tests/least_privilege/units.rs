@@ -49,7 +49,10 @@ fn the_daemon_set_gives_what_is_tested() -> Result<()> {
     let wanted = FAST_PATH.iter().copied().chain([OLD_KERNELS]);
     ensure!(given == wanted.map(str::to_owned).collect(), "{given:?}");
     ensure!(yaml.contains("drop: [ALL]"), "others are not dropped");
-    ensure!(!yaml.contains("privileged: true"), "privileged");
+    // What runs for good is not privileged; what writes two sysctls and ends is.
+    let (before, agent) = yaml.split_once("- name: overlayd\n").context("no agent")?;
+    ensure!(!agent.contains("privileged: true"), "the agent is privileged");
+    ensure!(before.matches("privileged: true").count() == 1, "more than the sysctls is privileged");
     Ok(())
 }
 
@@ -81,7 +84,7 @@ fn the_unit_is_valid_and_hardened() -> Result<()> {
         .collect();
     ensure!(about.is_empty(), "{fine}: {text}");
     // 0 is safest, 10 is a service without any protection.
-    let (fine, text) = run(&["security", "--offline=yes", "--threshold=40"])?;
+    let (fine, text) = run(&["security", "--offline=yes", "--threshold=30"])?;
     ensure!(fine, "{text}");
     Ok(())
 }

@@ -8,7 +8,7 @@ use super::measure::{Findings, Measure, Place, Series, Way};
 /// A table, and what it was measured on.
 pub fn render(findings: &Findings) -> String {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header([
+    table.load_style(NOTHING).set_header([
         "FLOOD",
         "REFUSED BY",
         "FLOOD'S CORE",
