@@ -111,6 +111,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn vlans_and_programs_are_seen() {
+        let mut vlan = LinkMessage::default();
+        vlan.attributes = vec![
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan)]),
+            LinkAttribute::Link(7),
+        ];
+        assert!(is_vlan_on(&vlan, 7) && !is_vlan_on(&vlan, 8));
+        let mut veth = vlan.clone();
+        veth.attributes[0] = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]);
+        assert!(!is_vlan_on(&veth, 7));
+        assert_eq!(
+            kind(&veth).map(ToString::to_string).as_deref(),
+            Some("veth")
+        );
+        assert_eq!(xdp_program(&veth), None);
+        veth.attributes
+            .push(LinkAttribute::Xdp(vec![LinkXdp::ProgId(3)]));
+        assert_eq!(xdp_program(&veth), Some(3));
+    }
+
+    #[test]
     fn the_lowest_feature_stands_first() {
         assert_eq!(parse_features("0100"), Some(0b10));
         assert_eq!(

@@ -51,8 +51,14 @@ fn the_daemon_set_gives_what_is_tested() -> Result<()> {
     ensure!(yaml.contains("drop: [ALL]"), "others are not dropped");
     // What runs for good is not privileged; what writes two sysctls and ends is.
     let (before, agent) = yaml.split_once("- name: overlayd\n").context("no agent")?;
-    ensure!(!agent.contains("privileged: true"), "the agent is privileged");
-    ensure!(before.matches("privileged: true").count() == 1, "more than the sysctls is privileged");
+    ensure!(
+        !agent.contains("privileged: true"),
+        "the agent is privileged"
+    );
+    ensure!(
+        before.matches("privileged: true").count() == 1,
+        "more than the sysctls is privileged"
+    );
     Ok(())
 }
 
