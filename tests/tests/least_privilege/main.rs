@@ -15,7 +15,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use overlay_tests::Node;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Machines that run tests are slow.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The agent with its fast path, and what finds out whether it can run.
 const FAST_PATH: &[&str] = &["net_admin", "net_raw", "bpf", "perfmon"];
