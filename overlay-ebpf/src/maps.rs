@@ -68,9 +68,13 @@ impl Tables<V4> for Maps {
 
     #[inline(always)]
     fn is_stack_owned(&self, flow: &FlowKey<V4>) -> bool {
+        if cfg!(feature = "without-stack-owned") {
+            return false;
+        }
         // Two words of one cache line against a hash over the flow and a walk.
         let news = |key| FLOW_NEWS.get(key).map(|news| news.at_ns);
-        news(NEWEST_FLOW) != news(NO_FLOW_SINCE) && FLOWS.get_ptr(flow).is_some()
+        let any = cfg!(feature = "without-flow-news") || news(NEWEST_FLOW) != news(NO_FLOW_SINCE);
+        any && FLOWS.get_ptr(flow).is_some()
     }
 }
 
@@ -99,6 +103,9 @@ pub fn remember(flow: &FlowKey<V4>, now_ns: u64) {
 /// Whether the agent lives, and with it what it knows of next hops.
 #[inline(always)]
 pub fn next_hops_are_fresh() -> bool {
+    if cfg!(feature = "without-prepared-next-hop") {
+        return false;
+    }
     // SAFETY: the helper takes nothing and cannot fail (Linux 5.11).
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     HEARTBEAT
@@ -109,6 +116,9 @@ pub fn next_hops_are_fresh() -> bool {
 /// Counts a packet under its verdict.
 #[inline(always)]
 pub fn count(hook: Hook, verdict: Verdict, bytes: u32) {
+    if cfg!(feature = "without-counters") {
+        return;
+    }
     if let Some(counter) = COUNTS.get_ptr_mut(counter_index(hook, verdict)) {
         // SAFETY: the pointer is to this CPU's own copy, and tc programs do not interrupt each other on a
         // CPU.

@@ -161,6 +161,9 @@ pub struct NodeFlags {
     /// Refuse hostile VXLAN at the NIC already, by native XDP: "auto" where the driver gives up nothing for it
     #[arg(long, env = "OVERLAY_XDP", value_enum, default_value_t = Xdp::Auto)]
     pub xdp: Xdp,
+    /// Load the eBPF programs of this object file instead of those built in: to try others out
+    #[arg(long, env = "OVERLAY_PROGRAMS", value_name = "FILE")]
+    pub programs: Option<PathBuf>,
     /// Who decapsulates TCP super-packets: "kernel" is for nodes whose pods pass them on to tap devices
     #[arg(long, env = "OVERLAY_AGGREGATES", value_enum, default_value_t = Aggregates::Fast)]
     pub aggregates: Aggregates,

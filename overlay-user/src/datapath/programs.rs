@@ -15,7 +15,7 @@ use overlay_common::Hook;
 
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
-use super::{Error, maps, object};
+use super::{Error, maps};
 
 mod query;
 mod xdp;
@@ -102,7 +102,7 @@ pub enum Attached {
 }
 
 impl Programs {
-    /// Loads the programs over the pinned maps, creating and pinning what is missing.
+    /// Loads the programs of an object file over the pinned maps, creating and pinning what is missing.
     ///
     /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are unpinned and
     /// made anew; what did not fit is returned. The programs that still run on the old ones keep them until
@@ -110,8 +110,11 @@ impl Programs {
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is attached then.
-    pub fn load(pins: &Pins, attachment: Attachment) -> Result<(Self, Vec<Misfit>), Error> {
-        let bytes = object::bytes()?;
+    pub fn load(
+        bytes: &[u8],
+        pins: &Pins,
+        attachment: Attachment,
+    ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
         let mut loader = EbpfLoader::new();

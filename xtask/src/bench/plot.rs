@@ -98,6 +98,7 @@ fn colour(variant: Variant) -> &'static str {
         Variant::KernelServices => "#2f5fb3",
         Variant::Flannel => "#e08e3e",
         Variant::Overlay => "#2e9e5b",
+        _ => "#9bd0b0",
     }
 }
 

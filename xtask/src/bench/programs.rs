@@ -134,7 +134,7 @@ impl Worktree {
             place,
             object: PathBuf::new(),
         };
-        tree.object = build::programs_of(&tree.place, build::Warnings::Shown)?;
+        tree.object = build::programs_of(&tree.place, &[], build::Warnings::Shown)?;
         Ok(tree)
     }
 }

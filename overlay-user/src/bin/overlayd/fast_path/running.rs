@@ -9,8 +9,9 @@ use overlay_common::schema::{
 };
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
-use overlay_user::config::flags::{Aggregates, Attach, Xdp};
+use overlay_user::config::flags::{Aggregates, Attach, NodeFlags, Xdp};
 use overlay_user::datapath::maps::{self, Maps};
+use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::probe::Probes;
 use overlay_user::datapath::programs::{
@@ -67,16 +68,17 @@ struct Site {
 
 impl Running {
     /// Probes this kernel, loads the programs and takes over what is pinned.
-    pub fn start(pins: &Pins, attach: Attach) -> Result<Self, String> {
-        let attachment = match (attach, Probes::run().verdict()?) {
+    pub fn start(pins: &Pins, flags: &NodeFlags) -> Result<Self, String> {
+        let attachment = match (flags.attach, Probes::run().verdict()?) {
             (Attach::Tcx, Attachment::Clsact) => {
                 return Err("this kernel has no tcx (Linux 6.6 has): leave --attach out".to_owned());
             }
             (Attach::Clsact, _) => Attachment::Clsact,
             (Attach::Tcx | Attach::Auto, best) => best,
         };
+        let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (programs, misfits) =
-            Programs::load(pins, attachment).map_err(|error| error.to_string())?;
+            Programs::load(&object, pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
