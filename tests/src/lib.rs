@@ -20,6 +20,7 @@ pub mod containers;
 pub mod conversation;
 pub mod fast_path;
 pub mod frame;
+pub mod hostile;
 pub mod http;
 pub mod interrupt;
 pub mod kube_proxy;

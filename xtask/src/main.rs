@@ -3,6 +3,8 @@
 mod bench;
 mod build;
 mod demo;
+mod deny;
+mod flood;
 mod lab;
 mod setup;
 mod shell;
@@ -41,6 +43,7 @@ enum Command {
     Test(test::Arguments),
     Bench(bench::Arguments),
     Soak(soak::Arguments),
+    Flood(flood::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,5 +68,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Flood(arguments) => flood::run(&arguments),
     }
 }

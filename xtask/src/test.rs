@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 
-use crate::{bench, build, setup, shell, soak};
+use crate::{bench, build, deny, setup, shell, soak};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -72,6 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     run.part("eBPF programs", || build::programs(build::Warnings::Denied))?;
     if filter.is_none() {
         run.part("clippy", clippy)?;
+        run.part("licences, bans, sources", deny::check)?;
     }
     run.part("build", || build::binaries(false))?;
     run.tests(

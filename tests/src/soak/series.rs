@@ -131,7 +131,8 @@ impl Samples {
     fn names(&self) -> impl Iterator<Item = &Name> {
         let new = self
             .end
-            .keys().filter(|name| !self.start.contains_key(*name));
+            .keys()
+            .filter(|name| !self.start.contains_key(*name));
         self.start.keys().chain(new)
     }
 
