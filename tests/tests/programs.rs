@@ -81,6 +81,9 @@ fn made_up_packets_end_in_the_kernel_as_in_rust() -> Result<()> {
         (Hook::PodIn, Verdict::SpoofedSource),
         (Hook::NetIn, Verdict::Decapsulated),
         (Hook::NetIn, Verdict::ForeignInnerSource),
+        (Hook::NetXdp, Verdict::ForeignInnerSource),
+        (Hook::NetXdp, Verdict::UnknownVtep),
+        (Hook::NetXdp, Verdict::Passed),
         (Hook::PodOut, Verdict::Remembered),
         (Hook::VtepOut, Verdict::Remembered),
     ] {

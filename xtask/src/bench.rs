@@ -18,11 +18,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 use overlay_tests::StoreKind;
+use overlay_tests::load::instructions::Instructions;
 use serde::Serialize;
 
 use crate::lab::Output;
 use crate::{build, setup, shell};
-use machine::Machine;
+pub use machine::Machine;
 use measure::{Lengths, Measure};
 use rounds::{Disturbance, Plan};
 use stage::{Path, Stage, Underlay};
@@ -127,7 +128,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let start = Instant::now();
     let flanneld = arguments.flanneld.as_deref();
-    let (variants, skipped) = variant::choose(&arguments.only, arguments.quick, flanneld)?;
+    let (variants, mut skipped) = variant::choose(&arguments.only, arguments.quick, flanneld)?;
+    if Instructions::count().is_none() {
+        skipped.push("instructions: this machine does not count them".to_owned());
+    }
     for reason in &skipped {
         shell::progress(&format!("left out {reason}"));
     }
@@ -155,7 +159,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         fs::write(path, &json).with_context(|| format!("write {}", path.display()))?;
     }
     if let Some(directory) = &arguments.plots {
-        plot::write(directory, &findings.machine, &findings.results)?;
+        plot::write(directory, &findings)?;
     }
     match arguments.output {
         Output::Json => println!("{json}"),
@@ -174,7 +178,7 @@ fn plan(arguments: &Arguments, variants: Vec<Variant>) -> Plan {
     } else {
         Underlay::value_variants()
     };
-    let (round_trips, volume) = if quick { (200, 300) } else { (1000, 1500) };
+    let (round_trips, volume) = if quick { (200, 300) } else { (400, 600) };
     let rounds = arguments.rounds.unwrap_or(if quick { 1 } else { 5 });
     Plan {
         rounds,

@@ -3,10 +3,13 @@
 mod bench;
 mod build;
 mod demo;
+mod deny;
+mod flood;
 mod fuzz;
 mod lab;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod workspace;
 
@@ -41,6 +44,8 @@ enum Command {
     Test(test::Arguments),
     Bench(bench::Arguments),
     Fuzz(fuzz::Arguments),
+    Soak(soak::Arguments),
+    Flood(flood::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,5 +70,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
+        Command::Flood(arguments) => flood::run(&arguments),
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 
-use crate::{bench, build, fuzz, setup, shell};
+use crate::{bench, build, deny, fuzz, setup, shell, soak};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -75,6 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     run.part("eBPF programs", || build::programs(build::Warnings::Denied))?;
     if filter.is_none() {
         run.part("clippy", clippy)?;
+        run.part("licences, bans, sources", deny::check)?;
     }
     run.part("build", || build::binaries(false))?;
     run.tests(
@@ -108,6 +109,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         run.part("fuzz", || fuzz::try_out(FUZZ_SECONDS))?;
         // That it works; no figure passes or fails.
         run.part("bench", bench::try_out)?;
+        run.part("soak", soak::try_out)?;
     }
     Ok(run.close())
 }

@@ -3,7 +3,7 @@
 use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
     Packet, Pass, Peer, Pod, Tables, Transport, UDP, Verdict, fits, flow, in_a_vlan, in_network,
-    same_mac, vxlan,
+    is_whole, same_mac, vxlan,
 };
 
 /// What to do with a packet from a pod.
@@ -194,7 +194,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if ip.has_options() {
         return Err(Verdict::Options);
     }
-    if !ip.checksum_ok || ip.total_len != packet.frame_len() - ETHERNET_LEN {
+    if !ip.checksum_ok || !is_whole(packet, ip, ETHERNET_LEN) {
         return Err(Verdict::Malformed);
     }
     let flow = flow(packet, config, ip, ETHERNET_LEN)?;
@@ -242,8 +242,8 @@ fn to_remote<F: Family, P: Packet>(
     if ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
-    // The outer lengths have 16 bits as well.
-    if ip.total_len > u16::MAX as u32 - vxlan::OVERHEAD {
+    // The outer lengths have 16 bits, and nobody takes a tunnel's for empty.
+    if packet.frame_len() - ETHERNET_LEN > u32::from(u16::MAX) - vxlan::OVERHEAD {
         return Err(Verdict::TooLong);
     }
     if !fits(packet, ip, ETHERNET_LEN, peer.mtu)? {

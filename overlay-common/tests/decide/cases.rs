@@ -8,7 +8,7 @@ use overlay_common::schema::{
 };
 use overlay_common::{Hook, V4, Verdict};
 
-use super::frames::{End, Ipv4Frame, arp, ethernet, tagged, vxlan};
+use super::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan};
 use super::visit::Outcome::{self, Fast, Pass, PassPlain, Refuse, Remember};
 use super::visit::Visit;
 use super::world::*;
@@ -33,7 +33,10 @@ impl Case {
         let visit = Visit {
             hook,
             frame,
-            ifindex: if hook == Hook::NetIn { NIC } else { VETH_A },
+            ifindex: match hook {
+                Hook::NetIn | Hook::NetXdp => NIC,
+                Hook::PodIn | Hook::PodOut | Hook::VtepOut => VETH_A,
+            },
             gso_size: 0,
             vlan: None,
             plain: false,
@@ -71,6 +74,25 @@ impl Case {
         self
     }
 
+    /// The same packet before there is a socket buffer: refused there if and only if it would be later.
+    ///
+    /// There is no super-packet yet, and no tag that shows.
+    pub fn early(&self) -> Option<Self> {
+        let visit = &self.visit;
+        let exists = visit.hook == Hook::NetIn && visit.gso_size == 0 && visit.vlan.is_none();
+        exists.then(|| Self {
+            visit: Visit {
+                hook: Hook::NetXdp,
+                ..visit.clone()
+            },
+            want: match self.want {
+                Refuse(verdict) => Refuse(verdict),
+                _ => Pass(Verdict::Passed),
+            },
+            ..self.clone()
+        })
+    }
+
     /// What the decision says.
     pub fn decide(&self) -> Outcome {
         self.visit.decide(&self.world)
@@ -79,14 +101,17 @@ impl Case {
 
 /// Every case.
 pub fn all() -> Vec<Case> {
-    [
+    let mut cases = [
         honest_pod::cases(),
         spoofing_pod::cases(),
         honest_network::cases(),
         forging_network::cases(),
         leaving::cases(),
     ]
-    .concat()
+    .concat();
+    let early: Vec<Case> = cases.iter().filter_map(Case::early).collect();
+    cases.extend(early);
+    cases
 }
 
 /// The bytes of a frame after a change that no checksum or length makes up for.

@@ -1,7 +1,7 @@
 //! A packet's visit to a hook, and how it ends.
 
 use overlay_common::decide::{
-    FromNetwork, FromPod, Leaving, Tables, from_network, from_pod, leaving,
+    FromNetwork, FromPod, Leaving, Tables, from_network, from_pod, leaving, refused_early,
 };
 use overlay_common::packet::{Frame, Packet};
 use overlay_common::schema::FlowKey;
@@ -57,6 +57,10 @@ impl Visit {
                 FromNetwork::Decapsulate { .. } => Outcome::Fast(Verdict::Decapsulated),
                 FromNetwork::Pass(pass) => passed(pass),
                 FromNetwork::Refuse(verdict) => Outcome::Refuse(verdict),
+            },
+            Hook::NetXdp => match refused_early::<V4, _, _>(packet, tables) {
+                Some(verdict) => Outcome::Refuse(verdict),
+                None => Outcome::Pass(Verdict::Passed),
             },
             Hook::PodOut | Hook::VtepOut => {
                 match leaving::<V4, _, _>(packet, tables, self.hook, self.plain) {

@@ -67,7 +67,9 @@ struct Shared {
 
 /// Whether a made-up socket buffer can be like this packet's.
 pub fn is_expressible(visit: &Visit) -> bool {
-    visit.vlan.is_none() && !visit.plain
+    /// More than that does not fit the page that the kernel makes them in.
+    const LONGEST: usize = 3000;
+    visit.vlan.is_none() && !visit.plain && visit.frame.len() <= LONGEST
 }
 
 /// Runs the fuzzer.

@@ -12,6 +12,9 @@ use crate::kernel::Ran;
 const UNSPEC: i32 = -1;
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
+/// Of include/uapi/linux/bpf.h.
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
 
 /// The verdict that has to be counted for what a program did, or where that differs from what it has to do.
 ///
@@ -21,7 +24,10 @@ pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result
     if may_be_refused(visit, want) && ran.action == UNSPEC && ran.frame == visit.frame {
         return Ok(Verdict::AdjustFailed);
     }
+    let early = visit.hook == Hook::NetXdp;
     let action = match want {
+        Outcome::Pass(_) if early => XDP_PASS,
+        Outcome::Refuse(_) if early => XDP_DROP,
         Outcome::Fast(_) => REDIRECT,
         Outcome::Pass(_) | Outcome::PassPlain(_) | Outcome::Remember(_) => UNSPEC,
         Outcome::Refuse(_) => SHOT,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::programs::{Program, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use overlay_common::schema::{Config, Counter, Flow, FlowKey};
@@ -85,13 +85,13 @@ impl Kernel {
         }
         .context("load the object")?;
         for hook in Hook::ALL {
-            let program: &mut SchedClassifier = ebpf
-                .program_mut(programs::name(hook))
-                .context("a hook has no program")?
-                .try_into()?;
-            program
-                .load()
-                .with_context(|| format!("load {}", programs::name(hook)))?;
+            let program = ebpf.program_mut(programs::name(hook));
+            match program.context("a hook has no program")? {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                other => bail!("{}: {:?}", hook.name(), other.prog_type()),
+            }
+            .with_context(|| format!("load {}", programs::name(hook)))?;
         }
         Ok(Self {
             ebpf,
@@ -102,9 +102,9 @@ impl Kernel {
         })
     }
 
-    fn program(&self, hook: Hook) -> Result<&SchedClassifier> {
+    fn program(&self, hook: Hook) -> Result<&Program> {
         let program = self.ebpf.program(programs::name(hook));
-        Ok(program.context("a hook has no program")?.try_into()?)
+        program.context("a hook has no program")
     }
 
     /// How many instructions the verifier walked through (Linux 5.16).
@@ -175,12 +175,19 @@ impl Kernel {
             context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        let ran = self.program(visit.hook)?.test_run(TestRunOptions {
+        let options = TestRunOptions {
             data_in: Some(&visit.frame),
             data_out: Some(&mut buffer),
-            ctx_in: Some(&context),
             ..TestRunOptions::default()
-        });
+        };
+        let ran = match self.program(visit.hook)? {
+            Program::SchedClassifier(program) => program.test_run(TestRunOptions {
+                ctx_in: Some(&context),
+                ..options
+            }),
+            Program::Xdp(program) => program.test_run(options),
+            other => bail!("{}: {:?}", visit.hook.name(), other.prog_type()),
+        };
         self.buffer = buffer;
         match ran {
             Ok(ran) => Ok(Some(Ran {

@@ -73,6 +73,10 @@ impl Mutator {
             visit.ifindex = self.one_of(INTERFACES);
         }
         self.segment_size(visit, world);
+        if visit.hook == Hook::NetXdp {
+            // There are no super-packets yet.
+            visit.gso_size = 0;
+        }
         // Often one change, sometimes none or many.
         let changes = self.one_of([0, 1, 1, 1, 1, 2, 2, 3, 5]);
         for _ in 0..changes {

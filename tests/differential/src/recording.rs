@@ -11,7 +11,7 @@ use overlay_user::mac::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::decide::visit::Visit;
-use crate::decide::world::World;
+use crate::decide::world::{NIC_MAC, World};
 use crate::expected::hex;
 
 /// Tables and the packets that meet them, in order.
@@ -36,6 +36,10 @@ pub struct PacketText {
     segment_size: u32,
     /// Hexadecimal, cut at the ends of headers; spaces do not count.
     frame: Vec<String>,
+}
+
+fn underlay_mac() -> MacAddr {
+    MacAddr(NIC_MAC)
 }
 
 fn is_zero(number: &u32) -> bool {
@@ -65,6 +69,9 @@ struct ConfigText {
     peer_mask: Ipv4Addr,
     vtep: Ipv4Addr,
     vtep_mac: MacAddr,
+    /// Absent in recordings from before there was such a field.
+    #[serde(default = "underlay_mac")]
+    underlay_mac: MacAddr,
     bridge_mac: MacAddr,
     port: u16,
     source_ports: (u16, u16),
@@ -223,6 +230,7 @@ impl TablesText {
             peer_mask: config.peer_mask.into(),
             vtep: config.vtep.into(),
             vtep_mac: MacAddr(config.vtep_mac),
+            underlay_mac: MacAddr(config.underlay_mac),
             bridge_mac: MacAddr(config.bridge_mac),
             port: config.port,
             source_ports: (config.source_port_min, config.source_port_count),
@@ -286,7 +294,7 @@ impl TablesText {
             port: config.port,
             source_port_min: config.source_ports.0,
             source_port_count: config.source_ports.1,
-            _pad: 0,
+            underlay_mac: config.underlay_mac.0,
         });
         let endpoint = |(ifindex, text): (&u32, &EndpointText)| {
             let endpoint = Endpoint {

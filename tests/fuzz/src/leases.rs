@@ -15,6 +15,7 @@ pub fn leases(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let leases: Vec<Lease> = text.lines().filter_map(lease).collect();
     let network: IpNet = "10.244.0.0/16".parse().expect("a network");
+    let on_link: [IpNet; 1] = ["192.168.0.1/24".parse().expect("a prefix")];
     let own = Lease {
         subnet: "10.244.1.0/24".parse().expect("a subnet"),
         subnet_v6: None,
@@ -23,7 +24,7 @@ pub fn leases(data: &[u8]) {
         expires: None,
     };
 
-    let (peers, rejected) = backend::peers(&network, &own, &leases, &[]);
+    let (peers, rejected) = backend::peers(&network, &own, &on_link, &leases, &[]);
     for rejection in &rejected {
         shown(&rejection.reason);
         shown(&rejection.subject);
@@ -47,7 +48,7 @@ pub fn leases(data: &[u8]) {
     }
     // Who is known is not pushed out by who comes later, nor by the order of things.
     let reversed: Vec<Lease> = leases.iter().rev().cloned().collect();
-    let (again, _) = backend::peers(&network, &own, &reversed, &peers);
+    let (again, _) = backend::peers(&network, &own, &on_link, &reversed, &peers);
     let kept: BTreeSet<_> = again.iter().collect();
     for peer in &peers {
         assert!(kept.contains(peer), "{peer:?} is pushed out");

@@ -17,7 +17,8 @@ const SHOWN_DISTURBANCES: usize = 8;
 pub fn render(findings: &Findings) -> String {
     let machine = &findings.machine;
     let mut text = format!(
-        "{} · Linux {} · {} cores · {}\nload before: {} · {} s\n",
+        "{} · {} · Linux {} · {} cores · {}\nload before: {} · {} s\n",
+        machine.date,
         machine.revision,
         machine.kernel,
         machine.cores,

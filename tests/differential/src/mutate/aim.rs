@@ -15,7 +15,7 @@ impl Mutator {
         let layers = layout::layers(&visit.frame, port);
         match (visit.hook, &layers[..]) {
             (Hook::PodIn, [layer, ..]) => self.aim_from_pod(visit, world, *layer),
-            (Hook::NetIn, [outer, inner, ..]) => {
+            (Hook::NetIn | Hook::NetXdp, [outer, inner, ..]) => {
                 self.aim_from_network(visit, world, *outer, *inner)
             }
             (Hook::PodOut | Hook::VtepOut, [layer, ..]) => self.aim_leaving(visit, world, *layer),

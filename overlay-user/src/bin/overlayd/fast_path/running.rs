@@ -9,8 +9,7 @@ use overlay_common::schema::{
 };
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
-use overlay_user::config::flags::{Aggregates, Attach, NodeFlags};
-use overlay_user::datapath::Error;
+use overlay_user::config::flags::{Aggregates, Attach, NodeFlags, Xdp};
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
@@ -19,6 +18,8 @@ use overlay_user::datapath::programs::{
     Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
 };
 use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
+use overlay_user::datapath::{Error, early};
+use overlay_user::kernel::nic::Nic;
 use overlay_user::kernel::pods::{Filter, PodLink};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
@@ -49,6 +50,8 @@ pub struct Running {
     sites: Vec<Site>,
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
     pub left_out: BTreeMap<String, String>,
+    /// Where hostile VXLAN is refused early; or why nowhere.
+    pub early: Result<Nic, String>,
     flows_checked: Instant,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
@@ -82,7 +85,7 @@ impl Running {
         // A packet meets each program once.
         let others = match attachment {
             Attachment::Tcx => Programs::detach_filters(),
-            Attachment::Clsact => Programs::detach_links(pins),
+            Attachment::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
         };
         others.map_err(|error| error.to_string())?;
         let mut maps = Maps::open(pins).map_err(|error| error.to_string())?;
@@ -102,6 +105,7 @@ impl Running {
             config: None,
             sites: Vec::new(),
             left_out: BTreeMap::new(),
+            early: Err("not decided yet".to_owned()),
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
@@ -260,8 +264,12 @@ impl Running {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
-        let sites = &self.sites;
+        self.refuse_early(view, kernel).await;
+        let (sites, early) = (&self.sites, &self.early);
         let gone = self.programs.forget_gone(|hook, ifindex| {
+            if hook == Hook::NetXdp {
+                return early.as_ref().is_ok_and(|nic| nic.ifindex == ifindex);
+            }
             sites
                 .iter()
                 .any(|site| site.hook == hook && site.ifindex == ifindex)
@@ -270,6 +278,39 @@ impl Running {
             tracing::debug!(links = gone, "links of gone devices removed");
         }
         Ok(())
+    }
+
+    /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
+    async fn refuse_early(&mut self, view: &View<'_>, kernel: &Kernel) {
+        let attached = match kernel.nic(view.underlay.ifindex).await {
+            Ok(Some(nic)) => early::wanted_on(view.node.flags.node.xdp, &nic).and_then(|()| {
+                match self.programs.attach_xdp(&nic) {
+                    Ok(_) => Ok(nic),
+                    Err(error) => Err(error.to_string()),
+                }
+            }),
+            Ok(None) => Err("the device is gone".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let name = |nic: &Nic| nic.name.clone();
+        if attached.as_ref().map(name) != self.early.as_ref().map(name) {
+            match &attached {
+                Ok(nic) => tracing::info!(device = nic.name, "early refusal by native XDP"),
+                Err(why) if view.node.flags.node.xdp == Xdp::On => {
+                    tracing::warn!("no early refusal by XDP: {why}");
+                }
+                Err(why) => tracing::info!("no early refusal by XDP: {why}"),
+            }
+        }
+        self.early = attached;
+    }
+
+    /// Where hostile VXLAN is refused early, or why nowhere, for people.
+    pub fn early_text(&self) -> String {
+        match &self.early {
+            Ok(nic) => format!("by native XDP on {}", nic.name),
+            Err(why) => format!("behind the NIC: {why}"),
+        }
     }
 
     pub async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
