@@ -40,7 +40,7 @@ impl Request {
         let attachment = || {
             Ok::<_, ProtocolError>(Attachment {
                 container: ContainerId::try_from(required(CNI_CONTAINERID)?)?.to_string(),
-                interface: InterfaceName::try_from(required(CNI_IFNAME)?)?.to_string(),
+                interface: interface(required(CNI_IFNAME)?)?,
             })
         };
         let request = match required(CNI_COMMAND)?.parse()? {
@@ -65,6 +65,17 @@ impl Request {
             Self::Status => Cmd::Status,
         }
     }
+}
+
+/// The name of an interface. Specification and kernel allow control characters in it, the files of addresses do not:
+/// an address that such an interface holds would never be found again.
+fn interface(name: String) -> Result<String, ProtocolError> {
+    if name.contains(char::is_control) {
+        return Err(ProtocolError::InvalidEnvValue(format!(
+            "{CNI_IFNAME} {name:?} has control characters"
+        )));
+    }
+    Ok(InterfaceName::try_from(name)?.to_string())
 }
 
 #[cfg(test)]
@@ -114,6 +125,7 @@ mod tests {
             (CNI_CONTAINERID, "../x"),
             (CNI_IFNAME, "../x"),
             (CNI_IFNAME, "a b"),
+            (CNI_IFNAME, "et\u{6}h0"),
         ] {
             let mut variables = ADD;
             for variable in variables.iter_mut().filter(|variable| variable.0 == name) {

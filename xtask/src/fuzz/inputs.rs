@@ -150,7 +150,9 @@ fn fuzz(target: String, time: Duration, seed: Option<u64>) -> Result<Done> {
     super::go_on()?;
     if !status.success() {
         eprintln!("{said}");
-        bail!("target {target} fails; the input is in tests/fuzz/artifacts/{target}");
+        bail!(
+            "target {target} fails as told above; an input that shows it is in tests/fuzz/artifacts/{target}"
+        );
     }
     let runs = said
         .lines()
