@@ -7,6 +7,7 @@ mod lab;
 mod setup;
 mod shell;
 mod test;
+mod vmtest;
 mod workspace;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ enum Command {
     Lab(lab::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Vmtest(vmtest::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -61,6 +63,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Vmtest(arguments) => vmtest::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
     }
 }
