@@ -1,6 +1,7 @@
 //! The fast path while it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use overlay_common::schema::{
@@ -48,6 +49,8 @@ pub struct Running {
     sites: Vec<Site>,
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
     pub left_out: BTreeMap<String, String>,
+    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
+    pub elsewhere: Vec<IpAddr>,
     flows_checked: Instant,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
@@ -99,6 +102,7 @@ impl Running {
             config: None,
             sites: Vec::new(),
             left_out: BTreeMap::new(),
+            elsewhere: Vec::new(),
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
@@ -212,7 +216,7 @@ impl Running {
         if !gap {
             node.flags |= CONFIG_ACTIVE;
         }
-        lead(kernel, &mut node).await;
+        self.elsewhere = lead(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
         for omission in omissions {
@@ -280,7 +284,7 @@ impl Running {
             return Ok(());
         };
         for path in kernel
-            .paths(node.underlay_ifindex, vteps(node))
+            .paths(node.underlay_ifindex, node.vtep, vteps(node))
             .await?
             .values()
         {
