@@ -64,7 +64,10 @@ pub fn ensure_lab(store: StoreKind) -> Result<()> {
     ensure(|part| match part.needed {
         parts::Needed::Lab => true,
         parts::Needed::Etcd => store == StoreKind::Etcd,
-        parts::Needed::Build | parts::Needed::Measuring | parts::Needed::Tests | parts::Needed::Machines => false,
+        parts::Needed::Build
+        | parts::Needed::Measuring
+        | parts::Needed::Tests
+        | parts::Needed::Machines => false,
     })
 }
 

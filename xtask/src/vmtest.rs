@@ -6,6 +6,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod modules;
+mod public;
 mod report;
 mod sizes;
 
@@ -51,6 +52,9 @@ pub struct Arguments {
     /// Write tests/tests/kernels/sizes.json anew instead of comparing with it.
     #[arg(long)]
     record: bool,
+    /// Lay out what vmtest.toml names, for the vmtest program, and run nothing.
+    #[arg(long, conflicts_with_all = ["record", "kvm"])]
+    prepare: bool,
     /// Try the processor's own virtualisation first.
     #[arg(long)]
     kvm: bool,
@@ -72,6 +76,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure_machines()?;
     build::programs(build::Warnings::Shown)?;
     setup::ensure_protoc()?;
+    if arguments.prepare {
+        let cache = cache()?;
+        public::prepare(&cache, &guest::gather(&cache)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let reports = reports(arguments)?;
     match arguments.output {
         Output::Table => println!("{}", report::render(&reports)),
@@ -84,10 +93,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-/// Tests on every wanted kernel, one after the other.
-fn reports(arguments: &Arguments) -> Result<Vec<Report>> {
+fn cache() -> Result<PathBuf> {
     let cache = workspace::root().join(CACHE);
     fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
+    Ok(cache)
+}
+
+/// Tests on every wanted kernel, one after the other.
+fn reports(arguments: &Arguments) -> Result<Vec<Report>> {
+    let cache = cache()?;
     let wanted = kernel::named(&arguments.kernel)?;
     let kernels = kernel::fetch(&cache, &wanted, Flavour::Cloud)?;
     let files = guest::gather(&cache)?;
@@ -146,7 +160,10 @@ fn one(
     let mut end = boot(&machine)?;
     let mut booted_twice = false;
     if let End::NotBooted(why) = &end {
-        eprintln!("{} did not boot and gets a second try: {why}", kernel.release);
+        eprintln!(
+            "{} did not boot and gets a second try: {why}",
+            kernel.release
+        );
         if machine.acceleration == Acceleration::Kvm {
             eprintln!("this machine's virtualisation will not do: emulating");
             machine.acceleration = Acceleration::Emulated;
@@ -174,7 +191,7 @@ fn one(
     })
 }
 
-/// What a machine runs: the tests that are made for kernels are ignored elsewhere.
+/// What a machine runs.
 fn commands(arguments: &Arguments) -> Vec<String> {
     let line = |test: &str| {
         let record = if arguments.record {
@@ -182,9 +199,9 @@ fn commands(arguments: &Arguments) -> Vec<String> {
         } else {
             String::new()
         };
-        let ignored = if test == "kernels" { " --ignored" } else { "" };
+        let program = format!("{record}{}/{test}", guest::BIN);
         let filter = arguments.filter.as_deref().unwrap_or_default();
-        format!("{record}{}/{test} --test-threads=1 --nocapture{ignored} {filter}", guest::BIN)
+        guest::command_line(test, &program, filter)
     };
     guest::TESTS.iter().copied().map(line).collect()
 }
@@ -196,6 +213,7 @@ pub fn for_ci(count: &mut Count) -> Result<()> {
         kernel: ALWAYS.iter().map(|name| (*name).to_owned()).collect(),
         output: Output::Table,
         record: false,
+        prepare: false,
         kvm: false,
         cpus: 2,
         memory: 1536,

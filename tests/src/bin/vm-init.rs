@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -19,11 +19,15 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Pid, chdir, chroot, execv, sync};
 use overlay_tests::machine::{BEGIN, COMMANDS, END, MODULES, OUTPUT};
+use overlay_tests::wait::SLOWNESS_ENV;
 
 /// Where the host's file system is put together before it becomes the root.
 const NEW_ROOT: &str = "/root";
 /// What programs are looked for in.
 const PATH: &str = "/vm/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// An emulated machine takes several times as long for everything.
+const SLOWNESS: &str = "6";
 
 fn main() {
     if std::process::id() != 1 {
@@ -33,9 +37,10 @@ fn main() {
     if let Err(error) = live() {
         // Where the second serial port is not to be had, the console shows it.
         eprintln!("vm-init: {error:#}");
-        let _ = File::options().write(true).open(OUTPUT).and_then(|mut output| {
-            writeln!(output, "vm-init: {error:#}")
-        });
+        let _ = File::options()
+            .write(true)
+            .open(OUTPUT)
+            .and_then(|mut output| writeln!(output, "vm-init: {error:#}"));
     }
     sync();
     let error = reboot(RebootMode::RB_POWER_OFF);
@@ -43,22 +48,24 @@ fn main() {
 }
 
 fn live() -> Result<()> {
-    for (kind, target) in [
-        ("devtmpfs", "/dev"),
-        ("proc", "/proc"),
-        ("sysfs", "/sys"),
-        ("tmpfs", "/run"),
-        ("tmpfs", "/tmp"),
-    ] {
+    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         mount_fresh(kind, target)?;
     }
     let command_line =
         fs::read_to_string("/proc/cmdline").context("read the kernel's command line")?;
     load_modules()?;
-    if command_line.split_whitespace().any(|word| word == "rootfstype=9p") {
+    if command_line
+        .split_whitespace()
+        .any(|word| word == "rootfstype=9p")
+    {
         match enter_host(&command_line)? {}
     }
-    for (kind, target) in [("cgroup2", "/sys/fs/cgroup"), ("bpf", "/sys/fs/bpf")] {
+    for (kind, target) in [
+        ("tmpfs", "/run"),
+        ("tmpfs", "/tmp"),
+        ("cgroup2", "/sys/fs/cgroup"),
+        ("bpf", "/sys/fs/bpf"),
+    ] {
         mount_fresh(kind, target)?;
     }
     let mut output = File::options()
@@ -72,8 +79,14 @@ fn live() -> Result<()> {
 
 fn mount_fresh(kind: &str, target: &str) -> Result<()> {
     fs::create_dir_all(target).with_context(|| format!("create {target}"))?;
-    mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
-        .with_context(|| format!("mount {kind} on {target}"))
+    mount(
+        Some(kind),
+        target,
+        Some(kind),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .with_context(|| format!("mount {kind} on {target}"))
 }
 
 /// Loads every module that was packed, in the order of their dependencies.
@@ -117,7 +130,7 @@ fn run(command: &mut Command, output: &File) -> Result<i32> {
         .env("PATH", PATH)
         .env("HOME", "/")
         .env("OVERLAY_BIN_DIR", "/vm/bin")
-        .env("RUST_BACKTRACE", "1")
+        .env(SLOWNESS_ENV, SLOWNESS)
         .stdout(output.try_clone().context("duplicate a file handle")?)
         .stderr(errors)
         .spawn()
@@ -147,25 +160,37 @@ fn enter_host(command_line: &str) -> Result<Infallible> {
     for directory in ["/host", "/layer", NEW_ROOT] {
         fs::create_dir_all(directory).with_context(|| format!("create {directory}"))?;
     }
-    mount(Some(source), "/host", Some("9p"), MsFlags::MS_RDONLY, Some(flags))
-        .with_context(|| format!("mount the host's file system ({flags})"))?;
+    mount(
+        Some(source),
+        "/host",
+        Some("9p"),
+        MsFlags::MS_RDONLY,
+        Some(flags),
+    )
+    .with_context(|| format!("mount the host's file system ({flags})"))?;
     mount_fresh("tmpfs", "/layer")?;
     for directory in ["/layer/upper", "/layer/work"] {
         fs::create_dir(directory).with_context(|| format!("create {directory}"))?;
     }
     let layers = "lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work";
-    mount(Some("overlay"), NEW_ROOT, Some("overlay"), MsFlags::empty(), Some(layers))
-        .context("put a layer above the host's file system")?;
-    for target in ["/dev", "/proc", "/sys", "/run", "/tmp"] {
+    mount(
+        Some("overlay"),
+        NEW_ROOT,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(layers),
+    )
+    .context("put a layer above the host's file system")?;
+    for target in ["/dev", "/proc", "/sys"] {
         let inside = Path::new(NEW_ROOT).join(&target[1..]);
-        match fs::create_dir_all(&inside) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                bail!("create {}: {error}", inside.display())
-            }
-            _ => {}
-        }
-        mount(Some(target), &inside, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-            .with_context(|| format!("move {target}"))?;
+        mount(
+            Some(target),
+            &inside,
+            None::<&str>,
+            MsFlags::MS_MOVE,
+            None::<&str>,
+        )
+        .with_context(|| format!("move {target}"))?;
     }
     chdir(NEW_ROOT).context("enter the new root")?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)

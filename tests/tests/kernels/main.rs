@@ -2,5 +2,7 @@
 //! knows what to expect of the kernel that it finds itself on.
 
 mod kernel;
+mod lab;
 mod probes;
 mod programs;
+mod underlays;

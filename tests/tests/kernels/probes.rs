@@ -11,7 +11,10 @@ fn probes_tell_the_truth() -> Result<()> {
     let probes = Probes::run();
     let version = Version::running();
     for probe in &probes.0 {
-        println!("{} (since {}): {:?}", probe.feature, probe.since, probe.answer);
+        println!(
+            "{} (since {}): {:?}",
+            probe.feature, probe.since, probe.answer
+        );
     }
     println!("verdict on Linux {version}: {:?}", probes.verdict());
     for probe in &probes.0 {
@@ -30,6 +33,10 @@ fn probes_tell_the_truth() -> Result<()> {
             probe.since
         );
     }
-    ensure!(probes.verdict().ok() == expected_attachment(), "{:?}", probes.verdict());
+    ensure!(
+        probes.verdict().ok() == expected_attachment(),
+        "{:?}",
+        probes.verdict()
+    );
     Ok(())
 }

@@ -58,7 +58,10 @@ fn sizes(programs: &mut Programs) -> Result<BTreeMap<&'static str, u32>> {
             sizes.insert(*name, size.context("a program without a size")?);
         }
     }
-    ensure!(sizes.len() == ids.len(), "loaded programs are not listed: {sizes:?}");
+    ensure!(
+        sizes.len() == ids.len(),
+        "loaded programs are not listed: {sizes:?}"
+    );
     Ok(sizes)
 }
 

@@ -65,8 +65,12 @@ impl Apt {
             ),
         )?;
         let apt = Self { config };
-        shell::run(apt.command("apt-get").args(["-qq", "update"]).stdout(std::io::stderr()))
-            .context("fetch the package lists of the kernels' suites")?;
+        shell::run(
+            apt.command("apt-get")
+                .args(["-qq", "update"])
+                .stdout(std::io::stderr()),
+        )
+        .context("fetch the package lists of the kernels' suites")?;
         Ok(apt)
     }
 
@@ -96,7 +100,9 @@ impl Apt {
     /// The names of the packages that a package depends on.
     pub fn dependencies(&self, package: &str) -> Result<Vec<String>> {
         let about = self.answer(&["show", "--no-all-versions", package])?;
-        let list = about.lines().find_map(|line| line.strip_prefix("Depends: "));
+        let list = about
+            .lines()
+            .find_map(|line| line.strip_prefix("Depends: "));
         let first_word = |entry: &str| entry.split_whitespace().next().map(str::to_owned);
         Ok(list
             .unwrap_or_default()
@@ -118,7 +124,8 @@ impl Apt {
             .current_dir(&fetched)
             .stdout(std::io::stderr());
         shell::run(&mut download)?;
-        for entry in fs::read_dir(&fetched).with_context(|| format!("read {}", fetched.display()))?
+        for entry in
+            fs::read_dir(&fetched).with_context(|| format!("read {}", fetched.display()))?
         {
             let path = entry.context("read a directory")?.path();
             shell::run(Command::new("dpkg-deb").arg("-x").arg(&path).arg(root))?;

@@ -19,7 +19,9 @@ pub const TESTS: &[&str] = &["kernels", "programs"];
 const INIT: &str = "vm-init";
 /// The overlay's binaries, as `cargo xtask build` leaves them.
 const BINARIES: &[&str] = &["overlayd", "overlay-cni", "overlayctl"];
-/// Where a machine has them all.
+/// Where a machine has the first process.
+pub const INIT_PATH: &str = "/init";
+/// Where a machine has the rest.
 pub const BIN: &str = "/vm/bin";
 
 /// Programs that agents, labs and tests call.
@@ -42,15 +44,23 @@ pub enum File {
 /// The files of every machine, by their paths there.
 pub type Files = BTreeMap<PathBuf, File>;
 
-/// Builds what runs inside and gathers it, with what is built stripped into `directory`.
-pub fn gather(directory: &Path) -> Result<Files> {
+/// How a test is run in a machine. Those that are made for machines are ignored elsewhere.
+pub fn command_line(test: &str, program: &str, filter: &str) -> String {
+    let ignored = if test == "kernels" { " --ignored" } else { "" };
+    format!("{program} --test-threads=1 --nocapture{ignored} {filter}")
+}
+
+/// Builds what runs inside and gathers it, with what is built stripped into a directory of `cache`.
+pub fn gather(cache: &Path) -> Result<Files> {
+    let directory = cache.join("bin");
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
     let mut files = Files::new();
     let mut programs = Vec::new();
     for (name, built) in build()? {
         let stripped = directory.join(&name);
         strip(&built, &stripped)?;
         let place = if name == INIT {
-            PathBuf::from("/init")
+            PathBuf::from(INIT_PATH)
         } else {
             Path::new(BIN).join(&name)
         };
@@ -68,7 +78,10 @@ pub fn gather(directory: &Path) -> Result<Files> {
     let busybox = shell::find(SHELL).context("busybox is missing: run `cargo xtask setup`")?;
     files.insert("/bin/busybox".into(), File::Copy(busybox));
     for name in SHELL_NAMES {
-        files.insert(Path::new("/bin").join(name), File::Link("/bin/busybox".into()));
+        files.insert(
+            Path::new("/bin").join(name),
+            File::Link("/bin/busybox".into()),
+        );
     }
     for entry in fs::read_dir(XTABLES).with_context(|| format!("read {XTABLES}"))? {
         let path = entry.with_context(|| format!("read {XTABLES}"))?.path();
@@ -89,9 +102,8 @@ fn build() -> Result<Vec<(String, PathBuf)>> {
     for test in TESTS {
         tests.args(["--test", test]);
     }
-    let mut built = executables(&mut tests, TESTS)?;
-    let mut init = shell::cargo(&["build", "--package", "overlay-tests", "--bin", INIT]);
-    built.extend(executables(&mut init, &[INIT])?);
+    // Cargo builds a package's binaries along with its integration tests.
+    let mut built = executables(&mut tests, &[TESTS, &[INIT]].concat())?;
     let mut binaries = shell::cargo(&["build", "--package", "overlay-user", "--bins"]);
     built.extend(executables(&mut binaries, BINARIES)?);
     Ok(built)

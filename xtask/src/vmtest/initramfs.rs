@@ -45,7 +45,9 @@ impl<W: Write> Initramfs<W> {
         modules: &[Module],
         commands: &[String],
     ) -> Result<()> {
-        for directory in ["/dev", "/proc", "/sys", "/run", "/tmp", "/root", "/etc", "/var/lib"] {
+        for directory in [
+            "/dev", "/proc", "/sys", "/run", "/tmp", "/root", "/etc", "/var/lib",
+        ] {
             self.directory(Path::new(directory))?;
         }
         for (path, file) in files {

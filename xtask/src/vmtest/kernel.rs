@@ -110,7 +110,9 @@ fn packages(apt: &Apt, release: &str) -> Result<Vec<String>> {
     let image = format!("linux-image-{release}");
     let mut packages = apt.dependencies(&image)?;
     packages.retain(|name| {
-        ["linux-binary-", "linux-modules-"].map(|part| format!("{part}{release}")).contains(name)
+        ["linux-binary-", "linux-modules-"]
+            .map(|part| format!("{part}{release}"))
+            .contains(name)
     });
     packages.push(image);
     Ok(packages)
@@ -147,7 +149,12 @@ fn newest(packages: &[String], series: &str, flavour: Flavour) -> Option<String>
             // A name without a patch level is that of a package without content.
             version.is_some_and(|version| version.matches('.').count() >= 2 && !is_foreign(version))
         })
-        .filter(|release| series == NEWEST || release.strip_prefix(series).is_some_and(|rest| rest.starts_with('.')))
+        .filter(|release| {
+            series == NEWEST
+                || release
+                    .strip_prefix(series)
+                    .is_some_and(|rest| rest.starts_with('.'))
+        })
         .max_by_key(|release| numbers(release))
         .map(str::to_owned)
 }
@@ -185,9 +192,18 @@ mod tests {
         ]
         .map(str::to_owned);
         let newest = |series, flavour| newest(&names, series, flavour);
-        assert_eq!(newest("6.1", Flavour::Cloud).as_deref(), Some("6.1.0-56-cloud-amd64"));
-        assert_eq!(newest("6.1", Flavour::Generic).as_deref(), Some("6.1.0-56-amd64"));
-        assert_eq!(newest(NEWEST, Flavour::Cloud).as_deref(), Some("6.12.117+deb12-cloud-amd64"));
+        assert_eq!(
+            newest("6.1", Flavour::Cloud).as_deref(),
+            Some("6.1.0-56-cloud-amd64")
+        );
+        assert_eq!(
+            newest("6.1", Flavour::Generic).as_deref(),
+            Some("6.1.0-56-amd64")
+        );
+        assert_eq!(
+            newest(NEWEST, Flavour::Cloud).as_deref(),
+            Some("6.12.117+deb12-cloud-amd64")
+        );
         assert_eq!(newest("5.10", Flavour::Cloud), None);
     }
 
@@ -195,7 +211,15 @@ mod tests {
     fn kernels_are_named() {
         assert_eq!(named(&["all".to_owned()]).unwrap(), ALL);
         let two = named(&["6.12".to_owned(), "6.1".to_owned()]).unwrap();
-        assert_eq!(two.iter().map(|series| series.name).collect::<Vec<_>>(), ["6.1", "6.12"]);
-        assert!(named(&["4.19".to_owned()]).unwrap_err().to_string().contains("newest"));
+        assert_eq!(
+            two.iter().map(|series| series.name).collect::<Vec<_>>(),
+            ["6.1", "6.12"]
+        );
+        assert!(
+            named(&["4.19".to_owned()])
+                .unwrap_err()
+                .to_string()
+                .contains("newest")
+        );
     }
 }

@@ -121,8 +121,19 @@ impl Machine {
             }
         }
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .args([
+                "-smp",
+                &self.cpus.to_string(),
+                "-m",
+                &self.memory.to_string(),
+            ])
             .args(["-append", "console=ttyS0 panic=-1 oops=panic"])
             .arg("-kernel")
             .arg(&self.image)

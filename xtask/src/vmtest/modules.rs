@@ -12,25 +12,86 @@ use anyhow::{Context, Result, bail};
 /// What the overlay and its labs use. What a kernel has built in, or has not, is left out.
 const WANTED: &[&str] = &[
     // The machine: pipes to the host, a network card.
-    "virtio_pci", "virtio_mmio", "virtio_net", "af_packet",
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_net",
+    "af_packet",
     // Links of the lab and of the overlay, and underlays of other kinds.
-    "veth", "bridge", "br_netfilter", "vxlan", "dummy", "tun", "wireguard", "ipip",
+    "veth",
+    "bridge",
+    "br_netfilter",
+    "vxlan",
+    "dummy",
+    "tun",
+    "wireguard",
+    "ipip",
     // Queueing disciplines and filters.
-    "sch_ingress", "cls_bpf", "act_bpf", "sch_fq", "sch_fq_codel", "sch_tbf", "sch_netem", "sch_prio",
-    "cls_u32", "cls_matchall",
+    "sch_ingress",
+    "cls_bpf",
+    "act_bpf",
+    "sch_fq",
+    "sch_fq_codel",
+    "sch_tbf",
+    "sch_netem",
+    "sch_prio",
+    "cls_u32",
+    "cls_matchall",
     // Packet filter, address translation, connection tracking.
-    "nf_tables", "nft_chain_nat", "nft_compat", "nft_counter", "nft_ct", "nft_masq", "nft_nat",
-    "nft_reject", "nft_reject_inet", "nft_limit", "nft_log", "nft_fib", "nft_fib_inet", "nft_fib_ipv4",
-    "nft_numgen", "nft_hash", "nft_redir", "nft_set_hash", "nft_set_rbtree", "nf_conntrack_netlink",
-    "nf_tables_set", "nf_nat_redirect",
-    "ip_tables", "iptable_nat", "iptable_filter", "iptable_mangle", "iptable_raw", "x_tables",
-    "xt_MASQUERADE", "xt_REDIRECT", "xt_addrtype", "xt_comment", "xt_conntrack", "xt_mark",
-    "xt_multiport", "xt_nat", "xt_set", "xt_statistic", "xt_tcpudp", "xt_CT", "xt_NFLOG", "xt_LOG",
-    "xt_limit", "xt_physdev", "xt_state",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_compat",
+    "nft_counter",
+    "nft_ct",
+    "nft_masq",
+    "nft_nat",
+    "nft_reject",
+    "nft_reject_inet",
+    "nft_limit",
+    "nft_log",
+    "nft_fib",
+    "nft_fib_inet",
+    "nft_fib_ipv4",
+    "nft_numgen",
+    "nft_hash",
+    "nft_redir",
+    "nft_set_hash",
+    "nft_set_rbtree",
+    "nf_conntrack_netlink",
+    "nf_tables_set",
+    "nf_nat_redirect",
+    "ip_tables",
+    "iptable_nat",
+    "iptable_filter",
+    "iptable_mangle",
+    "iptable_raw",
+    "x_tables",
+    "xt_MASQUERADE",
+    "xt_REDIRECT",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_multiport",
+    "xt_nat",
+    "xt_set",
+    "xt_statistic",
+    "xt_tcpudp",
+    "xt_CT",
+    "xt_NFLOG",
+    "xt_LOG",
+    "xt_limit",
+    "xt_physdev",
+    "xt_state",
 ];
 
 /// What switching to the host's file system takes.
-pub const HOST_ROOT: &[&str] = &["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay"];
+pub const HOST_ROOT: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "9p",
+    "9pnet_virtio",
+    "overlay",
+];
 
 /// A module, decompressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +120,10 @@ fn find(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
         let path = entry.path();
         if entry.file_type().context("the type of a file")?.is_dir() {
             find(&path, files)?;
-        } else if let Some((name, "ko" | "ko.xz")) =
-            entry.file_name().to_str().and_then(|name| name.split_once('.'))
+        } else if let Some((name, "ko" | "ko.xz")) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.split_once('.'))
         {
             files.insert(normal(name), path);
         }

@@ -38,7 +38,9 @@ impl Report {
 
 /// One line for each kernel.
 pub fn render(reports: &[Report]) -> String {
-    let mut table = table(["KERNEL", "RELEASE", "PASSED", "FAILED", "SECONDS", "RESULT", "LOG"]);
+    let mut table = table([
+        "KERNEL", "RELEASE", "PASSED", "FAILED", "SECONDS", "RESULT", "LOG",
+    ]);
     for report in reports {
         let result = match (&report.problem, report.passed()) {
             (Some(problem), _) => problem.lines().next().unwrap_or_default(),

@@ -21,8 +21,9 @@ fn path() -> PathBuf {
 impl Sizes {
     /// Takes note of a line of a machine's output, if it tells a size: `size of ov_pod_in: 1234`.
     pub fn note(&mut self, release: &str, line: &str) {
-        let Some((program, size)) = line.strip_prefix(SIZE).and_then(|rest| rest.split_once(": "))
-        else {
+        // The test's name may stand before it.
+        let told = line.split_once(SIZE);
+        let Some((program, size)) = told.and_then(|(_, rest)| rest.split_once(": ")) else {
             return;
         };
         let numbers: Vec<&str> = release.splitn(3, '.').collect();
@@ -62,6 +63,9 @@ mod tests {
         sizes.note("6.12.117+deb12-cloud-amd64", "size of ov_pod_in: 1234");
         sizes.note("6.12.117+deb12-cloud-amd64", "test lab ... ok");
         let programs = BTreeMap::from([("ov_pod_in".to_owned(), 1234)]);
-        assert_eq!(sizes, Sizes(BTreeMap::from([("6.12".to_owned(), programs)])));
+        assert_eq!(
+            sizes,
+            Sizes(BTreeMap::from([("6.12".to_owned(), programs)]))
+        );
     }
 }
