@@ -308,15 +308,22 @@ impl Running {
         Ok(())
     }
 
-    /// The sites that have a clsact filter of ours; a device that is gone has none.
-    async fn filters(&self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
+    /// The sites that have a clsact filter of ours; a device that is gone has none. Where the kernel does not
+    /// tell, what it told last holds.
+    async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
         let mut found = BTreeSet::new();
-        for site in &self.sites {
+        for site in self.sites.clone() {
             let egress = is_egress(site.hook);
             let is_ours =
                 |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
-            let filters = kernel.filters(site.ifindex).await.unwrap_or_default();
-            if filters.iter().any(is_ours) {
+            let there = match kernel.filters(site.ifindex).await {
+                Ok(filters) => filters.iter().any(is_ours),
+                Err(error) => {
+                    tracing::debug!("{error}");
+                    self.presence(&site).is_ok_and(|presence| presence.ours)
+                }
+            };
+            if there {
                 found.insert((site.hook, site.ifindex));
             }
         }
