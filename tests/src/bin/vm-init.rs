@@ -27,7 +27,7 @@ const NEW_ROOT: &str = "/root";
 const PATH: &str = "/vm/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// An emulated machine takes several times as long for everything.
-const SLOWNESS: &str = "6";
+const SLOWNESS: &str = "4";
 
 fn main() {
     if std::process::id() != 1 {

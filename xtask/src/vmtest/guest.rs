@@ -14,7 +14,9 @@ use overlay_tests::interrupt;
 use crate::shell;
 
 /// The tests that run in every kernel: those made for it, and the programs against the decision.
-pub const TESTS: &[&str] = &["kernels", "programs"];
+pub const TESTS: &[&str] = &["kernels", PROGRAMS];
+/// The programs against the decision.
+pub const PROGRAMS: &str = "programs";
 /// The first process.
 const INIT: &str = "vm-init";
 /// The overlay's binaries, as `cargo xtask build` leaves them.
@@ -25,7 +27,16 @@ pub const INIT_PATH: &str = "/init";
 pub const BIN: &str = "/vm/bin";
 
 /// Programs that agents, labs and tests call.
-const TOOLS: &[&str] = &["ip", "tc", "nft", "iptables", "bpftool", "wg", "ethtool"];
+const TOOLS: &[&str] = &[
+    "ip",
+    "tc",
+    "nft",
+    "iptables",
+    "iptables-save",
+    "iptables-restore",
+    "bpftool",
+    "wg",
+];
 /// What the shell's program is asked to be.
 const SHELL: &str = "busybox";
 const SHELL_NAMES: &[&str] = &["sh", "ls", "cat", "sleep", "rm", "env", "mkdir", "dmesg"];

@@ -13,13 +13,19 @@ use crate::shell;
 pub struct Series {
     /// As users name it: `6.1`, or `newest`.
     pub name: &'static str,
+    /// Whether it has every helper that the programs call. Where not, the agent has to say so, and no program
+    /// can be tested.
+    pub loads_programs: bool,
     /// The suite that has it; the security ones are small and complete.
     suite: Suite,
 }
 
 /// Every series, oldest first.
 pub const ALL: &[Series] = &[
-    series("5.10", Suite::Security("bullseye")),
+    Series {
+        loads_programs: false,
+        ..series("5.10", Suite::Security("bullseye"))
+    },
     series("6.1", Suite::Security("bookworm")),
     series("6.12", Suite::Security("bookworm")),
     series("6.18", Suite::Main("trixie-backports")),
@@ -31,7 +37,11 @@ pub const ALWAYS: &[&str] = &["6.1", "6.12"];
 const NEWEST: &str = "newest";
 
 const fn series(name: &'static str, suite: Suite) -> Series {
-    Series { name, suite }
+    Series {
+        name,
+        loads_programs: true,
+        suite,
+    }
 }
 
 /// What kernels are built for.
@@ -55,8 +65,8 @@ impl Flavour {
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// Its series, as users name it.
-    pub series: &'static str,
+    /// Its series.
+    pub series: Series,
     /// What `uname -r` says.
     pub release: String,
     /// What a machine boots.
@@ -100,7 +110,7 @@ pub fn fetch(cache: &Path, wanted: &[Series], flavour: Flavour) -> Result<Vec<Ke
             apt.unpack(&packages(&apt, &release)?, &new)?;
             fs::rename(&new, &root).with_context(|| format!("rename {}", new.display()))?;
         }
-        kernels.push(unpacked(series.name, &root, release)?);
+        kernels.push(unpacked(*series, &root, release)?);
     }
     Ok(kernels)
 }
@@ -118,7 +128,7 @@ fn packages(apt: &Apt, release: &str) -> Result<Vec<String>> {
     Ok(packages)
 }
 
-fn unpacked(series: &'static str, root: &Path, release: String) -> Result<Kernel> {
+fn unpacked(series: Series, root: &Path, release: String) -> Result<Kernel> {
     let first = |paths: &[String]| {
         let mut paths = paths.iter().map(|path| root.join(path));
         paths.find(|path| path.exists())

@@ -47,7 +47,7 @@ const WANTED: &[&str] = &[
     "nft_reject",
     "nft_reject_inet",
     "nft_limit",
-    "nft_log",
+    "nft_log", "nft_objref", "nft_meta_bridge", "nft_reject_bridge", "nft_reject_ipv4", "nft_quota",
     "nft_fib",
     "nft_fib_inet",
     "nft_fib_ipv4",

@@ -40,7 +40,7 @@ pub fn prepare(cache: &Path, files: &Files) -> Result<()> {
         .map(|(path, file)| (path.clone(), file.clone()))
         .collect();
     for kernel in &kernels {
-        let directory = cache.join(kernel.series);
+        let directory = cache.join(kernel.series.name);
         fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
         let image = directory.join("vmlinuz");
