@@ -26,6 +26,7 @@ pub mod interrupt;
 pub mod kube_proxy;
 pub mod lab;
 pub mod load;
+pub mod machine;
 pub mod measure;
 pub mod netns;
 pub mod pace;

@@ -10,6 +10,7 @@ mod setup;
 mod shell;
 mod soak;
 mod test;
+mod vmtest;
 mod workspace;
 
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ enum Command {
     Bench(bench::Arguments),
     Soak(soak::Arguments),
     Flood(flood::Arguments),
+    Vmtest(vmtest::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +68,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Vmtest(arguments) => vmtest::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),

@@ -134,10 +134,12 @@ impl Kernel {
     pub async fn filters(&self, ifindex: u32) -> Result<Vec<Filter>, Error> {
         let object = format!("filters of ifindex {ifindex}");
         let device = ifindex.cast_signed();
-        let ingress = self.handle.traffic_filter(device).get().ingress().execute();
-        let egress = self.handle.traffic_filter(device).get().egress().execute();
-        let ingress = dump("RTM_GETTFILTER", &object, ingress).await?;
-        let egress = dump("RTM_GETTFILTER", &object, egress).await?;
+        // One after the other: `execute` sends the request, and a socket that has not read one dump to its end
+        // gets EBUSY for the next.
+        let ingress = self.handle.traffic_filter(device).get().ingress();
+        let ingress = dump("RTM_GETTFILTER", &object, ingress.execute()).await?;
+        let egress = self.handle.traffic_filter(device).get().egress();
+        let egress = dump("RTM_GETTFILTER", &object, egress.execute()).await?;
         let of = |egress| {
             move |message: TcMessage| Filter {
                 egress,
