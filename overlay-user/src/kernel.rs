@@ -177,7 +177,8 @@ async fn request<T>(
     }
 }
 
-/// Collects one dump under the deadline.
+/// Collects one dump under the deadline. The request is on its way when the stream is made, and the kernel refuses
+/// another dump on the same socket until this one is read to its end (`EBUSY`).
 async fn dump<T>(
     call: &'static str,
     object: &str,

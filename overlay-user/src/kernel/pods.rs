@@ -103,11 +103,9 @@ impl Kernel {
             pod.has_foreign_qdisc = match judge(qdiscs) {
                 Qdiscs::Plain => false,
                 Qdiscs::Foreign => true,
-                // A device that goes in between has none.
                 Qdiscs::Clsact => self
                     .filters(pod.ifindex)
-                    .await
-                    .unwrap_or_default()
+                    .await?
                     .iter()
                     .any(|filter| filter.priority != CLSACT_PRIORITY),
             };
@@ -127,17 +125,16 @@ impl Kernel {
         })
     }
 
-    /// The filters of a device's `clsact` qdisc.
+    /// The filters of a device's `clsact` qdisc; a device that is gone has none.
     ///
     /// # Errors
     /// What netlink says.
     pub async fn filters(&self, ifindex: u32) -> Result<Vec<Filter>, Error> {
         let object = format!("filters of ifindex {ifindex}");
-        let device = ifindex.cast_signed();
-        let ingress = self.handle.traffic_filter(device).get().ingress().execute();
-        let egress = self.handle.traffic_filter(device).get().egress().execute();
-        let ingress = dump("RTM_GETTFILTER", &object, ingress).await?;
-        let egress = dump("RTM_GETTFILTER", &object, egress).await?;
+        let get = || self.handle.traffic_filter(ifindex.cast_signed()).get();
+        // One after the other: `execute` sends at once, and a socket has one dump at a time (EBUSY).
+        let ingress = dump("RTM_GETTFILTER", &object, get().ingress().execute()).await?;
+        let egress = dump("RTM_GETTFILTER", &object, get().egress().execute()).await?;
         let of = |egress| {
             move |message: TcMessage| Filter {
                 egress,

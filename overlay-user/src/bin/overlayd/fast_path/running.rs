@@ -175,7 +175,7 @@ impl Running {
                 gap |= !ours;
             } else if !ours {
                 // The stack may send it what no program of ours sees: it starts again as a newcomer.
-                self.maps.forget_device(site.ifindex)?;
+                self.maps.hold_device(site.ifindex)?;
                 known.endpoints.remove(&site.ifindex);
             }
         }
@@ -304,15 +304,21 @@ impl Running {
         Ok(())
     }
 
-    /// The sites that have a clsact filter of ours; a device that is gone has none.
-    async fn filters(&self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
+    /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told last holds.
+    async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
         let mut found = BTreeSet::new();
-        for site in &self.sites {
+        for site in self.sites.clone() {
             let egress = is_egress(site.hook);
             let is_ours =
                 |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
-            let filters = kernel.filters(site.ifindex).await.unwrap_or_default();
-            if filters.iter().any(is_ours) {
+            let ours = match kernel.filters(site.ifindex).await {
+                Ok(filters) => filters.iter().any(is_ours),
+                Err(error) => {
+                    tracing::warn!("the filters stay as they were noted: {error}");
+                    self.presence(&site).is_ok_and(|presence| presence.ours)
+                }
+            };
+            if ours {
                 found.insert((site.hook, site.ifindex));
             }
         }
