@@ -83,6 +83,13 @@ impl Running {
             Attachment::Clsact => Programs::detach_links(pins),
         };
         others.map_err(|error| error.to_string())?;
+        let strangers = Programs::detach_other_versions(pins).map_err(|error| error.to_string())?;
+        if strangers > 0 {
+            tracing::info!(
+                programs = strangers,
+                "took off what an agent of another version has left"
+            );
+        }
         let maps = Maps::open(pins).map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         // Connection tracking sees halves of connections when some packets take the fast path and some do not.
