@@ -130,5 +130,6 @@ pub const ALL: &[Part] = &[
         "shows translated flows",
     ),
     part("iputils-ping", "ping", Needed::Tests, "ICMP"),
+    part("faketime", "faketime", Needed::Tests, "another time of day"),
     part("traceroute", "traceroute", Needed::Tests, "shows hops"),
 ];
