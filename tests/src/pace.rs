@@ -221,7 +221,13 @@ fn receive(socket: &UdpSocket, sent_all: &AtomicBool) -> Result<Received> {
         match socket.recv(&mut buffer) {
             Ok(DATAGRAM) => {}
             Ok(length) => return Err(anyhow!("a datagram of {length} bytes arrived")),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            // A process that was frozen for a while is told so.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) =>
+            {
                 continue;
             }
             Err(error) => return Err(error).context("receive"),

@@ -9,7 +9,7 @@ use overlay_tests::traffic::{self, Endpoint};
 use overlay_tests::{Lab, Node, Options};
 
 /// How often what is done again and again is done.
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 10;
 
 /// Runs the quick cases of a stage; each tells what it cost.
 fn campaign(stage: Stage) -> Result<()> {

@@ -8,7 +8,7 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 
 use super::link::link_name;
 use super::observe::{link_mac, link_mtu, on_device};
-use super::{Error, Kernel, dump};
+use super::{Error, Kernel};
 use crate::datapath::programs::CLSACT_PRIORITY;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
@@ -83,12 +83,13 @@ impl Kernel {
         };
         let addresses = self.addresses().await?;
         let ifindex = master.header.index;
-        let qdiscs = dump(
-            "RTM_GETQDISC",
-            "all devices",
-            self.handle.qdisc().get().execute(),
-        )
-        .await?;
+        let qdiscs = self
+            .dump(
+                "RTM_GETQDISC",
+                "all devices",
+                self.handle.qdisc().get().execute(),
+            )
+            .await?;
         let mut by_device: BTreeMap<u32, Vec<&TcMessage>> = BTreeMap::new();
         for qdisc in &qdiscs {
             by_device
@@ -133,8 +134,12 @@ impl Kernel {
         let object = format!("filters of ifindex {ifindex}");
         let get = || self.handle.traffic_filter(ifindex.cast_signed()).get();
         // One after the other: `execute` sends at once, and a socket has one dump at a time (EBUSY).
-        let ingress = dump("RTM_GETTFILTER", &object, get().ingress().execute()).await?;
-        let egress = dump("RTM_GETTFILTER", &object, get().egress().execute()).await?;
+        let ingress = self
+            .dump("RTM_GETTFILTER", &object, get().ingress().execute())
+            .await?;
+        let egress = self
+            .dump("RTM_GETTFILTER", &object, get().egress().execute())
+            .await?;
         let of = |egress| {
             move |message: TcMessage| Filter {
                 egress,

@@ -146,9 +146,9 @@ fn upgraded(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     let before = program_ids(&node)?;
     // The kernel gives programs new numbers with every load, so the same code is another build to it.
-    let other = scene.lab.directory().join("other-overlayd");
-    fs::copy(scene.lab.options().bin_dir.join("overlayd"), &other)
-        .with_context(|| format!("write {}", other.display()))?;
+    let own = scene.lab.options().bin_dir.join("overlayd");
+    let build = fs::read(&own).with_context(|| format!("read {}", own.display()))?;
+    let other = scene.put("other-overlayd", &build)?;
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent_from(&other, &[])?;
     wait_until("other programs on every hook", REPAIR, || {

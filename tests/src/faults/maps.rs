@@ -2,7 +2,6 @@
 //! for 1024.
 
 use std::fmt::Write as _;
-use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -99,8 +98,7 @@ fn flows_full(scene: &Scene<'_>) -> Result<()> {
             zeros(value)
         )?;
     }
-    let path = scene.lab.directory().join("flows");
-    fs::write(&path, batch).with_context(|| format!("write {}", path.display()))?;
+    let path = scene.put("flows", batch.as_bytes())?;
     node.run(["bpftool", "batch", "file", &text(&path)])?;
     let flows = || -> Result<usize> {
         let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;

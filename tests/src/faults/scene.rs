@@ -87,15 +87,25 @@ impl Scene<'_> {
         look()
     }
 
-    /// A program that starts the agent in some other way: `line` is shell, and ends with `exec`.
+    /// A program on the first node that starts the agent in some other way: `line` is shell, and ends with `exec`.
     pub(super) fn wrapper(&self, name: &str, line: &str) -> Result<PathBuf> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = self.lab.directory().join(name);
         let agent = self.lab.options().bin_dir.join("overlayd");
-        let text = format!("#!/bin/sh\n{line} {} \"$@\"\n", agent.display());
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("chmod {}", path.display()))?;
+        let script = format!("#!/bin/sh\n{line} {} \"$@\"\n", agent.display());
+        self.put(name, script.as_bytes())
+    }
+
+    /// Writes a program, or another file, to the first node.
+    pub(super) fn put(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = Path::new("/run").join(name);
+        let write = || -> std::io::Result<()> {
+            fs::write(&path, content)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        };
+        self.node()
+            .namespace()
+            .inside(write)?
+            .with_context(|| format!("write {} on {}", path.display(), self.node().name()))?;
         Ok(path)
     }
 }
