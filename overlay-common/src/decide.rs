@@ -8,7 +8,9 @@
 //! fragment, a tag) walks around them.
 
 use crate::family::{Family, Fragment, Ip};
-use crate::packet::{ETHERNET_LEN, Ethernet, Packet, Transport, UDP, same_mac, segment_header_len};
+use crate::packet::{
+    ETHERNET_LEN, Ethernet, Packet, TCP, Transport, UDP, same_mac, segment_header_len,
+};
 use crate::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
     Endpoint, FlowKey, POD_KERNEL_PATH, Peer, Pod,
@@ -104,6 +106,20 @@ fn fits<F: Family, P: Packet>(
         Some(headers) => Ok(gso_size + headers <= mtu),
         None => Err(Verdict::Aggregate),
     }
+}
+
+/// Whether the frame ends where the IP header says.
+///
+/// TCP super-packets whose length does not fit the field leave it empty (`iph_totlen()` of include/linux/ip.h, since
+/// Linux 6.3).
+#[inline(always)]
+fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> bool {
+    let len = packet.frame_len() - ip_offset;
+    ip.total_len == len
+        || ip.total_len == 0
+            && len > u32::from(u16::MAX)
+            && ip.protocol == TCP
+            && packet.gso_size() != 0
 }
 
 /// The flow of a packet, or why the fast path cannot tell.

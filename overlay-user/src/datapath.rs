@@ -23,6 +23,14 @@ pub enum Error {
     /// The agent was built without the eBPF object.
     #[error("this build carries no eBPF programs: build it with `cargo xtask build`")]
     NoObject,
+    /// An object file that was asked for cannot be read.
+    #[error("read the eBPF programs in {}: {source}", path.display())]
+    ReadObject {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The pin directory is not on a BPF file system.
     #[error("{path} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf")]
     NotBpfFs {

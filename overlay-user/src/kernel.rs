@@ -19,15 +19,17 @@ pub mod fdb;
 pub mod guard;
 pub mod interface;
 pub mod link;
+mod look;
 pub mod monitor;
 pub mod neighbour;
+mod netfilter;
 pub mod next_hop;
 pub mod observe;
 pub mod pods;
 pub mod route;
 pub mod rules;
 pub mod sysctl;
-mod tool;
+pub(crate) mod tool;
 
 pub use cleanup::cleanup;
 pub use tool::ToolError;
@@ -137,6 +139,7 @@ pub struct Kernel {
     task: JoinHandle<()>,
     /// Whether an answer did not come in time.
     is_late: AtomicBool,
+    look: look::Look,
 }
 
 impl Kernel {
@@ -150,6 +153,7 @@ impl Kernel {
             handle,
             task: tokio::spawn(connection),
             is_late: AtomicBool::new(false),
+            look: look::Look::default(),
         })
     }
 

@@ -7,6 +7,8 @@ pub mod backend;
 pub mod cni;
 pub mod config;
 pub mod datapath;
+pub mod deadline;
+pub mod files;
 pub mod ipam;
 pub mod kernel;
 pub mod lease;

@@ -32,6 +32,7 @@ pub mod pace;
 pub mod packet;
 pub mod process;
 pub mod reach;
+pub mod soak;
 pub mod status;
 pub mod traffic;
 pub mod wait;

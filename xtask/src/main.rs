@@ -7,6 +7,7 @@ mod faults;
 mod lab;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod workspace;
 
@@ -41,6 +42,7 @@ enum Command {
     Test(test::Arguments),
     Bench(bench::Arguments),
     Faults(faults::Arguments),
+    Soak(soak::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,5 +67,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Soak(arguments) => soak::run(&arguments),
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 
-use crate::{bench, build, setup, shell};
+use crate::{bench, build, setup, shell, soak};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -104,6 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if filter.is_none() {
         // That it works; no figure passes or fails.
         run.part("bench", bench::try_out)?;
+        run.part("soak", soak::try_out)?;
     }
     Ok(run.close())
 }

@@ -2,8 +2,8 @@
 
 use super::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
-    ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH, Packet, Pass, Pod, Tables, UDP,
-    Verdict, fits, flow, in_a_vlan, in_network, same_mac, vxlan,
+    ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH, Packet, Pass, Peer, Pod, Tables,
+    UDP, Verdict, fits, flow, in_a_vlan, in_network, same_mac, vxlan,
 };
 use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
@@ -148,8 +148,12 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
         None
     };
     if let Some(ip) = ip {
-        let owner = tables.peer(F::mask(ip.source, config.peer_mask));
-        if owner.is_some_and(|peer| peer.vtep == outer.source) {
+        let owned = |peer: &Peer<F>| peer.vtep == outer.source;
+        if cfg!(feature = "without-inner-source")
+            || tables
+                .peer(F::mask(ip.source, config.peer_mask))
+                .is_some_and(owned)
+        {
             return Ok(Inner {
                 ethernet,
                 ip,

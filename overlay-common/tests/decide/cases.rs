@@ -10,7 +10,7 @@ use overlay_common::schema::{
 };
 use overlay_common::{Hook, V4, Verdict};
 
-use super::frames::{End, Ipv4Frame, arp, ethernet, tagged, vxlan};
+use super::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan};
 use super::world::*;
 
 mod forging_network;

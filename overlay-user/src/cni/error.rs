@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::config::subnet_env::SubnetEnvError;
 use crate::ipam;
+use crate::kernel::ToolError;
 
 /// Why a CNI call failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,12 @@ pub enum Error {
     /// No address.
     #[error(transparent)]
     Ipam(#[from] ipam::Error),
+    /// A packet-filter program.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// The kernel does not answer.
+    #[error("the kernel has not answered on a netlink socket within {0} s")]
+    Silent(u64),
     /// Something on the node is in the way.
     #[error("{0}")]
     Conflict(String),
@@ -86,10 +93,16 @@ impl Error {
                 _ => 7,
             },
             Self::OwnNetns(_) => 8,
-            Self::Ipam(ipam::Error::Exhausted { .. }) => 11,
-            Self::Ipam(ipam::Error::Files { .. }) => 5,
+            // Whoever holds a lock gives it back some day, and so does whoever holds an address.
+            Self::Ipam(ipam::Error::Exhausted { .. } | ipam::Error::Locked { .. })
+            | Self::Tool(ToolError::Deadline { .. })
+            | Self::Silent(_) => 11,
+            Self::Ipam(ipam::Error::Files { .. })
+            | Self::Tool(ToolError::Missing(_) | ToolError::Io { .. }) => 5,
             Self::Ipam(ipam::Error::TooSmall(_)) => 7,
-            Self::Ipam(ipam::Error::Duplicate { .. }) | Self::Conflict(_) => CODE_CONFLICT,
+            Self::Ipam(ipam::Error::Duplicate { .. })
+            | Self::Tool(ToolError::Failed { .. })
+            | Self::Conflict(_) => CODE_CONFLICT,
             Self::Changed(_) => CODE_CHANGED,
             Self::Unavailable(_) => 50,
         }

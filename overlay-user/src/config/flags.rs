@@ -158,6 +158,9 @@ pub struct NodeFlags {
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
     #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
+    /// Load the eBPF programs of this object file instead of those built in: to try others out
+    #[arg(long, env = "OVERLAY_PROGRAMS", value_name = "FILE")]
+    pub programs: Option<PathBuf>,
     /// Who decapsulates TCP super-packets: "kernel" is for nodes whose pods pass them on to tap devices
     #[arg(long, env = "OVERLAY_AGGREGATES", value_enum, default_value_t = Aggregates::Fast)]
     pub aggregates: Aggregates,

@@ -15,7 +15,7 @@ use overlay_common::Hook;
 
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
-use super::{Error, maps, object};
+use super::{Error, maps};
 
 /// The name of the program for a hook.
 #[must_use]
@@ -70,6 +70,8 @@ pub struct Programs {
     filters: BTreeSet<(Hook, u32)>,
     /// Where this agent has put clsact filters.
     own_filters: BTreeSet<(Hook, u32)>,
+    /// Whether devices have been searched for filters that an earlier agent has left where none belongs.
+    searched: bool,
 }
 
 /// What sits on a hook, seen from this agent.
@@ -93,7 +95,7 @@ pub enum Attached {
 }
 
 impl Programs {
-    /// Loads the programs over the pinned maps, creating and pinning what is missing.
+    /// Loads the programs of an object file over the pinned maps, creating and pinning what is missing.
     ///
     /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are unpinned and
     /// made anew; what did not fit is returned. The programs that still run on the old ones keep them until
@@ -101,8 +103,11 @@ impl Programs {
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is attached then.
-    pub fn load(pins: &Pins, attachment: Attachment) -> Result<(Self, Vec<Misfit>), Error> {
-        let bytes = object::bytes()?;
+    pub fn load(
+        bytes: &[u8],
+        pins: &Pins,
+        attachment: Attachment,
+    ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
         let mut loader = EbpfLoader::new();
@@ -120,6 +125,7 @@ impl Programs {
             attachment,
             filters: BTreeSet::new(),
             own_filters: BTreeSet::new(),
+            searched: false,
         };
         for hook in Hook::ALL {
             programs
@@ -372,6 +378,15 @@ impl Programs {
             }
         }
         self.own_filters.retain(|site| alive(site.0, site.1));
+        if self.attachment == Attachment::Clsact && !self.searched {
+            // An earlier agent may have run over another underlay.
+            for (ifindex, interface) in interfaces()? {
+                for hook in Hook::ALL.into_iter().filter(|hook| !alive(*hook, ifindex)) {
+                    gone += usize::from(detach_filter(hook, &interface)?);
+                }
+            }
+            self.searched = true;
+        }
         for (hook, ifindex, path) in self.pins.list_links()? {
             if !alive(hook, ifindex) {
                 detach(&path)?;
@@ -445,6 +460,15 @@ pub fn on_hook(hook: Hook, interface: &str) -> Result<Vec<OnHook>, Error> {
     let (_, programs) = SchedClassifier::query_tcx(interface, direction(hook))
         .map_err(attach_failed("bpf_prog_query", hook, interface))?;
     Ok(programs.iter().map(describe).collect())
+}
+
+/// A loaded program, by the kernel's id.
+#[must_use]
+pub fn by_id(id: u32) -> Option<OnHook> {
+    let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
+    loaded
+        .find(|info| info.id() == id)
+        .map(|info| describe(&info))
 }
 
 fn describe(info: &ProgramInfo) -> OnHook {

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
-use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
@@ -15,26 +14,6 @@ use crate::mac::MacAddr;
 use crate::reconcile::Device;
 
 impl Kernel {
-    /// Every device of the namespace.
-    pub(super) async fn links(&self) -> Result<Vec<LinkMessage>, Error> {
-        self.dump(
-            "RTM_GETLINK",
-            "all devices",
-            self.handle.link().get().execute(),
-        )
-        .await
-    }
-
-    /// Every address of the namespace.
-    pub(super) async fn addresses(&self) -> Result<Vec<AddressMessage>, Error> {
-        self.dump(
-            "RTM_GETADDR",
-            "all devices",
-            self.handle.address().get().execute(),
-        )
-        .await
-    }
-
     /// Name and MTU of a device; `None` when there is none with this index.
     ///
     /// # Errors
@@ -97,6 +76,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn create_vxlan(&self, device: &Device) -> Result<(), Error> {
+        self.look_away();
         let mut message = LinkVxlan::new(&device.name, device.vni)
             .dev(device.underlay)
             .port(device.port)
@@ -132,6 +112,7 @@ impl Kernel {
         let Some(ifindex) = links.iter().find(is_ours).map(|link| link.header.index) else {
             return Ok(false);
         };
+        self.look_away();
         // Before Linux 6.2 a device has to be down for a new name; whoever asks sets it up again.
         let message = LinkUnspec::new_with_index(ifindex)
             .down()
@@ -149,6 +130,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn delete_link(&self, ifindex: u32) -> Result<(), Error> {
+        self.look_away();
         let object = format!("ifindex {ifindex}");
         let call = self.handle.link().del(ifindex).execute();
         gone_is_fine(self.request("RTM_DELLINK", &object, call).await)
@@ -159,6 +141,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn disable_learning(&self, ifindex: u32, name: &str, vni: u32) -> Result<(), Error> {
+        self.look_away();
         let message = LinkVxlan::new(name, vni)
             .index(ifindex)
             .learning(false)
@@ -180,6 +163,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn set_mtu(&self, ifindex: u32, mtu: u32) -> Result<(), Error> {
+        self.look_away();
         let message = LinkUnspec::new_with_index(ifindex).mtu(mtu).build();
         let object = format!("ifindex {ifindex} mtu {mtu}");
         self.request(
@@ -195,6 +179,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn set_up(&self, ifindex: u32) -> Result<(), Error> {
+        self.look_away();
         let message = LinkUnspec::new_with_index(ifindex).up().build();
         let object = format!("ifindex {ifindex} up");
         self.request(
@@ -210,6 +195,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn add_address(&self, ifindex: u32, address: IpNet) -> Result<(), Error> {
+        self.look_away();
         let call = self
             .handle
             .address()
@@ -227,6 +213,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn remove_address(&self, ifindex: u32, address: IpNet) -> Result<(), Error> {
+        self.look_away();
         let message = match address {
             IpNet::V4(net) => AddressMessageBuilder::<std::net::Ipv4Addr>::new()
                 .index(ifindex)

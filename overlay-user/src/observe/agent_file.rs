@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files;
 use crate::lease::Rejected;
 
 /// Names in the run directory.
@@ -147,13 +148,10 @@ impl AgentFile {
     /// The call that failed.
     pub fn remove(run_dir: &Path) -> Result<(), Error> {
         let path = run_dir.join(NAME);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error {
-                call: "unlink",
-                path,
-                source,
-            }),
-            _ => Ok(()),
-        }
+        files::remove(&path).map_err(|source| Error {
+            call: "unlink",
+            path,
+            source,
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! The state of a node's overlay, read from the kernel: pinned maps, links, packet-filter counters. No agent
 //! needs to run for it.
 
+mod filters;
 mod text;
 
 use std::collections::BTreeMap;
@@ -24,12 +25,10 @@ use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
 use crate::datapath::programs::{self, OnHook};
 use crate::datapath::tables::Tables;
+use crate::kernel::pods::BRIDGE;
 use crate::kernel::{self, Kernel, guard};
 use crate::mac::MacAddr;
 use crate::reconcile::{Observed, ROUTE_PROTOCOL};
-
-/// The bridge of the pods.
-const BRIDGE: &str = "cni0";
 
 /// Everything `overlayctl status` shows.
 #[derive(Clone, Debug, Serialize)]
@@ -343,6 +342,8 @@ impl Status {
                 Err(error) => self.problems.push(error.to_string()),
             }
         }
+        self.attachments
+            .extend(filters::attachments(&kernel).await?);
         self.attachments
             .sort_by(|a, b| (&a.device, a.hook).cmp(&(&b.device, b.hook)));
         Ok(())

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::scene::{REPAIR, Scene, filters, hooks, program_ids, shell};
+use super::scene::{PINS, REPAIR, Scene, filters, hooks, shell};
 use super::{Case, Stage};
 use crate::{Node, wait_until};
 
@@ -81,7 +81,8 @@ fn to_tcx_and_back(scene: &Scene<'_>) -> Result<()> {
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&[])?;
     wait_filters(&node)?;
-    ensure!(program_ids(&node)?.is_empty(), "links are left");
+    let links = shell(&node, &format!("ls {PINS}/links"))?;
+    ensure!(links.is_empty(), "{links} are left");
     Ok(())
 }
 

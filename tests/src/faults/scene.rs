@@ -119,8 +119,7 @@ fn is_fast(node: &Node) -> bool {
     status["fast_path"]["state"] == "active"
         && pods.len() == node.pods().len()
         && pods.iter().all(|pod| pod["path"] == "fast")
-        && (programs(&status).len() == hooks(node)
-            || filters(node).is_ok_and(|filters| filters.len() == hooks(node)))
+        && programs(&status).len() == hooks(node)
 }
 
 /// How many hooks programs sit on: two for the node and two for each pod.
@@ -128,7 +127,7 @@ pub(super) fn hooks(node: &Node) -> usize {
     2 + 2 * node.pods().len()
 }
 
-/// The programs that are attached by tcx on hooks that ours are on, as `overlayctl` tells.
+/// The programs on hooks that ours are on, as `overlayctl` tells.
 fn programs(status: &Value) -> Vec<&Value> {
     let hooks = status["attachments"].as_array().into_iter().flatten();
     hooks

@@ -4,6 +4,7 @@ mod cni;
 mod environment;
 mod leases;
 mod network_config;
+mod waiting;
 mod witness;
 
 use std::time::Duration;

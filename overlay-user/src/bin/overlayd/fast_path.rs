@@ -134,7 +134,7 @@ impl FastPath {
                 .as_ref()
                 .is_none_or(|(when, _)| when.elapsed() >= RETRY)
             {
-                match Running::start(&view.node.pins, view.node.flags.node.attach) {
+                match Running::start(&view.node.pins, &view.node.flags.node) {
                     Ok(running) => *self = Self::Up(Box::new(running)),
                     Err(error) => {
                         if tried.as_ref().is_none_or(|(_, last)| *last != error) {

@@ -10,6 +10,7 @@ use overlay_user::backend::{self, Peer};
 use overlay_user::kernel::Kernel;
 use overlay_user::kernel::interface::Underlay;
 use overlay_user::kernel::monitor::{Event, Monitor};
+use overlay_user::kernel::pods::BRIDGE;
 use overlay_user::lease::Lease;
 use overlay_user::mac::MacAddr;
 use overlay_user::observe::agent_file::AgentFile;
@@ -89,7 +90,9 @@ impl Reconciler {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 () = when(due) => {
+                    self.kernel.look();
                     self.round().await;
+                    self.kernel.look_away();
                     last_round = Instant::now();
                     due = None;
                 }
@@ -159,7 +162,7 @@ impl Reconciler {
         self.tell_rejected(&mut report);
         self.accepted.clone_from(&peers);
 
-        let pods = match self.kernel.pods(crate::kernel_path::BRIDGE).await {
+        let pods = match self.kernel.pods(BRIDGE).await {
             Ok(pods) => pods,
             Err(error) => {
                 report.problem("kernel", format!("list pods: {error}"));
@@ -177,7 +180,7 @@ impl Reconciler {
         );
 
         // What goes, goes from the maps first; what comes, comes to the maps last.
-        let view = View {
+        let mut view = View {
             node: &self.node,
             underlay: &self.underlay,
             subnet: self.lease.subnet,
@@ -207,18 +210,12 @@ impl Reconciler {
             Err(error) => report.problem("underlay", format!("{error:#}")),
         }
         // What was done so far took its time; a pod may have come or gone, its address with it.
-        let pods = self
-            .kernel
-            .pods(crate::kernel_path::BRIDGE)
-            .await
-            .unwrap_or(pods);
-        let view = View {
-            node: &self.node,
-            underlay: &self.underlay,
-            subnet: self.lease.subnet,
-            mtu: desired.device.mtu,
-            pods: &pods,
-        };
+        self.kernel.look();
+        let now = self.kernel.pods(BRIDGE).await;
+        if let Ok(pods) = &now {
+            view.pods = pods;
+        }
+        report.pods = view.pods.pods.len();
         self.fast_path
             .round(
                 &view,
@@ -231,7 +228,6 @@ impl Reconciler {
             .await;
 
         report.peers = served.len();
-        report.pods = pods.pods.len();
         if report.is_ready() && !self.announced {
             self.announced = true;
             tracing::info!(peers = report.peers, pods = report.pods, "ready");

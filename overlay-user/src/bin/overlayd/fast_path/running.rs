@@ -9,9 +9,10 @@ use overlay_common::schema::{
 };
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
-use overlay_user::config::flags::{Aggregates, Attach};
+use overlay_user::config::flags::{Aggregates, Attach, NodeFlags};
 use overlay_user::datapath::Error;
 use overlay_user::datapath::maps::{self, Maps};
+use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::probe::Probes;
 use overlay_user::datapath::programs::{
@@ -64,16 +65,17 @@ struct Site {
 
 impl Running {
     /// Probes this kernel, loads the programs and takes over what is pinned.
-    pub fn start(pins: &Pins, attach: Attach) -> Result<Self, String> {
-        let attachment = match (attach, Probes::run().verdict()?) {
+    pub fn start(pins: &Pins, flags: &NodeFlags) -> Result<Self, String> {
+        let attachment = match (flags.attach, Probes::run().verdict()?) {
             (Attach::Tcx, Attachment::Clsact) => {
                 return Err("this kernel has no tcx (Linux 6.6 has): leave --attach out".to_owned());
             }
             (Attach::Clsact, _) => Attachment::Clsact,
             (Attach::Tcx | Attach::Auto, best) => best,
         };
+        let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (programs, misfits) =
-            Programs::load(pins, attachment).map_err(|error| error.to_string())?;
+            Programs::load(&object, pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
@@ -90,7 +92,8 @@ impl Running {
                 "took off what an agent of another version has left"
             );
         }
-        let maps = Maps::open(pins).map_err(|error| error.to_string())?;
+        let mut maps = Maps::open(pins).map_err(|error| error.to_string())?;
+        maps.look_for_flows().map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         // Connection tracking sees halves of connections when some packets take the fast path and some do not.
         if let Err(error) = sysctl::be_liberal_with_tcp() {
@@ -260,7 +263,7 @@ impl Running {
                 ..config
             })?;
             tracing::info!("fast path active");
-        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC && self.maps.has_flows()? {
+        } else if self.maps.has_flows()? && self.flows_checked.elapsed() >= FLOWS_RESYNC {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
