@@ -19,6 +19,7 @@ pub mod command;
 pub mod containers;
 pub mod conversation;
 pub mod fast_path;
+pub mod faults;
 pub mod frame;
 pub mod hostile;
 pub mod http;

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod demo;
 mod deny;
+mod faults;
 mod flood;
 mod lab;
 mod setup;
@@ -43,6 +44,7 @@ enum Command {
     Lab(lab::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Faults(faults::Arguments),
     Soak(soak::Arguments),
     Flood(flood::Arguments),
     Vmtest(vmtest::Arguments),
@@ -69,6 +71,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Vmtest(arguments) => vmtest::run(&arguments),
+        Command::Faults(arguments) => faults::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),

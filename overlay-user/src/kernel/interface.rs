@@ -11,7 +11,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage}
 
 use super::link::link_name;
 use super::observe::{default_devices, link_mtu, own_address};
-use super::{Error as KernelError, Kernel, dump};
+use super::{Error as KernelError, Kernel};
 
 /// What the operator asked for. The first of the first three that is given decides; none given means the
 /// device with `public_address`, or else that of the default route.
@@ -152,7 +152,7 @@ impl Kernel {
             .attributes
             .push(RouteAttribute::Destination(address.into()));
         let call = self.handle.route().get(message).execute();
-        let routes = match dump("RTM_GETROUTE", &address.to_string(), call).await {
+        let routes = match self.dump("RTM_GETROUTE", &address.to_string(), call).await {
             Err(error) if error.errno() == Some(nix::libc::ENETUNREACH) => return Ok(None),
             other => other?,
         };

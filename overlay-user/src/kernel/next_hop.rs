@@ -8,7 +8,7 @@ use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric};
 
 use super::neighbour::{destination, link_layer};
-use super::{Error, Kernel, dump, request};
+use super::{Error, Kernel};
 use crate::mac::MacAddr;
 
 /// The way to an address by a given device.
@@ -78,7 +78,8 @@ impl Kernel {
             .add(ifindex, address)
             .flags(NeighbourFlags::Use)
             .replace();
-        request("RTM_NEWNEIGH", &address.to_string(), call.execute()).await
+        self.request("RTM_NEWNEIGH", &address.to_string(), call.execute())
+            .await
     }
 
     /// The route that the kernel's own VXLAN takes.
@@ -99,7 +100,7 @@ impl Kernel {
             .attributes
             .push(RouteAttribute::Source(source.into()));
         let call = self.handle.route().get(message).execute();
-        match dump("RTM_GETROUTE", &address.to_string(), call).await {
+        match self.dump("RTM_GETROUTE", &address.to_string(), call).await {
             Ok(routes) => Ok(routes.into_iter().next()),
             Err(error) if error.errno().is_some() => Ok(None),
             Err(error) => Err(error),

@@ -45,7 +45,7 @@ pub(super) fn start(
 ) -> Result<Agent> {
     let (options, name) =
         shared.read(|state| (state.options.clone(), state.nodes[index].name.clone()));
-    let mut flags = store::agent_flags(options.store);
+    let mut flags = store::agent_flags(&options);
     flags.extend(["--iface=eth0", "--ip-masq", "--healthz-ip=0.0.0.0"].map(str::to_owned));
     flags.push(format!("--healthz-port={HEALTH_PORT}"));
     flags.push(format!("--fast-path={}", options.fast_path));

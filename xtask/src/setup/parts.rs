@@ -138,6 +138,7 @@ pub const ALL: &[Part] = &[
         Needed::Tests,
         "judges the agent's unit",
     ),
+    part("faketime", "faketime", Needed::Tests, "another time of day"),
     part("traceroute", "traceroute", Needed::Tests, "shows hops"),
     part(
         "qemu-system-x86",

@@ -91,6 +91,13 @@ impl Running {
             Attachment::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
         };
         others.map_err(|error| error.to_string())?;
+        let strangers = Programs::detach_other_versions(pins).map_err(|error| error.to_string())?;
+        if strangers > 0 {
+            tracing::info!(
+                programs = strangers,
+                "took off what an agent of another version has left"
+            );
+        }
         let mut maps = Maps::open(pins).map_err(|error| error.to_string())?;
         maps.look_for_flows().map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
@@ -186,7 +193,7 @@ impl Running {
                 gap |= !ours;
             } else if !ours {
                 // The stack may send it what no program of ours sees: it starts again as a newcomer.
-                self.maps.forget_device(site.ifindex)?;
+                self.maps.hold_device(site.ifindex)?;
                 known.endpoints.remove(&site.ifindex);
             }
         }
@@ -352,22 +359,21 @@ impl Running {
         Ok(())
     }
 
-    /// The sites that have a clsact filter of ours; a device that is gone has none. Where the kernel does not
-    /// tell, what it told last holds.
+    /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told last holds.
     async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
         let mut found = BTreeSet::new();
         for site in self.sites.clone() {
             let egress = is_egress(site.hook);
             let is_ours =
                 |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
-            let there = match kernel.filters(site.ifindex).await {
+            let ours = match kernel.filters(site.ifindex).await {
                 Ok(filters) => filters.iter().any(is_ours),
                 Err(error) => {
-                    tracing::debug!("{error}");
+                    tracing::warn!("the filters stay as they were noted: {error}");
                     self.presence(&site).is_ok_and(|presence| presence.ours)
                 }
             };
-            if there {
+            if ours {
                 found.insert((site.hook, site.ifindex));
             }
         }
