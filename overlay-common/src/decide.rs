@@ -1,6 +1,6 @@
 //! What to do with a packet: pure, over any tables.
 //!
-//! [`from_pod`], [`from_network`] and [`leaving`] are the whole policy of the data path. The eBPF programs
+//! [`from_pod`], [`from_network`], [`refused_early`] and [`leaving`] are the whole policy of the data path. The eBPF programs
 //! call them with BPF maps behind [`Tables`] and carry out what they say; tools and tests call them with
 //! tables of their own.
 //!
@@ -8,7 +8,9 @@
 //! fragment, a tag) walks around them.
 
 use crate::family::{Family, Fragment, Ip};
-use crate::packet::{ETHERNET_LEN, Ethernet, Packet, Transport, UDP, same_mac, segment_header_len};
+use crate::packet::{
+    ETHERNET_LEN, Ethernet, Packet, TCP, Transport, UDP, same_mac, segment_header_len,
+};
 use crate::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
     Endpoint, FlowKey, POD_KERNEL_PATH, Peer, Pod,
@@ -21,7 +23,7 @@ mod network;
 mod pod;
 
 pub use leaving::{Leaving, leaving};
-pub use network::{FromNetwork, from_network};
+pub use network::{FromNetwork, from_network, refused_early};
 pub use pod::{FromPod, from_pod};
 
 /// What the decision looks things up in.
@@ -104,6 +106,20 @@ fn fits<F: Family, P: Packet>(
         Some(headers) => Ok(gso_size + headers <= mtu),
         None => Err(Verdict::Aggregate),
     }
+}
+
+/// Whether the frame ends where the IP header says.
+///
+/// TCP super-packets whose length does not fit the field leave it empty (`iph_totlen()` of include/linux/ip.h, since
+/// Linux 6.3).
+#[inline(always)]
+fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> bool {
+    let len = packet.frame_len() - ip_offset;
+    ip.total_len == len
+        || ip.total_len == 0
+            && len > u32::from(u16::MAX)
+            && ip.protocol == TCP
+            && packet.gso_size() != 0
 }
 
 /// The flow of a packet, or why the fast path cannot tell.

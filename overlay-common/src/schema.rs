@@ -11,6 +11,7 @@
 //! | `ov_peers` | hash | address under [`Config::peer_mask`] | [`Peer`] |
 //! | `ov_vteps` | hash | underlay address of a node that holds a lease | [`Vtep`] |
 //! | `ov_flows` | LRU hash | [`FlowKey`] | [`Flow`] |
+//! | `ov_flow_news` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
 //! | `ov_heartbeat` | array | 0 | [`Heartbeat`] |
 //! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
 
@@ -75,8 +76,8 @@ pub struct Config<F: Family> {
     pub source_port_min: u16,
     /// How many source ports there are from there on.
     pub source_port_count: u16,
-    #[doc(hidden)]
-    pub _pad: u16,
+    /// MAC address of the NIC: tells at XDP what is for this host.
+    pub underlay_mac: [u8; 6],
 }
 
 /// What the programs on a pod's host veth know of the pod behind it.
@@ -185,6 +186,21 @@ pub struct Flow {
     pub last_seen_ns: u64,
 }
 
+/// Key of `ov_flow_news`: when a program last added a flow to `ov_flows`. Written after the flow is there, and
+/// before its packet goes on.
+pub const NEWEST_FLOW: u32 = 0;
+/// Key of `ov_flow_news`: what [`NEWEST_FLOW`] was before the agent found `ov_flows` empty. While the two are equal
+/// it is empty still, and the programs need not look.
+pub const NO_FLOW_SINCE: u32 = 1;
+
+/// Whether there are flows to look for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Plain, Zeroable)]
+pub struct FlowNews {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub at_ns: u64,
+}
+
 /// Packets that ended in one verdict.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Plain, Zeroable)]
@@ -196,7 +212,7 @@ pub struct Counter {
 }
 
 const _: () = {
-    assert!(size_of::<Config<V4>>() == 60);
+    assert!(size_of::<Config<V4>>() == 64);
     assert!(size_of::<Endpoint<V4>>() == 12);
     assert!(size_of::<Pod>() == 16);
     assert!(size_of::<Peer<V4>>() == 76);
@@ -228,6 +244,8 @@ mod user {
     unsafe impl aya::Pod for super::Heartbeat {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowNews {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Counter {}
 }

@@ -5,8 +5,8 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
-    ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, MAX_FLOWS, MAX_PEERS,
-    MAX_PODS, Peer, Pod, Vtep,
+    ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, MAX_FLOWS,
+    MAX_PEERS, MAX_PODS, NEWEST_FLOW, NO_FLOW_SINCE, Peer, Pod, Vtep,
 };
 use overlay_common::verdict::{COUNTERS, counter_index};
 use overlay_common::{Family, Hook, V4, Verdict};
@@ -25,6 +25,8 @@ static PEERS: HashMap<Addr, Peer<V4>, { MAX_PEERS as usize }> = HashMap::new();
 static VTEPS: HashMap<Addr, Vtep, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map(name = "ov_flows")]
 static FLOWS: LruHashMap<FlowKey<V4>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
+#[btf_map(name = "ov_flow_news")]
+static FLOW_NEWS: Array<FlowNews, 2> = Array::new();
 #[btf_map(name = "ov_heartbeat")]
 static HEARTBEAT: Array<Heartbeat, 1> = Array::new();
 #[btf_map(name = "ov_counters")]
@@ -66,13 +68,24 @@ impl Tables<V4> for Maps {
 
     #[inline(always)]
     fn is_stack_owned(&self, flow: &FlowKey<V4>) -> bool {
-        FLOWS.get_ptr(flow).is_some()
+        if cfg!(feature = "without-stack-owned") {
+            return false;
+        }
+        // Two words of one cache line against a hash over the flow and a walk.
+        let news = |key| FLOW_NEWS.get(key).map(|news| news.at_ns);
+        let any = cfg!(feature = "without-flow-news") || news(NEWEST_FLOW) != news(NO_FLOW_SINCE);
+        any && FLOWS.get_ptr(flow).is_some()
     }
 }
 
 /// Remembers that the IP stack owns a flow.
 #[inline(always)]
 pub fn remember(flow: &FlowKey<V4>, now_ns: u64) {
+    if let Some(known) = FLOWS.get_ptr_mut(flow) {
+        // SAFETY: the element stays readable and writable until the program ends; the word is written at once.
+        unsafe { (*known).last_seen_ns = now_ns };
+        return;
+    }
     // A full map makes room for itself; there is nothing else that could fail and be helped.
     let _ = FLOWS.insert(
         flow,
@@ -81,11 +94,18 @@ pub fn remember(flow: &FlowKey<V4>, now_ns: u64) {
         },
         0,
     );
+    if let Some(news) = FLOW_NEWS.get_ptr_mut(NEWEST_FLOW) {
+        // SAFETY: an element of an array is always there; its one word is written at once.
+        unsafe { (&raw mut (*news).at_ns).write_volatile(now_ns) };
+    }
 }
 
 /// Whether the agent lives, and with it what it knows of next hops.
 #[inline(always)]
 pub fn next_hops_are_fresh() -> bool {
+    if cfg!(feature = "without-prepared-next-hop") {
+        return false;
+    }
     // SAFETY: the helper takes nothing and cannot fail (Linux 5.11).
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     HEARTBEAT
@@ -96,6 +116,9 @@ pub fn next_hops_are_fresh() -> bool {
 /// Counts a packet under its verdict.
 #[inline(always)]
 pub fn count(hook: Hook, verdict: Verdict, bytes: u32) {
+    if cfg!(feature = "without-counters") {
+        return;
+    }
     if let Some(counter) = COUNTS.get_ptr_mut(counter_index(hook, verdict)) {
         // SAFETY: the pointer is to this CPU's own copy, and tc programs do not interrupt each other on a
         // CPU.

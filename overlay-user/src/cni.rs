@@ -27,6 +27,7 @@ pub mod veth;
 
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use rscni_types::types::{CNIResult, Cmd};
 use rscni_types::version::SpecVersion;
@@ -38,10 +39,15 @@ use request::Request;
 pub use result::versions;
 
 use crate::datapath::pins;
+use crate::deadline::Deadline;
+
+/// How long a call may take: well below the two minutes after which runtimes give up without telling what was
+/// waited for.
+const CALL: Duration = Duration::from_secs(30);
 
 /// Answers one call: variables of the environment by way of `variable`, the configuration from `input`.
 /// Returns what goes to standard output, if anything does. `OVERLAY_BPFFS` says where the fast path is pinned,
-/// if that is not the default.
+/// if that is not the default, `OVERLAY_DEADLINE` how many seconds the call may take.
 ///
 /// # Errors
 ///
@@ -64,12 +70,43 @@ pub async fn answer(
     let version = conf
         .version(request.command())
         .map_err(|error| error.to_json(&current))?;
-    serve(&request, &conf, version, &bpffs)
+    let answer = match deadline(variable("OVERLAY_DEADLINE")) {
+        Ok(deadline) => serve_until(deadline, &request, &conf, version, &bpffs).await,
+        Err(error) => Err(error),
+    };
+    answer.map_err(|error| error.to_json(&version.to_string()))
+}
+
+fn deadline(seconds: Option<String>) -> Result<Deadline, Error> {
+    let Some(text) = seconds else {
+        return Ok(Deadline::after(CALL));
+    };
+    match text.parse() {
+        Ok(seconds @ 1..=3600) => Ok(Deadline::after(Duration::from_secs(seconds))),
+        _ => Err(Error::Config(format!(
+            "OVERLAY_DEADLINE {text:?}: say how many seconds, 1 to 3600"
+        ))),
+    }
+}
+
+/// Whoever waits for a lock or a program looks at the deadline; what is left is the kernel, for which it is a
+/// little longer.
+async fn serve_until(
+    deadline: Deadline,
+    request: &Request,
+    conf: &NetConf,
+    version: SpecVersion,
+    bpffs: &Path,
+) -> Result<Option<Value>, Error> {
+    let limit = deadline.allowed() + 2 * add::UNDO;
+    let served = serve(deadline, request, conf, version, bpffs);
+    tokio::time::timeout(limit, served)
         .await
-        .map_err(|error| error.to_json(&version.to_string()))
+        .unwrap_or(Err(Error::Silent(limit.as_secs())))
 }
 
 async fn serve(
+    deadline: Deadline,
     request: &Request,
     conf: &NetConf,
     version: SpecVersion,
@@ -77,15 +114,17 @@ async fn serve(
 ) -> Result<Option<Value>, Error> {
     match request {
         Request::Add(attachment, netns) => {
-            let result = add::add(conf, attachment, netns, bpffs).await?;
+            let result = add::add(conf, attachment, netns, bpffs, deadline).await?;
             return Ok(Some(result::to_json(version, result)));
         }
         Request::Del(attachment, netns) => {
-            release::del(conf, attachment, netns.as_deref(), bpffs).await?;
+            release::del(conf, attachment, netns.as_deref(), bpffs, deadline).await?;
         }
-        Request::Check(attachment, netns) => check::check(conf, attachment, netns).await?,
-        Request::Gc => release::gc(conf, bpffs).await?,
-        Request::Status => check::status(conf)?,
+        Request::Check(attachment, netns) => {
+            check::check(conf, attachment, netns, deadline).await?
+        }
+        Request::Gc => release::gc(conf, bpffs, deadline).await?,
+        Request::Status => check::status(conf, deadline)?,
     }
     Ok(None)
 }
@@ -154,6 +193,7 @@ mod tests {
 
     fn call(command: &str, input: &str) -> Result<Option<Value>, Value> {
         let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
             .build()
             .expect("a runtime");
         let variable = |name: &str| match name {

@@ -2,11 +2,12 @@
 //!
 //! The programs and maps are pinned below a directory of their own (see [`pins`]), so they outlive the agent.
 //! [`programs`] loads, attaches and swaps programs; [`maps`] reads and writes the pinned maps; [`tables`] is
-//! what the maps should hold, as pure data; [`probe`] finds out what this kernel can do, by trying.
+//! what the maps should hold, as pure data; [`early`] decides on early refusal at the NIC; [`probe`] finds out what this kernel can do, by trying.
 
 use std::io;
 use std::path::PathBuf;
 
+pub mod early;
 pub mod family;
 pub mod maps;
 pub mod object;
@@ -23,6 +24,14 @@ pub enum Error {
     /// The agent was built without the eBPF object.
     #[error("this build carries no eBPF programs: build it with `cargo xtask build`")]
     NoObject,
+    /// An object file that was asked for cannot be read.
+    #[error("read the eBPF programs in {}: {source}", path.display())]
+    ReadObject {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The pin directory is not on a BPF file system.
     #[error("{path} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf")]
     NotBpfFs {

@@ -14,12 +14,16 @@
 mod holder;
 mod range;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
+use crate::deadline::{self, Deadline};
+use crate::files;
 pub use holder::{Attachment, Holder};
 pub use range::Range;
 
@@ -37,6 +41,16 @@ pub enum Error {
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// Somebody else has had the lock all the time.
+    #[error("{path} is locked by {holder}, and was not free within {} s", .allowed.as_secs())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// Who has it.
+        holder: String,
+        /// How long it was waited for.
+        allowed: Duration,
     },
     /// Every address of the range has a file.
     #[error(
@@ -71,6 +85,9 @@ pub struct Store {
     _lock: File,
 }
 
+/// How often to try the lock; nobody has it for long.
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
+
 /// Where a reservation is written before it gets its name.
 const UNFINISHED: &str = ".unfinished";
 
@@ -79,8 +96,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Files`] if the directory cannot be made or its lock not be taken.
-    pub fn lock(dir: &Path) -> Result<Self, Error> {
+    /// [`Error::Files`] if the directory cannot be made or its lock not be taken, [`Error::Locked`] if it is not
+    /// free in time.
+    pub fn lock(dir: &Path, deadline: Deadline) -> Result<Self, Error> {
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| Error::Files {
@@ -102,11 +120,26 @@ impl Store {
             .truncate(false)
             .open(&path)
             .map_err(failed("open", &path))?;
-        lock.lock().map_err(failed("lock", &path))?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            _lock: lock,
-        })
+        loop {
+            match lock.try_lock() {
+                Ok(()) => {
+                    return Ok(Self {
+                        dir: dir.to_owned(),
+                        _lock: lock,
+                    });
+                }
+                Err(TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
+                Err(TryLockError::WouldBlock) if deadline.left().is_zero() => {
+                    return Err(Error::Locked {
+                        holder: deadline::holder(&path)
+                            .unwrap_or_else(|| "a process that is not seen from here".to_owned()),
+                        path,
+                        allowed: deadline.allowed(),
+                    });
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_INTERVAL.min(deadline.left())),
+            }
+        }
     }
 
     /// Gives `attachment` the next free address of `range`, which is number `index` of the network's ranges.
@@ -204,14 +237,11 @@ impl Store {
     /// [`Error::Files`] if its file cannot be removed.
     pub fn free(&self, address: IpAddr) -> Result<(), Error> {
         let path = self.dir.join(address.to_string());
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Files {
-                action: "remove",
-                path,
-                source,
-            }),
-            _ => Ok(()),
-        }
+        files::remove(&path).map_err(|source| Error::Files {
+            action: "remove",
+            path,
+            source,
+        })
     }
 
     /// Writes the file of `address`; `false` if there is one already.
@@ -266,6 +296,10 @@ mod tests {
         }
     }
 
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_millis(50))
+    }
+
     fn range() -> Range {
         Range::new("10.244.1.1/29".parse().expect("a subnet")).expect("large enough")
     }
@@ -273,7 +307,7 @@ mod tests {
     #[test]
     fn files_are_those_of_host_local() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::lock(dir.path()).expect("a lock");
+        let store = Store::lock(dir.path(), soon()).expect("a lock");
         let address = store
             .allocate(&range(), 0, &attachment("c1"))
             .expect("an address");
@@ -289,7 +323,7 @@ mod tests {
     #[test]
     fn addresses_go_round_and_gaps_are_used_last() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::lock(dir.path()).expect("a lock");
+        let store = Store::lock(dir.path(), soon()).expect("a lock");
         let next = |container: &str| {
             store
                 .allocate(&range(), 0, &attachment(container))
@@ -312,7 +346,7 @@ mod tests {
     #[test]
     fn one_attachment_gets_one_address() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::lock(dir.path()).expect("a lock");
+        let store = Store::lock(dir.path(), soon()).expect("a lock");
         store
             .allocate(&range(), 0, &attachment("a"))
             .expect("an address");
@@ -332,7 +366,7 @@ mod tests {
     #[test]
     fn corrupt_files_are_taken_but_do_not_block() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::lock(dir.path()).expect("a lock");
+        let store = Store::lock(dir.path(), soon()).expect("a lock");
         fs::write(dir.path().join("10.244.1.2"), "").expect("written");
         fs::write(dir.path().join("10.244.1.3"), [0xff, 0xfe, 0x00]).expect("written");
         fs::create_dir(dir.path().join("10.244.1.4")).expect("made");
@@ -345,9 +379,20 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_the_lock_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let held = Store::lock(dir.path(), soon()).expect("a lock");
+        let error = Store::lock(dir.path(), soon()).expect_err("it is taken");
+        let own = format!("locked by process {} (", std::process::id());
+        assert!(error.to_string().contains(&own), "{error}");
+        drop(held);
+        Store::lock(dir.path(), soon()).expect("a lock");
+    }
+
+    #[test]
     fn freeing_twice_is_fine() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::lock(dir.path()).expect("a lock");
+        let store = Store::lock(dir.path(), soon()).expect("a lock");
         let address = store
             .allocate(&range(), 0, &attachment("a"))
             .expect("an address");

@@ -18,15 +18,18 @@ pub mod fdb;
 pub mod guard;
 pub mod interface;
 pub mod link;
+mod look;
 pub mod monitor;
 pub mod neighbour;
+mod netfilter;
 pub mod next_hop;
+pub mod nic;
 pub mod observe;
 pub mod pods;
 pub mod route;
 pub mod rules;
 pub mod sysctl;
-mod tool;
+pub(crate) mod tool;
 
 pub use cleanup::cleanup;
 pub use tool::ToolError;
@@ -134,6 +137,7 @@ impl Error {
 pub struct Kernel {
     handle: Handle,
     task: JoinHandle<()>,
+    look: look::Look,
 }
 
 impl Kernel {
@@ -146,6 +150,7 @@ impl Kernel {
         Ok(Self {
             handle,
             task: tokio::spawn(connection),
+            look: look::Look::default(),
         })
     }
 

@@ -7,6 +7,7 @@
 pub mod connections;
 pub mod cpu;
 pub mod datagrams;
+pub mod instructions;
 pub mod round_trips;
 pub mod stream;
 
@@ -20,6 +21,7 @@ use nix::unistd::Pid;
 
 use crate::traffic::{Endpoint, PATIENCE};
 use cpu::Span;
+use instructions::Instructions;
 
 /// Cores for the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +86,8 @@ pub struct Volume {
     pub total: f64,
     /// What it cost.
     pub cpu: Span,
+    /// Instructions of the whole machine meanwhile, where it counts them.
+    pub instructions: Option<f64>,
 }
 
 /// How long a flood runs before it counts.
@@ -92,15 +96,18 @@ const WARM_UP: Duration = Duration::from_millis(200);
 /// Lets a flood warm up and watches `arrived` for `duration`.
 fn watch(duration: Duration, arrived: impl Fn() -> u64) -> Result<Volume> {
     thread::sleep(WARM_UP);
+    let mut instructions = Instructions::count();
     let (start, before) = (cpu::Moment::now()?, arrived());
     thread::sleep(duration);
     let (after, end) = (arrived(), cpu::Moment::now()?);
+    let instructions = instructions.as_mut().and_then(Instructions::so_far);
     let cpu = end.since(&start);
     let total = (after - before) as f64;
     Ok(Volume {
         per_second: total / cpu.seconds,
         total,
         cpu,
+        instructions: instructions.map(|count| count as f64),
     })
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::RcvBuf;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::traffic::{Endpoint, PATIENCE};
 
@@ -137,8 +137,7 @@ impl Flow {
             let socket = endpoint
                 .namespace
                 .inside(|| UdpSocket::bind((address, 0)))??;
-            // Less than asked for where the machine's limit is lower.
-            let _ = setsockopt(&socket, RcvBuf, &RECEIVE_BUFFER);
+            setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER)?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             Ok(socket)
         };

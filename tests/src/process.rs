@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -45,12 +45,11 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         match stat(self.pid) {
             Some((state, started)) if started == self.started => {
-                if state == 'Z' {
-                    // Not ours to wait for: then its own parent does, and dead it is all the same.
-                    let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
-                    return false;
-                }
-                true
+                // A process whose first thread has ended while others have not looks like a zombie, too. Who is
+                // not ours to wait for is left to its own parent.
+                state != 'Z'
+                    || waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG))
+                        == Ok(WaitStatus::StillAlive)
             }
             _ => false,
         }

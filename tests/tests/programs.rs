@@ -26,7 +26,9 @@ use programs::random::Random;
 
 /// Whether a made-up socket buffer can be like this packet's.
 fn is_expressible(case: &Case) -> bool {
-    case.vlan.is_none() && !case.plain
+    /// More than that does not fit the page that the kernel makes them in.
+    const LONGEST: usize = 3000;
+    case.vlan.is_none() && !case.plain && case.frame.len() <= LONGEST
 }
 
 /// Everything that reproduces a case by hand.
@@ -88,6 +90,9 @@ fn random_packets_end_in_the_kernel_as_in_rust() {
             (Hook::PodIn, Verdict::SpoofedSource),
             (Hook::NetIn, Verdict::Decapsulated),
             (Hook::NetIn, Verdict::ForeignInnerSource),
+            (Hook::NetXdp, Verdict::ForeignInnerSource),
+            (Hook::NetXdp, Verdict::UnknownVtep),
+            (Hook::NetXdp, Verdict::Passed),
             (Hook::PodOut, Verdict::Remembered),
             (Hook::VtepOut, Verdict::Remembered),
         ] {
@@ -116,7 +121,7 @@ fn the_verifier_stays_far_from_its_limit() {
 #[test]
 #[ignore = "measures, and fails for no figure"]
 fn cost_of_every_case() {
-    /// Runs of each; the median is told. One at a time, for a second run would see the changed packet.
+    /// Runs of each; the fastest is told. One at a time, for a second run would see the changed packet.
     const RUNS: usize = 201;
     let path = std::env::var_os("OVERLAY_COSTS").expect("OVERLAY_COSTS names a file");
     in_kernel(move |kernel| {
@@ -128,16 +133,15 @@ fn cost_of_every_case() {
         let mut runs = Vec::new();
         for case in all().into_iter().filter(is_expressible) {
             kernel.set_world(&case.world);
-            let mut ran: Vec<_> = (0..RUNS).filter_map(|_| kernel.run(&case)).collect();
-            ran.sort_by_key(|ran| ran.took);
-            let Some(median) = ran.get(ran.len() / 2) else {
+            let ran = (0..RUNS).filter_map(|_| kernel.run(&case));
+            let Some(fastest) = ran.min_by_key(|ran| ran.took) else {
                 continue;
             };
             runs.push(serde_json::json!({
                 "program": case.hook.name(),
-                "verdict": median.verdict.name(),
+                "verdict": fastest.verdict.name(),
                 "packet": case.name,
-                "nanoseconds": median.took.as_nanos() as u64,
+                "nanoseconds": fastest.took.as_nanos() as u64,
             }));
         }
         let costs = serde_json::json!({"verified_instructions": verified, "runs": runs});

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use overlay_user::lease::RejectReason;
 use overlay_user::store::{Error, Location, StoreHealth};
-use support::{LARGE, SMALL, attributes, config, open, run, start};
+use support::{LARGE, SMALL, attributes, config, open, race, run, see_each_other, start};
 
 const TTL: Duration = Duration::from_secs(24 * 3600);
 const SHORT: Duration = Duration::from_secs(2);
@@ -54,19 +54,7 @@ fn a_lease_is_one_file_and_is_found_again() {
 fn ten_nodes_race_for_three_subnets() {
     run(async {
         let directory = tempfile::tempdir().expect("a directory");
-        let races = (1..=10).map(|n| {
-            let store = open(at(directory.path()), TTL);
-            async move { store.acquire(&config(SMALL), attributes(n), None).await }
-        });
-        let mut won = Vec::new();
-        for result in futures::future::join_all(races).await {
-            match result {
-                Ok(lease) => won.push(lease.subnet),
-                Err(error) => assert!(matches!(error, Error::Allocate(_)), "{error}"),
-            }
-        }
-        won.sort();
-        won.dedup();
+        let won = race(&at(directory.path()), TTL, SMALL, 10).await;
         assert_eq!(won.len(), 3);
     });
 }
@@ -75,22 +63,7 @@ fn ten_nodes_race_for_three_subnets() {
 fn nodes_see_each_other_come_change_and_go() {
     run(async {
         let directory = tempfile::tempdir().expect("a directory");
-        let (one, _) = start(at(directory.path()), TTL, LARGE, 1).await;
-        let (two, lease) = start(at(directory.path()), TTL, LARGE, 2).await;
-        let state = one
-            .until("the other node", |state| state.leases.len() == 1)
-            .await;
-        assert!(state.synced);
-        assert_eq!(state.store, StoreHealth::Ok);
-        assert_eq!(state.leases[0].subnet, lease.subnet);
-        two.store.publish(attributes(22));
-        one.until("its new attributes", |state| {
-            state
-                .leases
-                .iter()
-                .any(|it| it.attributes == attributes(22))
-        })
-        .await;
+        let ([one, two], [_, lease]) = see_each_other(&at(directory.path()), TTL).await;
         let released = two
             .store
             .release(lease.subnet, attributes(22).public_ip)

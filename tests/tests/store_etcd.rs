@@ -12,7 +12,7 @@ use etcd_client::{Client, GetOptions, KeyValue, PutOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlay_user::store::{Error, Location, Store, StoreHealth, etcd};
-use support::{LARGE, SMALL, attributes, config, open, run, start};
+use support::{LARGE, SMALL, attributes, config, open, race, run, see_each_other, start};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
@@ -249,19 +249,7 @@ fn keys_and_values_are_flannels_to_the_byte() {
 fn ten_nodes_race_for_three_subnets() {
     run(async {
         let server = Server::start().await;
-        let races = (1..=10).map(|n| {
-            let store = open(server.location(), TTL);
-            async move { store.acquire(&config(SMALL), attributes(n), None).await }
-        });
-        let mut won = Vec::new();
-        for result in futures::future::join_all(races).await {
-            match result {
-                Ok(lease) => won.push(lease.subnet),
-                Err(error) => assert!(matches!(error, Error::Allocate(_)), "{error}"),
-            }
-        }
-        won.sort();
-        won.dedup();
+        let won = race(&server.location(), TTL, SMALL, 10).await;
         assert_eq!(won.len(), 3);
         assert_eq!(server.leases().await.len(), 3);
     });
@@ -271,17 +259,7 @@ fn ten_nodes_race_for_three_subnets() {
 fn forty_nodes_all_get_a_subnet_of_their_own() {
     run(async {
         let server = Server::start().await;
-        let races = (1..=40).map(|n| {
-            let store = open(server.location(), TTL);
-            async move { store.acquire(&config(LARGE), attributes(n), None).await }
-        });
-        let won = futures::future::join_all(races).await;
-        let mut won: Vec<_> = won
-            .into_iter()
-            .map(|it| it.expect("a lease").subnet)
-            .collect();
-        won.sort();
-        won.dedup();
+        let won = race(&server.location(), TTL, LARGE, 40).await;
         assert_eq!(won.len(), 40);
     });
 }
@@ -421,23 +399,7 @@ fn a_certificate_authority_is_enough_for_tls() {
 fn nodes_see_each_other_come_and_change() {
     run(async {
         let server = Server::start().await;
-        let (one, own) = start(server.location(), TTL, LARGE, 1).await;
-        let (two, lease) = start(server.location(), TTL, LARGE, 2).await;
-        let state = one
-            .until("the other node", |state| state.leases.len() == 1)
-            .await;
-        assert!(state.synced);
-        assert_eq!(state.store, StoreHealth::Ok);
-        assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
-        assert_eq!(state.leases[0].subnet, lease.subnet);
-        two.store.publish(attributes(22));
-        one.until("its new attributes", |state| {
-            state
-                .leases
-                .iter()
-                .any(|it| it.attributes == attributes(22))
-        })
-        .await;
+        let ([one, _two], _) = see_each_other(&server.location(), TTL).await;
         server.put("subnets/10.3.300.0-24", "{}").await;
         server.put("subnets/10.3.77.0-24", "not JSON").await;
         let state = one

@@ -18,21 +18,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 use overlay_tests::StoreKind;
+use overlay_tests::load::instructions::Instructions;
 use serde::Serialize;
 
 use crate::lab::Output;
 use crate::{build, setup, shell};
-use machine::Machine;
+pub use machine::Machine;
 use measure::{Lengths, Measure};
 use rounds::{Disturbance, Plan};
 use stage::{Path, Stage, Underlay};
 use summary::{Outcome, Ratio};
-use variant::{Switch, Variant};
+use variant::Variant;
 
 /// Measure the fast path side by side with the kernel path, flannel and the bare wire.
 ///
-/// Nodes are namespaces of this machine, joined by a cable. Each round measures every variant once; ratios
-/// are taken within rounds. What other load spoils is measured again, and told. Needs root.
+/// Every variant has two nodes of its own, namespaces of this machine joined by a cable. In each round a measure is taken
+/// of one variant right after the other; ratios are taken within rounds. What other load spoils is measured again,
+/// and told. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask bench                                  everything, about a quarter of an hour
@@ -125,8 +127,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         build::binaries(false)?;
     }
     let start = Instant::now();
-    let flanneld = arguments.flanneld.as_ref();
-    let (variants, skipped) = variant::choose(&arguments.only, flanneld)?;
+    let flanneld = arguments.flanneld.as_deref();
+    let (variants, mut skipped) = variant::choose(&arguments.only, arguments.quick, flanneld)?;
+    if Instructions::count().is_none() {
+        skipped.push("instructions: this machine does not count them".to_owned());
+    }
     for reason in &skipped {
         shell::progress(&format!("left out {reason}"));
     }
@@ -134,7 +139,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::describe();
     let flanneld = flanneld.map(fs::canonicalize).transpose();
     let flanneld = flanneld.context("find flanneld")?;
-    let record = measure(arguments.mtu, flanneld, &plan)?;
+    let stage = Stage::up(&plan.variants, arguments.mtu, flanneld)?;
+    let record = rounds::run(&stage, &plan);
+    // The lab goes whatever came of it; an error of the measurement is the one to tell.
+    let down = stage.down();
+    let record = record.and_then(|record| down.map(|()| record))?;
 
     let series = summary::with_added(record.series);
     let findings = Findings {
@@ -150,7 +159,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         fs::write(path, &json).with_context(|| format!("write {}", path.display()))?;
     }
     if let Some(directory) = &arguments.plots {
-        plot::write(directory, &findings.machine, &findings.results)?;
+        plot::write(directory, &findings)?;
     }
     match arguments.output {
         Output::Json => println!("{json}"),
@@ -169,7 +178,7 @@ fn plan(arguments: &Arguments, variants: Vec<Variant>) -> Plan {
     } else {
         Underlay::value_variants()
     };
-    let (round_trips, volume) = if quick { (200, 300) } else { (1000, 1500) };
+    let (round_trips, volume) = if quick { (200, 300) } else { (400, 600) };
     let rounds = arguments.rounds.unwrap_or(if quick { 1 } else { 5 });
     Plan {
         rounds,
@@ -183,15 +192,4 @@ fn plan(arguments: &Arguments, variants: Vec<Variant>) -> Plan {
             volume: Duration::from_millis(volume),
         },
     }
-}
-
-fn measure(mtu: u32, flanneld: Option<PathBuf>, plan: &Plan) -> Result<rounds::Record> {
-    shell::progress("two nodes with two pods each, and two bare hosts");
-    let stage = Stage::up(mtu)?;
-    let mut switch = Switch::new(&stage, flanneld);
-    let record = rounds::run(&stage, &mut switch, plan);
-    drop(switch);
-    // The lab goes whatever came of it; an error of the measurement is the one to tell.
-    let down = stage.lab.down();
-    record.and_then(|record| down.map(|()| record))
 }

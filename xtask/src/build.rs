@@ -36,18 +36,30 @@ pub enum Warnings {
 
 /// Builds the eBPF programs into one object file.
 pub fn programs(warnings: Warnings) -> Result<()> {
-    let built = programs_of(workspace::root(), warnings)?;
-    let object = workspace::bpf_object();
-    let new = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    let built = programs_of(workspace::root(), &[], warnings)?;
+    keep(&built, &workspace::bpf_object())
+}
+
+/// Builds the eBPF programs with a feature that only measuring uses; returns their object file.
+pub fn programs_with(feature: &str) -> Result<PathBuf> {
+    let built = programs_of(workspace::root(), &[feature], Warnings::Shown)?;
+    let object = workspace::bpf_object().with_file_name(format!("overlay-{feature}.bpf.o"));
+    keep(&built, &object)?;
+    Ok(object)
+}
+
+/// Puts what the compiler made where it is looked for.
+fn keep(built: &Path, object: &Path) -> Result<()> {
+    let new = fs::read(built).with_context(|| format!("read {}", built.display()))?;
     // An unchanged file keeps its time, and cargo does not build the agent again.
-    if fs::read(&object).ok().as_ref() != Some(&new) {
-        fs::write(&object, new).with_context(|| format!("write {}", object.display()))?;
+    if fs::read(object).ok().as_ref() != Some(&new) {
+        fs::write(object, new).with_context(|| format!("write {}", object.display()))?;
     }
     Ok(())
 }
 
 /// Builds the eBPF programs of a checkout of the repository and returns the compiler's object file.
-pub fn programs_of(root: &Path, warnings: Warnings) -> Result<PathBuf> {
+pub fn programs_of(root: &Path, features: &[&str], warnings: Warnings) -> Result<PathBuf> {
     let toolchain = setup::ensure_toolchain()?;
     shell::progress(&format!("eBPF programs ({toolchain})"));
     let target = root.join(workspace::BPF_TARGET);
@@ -61,6 +73,7 @@ pub fn programs_of(root: &Path, warnings: Warnings) -> Result<PathBuf> {
     command
         .args(["--target", "bpfel-unknown-none", "--target-dir"])
         .arg(&target);
+    command.arg("--features").arg(features.join(","));
     let warned = shell::run_counting_warnings(&mut command)?;
     if warned > 0 && warnings == Warnings::Denied {
         bail!("the eBPF programs compile with {warned} warnings");

@@ -3,9 +3,12 @@
 mod bench;
 mod build;
 mod demo;
+mod deny;
+mod flood;
 mod lab;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod vmtest;
 mod workspace;
@@ -41,6 +44,8 @@ enum Command {
     Test(test::Arguments),
     Bench(bench::Arguments),
     Vmtest(vmtest::Arguments),
+    Soak(soak::Arguments),
+    Flood(flood::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,5 +70,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Vmtest(arguments) => vmtest::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Soak(arguments) => soak::run(&arguments),
+        Command::Flood(arguments) => flood::run(&arguments),
     }
 }

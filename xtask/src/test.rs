@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 use serde::Serialize;
 
-use crate::{bench, build, setup, shell, vmtest};
+use crate::{bench, build, deny, setup, shell, soak, vmtest};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -81,6 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     run.part("eBPF programs", || build::programs(build::Warnings::Denied))?;
     if filter.is_none() {
         run.part("clippy", clippy)?;
+        run.part("licences, bans, sources", deny::check)?;
     }
     run.part("build", || build::binaries(false))?;
     run.tests(
@@ -116,6 +117,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         run.count += count;
         // That it works; no figure passes or fails.
         run.part("bench", bench::try_out)?;
+        run.part("soak", soak::try_out)?;
     }
     Ok(run.close())
 }

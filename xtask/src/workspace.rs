@@ -9,6 +9,12 @@ pub fn root() -> &'static Path {
         .unwrap_or(Path::new("."))
 }
 
+/// Where cargo builds everything else.
+pub fn target() -> PathBuf {
+    let chosen = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    chosen.unwrap_or_else(|| root().join("target"))
+}
+
 /// Where the eBPF programs are built, in the repository. The agent's build script looks for [`bpf_object`] at
 /// this place, so it does not move with `CARGO_TARGET_DIR`.
 pub const BPF_TARGET: &str = "target/bpf";

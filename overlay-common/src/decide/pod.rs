@@ -3,7 +3,7 @@
 use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
     Packet, Pass, Peer, Pod, Tables, Transport, UDP, Verdict, fits, flow, in_a_vlan, in_network,
-    same_mac, vxlan,
+    is_whole, same_mac, vxlan,
 };
 
 /// What to do with a packet from a pod.
@@ -74,10 +74,15 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
     if ethernet.destination[0] & 1 != 0 {
         return FromPod::Pass(Pass::of(Verdict::Group));
     }
-    let to_pod = tables.pod(ip.destination);
-    let to_peer = match to_pod {
+    // Pods are in this node's own subnet, but for those that are left of an earlier one.
+    let to_peer = if in_own_subnet(config, &ip) {
+        None
+    } else {
+        tables.peer(F::mask(ip.destination, config.peer_mask))
+    };
+    let to_pod = match to_peer {
         Some(_) => None,
-        None => tables.peer(F::mask(ip.destination, config.peer_mask)),
+        None => tables.pod(ip.destination),
     };
     if to_pod.is_none() && to_peer.is_none() {
         return FromPod::Pass(Pass {
@@ -115,9 +120,14 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
 /// not list yet. What is sent to this node's own gateway address may well be translated (a host port).
 #[inline(always)]
 fn is_unlisted<F: Family>(config: &Config<F>, ethernet: &Ethernet, ip: &Ip<F>) -> bool {
-    let in_own_subnet = F::mask(ip.destination, config.subnet_mask) == config.subnet;
     in_network(config, ip.destination)
-        && (!in_own_subnet || !same_mac(ethernet.destination, config.bridge_mac))
+        && (!in_own_subnet(config, ip) || !same_mac(ethernet.destination, config.bridge_mac))
+}
+
+/// Whether a packet goes to this node's own subnet.
+#[inline(always)]
+fn in_own_subnet<F: Family>(config: &Config<F>, ip: &Ip<F>) -> bool {
+    F::mask(ip.destination, config.subnet_mask) == config.subnet
 }
 
 /// An announcement of somebody else's address would draw that pod's traffic; all else is not ours.
@@ -184,7 +194,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if ip.has_options() {
         return Err(Verdict::Options);
     }
-    if !ip.checksum_ok || ip.total_len != packet.frame_len() - ETHERNET_LEN {
+    if !ip.checksum_ok || !is_whole(packet, ip, ETHERNET_LEN) {
         return Err(Verdict::Malformed);
     }
     let flow = flow(packet, config, ip, ETHERNET_LEN)?;
@@ -232,8 +242,8 @@ fn to_remote<F: Family, P: Packet>(
     if ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
-    // The outer lengths have 16 bits as well.
-    if ip.total_len > u16::MAX as u32 - vxlan::OVERHEAD {
+    // The outer lengths have 16 bits, and nobody takes a tunnel's for empty.
+    if packet.frame_len() - ETHERNET_LEN > u32::from(u16::MAX) - vxlan::OVERHEAD {
         return Err(Verdict::TooLong);
     }
     if !fits(packet, ip, ETHERNET_LEN, peer.mtu)? {

@@ -106,6 +106,23 @@ impl Ipv4Frame {
     }
 }
 
+/// A frame with so much payload that its length does not fit the IP header, which leaves the field empty.
+pub fn big(frame: &Ipv4Frame) -> Vec<u8> {
+    const BEYOND: usize = 100_000;
+    let mut bytes = frame.bytes();
+    let header = &mut bytes[14..34];
+    header[2..4].fill(0);
+    header[10..12].fill(0);
+    let sum: u32 = header
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    bytes.resize(BEYOND, 0);
+    bytes
+}
+
 /// A frame of any type.
 pub fn ethernet(source: [u8; 6], destination: [u8; 6], ether_type: u16, payload: &[u8]) -> Vec<u8> {
     let header = Ethernet2Header {

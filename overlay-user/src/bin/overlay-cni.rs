@@ -13,7 +13,8 @@ overlay-cni: CNI plugin of the overlay, in place of flannel's `flannel`, `bridge
 
 A container runtime runs it, with CNI_COMMAND and its companions in the environment and the
 configuration on standard input. It belongs in /opt/cni/bin, and is named by the `type` of a
-plugin in /etc/cni/net.d/*.conflist. OVERLAY_LOG=debug makes it say more on standard error.
+plugin in /etc/cni/net.d/*.conflist. OVERLAY_LOG=debug makes it say more on standard error;
+OVERLAY_DEADLINE is how many seconds a call may take (30).
 ";
 
 fn main() -> ExitCode {

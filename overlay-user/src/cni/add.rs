@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rscni_types::types::{CNIResult, Interface, IpConfig};
@@ -10,11 +11,16 @@ use super::config::{NetConf, Network};
 use super::netlink::{Link, Netlink};
 use super::netns::Netns;
 use super::{Error, bridge, masquerade, release, sysctl, veth};
+use crate::deadline::Deadline;
 use crate::ipam::{Attachment, Range, Store};
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
-/// Adds `attachment` to the network in the namespace at `path`. When it fails, nothing of it stays.
+/// How long taking back a failed ADD may take.
+pub const UNDO: Duration = Duration::from_secs(5);
+
+/// Adds `attachment` to the network in the namespace at `path`. When it fails, nothing of it stays, unless taking
+/// it back fails too: then the address stays taken until DEL.
 ///
 /// # Errors
 ///
@@ -24,6 +30,7 @@ pub async fn add(
     attachment: &Attachment,
     path: &Path,
     bpffs: &Path,
+    deadline: Deadline,
 ) -> Result<CNIResult, Error> {
     let network = conf.network()?;
     let previous = conf.previous()?;
@@ -40,7 +47,7 @@ pub async fn add(
 
     let range = Range::new(network.subnet)?;
     // The lock is held no longer than this; another ADD need not wait for our devices.
-    let address = Store::lock(&conf.ipam_dir())?.allocate(&range, 0, attachment)?;
+    let address = Store::lock(&conf.ipam_dir(), deadline)?.allocate(&range, 0, attachment)?;
     // A pod whose namespace went without DEL, with no agent to see it go.
     release::forget(&[address], bpffs);
     let place = Place {
@@ -49,6 +56,7 @@ pub async fn add(
         netns: &netns,
         host: &host,
         pod: &pod,
+        deadline,
     };
     match place.connect(address).await {
         Ok((ports, pod_end)) => {
@@ -69,6 +77,7 @@ struct Place<'a> {
     netns: &'a Netns,
     host: &'a Netlink,
     pod: &'a Netlink,
+    deadline: Deadline,
 }
 
 impl Place<'_> {
@@ -80,6 +89,7 @@ impl Place<'_> {
             netns,
             host,
             pod,
+            deadline,
         } = self;
         let bridge = bridge::ensure(host, network).await?;
         let port = veth::make(host, network, &bridge, attachment, netns).await?;
@@ -107,7 +117,7 @@ impl Place<'_> {
             pod.add_route(&end, route, gateway).await?;
         }
         if network.ip_masq {
-            masquerade::add(attachment, address, &network.networks)?;
+            masquerade::add(attachment, address, &network.networks, *deadline).await?;
         }
         veth::wait_for_port(host, &port).await?;
         // Who remembers the pod that had the address before learns of this one; earlier, the bridge would not
@@ -126,13 +136,17 @@ impl Place<'_> {
     }
 }
 
-/// Takes back what a failed ADD did. What fails here as well is only reported: the runtime calls DEL next.
+/// Takes back what a failed ADD did, for which there is a little time even after its deadline. What fails here as well is only reported: the runtime calls DEL next.
 async fn undo(conf: &NetConf, attachment: &Attachment, address: IpAddr, host: &Netlink) {
+    let deadline = Deadline::after(UNDO);
     if let Err(error) = veth::remove(host, attachment).await {
         tracing::warn!(%error, "undoing a failed ADD");
     }
-    masquerade::remove(attachment, address);
-    if let Err(error) = Store::lock(&conf.ipam_dir()).and_then(|store| store.release(attachment)) {
+    // An address whose masquerading stays may not be given to another pod.
+    let unmasked = masquerade::remove(attachment, address, deadline).await;
+    let released =
+        unmasked.and_then(|()| Ok(Store::lock(&conf.ipam_dir(), deadline)?.release(attachment)?));
+    if let Err(error) = released {
         tracing::warn!(%error, "undoing a failed ADD");
     }
 }

@@ -9,6 +9,7 @@ use super::config::{NetConf, Network};
 use super::netlink::{Link, Netlink};
 use super::netns::Netns;
 use super::{Error, veth};
+use crate::deadline::Deadline;
 use crate::ipam::{Attachment, Range, Store};
 use crate::pod::PodNote;
 
@@ -17,7 +18,12 @@ use crate::pod::PodNote;
 /// # Errors
 ///
 /// [`Error::Changed`] with the first difference, [`Error::Config`] without a result to compare with.
-pub async fn check(conf: &NetConf, attachment: &Attachment, path: &Path) -> Result<(), Error> {
+pub async fn check(
+    conf: &NetConf,
+    attachment: &Attachment,
+    path: &Path,
+    deadline: Deadline,
+) -> Result<(), Error> {
     let network = conf.network()?;
     let result = conf
         .previous()?
@@ -44,7 +50,7 @@ pub async fn check(conf: &NetConf, attachment: &Attachment, path: &Path) -> Resu
         .check_port(&host, &bridge, &end, &network, attachment)
         .await?;
 
-    let held = Store::lock(&conf.ipam_dir())?.held_by(attachment)?;
+    let held = Store::lock(&conf.ipam_dir(), deadline)?.held_by(attachment)?;
     match expected
         .addresses
         .iter()
@@ -64,12 +70,12 @@ pub async fn check(conf: &NetConf, attachment: &Attachment, path: &Path) -> Resu
 /// # Errors
 ///
 /// [`Error::Unavailable`] with the cause.
-pub fn status(conf: &NetConf) -> Result<(), Error> {
+pub fn status(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
     let room = || {
         let range = Range::new(conf.network()?.subnet)?;
         let dir = conf.ipam_dir();
         let taken = if dir.exists() {
-            Store::lock(&dir)?.entries()?
+            Store::lock(&dir, deadline)?.entries()?
         } else {
             Vec::new()
         };

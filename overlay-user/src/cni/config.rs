@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::Error;
 use crate::config::{SubnetEnv, subnet_env};
+use crate::kernel::pods::BRIDGE;
 
 /// The part of the JSON on standard input that the plugin reads. Unknown keys are ignored, as by flannel.
 #[derive(Clone, Debug, Deserialize)]
@@ -132,7 +133,7 @@ impl NetConf {
         self.delegate
             .as_ref()
             .and_then(|delegate| delegate.bridge.as_deref())
-            .unwrap_or("cni0")
+            .unwrap_or(BRIDGE)
     }
 
     /// The directory of this network's addresses.

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 use crate::config::subnet_env::SubnetEnvError;
 use crate::ipam;
+use crate::kernel::ToolError;
+use crate::privilege::{self, Capability};
 
 /// Why a CNI call failed.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +23,7 @@ pub enum Error {
     #[error("bad network configuration: {0}")]
     Config(String),
     /// `CNI_NETNS` cannot be entered.
-    #[error("cannot enter the network namespace {path}; the container may be gone")]
+    #[error("cannot enter the network namespace {path}; {}", entering(.source))]
     Netns {
         /// The value of `CNI_NETNS`.
         path: PathBuf,
@@ -55,6 +57,12 @@ pub enum Error {
     /// No address.
     #[error(transparent)]
     Ipam(#[from] ipam::Error),
+    /// A packet-filter program.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// The kernel does not answer.
+    #[error("the kernel has not answered on a netlink socket within {0} s")]
+    Silent(u64),
     /// Something on the node is in the way.
     #[error("{0}")]
     Conflict(String),
@@ -71,6 +79,16 @@ const CODE_CONFLICT: u32 = 100;
 /// CHECK failed.
 const CODE_CHANGED: u32 = 101;
 
+/// What can be done where a namespace cannot be entered.
+fn entering(source: &std::io::Error) -> String {
+    match privilege::missing(&[Capability::SysAdmin, Capability::NetAdmin]) {
+        Some(missing) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            format!("the plugin lacks {missing}")
+        }
+        _ => "the container may be gone".to_owned(),
+    }
+}
+
 impl Error {
     /// The number for `code` in the error JSON (CNI specification 1.1.0, section 5; 100 and up are ours).
     #[must_use]
@@ -86,10 +104,16 @@ impl Error {
                 _ => 7,
             },
             Self::OwnNetns(_) => 8,
-            Self::Ipam(ipam::Error::Exhausted { .. }) => 11,
-            Self::Ipam(ipam::Error::Files { .. }) => 5,
+            // Whoever holds a lock gives it back some day, and so does whoever holds an address.
+            Self::Ipam(ipam::Error::Exhausted { .. } | ipam::Error::Locked { .. })
+            | Self::Tool(ToolError::Deadline { .. })
+            | Self::Silent(_) => 11,
+            Self::Ipam(ipam::Error::Files { .. })
+            | Self::Tool(ToolError::Missing(_) | ToolError::Io { .. }) => 5,
             Self::Ipam(ipam::Error::TooSmall(_)) => 7,
-            Self::Ipam(ipam::Error::Duplicate { .. }) | Self::Conflict(_) => CODE_CONFLICT,
+            Self::Ipam(ipam::Error::Duplicate { .. })
+            | Self::Tool(ToolError::Failed { .. })
+            | Self::Conflict(_) => CODE_CONFLICT,
             Self::Changed(_) => CODE_CHANGED,
             Self::Unavailable(_) => 50,
         }

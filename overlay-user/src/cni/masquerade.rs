@@ -3,39 +3,58 @@
 //! Each pod has a chain in the table `nat`. What stays inside the overlay keeps its source address: the peer
 //! must see the pod, whichever path the packet takes.
 
-use std::io::Write;
 use std::net::IpAddr;
-use std::process::{Command, Output, Stdio};
 
 use ipnet::IpNet;
 
 use super::{Error, veth};
+use crate::deadline::Deadline;
 use crate::ipam::Attachment;
+use crate::kernel::ToolError;
+use crate::kernel::tool::run_until;
 
 /// Sets up the pod's chain and the jump to it, in one transaction.
 ///
 /// # Errors
 ///
-/// [`Error::Conflict`] with what `iptables-restore` says, [`Error::File`] if there is no such program.
-pub fn add(attachment: &Attachment, address: IpAddr, networks: &[IpNet]) -> Result<(), Error> {
-    restore(address, &rules(attachment, address, networks))
+/// [`Error::Tool`] with what `iptables-restore` says, or that it is not done in time.
+pub async fn add(
+    attachment: &Attachment,
+    address: IpAddr,
+    networks: &[IpNet],
+    deadline: Deadline,
+) -> Result<(), Error> {
+    Ok(restore(address, &rules(attachment, address, networks), deadline).await?)
 }
 
 /// Removes chain and jump; a pod that is not masqueraded has none, and a node without iptables no such pod.
-pub fn remove(attachment: &Attachment, address: IpAddr) {
+///
+/// # Errors
+///
+/// [`Error::Tool`] if iptables is not done in time: then nobody knows.
+pub async fn remove(
+    attachment: &Attachment,
+    address: IpAddr,
+    deadline: Deadline,
+) -> Result<(), Error> {
     let chain = chain(attachment);
-    let listed = Command::new(program(address))
-        .args(["-w", "-t", "nat", "-S", &chain])
-        .output();
-    if !listed.is_ok_and(|output| output.status.success()) {
-        return;
+    let list = ["-w", "-t", "nat", "-S", &chain];
+    match run_until(deadline, program(address), &list, "").await {
+        Ok(_) => {}
+        Err(error @ ToolError::Deadline { .. }) => return Err(error.into()),
+        Err(_) => return Ok(()),
     }
     let rules = format!(
         "*nat\n-F {chain}\n-D {}\n-X {chain}\nCOMMIT\n",
         jump(&chain, attachment, address)
     );
-    if let Err(error) = restore(address, &rules) {
-        tracing::warn!(%error, chain, "the masquerading of a deleted pod stays");
+    match restore(address, &rules, deadline).await {
+        Err(error @ ToolError::Deadline { .. }) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, chain, "the masquerading of a deleted pod stays");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }
 
@@ -76,32 +95,15 @@ fn program(address: IpAddr) -> &'static str {
     }
 }
 
-fn restore(address: IpAddr, rules: &str) -> Result<(), Error> {
-    let program = format!("{}-restore", program(address));
-    let failed = |source| Error::File {
-        action: "run",
-        path: program.clone().into(),
-        source,
+async fn restore(address: IpAddr, rules: &str, deadline: Deadline) -> Result<(), ToolError> {
+    let program = if address.is_ipv4() {
+        "iptables-restore"
+    } else {
+        "ip6tables-restore"
     };
-    let mut child = Command::new(&program)
-        .args(["-w", "--noflush"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(rules.as_bytes()).map_err(failed)?;
-    }
-    let Output { status, stderr, .. } = child.wait_with_output().map_err(failed)?;
-    if status.success() {
-        return Ok(());
-    }
-    let says = String::from_utf8_lossy(&stderr);
-    Err(Error::Conflict(format!(
-        "{program} failed: {}",
-        says.trim()
-    )))
+    run_until(deadline, program, &["-w", "--noflush"], rules)
+        .await
+        .map(drop)
 }
 
 #[cfg(test)]

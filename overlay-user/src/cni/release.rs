@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -13,6 +12,8 @@ use super::netlink::Netlink;
 use super::netns::Netns;
 use super::{Error, masquerade, veth};
 use crate::datapath::{self, pods};
+use crate::deadline::Deadline;
+use crate::files;
 use crate::ipam::{Attachment, Holder, Store};
 use crate::pod::PodNote;
 
@@ -26,6 +27,7 @@ pub async fn del(
     attachment: &Attachment,
     path: Option<&Path>,
     bpffs: &Path,
+    deadline: Deadline,
 ) -> Result<(), Error> {
     let netns = match path.map(Netns::open) {
         Some(Ok(netns)) => Some(netns),
@@ -33,7 +35,7 @@ pub async fn del(
         Some(Err(_)) | None => None,
     };
     let host = Netlink::open()?;
-    let mut addresses = match open_store(conf)? {
+    let mut addresses = match open_store(conf, deadline)? {
         Some(store) => store.held_by(attachment)?,
         None => Vec::new(),
     };
@@ -48,13 +50,13 @@ pub async fn del(
         });
     let noted = noted.map(|note| note.address);
     addresses.extend(noted.filter(|address| !addresses.contains(address)));
-    disconnect(&host, attachment, &addresses, bpffs).await?;
+    disconnect(&host, attachment, &addresses, bpffs, deadline).await?;
     if let Some(netns) = netns {
         remove_foreign_end(&netns, attachment, &addresses).await?;
     }
     remove_file(&conf.data_dir.join(&attachment.container))?;
-    release(conf, attachment)?;
-    if let (Some(address), Some(store)) = (noted, open_store(conf)?) {
+    release(conf, attachment, deadline)?;
+    if let (Some(address), Some(store)) = (noted, open_store(conf, deadline)?) {
         let entries = store.entries()?;
         if entries.contains(&(address, Holder::Unreadable)) {
             store.free(address)?;
@@ -87,7 +89,7 @@ async fn remove_foreign_end(
 /// # Errors
 ///
 /// [`Error::Config`] if the runtime does not say what is valid; else as [`del`].
-pub async fn gc(conf: &NetConf, bpffs: &Path) -> Result<(), Error> {
+pub async fn gc(conf: &NetConf, bpffs: &Path, deadline: Deadline) -> Result<(), Error> {
     let valid: BTreeSet<_> = conf
         .valid_attachments
         .as_ref()
@@ -104,7 +106,7 @@ pub async fn gc(conf: &NetConf, bpffs: &Path) -> Result<(), Error> {
     let mut links = host.links().await?;
     links.retain(|link| bridge.is_some() && link.master == bridge);
     let notes: Vec<_> = links.iter().filter_map(veth::note).collect();
-    let entries = match open_store(conf)? {
+    let entries = match open_store(conf, deadline)? {
         Some(store) => store.entries()?,
         None => Vec::new(),
     };
@@ -113,10 +115,10 @@ pub async fn gc(conf: &NetConf, bpffs: &Path) -> Result<(), Error> {
     let mut outcome = Ok(());
     for (attachment, address) in stale.attachments {
         // Where the device stays, so does the address: it may still answer.
-        let cut = disconnect(&host, &attachment, &[address], bpffs).await;
-        outcome = outcome.and(cut.and_then(|()| release(conf, &attachment)));
+        let cut = disconnect(&host, &attachment, &[address], bpffs, deadline).await;
+        outcome = outcome.and(cut.and_then(|()| release(conf, &attachment, deadline)));
     }
-    if let Some(store) = open_store(conf)? {
+    if let Some(store) = open_store(conf, deadline)? {
         for address in stale.addresses {
             outcome = outcome.and(store.free(address).map_err(Error::from));
         }
@@ -187,11 +189,12 @@ async fn disconnect(
     attachment: &Attachment,
     addresses: &[IpAddr],
     bpffs: &Path,
+    deadline: Deadline,
 ) -> Result<(), Error> {
     forget(addresses, bpffs);
     veth::remove(host, attachment).await?;
     for address in addresses {
-        masquerade::remove(attachment, *address);
+        masquerade::remove(attachment, *address, deadline).await?;
     }
     Ok(())
 }
@@ -209,17 +212,17 @@ pub fn forget(addresses: &[IpAddr], bpffs: &Path) {
 }
 
 /// The network's directory; one that is not there holds nothing, and is not made.
-fn open_store(conf: &NetConf) -> Result<Option<Store>, Error> {
+fn open_store(conf: &NetConf, deadline: Deadline) -> Result<Option<Store>, Error> {
     let dir = conf.ipam_dir();
     Ok(if dir.exists() {
-        Some(Store::lock(&dir)?)
+        Some(Store::lock(&dir, deadline)?)
     } else {
         None
     })
 }
 
-fn release(conf: &NetConf, attachment: &Attachment) -> Result<(), Error> {
-    match open_store(conf)? {
+fn release(conf: &NetConf, attachment: &Attachment, deadline: Deadline) -> Result<(), Error> {
+    match open_store(conf, deadline)? {
         Some(store) => Ok(store.release(attachment)?),
         None => Ok(()),
     }
@@ -254,14 +257,11 @@ fn remove_scratch_files(conf: &NetConf, valid: &BTreeSet<Attachment>) -> Result<
 }
 
 fn remove_file(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::File {
-            action: "remove",
-            path: path.to_owned(),
-            source,
-        }),
-        _ => Ok(()),
-    }
+    files::remove(path).map_err(|source| Error::File {
+        action: "remove",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use overlay_common::schema::{
-    CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, Heartbeat, MAX_FLOWS, Peer, Pod,
-    Vtep,
+    CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, MAX_FLOWS,
+    NEWEST_FLOW, NO_FLOW_SINCE, Peer, Pod, Vtep,
 };
 use overlay_common::verdict::{Hook, Verdict, counter_index};
 
@@ -28,13 +28,15 @@ pub const VTEPS: &str = "ov_vteps";
 /// See `overlay_common::schema`.
 pub const FLOWS: &str = "ov_flows";
 /// See `overlay_common::schema`.
+pub const FLOW_NEWS: &str = "ov_flow_news";
+/// See `overlay_common::schema`.
 pub const HEARTBEAT: &str = "ov_heartbeat";
 /// See `overlay_common::schema`.
 pub const COUNTERS: &str = "ov_counters";
 
 /// Every map.
-pub const ALL: [&str; 8] = [
-    CONFIG, ENDPOINTS, PODS, PEERS, VTEPS, FLOWS, HEARTBEAT, COUNTERS,
+pub const ALL: [&str; 9] = [
+    CONFIG, ENDPOINTS, PODS, PEERS, VTEPS, FLOWS, FLOW_NEWS, HEARTBEAT, COUNTERS,
 ];
 
 /// The maps of one family's data path.
@@ -45,6 +47,7 @@ pub struct Maps<F: UserFamily> {
     peers: HashMap<MapData, F::Addr, Peer<F>>,
     vteps: HashMap<MapData, F::Addr, Vtep>,
     flows: HashMap<MapData, FlowKey<F>, Flow>,
+    flow_news: Array<MapData, FlowNews>,
     heartbeat: Array<MapData, Heartbeat>,
     counters: PerCpuArray<MapData, Counter>,
 }
@@ -65,6 +68,7 @@ where
             peers: open(pins, PEERS)?,
             vteps: open(pins, VTEPS)?,
             flows: open(pins, FLOWS)?,
+            flow_news: open(pins, FLOW_NEWS)?,
             heartbeat: open(pins, HEARTBEAT)?,
             counters: open(pins, COUNTERS)?,
         })
@@ -210,6 +214,7 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn add_flow(&mut self, key: &FlowKey<F>, flow: Flow) -> Result<(), Error> {
+        self.look_for_flows()?;
         self.flows
             .insert(key, flow, 0)
             .map_err(failed("update", FLOWS))
@@ -260,17 +265,36 @@ where
         })
     }
 
-    /// Whether the IP stack owns any flow.
+    /// Whether the IP stack owns any flow. Where there is none, the programs stop looking until there is one.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn has_flows(&self) -> Result<bool, Error> {
-        self.flows
-            .keys()
-            .next()
-            .transpose()
-            .map(|key| key.is_some())
-            .map_err(failed("dump", FLOWS))
+    pub fn has_flows(&mut self) -> Result<bool, Error> {
+        // In this order: a flow that comes after the first look makes the two differ.
+        let newest = self
+            .flow_news
+            .get(&NEWEST_FLOW, 0)
+            .map_err(failed("read", FLOW_NEWS))?;
+        let any = self.flows.keys().next().transpose();
+        if any.map_err(failed("dump", FLOWS))?.is_some() {
+            return Ok(true);
+        }
+        self.flow_news
+            .set(NO_FLOW_SINCE, newest, 0)
+            .map_err(failed("update", FLOW_NEWS))?;
+        Ok(false)
+    }
+
+    /// Makes the programs look for flows until [`Maps::has_flows`] finds none: before flows are added, and when
+    /// programs that tell no news may have remembered some.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn look_for_flows(&mut self) -> Result<(), Error> {
+        let never = FlowNews { at_ns: u64::MAX };
+        self.flow_news
+            .set(NO_FLOW_SINCE, never, 0)
+            .map_err(failed("update", FLOW_NEWS))
     }
 
     /// The counters that are not zero, summed over all CPUs.

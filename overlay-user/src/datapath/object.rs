@@ -1,4 +1,8 @@
-//! The eBPF object that this binary carries.
+//! The eBPF object that this binary carries, or another one.
+
+use std::borrow::Cow;
+use std::fs;
+use std::path::Path;
 
 use super::Error;
 
@@ -19,4 +23,19 @@ pub fn bytes() -> Result<&'static [u8], Error> {
     } else {
         Ok(&OBJECT.0)
     }
+}
+
+/// The bytes of the object in `file`, or of the one that this binary carries.
+///
+/// # Errors
+/// [`Error::ReadObject`]; as for [`bytes`].
+pub fn read(file: Option<&Path>) -> Result<Cow<'static, [u8]>, Error> {
+    let Some(path) = file else {
+        return bytes().map(Cow::Borrowed);
+    };
+    let read = fs::read(path).map_err(|source| Error::ReadObject {
+        path: path.to_owned(),
+        source,
+    });
+    read.map(Cow::Owned)
 }

@@ -11,6 +11,7 @@ use overlay_common::Hook;
 use overlay_common::schema::ABI_VERSION;
 
 use super::Error;
+use crate::files;
 
 /// The default root of the pins.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/overlay";
@@ -134,14 +135,11 @@ impl Pins {
     /// # Errors
     /// [`Error::Pin`] where the kernel refuses.
     pub fn remove(path: &Path) -> Result<(), Error> {
-        match fs::remove_file(path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Pin {
-                call: "unlink",
-                path: path.to_owned(),
-                source,
-            }),
-            _ => Ok(()),
-        }
+        files::remove(path).map_err(|source| Error::Pin {
+            call: "unlink",
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// Removes every pin of every ABI version, and with them the links and maps that nothing else holds.

@@ -4,12 +4,13 @@
 
 use std::io;
 
-use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 
 use super::programs::Attachment;
 use super::{object, short};
+use crate::privilege::{self, Capability};
 
 /// The answer of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -47,11 +48,22 @@ const LOAD_SINCE: &str = "5.11";
 const ENCAP: &str = "encapsulation with an inner Ethernet header";
 const DECAP: &str = "decapsulation with a fixed segment size";
 const TCX: &str = "tcx links";
+const XDP: &str = "early refusal by XDP, on a NIC whose driver has it";
 
 impl Probes {
     /// Tries everything. Nothing is left behind but a moment's program on the loopback device.
     #[must_use]
     pub fn run() -> Self {
+        // The kernel's own words for it would send people after its version.
+        let needed = [Capability::NetAdmin, Capability::Bpf, Capability::Perfmon];
+        if let Some(missing) = privilege::missing(&needed) {
+            return Self(vec![Probe {
+                feature: LOAD,
+                since: "5.10",
+                needed: true,
+                answer: Answer::Error(format!("this process lacks {missing}")),
+            }]);
+        }
         let mut ebpf = match load() {
             Ok(ebpf) => ebpf,
             Err(answer) => {
@@ -87,6 +99,12 @@ impl Probes {
                 since: "6.6",
                 needed: false,
                 answer: tcx(&mut ebpf),
+            },
+            Probe {
+                feature: XDP,
+                since: "5.18",
+                needed: false,
+                answer: xdp(&mut ebpf),
             },
         ])
     }
@@ -146,10 +164,14 @@ fn load() -> Result<Ebpf, Answer> {
     })
 }
 
-/// Loads every program; those that the kernel takes serve the other probes, even if it does not take all.
+/// Loads every tc program; those that the kernel takes serve the other probes, even if it does not take all.
 fn programs(ebpf: &mut Ebpf) -> Answer {
     let mut answer = Answer::Yes;
     for (name, program) in ebpf.programs_mut() {
+        // Optional, and has a probe of its own.
+        if matches!(program, Program::Xdp(_)) {
+            continue;
+        }
         let loaded = <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load);
         if let Err(error) = loaded {
             answer = classify_text(&format!("{name}: {}", short(&error)), errno_of(&error));
@@ -203,6 +225,17 @@ fn tcx(ebpf: &mut Ebpf) -> Answer {
     }
 }
 
+/// Loads the XDP program. Whether a driver takes it shows when it is attached.
+fn xdp(ebpf: &mut Ebpf) -> Answer {
+    let Some(Ok(program)) = ebpf.program_mut("ov_net_xdp").map(<&mut Xdp>::try_from) else {
+        return Answer::Error("the eBPF object has no ov_net_xdp".to_owned());
+    };
+    match program.load() {
+        Ok(()) => Answer::Yes,
+        Err(error) => classify_text(&short(&error), errno_of(&error)),
+    }
+}
+
 /// "Not known here" and "not allowed" are different answers.
 fn classify_text(detail: &str, errno: Option<i32>) -> Answer {
     use nix::errno::Errno;
@@ -211,7 +244,7 @@ fn classify_text(detail: &str, errno: Option<i32>) -> Answer {
             Answer::No(detail.to_owned())
         }
         Some(Errno::EPERM) => Answer::Error(format!(
-            "{detail}: needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
+            "{detail}: needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
         )),
         _ => Answer::Error(detail.to_owned()),
     }

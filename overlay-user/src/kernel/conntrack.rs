@@ -1,30 +1,14 @@
 //! Connections that netfilter translated.
 
-use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple as TupleAttribute,
 };
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
-use tokio::time::timeout;
+use netlink_packet_netfilter::{NetfilterMessageInner, NetfilterProtoFamily};
 
-use super::Error;
-
-const CALL: &str = "IPCTNL_MSG_CT_GET";
-const OBJECT: &str = "all connections";
-
-/// How long the kernel may be silent during a dump.
-const SILENCE: Duration = Duration::from_secs(10);
+use super::{Error, netfilter};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,72 +52,19 @@ pub struct Translated {
 /// # Errors
 /// What netlink says; `EINVAL` when the kernel has no connection tracking to ask (`nf_conntrack_netlink`).
 pub async fn translated(network: IpNet) -> Result<Vec<Translated>, Error> {
-    let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(Error::Socket)?;
-    socket.socket_mut().bind_auto().map_err(Error::Socket)?;
     let family = match network {
         IpNet::V4(_) => NetfilterProtoFamily::IPv4,
         IpNet::V6(_) => NetfilterProtoFamily::IPv6,
     };
-    let refused = |source| Error::Refused {
-        call: CALL,
-        object: OBJECT.to_owned(),
-        source,
-    };
-    socket
-        .send_to(&dump_request(family), &SocketAddr::new(0, 0))
-        .await
-        .map_err(refused)?;
-
-    let mut found = Vec::new();
-    loop {
-        let mut datagram = Vec::with_capacity(64 << 10);
-        timeout(SILENCE, socket.recv_from(&mut datagram))
-            .await
-            .map_err(|_| Error::Deadline {
-                call: CALL,
-                object: OBJECT.to_owned(),
-            })?
-            .map_err(refused)?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message =
-                NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(|error| {
-                    Error::Answer {
-                        call: CALL,
-                        object: OBJECT.to_owned(),
-                        reason: error.to_string(),
-                    }
-                })?;
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::Error(error) => return Err(refused(error.to_io())),
-                NetlinkPayload::Overrun(_) => {
-                    return Err(refused(io::Error::from_raw_os_error(nix::libc::ENOBUFS)));
-                }
-                NetlinkPayload::InnerMessage(NetfilterMessage {
-                    inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
-                    ..
-                }) => found.extend(connection(&attributes)),
-                _ => {}
-            }
-            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-            rest = rest
-                .get(length.next_multiple_of(4).max(16)..)
-                .unwrap_or_default();
+    let all = ConntrackMessage::Get(Vec::new());
+    let found = netfilter::dump(family, all, "IPCTNL_MSG_CT_GET", "all connections").await?;
+    let translated = found.into_iter().filter_map(|message| match message {
+        NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => {
+            connection(&attributes)
         }
-    }
-}
-
-fn dump_request(family: NetfilterProtoFamily) -> Vec<u8> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let get = ConntrackMessage::Get(Vec::new());
-    let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), get);
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
+        _ => None,
+    });
+    Ok(translated.collect())
 }
 
 /// A connection, if it is translated.

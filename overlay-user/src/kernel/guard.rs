@@ -11,13 +11,19 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use netlink_packet_core::DefaultNla;
+use netlink_packet_netfilter::nftables::NfTablesMessage;
+use netlink_packet_netfilter::{NetfilterMessageInner, NetfilterProtoFamily};
 
-use super::ToolError;
 use super::tool::run;
+use super::{ToolError, netfilter};
 
 pub use counters::{GuardCounters, Reason};
 
 const NFT: &str = "nft";
+
+/// The table that an object is in, an attribute of a request (`linux/netfilter/nf_tables.h`).
+const NFTA_OBJ_TABLE: u16 = 1;
 
 /// Name of our tables, one in the family `inet` and one in `bridge`.
 pub const TABLE: &str = "overlay_guard";
@@ -57,9 +63,15 @@ pub enum Error {
     /// `nft` did not do what it was asked to.
     #[error("guard: {0}")]
     Nft(#[source] ToolError),
-    /// `nft` printed something else than its counters.
+    /// The kernel does not tell its counters.
     #[error("guard: read counters: {0}")]
-    Counters(#[source] serde_json::Error),
+    Counters(#[source] super::Error),
+    /// There are no tables of ours.
+    #[error(
+        "guard: there is no table {}: no agent has made it, or somebody deleted it",
+        TABLE
+    )]
+    Absent,
     /// A device whose name cannot be written in a rule.
     #[error("guard: device name {0:?} cannot be quoted for nft; rename the device")]
     Name(String),
@@ -105,16 +117,28 @@ pub async fn apply(state: &GuardState) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads how many packets were refused, by reason.
+/// Reads how many packets were refused, by reason. Asks the kernel itself: whoever scrapes metrics should not have
+/// two programs started each time.
 ///
 /// # Errors
-/// What went wrong; in particular when the tables are not there.
+/// [`Error::Absent`], or what netlink says.
 pub async fn counters() -> Result<GuardCounters, Error> {
     let mut counters = GuardCounters::default();
-    for family in ["inet", "bridge"] {
-        let arguments = ["-j", "list", "counters", "table", family, TABLE];
-        let json = run(NFT, &arguments, "").await.map_err(Error::from_tool)?;
-        counters.read(&json).map_err(Error::Counters)?;
+    for family in [NetfilterProtoFamily::Inet, NetfilterProtoFamily::Bridge] {
+        let table = DefaultNla::new(NFTA_OBJ_TABLE, format!("{TABLE}\0").into_bytes());
+        let request = NfTablesMessage::GetObject(vec![table]);
+        let objects = netfilter::dump(family, request, "NFT_MSG_GETOBJ", TABLE)
+            .await
+            .map_err(Error::Counters)?;
+        for object in objects {
+            if let NetfilterMessageInner::NfTables(NfTablesMessage::NewObject(attributes)) = object
+            {
+                counters.read(&attributes);
+            }
+        }
+    }
+    if counters.0.is_empty() {
+        return Err(Error::Absent);
     }
     Ok(counters)
 }

@@ -10,7 +10,7 @@ use rtnetlink::packet_route::link::LinkLayerType;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
 use super::link::link_name;
-use super::observe::{default_devices, link_mtu};
+use super::observe::{default_devices, link_mtu, own_address};
 use super::{Error as KernelError, Kernel, dump};
 
 /// What the operator asked for. The first of the first three that is given decides; none given means the
@@ -101,7 +101,7 @@ impl Kernel {
         network: IpNet,
     ) -> Result<Underlay, Error> {
         let mut by_device: BTreeMap<u32, Vec<(u8, IpAddr)>> = BTreeMap::new();
-        for message in &self.addresses().await? {
+        for message in self.addresses().await?.iter() {
             if let Some((rank, address)) = usable(message)
                 && address.is_ipv4() == network.addr().is_ipv4()
             {
@@ -288,20 +288,18 @@ impl Choice {
 /// An address that could be used, with its rank: global before link-local, then permanent before
 /// dynamic, then lasting before temporary. A deprecated address is not usable.
 fn usable(message: &AddressMessage) -> Option<(u8, IpAddr)> {
-    let (mut address, mut local) = (None, None);
-    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Address(found) => address = Some(*found),
-            AddressAttribute::Local(found) => local = Some(*found),
-            AddressAttribute::Flags(found) => flags = *found,
-            _ => {}
-        }
-    }
+    let mut attributes = message.attributes.iter();
+    // The attribute has room for more flags than the header.
+    let flags = attributes.find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags =
+        flags.unwrap_or_else(|| AddressFlags::from_bits_retain(message.header.flags.bits().into()));
     if flags.contains(AddressFlags::Deprecated) {
         return None;
     }
-    let address = local.or(address)?;
+    let address = own_address(message)?;
     let (link_local, temporary) = match address {
         // For IPv4 the bit of "temporary" says "secondary".
         IpAddr::V4(address) => (address.is_link_local(), false),

@@ -5,36 +5,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
-use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
 use super::observe::{link_mac, link_mtu, on_device, vxlan};
-use super::{Error, Kernel, dump, gone_is_fine, request};
+use super::{Error, Kernel, gone_is_fine, request};
 use crate::mac::MacAddr;
 use crate::reconcile::Device;
 
 impl Kernel {
-    /// Every device of the namespace.
-    pub(super) async fn links(&self) -> Result<Vec<LinkMessage>, Error> {
-        dump(
-            "RTM_GETLINK",
-            "all devices",
-            self.handle.link().get().execute(),
-        )
-        .await
-    }
-
-    /// Every address of the namespace.
-    pub(super) async fn addresses(&self) -> Result<Vec<AddressMessage>, Error> {
-        dump(
-            "RTM_GETADDR",
-            "all devices",
-            self.handle.address().get().execute(),
-        )
-        .await
-    }
-
     /// Name and MTU of a device; `None` when there is none with this index.
     ///
     /// # Errors
@@ -45,13 +24,21 @@ impl Kernel {
         Ok(found.and_then(|link| Some((link_name(link)?.to_owned(), link_mtu(link)))))
     }
 
+    /// The addresses of a device, each with its prefix length.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn addresses_of(&self, ifindex: u32) -> Result<Vec<IpNet>, Error> {
+        Ok(on_device(&self.addresses().await?, ifindex).collect())
+    }
+
     /// Whether a device has an address.
     ///
     /// # Errors
     /// What netlink says.
     pub async fn has_address(&self, ifindex: u32, address: IpAddr) -> Result<bool, Error> {
-        let addresses = self.addresses().await?;
-        Ok(on_device(&addresses, ifindex).any(|found| found.addr() == address))
+        let addresses = self.addresses_of(ifindex).await?;
+        Ok(addresses.iter().any(|found| found.addr() == address))
     }
 
     /// MAC address of a device; `None` when there is none with this index, or it has none.
@@ -97,6 +84,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn create_vxlan(&self, device: &Device) -> Result<(), Error> {
+        self.look_away();
         let mut message = LinkVxlan::new(&device.name, device.vni)
             .dev(device.underlay)
             .port(device.port)
@@ -132,6 +120,7 @@ impl Kernel {
         let Some(ifindex) = links.iter().find(is_ours).map(|link| link.header.index) else {
             return Ok(false);
         };
+        self.look_away();
         // Before Linux 6.2 a device has to be down for a new name; whoever asks sets it up again.
         let message = LinkUnspec::new_with_index(ifindex)
             .down()
@@ -147,6 +136,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn delete_link(&self, ifindex: u32) -> Result<(), Error> {
+        self.look_away();
         let object = format!("ifindex {ifindex}");
         let call = self.handle.link().del(ifindex).execute();
         gone_is_fine(request("RTM_DELLINK", &object, call).await)
@@ -157,6 +147,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn disable_learning(&self, ifindex: u32, name: &str, vni: u32) -> Result<(), Error> {
+        self.look_away();
         let message = LinkVxlan::new(name, vni)
             .index(ifindex)
             .learning(false)
@@ -177,6 +168,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn set_mtu(&self, ifindex: u32, mtu: u32) -> Result<(), Error> {
+        self.look_away();
         let message = LinkUnspec::new_with_index(ifindex).mtu(mtu).build();
         let object = format!("ifindex {ifindex} mtu {mtu}");
         request(
@@ -192,6 +184,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn set_up(&self, ifindex: u32) -> Result<(), Error> {
+        self.look_away();
         let message = LinkUnspec::new_with_index(ifindex).up().build();
         let object = format!("ifindex {ifindex} up");
         request(
@@ -207,6 +200,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn add_address(&self, ifindex: u32, address: IpNet) -> Result<(), Error> {
+        self.look_away();
         let call = self
             .handle
             .address()
@@ -224,6 +218,7 @@ impl Kernel {
     /// # Errors
     /// The kernel's refusal.
     pub async fn remove_address(&self, ifindex: u32, address: IpNet) -> Result<(), Error> {
+        self.look_away();
         let message = match address {
             IpNet::V4(net) => AddressMessageBuilder::<std::net::Ipv4Addr>::new()
                 .index(ifindex)

@@ -80,24 +80,21 @@ pub(super) fn on_device(
     addresses
         .iter()
         .filter(move |a| a.header.index == ifindex)
-        .filter_map(|message| {
-            // IFA_LOCAL is the device's own address where IFA_ADDRESS may be that of the other end.
-            let local = message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) => Some(*address),
-                    _ => None,
-                });
-            let address = message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Address(address) => Some(*address),
-                    _ => None,
-                });
-            IpNet::new(local.or(address)?, message.header.prefix_len).ok()
-        })
+        .filter_map(|message| IpNet::new(own_address(message)?, message.header.prefix_len).ok())
+}
+
+/// The address that a message is about: IFA_LOCAL is the device's own where IFA_ADDRESS may be that of the other
+/// end.
+pub(super) fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let (mut address, mut local) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(found) => address = Some(*found),
+            AddressAttribute::Local(found) => local = Some(*found),
+            _ => {}
+        }
+    }
+    local.or(address)
 }
 
 /// MAC address of a device.

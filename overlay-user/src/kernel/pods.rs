@@ -1,10 +1,10 @@
 //! Pods as the links of this node show them, and the bridge that they hang on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 
 use super::link::link_name;
 use super::observe::{link_mac, link_mtu, on_device};
@@ -12,6 +12,9 @@ use super::{Error, Kernel, dump};
 use crate::datapath::programs::CLSACT_PRIORITY;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
+
+/// The bridge that the agent serves pods of: the name that flannel gives it.
+pub const BRIDGE: &str = "cni0";
 
 /// A pod of this node: the host end of its veth pair, enslaved to the bridge and carrying a note.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub struct Filter {
     pub egress: bool,
     /// Its place among the filters.
     pub priority: u16,
+    /// The kernel's id of its program, if it is one of eBPF (`TCA_BPF_ID`).
+    pub program: Option<u32>,
 }
 
 /// The bridge of the pods.
@@ -83,12 +88,7 @@ impl Kernel {
         };
         let addresses = self.addresses().await?;
         let ifindex = master.header.index;
-        let qdiscs = dump(
-            "RTM_GETQDISC",
-            "all devices",
-            self.handle.qdisc().get().execute(),
-        )
-        .await?;
+        let qdiscs = self.qdiscs().await?;
         let mut by_device: BTreeMap<u32, Vec<&TcMessage>> = BTreeMap::new();
         for qdisc in &qdiscs {
             by_device
@@ -145,11 +145,52 @@ impl Kernel {
                 egress,
                 // The upper half of tcm_info; the lower is the protocol.
                 priority: (message.header.info >> 16) as u16,
+                program: program(&message),
             }
         };
         let ingress = ingress.into_iter().map(of(false));
         Ok(ingress.chain(egress.into_iter().map(of(true))).collect())
     }
+
+    /// Name and index of every device that has a `clsact` qdisc.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn clsact_devices(&self) -> Result<BTreeMap<u32, String>, Error> {
+        let qdiscs = self.qdiscs().await?;
+        let clsact: BTreeSet<u32> = qdiscs
+            .iter()
+            .filter(|qdisc| kind(qdisc) == Some("clsact"))
+            .map(|qdisc| qdisc.header.index.cast_unsigned())
+            .collect();
+        let links = self.links().await?;
+        let devices = links
+            .iter()
+            .filter(|link| clsact.contains(&link.header.index));
+        Ok(devices
+            .filter_map(|link| Some((link.header.index, link_name(link)?.to_owned())))
+            .collect())
+    }
+
+    async fn qdiscs(&self) -> Result<Vec<TcMessage>, Error> {
+        let all = self.handle.qdisc().get().execute();
+        dump("RTM_GETQDISC", "all devices", all).await
+    }
+}
+
+/// The program of a filter; one that is not of eBPF has none.
+fn program(filter: &TcMessage) -> Option<u32> {
+    let options = filter
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            TcAttribute::Options(options) => Some(options),
+            _ => None,
+        });
+    options.flatten().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+        _ => None,
+    })
 }
 
 fn pod(link: &LinkMessage, bridge: u32) -> Option<PodLink> {
@@ -185,24 +226,24 @@ enum Qdiscs {
 }
 
 fn judge(qdiscs: &[&TcMessage]) -> Qdiscs {
-    let kind = |qdisc: &TcMessage| {
-        qdisc
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                TcAttribute::Kind(kind) => Some(kind.clone()),
-                _ => None,
-            })
-    };
     let mut verdict = Qdiscs::Plain;
     for qdisc in qdiscs {
-        match kind(qdisc).as_deref() {
+        match kind(qdisc) {
             Some("noqueue") if qdisc.header.parent == TcHandle::ROOT => {}
             Some("clsact") => verdict = Qdiscs::Clsact,
             _ => return Qdiscs::Foreign,
         }
     }
     verdict
+}
+
+/// The kind of a queueing discipline.
+fn kind(qdisc: &TcMessage) -> Option<&str> {
+    let mut attributes = qdisc.attributes.iter();
+    attributes.find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

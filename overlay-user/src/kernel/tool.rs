@@ -1,6 +1,7 @@
 //! Programs that speak to netfilter for us.
 
 use std::io;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -8,8 +9,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::deadline::{self, Deadline};
+use crate::store::etcd;
+
 /// How long a program may take; `iptables --wait` waits for the lock of others meanwhile.
 const TOOL_DEADLINE: Duration = Duration::from_secs(20);
+/// The lock of iptables (legacy): a file for all tables.
+const XTABLES_LOCK: &str = "/run/xtables.lock";
 
 /// A program that could not be run, or failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,13 +42,23 @@ pub enum ToolError {
         stderr: String,
     },
     /// The program did not end in time and was killed.
-    #[error("{program} {arguments}: not done within {} s", TOOL_DEADLINE.as_secs())]
+    #[error("{program} {arguments}: not done within {} s{}", .allowed.as_secs(), held(.holder.as_ref()))]
     Deadline {
         /// The program.
         program: &'static str,
         /// Its arguments.
         arguments: String,
+        /// How long it was given.
+        allowed: Duration,
+        /// Who holds the lock that iptables waits for.
+        holder: Option<String>,
     },
+}
+
+fn held(holder: Option<&String>) -> String {
+    holder.map_or_else(String::new, |holder| {
+        format!("; {holder} holds {XTABLES_LOCK}")
+    })
 }
 
 /// What is missing where the kernel does not permit a program something.
@@ -61,9 +77,20 @@ pub(super) async fn run(
     arguments: &[&str],
     input: &str,
 ) -> Result<String, ToolError> {
+    run_until(Deadline::after(TOOL_DEADLINE), program, arguments, input).await
+}
+
+/// The same with a deadline of the caller's.
+pub(crate) async fn run_until(
+    deadline: Deadline,
+    program: &'static str,
+    arguments: &[&str],
+    input: &str,
+) -> Result<String, ToolError> {
     let io = |source| ToolError::Io { program, source };
     let mut child = Command::new(program)
         .args(arguments)
+        .env_remove(etcd::PASSWORD_ENV)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -81,11 +108,14 @@ pub(super) async fn run(
         }
     };
     let work = async { tokio::join!(feed, child.wait_with_output()).1 };
-    let output = timeout(TOOL_DEADLINE, work)
+    let output = timeout(deadline.left(), work)
         .await
         .map_err(|_| ToolError::Deadline {
             program,
             arguments: arguments.join(" "),
+            allowed: deadline.allowed(),
+            holder: deadline::holder(Path::new(XTABLES_LOCK))
+                .filter(|_| program.contains("tables")),
         })?
         .map_err(io)?;
     if output.status.success() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use super::agent::{self, Agent};
 use super::pod::{self, Pod};
@@ -244,5 +245,22 @@ impl Node {
         extra: &[(&str, serde_json::Value)],
     ) -> Result<Output> {
         pod::call_plugin(self, verb, attachment, extra)
+    }
+
+    /// Calls the CNI plugin with GC, as a runtime that knows this node's pods and no others.
+    ///
+    /// # Errors
+    /// When the plugin fails; its message is part of the error.
+    pub fn collect_garbage(&self) -> Result<()> {
+        let pods = self.pods();
+        let valid = pods
+            .iter()
+            .map(|pod| json!({"containerID": pod.container(), "ifname": "eth0"}));
+        let extra = [
+            ("cniVersion", json!("1.1.0")),
+            ("cni.dev/valid-attachments", valid.collect()),
+        ];
+        let output = self.cni("GC", None, &extra)?;
+        command::require_success(&format!("CNI GC on {}", self.name()), output).map(drop)
     }
 }

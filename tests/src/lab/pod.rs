@@ -114,6 +114,14 @@ impl Pod {
         let previous = [("prevResult", self.record.result.clone())];
         let output = node.cni("DEL", attachment, &previous)?;
         command::require_success(&format!("CNI DEL of {}", self.record.name), output)?;
+        self.lose()
+    }
+
+    /// Removes the namespace, and tells the plugin nothing: as when a runtime crashes or forgets.
+    ///
+    /// # Errors
+    /// When the namespace cannot be removed.
+    pub fn lose(self) -> Result<()> {
         command::ip(&format!("netns delete {}", self.record.namespace))?;
         self.shared.update(|state| {
             state.pods.retain(|pod| pod.name != self.record.name);

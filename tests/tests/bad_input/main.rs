@@ -2,8 +2,10 @@
 
 mod cni;
 mod environment;
+mod lease_flood;
 mod leases;
 mod network_config;
+mod waiting;
 mod witness;
 
 use std::time::Duration;

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay_user::kernel::guard::{self, GuardState, Reason};
+use overlay_user::kernel::guard::{self, GuardCounters, GuardState, Reason};
 
 use super::namespace::{Namespace, in_namespace, node_with_peer, run};
+
+/// How long a packet may take from one namespace to the next.
+const ON_THE_WAY: Duration = Duration::from_millis(100);
 
 fn state() -> GuardState {
     let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
@@ -41,11 +45,23 @@ fn vxlan(vni: u32, kind: u16, source: [u8; 4], padding: usize) -> Vec<u8> {
     bytes
 }
 
+/// The counters, once they stand still: what was sent just now may be on its way.
+async fn counters() -> GuardCounters {
+    let mut last = guard::counters().await.expect("counters");
+    loop {
+        tokio::time::sleep(ON_THE_WAY).await;
+        let now = guard::counters().await.expect("counters");
+        if now == last {
+            return now;
+        }
+        last = now;
+    }
+}
+
 async fn counted() -> Vec<(Reason, u64)> {
-    let counters = guard::counters().await.expect("counters");
-    assert_eq!(counters.0.len(), Reason::ALL.len());
-    counters
-        .0
+    let now = counters().await;
+    assert_eq!(now.0.len(), Reason::ALL.len());
+    now.0
         .into_iter()
         .filter(|(_, packets)| *packets > 0)
         .collect()
@@ -228,10 +244,7 @@ fn pods_cannot_pretend() {
         // Without its neighbours the pod asks for them in the name of the false address.
         pod.run("ip neigh flush dev eth0");
         send("10.244.1.99", "10.244.1.7:9");
-        let arp = guard::counters()
-            .await
-            .expect("counters")
-            .get(Reason::SpoofedArp);
+        let arp = counters().await.get(Reason::SpoofedArp);
         assert!(arp > 0, "{:?}", counted().await);
 
         // What the pod still asks for by itself would be counted in between.
@@ -240,7 +253,7 @@ fn pods_cannot_pretend() {
         let gateway = "020000000100";
         let udp = "4500001d00010000401164670af401630af40101000900090009000078";
         let arp = "0001080006040001020000000005 0af40163 000000000000 0af40101".replace(' ', "");
-        let mut expected = guard::counters().await.expect("counters");
+        let mut expected = counters().await;
         for (frame, reason) in [
             (format!("81000000 0800 {udp}"), Reason::SpoofedSource),
             (format!("81000000 0806 {arp}"), Reason::SpoofedArp),
@@ -253,8 +266,8 @@ fn pods_cannot_pretend() {
                  p.bind((\\\"eth0\\\", 0)); p.send(bytes.fromhex(\\\"{frame}\\\"))\""
             ));
             *expected.0.entry(reason).or_default() += 1;
-            let counters = guard::counters().await.expect("counters");
-            assert_eq!(counters.get(reason), expected.get(reason), "{frame}");
+            let now = counters().await;
+            assert_eq!(now.get(reason), expected.get(reason), "{frame}");
         }
     });
 }

@@ -15,7 +15,7 @@ use overlay_tests::{Lab, Namespace, Options, Pod};
 pub const STREAM: usize = 3_000_000;
 /// The longest ordinary frame of the lab's underlay.
 pub const UNDERLAY_FRAME: usize = 1514;
-const QUIET: Duration = Duration::from_millis(100);
+pub const QUIET: Duration = Duration::from_millis(100);
 
 /// The longest frames that were seen leaving the sender's node and reaching the receiver.
 #[derive(Debug)]

@@ -1,15 +1,17 @@
 //! What the tests of both stores share.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use overlay_user::backend::own_attributes;
 use overlay_user::config::NetworkConfig;
 use overlay_user::lease::{Attributes, Lease};
 use overlay_user::mac::MacAddr;
-use overlay_user::store::{LeaseState, Location, Store};
+use overlay_user::store::{Error, LeaseState, Location, Store, StoreHealth};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -73,6 +75,46 @@ impl Node {
             Err(_) => panic!("never saw {what}; the state is {:#?}", *self.state.borrow()),
         }
     }
+}
+
+/// Lets nodes 1 to `nodes` ask for a lease at once; returns the subnets that they got. Whoever got none was told
+/// that there is no room.
+pub async fn race(location: &Location, ttl: Duration, json: &str, nodes: u8) -> BTreeSet<IpNet> {
+    let config = config(json);
+    let races = (1..=nodes).map(|n| {
+        let store = open(location.clone(), ttl);
+        let config = &config;
+        async move { store.acquire(config, attributes(n), None).await }
+    });
+    let results = futures::future::join_all(races).await;
+    let won = results.into_iter().filter_map(|result| match result {
+        Ok(lease) => Some(lease.subnet),
+        Err(Error::Allocate(_)) => None,
+        Err(error) => panic!("{error}"),
+    });
+    won.collect()
+}
+
+/// Two nodes with their leases, the first of which has seen the second come and change.
+pub async fn see_each_other(location: &Location, ttl: Duration) -> ([Node; 2], [Lease; 2]) {
+    let (one, own) = start(location.clone(), ttl, LARGE, 1).await;
+    let (two, lease) = start(location.clone(), ttl, LARGE, 2).await;
+    let state = one
+        .until("the other node", |state| state.leases.len() == 1)
+        .await;
+    assert!(state.synced);
+    assert_eq!(state.store, StoreHealth::Ok);
+    assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
+    assert_eq!(state.leases[0].subnet, lease.subnet);
+    two.store.publish(attributes(22));
+    one.until("its new attributes", |state| {
+        state
+            .leases
+            .iter()
+            .any(|it| it.attributes == attributes(22))
+    })
+    .await;
+    ([one, two], [own, lease])
 }
 
 /// Runs a test's body with threads and timers. `RUST_LOG=overlay_user=debug` shows what happens.

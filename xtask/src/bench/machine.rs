@@ -1,7 +1,6 @@
 //! What it was measured on.
 
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -11,8 +10,8 @@ pub struct Machine {
     pub kernel: String,
     pub cores: usize,
     pub processor: String,
-    /// Seconds since 1970.
-    pub time: u64,
+    /// When it began, universal time.
+    pub date: String,
     pub command: String,
     pub revision: String,
     /// `/proc/loadavg` before the first round.
@@ -46,9 +45,9 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease"),
             cores: std::thread::available_parallelism().map_or(1, Into::into),
             processor: model.unwrap_or("unknown").trim().to_owned(),
-            time: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_secs()),
+            date: jiff::Timestamp::now()
+                .strftime("%Y-%m-%d %H:%M UTC")
+                .to_string(),
             command: format!("cargo xtask {}", arguments.join(" ")),
             revision: revision.unwrap_or_default().trim().to_owned(),
             load: read("/proc/loadavg"),

@@ -28,8 +28,10 @@ pub enum Measure {
     /// One TCP stream, each end on a core.
     Bulk,
     /// Four TCP streams, senders on one core and receivers on another.
+    #[value(name = "bulk-4")]
     Bulk4,
     /// UDP packets of 64 bytes, each end on a core.
+    #[value(name = "udp-64")]
     Udp64,
 }
 
@@ -77,8 +79,7 @@ pub fn take(measure: Measure, [from, to]: &[Endpoint; 2], lengths: Lengths) -> R
     let one = Cores::one()?;
     // A machine with one core measures the same there.
     let two = Cores::two()?.unwrap_or(one);
-    let spin = std::thread::spawn(move || pin(one.server).map(|()| cpu::spin()));
-    let spin = spin.join().ok().context("the calibration panicked")??;
+    let before = speed(one)?;
     let start = cpu::Moment::now()?;
     let (trips, volume) = (lengths.round_trips, lengths.volume);
     let figures = match measure {
@@ -104,37 +105,50 @@ pub fn take(measure: Measure, [from, to]: &[Endpoint; 2], lengths: Lengths) -> R
             ]
         }
         Measure::BulkOneCore => bytes(
-            ["bulk_1_core", "bulk_1_core_softirq", "bulk_1_core_cpu"],
+            [
+                "bulk_1_core",
+                "bulk_1_core_softirq",
+                "bulk_1_core_cpu",
+                "bulk_1_core_instructions",
+            ],
             stream::tcp(from, to, one, 1, volume)?,
         ),
         Measure::Bulk => bytes(
-            ["bulk", "bulk_softirq", "bulk_cpu"],
+            ["bulk", "bulk_softirq", "bulk_cpu", "bulk_instructions"],
             stream::tcp(from, to, two, 1, volume)?,
         ),
         Measure::Bulk4 => bytes(
-            ["bulk_4", "bulk_4_softirq", "bulk_4_cpu"],
+            [
+                "bulk_4",
+                "bulk_4_softirq",
+                "bulk_4_cpu",
+                "bulk_4_instructions",
+            ],
             stream::tcp(from, to, two, 4, volume)?,
         ),
-        Measure::Udp64 => {
-            let sent = datagrams::udp(from, to, two, SMALL, volume)?;
-            let microseconds = |jiffies: f64| jiffies * 10_000.0 / sent.total;
-            vec![
-                figure("udp_64", "packets/s", sent.per_second),
-                figure(
-                    "udp_64_softirq",
-                    "µs/packet",
-                    microseconds(sent.cpu.softirq),
-                ),
-                figure("udp_64_cpu", "µs/packet", microseconds(sent.cpu.busy)),
-            ]
-        }
+        Measure::Udp64 => packets(
+            [
+                "udp_64",
+                "udp_64_softirq",
+                "udp_64_cpu",
+                "udp_64_instructions",
+            ],
+            datagrams::udp(from, to, two, SMALL, volume)?,
+        ),
     };
     let foreign = cpu::Moment::now()?.since(&start).foreign;
     Ok(Taken {
         figures,
         foreign,
-        spin,
+        // Slow at one end only: whatever it was, it came or went meanwhile.
+        spin: before.min(speed(one)?),
     })
+}
+
+/// Turns of the calibration loop on the core where the load is served.
+fn speed(cores: Cores) -> Result<u64> {
+    let spin = std::thread::spawn(move || pin(cores.server).map(|()| cpu::spin()));
+    spin.join().ok().context("the calibration panicked")?
 }
 
 fn figure(name: &'static str, unit: &'static str, value: f64) -> Figure {
@@ -149,11 +163,28 @@ fn latency([p50, p99, rate]: [&'static str; 3], trips: round_trips::RoundTrips) 
     ]
 }
 
-fn bytes([rate, softirq, cpu]: [&'static str; 3], volume: Volume) -> Vec<Figure> {
+fn bytes(names: [&'static str; 4], volume: Volume) -> Vec<Figure> {
+    let [rate, softirq, cpu, instructions] = names;
     let per_gigabyte = |jiffies: f64| jiffies / (volume.total / 1e9);
-    vec![
+    let counted = volume.instructions.map(|count| count / volume.total);
+    let mut figures = vec![
         figure(rate, "Gbit/s", volume.per_second * 8.0 / 1e9),
         figure(softirq, "jiffies/GB", per_gigabyte(volume.cpu.softirq)),
         figure(cpu, "jiffies/GB", per_gigabyte(volume.cpu.busy)),
-    ]
+    ];
+    figures.extend(counted.map(|count| figure(instructions, "1/byte", count)));
+    figures
+}
+
+fn packets(names: [&'static str; 4], volume: Volume) -> Vec<Figure> {
+    let [rate, softirq, cpu, instructions] = names;
+    let microseconds = |jiffies: f64| jiffies * 10_000.0 / volume.total;
+    let counted = volume.instructions.map(|count| count / volume.total);
+    let mut figures = vec![
+        figure(rate, "packets/s", volume.per_second),
+        figure(softirq, "µs/packet", microseconds(volume.cpu.softirq)),
+        figure(cpu, "µs/packet", microseconds(volume.cpu.busy)),
+    ];
+    figures.extend(counted.map(|count| figure(instructions, "1/packet", count)));
+    figures
 }

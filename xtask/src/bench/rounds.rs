@@ -1,4 +1,5 @@
-//! Round after round, each variant once in each, so that a slow minute hits all of them.
+//! Round after round. In each, one measure is taken of one variant right after the other, so that a slow minute hits
+//! all of them.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -10,17 +11,17 @@ use serde::Serialize;
 
 use super::measure::{Lengths, Measure, Taken, take};
 use super::stage::{Path, Stage, Underlay};
-use super::variant::{Switch, Variant};
+use super::variant::Variant;
 use crate::shell;
 
-/// How often a spoiled run is repeated.
+/// How often what is spoiled is repeated.
 const REPEATS: usize = 3;
 /// How long to wait for the load to go away before each repetition.
-const CALM: Duration = Duration::from_secs(2);
+const CALM: Duration = Duration::from_secs(1);
 /// Share of a core that others may take.
 const FOREIGN: f64 = 0.05;
-/// Share of its best speed that the core must have.
-const SPEED: f64 = 0.8;
+/// How much slower or faster than usual for the variants of one comparison the core may be, as a share.
+const DEVIATION: f64 = 0.1;
 
 /// What to run.
 pub struct Plan {
@@ -68,7 +69,7 @@ pub struct Disturbance {
     pub variant: Variant,
     /// Share of a core that others took.
     pub foreign: f64,
-    /// Speed of the core, compared with the best so far.
+    /// Speed of the core, compared with the others of the same comparison.
     pub speed: f64,
     /// Whether a repetition went undisturbed; else the figure counts only where there is no better one.
     pub repeated: bool,
@@ -79,28 +80,24 @@ pub struct Disturbance {
 pub struct Record {
     pub series: BTreeMap<Subject, Series>,
     pub disturbances: Vec<Disturbance>,
-    best_spin: u64,
     repetitions: usize,
 }
 
 /// Runs all rounds.
-pub fn run(stage: &Stage, switch: &mut Switch<'_>, plan: &Plan) -> Result<Record> {
+pub fn run(stage: &Stage, plan: &Plan) -> Result<Record> {
     let mut record = Record::default();
     for round in 0..plan.rounds {
-        for variant in &plan.variants {
+        for underlay in &plan.underlays {
+            stage.lay(*underlay)?;
             shell::progress(&format!(
-                "round {} of {}: {}",
+                "round {} of {}, {}",
                 round + 1,
                 plan.rounds,
-                variant.name()
+                underlay.title()
             ));
-            switch
-                .to(*variant)
-                .with_context(|| format!("switch to {}", variant.name()))?;
-            for underlay in &plan.underlays {
-                stage.lay(*underlay)?;
-                for path in &plan.paths {
-                    record.take_all(stage, plan, round, (*variant, *underlay, *path))?;
+            for path in &plan.paths {
+                for measure in &plan.measures {
+                    record.compare(stage, plan, round, (*underlay, *path, *measure))?;
                 }
             }
         }
@@ -109,52 +106,60 @@ pub fn run(stage: &Stage, switch: &mut Switch<'_>, plan: &Plan) -> Result<Record
 }
 
 impl Record {
-    fn take_all(
+    /// Takes one measure of all variants, and again of those that were disturbed.
+    fn compare(
         &mut self,
         stage: &Stage,
         plan: &Plan,
         round: usize,
-        (variant, underlay, path): (Variant, Underlay, Path),
+        (underlay, path, measure): (Underlay, Path, Measure),
     ) -> Result<()> {
-        let Some(ends) = stage.ends(variant, path) else {
-            return Ok(());
-        };
-        for measure in &plan.measures {
-            if !measure.applies(underlay, path) {
-                continue;
-            }
-            let place = format!("{measure:?} of {} ({underlay:?}, {path:?})", variant.name());
-            let mut disturbed = None;
-            let mut tries = 0;
-            let (taken, clean) = loop {
+        let mut variants = plan.variants.clone();
+        variants.retain(|variant| {
+            measure.applies(underlay, path) && variant.shows(measure, underlay, path)
+        });
+        let mut taken: BTreeMap<Variant, Taken> = BTreeMap::new();
+        let mut disturbed: BTreeMap<Variant, (f64, f64)> = BTreeMap::new();
+        let mut wanted = variants;
+        for turn in 0..=REPEATS {
+            for variant in &wanted {
                 interrupt::check()?;
-                let taken = take(*measure, &ends, plan.lengths).with_context(|| place.clone())?;
-                self.best_spin = self.best_spin.max(taken.spin);
-                let speed = taken.spin as f64 / self.best_spin as f64;
-                if taken.foreign <= FOREIGN && speed >= SPEED {
-                    break (taken, true);
-                }
-                disturbed = Some((taken.foreign, speed));
-                if tries == REPEATS || self.repetitions == plan.repetitions {
-                    break (taken, false);
-                }
-                tries += 1;
-                self.repetitions += 1;
-                thread::sleep(CALM);
-            };
-            if let Some((foreign, speed)) = disturbed {
-                self.disturbances.push(Disturbance {
-                    round: round + 1,
-                    measure: *measure,
-                    underlay,
-                    path,
-                    variant,
-                    foreign,
-                    speed,
-                    repeated: clean,
-                });
+                let ends = stage.ends(*variant, path);
+                let new = take(measure, &ends, plan.lengths).with_context(|| {
+                    format!("{measure:?} of {} ({underlay:?}, {path:?})", variant.name())
+                })?;
+                taken.insert(*variant, new);
             }
-            self.note(round, (variant, underlay, path), &taken, clean);
+            let usual = median_spin(&taken);
+            wanted.clear();
+            for (variant, taken) in &taken {
+                let speed = taken.spin as f64 / usual;
+                if taken.foreign > FOREIGN || (speed - 1.0).abs() > DEVIATION {
+                    wanted.push(*variant);
+                    disturbed.insert(*variant, (taken.foreign, speed));
+                }
+            }
+            if wanted.is_empty() || turn == REPEATS || self.repetitions >= plan.repetitions {
+                break;
+            }
+            self.repetitions += wanted.len();
+            thread::sleep(CALM);
+        }
+        for (variant, (foreign, speed)) in disturbed {
+            self.disturbances.push(Disturbance {
+                round: round + 1,
+                measure,
+                underlay,
+                path,
+                variant,
+                foreign,
+                speed,
+                repeated: !wanted.contains(&variant),
+            });
+        }
+        for (variant, taken) in &taken {
+            let clean = !wanted.contains(variant);
+            self.note(round, (*variant, underlay, path), taken, clean);
         }
         Ok(())
     }
@@ -180,4 +185,11 @@ impl Record {
             series.values[round] = Some(Value { value, clean });
         }
     }
+}
+
+/// What the calibration loop usually comes to: the speed that most variants were measured at.
+fn median_spin(taken: &BTreeMap<Variant, Taken>) -> f64 {
+    let mut spins: Vec<u64> = taken.values().map(|taken| taken.spin).collect();
+    spins.sort_unstable();
+    spins.get(spins.len() / 2).map_or(1.0, |spin| *spin as f64)
 }

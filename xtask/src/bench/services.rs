@@ -82,11 +82,6 @@ pub fn install(node: &Node, pods: &[Pod]) -> Result<()> {
     restore(node, &rules(&addresses)).context("write rules as of kube-proxy")
 }
 
-/// Takes them away again.
-pub fn remove(node: &Node) -> Result<()> {
-    restore(node, &removal()).context("remove rules as of kube-proxy")
-}
-
 fn restore(node: &Node, text: &str) -> Result<()> {
     let namespace = node.namespace();
     let mut command = namespace.command("iptables-restore");
@@ -154,31 +149,9 @@ fn rules(pods: &[String]) -> String {
          -A KUBE-FORWARD -m mark --mark {MASQUERADE}/{MASQUERADE} -j ACCEPT\n\
          -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
          {}COMMIT\n",
-        jumps("nat", "-I"),
-        jumps("filter", "-I"),
+        jumps("nat"),
+        jumps("filter"),
     )
-}
-
-fn removal() -> String {
-    let mut nat: Vec<String> = NAT_CHAINS.iter().map(ToString::to_string).collect();
-    for service in 0..SERVICES {
-        let (chain, endpoints) = chains(service);
-        nat.push(chain);
-        nat.extend(endpoints);
-    }
-    let filter: Vec<String> = FILTER_CHAINS.iter().map(ToString::to_string).collect();
-    let mut text = String::new();
-    for (table, names) in [("nat", nat), ("filter", filter)] {
-        let _ = writeln!(text, "*{table}");
-        text.push_str(&jumps(table, "-D"));
-        for verb in ["-F", "-X"] {
-            for name in &names {
-                let _ = writeln!(text, "{verb} {name}");
-            }
-        }
-        text.push_str("COMMIT\n");
-    }
-    text
 }
 
 fn declare(table: &str, chains: &[&str]) -> String {
@@ -189,38 +162,12 @@ fn declare(table: &str, chains: &[&str]) -> String {
     text
 }
 
-fn jumps(wanted: &str, verb: &str) -> String {
+fn jumps(wanted: &str) -> String {
     let mut text = String::new();
     for (table, chain, rule) in JUMPS {
         if *table == wanted {
-            let _ = writeln!(text, "{verb} {chain} {rule}");
+            let _ = writeln!(text, "-I {chain} {rule}");
         }
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_written_is_removed() {
-        let written = rules(&["10.244.1.2".to_owned(), "10.244.2.2".to_owned()]);
-        let removed = removal();
-        let declared = written.lines().filter_map(|line| line.strip_prefix(':'));
-        let chains: Vec<&str> = declared.filter_map(|line| line.split(' ').next()).collect();
-        assert!(chains.len() > SERVICES * (1 + ENDPOINTS));
-        for chain in chains {
-            assert!(
-                removed.lines().any(|line| line == format!("-X {chain}")),
-                "{chain}"
-            );
-        }
-        for jump in written.lines().filter_map(|line| line.strip_prefix("-I ")) {
-            assert!(
-                removed.lines().any(|line| line == format!("-D {jump}")),
-                "{jump}"
-            );
-        }
-    }
 }

@@ -1,22 +1,35 @@
-//! Where it is measured: a lab whose nodes are joined by a cable, and two bare hosts with a cable of their own.
+//! Where it is measured: two nodes for each variant, joined by a cable, all of them up at the same time, so that
+//! one variant can be measured a moment after the other.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path as FilePath, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use nix::sys::signal::Signal;
 use overlay_tests::traffic::{self, Endpoint};
-use overlay_tests::{Lab, Namespace, Node, Options, command, reach};
+use overlay_tests::{Lab, Namespace, Node, Options, Running, command, reach, wait_until};
 use serde::Serialize;
 
-use super::variant::{Variant, eventually};
+use super::services;
+use super::variant::{Recipe, Variant};
+use crate::{build, shell};
 
 /// The device that the overlay uses for its underlay: no bridge in between, so that the figures are those of
 /// the two ends. The store is reached by the lab's own underlay.
-pub const CABLE: &str = "cable0";
+const CABLE: &str = "cable0";
 
 pub const FAST_PATH_ON: &str = "--fast-path=auto";
 pub const FAST_PATH_OFF: &str = "--fast-path=off";
+
+/// What flannel leaves for the CNI plugin.
+const SUBNET_ENV: &str = "/run/flannel/subnet.env";
+/// How long a pair of nodes may take to be ready.
+const READY: Duration = Duration::from_secs(30);
 
 /// What a network card would do for the sender, which [`Underlay::Wire`] goes without.
 const SEGMENTATION: &[&str] = &[
@@ -39,6 +52,16 @@ pub enum Underlay {
     Wire,
 }
 
+impl Underlay {
+    /// For people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Super => "super-packets",
+            Self::Wire => "as a wire",
+        }
+    }
+}
+
 /// Whereto, seen from a pod of the first node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -49,63 +72,67 @@ pub enum Path {
     SameNode,
 }
 
-/// The lab, with nodes 1 and 2 in the overlay and 3 and 4 bare.
+/// The lab, with two nodes for each variant.
 pub struct Stage {
     pub lab: Lab,
+    /// The number of the first node of each variant; the second follows.
+    pairs: BTreeMap<Variant, usize>,
+    flanneld: Option<PathBuf>,
+    flannel: Vec<Running>,
     underlay: Cell<Option<Underlay>>,
 }
 
 impl Stage {
-    /// Brings everything up, agents running with the fast path.
-    pub fn up(mtu: u32) -> Result<Self> {
+    /// Brings everything up.
+    pub fn up(variants: &[Variant], mtu: u32, flanneld: Option<PathBuf>) -> Result<Self> {
         let options = Options {
-            nodes: 4,
+            nodes: 2 * variants.len(),
             start_agents: false,
             underlay_mtu: mtu,
             ..Options::for_test("bench")
         };
-        let stage = Self {
+        let pairs = variants.iter().copied().zip((1..).step_by(2)).collect();
+        let mut stage = Self {
             lab: Lab::up(options)?,
+            pairs,
+            flanneld,
+            flannel: Vec::new(),
             underlay: Cell::new(None),
         };
-        stage.join(1, 2, mtu)?;
-        stage.join(3, 4, mtu)?;
-        stage.start_agents(FAST_PATH_ON)?;
-        for node in [1, 2] {
-            for _ in 0..2 {
-                stage.lab.add_pod(node)?;
-            }
+        for variant in variants {
+            shell::progress(&format!("two nodes: {}", variant.name()));
+            stage
+                .join(*variant, mtu)
+                .and_then(|()| stage.furnish(*variant))
+                .with_context(|| format!("bring up {}", variant.name()))?;
         }
-        for (variant, path) in [
-            (Variant::Host, Path::Across),
-            (Variant::Overlay, Path::Across),
-            (Variant::Overlay, Path::SameNode),
-        ] {
-            for end in stage.ends(variant, path).into_iter().flatten() {
-                end.namespace.inside(set_congestion_control)??;
-            }
-        }
-        stage.wait_pods_reach_each_other()?;
         Ok(stage)
     }
 
-    /// The two nodes of the overlay.
-    pub fn nodes(&self) -> [Node; 2] {
-        [self.lab.node(1), self.lab.node(2)]
+    /// Takes everything down.
+    pub fn down(self) -> Result<()> {
+        for running in self.flannel {
+            running.stop(Signal::SIGTERM)?;
+        }
+        self.lab.down()
     }
 
-    /// A cable between two nodes.
-    fn join(&self, a: usize, b: usize, mtu: u32) -> Result<()> {
-        let [from, to] = [a, b].map(|number| self.lab.node(number).namespace());
+    fn nodes(&self, variant: Variant) -> [Node; 2] {
+        let first = self.pairs.get(&variant).copied().unwrap_or(1);
+        [first, first + 1].map(|number| self.lab.node(number))
+    }
+
+    /// A cable between the nodes of a variant.
+    fn join(&self, variant: Variant, mtu: u32) -> Result<()> {
+        let [from, to] = self.nodes(variant).map(|node| node.namespace());
+        let peer = to.name();
         command::ip_batch(
             from.name(),
             &format!(
-                "link add {CABLE} mtu {mtu} type veth peer name {CABLE} mtu {mtu} netns {}\n",
-                to.name()
+                "link add {CABLE} mtu {mtu} type veth peer name {CABLE} mtu {mtu} netns {peer}\n"
             ),
         )?;
-        for (number, namespace) in [(a, &from), (b, &to)] {
-            let address = cable_address(number);
+        for (namespace, address) in [from, to].iter().zip(CABLE_ADDRESSES) {
             command::ip_batch(
                 namespace.name(),
                 &format!("address add {address}/24 dev {CABLE}\nlink set {CABLE} up\n"),
@@ -114,14 +141,62 @@ impl Stage {
         Ok(())
     }
 
-    /// Starts both agents and waits until they know each other.
-    pub fn start_agents(&self, fast_path: &str) -> Result<()> {
-        let interface = format!("--iface={CABLE}");
-        for node in self.nodes() {
-            node.start_agent_unready(&[&interface, fast_path])?;
+    /// Starts what carries a variant's packets, and sees that it does.
+    fn furnish(&mut self, variant: Variant) -> Result<()> {
+        match variant.recipe() {
+            Recipe::Bare => {}
+            Recipe::Agent(flag) => self.start_agents(variant, flag)?,
+            Recipe::Services | Recipe::Flannel => self.start_agents(variant, FAST_PATH_OFF)?,
+            Recipe::Programs(feature) => {
+                let object = build::programs_with(&feature)?;
+                self.start_agents(variant, &format!("--programs={}", object.display()))?;
+            }
         }
-        for node in self.nodes() {
-            eventually(&format!("{} to be ready", node.name()), || {
+        if variant != Variant::Host {
+            let [first, second] = self.nodes(variant).map(|node| node.number());
+            for node in [first, first, second] {
+                self.lab.add_pod(node)?;
+            }
+        }
+        match variant.recipe() {
+            Recipe::Services => {
+                let nodes = self.nodes(variant);
+                let pods: Vec<_> = nodes.iter().flat_map(Node::pods).collect();
+                for node in &nodes {
+                    services::install(node, &pods)?;
+                }
+            }
+            Recipe::Flannel => self.run_flannel(variant)?,
+            Recipe::Bare | Recipe::Agent(_) | Recipe::Programs(_) => {}
+        }
+        for path in [Path::Across, Path::SameNode] {
+            if variant == Variant::Host && path == Path::SameNode {
+                continue;
+            }
+            let ends = self.ends(variant, path);
+            for end in &ends {
+                end.namespace.inside(set_congestion_control)??;
+            }
+            wait_until("pods to reach each other", READY, || {
+                traffic::tcp(&ends[0], &ends[1], 1).is_ok()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Starts both agents, in a cluster of their own, and waits until they know each other.
+    fn start_agents(&self, variant: Variant, flag: &str) -> Result<()> {
+        let prefix = format!("/{}", variant.name());
+        let network = self.lab.options().network.to_string();
+        self.lab
+            .etcdctl(&["put", &format!("{prefix}/config"), &network])?;
+        let interface = format!("--iface={CABLE}");
+        let prefix = format!("--etcd-prefix={prefix}");
+        for node in self.nodes(variant) {
+            node.start_agent_unready(&[&interface, &prefix, FAST_PATH_ON, flag])?;
+        }
+        for node in self.nodes(variant) {
+            wait_until(&format!("{} to be ready", node.name()), READY, || {
                 let ready = node.http_get("/readyz");
                 ready.is_ok_and(|answer| answer.status == 200)
                     && node.overlay_routes().is_ok_and(|routes| routes >= 1)
@@ -129,6 +204,37 @@ impl Stage {
             .with_context(|| node.agent_log_tail())?;
         }
         Ok(())
+    }
+
+    /// Runs flanneld over what our kernel path has set up, as after a migration back: same device, same lease.
+    fn run_flannel(&mut self, variant: Variant) -> Result<()> {
+        let flanneld = self.flanneld.clone().context("no flanneld was given")?;
+        let endpoints = format!("--etcd-endpoints={}", self.lab.store_endpoint());
+        let prefix = format!("--etcd-prefix=/{}", variant.name());
+        for node in self.nodes(variant) {
+            node.stop_agent(Signal::SIGTERM)?;
+            remove_guard(&node)?;
+            // A sign of life: flanneld writes it when all is set up. Its lease it finds in the store.
+            node.run(["rm", SUBNET_ENV])?;
+            let program = flanneld.to_string_lossy().into_owned();
+            let interface = format!("--iface={CABLE}");
+            // A shell, so that its log goes to a file and no pipe fills up.
+            let line = r#"exec "$0" "$@" >>/run/flanneld.log 2>&1"#;
+            let flags = ["--ip-masq", &interface, &endpoints, &prefix];
+            let words = ["sh", "-c", line, &program].into_iter().chain(flags);
+            self.flannel.push(node.spawn(words)?);
+        }
+        wait_until("flanneld to be ready", READY, || {
+            let mut nodes = self.nodes(variant).into_iter();
+            nodes.all(|node| node.read_file(SUBNET_ENV).is_ok())
+        })
+        .with_context(|| {
+            let logs = self.nodes(variant).map(|node| {
+                let log = node.read_file("/run/flanneld.log");
+                log.unwrap_or_else(|error| format!("{error:#}"))
+            });
+            format!("with {}:\n{}", flanneld.display(), logs.join("\n"))
+        })
     }
 
     /// Makes the cables like `underlay`.
@@ -157,51 +263,47 @@ impl Stage {
         Ok(())
     }
 
-    /// The two ends of a measurement; nothing where a variant has no such path.
-    pub fn ends(&self, variant: Variant, path: Path) -> Option<[Endpoint; 2]> {
-        match (variant, path) {
-            (Variant::Host, Path::Across) => Some([3, 4].map(|number| {
-                let node = self.lab.node(number);
-                Endpoint {
-                    name: node.name(),
-                    // Without the mount namespace: sockets need the network only.
-                    namespace: Namespace::new(node.namespace().name()),
-                    address: cable_address(number),
-                }
-            })),
-            (Variant::Host, Path::SameNode) => None,
-            (_, Path::Across) => Some([(1, 1), (2, 1)].map(|(node, pod)| self.pod(node, pod))),
-            (_, Path::SameNode) => Some([(1, 1), (1, 2)].map(|(node, pod)| self.pod(node, pod))),
+    /// The two ends of a measurement.
+    pub fn ends(&self, variant: Variant, path: Path) -> [Endpoint; 2] {
+        let [from, to] = self.nodes(variant);
+        if variant == Variant::Host {
+            let [a, b] = CABLE_ADDRESSES;
+            return [(from, a), (to, b)].map(|(node, address)| Endpoint {
+                name: node.name(),
+                // Without the mount namespace: sockets need the network only.
+                namespace: Namespace::new(node.namespace().name()),
+                address,
+            });
         }
+        let (from, to) = (from.number(), to.number());
+        let pods = match path {
+            Path::Across => [(from, 1), (to, 1)],
+            Path::SameNode => [(from, 1), (from, 2)],
+        };
+        pods.map(|(node, pod)| reach::of_pod(&self.lab.pod(node, pod)))
     }
+}
 
-    fn pod(&self, node: usize, pod: usize) -> Endpoint {
-        reach::of_pod(&self.lab.pod(node, pod))
+/// Takes our guard of the kernel path off a node: flannel has none, and shall not pay for it.
+fn remove_guard(node: &Node) -> Result<()> {
+    let listed = node.run(["nft", "list", "tables"])?;
+    for line in listed.lines().filter(|line| line.contains("overlay")) {
+        let mut words = vec!["nft", "delete"];
+        words.extend(line.split_whitespace());
+        node.run(words)?;
     }
-
-    /// That a variant works before it is measured.
-    pub fn check_pods_reach_each_other(&self) -> Result<()> {
-        traffic::tcp(&self.pod(1, 1), &self.pod(1, 2), 1)?;
-        traffic::tcp(&self.pod(1, 1), &self.pod(2, 1), 1)?;
-        Ok(())
-    }
-
-    pub fn wait_pods_reach_each_other(&self) -> Result<()> {
-        eventually("pods to reach each other", || {
-            self.check_pods_reach_each_other().is_ok()
-        })
-    }
+    Ok(())
 }
 
 /// Sets the congestion control that every kernel allows in the calling thread's network namespace: where the machine has
 /// another one, such as BBR, its pacing would be measured instead of the path.
 fn set_congestion_control() -> Result<()> {
     const FILE: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
-    fs::write(FILE, "reno").with_context(|| format!("write {FILE}"))
+    fs::write(FilePath::new(FILE), "reno").with_context(|| format!("write {FILE}"))
 }
 
-/// Nodes 1 and 2, and hosts 3 and 4, each in a network of their own.
-fn cable_address(number: usize) -> std::net::Ipv4Addr {
-    let last = u8::try_from(number).unwrap_or(u8::MAX);
-    std::net::Ipv4Addr::new(192, 168, 67, last)
-}
+/// The ends of every cable; each pair of nodes is a network of its own.
+const CABLE_ADDRESSES: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(192, 168, 67, 1),
+    Ipv4Addr::new(192, 168, 67, 2),
+];

@@ -9,11 +9,12 @@ use super::stage::{Path, Underlay};
 use super::variant::Variant;
 
 /// What others are compared with.
-const AGAINST: [Variant; 4] = [
+const AGAINST: [Variant; 5] = [
     Variant::Host,
     Variant::Kernel,
     Variant::KernelServices,
     Variant::Flannel,
+    Variant::Overlay,
 ];
 /// What is told beyond the host's own, too.
 const ADDED: &[&str] = &["tcp_rr_p50", "udp_rr_p50", "connect_p50"];

@@ -1,12 +1,13 @@
 //! The findings as tables.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table};
 
 use super::Findings;
 use super::stage::{Path, Underlay};
-use super::summary::{Outcome, places};
+use super::summary::{Outcome, Ratio, places};
 use super::variant::Variant;
 use crate::lab::table::table;
 
@@ -16,7 +17,8 @@ const SHOWN_DISTURBANCES: usize = 8;
 pub fn render(findings: &Findings) -> String {
     let machine = &findings.machine;
     let mut text = format!(
-        "{} · Linux {} · {} cores · {}\nload before: {} · {} s\n",
+        "{} · {} · Linux {} · {} cores · {}\nload before: {} · {} s\n",
+        machine.date,
         machine.revision,
         machine.kernel,
         machine.cores,
@@ -32,11 +34,10 @@ pub fn render(findings: &Findings) -> String {
             title(underlay, path),
             figures(findings, &variants, underlay, path)
         );
-        let _ = write!(
-            text,
-            "\nratios, median (least to most)\n{}\n",
-            ratios(findings, underlay, path)
-        );
+        let _ = writeln!(text, "\nratios, median (least to most)");
+        for ratios in ratios(findings, underlay, path) {
+            let _ = writeln!(text, "{ratios}");
+        }
     }
     for disturbance in findings.disturbed.iter().take(SHOWN_DISTURBANCES) {
         let _ = writeln!(
@@ -70,11 +71,7 @@ pub fn title(underlay: Underlay, path: Path) -> String {
         Path::Across => "across nodes",
         Path::SameNode => "same node",
     };
-    let underlay = match underlay {
-        Underlay::Super => "super-packets",
-        Underlay::Wire => "as a wire",
-    };
-    format!("{path}, {underlay}")
+    format!("{path}, {}", underlay.title())
 }
 
 fn variants(results: &[Outcome]) -> Vec<Variant> {
@@ -130,43 +127,59 @@ fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: 
     shown
 }
 
-/// What a person looks for: the fast path against everything else. JSON has every pair.
-fn ratios(findings: &Findings, underlay: Underlay, path: Path) -> Table {
-    let here: Vec<_> = findings
-        .ratios
-        .iter()
-        .filter(|ratio| {
-            let subject = &ratio.subject;
-            (subject.underlay, subject.path, subject.variant) == (underlay, path, Variant::Overlay)
-        })
-        .collect();
-    let mut against: Vec<Variant> = here.iter().map(|ratio| ratio.against).collect();
-    against.sort_unstable();
-    against.dedup();
-    let mut header = vec!["OVERLAY AGAINST".to_owned()];
-    header.extend(against.iter().map(|variant| variant.name()));
-    let mut shown = table([""]);
-    shown.set_header(header);
-    for (measure, at, along) in places(&findings.results) {
-        if (at, along) != (underlay, path) {
-            continue;
-        }
-        let mut row = vec![measure.clone()];
-        row.extend(against.iter().map(|variant| {
-            let found = here
-                .iter()
-                .find(|ratio| ratio.against == *variant && ratio.subject.measure == measure);
-            found.map_or_else(String::new, |ratio| {
-                let mark = if ratio.rounds == 0 { " disturbed" } else { "" };
-                format!(
-                    "{:.2} ({:.2} to {:.2}){mark}",
-                    ratio.median, ratio.min, ratio.max
-                )
-            })
-        }));
-        shown.add_row(row);
+/// What a person looks for: the fast path against everything else, then what becomes of it without one of its parts.
+/// JSON has every pair.
+fn ratios(findings: &Findings, underlay: Underlay, path: Path) -> Vec<Table> {
+    let here = |ratio: &&Ratio| (ratio.subject.underlay, ratio.subject.path) == (underlay, path);
+    let of_overlay = |ratio: &&Ratio| ratio.subject.variant == Variant::Overlay;
+    let to_overlay = |ratio: &&Ratio| ratio.against == Variant::Overlay;
+    let all = findings.ratios.iter().filter(here);
+    [
+        grid("OVERLAY AGAINST", all.clone().filter(of_overlay), |ratio| {
+            ratio.against
+        }),
+        grid("AGAINST OVERLAY", all.filter(to_overlay), |ratio| {
+            ratio.subject.variant
+        }),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Ratios by measure and by what they are told of; nothing where there are none.
+fn grid<'r>(
+    title: &str,
+    ratios: impl Iterator<Item = &'r Ratio>,
+    column: impl Fn(&Ratio) -> Variant,
+) -> Option<Table> {
+    let mut cells: BTreeMap<(&str, Variant), &Ratio> = BTreeMap::new();
+    for ratio in ratios {
+        cells.insert((&ratio.subject.measure, column(ratio)), ratio);
     }
-    shown
+    let columns: BTreeSet<Variant> = cells.keys().map(|(_, variant)| *variant).collect();
+    let measures: BTreeSet<&str> = cells.keys().map(|(measure, _)| *measure).collect();
+    if cells.is_empty() {
+        return None;
+    }
+    let mut shown = table([""]);
+    let header = columns.iter().map(|variant| variant.name());
+    shown.set_header([title.to_owned()].into_iter().chain(header));
+    for measure in measures {
+        let row = columns.iter().map(|variant| {
+            cells
+                .get(&(measure, *variant))
+                .map_or_else(String::new, |ratio| {
+                    let mark = if ratio.rounds == 0 { " disturbed" } else { "" };
+                    format!(
+                        "{:.2} ({:.2} to {:.2}){mark}",
+                        ratio.median, ratio.min, ratio.max
+                    )
+                })
+        });
+        shown.add_row([measure.to_owned()].into_iter().chain(row));
+    }
+    Some(shown)
 }
 
 fn align(table: &mut Table) {

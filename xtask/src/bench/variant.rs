@@ -1,20 +1,18 @@
 //! Who carries the packets: what is compared.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
-use nix::sys::signal::Signal;
-use overlay_tests::{Node, Running, wait_until};
 use serde::{Serialize, Serializer};
 
-use super::services;
-use super::stage::{self, CABLE, Stage};
+use super::measure::Measure;
+use super::stage::{self, Underlay};
 
 /// A way for packets, in the order that a round takes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Variant {
-    /// Two hosts without overlay or packet filter on a cable like the nodes': the limit.
+    /// Two hosts without overlay or packet filter: the limit.
     Host,
     /// Our kernel path with the packet filter as deployed: flannel's way.
     Kernel,
@@ -25,6 +23,35 @@ pub enum Variant {
     Flannel,
     /// The fast path.
     Overlay,
+    /// The fast path, super-packets from the network left to the kernel's VXLAN device.
+    AggregatesToKernel,
+    /// The fast path without the check that an inner source is the sender's.
+    WithoutInnerSource,
+    /// The fast path without the check for flows that the IP stack owns.
+    WithoutStackOwned,
+    /// The fast path without the check of IP header checksums.
+    WithoutHeaderChecksums,
+    /// The fast path without counters.
+    WithoutCounters,
+    /// The fast path without prepared next hops: the kernel looks the neighbour up for every packet.
+    WithoutPreparedNextHop,
+    /// The fast path without the short cut past the flow table while it is empty.
+    WithoutFlowNews,
+}
+
+/// What is run in a variant's two nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recipe {
+    /// Nothing: bare hosts.
+    Bare,
+    /// The agent with a flag.
+    Agent(&'static str),
+    /// The agent with the kernel path, and kube-proxy's rules.
+    Services,
+    /// A flanneld, over what the agent has set up.
+    Flannel,
+    /// The agent with eBPF programs that were built with a feature.
+    Programs(String),
 }
 
 impl Variant {
@@ -32,6 +59,40 @@ impl Variant {
     pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    pub fn recipe(self) -> Recipe {
+        match self {
+            Self::Host => Recipe::Bare,
+            Self::Kernel => Recipe::Agent(stage::FAST_PATH_OFF),
+            Self::KernelServices => Recipe::Services,
+            Self::Flannel => Recipe::Flannel,
+            Self::Overlay => Recipe::Agent(stage::FAST_PATH_ON),
+            Self::AggregatesToKernel => Recipe::Agent("--aggregates=kernel"),
+            Self::WithoutInnerSource
+            | Self::WithoutStackOwned
+            | Self::WithoutHeaderChecksums
+            | Self::WithoutCounters
+            | Self::WithoutPreparedNextHop
+            | Self::WithoutFlowNews => Recipe::Programs(self.name()),
+        }
+    }
+
+    /// Whether a measure can tell it from the others: what costs so much per packet does not show in bulk, and who
+    /// takes super-packets shows there only.
+    pub fn shows(self, measure: Measure, underlay: Underlay, path: stage::Path) -> bool {
+        use Measure::{Bulk, Bulk4, BulkOneCore, TcpRr, Udp64, UdpRr};
+        match self.recipe() {
+            Recipe::Bare => path == stage::Path::Across,
+            Recipe::Programs(_) => {
+                (underlay, path) == (Underlay::Super, stage::Path::Across)
+                    && matches!(measure, TcpRr | UdpRr | Udp64)
+            }
+            Recipe::Agent(_) if self == Self::AggregatesToKernel => {
+                path == stage::Path::Across && matches!(measure, Bulk | Bulk4 | BulkOneCore)
+            }
+            Recipe::Agent(_) | Recipe::Services | Recipe::Flannel => true,
+        }
     }
 }
 
@@ -41,140 +102,30 @@ impl Serialize for Variant {
     }
 }
 
-/// Puts one variant after the other in place.
-pub struct Switch<'s> {
-    stage: &'s Stage,
-    flanneld: Option<PathBuf>,
-    /// The flag that the agents run with, while they run.
-    agents: Option<&'static str>,
-    services: bool,
-    flannel: Vec<Running>,
-}
-
-impl<'s> Switch<'s> {
-    /// The stage as it comes up: agents running with the fast path.
-    pub fn new(stage: &'s Stage, flanneld: Option<PathBuf>) -> Self {
-        Self {
-            stage,
-            flanneld,
-            agents: Some(stage::FAST_PATH_ON),
-            services: false,
-            flannel: Vec::new(),
-        }
-    }
-
-    /// Sees to it that `variant` carries the pods' packets.
-    pub fn to(&mut self, variant: Variant) -> Result<()> {
-        match variant {
-            Variant::Host => return Ok(()),
-            Variant::Flannel => self.run_flannel()?,
-            Variant::Kernel | Variant::KernelServices => self.run_agents(stage::FAST_PATH_OFF)?,
-            Variant::Overlay => self.run_agents(stage::FAST_PATH_ON)?,
-        }
-        let wanted = variant == Variant::KernelServices;
-        if self.services != wanted {
-            for node in self.stage.nodes() {
-                if wanted {
-                    services::install(&node, &self.stage.lab.pods())?;
-                } else {
-                    services::remove(&node)?;
-                }
-            }
-            self.services = wanted;
-        }
-        self.stage.check_pods_reach_each_other()
-    }
-
-    fn run_agents(&mut self, fast_path: &'static str) -> Result<()> {
-        if self.agents == Some(fast_path) {
-            return Ok(());
-        }
-        self.end_flannel()?;
-        self.end_agents()?;
-        self.stage.start_agents(fast_path)?;
-        self.agents = Some(fast_path);
-        Ok(())
-    }
-
-    fn end_agents(&mut self) -> Result<()> {
-        self.agents = None;
-        for node in self.stage.nodes() {
-            node.stop_agent(Signal::SIGTERM)?;
-        }
-        Ok(())
-    }
-
-    /// Runs flanneld over what our kernel path has set up, as after a migration back: same device, same lease.
-    fn run_flannel(&mut self) -> Result<()> {
-        if !self.flannel.is_empty() {
-            return Ok(());
-        }
-        let flanneld = self.flanneld.clone().context("no flanneld was given")?;
-        self.run_agents(stage::FAST_PATH_OFF)?;
-        self.end_agents()?;
-        let endpoints = format!("--etcd-endpoints={}", self.stage.lab.store_endpoint());
-        for node in self.stage.nodes() {
-            remove_guard(&node)?;
-            let program = flanneld.to_string_lossy().into_owned();
-            let interface = format!("--iface={CABLE}");
-            // A shell, so that its log goes to a file and no pipe fills up.
-            let line = r#"exec "$0" "$@" >>/run/flanneld.log 2>&1"#;
-            let flags = ["--ip-masq", &interface, &endpoints];
-            let words = ["sh", "-c", line, &program].into_iter().chain(flags);
-            self.flannel.push(node.spawn(words)?);
-        }
-        self.stage.wait_pods_reach_each_other().with_context(|| {
-            let logs = self.stage.nodes().map(|node| {
-                let log = node.read_file("/run/flanneld.log");
-                log.unwrap_or_else(|error| format!("{error:#}"))
-            });
-            format!("with {}:\n{}", flanneld.display(), logs.join("\n"))
-        })
-    }
-
-    fn end_flannel(&mut self) -> Result<()> {
-        for running in self.flannel.drain(..) {
-            running.stop(Signal::SIGTERM)?;
-        }
-        Ok(())
-    }
-}
-
-/// Takes our guard of the kernel path off a node: flannel has none, and shall not pay for it.
-fn remove_guard(node: &Node) -> Result<()> {
-    let listed = node.run(["nft", "list", "tables"])?;
-    for line in listed.lines().filter(|line| line.contains("overlay")) {
-        let mut words = vec!["nft", "delete"];
-        words.extend(line.split_whitespace());
-        node.run(words)?;
-    }
-    Ok(())
-}
-
 /// The variants to measure, and why others are left out.
-pub fn choose(only: &[Variant], flanneld: Option<&PathBuf>) -> Result<(Vec<Variant>, Vec<String>)> {
+pub fn choose(
+    only: &[Variant],
+    quick: bool,
+    flanneld: Option<&Path>,
+) -> Result<(Vec<Variant>, Vec<String>)> {
+    let mut skipped = Vec::new();
     let mut chosen: Vec<Variant> = if only.is_empty() {
-        Variant::value_variants().to_vec()
+        let all = Variant::value_variants();
+        let quickly = |variant: &&Variant| !quick || **variant <= Variant::Overlay;
+        all.iter().filter(quickly).copied().collect()
     } else {
         only.to_vec()
     };
     chosen.sort_unstable();
     chosen.dedup();
-    let mut skipped = Vec::new();
     match flanneld {
         Some(path) => ensure!(path.is_file(), "{} is no program", path.display()),
         None if only.contains(&Variant::Flannel) => bail!("flannel needs --flanneld PATH"),
-        None => {
-            if chosen.contains(&Variant::Flannel) {
-                skipped.push("flannel: no --flanneld PATH was given".to_owned());
-            }
+        None if chosen.contains(&Variant::Flannel) => {
+            skipped.push("flannel: no --flanneld PATH was given".to_owned());
             chosen.retain(|variant| *variant != Variant::Flannel);
         }
+        None => {}
     }
     Ok((chosen, skipped))
-}
-
-/// Waits until something holds; for [`Stage`].
-pub(super) fn eventually(what: &str, holds: impl FnMut() -> bool) -> Result<()> {
-    wait_until(what, std::time::Duration::from_secs(30), holds)
 }

@@ -132,6 +132,12 @@ pub const ALL: &[Part] = &[
         "shows translated flows",
     ),
     part("iputils-ping", "ping", Needed::Tests, "ICMP"),
+    part(
+        "systemd",
+        "systemd-analyze",
+        Needed::Tests,
+        "judges the agent's unit",
+    ),
     part("traceroute", "traceroute", Needed::Tests, "shows hops"),
     part(
         "qemu-system-x86",

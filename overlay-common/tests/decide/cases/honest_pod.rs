@@ -279,6 +279,29 @@ pub fn cases() -> Vec<Case> {
             PassPlain(TooLong),
         )
         .world(move |w| w.pod(POD_B).mtu = long() - 1),
+        case(
+            "more than 64 KiB to a pod of this node",
+            big(&local()),
+            Fast(Redirected),
+        )
+        .segments(MTU - 40),
+        case(
+            "more than 64 KiB to a peer's pod",
+            big(&remote()),
+            PassPlain(TooLong),
+        )
+        .segments(MTU - 40),
+        case(
+            "more than 64 KiB that no device cuts",
+            big(&local()),
+            PassPlain(Malformed),
+        ),
+        case(
+            "no length in a short frame",
+            big(&local())[..1000].to_vec(),
+            PassPlain(Malformed),
+        )
+        .segments(MTU - 40),
         // 20 of IP and 20 of TCP go with every segment.
         case("segments that fit", remote().bytes(), Fast(Encapsulated)).segments(MTU - 40),
         case(

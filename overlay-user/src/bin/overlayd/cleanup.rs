@@ -5,6 +5,7 @@ use ipnet::{IpNet, Ipv4Net};
 use overlay_common::V4;
 use overlay_user::config::{AgentFlags, SubnetEnv};
 use overlay_user::datapath::maps::Maps;
+use overlay_user::files;
 use overlay_user::kernel;
 use overlay_user::observe::agent_file::{AgentFile, AgentLock};
 use overlay_user::reconcile::ROUTE_PROTOCOL;
@@ -56,14 +57,11 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     {
         tracing::warn!("the lease ends by itself: {error:#}");
     }
-    match std::fs::remove_file(&flags.node.subnet_file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            problems.push(format!(
-                "unlink {}: {error}",
-                flags.node.subnet_file.display()
-            ));
-        }
-        _ => {}
+    if let Err(error) = files::remove(&flags.node.subnet_file) {
+        problems.push(format!(
+            "unlink {}: {error}",
+            flags.node.subnet_file.display()
+        ));
     }
     if let Err(error) = AgentFile::remove(&flags.node.run_dir) {
         problems.push(error.to_string());

@@ -62,6 +62,14 @@ impl FastPath {
         }
     }
 
+    /// Where hostile VXLAN is refused early, or why nowhere, for people.
+    pub fn early_refusal(&self) -> Option<String> {
+        match self {
+            Self::Up(running) => Some(running.early_text()),
+            _ => None,
+        }
+    }
+
     /// Whether something of ours is missing for which the kernel sends no event: a program, a pin, the
     /// configuration.
     pub fn is_disturbed(&mut self) -> bool {
@@ -143,7 +151,7 @@ impl FastPath {
             {
                 let started = match unfit {
                     Some(why) => Err(why),
-                    None => Running::start(&view.node.pins, view.node.flags.node.attach),
+                    None => Running::start(&view.node.pins, &view.node.flags.node),
                 };
                 match started {
                     Ok(running) => *self = Self::Up(Box::new(running)),
@@ -170,6 +178,7 @@ impl FastPath {
             if let Err(error) = running.round(view, device, peers, served, kernel).await {
                 report.problem("fast path", error.to_string());
             }
+            report.note("early refusal", running.early_text());
             if !running.left_out.is_empty() {
                 let pods: Vec<_> = running.left_out.values().cloned().collect();
                 report.note("pods left to the kernel path", pods.join("; "));

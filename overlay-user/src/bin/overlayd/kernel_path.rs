@@ -11,18 +11,16 @@ use overlay_user::config::SubnetEnv;
 use overlay_user::kernel::apply::Failure;
 use overlay_user::kernel::guard::{self, GuardState};
 use overlay_user::kernel::interface::Underlay;
-use overlay_user::kernel::pods::PodLinks;
+use overlay_user::kernel::pods::{BRIDGE, PodLinks};
 use overlay_user::kernel::rules::{Driver, RuleSet};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::lease::Lease;
 use overlay_user::mac::MacAddr;
-use overlay_user::reconcile::{Action, Desired, Device, diff};
+use overlay_user::reconcile::{Action, Desired, Device, Observed, diff};
 
 use crate::health::Report;
 use crate::node::Node;
 
-/// The bridge of the pods.
-pub const BRIDGE: &str = "cni0";
 /// How often the guard is written again although nothing changed: somebody may have flushed it.
 const GUARD_RESYNC: Duration = Duration::from_secs(5);
 
@@ -162,12 +160,16 @@ impl KernelPath {
             }
         };
         let actions = diff(desired, &observed);
+        if actions.is_empty() {
+            self.device = device_of(observed);
+            return desired.peers.values().cloned().collect();
+        }
         let failures = kernel.apply(desired, &actions).await;
         for failure in &failures {
             report.problem("kernel", failure.to_string());
         }
         self.device = match kernel.observe(&desired.device.name, desired.network).await {
-            Ok(observed) => observed.device.map(|device| (device.ifindex, device.mac)),
+            Ok(observed) => device_of(observed),
             Err(_) => None,
         };
         if self.device.is_none() {
@@ -259,6 +261,10 @@ impl KernelPath {
         }
         self.subnet_env = Some(env);
     }
+}
+
+fn device_of(observed: Observed) -> Option<(u32, MacAddr)> {
+    observed.device.map(|device| (device.ifindex, device.mac))
 }
 
 fn rules_resync(node: &Node) -> Duration {

@@ -2,7 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use netlink_packet_core::{DefaultNla, Nla as _, NlasIterator};
 use serde::{Deserialize, Serialize};
+
+/// Attributes of a named object (`linux/netfilter/nf_tables.h`).
+const NFTA_OBJ_NAME: u16 = 2;
+const NFTA_OBJ_DATA: u16 = 4;
+/// Of a counter: its packets, 64 bits, network byte order.
+const NFTA_COUNTER_PACKETS: u16 = 2;
 
 /// Why the guard refused a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -82,46 +89,57 @@ impl GuardCounters {
         self.0.get(&reason).copied().unwrap_or(0)
     }
 
-    /// Takes in what `nft -j list counters` prints (libnftables-json(5)).
-    pub(super) fn read(&mut self, json: &str) -> Result<(), serde_json::Error> {
-        #[derive(Deserialize)]
-        struct Listing {
-            nftables: Vec<Item>,
-        }
-        #[derive(Deserialize)]
-        struct Item {
-            counter: Option<Counter>,
-        }
-        #[derive(Deserialize)]
-        struct Counter {
-            name: String,
-            packets: u64,
-        }
-        let listing: Listing = serde_json::from_str(json)?;
-        for counter in listing.nftables.into_iter().filter_map(|item| item.counter) {
-            let reason = Reason::ALL
-                .into_iter()
-                .find(|reason| reason.name() == counter.name);
-            self.0
-                .extend(reason.map(|reason| (reason, counter.packets)));
-        }
-        Ok(())
+    /// Takes in what netlink tells of one object.
+    pub(super) fn read(&mut self, object: &[DefaultNla]) {
+        let value = |kind| {
+            let found = object.iter().find(|attribute| attribute.kind() == kind);
+            found.map(|attribute| {
+                let mut value = vec![0; attribute.value_len()];
+                attribute.emit_value(&mut value);
+                value
+            })
+        };
+        let (Some(name), Some(data)) = (value(NFTA_OBJ_NAME), value(NFTA_OBJ_DATA)) else {
+            return;
+        };
+        let reason = Reason::ALL
+            .into_iter()
+            .find(|reason| name.strip_suffix(b"\0") == Some(reason.name().as_bytes()));
+        let packets = NlasIterator::new(&data)
+            .flatten()
+            .find(|attribute| attribute.kind() == NFTA_COUNTER_PACKETS)
+            .and_then(|attribute| Some(u64::from_be_bytes(attribute.value().try_into().ok()?)));
+        self.0.extend(reason.zip(packets));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::Emitable as _;
+
     use super::*;
+
+    fn object(name: &str, packets: u64) -> Vec<DefaultNla> {
+        const NFTA_COUNTER_BYTES: u16 = 1;
+        let number = |kind, value: u64| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+        let data = [
+            number(NFTA_COUNTER_BYTES, 500),
+            number(NFTA_COUNTER_PACKETS, packets),
+        ];
+        let mut nested = vec![0; data.as_slice().buffer_len()];
+        data.as_slice().emit(&mut nested);
+        vec![
+            DefaultNla::new(NFTA_OBJ_NAME, format!("{name}\0").into_bytes()),
+            DefaultNla::new(NFTA_OBJ_DATA, nested),
+        ]
+    }
 
     #[test]
     fn counters_are_read_by_name() {
         let mut counters = GuardCounters::default();
-        let json = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
-            {"counter": {"family": "inet", "name": "wrong_vni", "table": "overlay_guard",
-                         "handle": 3, "packets": 7, "bytes": 500}},
-            {"counter": {"family": "inet", "name": "of_tomorrow", "table": "overlay_guard",
-                         "handle": 4, "packets": 1, "bytes": 50}}]}"#;
-        counters.read(json).expect("a listing");
+        counters.read(&object("wrong_vni", 7));
+        counters.read(&object("of_tomorrow", 1));
+        counters.read(&[]);
         assert_eq!(counters.get(Reason::WrongVni), 7);
         assert_eq!(counters.0.len(), 1);
     }

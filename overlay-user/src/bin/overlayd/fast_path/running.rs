@@ -10,15 +10,17 @@ use overlay_common::schema::{
 };
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
-use overlay_user::config::flags::{Aggregates, Attach};
-use overlay_user::datapath::Error;
+use overlay_user::config::flags::{Aggregates, Attach, NodeFlags, Xdp};
 use overlay_user::datapath::maps::{self, Maps};
+use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::probe::Probes;
 use overlay_user::datapath::programs::{
     Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
 };
 use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
+use overlay_user::datapath::{Error, early};
+use overlay_user::kernel::nic::Nic;
 use overlay_user::kernel::pods::{Filter, PodLink};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
@@ -51,6 +53,8 @@ pub struct Running {
     pub left_out: BTreeMap<String, String>,
     /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
     pub elsewhere: Vec<IpAddr>,
+    /// Where hostile VXLAN is refused early; or why nowhere.
+    pub early: Result<Nic, String>,
     flows_checked: Instant,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
@@ -67,26 +71,28 @@ struct Site {
 
 impl Running {
     /// Probes this kernel, loads the programs and takes over what is pinned.
-    pub fn start(pins: &Pins, attach: Attach) -> Result<Self, String> {
-        let attachment = match (attach, Probes::run().verdict()?) {
+    pub fn start(pins: &Pins, flags: &NodeFlags) -> Result<Self, String> {
+        let attachment = match (flags.attach, Probes::run().verdict()?) {
             (Attach::Tcx, Attachment::Clsact) => {
                 return Err("this kernel has no tcx (Linux 6.6 has): leave --attach out".to_owned());
             }
             (Attach::Clsact, _) => Attachment::Clsact,
             (Attach::Tcx | Attach::Auto, best) => best,
         };
+        let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (programs, misfits) =
-            Programs::load(pins, attachment).map_err(|error| error.to_string())?;
+            Programs::load(&object, pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
         // A packet meets each program once.
         let others = match attachment {
             Attachment::Tcx => Programs::detach_filters(),
-            Attachment::Clsact => Programs::detach_links(pins),
+            Attachment::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
         };
         others.map_err(|error| error.to_string())?;
-        let maps = Maps::open(pins).map_err(|error| error.to_string())?;
+        let mut maps = Maps::open(pins).map_err(|error| error.to_string())?;
+        maps.look_for_flows().map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         // Connection tracking sees halves of connections when some packets take the fast path and some do not.
         if let Err(error) = sysctl::be_liberal_with_tcp() {
@@ -103,6 +109,7 @@ impl Running {
             sites: Vec::new(),
             left_out: BTreeMap::new(),
             elsewhere: Vec::new(),
+            early: Err("not decided yet".to_owned()),
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
@@ -257,12 +264,16 @@ impl Running {
                 ..config
             })?;
             tracing::info!("fast path active");
-        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC && self.maps.has_flows()? {
+        } else if self.maps.has_flows()? && self.flows_checked.elapsed() >= FLOWS_RESYNC {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
-        let sites = &self.sites;
+        self.refuse_early(view, kernel).await;
+        let (sites, early) = (&self.sites, &self.early);
         let gone = self.programs.forget_gone(|hook, ifindex| {
+            if hook == Hook::NetXdp {
+                return early.as_ref().is_ok_and(|nic| nic.ifindex == ifindex);
+            }
             sites
                 .iter()
                 .any(|site| site.hook == hook && site.ifindex == ifindex)
@@ -271,6 +282,39 @@ impl Running {
             tracing::debug!(links = gone, "links of gone devices removed");
         }
         Ok(())
+    }
+
+    /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
+    async fn refuse_early(&mut self, view: &View<'_>, kernel: &Kernel) {
+        let attached = match kernel.nic(view.underlay.ifindex).await {
+            Ok(Some(nic)) => early::wanted_on(view.node.flags.node.xdp, &nic).and_then(|()| {
+                match self.programs.attach_xdp(&nic) {
+                    Ok(_) => Ok(nic),
+                    Err(error) => Err(error.to_string()),
+                }
+            }),
+            Ok(None) => Err("the device is gone".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let name = |nic: &Nic| nic.name.clone();
+        if attached.as_ref().map(name) != self.early.as_ref().map(name) {
+            match &attached {
+                Ok(nic) => tracing::info!(device = nic.name, "early refusal by native XDP"),
+                Err(why) if view.node.flags.node.xdp == Xdp::On => {
+                    tracing::warn!("no early refusal by XDP: {why}");
+                }
+                Err(why) => tracing::info!("no early refusal by XDP: {why}"),
+            }
+        }
+        self.early = attached;
+    }
+
+    /// Where hostile VXLAN is refused early, or why nowhere, for people.
+    pub fn early_text(&self) -> String {
+        match &self.early {
+            Ok(nic) => format!("by native XDP on {}", nic.name),
+            Err(why) => format!("behind the NIC: {why}"),
+        }
     }
 
     pub async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {

@@ -1,0 +1,228 @@
+//! A long run: pods, nodes, leases and agents come and go under traffic, and what is left is counted.
+//!
+//! Three nodes. Node 1's agent is restarted, killed, switched and upgraded; node 2's lives through the whole
+//! run, so that its memory can be watched; node 3 leaves the cluster and joins it again. Every round does one
+//! [`Kind`] of change while numbered datagrams and a TCP connection run between pods of nodes 1 and 2 and of
+//! node 1, none of whose packets needs to be lost; beside them, connections by way of Services are kept open
+//! from the first round to the last.
+//!
+//! At the end all that came is gone again, and what is there is held against what was there before.
+
+mod inventory;
+mod kind;
+mod leases;
+mod series;
+mod stage;
+mod stall;
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+pub use kind::Kind;
+pub use series::{Rule, Series, Verdict};
+
+use crate::{interrupt, wait_until};
+use series::Samples;
+use stage::Stage;
+use stall::Stalls;
+
+/// Failed rounds after which going on tells nothing new.
+const ENOUGH: usize = 10;
+
+/// How long the run is.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Rounds begin until this is over; at least one of each kind is done.
+    pub duration: Duration,
+    /// How long what fades by itself (connection tracking, flows) gets at the end. What takes longer than that
+    /// is counted and not judged.
+    pub settle: Duration,
+}
+
+impl Plan {
+    /// Everything that fades has faded after so long.
+    pub const SETTLED: Duration = Duration::from_secs(150);
+}
+
+/// What the run found out.
+#[derive(Debug, Serialize)]
+pub struct Findings {
+    /// How long it took, settling included.
+    pub seconds: u64,
+    /// Rounds by kind.
+    pub rounds: BTreeMap<Kind, Rounds>,
+    /// Connections that were kept open through everything.
+    pub connections: usize,
+    /// How often one of them broke and had to be opened again.
+    pub broken: usize,
+    /// How often, and how long at most, the machine did not let this run; rounds that fail meanwhile are
+    /// done again and say nothing.
+    pub stalls: Stall,
+    /// Everything that was counted.
+    pub series: Vec<Series>,
+    /// What must not have happened, named; empty after a good run.
+    pub failures: Vec<String>,
+}
+
+/// Rounds of one kind.
+#[derive(Debug, Default, Serialize)]
+pub struct Rounds {
+    /// Done and in order.
+    pub done: usize,
+    /// Spoiled by a stall of the machine.
+    pub disturbed: usize,
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Datagrams that did not arrive.
+    pub lost: u64,
+    /// The longest time without an arrival in any of them, in milliseconds.
+    pub silence_ms: u128,
+}
+
+/// Times in which the machine did not run us.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Stall {
+    /// How many.
+    pub count: usize,
+    /// The longest, in milliseconds.
+    pub longest_ms: u128,
+}
+
+/// Runs it. `say` gets a line of progress for every lap of rounds.
+///
+/// # Errors
+/// When the lab does not come up, or the user interrupts; what goes wrong afterwards is in the findings.
+pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
+    let begin = Instant::now();
+    say("a lab of three nodes with two pods each, with Services");
+    let mut stage = Stage::up()?;
+    let stalls = Stalls::watch();
+    let mut samples = Samples::default();
+    // What making the lab has left in connection tracking is no measure for what the rounds leave.
+    thread::sleep(plan.settle / 5);
+    samples.begin(inventory::take(&stage)?);
+
+    let end = Instant::now() + plan.duration;
+    let mut rounds: BTreeMap<Kind, Rounds> = BTreeMap::new();
+    let mut failures = Vec::new();
+    let mut broken = 0;
+    for lap in 1.. {
+        for kind in Kind::ALL {
+            interrupt::check()?;
+            if failures.len() >= ENOUGH || lap > 1 && Instant::now() >= end {
+                break;
+            }
+            let before = stalls.so_far().count;
+            let sums = rounds.entry(kind).or_default();
+            let wrong = round(&mut stage, kind, lap, sums)?;
+            interrupt::check()?;
+            if wrong.is_none() {
+                sums.done += 1;
+            } else {
+                if stalls.so_far().count > before {
+                    sums.disturbed += 1;
+                } else {
+                    broken += wrong.broken.len();
+                    for what in wrong.broken.into_iter().chain(wrong.other) {
+                        let failure = format!("{kind}, lap {lap}: {what}");
+                        say(&failure);
+                        failures.push(failure);
+                    }
+                }
+                stage.restore().context("after a round that failed")?;
+            }
+            samples.add(inventory::take(&stage)?);
+        }
+        if failures.len() >= ENOUGH || Instant::now() >= end {
+            break;
+        }
+        say(&progress(lap, begin.elapsed(), &rounds, &samples));
+    }
+
+    say("settling");
+    // Whatever is not flat when the time is over is told by the judgement.
+    let _ = wait_until("everything to settle", plan.settle, || {
+        inventory::take(&stage).is_ok_and(|now| samples.settle(now))
+    });
+    interrupt::check()?;
+    samples.settle(inventory::take(&stage)?);
+    let series = samples.judge(plan.settle);
+    failures.extend(series.iter().filter_map(Series::complaint));
+    let findings = Findings {
+        seconds: begin.elapsed().as_secs(),
+        rounds,
+        connections: stage.companions(),
+        broken,
+        stalls: stalls.so_far(),
+        series,
+        failures,
+    };
+    stage.down()?;
+    Ok(findings)
+}
+
+/// What went wrong in a round.
+struct Wrong {
+    /// Kept connections that broke.
+    broken: Vec<String>,
+    /// Anything else.
+    other: Option<String>,
+}
+
+impl Wrong {
+    fn is_none(&self) -> bool {
+        self.broken.is_empty() && self.other.is_none()
+    }
+}
+
+/// One change under traffic.
+///
+/// # Errors
+/// When a connection cannot be opened again.
+fn round(stage: &mut Stage, kind: Kind, lap: usize, sums: &mut Rounds) -> Result<Wrong> {
+    let changed = change(stage, kind, lap, sums);
+    Ok(Wrong {
+        broken: stage.speak()?,
+        other: changed.err().map(|error| format!("{error:#}")),
+    })
+}
+
+fn change(stage: &Stage, kind: Kind, lap: usize, sums: &mut Rounds) -> Result<()> {
+    let traffic = stage.traffic()?;
+    let played = kind.play(stage, lap);
+    let outcomes: Vec<Result<_>> = traffic
+        .into_iter()
+        .map(|(pair, traffic)| traffic.finish().context(pair))
+        .collect();
+    played?;
+    for outcome in outcomes {
+        let outcome = outcome?;
+        for loss in outcome.datagrams {
+            sums.sent += loss.sent;
+            sums.silence_ms = sums.silence_ms.max(loss.silence.as_millis());
+        }
+        sums.lost += outcome.lost();
+    }
+    Ok(())
+}
+
+fn progress(
+    lap: usize,
+    took: Duration,
+    rounds: &BTreeMap<Kind, Rounds>,
+    samples: &Samples,
+) -> String {
+    let done: usize = rounds.values().map(|kind| kind.done).sum();
+    let lost: u64 = rounds.values().map(|kind| kind.lost).sum();
+    let memory = samples
+        .last(inventory::STEADY_NODE, inventory::MEMORY)
+        .unwrap_or_default();
+    format!(
+        "lap {lap} after {} s: {done} rounds, {lost} datagrams lost, the steady agent has {memory} KiB",
+        took.as_secs()
+    )
+}
