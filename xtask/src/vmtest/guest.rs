@@ -97,7 +97,8 @@ pub fn gather(cache: &Path) -> Result<Files> {
     for entry in fs::read_dir(XTABLES).with_context(|| format!("read {XTABLES}"))? {
         let path = entry.with_context(|| format!("read {XTABLES}"))?.path();
         // Several names of one file: iptables looks for each.
-        let content = fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
+        let content =
+            fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
         files.insert(path, File::Copy(content.clone()));
         programs.push(content);
     }
