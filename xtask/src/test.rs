@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 use serde::Serialize;
 
-use crate::{bench, build, deny, setup, shell, soak, vmtest};
+use crate::{bench, build, deny, setup, shell, soak};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -112,9 +112,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         )?;
     }
     if filter.is_none() {
-        let mut count = Count::default();
-        run.part("other kernels", || vmtest::for_ci(&mut count))?;
-        run.count += count;
         // That it works; no figure passes or fails.
         run.part("bench", bench::try_out)?;
         run.part("soak", soak::try_out)?;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use overlay_tests::machine::RECORD_ENV;
 
 use crate::lab::Output;
@@ -209,34 +209,4 @@ fn commands(arguments: &Arguments, kernel: &Kernel) -> Vec<String> {
         .filter(|test| kernel.series.loads_programs || *test != guest::PROGRAMS)
         .map(line)
         .collect()
-}
-
-/// The kernels that CI runs, for `cargo xtask test`; adds up their tests.
-pub fn for_ci(count: &mut Count) -> Result<()> {
-    setup::ensure_machines()?;
-    let arguments = Arguments {
-        kernel: ALWAYS.iter().map(|name| (*name).to_owned()).collect(),
-        output: Output::Table,
-        record: false,
-        prepare: false,
-        kvm: false,
-        cpus: 2,
-        memory: 1536,
-        limit: 600,
-        filter: None,
-    };
-    let reports = reports(&arguments)?;
-    eprintln!("{}", report::render(&reports));
-    for report in &reports {
-        *count += report.count;
-    }
-    let failed: Vec<_> = reports
-        .iter()
-        .filter(|report| !report.passed())
-        .map(|report| report.release.as_str())
-        .collect();
-    if !failed.is_empty() {
-        bail!("failed on Linux {}", failed.join(", "));
-    }
-    Ok(())
 }

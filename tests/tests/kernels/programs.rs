@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
 use nix::mount::{MsFlags, mount, umount};
-use overlay_common::Hook;
 use overlay_tests::machine::{RECORD_ENV, SIZE};
 use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
-use overlay_user::datapath::programs::{Attachment, Programs, name};
+use overlay_user::datapath::programs::{Attachment, Programs, name, tc_hooks};
 
 use crate::kernel::{Version, expected_attachment};
 
@@ -48,7 +47,7 @@ fn every_program_loads_and_keeps_its_size() -> Result<()> {
 /// of what it made of the program.
 fn sizes(programs: &mut Programs) -> Result<BTreeMap<&'static str, u32>> {
     let mut ids = BTreeMap::new();
-    for hook in Hook::ALL {
+    for hook in tc_hooks() {
         ids.insert(programs.id(hook)?, name(hook));
     }
     let mut sizes = BTreeMap::new();

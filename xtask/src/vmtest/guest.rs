@@ -96,9 +96,11 @@ pub fn gather(cache: &Path) -> Result<Files> {
     }
     for entry in fs::read_dir(XTABLES).with_context(|| format!("read {XTABLES}"))? {
         let path = entry.with_context(|| format!("read {XTABLES}"))?.path();
-        let path = fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
-        files.insert(path.clone(), File::Copy(path.clone()));
-        programs.push(path);
+        // Several names of one file: iptables looks for each.
+        let content =
+            fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
+        files.insert(path, File::Copy(content.clone()));
+        programs.push(content);
     }
     for library in libraries(&programs)? {
         files.insert(library.clone(), File::Copy(library));
