@@ -46,10 +46,8 @@ fn usage(node: &Node) -> Result<Usage> {
 /// The key and value of the `number`-th write: believable leases that move all the time, and nonsense. The nodes' own
 /// subnets are left out: who writes those takes them away, which is another test's.
 fn write(number: usize, taken: [usize; 2]) -> (String, String) {
-    let subnet = match 20 + number % 200 {
-        subnet if taken.contains(&subnet) => 230,
-        subnet => subnet,
-    };
+    let free: Vec<usize> = (20..220).filter(|it| !taken.contains(it)).collect();
+    let subnet = free[number % free.len()];
     let host = number % 250 + 1;
     let mac = format!(
         "02:00:{:02x}:{:02x}:00:{host:02x}",
