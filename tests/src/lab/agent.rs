@@ -16,8 +16,9 @@ use crate::process::Process;
 
 /// Port of the agent's health and metrics answers, on every node.
 pub(super) const HEALTH_PORT: u16 = 8081;
-/// How long an agent may take to end after a signal.
-const END: Duration = Duration::from_secs(10);
+/// How long an agent may take to end after a signal. One that is killed inside of the kernel waits for the locks of
+/// all namespaces of the machine, which others may hold for many seconds.
+const END: Duration = Duration::from_secs(40);
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 20;
 
