@@ -16,11 +16,11 @@ pub async fn lead(kernel: &Kernel, node: &mut TablesOf) -> Vec<IpAddr> {
     let mut elsewhere = Vec::new();
     let paths = match paths.await {
         Ok(paths) => {
-            let (here, there) = std::mem::take(&mut node.peers)
+            let (here, there): (Vec<_>, Vec<_>) = std::mem::take(&mut node.peers)
                 .into_iter()
                 .partition(|(peer, _)| paths.contains_key(&peer.vtep));
             node.peers = here;
-            for (peer, _) in Vec::from(there) {
+            for (peer, _) in there {
                 elsewhere.push(peer.vtep);
                 node.unserved.push(peer);
             }
