@@ -1,6 +1,6 @@
 //! What to do with a packet: pure, over any tables.
 //!
-//! [`from_pod`], [`from_network`] and [`leaving`] are the whole policy of the data path. The eBPF programs
+//! [`from_pod`], [`from_network`], [`refused_early`] and [`leaving`] are the whole policy of the data path. The eBPF programs
 //! call them with BPF maps behind [`Tables`] and carry out what they say; tools and tests call them with
 //! tables of their own.
 //!
@@ -23,7 +23,7 @@ mod network;
 mod pod;
 
 pub use leaving::{Leaving, leaving};
-pub use network::{FromNetwork, from_network};
+pub use network::{FromNetwork, from_network, refused_early};
 pub use pod::{FromPod, from_pod};
 
 /// What the decision looks things up in.

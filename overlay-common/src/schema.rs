@@ -76,8 +76,8 @@ pub struct Config<F: Family> {
     pub source_port_min: u16,
     /// How many source ports there are from there on.
     pub source_port_count: u16,
-    #[doc(hidden)]
-    pub _pad: u16,
+    /// MAC address of the NIC: tells at XDP what is for this host.
+    pub underlay_mac: [u8; 6],
 }
 
 /// What the programs on a pod's host veth know of the pod behind it.
@@ -212,7 +212,7 @@ pub struct Counter {
 }
 
 const _: () = {
-    assert!(size_of::<Config<V4>>() == 60);
+    assert!(size_of::<Config<V4>>() == 64);
     assert!(size_of::<Endpoint<V4>>() == 12);
     assert!(size_of::<Pod>() == 16);
     assert!(size_of::<Peer<V4>>() == 76);

@@ -12,11 +12,19 @@ pub enum Hook {
     PodOut = 2,
     /// tc egress of the VXLAN device: what the IP stack sends to other nodes.
     VtepOut = 3,
+    /// XDP of the NIC: what the network sends, before the kernel makes a socket buffer of it.
+    NetXdp = 4,
 }
 
 impl Hook {
     /// Every hook, in the order of the counters.
-    pub const ALL: [Self; 4] = [Self::PodIn, Self::NetIn, Self::PodOut, Self::VtepOut];
+    pub const ALL: [Self; 5] = [
+        Self::PodIn,
+        Self::NetIn,
+        Self::PodOut,
+        Self::VtepOut,
+        Self::NetXdp,
+    ];
 
     /// The name of the program that sits there.
     #[must_use]
@@ -26,6 +34,7 @@ impl Hook {
             Self::NetIn => "net_in",
             Self::PodOut => "pod_out",
             Self::VtepOut => "vtep_out",
+            Self::NetXdp => "net_xdp",
         }
     }
 }
@@ -137,7 +146,7 @@ verdicts! {
     ForeignVni = Kernel "foreign_vni",
     /// VXLAN flags or reserved bits that the kernel's device decides on.
     VxlanExtension = Kernel "vxlan_extension",
-    /// Seen leaving; nothing of it needs to be remembered.
+    /// Seen, and left as it is: nothing of it needs to be remembered or refused.
     Passed = Kernel "passed",
     /// Seen leaving by the IP stack: the flow is remembered as the stack's.
     Remembered = Kernel "remembered",

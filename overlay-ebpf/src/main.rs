@@ -9,10 +9,12 @@ mod decap;
 mod encap;
 mod maps;
 mod net_in;
+mod net_xdp;
 mod out;
 mod pod_in;
 mod probe;
 mod skb;
+mod xdp_buff;
 
 /// The kernel gives some helpers to programs under the GPL only.
 #[unsafe(link_section = "license")]

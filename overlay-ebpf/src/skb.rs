@@ -18,7 +18,7 @@ const PACKET_HOST: u32 = 0;
 const PLAIN: u32 = 0x6f76;
 
 /// Furthest offset that a header of ours can start at: Ethernet and IP with options, twice, and VXLAN.
-const FURTHEST: u32 = 0xff;
+pub const FURTHEST: u32 = 0xff;
 
 /// A socket buffer that a tc program sees.
 pub struct Skb {

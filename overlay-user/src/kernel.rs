@@ -24,6 +24,7 @@ pub mod monitor;
 pub mod neighbour;
 mod netfilter;
 pub mod next_hop;
+pub mod nic;
 pub mod observe;
 pub mod pods;
 pub mod route;

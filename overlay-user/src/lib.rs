@@ -15,5 +15,6 @@ pub mod lease;
 pub mod mac;
 pub mod observe;
 pub mod pod;
+pub mod privilege;
 pub mod reconcile;
 pub mod store;

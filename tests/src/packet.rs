@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recvmsg, sendmsg,
-    setsockopt, socket,
+    AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, bind,
+    recvmsg, sendmmsg, sendmsg, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
@@ -65,6 +65,40 @@ impl RawSocket {
         );
         sent.with_context(|| format!("send a frame of {} bytes", frame.len()))?;
         Ok(())
+    }
+
+    /// Opens `interface` for sending only: what passes it does not pile up here, and costs nothing.
+    ///
+    /// # Errors
+    /// As for [`RawSocket::open`].
+    pub fn open_for_sending(namespace: &Namespace, interface: &str) -> Result<Self> {
+        let open = || -> Result<Self> {
+            Ok(Self {
+                socket: raw_socket(None)?,
+                interface: link_address(interface)?,
+            })
+        };
+        namespace
+            .inside(open)?
+            .with_context(|| format!("open {interface} in {}", namespace.name()))
+    }
+
+    /// Sends frames by one system call; returns how many the kernel took. What a full queue refuses is lost, as
+    /// on a wire.
+    ///
+    /// # Errors
+    /// When the interface is down or refuses a frame.
+    pub fn send_batch(&self, frames: &[Vec<u8>]) -> Result<usize> {
+        let slices: Vec<_> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
+        let addresses = vec![Some(self.interface); frames.len()];
+        let mut headers = MultiHeaders::<LinkAddr>::preallocate(frames.len(), None);
+        let fd = self.socket.as_raw_fd();
+        let flags = MsgFlags::empty();
+        match sendmmsg(fd, &mut headers, slices.iter(), addresses, [], flags) {
+            Ok(sent) => Ok(sent.count()),
+            Err(Errno::ENOBUFS | Errno::EINTR) => Ok(0),
+            Err(error) => Err(error).context("send frames"),
+        }
     }
 
     /// The next frame that passes within `limit`.
@@ -136,20 +170,24 @@ impl RawSocket {
     }
 }
 
-fn open(interface: &str) -> Result<RawSocket> {
-    // The kernel fills in the interface's index, which is all that a raw socket wants of an address.
-    let address = getifaddrs()
+/// The kernel fills in the interface's index, which is all that a raw socket wants of an address.
+fn link_address(interface: &str) -> Result<LinkAddr> {
+    getifaddrs()
         .context("list interfaces")?
         .filter(|entry| entry.interface_name == interface)
         .find_map(|entry| entry.address?.as_link_addr().copied())
-        .context("no such interface")?;
-    let socket = socket(
-        AddressFamily::Packet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::EthAll,
-    )
-    .context("open a raw socket (needs root)")?;
+        .context("no such interface")
+}
+
+/// Without a protocol it receives nothing.
+fn raw_socket(protocol: impl Into<Option<SockProtocol>>) -> Result<OwnedFd> {
+    let (family, kind) = (AddressFamily::Packet, SockType::Raw);
+    socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol).context("open a raw socket (needs root)")
+}
+
+fn open(interface: &str) -> Result<RawSocket> {
+    let address = link_address(interface)?;
+    let socket = raw_socket(SockProtocol::EthAll)?;
     setsockopt(&socket, RcvBufForce, &BUFFER).context("enlarge the buffer of a raw socket")?;
     bind(socket.as_raw_fd(), &address).context("bind a raw socket")?;
     let raw = RawSocket {

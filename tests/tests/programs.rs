@@ -90,6 +90,9 @@ fn random_packets_end_in_the_kernel_as_in_rust() {
             (Hook::PodIn, Verdict::SpoofedSource),
             (Hook::NetIn, Verdict::Decapsulated),
             (Hook::NetIn, Verdict::ForeignInnerSource),
+            (Hook::NetXdp, Verdict::ForeignInnerSource),
+            (Hook::NetXdp, Verdict::UnknownVtep),
+            (Hook::NetXdp, Verdict::Passed),
             (Hook::PodOut, Verdict::Remembered),
             (Hook::VtepOut, Verdict::Remembered),
         ] {

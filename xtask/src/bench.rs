@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::lab::Output;
 use crate::{build, setup, shell};
-use machine::Machine;
+pub use machine::Machine;
 use measure::{Lengths, Measure};
 use rounds::{Disturbance, Plan};
 use stage::{Path, Stage, Underlay};

@@ -3,12 +3,15 @@
 mod bench;
 mod build;
 mod demo;
+mod deny;
 mod faults;
+mod flood;
 mod lab;
 mod setup;
 mod shell;
 mod soak;
 mod test;
+mod vmtest;
 mod workspace;
 
 use std::process::ExitCode;
@@ -43,6 +46,8 @@ enum Command {
     Bench(bench::Arguments),
     Faults(faults::Arguments),
     Soak(soak::Arguments),
+    Flood(flood::Arguments),
+    Vmtest(vmtest::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,8 +70,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Vmtest(arguments) => vmtest::run(&arguments),
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Flood(arguments) => flood::run(&arguments),
     }
 }

@@ -39,31 +39,11 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
     let Some(config) = tables.config() else {
         return pass(Verdict::Inactive);
     };
-    // The cheapest question first: most of what is not ours ends here.
-    let Some(ethernet) = Ethernet::parse(packet, 0) else {
-        return pass(Verdict::NotVxlan);
+    let (outer, udp_length_and_checksum) = match outer(packet, config) {
+        Ok(outer) => outer,
+        Err(verdict) => return pass(verdict),
     };
-    if ethernet.ethertype != F::ETHERTYPE {
-        return pass(Verdict::NotVxlan);
-    }
-    let Some(outer) = F::parse(packet, ETHERNET_LEN) else {
-        return pass(Verdict::NotVxlan);
-    };
-    if outer.protocol != UDP || outer.fragment == Fragment::Later {
-        return pass(Verdict::NotVxlan);
-    }
-    let udp = ETHERNET_LEN + outer.header_len;
-    let Some([ports, udp_length_and_checksum]) = packet.load::<2>(udp) else {
-        return pass(Verdict::NotVxlan);
-    };
-    let [_, _, port_hi, port_lo] = ports.to_ne_bytes();
-    if u16::from_be_bytes([port_hi, port_lo]) != config.port {
-        return pass(Verdict::NotVxlan);
-    }
-    if in_a_vlan(packet) || !packet.to_this_host() || outer.destination != config.vtep {
-        return pass(Verdict::NotForUs);
-    }
-    let inner = match inner(packet, config, tables, &outer, udp + UDP_LEN) {
+    let inner = match inner(packet, config, tables, &outer) {
         Ok(inner) => inner,
         Err(end) => return end,
     };
@@ -96,6 +76,54 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
     }
 }
 
+/// Why to drop a packet that has just arrived, before the kernel makes a socket buffer of it; `None` leaves it to
+/// the kernel.
+///
+/// What is refused is exactly what [`from_network`] would refuse, for the same reason.
+#[inline(always)]
+pub fn refused_early<F: Family, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+) -> Option<Verdict> {
+    let config = tables.config()?;
+    let (outer, _) = outer(packet, config).ok()?;
+    match inner(packet, config, tables, &outer) {
+        Err(FromNetwork::Refuse(verdict)) => Some(verdict),
+        _ => None,
+    }
+}
+
+/// Outer IP header and the second word of the UDP header (length and checksum) of VXLAN that is for this node; or
+/// why it is none of our business.
+#[inline(always)]
+fn outer<F: Family, P: Packet>(packet: &P, config: &Config<F>) -> Result<(Ip<F>, u32), Verdict> {
+    // The cheapest question first: most of what is not ours ends here.
+    let Some(ethernet) = Ethernet::parse(packet, 0) else {
+        return Err(Verdict::NotVxlan);
+    };
+    if ethernet.ethertype != F::ETHERTYPE {
+        return Err(Verdict::NotVxlan);
+    }
+    let Some(outer) = F::parse(packet, ETHERNET_LEN) else {
+        return Err(Verdict::NotVxlan);
+    };
+    if outer.protocol != UDP || outer.fragment == Fragment::Later {
+        return Err(Verdict::NotVxlan);
+    }
+    let Some([ports, udp_length_and_checksum]) = packet.load::<2>(ETHERNET_LEN + outer.header_len)
+    else {
+        return Err(Verdict::NotVxlan);
+    };
+    let [_, _, port_hi, port_lo] = ports.to_ne_bytes();
+    if u16::from_be_bytes([port_hi, port_lo]) != config.port {
+        return Err(Verdict::NotVxlan);
+    }
+    if in_a_vlan(packet) || !packet.to_this_host() || outer.destination != config.vtep {
+        return Err(Verdict::NotForUs);
+    }
+    Ok((outer, udp_length_and_checksum))
+}
+
 #[inline(always)]
 fn pass<'t, F: Family>(verdict: Verdict) -> FromNetwork<'t, F> {
     FromNetwork::Pass(Pass::of(verdict))
@@ -116,8 +144,8 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
     config: &Config<F>,
     tables: &T,
     outer: &Ip<F>,
-    vxlan: u32,
 ) -> Result<Inner<F>, FromNetwork<'t, F>> {
+    let vxlan = ETHERNET_LEN + outer.header_len + UDP_LEN;
     let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
     // The rest of a fragmented datagram goes unseen; only its beginning can be judged, so that has to show
     // enough. What stands behind the end of the packet does not count, for the kernel cuts it off.

@@ -2,7 +2,9 @@
 
 use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
 use etherparse::{EtherType, IcmpEchoHeader, Icmpv4Type, IpEcn};
-use overlay_common::decide::{FromNetwork, FromPod, Leaving, from_network, from_pod, leaving};
+use overlay_common::decide::{
+    FromNetwork, FromPod, Leaving, from_network, from_pod, leaving, refused_early,
+};
 use overlay_common::packet::Frame;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, FlowKey,
@@ -71,7 +73,10 @@ impl Case {
             hook,
             world: World::new(),
             frame,
-            ifindex: if hook == Hook::NetIn { NIC } else { VETH_A },
+            ifindex: match hook {
+                Hook::NetIn | Hook::NetXdp => NIC,
+                Hook::PodIn | Hook::PodOut | Hook::VtepOut => VETH_A,
+            },
             gso_size: 0,
             vlan: None,
             plain: false,
@@ -106,6 +111,21 @@ impl Case {
         }
     }
 
+    /// The same packet before there is a socket buffer: refused there if and only if it would be later.
+    ///
+    /// There is no super-packet yet, and no tag that shows.
+    pub fn early(&self) -> Option<Self> {
+        let exists = self.hook == Hook::NetIn && self.gso_size == 0 && self.vlan.is_none();
+        exists.then(|| Self {
+            hook: Hook::NetXdp,
+            want: match self.want {
+                Refuse(verdict) => Refuse(verdict),
+                _ => Pass(Verdict::Passed),
+            },
+            ..self.clone()
+        })
+    }
+
     /// The packet as the decision sees it.
     pub fn packet(&self) -> Frame<'_> {
         let mut packet = Frame::new(&self.frame);
@@ -138,6 +158,10 @@ impl Case {
                 FromNetwork::Pass(pass) => passed(pass),
                 FromNetwork::Refuse(verdict) => Refuse(verdict),
             },
+            Hook::NetXdp => match refused_early::<V4, _, _>(&packet, &self.world) {
+                Some(verdict) => Refuse(verdict),
+                None => Pass(Verdict::Passed),
+            },
             Hook::PodOut | Hook::VtepOut => {
                 match leaving::<V4, _, _>(&packet, &self.world, self.hook, self.plain) {
                     Leaving::Remember(key) => Remember(key),
@@ -150,14 +174,17 @@ impl Case {
 
 /// Every case.
 pub fn all() -> Vec<Case> {
-    [
+    let mut cases = [
         honest_pod::cases(),
         spoofing_pod::cases(),
         honest_network::cases(),
         forging_network::cases(),
         leaving::cases(),
     ]
-    .concat()
+    .concat();
+    let early: Vec<Case> = cases.iter().filter_map(Case::early).collect();
+    cases.extend(early);
+    cases
 }
 
 /// The bytes of a frame after a change that no checksum or length makes up for.

@@ -271,6 +271,25 @@ proptest! {
     }
 
     #[test]
+    fn refused_early_is_what_would_be_refused_later(
+        case in cases().prop_filter("from the network, untouched", |case| case.early().is_some()),
+        edits in vec((any::<Index>(), any::<u8>()), 0..4),
+        len in any::<Index>(),
+        cut in any::<bool>(),
+    ) {
+        let mut later = case;
+        for (at, byte) in edits {
+            *at.get_mut(&mut later.frame) = byte;
+        }
+        if cut {
+            later.frame.truncate(len.index(later.frame.len()));
+        }
+        later.want = later.decide();
+        let early = later.early().expect("checked above");
+        prop_assert_eq!(early.decide(), early.want);
+    }
+
+    #[test]
     fn the_payload_does_not_matter(mut case in cases(), payload: [u8; 7]) {
         // Where it is: all that the TCP packets of these cases carry ends so.
         if case.frame.ends_with(b"request") || case.frame.ends_with(b"esponse") {

@@ -90,7 +90,7 @@ impl World {
                 port: PORT,
                 source_port_min: 32768,
                 source_port_count: 28231,
-                _pad: 0,
+                underlay_mac: NIC_MAC,
             }),
             endpoints: BTreeMap::from([
                 (VETH_A, endpoint(POD_A, MAC_A)),

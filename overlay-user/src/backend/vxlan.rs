@@ -3,7 +3,7 @@
 //! A lease decides where this node sends packets and whose packets it believes, so each field is taken
 //! for hostile until shown otherwise, and a bad lease never costs a good one its place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
@@ -53,39 +53,43 @@ pub fn own_attributes(public_ip: Ipv4Addr, vni: u32, mac: MacAddr) -> Attributes
 }
 
 /// Reads the peers out of the other nodes' leases. `network` is the overlay's, `own` this node's lease,
-/// whose backend data holds our VNI and MAC. Where two leases contradict each other, the one that is among
+/// whose backend data holds our VNI and MAC; `on_link` are the prefixes of the underlay's device, whose broadcast
+/// addresses no node has. Where two leases contradict each other, the one that is among
 /// the peers `accepted` before stays, else the one that comes first in `leases`; so the answer depends on
 /// nothing but the arguments, and a newcomer cannot push out a peer. Peers come sorted.
 #[must_use]
 pub fn peers(
     network: &IpNet,
     own: &Lease,
+    on_link: &[IpNet],
     leases: &[Lease],
     accepted: &[Peer],
 ) -> (Vec<Peer>, Vec<Rejected>) {
-    let (known, new): (Vec<&Lease>, Vec<&Lease>) = leases
+    let accepted: BTreeSet<&Peer> = accepted.iter().collect();
+    let (known, new): (Vec<_>, Vec<_>) = leases
         .iter()
-        .partition(|lease| peer(network, own, lease).is_ok_and(|peer| accepted.contains(&peer)));
-    let (mut peers, mut rejected) = (BTreeSet::new(), Vec::new());
-    for lease in known.into_iter().chain(new) {
-        let judged = peer(network, own, lease)
-            .and_then(|peer| contradiction(&peer, &peers).map_or(Ok(peer), Err));
-        match judged {
-            Ok(peer) => {
-                peers.insert(peer);
-            }
-            Err(reason) => rejected.push(Rejected {
+        .map(|lease| (lease, peer(network, own, on_link, lease)))
+        .partition(|(_, judged)| judged.as_ref().is_ok_and(|peer| accepted.contains(peer)));
+    let (mut believed, mut rejected) = (Believed::default(), Vec::new());
+    for (lease, judged) in known.into_iter().chain(new) {
+        if let Err(reason) = judged.and_then(|peer| believed.add(peer)) {
+            rejected.push(Rejected {
                 subject: lease.key().to_string(),
                 reason,
-            }),
+            });
         }
     }
     rejected.sort();
-    (peers.into_iter().collect(), rejected)
+    (believed.by_subnet.into_values().collect(), rejected)
 }
 
 /// Judges a lease on its own.
-fn peer(network: &IpNet, own: &Lease, lease: &Lease) -> Result<Peer, RejectReason> {
+fn peer(
+    network: &IpNet,
+    own: &Lease,
+    on_link: &[IpNet],
+    lease: &Lease,
+) -> Result<Peer, RejectReason> {
     let Lease {
         subnet, attributes, ..
     } = lease;
@@ -103,7 +107,7 @@ fn peer(network: &IpNet, own: &Lease, lease: &Lease) -> Result<Peer, RejectReaso
         return Err(RejectReason::BackendType(excerpt(kind)));
     }
     let vtep = attributes.public_ip;
-    if !is_host(vtep) {
+    if !is_host(vtep) || on_link.iter().any(|prefix| is_broadcast(prefix, vtep)) {
         return Err(RejectReason::PublicIp(vtep.into()));
     }
     if network.contains(&IpAddr::V4(vtep)) {
@@ -137,21 +141,33 @@ fn peer(network: &IpNet, own: &Lease, lease: &Lease) -> Result<Peer, RejectReaso
     })
 }
 
-/// What speaks against `peer` if all of `peers` hold. One node may hold two subnets; two nodes cannot
-/// share a MAC address, because the forwarding database has one entry for each.
-fn contradiction(peer: &Peer, peers: &BTreeSet<Peer>) -> Option<RejectReason> {
-    peers.iter().find_map(|other| {
-        if other.subnet.contains(&peer.subnet) || peer.subnet.contains(&other.subnet) {
-            Some(RejectReason::Overlaps(other.subnet))
-        } else if other.mac == peer.mac && other.vtep != peer.vtep {
-            Some(RejectReason::MacTaken {
-                mac: peer.mac,
-                holder: other.vtep,
-            })
-        } else {
-            None
+/// Peers that do not contradict each other: no two share addresses, and no two nodes share a MAC address, because
+/// the forwarding database has one entry for each. One node may hold two subnets.
+#[derive(Default)]
+struct Believed {
+    by_subnet: BTreeMap<IpNet, Peer>,
+    by_mac: HashMap<MacAddr, IpAddr>,
+}
+
+impl Believed {
+    /// Adds a peer, unless something speaks against it.
+    fn add(&mut self, peer: Peer) -> Result<(), RejectReason> {
+        // Those that are there do not overlap: only the next one on either side can contain it, or lie in it.
+        let before = self.by_subnet.range(..=peer.subnet).next_back();
+        let after = self.by_subnet.range(peer.subnet..).next();
+        for (other, _) in before.into_iter().chain(after) {
+            if other.contains(&peer.subnet) || peer.subnet.contains(other) {
+                return Err(RejectReason::Overlaps(*other));
+            }
         }
-    })
+        let holder = *self.by_mac.entry(peer.mac).or_insert(peer.vtep);
+        if holder != peer.vtep {
+            let mac = peer.mac;
+            return Err(RejectReason::MacTaken { mac, holder });
+        }
+        self.by_subnet.insert(peer.subnet, peer);
+        Ok(())
+    }
 }
 
 fn data(value: Option<&Value>) -> Result<Data, RejectReason> {
@@ -165,6 +181,12 @@ fn data(value: Option<&Value>) -> Result<Data, RejectReason> {
 fn is_host(address: Ipv4Addr) -> bool {
     let first = address.octets()[0];
     first != 0 && first < 224 && !address.is_loopback()
+}
+
+/// Whether an address stands for everybody on a link: its last one, and of old (RFC 1122, section 3.3.6) its first.
+fn is_broadcast(prefix: &IpNet, address: Ipv4Addr) -> bool {
+    let address = IpAddr::V4(address);
+    prefix.prefix_len() < 31 && (address == prefix.broadcast() || address == prefix.network())
 }
 
 #[cfg(test)]
@@ -193,7 +215,8 @@ mod tests {
 
     fn judge(leases: &[Lease], accepted: &[Peer]) -> (Vec<Peer>, Vec<RejectReason>) {
         let network = NETWORK.parse().expect("a network");
-        let (peers, rejected) = peers(&network, &own(), leases, accepted);
+        let on_link = ["192.168.0.1/24", "192.168.5.1/31"].map(|it| it.parse().expect("a prefix"));
+        let (peers, rejected) = peers(&network, &own(), &on_link, leases, accepted);
         (peers, rejected.into_iter().map(|it| it.reason).collect())
     }
 
@@ -231,6 +254,14 @@ mod tests {
     }
 
     #[test]
+    fn a_link_of_two_has_no_broadcast_address() {
+        for last in [0, 1] {
+            let lease = lease("10.244.9.0/24", [192, 168, 5, last], mac(9));
+            assert_eq!(judge(&[lease], &[]).1, []);
+        }
+    }
+
+    #[test]
     fn hostile_leases_are_rejected_and_cost_no_good_one() {
         let with = |data: Value| {
             let mut lease = lease("10.244.9.0/24", [192, 168, 0, 9], mac(9));
@@ -242,12 +273,18 @@ mod tests {
         let mut untyped = of("10.244.9.0/24");
         untyped.attributes.backend_type = None;
         type Wanted = fn(&RejectReason) -> bool;
-        let cases: [(Lease, Wanted); 25] = [
+        let cases: [(Lease, Wanted); 27] = [
             (of("10.245.9.0/24"), |it| {
                 matches!(it, RejectReason::OutsideNetwork(_))
             }),
             (of("0.0.0.0/0"), |it| {
                 matches!(it, RejectReason::OutsideNetwork(_))
+            }),
+            (at([192, 168, 0, 255]), |it| {
+                matches!(it, RejectReason::PublicIp(_))
+            }),
+            (at([192, 168, 0, 0]), |it| {
+                matches!(it, RejectReason::PublicIp(_))
             }),
             (of("10.244.9.0/31"), |it| {
                 matches!(it, RejectReason::TooSmall(31))

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::config::subnet_env::SubnetEnvError;
 use crate::ipam;
 use crate::kernel::ToolError;
+use crate::privilege::{self, Capability};
 
 /// Why a CNI call failed.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +23,7 @@ pub enum Error {
     #[error("bad network configuration: {0}")]
     Config(String),
     /// `CNI_NETNS` cannot be entered.
-    #[error("cannot enter the network namespace {path}; the container may be gone")]
+    #[error("cannot enter the network namespace {path}; {}", entering(.source))]
     Netns {
         /// The value of `CNI_NETNS`.
         path: PathBuf,
@@ -43,7 +44,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The kernel refused a netlink request.
-    #[error("the kernel refused to {action}")]
+    #[error("the kernel refused to {action}{}", lacking())]
     Netlink {
         /// What was tried.
         action: String,
@@ -77,6 +78,24 @@ pub enum Error {
 const CODE_CONFLICT: u32 = 100;
 /// CHECK failed.
 const CODE_CHANGED: u32 = 101;
+
+/// The capability that the plugin lacks to change the network, if it lacks it.
+fn lacking() -> String {
+    match privilege::missing(&[Capability::NetAdmin]) {
+        Some(missing) => format!("; the plugin lacks {missing}"),
+        None => String::new(),
+    }
+}
+
+/// What can be done where a namespace cannot be entered.
+fn entering(source: &std::io::Error) -> String {
+    match privilege::missing(&[Capability::SysAdmin, Capability::NetAdmin]) {
+        Some(missing) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            format!("the plugin lacks {missing}")
+        }
+        _ => "the container may be gone".to_owned(),
+    }
+}
 
 impl Error {
     /// The number for `code` in the error JSON (CNI specification 1.1.0, section 5; 100 and up are ours).

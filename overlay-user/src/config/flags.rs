@@ -108,7 +108,7 @@ pub struct StoreFlags {
     /// Password in etcd; prefer the environment variable, as others can read a command line
     #[arg(
         long,
-        env = "FLANNELD_ETCD_PASSWORD",
+        env = etcd::PASSWORD_ENV,
         default_value = "",
         hide_default_value = true,
         hide_env_values = true,
@@ -158,6 +158,9 @@ pub struct NodeFlags {
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
     #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
+    /// Refuse hostile VXLAN at the NIC already, by native XDP: "auto" where the driver gives up nothing for it
+    #[arg(long, env = "OVERLAY_XDP", value_enum, default_value_t = Xdp::Auto)]
+    pub xdp: Xdp,
     /// Load the eBPF programs of this object file instead of those built in: to try others out
     #[arg(long, env = "OVERLAY_PROGRAMS", value_name = "FILE")]
     pub programs: Option<PathBuf>,
@@ -287,6 +290,17 @@ pub enum Attach {
     Tcx,
     /// As filters of the clsact qdisc.
     Clsact,
+}
+
+/// Whether hostile VXLAN is refused at the NIC already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Xdp {
+    /// Where the driver is known to give up nothing for it.
+    Auto,
+    /// Wherever the driver can: native XDP, never generic.
+    On,
+    /// Only behind the NIC.
+    Off,
 }
 
 /// Who takes super-packets from the network apart.

@@ -4,12 +4,13 @@
 
 use std::io;
 
-use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 
 use super::programs::Attachment;
 use super::{object, short};
+use crate::privilege::{self, Capability};
 
 /// The answer of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -42,20 +43,33 @@ pub struct Probes(pub Vec<Probe>);
 
 /// Names of features, as shown.
 const LOAD: &str = "packet programs";
+/// The youngest helper that a program calls is `bpf_ktime_get_coarse_ns`.
+const LOAD_SINCE: &str = "5.11";
 const ENCAP: &str = "encapsulation with an inner Ethernet header";
 const DECAP: &str = "decapsulation with a fixed segment size";
 const TCX: &str = "tcx links";
+const XDP: &str = "early refusal by XDP, on a NIC whose driver has it";
 
 impl Probes {
     /// Tries everything. Nothing is left behind but a moment's program on the loopback device.
     #[must_use]
     pub fn run() -> Self {
+        // The kernel's own words for it would send people after its version.
+        let needed = [Capability::NetAdmin, Capability::Bpf, Capability::Perfmon];
+        if let Some(missing) = privilege::missing(&needed) {
+            return Self(vec![Probe {
+                feature: LOAD,
+                since: "5.10",
+                needed: true,
+                answer: Answer::Error(format!("this process lacks {missing}")),
+            }]);
+        }
         let mut ebpf = match load() {
             Ok(ebpf) => ebpf,
             Err(answer) => {
                 return Self(vec![Probe {
                     feature: LOAD,
-                    since: "5.10",
+                    since: LOAD_SINCE,
                     needed: true,
                     answer,
                 }]);
@@ -64,7 +78,7 @@ impl Probes {
         Self(vec![
             Probe {
                 feature: LOAD,
-                since: "5.10",
+                since: LOAD_SINCE,
                 needed: true,
                 answer: programs(&mut ebpf),
             },
@@ -86,6 +100,12 @@ impl Probes {
                 needed: false,
                 answer: tcx(&mut ebpf),
             },
+            Probe {
+                feature: XDP,
+                since: "5.18",
+                needed: false,
+                answer: xdp(&mut ebpf),
+            },
         ])
     }
 
@@ -94,18 +114,21 @@ impl Probes {
     /// # Errors
     /// A sentence that names what is missing.
     pub fn verdict(&self) -> Result<Attachment, String> {
-        for probe in self.0.iter().filter(|probe| probe.needed) {
-            match &probe.answer {
-                Answer::Yes => {}
-                Answer::No(detail) => {
-                    return Err(format!(
-                        "this kernel has no {} (Linux {} has): {detail}",
-                        probe.feature, probe.since
-                    ));
-                }
-                Answer::Error(detail) => {
-                    return Err(format!("probing {}: {detail}", probe.feature));
-                }
+        let needed = || self.0.iter().filter(|probe| probe.needed);
+        // An old kernel lacks several things. What came last says what to upgrade to.
+        let lacking = needed().filter_map(|probe| match &probe.answer {
+            Answer::No(detail) => Some((probe, detail)),
+            _ => None,
+        });
+        if let Some((probe, detail)) = lacking.max_by_key(|(probe, _)| numbers(probe.since)) {
+            return Err(format!(
+                "this kernel has no {} (Linux {} has): {detail}",
+                probe.feature, probe.since
+            ));
+        }
+        for probe in needed() {
+            if let Answer::Error(detail) = &probe.answer {
+                return Err(format!("probing {}: {detail}", probe.feature));
             }
         }
         let tcx = self
@@ -118,6 +141,12 @@ impl Probes {
             Attachment::Clsact
         })
     }
+}
+
+/// A kernel's version, to compare by.
+fn numbers(version: &str) -> Vec<u32> {
+    let numbers = version.split('.').map(str::parse);
+    numbers.map(|number| number.unwrap_or(0)).collect()
 }
 
 fn load() -> Result<Ebpf, Answer> {
@@ -135,15 +164,20 @@ fn load() -> Result<Ebpf, Answer> {
     })
 }
 
-/// Loads every program.
+/// Loads every tc program; those that the kernel takes serve the other probes, even if it does not take all.
 fn programs(ebpf: &mut Ebpf) -> Answer {
+    let mut answer = Answer::Yes;
     for (name, program) in ebpf.programs_mut() {
+        // Optional, and has a probe of its own.
+        if matches!(program, Program::Xdp(_)) {
+            continue;
+        }
         let loaded = <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load);
         if let Err(error) = loaded {
-            return classify_text(&format!("{name}: {}", short(&error)), errno_of(&error));
+            answer = classify_text(&format!("{name}: {}", short(&error)), errno_of(&error));
         }
     }
-    Answer::Yes
+    answer
 }
 
 /// Runs a probing program on a packet that is long enough for anything.
@@ -191,6 +225,17 @@ fn tcx(ebpf: &mut Ebpf) -> Answer {
     }
 }
 
+/// Loads the XDP program. Whether a driver takes it shows when it is attached.
+fn xdp(ebpf: &mut Ebpf) -> Answer {
+    let Some(Ok(program)) = ebpf.program_mut("ov_net_xdp").map(<&mut Xdp>::try_from) else {
+        return Answer::Error("the eBPF object has no ov_net_xdp".to_owned());
+    };
+    match program.load() {
+        Ok(()) => Answer::Yes,
+        Err(error) => classify_text(&short(&error), errno_of(&error)),
+    }
+}
+
 /// "Not known here" and "not allowed" are different answers.
 fn classify_text(detail: &str, errno: Option<i32>) -> Answer {
     use nix::errno::Errno;
@@ -199,7 +244,7 @@ fn classify_text(detail: &str, errno: Option<i32>) -> Answer {
             Answer::No(detail.to_owned())
         }
         Some(Errno::EPERM) => Answer::Error(format!(
-            "{detail}: needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
+            "{detail}: needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
         )),
         _ => Answer::Error(detail.to_owned()),
     }
@@ -242,6 +287,28 @@ mod tests {
     fn what_is_missing_is_named() {
         let error = probes(Answer::No("Invalid argument".into()), Answer::Yes).verdict();
         let error = error.expect_err("encapsulation is needed");
+        assert!(error.contains(ENCAP) && error.contains("5.13"), "{error}");
+    }
+
+    #[test]
+    fn the_youngest_of_what_is_missing_is_named() {
+        let mut probes = probes(Answer::No("Invalid argument".into()), Answer::Yes);
+        probes.0.insert(
+            0,
+            Probe {
+                feature: LOAD,
+                since: LOAD_SINCE,
+                needed: true,
+                answer: Answer::No("unknown func".into()),
+            },
+        );
+        probes.0.push(Probe {
+            feature: DECAP,
+            since: "5.8",
+            needed: true,
+            answer: Answer::Error("not loaded".into()),
+        });
+        let error = probes.verdict().expect_err("much is missing");
         assert!(error.contains(ENCAP) && error.contains("5.13"), "{error}");
     }
 

@@ -17,6 +17,9 @@ use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
 use super::{Error, maps};
 
+mod query;
+mod xdp;
+
 /// The name of the program for a hook.
 #[must_use]
 pub const fn name(hook: Hook) -> &'static str {
@@ -25,14 +28,15 @@ pub const fn name(hook: Hook) -> &'static str {
         Hook::NetIn => "ov_net_in",
         Hook::PodOut => "ov_pod_out",
         Hook::VtepOut => "ov_vtep_out",
+        Hook::NetXdp => "ov_net_xdp",
     }
 }
 
-/// Which way packets go at a hook, seen from the device.
+/// Which way packets go at a hook of tc, seen from the device.
 #[must_use]
 pub const fn direction(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::PodIn | Hook::NetIn => TcAttachType::Ingress,
+        Hook::PodIn | Hook::NetIn | Hook::NetXdp => TcAttachType::Ingress,
         Hook::PodOut | Hook::VtepOut => TcAttachType::Egress,
     }
 }
@@ -41,6 +45,11 @@ pub const fn direction(hook: Hook) -> TcAttachType {
 #[must_use]
 pub const fn is_egress(hook: Hook) -> bool {
     matches!(direction(hook), TcAttachType::Egress)
+}
+
+/// The hooks of tc; the one that is none is in [`xdp`].
+pub fn tc_hooks() -> impl Iterator<Item = Hook> {
+    Hook::ALL.into_iter().filter(|hook| *hook != Hook::NetXdp)
 }
 
 /// How programs are attached.
@@ -127,7 +136,7 @@ impl Programs {
             own_filters: BTreeSet::new(),
             searched: false,
         };
-        for hook in Hook::ALL {
+        for hook in tc_hooks() {
             programs
                 .program(hook)?
                 .load()
@@ -185,7 +194,7 @@ impl Programs {
         match self.attachment {
             Attachment::Tcx => {
                 let pinned = pinned_program(&self.pins.link(hook, ifindex));
-                let there = attached_ids(hook, interface)?;
+                let there = attached_ids(hook, interface, ifindex)?;
                 let is_ours = |id: &u32| Some(*id) == pinned;
                 Ok(Presence {
                     ours: there.iter().any(is_ours),
@@ -214,7 +223,7 @@ impl Programs {
     fn attach_tcx(&mut self, hook: Hook, interface: &str, ifindex: u32) -> Result<Attached, Error> {
         let id = self.id(hook)?;
         let pin = self.pins.link(hook, ifindex);
-        let there = attached_ids(hook, interface)?;
+        let there = attached_ids(hook, interface, ifindex)?;
         let pinned = pinned_program(&pin);
         match pinned {
             Some(program) if program == id && there.contains(&id) => return Ok(Attached::Already),
@@ -307,19 +316,23 @@ impl Programs {
     /// # Errors
     /// The first failure; the rest is done all the same.
     pub fn detach_all(pins: &Pins) -> Result<usize, Error> {
-        let links = Self::detach_links(pins);
+        let links = Self::detach_links(pins, |_| true);
         let filters = Self::detach_filters();
         Ok(links? + filters?)
     }
 
-    /// Detaches what is attached by tcx.
+    /// Detaches what is attached by links, on the hooks that `of` picks.
     ///
     /// # Errors
     /// The first failure; the rest is done all the same.
-    pub fn detach_links(pins: &Pins) -> Result<usize, Error> {
+    pub fn detach_links(pins: &Pins, of: impl Fn(Hook) -> bool) -> Result<usize, Error> {
         let mut done = 0;
         let mut first_error = None;
-        for (_, _, path) in pins.list_links()? {
+        for (_, _, path) in pins
+            .list_links()?
+            .into_iter()
+            .filter(|(hook, ..)| of(*hook))
+        {
             match detach(&path) {
                 Ok(()) => done += 1,
                 Err(error) => first_error = first_error.or(Some(error)),
@@ -354,7 +367,7 @@ impl Programs {
         let mut done = 0;
         let mut first_error = None;
         for (_, interface) in interfaces()? {
-            for hook in Hook::ALL {
+            for hook in tc_hooks() {
                 match detach_filter(hook, &interface) {
                     Ok(there) => done += usize::from(there),
                     Err(error) => first_error = first_error.or(Some(error)),
@@ -452,7 +465,7 @@ pub struct OnHook {
     pub verified_instructions: Option<u32>,
 }
 
-/// The programs on an interface's hook, in the order they run.
+/// The programs on an interface's tc hook, in the order they run.
 ///
 /// # Errors
 /// [`Error::Attach`]; needs `CAP_SYS_ADMIN`.
@@ -460,6 +473,20 @@ pub fn on_hook(hook: Hook, interface: &str) -> Result<Vec<OnHook>, Error> {
     let (_, programs) = SchedClassifier::query_tcx(interface, direction(hook))
         .map_err(attach_failed("bpf_prog_query", hook, interface))?;
     Ok(programs.iter().map(describe).collect())
+}
+
+/// The program that a pinned link holds: all that there is on a hook that takes one program only.
+///
+/// # Errors
+/// [`Error::Link`]; needs `CAP_SYS_ADMIN`.
+pub fn on_link(pin: &Path) -> Result<OnHook, Error> {
+    let failed = |error: &dyn std::error::Error| link_failed("inspect", pin, error);
+    let link = PinnedLink::from_pin(pin).map_err(|error| failed(&error))?;
+    let id = FdLink::from(link)
+        .info()
+        .map_err(|error| failed(&error))?
+        .program_id();
+    by_id(id).ok_or_else(|| failed(&std::io::Error::from(std::io::ErrorKind::NotFound)))
 }
 
 /// A loaded program, by the kernel's id.
@@ -479,11 +506,10 @@ fn describe(info: &ProgramInfo) -> OnHook {
     }
 }
 
-fn attached_ids(hook: Hook, interface: &str) -> Result<Vec<u32>, Error> {
-    Ok(on_hook(hook, interface)?
-        .into_iter()
-        .map(|program| program.id)
-        .collect())
+fn attached_ids(hook: Hook, interface: &str, ifindex: u32) -> Result<Vec<u32>, Error> {
+    query::tcx_program_ids(ifindex, direction(hook)).map_err(|error| {
+        attach_failed("bpf_prog_query", hook, interface)(ProgramError::IOError(error))
+    })
 }
 
 /// The program that a pinned link holds.

@@ -197,7 +197,7 @@ impl Tables<V4> {
             port: node.port,
             source_port_min: node.source_ports.0,
             source_port_count: node.source_ports.1 - node.source_ports.0,
-            _pad: 0,
+            underlay_mac: node.underlay_mac.0,
         });
         tables.add_pods(&node.pods, &mut omissions);
         (tables, omissions)

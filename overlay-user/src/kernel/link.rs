@@ -24,13 +24,21 @@ impl Kernel {
         Ok(found.and_then(|link| Some((link_name(link)?.to_owned(), link_mtu(link)))))
     }
 
+    /// The addresses of a device, each with its prefix length.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn addresses_of(&self, ifindex: u32) -> Result<Vec<IpNet>, Error> {
+        Ok(on_device(&self.addresses().await?, ifindex).collect())
+    }
+
     /// Whether a device has an address.
     ///
     /// # Errors
     /// What netlink says.
     pub async fn has_address(&self, ifindex: u32, address: IpAddr) -> Result<bool, Error> {
-        let addresses = self.addresses().await?;
-        Ok(on_device(&addresses, ifindex).any(|found| found.addr() == address))
+        let addresses = self.addresses_of(ifindex).await?;
+        Ok(addresses.iter().any(|found| found.addr() == address))
     }
 
     /// MAC address of a device; `None` when there is none with this index, or it has none.

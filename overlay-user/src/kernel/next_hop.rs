@@ -25,13 +25,15 @@ pub struct Path {
 }
 
 impl Kernel {
-    /// The ways to `addresses` by the device `ifindex`; addresses that it does not lead to are left out.
+    /// The ways from `source` to `addresses` by the device `ifindex`; addresses that the routes lead to by another
+    /// device, or not at all, are left out.
     ///
     /// # Errors
     /// What netlink says.
     pub async fn paths(
         &self,
         ifindex: u32,
+        source: IpAddr,
         addresses: impl IntoIterator<Item = IpAddr>,
     ) -> Result<BTreeMap<IpAddr, Path>, Error> {
         let neighbours = self.neighbours().await?;
@@ -48,7 +50,9 @@ impl Kernel {
             .collect();
         let mut paths = BTreeMap::new();
         for address in addresses {
-            let Some(route) = self.route(ifindex, address).await? else {
+            // Asked for a route by this device, the kernel would make one up.
+            let route = self.route(source, address).await?;
+            let Some(route) = route.filter(|route| device(route) == Some(ifindex)) else {
                 continue;
             };
             let next_hop = gateway(&route).unwrap_or(address);
@@ -78,8 +82,8 @@ impl Kernel {
             .await
     }
 
-    /// The route to an address by a device.
-    async fn route(&self, ifindex: u32, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
+    /// The route that the kernel's own VXLAN takes.
+    async fn route(&self, source: IpAddr, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
         let mut message = RouteMessage::default();
         (
             message.header.address_family,
@@ -91,7 +95,10 @@ impl Kernel {
         message
             .attributes
             .push(RouteAttribute::Destination(address.into()));
-        message.attributes.push(RouteAttribute::Oif(ifindex));
+        message.header.source_prefix_length = message.header.destination_prefix_length;
+        message
+            .attributes
+            .push(RouteAttribute::Source(source.into()));
         let call = self.handle.route().get(message).execute();
         match self.dump("RTM_GETROUTE", &address.to_string(), call).await {
             Ok(routes) => Ok(routes.into_iter().next()),
@@ -105,6 +112,16 @@ impl Kernel {
 fn is_usable(state: NeighbourState) -> bool {
     use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
     matches!(state, Delay | Noarp | Permanent | Probe | Reachable | Stale)
+}
+
+fn device(route: &RouteMessage) -> Option<u32> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(ifindex) => Some(*ifindex),
+            _ => None,
+        })
 }
 
 fn gateway(route: &RouteMessage) -> Option<IpAddr> {

@@ -10,6 +10,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::deadline::{self, Deadline};
+use crate::store::etcd;
 
 /// How long a program may take; `iptables --wait` waits for the lock of others meanwhile.
 const TOOL_DEADLINE: Duration = Duration::from_secs(20);
@@ -89,6 +90,7 @@ pub(crate) async fn run_until(
     let io = |source| ToolError::Io { program, source };
     let mut child = Command::new(program)
         .args(arguments)
+        .env_remove(etcd::PASSWORD_ENV)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -1,10 +1,13 @@
 //! What a running agent leaves in its run directory for the tools: a lock, and a note.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +17,12 @@ use crate::lease::Rejected;
 /// Names in the run directory.
 const NAME: &str = "agent.json";
 const LOCK: &str = "agent.lock";
+/// Modes of the directory, if it has to be made, and of the lock.
+const DIRECTORY: u32 = 0o755;
+const FOR_ROOT: u32 = 0o600;
+/// How often the lock is tried, and how long after each other.
+const ATTEMPTS: u32 = 5;
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// The right to be this node's agent, for as long as the process lives.
 #[derive(Debug)]
@@ -33,18 +42,31 @@ impl AgentLock {
             path: path.clone(),
             source,
         };
-        fs::create_dir_all(run_dir).map_err(|source| failed("create the directory of", source))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY)
+            .create(run_dir)
+            .map_err(|source| failed("create the directory of", source))?;
+        // Whoever can open the file can lock it.
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(FOR_ROOT)
             .open(&path)
             .map_err(|source| failed("open", source))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(source)) => Err(failed("lock", source)),
+        file.set_permissions(Permissions::from_mode(FOR_ROOT))
+            .map_err(|source| failed("chmod", source))?;
+        for attempt in 1.. {
+            match file.try_lock() {
+                Ok(()) => break,
+                // A tool that looks whether an agent runs holds it for a moment.
+                Err(TryLockError::WouldBlock) if attempt < ATTEMPTS => thread::sleep(MOMENT),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(source)) => return Err(failed("lock", source)),
+            }
         }
+        Ok(Some(Self { _file: file }))
     }
 
     /// Whether an agent has the lock. Process ids would not tell: the agent may live in a container.
@@ -69,6 +91,9 @@ pub struct AgentFile {
     /// Entries of the store that it does not believe.
     #[serde(default)]
     pub rejected: Vec<RejectedLease>,
+    /// Where hostile VXLAN is refused early, or why nowhere; absent without a fast path.
+    #[serde(default)]
+    pub early_refusal: Option<String>,
 }
 
 /// A [`Rejected`] as tools show it.

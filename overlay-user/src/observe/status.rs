@@ -28,6 +28,7 @@ use crate::datapath::tables::Tables;
 use crate::kernel::pods::BRIDGE;
 use crate::kernel::{self, Kernel, guard};
 use crate::mac::MacAddr;
+use crate::privilege::{self, Capability};
 use crate::reconcile::{Observed, ROUTE_PROTOCOL};
 
 /// Everything `overlayctl status` shows.
@@ -45,6 +46,8 @@ pub struct Status {
     pub attachments: Vec<Attachment>,
     /// What the fast path has done.
     pub fast_path: FastPath,
+    /// Where hostile VXLAN is refused early (XDP), or why nowhere; as of the last agent.
+    pub early_refusal: Option<String>,
     /// Packets left to the kernel although the fast path serves such packets in principle, by cause.
     pub slow_path: BTreeMap<&'static str, u64>,
     /// Packets dropped because they forge something, by reason, on both paths.
@@ -167,11 +170,17 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             state: "absent",
             ..FastPath::default()
         },
+        early_refusal: None,
         slow_path: BTreeMap::new(),
         refused: BTreeMap::new(),
         rejected: Vec::new(),
         problems: Vec::new(),
     };
+    let needed = [Capability::NetAdmin, Capability::SysAdmin];
+    if let Some(missing) = privilege::missing(&needed) {
+        let text = format!("this process lacks {missing}, and cannot see everything");
+        status.problems.push(text);
+    }
     let (mut device, mut subnet_file) = (None, PathBuf::from(subnet_env::DEFAULT_PATH));
     match AgentFile::read(run_dir) {
         Ok(Some(agent)) => {
@@ -182,6 +191,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             device = Some(agent.device);
             subnet_file = agent.subnet_file;
             status.rejected = agent.rejected;
+            status.early_refusal = agent.early_refusal;
         }
         Ok(None) => {}
         Err(error) => status.problems.push(error.to_string()),
@@ -333,7 +343,11 @@ impl Status {
                 ));
                 continue;
             };
-            match programs::on_hook(hook, &device) {
+            let there = match hook {
+                Hook::NetXdp => programs::on_link(&path).map(|program| vec![program]),
+                _ => programs::on_hook(hook, &device),
+            };
+            match there {
                 Ok(programs) => self.attachments.push(Attachment {
                     hook: hook.name(),
                     device,

@@ -19,6 +19,8 @@ use crate::lease::{Attributes, Lease, SubnetKey};
 
 /// Changes that may wait between the watch and the keeper.
 const QUEUE: usize = 256;
+/// Changes that come this close together are taken in together.
+const GATHER: Duration = Duration::from_millis(10);
 /// Longest pause between attempts to set this node's lease right.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// Pause after each time it was set right, so that two nodes with one public IP do not fight flat out.
@@ -185,6 +187,10 @@ impl Store {
                 },
                 () = sleep_until(due.min(grace)) => { timed = true; None },
             };
+            if change.is_some() {
+                // Every look reads all leases: a writer that does not stop shall not have one for each of its writes.
+                sleep(GATHER).await;
+            }
             let mut inner = self.inner.lock().await;
             let recovered = self.take_in(&mut inner, change, &mut changes);
             // While the store is away a watch event says nothing about our lease; the timer does.
@@ -222,7 +228,7 @@ impl Store {
         }
     }
 
-    /// Takes in a change and all that wait behind it. True if the store is back after an outage.
+    /// Takes in a change and those that wait behind it. True if the store is back after an outage.
     fn take_in(
         &self,
         inner: &mut Inner,
@@ -234,8 +240,10 @@ impl Store {
             inner.table.settle();
         }
         let mut recovered = false;
-        let mut next = first;
-        while let Some(change) = next {
+        // As many as wait: more may come all the time, and the lease has to be renewed between them.
+        let waiting = changes.len();
+        let behind = std::iter::from_fn(|| changes.try_recv().ok()).take(waiting);
+        for change in first.into_iter().chain(behind) {
             if let Change::Unreachable(error) = &change {
                 inner.outage(error);
             } else {
@@ -248,7 +256,6 @@ impl Store {
                 inner.grace = Some(Instant::now() + GRACE);
             }
             inner.table.apply(change, inner.grace.is_some());
-            next = changes.try_recv().ok();
         }
         recovered
     }

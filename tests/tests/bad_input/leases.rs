@@ -14,7 +14,7 @@ use crate::witness::{all_is_well, log_length, log_since, talks};
 use crate::{PATIENCE, lab};
 
 /// Where flannel keeps its leases in etcd.
-const SUBNETS: &str = "/coreos.com/network/subnets";
+pub(super) const SUBNETS: &str = "/coreos.com/network/subnets";
 
 /// The leases that a node does not believe, as its status tells them.
 fn rejected(node: &Node) -> Result<BTreeMap<String, String>> {
@@ -27,7 +27,7 @@ fn rejected(node: &Node) -> Result<BTreeMap<String, String>> {
         .collect())
 }
 
-fn lease(public_ip: &str, mac: &str) -> String {
+pub(super) fn lease(public_ip: &str, mac: &str) -> String {
     let data = json!({"VNI": 1, "VtepMAC": mac});
     json!({"PublicIP": public_ip, "BackendType": "vxlan", "BackendData": data}).to_string()
 }
@@ -68,6 +68,11 @@ fn hostile_leases_are_refused_by_name_and_cost_nobody_anything() -> Result<()> {
         (
             "10.244.243.0-24",
             lease("0.0.0.0", mac),
+            "not the address of one host",
+        ),
+        (
+            "10.244.237.0-24",
+            lease("192.168.66.255", mac),
             "not the address of one host",
         ),
         (

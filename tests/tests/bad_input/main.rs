@@ -2,6 +2,7 @@
 
 mod cni;
 mod environment;
+mod lease_flood;
 mod leases;
 mod network_config;
 mod waiting;

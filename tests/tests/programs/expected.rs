@@ -11,21 +11,28 @@ use crate::decide::cases::{Case, Outcome};
 const UNSPEC: i32 = -1;
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
+/// Of include/uapi/linux/bpf.h.
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
 
 /// Where what a program did differs from what it has to do.
 pub fn mismatch(case: &Case, ran: &Ran) -> Option<String> {
+    let early = case.hook == Hook::NetXdp;
     let (action, remembered) = match case.want {
+        Outcome::Pass(_) if early => (XDP_PASS, None),
+        Outcome::Refuse(_) if early => (XDP_DROP, None),
         Outcome::Fast(_) => (REDIRECT, None),
         Outcome::Pass(_) | Outcome::PassPlain(_) => (UNSPEC, None),
         Outcome::Refuse(_) => (SHOT, None),
         Outcome::Remember(flow) => (UNSPEC, Some(flow)),
     };
     let mut expected = (action, case.want.verdict(), remembered);
-    let mut frame = frame(case, &ran.frame);
-    if may_be_refused(case) && ran.verdict == Verdict::AdjustFailed {
+    let frame = if may_be_refused(case) && ran.verdict == Verdict::AdjustFailed {
         expected = (UNSPEC, Verdict::AdjustFailed, None);
-        frame.clone_from(&case.frame);
-    }
+        case.frame.clone()
+    } else {
+        frame(case, &ran.frame)
+    };
     let did = (ran.action, ran.verdict, ran.remembered);
     if did != expected {
         return Some(format!("{did:?} instead of {expected:?}"));

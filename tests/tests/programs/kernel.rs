@@ -4,7 +4,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{Program, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use nix::mount::{MsFlags, mount};
@@ -111,12 +111,13 @@ impl Kernel {
         }
         .expect("load the object");
         for hook in Hook::ALL {
-            let program: &mut SchedClassifier = ebpf
-                .program_mut(programs::name(hook))
-                .expect("a program for every hook")
-                .try_into()
-                .expect("a tc program");
-            program.load().expect("load a program");
+            let program = ebpf.program_mut(programs::name(hook));
+            match program.expect("a program for every hook") {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                other => panic!("{hook:?}: {:?}", other.prog_type()),
+            }
+            .expect("load a program");
         }
         let maps = Maps::open(pins).expect("open the maps");
         Self {
@@ -127,12 +128,9 @@ impl Kernel {
         }
     }
 
-    fn program(&self, hook: Hook) -> &SchedClassifier {
-        self.ebpf
-            .program(programs::name(hook))
-            .expect("a program for every hook")
-            .try_into()
-            .expect("a tc program")
+    fn program(&self, hook: Hook) -> &Program {
+        let program = self.ebpf.program(programs::name(hook));
+        program.expect("a program for every hook")
     }
 
     /// How many instructions the verifier walked through.
@@ -187,12 +185,19 @@ impl Kernel {
             context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         }
         let mut frame = vec![0; LONGEST];
-        let ran = self.program(case.hook).test_run(TestRunOptions {
+        let options = TestRunOptions {
             data_in: Some(&case.frame),
             data_out: Some(&mut frame),
-            ctx_in: Some(&context),
             ..TestRunOptions::default()
-        });
+        };
+        let ran = match self.program(case.hook) {
+            Program::SchedClassifier(program) => program.test_run(TestRunOptions {
+                ctx_in: Some(&context),
+                ..options
+            }),
+            Program::Xdp(program) => program.test_run(options),
+            other => panic!("{:?}: {:?}", case.hook, other.prog_type()),
+        };
         let ran = match ran {
             Ok(ran) => ran,
             Err(error) => {

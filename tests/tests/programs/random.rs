@@ -73,6 +73,10 @@ impl Random {
             let sizes = [1, 8, MTU - 41, MTU - 40, MTU - 39, 65535];
             case.gso_size = *sizes.choose(&mut self.random).expect("sizes");
         }
+        if case.hook == Hook::NetXdp {
+            // There are no super-packets yet.
+            case.gso_size = 0;
+        }
         self.damage(&mut case.frame);
         case.want = case.decide();
         case

@@ -62,6 +62,14 @@ impl FastPath {
         }
     }
 
+    /// Where hostile VXLAN is refused early, or why nowhere, for people.
+    pub fn early_refusal(&self) -> Option<String> {
+        match self {
+            Self::Up(running) => Some(running.early_text()),
+            _ => None,
+        }
+    }
+
     /// Whether something of ours is missing for which the kernel sends no event: a program, a pin, the
     /// configuration.
     pub fn is_disturbed(&mut self) -> bool {
@@ -129,12 +137,23 @@ impl FastPath {
             }
             Self::Down { .. } | Self::Up(_) => {}
         }
+        let unfit = (!view.underlay.is_ethernet).then(|| {
+            let name = &view.underlay.name;
+            format!("{name} carries no Ethernet frames, which the programs read and write")
+        });
+        if unfit.is_some() && matches!(self, Self::Up(_)) {
+            *self = Self::Down { tried: None };
+        }
         if let Self::Down { tried } = self {
             if tried
                 .as_ref()
                 .is_none_or(|(when, _)| when.elapsed() >= RETRY)
             {
-                match Running::start(&view.node.pins, &view.node.flags.node) {
+                let started = match unfit {
+                    Some(why) => Err(why),
+                    None => Running::start(&view.node.pins, &view.node.flags.node),
+                };
+                match started {
                     Ok(running) => *self = Self::Up(Box::new(running)),
                     Err(error) => {
                         if tried.as_ref().is_none_or(|(_, last)| *last != error) {
@@ -159,9 +178,18 @@ impl FastPath {
             if let Err(error) = running.round(view, device, peers, served, kernel).await {
                 report.problem("fast path", error.to_string());
             }
+            report.note("early refusal", running.early_text());
             if !running.left_out.is_empty() {
                 let pods: Vec<_> = running.left_out.values().cloned().collect();
                 report.note("pods left to the kernel path", pods.join("; "));
+            }
+            if !running.elsewhere.is_empty() {
+                let peers: Vec<_> = running.elsewhere.iter().map(ToString::to_string).collect();
+                let name = &view.underlay.name;
+                report.note(
+                    "peers left to the kernel path",
+                    format!("the routes to {} do not leave by {name}", peers.join(", ")),
+                );
             }
         }
     }

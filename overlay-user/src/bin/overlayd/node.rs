@@ -13,6 +13,7 @@ use overlay_user::kernel::{self, Kernel};
 use overlay_user::lease::Lease;
 use overlay_user::mac::MacAddr;
 use overlay_user::observe::agent_file::{AgentFile, AgentLock};
+use overlay_user::privilege::{self, Capability};
 use overlay_user::store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +51,9 @@ pub struct Start {
 
 /// Runs the agent until `cancel`.
 pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Result<()> {
+    if let Some(missing) = privilege::missing(&[Capability::NetAdmin]) {
+        bail!("overlayd lacks {missing}, without which it cannot change the kernel's network");
+    }
     let run_dir = &flags.node.run_dir;
     let Some(_lock) = AgentLock::take(run_dir)? else {
         bail!(
@@ -112,6 +116,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         health: health.address(),
         subnet_file: flags.node.subnet_file.clone(),
         rejected: Vec::new(),
+        early_refusal: None,
     };
     file.write(run_dir)?;
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use overlay_user::backend::{self, Peer};
 use overlay_user::kernel::Kernel;
 use overlay_user::kernel::interface::Underlay;
@@ -43,6 +44,8 @@ pub struct Reconciler {
     fast_path: FastPath,
     health: Health,
     underlay: Underlay,
+    /// The prefixes of the underlay's device, as of the last round.
+    on_link: Vec<IpNet>,
     lease: Lease,
     mac: MacAddr,
     file: AgentFile,
@@ -69,6 +72,7 @@ impl Reconciler {
             kernel,
             health,
             underlay: start.underlay,
+            on_link: Vec::new(),
             lease: start.lease,
             mac: start.mac,
             file: start.file,
@@ -156,10 +160,14 @@ impl Reconciler {
         self.refresh_underlay(&mut report).await;
 
         let network = self.node.config.network();
-        let (peers, rejected) =
-            backend::peers(&network, &self.lease, &state.leases, &self.accepted);
+        let (peers, rejected) = backend::peers(
+            &network,
+            &self.lease,
+            &self.on_link,
+            &state.leases,
+            &self.accepted,
+        );
         report.rejected.extend(rejected);
-        self.tell_rejected(&mut report);
         self.accepted.clone_from(&peers);
 
         let pods = match self.kernel.pods(BRIDGE).await {
@@ -227,6 +235,8 @@ impl Reconciler {
             )
             .await;
 
+        self.leave_note(&mut report);
+
         report.peers = served.len();
         if report.is_ready() && !self.announced {
             self.announced = true;
@@ -238,13 +248,17 @@ impl Reconciler {
         self.health.publish(report);
     }
 
-    /// Leaves a note for the tools of the leases that are not believed.
-    fn tell_rejected(&mut self, report: &mut Report) {
-        let rejected: Vec<_> = report.rejected.iter().map(Into::into).collect();
-        if rejected == self.file.rejected {
+    /// Leaves a note for the tools of what the kernel does not show.
+    fn leave_note(&mut self, report: &mut Report) {
+        let file = AgentFile {
+            rejected: report.rejected.iter().map(Into::into).collect(),
+            early_refusal: self.fast_path.early_refusal(),
+            ..self.file.clone()
+        };
+        if file == self.file {
             return;
         }
-        self.file.rejected = rejected;
+        self.file = file;
         if let Err(error) = self.file.write(&self.node.flags.node.run_dir) {
             report.problem("note for the tools", error.to_string());
         }
@@ -254,10 +268,11 @@ impl Reconciler {
     /// another chosen: an address or a default route that comes later is no reason to move.
     async fn refresh_underlay(&mut self, report: &mut Report) {
         let underlay = &mut self.underlay;
-        let has_address = self
-            .kernel
-            .has_address(underlay.ifindex, underlay.address)
-            .await;
+        let addresses = self.kernel.addresses_of(underlay.ifindex).await;
+        if let Ok(addresses) = &addresses {
+            self.on_link.clone_from(addresses);
+        }
+        let has_address = addresses.map(|all| all.iter().any(|it| it.addr() == underlay.address));
         let device = self.kernel.device(underlay.ifindex).await;
         if let (Ok(true), Ok(Some((name, mtu)))) = (has_address, device)
             && mtu != 0

@@ -86,6 +86,8 @@ fn inet(state: &GuardState) -> Result<String, Error> {
     let other_address = drop(Reason::OtherAddress);
     let inner_vlan = drop(Reason::InnerVlan);
     let foreign = drop(Reason::ForeignInnerSource);
+    // Nor does VXLAN for a node ever come through the overlay: its outer source would be whatever a peer has put
+    // inside its own VXLAN, another node's address for one.
     let pod_vxlan = drop(Reason::PodVxlan);
     let own = drop(Reason::OwnSubnet);
     let others = match join(state.other_vnis.iter().map(|vni| format!("{vni:#x}"))) {
@@ -108,8 +110,10 @@ fn inet(state: &GuardState) -> Result<String, Error> {
          chain input {{\n\
          iifname {bridge} udp dport {port} {pod_vxlan}\n\
          meta nfproto ipv4 udp dport {port} jump vxlan\n\
+         iifname {vxlan} udp dport {port} {VNI} {vni:#x} {pod_vxlan}\n\
          }}\n\
          chain forward {{\n\
+         iifname {vxlan} udp dport {port} ip daddr @nodes {pod_vxlan}\n\
          iifname {bridge} udp dport {port} ip daddr @nodes {pod_vxlan}\n\
          ip saddr {own_subnet} udp dport {port} ip daddr @nodes {pod_vxlan}\n\
          }}\n\

@@ -45,6 +45,9 @@ pub fn render(status: &Status) -> String {
         }),
     ));
     parts.push(fast_path(&status.fast_path));
+    if let Some(early) = &status.early_refusal {
+        parts.push(format!("early refusal  {early}"));
+    }
     parts.push(table::render(
         &["slow path cause", "packets"],
         status

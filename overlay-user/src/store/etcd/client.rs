@@ -59,6 +59,14 @@ impl Clients {
                 "no etcd endpoint is given; see --etcd-endpoints".into(),
             ));
         }
+        // Endpoints are told in logs and errors.
+        if options.endpoints.iter().any(|url| url.contains('@')) {
+            return Err(Error::Options(
+                "an etcd endpoint carries a user name or password: give them by --etcd-username and \
+                 FLANNELD_ETCD_PASSWORD"
+                    .into(),
+            ));
+        }
         if options.cert_file.is_some() != options.key_file.is_some() {
             return Err(Error::Options(
                 "a client certificate needs both --etcd-certfile and --etcd-keyfile".into(),
@@ -232,5 +240,7 @@ mod tests {
             ..options("http://a:1", None)
         };
         assert!(Clients::new(half).is_err());
+        let told = Clients::new(options("http://user:secret@a:1", None)).expect_err("a password");
+        assert!(!told.to_string().contains("secret"), "{told}");
     }
 }

@@ -1,6 +1,7 @@
 //! The fast path while it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use overlay_common::schema::{
@@ -9,8 +10,7 @@ use overlay_common::schema::{
 };
 use overlay_common::{Hook, V4};
 use overlay_user::backend::Peer;
-use overlay_user::config::flags::{Aggregates, Attach, NodeFlags};
-use overlay_user::datapath::Error;
+use overlay_user::config::flags::{Aggregates, Attach, NodeFlags, Xdp};
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
@@ -19,6 +19,8 @@ use overlay_user::datapath::programs::{
     Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
 };
 use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
+use overlay_user::datapath::{Error, early};
+use overlay_user::kernel::nic::Nic;
 use overlay_user::kernel::pods::{Filter, PodLink};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
@@ -49,6 +51,10 @@ pub struct Running {
     sites: Vec<Site>,
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
     pub left_out: BTreeMap<String, String>,
+    /// Where hostile VXLAN is refused early; or why nowhere.
+    pub early: Result<Nic, String>,
+    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
+    pub elsewhere: Vec<IpAddr>,
     flows_checked: Instant,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
@@ -82,7 +88,7 @@ impl Running {
         // A packet meets each program once.
         let others = match attachment {
             Attachment::Tcx => Programs::detach_filters(),
-            Attachment::Clsact => Programs::detach_links(pins),
+            Attachment::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
         };
         others.map_err(|error| error.to_string())?;
         let strangers = Programs::detach_other_versions(pins).map_err(|error| error.to_string())?;
@@ -109,6 +115,8 @@ impl Running {
             config: None,
             sites: Vec::new(),
             left_out: BTreeMap::new(),
+            early: Err("not decided yet".to_owned()),
+            elsewhere: Vec::new(),
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
@@ -222,7 +230,7 @@ impl Running {
         if !gap {
             node.flags |= CONFIG_ACTIVE;
         }
-        lead(kernel, &mut node).await;
+        self.elsewhere = lead(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
         for omission in omissions {
@@ -267,8 +275,12 @@ impl Running {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
-        let sites = &self.sites;
+        self.refuse_early(view, kernel).await;
+        let (sites, early) = (&self.sites, &self.early);
         let gone = self.programs.forget_gone(|hook, ifindex| {
+            if hook == Hook::NetXdp {
+                return early.as_ref().is_ok_and(|nic| nic.ifindex == ifindex);
+            }
             sites
                 .iter()
                 .any(|site| site.hook == hook && site.ifindex == ifindex)
@@ -277,6 +289,39 @@ impl Running {
             tracing::debug!(links = gone, "links of gone devices removed");
         }
         Ok(())
+    }
+
+    /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
+    async fn refuse_early(&mut self, view: &View<'_>, kernel: &Kernel) {
+        let attached = match kernel.nic(view.underlay.ifindex).await {
+            Ok(Some(nic)) => early::wanted_on(view.node.flags.node.xdp, &nic).and_then(|()| {
+                match self.programs.attach_xdp(&nic) {
+                    Ok(_) => Ok(nic),
+                    Err(error) => Err(error.to_string()),
+                }
+            }),
+            Ok(None) => Err("the device is gone".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let name = |nic: &Nic| nic.name.clone();
+        if attached.as_ref().map(name) != self.early.as_ref().map(name) {
+            match &attached {
+                Ok(nic) => tracing::info!(device = nic.name, "early refusal by native XDP"),
+                Err(why) if view.node.flags.node.xdp == Xdp::On => {
+                    tracing::warn!("no early refusal by XDP: {why}");
+                }
+                Err(why) => tracing::info!("no early refusal by XDP: {why}"),
+            }
+        }
+        self.early = attached;
+    }
+
+    /// Where hostile VXLAN is refused early, or why nowhere, for people.
+    pub fn early_text(&self) -> String {
+        match &self.early {
+            Ok(nic) => format!("by native XDP on {}", nic.name),
+            Err(why) => format!("behind the NIC: {why}"),
+        }
     }
 
     pub async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
@@ -290,7 +335,7 @@ impl Running {
             return Ok(());
         };
         for path in kernel
-            .paths(node.underlay_ifindex, vteps(node))
+            .paths(node.underlay_ifindex, node.vtep, vteps(node))
             .await?
             .values()
         {

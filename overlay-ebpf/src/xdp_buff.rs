@@ -1,0 +1,87 @@
+//! A driver's receive buffer as a packet.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::bpf_xdp_get_buff_len;
+use aya_ebpf::programs::XdpContext;
+use overlay_common::decide::Tables as _;
+use overlay_common::packet::{Packet, same_mac};
+
+use crate::maps::Maps;
+
+/// A buffer that an XDP program sees.
+pub struct XdpBuff {
+    raw: *mut xdp_md,
+}
+
+impl XdpBuff {
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self {
+            raw: ctx.as_ptr().cast(),
+        }
+    }
+}
+
+impl Packet for XdpBuff {
+    /// Of a packet in several buffers only the first is looked at; drivers put far more than headers there.
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        // The verifier wants to know that an offset that the packet names is small.
+        if offset > crate::skb::FURTHEST {
+            return None;
+        }
+        // SAFETY: the two fields hold addresses; the verifier knows them as the packet's bounds.
+        let (start, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
+        let from = start + offset as usize;
+        if from + N * 4 > end {
+            return None;
+        }
+        // Not zeroed first: that would be a call to memset, which the verifier does not take.
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        let to: *mut u32 = words.as_mut_ptr().cast();
+        for i in 0..N {
+            // SAFETY: within the bounds just checked; alignment as for `Skb`.
+            unsafe { to.add(i).write(*((from + i * 4) as *const u32)) };
+        }
+        // SAFETY: all of it has been written.
+        Some(unsafe { words.assume_init() })
+    }
+
+    #[inline(always)]
+    fn frame_len(&self) -> u32 {
+        // SAFETY: the helper takes any buffer and cannot fail (Linux 5.18).
+        unsafe { bpf_xdp_get_buff_len(self.raw) as u32 }
+    }
+
+    /// No super-packets here.
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        0
+    }
+
+    /// Unknown: a tag that the NIC has taken off does not show. The agent keeps the program off NICs with VLANs.
+    #[inline(always)]
+    fn vlan(&self) -> Option<u16> {
+        None
+    }
+
+    #[inline(always)]
+    fn to_this_host(&self) -> bool {
+        let Some([first, second]) = self.load::<2>(0) else {
+            return false;
+        };
+        let [a, b, c, d] = first.to_ne_bytes();
+        let [e, f, _, _] = second.to_ne_bytes();
+        Maps.config()
+            .is_some_and(|config| same_mac([a, b, c, d, e, f], config.underlay_mac))
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid for the whole program; the verifier checks the access.
+        unsafe { (*self.raw).ingress_ifindex }
+    }
+}

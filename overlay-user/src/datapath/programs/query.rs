@@ -1,0 +1,60 @@
+//! The ids of the programs on a tcx hook. aya opens every program that it lists, which takes `CAP_SYS_ADMIN`: all
+//! of root. The ids alone take `CAP_NET_ADMIN`.
+
+use std::io;
+
+use aya::programs::TcAttachType;
+use nix::libc;
+
+/// `BPF_PROG_QUERY` of `enum bpf_cmd`, and the hooks of `enum bpf_attach_type` (include/uapi/linux/bpf.h).
+const PROG_QUERY: libc::c_int = 16;
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+/// More than tcx takes (`BPF_MPROG_MAX`).
+const MOST: usize = 64;
+
+/// The member `query` of `union bpf_attr`, as far as it is used; the kernel takes the rest for zeros.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    /// A pointer.
+    program_ids: u64,
+    count: u32,
+    _pad: u32,
+}
+
+/// The ids of the programs on a device's tcx hook, in the order they run.
+///
+/// # Errors
+/// `EINVAL` on a kernel without tcx (before Linux 6.6), `EPERM` without `CAP_NET_ADMIN`, `ENODEV`.
+pub(super) fn tcx_program_ids(ifindex: u32, direction: TcAttachType) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MOST];
+    let mut query = Query {
+        ifindex,
+        attach_type: match direction {
+            TcAttachType::Egress => TCX_EGRESS,
+            _ => TCX_INGRESS,
+        },
+        program_ids: ids.as_mut_ptr() as u64,
+        count: MOST as u32,
+        ..Query::default()
+    };
+    // SAFETY: the kernel reads and writes the struct, whose size is told, and at most `count` ids.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_QUERY,
+            &raw mut query,
+            size_of::<Query>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let count = usize::try_from(query.count).unwrap_or(MOST);
+    Ok(ids.iter().take(count).copied().collect())
+}

@@ -1,0 +1,76 @@
+//! The capabilities (capabilities(7)) that this process has, to name in an error the one that is missing.
+
+use std::fmt;
+use std::fs;
+
+/// A capability that something of the overlay needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// Everything that changes the kernel's network, and attaching programs to it.
+    NetAdmin = 12,
+    /// Entering another network namespace; reading programs by id.
+    SysAdmin = 21,
+    /// Pointers in programs, as all packet programs have (Linux 5.8).
+    Perfmon = 38,
+    /// Loading programs and making maps (Linux 5.8).
+    Bpf = 39,
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NetAdmin => "CAP_NET_ADMIN",
+            Self::SysAdmin => "CAP_SYS_ADMIN",
+            Self::Perfmon => "CAP_PERFMON",
+            Self::Bpf => "CAP_BPF",
+        })
+    }
+}
+
+/// Those of `wanted` that this process lacks, as text; `None` where it lacks none or nobody can tell.
+#[must_use]
+pub fn missing(wanted: &[Capability]) -> Option<String> {
+    let effective = effective(&fs::read_to_string("/proc/self/status").ok()?)?;
+    let names: Vec<String> = wanted
+        .iter()
+        .filter(|capability| !has(effective, **capability))
+        .map(ToString::to_string)
+        .collect();
+    (!names.is_empty()).then(|| names.join(" and "))
+}
+
+fn has(effective: u64, capability: Capability) -> bool {
+    let bit = |capability: Capability| effective >> capability as u32 & 1 == 1;
+    // What was split off from it is still in it (`bpf_capable()`, `perfmon_capable()`).
+    bit(capability)
+        || matches!(capability, Capability::Bpf | Capability::Perfmon) && bit(Capability::SysAdmin)
+}
+
+/// The line `CapEff:` of `/proc/self/status`.
+fn effective(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_set_is_read() {
+        let status = "Name:\tx\nCapPrm:\t0\nCapEff:\t0000008000001000\n";
+        let set = effective(status).expect("a set");
+        assert!(has(set, Capability::NetAdmin) && has(set, Capability::Bpf));
+        assert!(!has(set, Capability::SysAdmin) && !has(set, Capability::Perfmon));
+        assert_eq!(effective("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn sys_admin_stands_for_what_was_split_off() {
+        let set = 1 << Capability::SysAdmin as u32;
+        assert!(has(set, Capability::Bpf) && has(set, Capability::Perfmon));
+        assert!(!has(set, Capability::NetAdmin));
+    }
+}

@@ -1,0 +1,77 @@
+//! What lies on the disk and listens on the network is no more open than it has to be.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use overlay_tests::{Lab, Node, Options, StoreKind};
+
+/// Mode and owner of a path, as `stat` has them.
+fn mode(node: &Node, path: &str) -> Result<String> {
+    Ok(node
+        .run(["stat", "-c", "%a %U:%G", path])?
+        .trim()
+        .to_owned())
+}
+
+#[test]
+fn files_and_sockets_are_tight() -> Result<()> {
+    let lab = Lab::up(Options {
+        nodes: 1,
+        store: StoreKind::Dir,
+        ..Options::for_test("lp-files")
+    })?;
+    let node = lab.node(1);
+    node.stop_agent(Signal::SIGTERM)?;
+    // Whatever the file mode creation mask is.
+    let agent = lab.options().bin_dir.join("overlayd");
+    let directory = tempfile::tempdir()?;
+    let script = directory.path().join("agent");
+    std::fs::write(
+        &script,
+        format!("#!/bin/sh\numask 0\nexec {} \"$@\"\n", agent.display()),
+    )?;
+    node.run(["chmod", "755", &script.display().to_string()])?;
+    node.run(["rm", "-rf", "/run/overlay", "/run/flannel"])?;
+    node.run(["rm", "-rf", "/sys/fs/bpf/overlay"])?;
+    node.start_agent_from(&script, &["--healthz-ip=127.0.0.1"])?;
+    overlay_tests::wait_until("the agent", crate::PATIENCE, || {
+        let answer = node.exec(["test", "-f", "/run/flannel/subnet.env"]);
+        let pinned = node.exec(["test", "-e", "/sys/fs/bpf/overlay/v1/maps/ov_peers"]);
+        answer.is_ok_and(|it| it.status.success()) && pinned.is_ok_and(|it| it.status.success())
+    })?;
+    let mut wrong = Vec::new();
+    for (path, wanted) in [
+        // Others' programs read it, as flannel's.
+        ("/run/flannel/subnet.env", "644 root:root"),
+        ("/run/overlay", "755 root:root"),
+        // Who can open it can lock it, and keep agents from starting.
+        ("/run/overlay/agent.lock", "600 root:root"),
+        ("/run/overlay/agent.json", "600 root:root"),
+        ("/sys/fs/bpf/overlay", "700 root:root"),
+        ("/sys/fs/bpf/overlay/v1", "700 root:root"),
+        ("/sys/fs/bpf/overlay/v1/maps", "700 root:root"),
+        ("/sys/fs/bpf/overlay/v1/links", "700 root:root"),
+        ("/sys/fs/bpf/overlay/v1/maps/ov_peers", "600 root:root"),
+    ] {
+        let found = mode(&node, path)?;
+        if found != wanted {
+            wrong.push(format!("{path}: {found} instead of {wanted}"));
+        }
+    }
+    let others = node.run([
+        "sh",
+        "-c",
+        "find /var/lib/cni /run/overlay /run/flannel -mindepth 1 -perm /022 ! -type l",
+    ])?;
+    ensure!(
+        others.is_empty() && wrong.is_empty(),
+        "{}\nwritable by others:\n{others}",
+        wrong.join("\n")
+    );
+    let listening = node.run(["ss", "-Hltn"])?;
+    let ports: Vec<_> = listening
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3))
+        .collect();
+    ensure!(ports == ["127.0.0.1:8081"], "listening: {ports:?}");
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! Every binary runs with the capabilities that `deploy/` gives it and no others; without one of them it says which.
+//!
+//! `setpriv` takes capabilities from root as systemd's `CapabilityBoundingSet` and a container runtime's `drop` do.
+
+mod binaries;
+mod files;
+mod secrets;
+mod units;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use overlay_tests::Node;
+
+/// Machines that run tests are slow.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The agent with its fast path, and what finds out whether it can run.
+const FAST_PATH: &[&str] = &["net_admin", "net_raw", "bpf", "perfmon"];
+/// The agent with `--fast-path off`.
+const KERNEL_PATH: &[&str] = &["net_admin", "net_raw"];
+/// The CNI plugin, as the container runtime has to run it.
+const PLUGIN: &[&str] = &["net_admin", "net_raw", "sys_admin"];
+/// `overlayctl status`: it opens programs by their ids.
+const STATUS: &[&str] = &["net_admin", "sys_admin"];
+/// `overlayd cleanup`.
+const CLEANUP: &[&str] = &["net_admin", "net_raw", "bpf"];
+
+/// The words that run a program with these capabilities only, and with no way to more.
+fn confined(capabilities: &[&str]) -> String {
+    let kept: String = capabilities.iter().map(|it| format!(",+{it}")).collect();
+    format!("setpriv --no-new-privs --inh-caps=-all{kept} --bounding-set=-all{kept}")
+}
+
+/// All but one.
+fn without<'a>(capabilities: &[&'a str], one: &str) -> Vec<&'a str> {
+    capabilities
+        .iter()
+        .copied()
+        .filter(|it| *it != one)
+        .collect()
+}
+
+/// A script that runs a program with these capabilities only.
+fn script(directory: &Path, program: &Path, capabilities: &[&str]) -> Result<PathBuf> {
+    let path = directory.join(format!("with-{}", capabilities.join("-")));
+    let words = confined(capabilities);
+    fs::write(
+        &path,
+        format!("#!/bin/sh\nexec {words} {} \"$@\"\n", program.display()),
+    )?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// What the agent has logged since `start`.
+fn log_since(node: &Node, start: u64) -> Result<String> {
+    let log = fs::read(node.agent_log()).context("read the agent's log")?;
+    let start = usize::try_from(start)?.min(log.len());
+    Ok(String::from_utf8_lossy(&log[start..]).into_owned())
+}
+
+fn log_length(node: &Node) -> u64 {
+    fs::metadata(node.agent_log()).map_or(0, |it| it.len())
+}

@@ -1,0 +1,96 @@
+//! The systemd unit and the DaemonSet give exactly the tested sets.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::FAST_PATH;
+
+fn deploy(name: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(name);
+    fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+}
+
+/// For kernels before 5.11, which count maps as locked memory. The tests' kernel is newer.
+const OLD_KERNELS: &str = "sys_resource";
+
+#[test]
+fn the_unit_gives_what_is_tested() -> Result<()> {
+    let unit = deploy("overlayd.service")?;
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+        .context("no CapabilityBoundingSet")?;
+    let given: BTreeSet<String> = line
+        .split(' ')
+        .map(|it| it.trim_start_matches("CAP_").to_lowercase())
+        .collect();
+    let wanted = FAST_PATH.iter().copied().chain([OLD_KERNELS]);
+    ensure!(given == wanted.map(str::to_owned).collect(), "{given:?}");
+    Ok(())
+}
+
+#[test]
+fn the_daemon_set_gives_what_is_tested() -> Result<()> {
+    let yaml = deploy("daemonset.yaml")?;
+    let line = yaml
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("add: ["))
+        .context("no capabilities")?;
+    let given: BTreeSet<String> = line
+        .trim_end_matches(']')
+        .split(", ")
+        .map(str::to_lowercase)
+        .collect();
+    let wanted = FAST_PATH.iter().copied().chain([OLD_KERNELS]);
+    ensure!(given == wanted.map(str::to_owned).collect(), "{given:?}");
+    ensure!(yaml.contains("drop: [ALL]"), "others are not dropped");
+    // What runs for good is not privileged; what writes two sysctls and ends is.
+    let (before, agent) = yaml.split_once("- name: overlayd\n").context("no agent")?;
+    ensure!(
+        !agent.contains("privileged: true"),
+        "the agent is privileged"
+    );
+    ensure!(
+        before.matches("privileged: true").count() == 1,
+        "more than the sysctls is privileged"
+    );
+    Ok(())
+}
+
+/// The unit's own words; that the agent works under them is for `systemd-run` on a host with systemd.
+#[test]
+fn the_unit_is_valid_and_hardened() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    // systemd looks whether the program is there.
+    let unit = deploy("overlayd.service")?.replace("/usr/local/bin/overlayd", "/bin/true");
+    let path = directory.path().join("overlayd.service");
+    fs::write(&path, unit)?;
+    let run = |arguments: &[&str]| -> Result<(bool, String)> {
+        let output = Command::new("systemd-analyze")
+            .args(arguments)
+            .arg(&path)
+            .output()
+            .context("run systemd-analyze")?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((
+            output.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        ))
+    };
+    let (fine, text) = run(&["verify", "--man=no"])?;
+    // Nothing but the one unit is looked at: what a machine without systemd says of others does not count.
+    let about: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("overlayd.service"))
+        .collect();
+    ensure!(about.is_empty(), "{fine}: {text}");
+    // 0 is safest, 10 is a service without any protection.
+    let (fine, text) = run(&["security", "--offline=yes", "--threshold=30"])?;
+    ensure!(fine, "{text}");
+    Ok(())
+}
