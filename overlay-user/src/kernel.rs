@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, TryStreamExt};
@@ -137,6 +138,8 @@ impl Error {
 pub struct Kernel {
     handle: Handle,
     task: JoinHandle<()>,
+    /// Whether an answer did not come in time.
+    is_late: AtomicBool,
     look: look::Look,
 }
 
@@ -150,14 +153,46 @@ impl Kernel {
         Ok(Self {
             handle,
             task: tokio::spawn(connection),
+            is_late: AtomicBool::new(false),
             look: look::Look::default(),
         })
     }
 
-    /// Whether the connection has broken; every request fails then.
+    /// Whether the connection is of no use any more: it has broken, or an answer is overdue, and the kernel begins
+    /// no other dump on this socket before that one is read.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.task.is_finished()
+        self.task.is_finished() || self.is_late.load(Ordering::Relaxed)
+    }
+
+    /// Runs one request under the deadline.
+    async fn request<T>(
+        &self,
+        call: &'static str,
+        object: &str,
+        future: impl Future<Output = Result<T, rtnetlink::Error>>,
+    ) -> Result<T, Error> {
+        match timeout(NETLINK_DEADLINE, future).await {
+            Ok(result) => result.map_err(|error| Error::from_rtnetlink(call, object, error)),
+            Err(_) => {
+                self.is_late.store(true, Ordering::Relaxed);
+                Err(Error::Deadline {
+                    call,
+                    object: object.to_owned(),
+                })
+            }
+        }
+    }
+
+    /// Collects one dump under the deadline. The request is on its way when the stream is made, and the kernel
+    /// refuses another dump on the same socket until this one is read to its end (`EBUSY`).
+    async fn dump<T>(
+        &self,
+        call: &'static str,
+        object: &str,
+        stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
+    ) -> Result<Vec<T>, Error> {
+        self.request(call, object, stream.try_collect()).await
     }
 }
 
@@ -165,30 +200,6 @@ impl Drop for Kernel {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// Runs one request under the deadline.
-async fn request<T>(
-    call: &'static str,
-    object: &str,
-    future: impl Future<Output = Result<T, rtnetlink::Error>>,
-) -> Result<T, Error> {
-    match timeout(NETLINK_DEADLINE, future).await {
-        Ok(result) => result.map_err(|error| Error::from_rtnetlink(call, object, error)),
-        Err(_) => Err(Error::Deadline {
-            call,
-            object: object.to_owned(),
-        }),
-    }
-}
-
-/// Collects one dump under the deadline.
-async fn dump<T>(
-    call: &'static str,
-    object: &str,
-    stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
-) -> Result<Vec<T>, Error> {
-    request(call, object, stream.try_collect()).await
 }
 
 /// Takes "there is no such thing" for success, for removals that somebody else was quicker with.

@@ -23,7 +23,7 @@ mod store;
 mod teardown;
 mod underlay;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -185,7 +185,7 @@ impl Lab {
 
     /// Where clients inside the lab reach the store: an URL (etcd) or a path (dir).
     pub fn store_endpoint(&self) -> String {
-        store::endpoint(&self.shared.read(|state| state.options.store))
+        store::endpoint(&self.options())
     }
 
     /// Runs `etcdctl` (API 3) against the lab's etcd and returns what it prints.
@@ -196,12 +196,23 @@ impl Lab {
         store::etcdctl(&self.shared, arguments)
     }
 
-    /// The store's process (etcd), for fault tests.
+    /// The store's process (etcd), for fault tests: that of its first member.
     pub fn store_process(&self) -> Option<Process> {
-        self.shared.read(|state| state.store_process.clone())
+        self.store_member(1)
     }
 
-    /// Stops etcd and leaves its data; see [`Lab::start_store`].
+    /// The process of a member of etcd, counted from 1.
+    pub fn store_member(&self, number: usize) -> Option<Process> {
+        self.shared
+            .read(|state| state.store_processes.get(&number).cloned())
+    }
+
+    /// The data of a member of etcd, counted from 1.
+    pub fn store_data(&self, number: usize) -> PathBuf {
+        store::data(&self.shared, number)
+    }
+
+    /// Stops every member of etcd and leaves the data; see [`Lab::start_store`].
     ///
     /// # Errors
     /// When it does not end.
@@ -209,12 +220,20 @@ impl Lab {
         store::stop(&self.shared)
     }
 
-    /// Starts etcd again on the data that it left.
+    /// Starts those members of etcd that do not run, on the data that they left.
     ///
     /// # Errors
     /// When it does not answer in time.
     pub fn start_store(&self) -> Result<()> {
-        store::start(&self.shared)
+        store::start(&self.shared, &[])
+    }
+
+    /// The same by way of another program that starts it by `exec`, such as `env NAME=VALUE`.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub fn start_store_through(&self, program: &[&str]) -> Result<()> {
+        store::start(&self.shared, program)
     }
 
     /// Everything about the lab that a person or a script asks for.

@@ -17,7 +17,7 @@ use nix::sys::socket::sockopt::RcvBufForce;
 use crate::traffic::{Endpoint, PATIENCE};
 
 /// Datagrams per second and direction.
-const RATE: u32 = 1000;
+pub const RATE: u32 = 1000;
 /// Bytes of a datagram: an eight-byte number and padding.
 const DATAGRAM: usize = 200;
 /// Bytes that the TCP connection sends at a time, and how often.
@@ -103,14 +103,24 @@ impl Traffic {
     /// # Errors
     /// When the TCP connection broke or carried something else than was sent.
     pub fn finish(self) -> Result<Outcome> {
+        let (datagrams, bytes) = self.end()?;
+        let bytes = bytes.with_context(|| format!("TCP broke; datagrams: {datagrams:?}"))?;
+        Ok(Outcome { datagrams, bytes })
+    }
+
+    /// Stops it and tells what was lost, there and back, and what came of the TCP connection: the bytes that it
+    /// carried, or how it broke.
+    ///
+    /// # Errors
+    /// When a datagram arrived changed.
+    pub fn end(self) -> Result<([Loss; 2], Result<u64>)> {
         self.stop.store(true, Ordering::SeqCst);
         let datagrams = [self.there.finish()?, self.back.finish()?];
         let bytes = self
             .stream
             .join()
-            .map_err(|_| anyhow!("the TCP connection's thread panicked"))?
-            .with_context(|| format!("TCP broke; datagrams: {datagrams:?}"))?;
-        Ok(Outcome { datagrams, bytes })
+            .map_err(|_| anyhow!("the TCP connection's thread panicked"))?;
+        Ok((datagrams, bytes))
     }
 }
 
@@ -210,7 +220,13 @@ fn receive(socket: &UdpSocket, sent_all: &AtomicBool) -> Result<Received> {
         match socket.recv(&mut buffer) {
             Ok(DATAGRAM) => {}
             Ok(length) => return Err(anyhow!("a datagram of {length} bytes arrived")),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            // A process that was frozen for a while is told so.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) =>
+            {
                 continue;
             }
             Err(error) => return Err(error).context("receive"),

@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use crate::Namespace;
+use crate::{Namespace, Pod};
 
 /// How long any single answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,6 +36,16 @@ pub struct Endpoint {
     pub namespace: Namespace,
     /// Where it is reached.
     pub address: Ipv4Addr,
+}
+
+impl From<&Pod> for Endpoint {
+    fn from(pod: &Pod) -> Self {
+        Self {
+            name: pod.name().to_owned(),
+            namespace: pod.namespace(),
+            address: pod.address(),
+        }
+    }
 }
 
 /// Bytes that differ at every place and between sizes.

@@ -6,6 +6,10 @@ use anyhow::{Result, bail};
 
 use crate::interrupt;
 
+/// Environment variable with a number that every limit is multiplied by: how much slower than a usual machine this
+/// one is.
+pub const SLOWNESS_ENV: &str = "OVERLAY_SLOWNESS";
+
 /// How long to sleep between two looks.
 const INTERVAL: Duration = Duration::from_millis(20);
 
@@ -22,6 +26,7 @@ pub fn wait_until(what: &str, limit: Duration, mut look: impl FnMut() -> bool) -
 /// # Errors
 /// Names `what` when the time is over, and stops early when the user interrupts.
 pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let limit = limit * slowness();
     let end = Instant::now() + limit;
     loop {
         if let Some(found) = look() {
@@ -33,4 +38,9 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
         }
         std::thread::sleep(INTERVAL);
     }
+}
+
+fn slowness() -> u32 {
+    let value = std::env::var(SLOWNESS_ENV).ok();
+    value.and_then(|value| value.parse().ok()).unwrap_or(1)
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::pace::Traffic;
 use overlay_tests::traffic::{self, Endpoint};
-use overlay_tests::{Lab, Node, Options, Pod, command, wait_until};
+use overlay_tests::{Lab, Node, Options, Pod, wait_until};
 use serde_json::{Value, json};
 
 /// What netlink tells of is put right in two seconds; machines that run tests are slow.
@@ -22,11 +22,7 @@ const RECONNECT: Duration = Duration::from_secs(30);
 const MAPS: &str = "/sys/fs/bpf/overlay/v1/maps";
 
 fn endpoint(pod: &Pod) -> Endpoint {
-    Endpoint {
-        name: pod.name().to_owned(),
-        namespace: pod.namespace(),
-        address: pod.address(),
-    }
+    pod.into()
 }
 
 /// A lab whose agents know all their pods.
@@ -175,98 +171,6 @@ fn kernel_state_heals() -> Result<()> {
     ] {
         heals(&lab, name, RESYNC, || shell(&node, script).map(drop))?;
     }
-    lab.down()
-}
-
-#[test]
-fn devices_heal() -> Result<()> {
-    let lab = lab(Options::for_test("devices"))?;
-    let node = lab.node(1);
-    let default = "ip route add default via 192.168.66.253";
-    let settled = |what: &str, limit: Duration| -> Result<()> {
-        let start = Instant::now();
-        wait_until(&format!("{what}: traffic"), limit, || talk(&lab).is_ok())
-            .with_context(|| node.agent_log_tail())?;
-        node.wait_ready(limit)?;
-        println!("{what}: settled after {} ms", start.elapsed().as_millis());
-        Ok(())
-    };
-
-    shell(
-        &node,
-        &format!("ip link set eth0 down; ip link set eth0 up; {default}"),
-    )?;
-    settled("underlay device down and up", SOON)?;
-
-    shell(
-        &node,
-        &format!(
-            "ip link set eth0 down; ip link set eth0 name nic0; ip link set nic0 up; {default}"
-        ),
-    )?;
-    settled("underlay device renamed", SOON)?;
-    shell(
-        &node,
-        &format!(
-            "ip link set nic0 down; ip link set nic0 name eth0; ip link set eth0 up; {default}"
-        ),
-    )?;
-    settled("underlay device renamed back", SOON)?;
-
-    let mac = "02:00:00:00:00:99";
-    shell(&node, &format!("ip link set flannel.1 address {mac}"))?;
-    wait_until("the other node to know the new MAC address", SOON, || {
-        shell(&lab.node(2), "ip neighbour show dev flannel.1")
-            .is_ok_and(|table| table.contains(mac))
-    })?;
-    settled("MAC address of the VXLAN device changed", SOON)?;
-
-    for (old, new) in [(1, 101), (101, 1)] {
-        let address = |last: u8| Ipv4Addr::new(192, 168, 66, last);
-        shell(
-            &node,
-            &format!(
-                "ip address del {}/24 dev eth0; ip address add {}/24 dev eth0; {default}",
-                address(old),
-                address(new)
-            ),
-        )?;
-        let vtep = format!("dst {} ", address(new));
-        wait_until("the other node to know the new address", RECONNECT, || {
-            shell(&lab.node(2), "bridge fdb show dev flannel.1")
-                .is_ok_and(|fdb| fdb.contains(&vtep))
-        })
-        .with_context(|| node.agent_log_tail())?;
-        settled("address of the node changed", RECONNECT)?;
-    }
-
-    let namespace = node.namespace();
-    let wire = lab.namespace("underlay")?;
-    command::ip(&format!("-n {} link delete n1", wire.name()))?;
-    command::ip(&format!(
-        "-n {} link add n1 type veth peer name eth0 netns {}",
-        wire.name(),
-        namespace.name()
-    ))?;
-    command::ip(&format!("-n {} link set n1 master br0 up", wire.name()))?;
-    shell(
-        &node,
-        &format!("ip address add 192.168.66.1/24 dev eth0; ip link set eth0 up; {default}"),
-    )?;
-    settled("NIC replaced", RECONNECT)?;
-
-    shell(&node, "ip link set cni0 down")?;
-    settled("bridge set down", SOON)?;
-
-    // The pods lose their ports with the bridge; the next pod makes it again.
-    shell(&node, "ip link delete cni0")?;
-    wait_until("the agent to know that its pods are cut off", SOON, || {
-        node.http_get("/readyz")
-            .is_ok_and(|answer| answer.body.contains("pods: 0"))
-    })?;
-    let pod = lab.add_pod(1)?;
-    let (a, b) = (endpoint(&pod), endpoint(&lab.pod(2, 1)));
-    traffic::tcp(&a, &b, 100_000)?;
     lab.down()
 }
 

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use overlay_user::lease::RejectReason;
+use ipnet::IpNet;
+use overlay_user::lease::{Attributes, RejectReason};
 use overlay_user::store::{Error, Location, StoreHealth};
 use support::{LARGE, SMALL, attributes, config, open, race, run, see_each_other, start};
 
@@ -47,6 +48,38 @@ fn a_lease_is_one_file_and_is_found_again() {
         );
         let (_, again) = start(at(directory.path()), TTL, LARGE, 1).await;
         assert_eq!(again.subnet, lease.subnet);
+    });
+}
+
+#[test]
+fn a_node_keeps_its_lease_when_its_public_ip_changes_and_a_stranger_cannot_take_it() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (one, lease) = start(at(directory.path()), TTL, LARGE, 1).await;
+        drop(one);
+        let take = async |attributes: &Attributes, previous: IpNet| {
+            let store = open(at(directory.path()), TTL);
+            let taken = store
+                .acquire(&config(LARGE), attributes.clone(), Some(previous))
+                .await;
+            taken.expect("a lease").subnet
+        };
+        let moved = Attributes {
+            public_ip: [192, 168, 0, 101].into(),
+            ..attributes(1)
+        };
+        // Whoever has the subnet's name but another MAC address, or the MAC address but not the subnet's name.
+        assert_ne!(take(&attributes(2), lease.subnet).await, lease.subnet);
+        let elsewhere = "10.3.200.0/24".parse().expect("a subnet");
+        assert_eq!(take(&moved, elsewhere).await, elsewhere);
+        let file = directory
+            .path()
+            .join(format!("subnets/{}.json", lease.key()));
+        let text = || fs::read_to_string(&file).expect("the file");
+        assert!(text().contains("192.168.0.1\""), "{}", text());
+
+        assert_eq!(take(&moved, lease.subnet).await, lease.subnet);
+        assert!(text().contains("192.168.0.101\""), "{}", text());
     });
 }
 

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod demo;
 mod deny;
+mod faults;
 mod flood;
 mod fuzz;
 mod lab;
@@ -11,6 +12,7 @@ mod setup;
 mod shell;
 mod soak;
 mod test;
+mod vmtest;
 mod workspace;
 
 use std::process::ExitCode;
@@ -43,9 +45,11 @@ enum Command {
     Lab(lab::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Faults(faults::Arguments),
     Fuzz(fuzz::Arguments),
     Soak(soak::Arguments),
     Flood(flood::Arguments),
+    Vmtest(vmtest::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +72,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Vmtest(arguments) => vmtest::run(&arguments),
+        Command::Faults(arguments) => faults::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),

@@ -64,13 +64,21 @@ pub fn ensure_lab(store: StoreKind) -> Result<()> {
     ensure(|part| match part.needed {
         parts::Needed::Lab => true,
         parts::Needed::Etcd => store == StoreKind::Etcd,
-        parts::Needed::Build | parts::Needed::Measuring | parts::Needed::Tests => false,
+        parts::Needed::Build
+        | parts::Needed::Measuring
+        | parts::Needed::Tests
+        | parts::Needed::Machines => false,
     })
 }
 
 /// What measuring takes besides the lab.
 pub fn ensure_measuring() -> Result<()> {
     ensure(|part| part.needed == parts::Needed::Measuring)
+}
+
+/// What test machines with other kernels take, and are packed with.
+pub fn ensure_machines() -> Result<()> {
+    ensure(|part| part.needed != parts::Needed::Etcd)
 }
 
 /// What the end-to-end tests take, the lab included.

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
+use std::ops::AddAssign;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
+use serde::Serialize;
 
 use crate::{bench, build, deny, fuzz, setup, shell, soak};
 
@@ -30,10 +32,17 @@ pub struct Arguments {
 }
 
 /// How many tests passed and failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: usize,
-    failed: usize,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    pub passed: usize,
+    pub failed: usize,
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, more: Self) {
+        self.passed += more.passed;
+        self.failed += more.failed;
+    }
 }
 
 impl fmt::Display for Count {
@@ -157,8 +166,7 @@ impl Run {
         }
         let mut count = Count::default();
         self.part(name, || run_tests(&mut command, &mut count))?;
-        self.count.passed += count.passed;
-        self.count.failed += count.failed;
+        self.count += count;
         Ok(())
     }
 
@@ -203,10 +211,7 @@ fn run_tests(command: &mut Command, count: &mut Count) -> Result<()> {
     for line in BufReader::new(output).lines() {
         let line = line.context("read the output of cargo test")?;
         println!("{line}");
-        if let Some(more) = closing_line(&line) {
-            count.passed += more.passed;
-            count.failed += more.failed;
-        }
+        *count += closing_line(&line).unwrap_or_default();
     }
     let status = child
         .wait()
@@ -218,7 +223,7 @@ fn run_tests(command: &mut Command, count: &mut Count) -> Result<()> {
 }
 
 /// The numbers in `test result: ok. 3 passed; 0 failed; …`.
-fn closing_line(line: &str) -> Option<Count> {
+pub fn closing_line(line: &str) -> Option<Count> {
     let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let number = |what: &str| {
         numbers

@@ -44,7 +44,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The kernel refused a netlink request.
-    #[error("the kernel refused to {action}")]
+    #[error("the kernel refused to {action}{}", lacking())]
     Netlink {
         /// What was tried.
         action: String,
@@ -78,6 +78,14 @@ pub enum Error {
 const CODE_CONFLICT: u32 = 100;
 /// CHECK failed.
 const CODE_CHANGED: u32 = 101;
+
+/// The capability that the plugin lacks to change the network, if it lacks it.
+fn lacking() -> String {
+    match privilege::missing(&[Capability::NetAdmin]) {
+        Some(missing) => format!("; the plugin lacks {missing}"),
+        None => String::new(),
+    }
+}
 
 /// What can be done where a namespace cannot be entered.
 fn entering(source: &std::io::Error) -> String {

@@ -6,7 +6,7 @@ use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use overlay_common::schema::{
     CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, MAX_FLOWS,
-    NEWEST_FLOW, NO_FLOW_SINCE, Peer, Pod, Vtep,
+    NEWEST_FLOW, NO_FLOW_SINCE, POD_KERNEL_PATH, Peer, Pod, Vtep,
 };
 use overlay_common::verdict::{Hook, Verdict, counter_index};
 
@@ -181,18 +181,28 @@ where
         Ok(())
     }
 
-    /// Takes whatever points at a device out of the maps.
+    /// Leaves the pod on a device to the kernel, both ways. Its entries stay: packets of a pod that the maps do
+    /// not know look translated where they leave the stack.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn forget_device(&mut self, ifindex: u32) -> Result<(), Error> {
-        for (address, pod) in dump(&self.pods, PODS)? {
+    pub fn hold_device(&mut self, ifindex: u32) -> Result<(), Error> {
+        // Only what is there: the plugin may be taking the pod out at this moment.
+        const EXISTING: u64 = 2; // BPF_EXIST
+        let held =
+            missing_is_none(self.endpoints.get(&ifindex, 0)).map_err(failed("read", ENDPOINTS))?;
+        if let Some(mut endpoint) = held {
+            endpoint.flags |= POD_KERNEL_PATH;
+            missing_is_none(self.endpoints.insert(ifindex, endpoint, EXISTING))
+                .map_err(failed("update", ENDPOINTS))?;
+        }
+        for (address, mut pod) in dump(&self.pods, PODS)? {
             if pod.ifindex == ifindex {
-                missing_is_none(self.pods.remove(&address)).map_err(failed("delete from", PODS))?;
+                pod.flags |= POD_KERNEL_PATH;
+                missing_is_none(self.pods.insert(address, pod, EXISTING))
+                    .map_err(failed("update", PODS))?;
             }
         }
-        missing_is_none(self.endpoints.remove(&ifindex))
-            .map_err(failed("delete from", ENDPOINTS))?;
         Ok(())
     }
 

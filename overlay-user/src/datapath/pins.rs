@@ -107,27 +107,45 @@ impl Pins {
     /// # Errors
     /// [`Error::Pin`] where the directory cannot be read; a missing one has no links.
     pub fn list_links(&self) -> Result<Vec<(Hook, u32, PathBuf)>, Error> {
-        let dir = self.links();
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => {
-                return Err(Error::Pin {
-                    call: "readdir",
-                    path: dir,
-                    source,
-                });
-            }
-        };
-        Ok(entries
-            .filter_map(Result::ok)
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                let (hook, ifindex) = name.to_str()?.rsplit_once('_')?;
+        let links = list(&self.links())?.into_iter();
+        Ok(links
+            .filter_map(|path| {
+                let (hook, ifindex) = path.file_name()?.to_str()?.rsplit_once('_')?;
                 let hook = Hook::ALL.into_iter().find(|known| known.name() == hook)?;
-                Some((hook, ifindex.parse().ok()?, entry.path()))
+                let ifindex = ifindex.parse().ok()?;
+                Some((hook, ifindex, path))
             })
             .collect())
+    }
+
+    /// The directories of other ABI versions: what a newer or an older agent has left.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the root cannot be read; a missing one has none.
+    pub fn other_versions(&self) -> Result<Vec<PathBuf>, Error> {
+        let own = self.version();
+        let is_other = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let version = name.and_then(|name| name.strip_prefix('v'));
+            *path != own && version.is_some_and(|version| version.parse::<u32>().is_ok())
+        };
+        Ok(list(&self.root)?.into_iter().filter(is_other).collect())
+    }
+
+    /// The pins of links in the directory of another ABI version, whatever they are called there.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the directory cannot be read; a missing one has no links.
+    pub fn links_of(version: &Path) -> Result<Vec<PathBuf>, Error> {
+        list(&version.join("links"))
+    }
+
+    /// Removes all pins in the directory of another ABI version.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the kernel refuses.
+    pub fn remove_version(version: &Path) -> Result<(), Error> {
+        remove_directory(version)
     }
 
     /// Removes a pin; a missing one is as good.
@@ -147,13 +165,34 @@ impl Pins {
     /// # Errors
     /// [`Error::Pin`] where the kernel refuses.
     pub fn remove_all(&self) -> Result<(), Error> {
-        match fs::remove_dir_all(&self.root) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Pin {
-                call: "remove",
-                path: self.root.clone(),
-                source,
-            }),
-            _ => Ok(()),
-        }
+        remove_directory(&self.root)
+    }
+}
+
+/// What is in a directory; a missing one is empty.
+fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    match fs::read_dir(directory) {
+        Ok(entries) => Ok(entries
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::Pin {
+            call: "readdir",
+            path: directory.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Removes a directory and what is in it; a missing one is as good.
+fn remove_directory(directory: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(directory) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Pin {
+            call: "remove",
+            path: directory.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
     }
 }

@@ -43,6 +43,8 @@ pub struct Probes(pub Vec<Probe>);
 
 /// Names of features, as shown.
 const LOAD: &str = "packet programs";
+/// The youngest helper that a program calls is `bpf_ktime_get_coarse_ns`.
+const LOAD_SINCE: &str = "5.11";
 const ENCAP: &str = "encapsulation with an inner Ethernet header";
 const DECAP: &str = "decapsulation with a fixed segment size";
 const TCX: &str = "tcx links";
@@ -67,7 +69,7 @@ impl Probes {
             Err(answer) => {
                 return Self(vec![Probe {
                     feature: LOAD,
-                    since: "5.10",
+                    since: LOAD_SINCE,
                     needed: true,
                     answer,
                 }]);
@@ -76,7 +78,7 @@ impl Probes {
         Self(vec![
             Probe {
                 feature: LOAD,
-                since: "5.10",
+                since: LOAD_SINCE,
                 needed: true,
                 answer: programs(&mut ebpf),
             },
@@ -112,18 +114,21 @@ impl Probes {
     /// # Errors
     /// A sentence that names what is missing.
     pub fn verdict(&self) -> Result<Attachment, String> {
-        for probe in self.0.iter().filter(|probe| probe.needed) {
-            match &probe.answer {
-                Answer::Yes => {}
-                Answer::No(detail) => {
-                    return Err(format!(
-                        "this kernel has no {} (Linux {} has): {detail}",
-                        probe.feature, probe.since
-                    ));
-                }
-                Answer::Error(detail) => {
-                    return Err(format!("probing {}: {detail}", probe.feature));
-                }
+        let needed = || self.0.iter().filter(|probe| probe.needed);
+        // An old kernel lacks several things. What came last says what to upgrade to.
+        let lacking = needed().filter_map(|probe| match &probe.answer {
+            Answer::No(detail) => Some((probe, detail)),
+            _ => None,
+        });
+        if let Some((probe, detail)) = lacking.max_by_key(|(probe, _)| numbers(probe.since)) {
+            return Err(format!(
+                "this kernel has no {} (Linux {} has): {detail}",
+                probe.feature, probe.since
+            ));
+        }
+        for probe in needed() {
+            if let Answer::Error(detail) = &probe.answer {
+                return Err(format!("probing {}: {detail}", probe.feature));
             }
         }
         let tcx = self
@@ -136,6 +141,12 @@ impl Probes {
             Attachment::Clsact
         })
     }
+}
+
+/// A kernel's version, to compare by.
+fn numbers(version: &str) -> Vec<u32> {
+    let numbers = version.split('.').map(str::parse);
+    numbers.map(|number| number.unwrap_or(0)).collect()
 }
 
 fn load() -> Result<Ebpf, Answer> {
@@ -153,8 +164,9 @@ fn load() -> Result<Ebpf, Answer> {
     })
 }
 
-/// Loads every tc program.
+/// Loads every tc program; those that the kernel takes serve the other probes, even if it does not take all.
 fn programs(ebpf: &mut Ebpf) -> Answer {
+    let mut answer = Answer::Yes;
     for (name, program) in ebpf.programs_mut() {
         // Optional, and has a probe of its own.
         if matches!(program, Program::Xdp(_)) {
@@ -162,10 +174,10 @@ fn programs(ebpf: &mut Ebpf) -> Answer {
         }
         let loaded = <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load);
         if let Err(error) = loaded {
-            return classify_text(&format!("{name}: {}", short(&error)), errno_of(&error));
+            answer = classify_text(&format!("{name}: {}", short(&error)), errno_of(&error));
         }
     }
-    Answer::Yes
+    answer
 }
 
 /// Runs a probing program on a packet that is long enough for anything.
@@ -275,6 +287,28 @@ mod tests {
     fn what_is_missing_is_named() {
         let error = probes(Answer::No("Invalid argument".into()), Answer::Yes).verdict();
         let error = error.expect_err("encapsulation is needed");
+        assert!(error.contains(ENCAP) && error.contains("5.13"), "{error}");
+    }
+
+    #[test]
+    fn the_youngest_of_what_is_missing_is_named() {
+        let mut probes = probes(Answer::No("Invalid argument".into()), Answer::Yes);
+        probes.0.insert(
+            0,
+            Probe {
+                feature: LOAD,
+                since: LOAD_SINCE,
+                needed: true,
+                answer: Answer::No("unknown func".into()),
+            },
+        );
+        probes.0.push(Probe {
+            feature: DECAP,
+            since: "5.8",
+            needed: true,
+            answer: Answer::Error("not loaded".into()),
+        });
+        let error = probes.verdict().expect_err("much is missing");
         assert!(error.contains(ENCAP) && error.contains("5.13"), "{error}");
     }
 

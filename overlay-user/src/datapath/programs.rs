@@ -341,6 +341,23 @@ impl Programs {
         first_error.map_or(Ok(done), Err)
     }
 
+    /// Detaches what an agent of another ABI version has left attached by tcx, and removes its pins: nobody keeps
+    /// those maps true any more.
+    ///
+    /// # Errors
+    /// [`Error::Pin`], [`Error::Link`].
+    pub fn detach_other_versions(pins: &Pins) -> Result<usize, Error> {
+        let mut done = 0;
+        for version in pins.other_versions()? {
+            for link in Pins::links_of(&version)? {
+                detach(&link)?;
+                done += 1;
+            }
+            Pins::remove_version(&version)?;
+        }
+        Ok(done)
+    }
+
     /// Detaches what is attached by clsact, on every device of this network namespace. The qdisc stays, as it
     /// may be somebody else's; empty it does nothing.
     ///

@@ -8,7 +8,7 @@ use rtnetlink::packet_route::neighbour::{
 };
 use rtnetlink::packet_route::route::RouteType;
 
-use super::{Error, Kernel, dump, gone_is_fine, request};
+use super::{Error, Kernel, gone_is_fine};
 use crate::mac::MacAddr;
 
 impl Kernel {
@@ -19,7 +19,8 @@ impl Kernel {
             .neighbours()
             .get()
             .set_address_family(AddressFamily::Bridge);
-        dump("RTM_GETNEIGH", "the forwarding database", call.execute()).await
+        self.dump("RTM_GETNEIGH", "the forwarding database", call.execute())
+            .await
     }
 
     /// Adds or replaces a permanent FDB entry of the device itself.
@@ -35,7 +36,7 @@ impl Kernel {
             .flags(NeighbourFlags::Own)
             .state(NeighbourState::Permanent)
             .replace();
-        request(
+        self.request(
             "RTM_NEWNEIGH",
             &format!("fdb {mac} dst {vtep}"),
             call.execute(),
@@ -61,6 +62,9 @@ impl Kernel {
             }),
         ];
         let call = self.handle.neighbours().del(message).execute();
-        gone_is_fine(request("RTM_DELNEIGH", &format!("fdb {mac} dst {vtep}"), call).await)
+        gone_is_fine(
+            self.request("RTM_DELNEIGH", &format!("fdb {mac} dst {vtep}"), call)
+                .await,
+        )
     }
 }

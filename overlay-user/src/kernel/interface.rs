@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use regex::Regex;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::LinkLayerType;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
 use super::link::link_name;
 use super::observe::{default_devices, link_mtu, own_address};
-use super::{Error as KernelError, Kernel, dump};
+use super::{Error as KernelError, Kernel};
 
 /// What the operator asked for. The first of the first three that is given decides; none given means the
 /// device with `public_address`, or else that of the default route.
@@ -35,6 +36,8 @@ pub struct Underlay {
     pub ifindex: u32,
     /// MTU, never zero.
     pub mtu: u32,
+    /// Whether it carries Ethernet frames; tunnels such as WireGuard carry bare IP packets.
+    pub is_ethernet: bool,
     /// Its address.
     pub address: IpAddr,
     /// The address that peers send to: the same unless the operator says otherwise.
@@ -74,6 +77,7 @@ struct Candidate {
     name: String,
     ifindex: u32,
     mtu: u32,
+    is_ethernet: bool,
     addresses: Vec<IpAddr>,
 }
 
@@ -115,6 +119,7 @@ impl Kernel {
                 name: link_name(link)?.to_owned(),
                 ifindex: link.header.index,
                 mtu: link_mtu(link),
+                is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
                 addresses: addresses.into_iter().map(|(_, address)| address).collect(),
             })
         });
@@ -147,7 +152,7 @@ impl Kernel {
             .attributes
             .push(RouteAttribute::Destination(address.into()));
         let call = self.handle.route().get(message).execute();
-        let routes = match dump("RTM_GETROUTE", &address.to_string(), call).await {
+        let routes = match self.dump("RTM_GETROUTE", &address.to_string(), call).await {
             Err(error) if error.errno() == Some(nix::libc::ENETUNREACH) => return Ok(None),
             other => other?,
         };
@@ -254,6 +259,7 @@ impl Choice {
             name: candidate.name.clone(),
             ifindex: candidate.ifindex,
             mtu: candidate.mtu,
+            is_ethernet: candidate.is_ethernet,
             address,
             public_address: criteria.public_address.unwrap_or(address),
         })

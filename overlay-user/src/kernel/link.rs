@@ -9,7 +9,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
 use super::observe::{link_mac, link_mtu, on_device, vxlan};
-use super::{Error, Kernel, gone_is_fine, request};
+use super::{Error, Kernel, gone_is_fine};
 use crate::mac::MacAddr;
 use crate::reconcile::Device;
 
@@ -98,7 +98,7 @@ impl Kernel {
             message = message.address(bytes.to_vec());
         }
         let call = self.handle.link().add(message.build()).execute();
-        request("RTM_NEWLINK", &device.name, call).await
+        self.request("RTM_NEWLINK", &device.name, call).await
     }
 
     /// Gives the VXLAN device its name back after somebody renamed it: told by its MAC address and VNI, for
@@ -128,7 +128,9 @@ impl Kernel {
             .build();
         let object = format!("ifindex {ifindex} name {}", device.name);
         let call = self.handle.link().set(message).execute();
-        request("RTM_SETLINK", &object, call).await.map(|()| true)
+        self.request("RTM_SETLINK", &object, call)
+            .await
+            .map(|()| true)
     }
 
     /// Deletes a device; one that has gone already is fine.
@@ -139,7 +141,7 @@ impl Kernel {
         self.look_away();
         let object = format!("ifindex {ifindex}");
         let call = self.handle.link().del(ifindex).execute();
-        gone_is_fine(request("RTM_DELLINK", &object, call).await)
+        gone_is_fine(self.request("RTM_DELLINK", &object, call).await)
     }
 
     /// Stops a VXLAN device from learning.
@@ -160,7 +162,8 @@ impl Kernel {
             .add(message)
             .set_flags(NLM_F_REQUEST | NLM_F_ACK)
             .execute();
-        request("RTM_NEWLINK", &format!("{name} nolearning"), call).await
+        self.request("RTM_NEWLINK", &format!("{name} nolearning"), call)
+            .await
     }
 
     /// Sets a device's MTU.
@@ -171,7 +174,7 @@ impl Kernel {
         self.look_away();
         let message = LinkUnspec::new_with_index(ifindex).mtu(mtu).build();
         let object = format!("ifindex {ifindex} mtu {mtu}");
-        request(
+        self.request(
             "RTM_SETLINK",
             &object,
             self.handle.link().set(message).execute(),
@@ -187,7 +190,7 @@ impl Kernel {
         self.look_away();
         let message = LinkUnspec::new_with_index(ifindex).up().build();
         let object = format!("ifindex {ifindex} up");
-        request(
+        self.request(
             "RTM_SETLINK",
             &object,
             self.handle.link().set(message).execute(),
@@ -205,7 +208,7 @@ impl Kernel {
             .handle
             .address()
             .add(ifindex, address.addr(), address.prefix_len());
-        request(
+        self.request(
             "RTM_NEWADDR",
             &address.to_string(),
             call.replace().execute(),
@@ -230,7 +233,10 @@ impl Kernel {
                 .build(),
         };
         let call = self.handle.address().del(message).execute();
-        gone_is_fine(request("RTM_DELADDR", &address.to_string(), call).await)
+        gone_is_fine(
+            self.request("RTM_DELADDR", &address.to_string(), call)
+                .await,
+        )
     }
 }
 

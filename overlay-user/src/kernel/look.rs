@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
 
-use super::{Error, Kernel, dump};
+use super::{Error, Kernel};
 
 /// What has been seen; nothing outside of a look.
 pub(super) type Look = Mutex<Option<Seen>>;
@@ -54,7 +54,7 @@ impl Kernel {
             return Ok(links);
         }
         let all = self.handle.link().get().execute();
-        let links = Arc::new(dump("RTM_GETLINK", "all devices", all).await?);
+        let links = Arc::new(self.dump("RTM_GETLINK", "all devices", all).await?);
         self.remember(|seen| seen.links = Some(Arc::clone(&links)));
         Ok(links)
     }
@@ -65,7 +65,7 @@ impl Kernel {
             return Ok(addresses);
         }
         let all = self.handle.address().get().execute();
-        let addresses = Arc::new(dump("RTM_GETADDR", "all devices", all).await?);
+        let addresses = Arc::new(self.dump("RTM_GETADDR", "all devices", all).await?);
         self.remember(|seen| seen.addresses = Some(Arc::clone(&addresses)));
         Ok(addresses)
     }

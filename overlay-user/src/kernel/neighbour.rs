@@ -6,13 +6,13 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::RouteType;
 
-use super::{Error, Kernel, dump, gone_is_fine, request};
+use super::{Error, Kernel, gone_is_fine};
 use crate::mac::MacAddr;
 
 impl Kernel {
     /// Every neighbour of the namespace, of both families.
     pub(super) async fn neighbours(&self) -> Result<Vec<NeighbourMessage>, Error> {
-        dump(
+        self.dump(
             "RTM_GETNEIGH",
             "all devices",
             self.handle.neighbours().get().execute(),
@@ -36,7 +36,8 @@ impl Kernel {
             .add(ifindex, address)
             .link_layer_address(&mac)
             .replace();
-        request("RTM_NEWNEIGH", &address.to_string(), call.execute()).await
+        self.request("RTM_NEWNEIGH", &address.to_string(), call.execute())
+            .await
     }
 
     /// Removes a neighbour; one that has gone already is fine.
@@ -56,7 +57,10 @@ impl Kernel {
             .attributes
             .push(NeighbourAttribute::Destination(destination));
         let call = self.handle.neighbours().del(message).execute();
-        gone_is_fine(request("RTM_DELNEIGH", &address.to_string(), call).await)
+        gone_is_fine(
+            self.request("RTM_DELNEIGH", &address.to_string(), call)
+                .await,
+        )
     }
 }
 

@@ -8,7 +8,7 @@ use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric};
 
 use super::neighbour::{destination, link_layer};
-use super::{Error, Kernel, dump, request};
+use super::{Error, Kernel};
 use crate::mac::MacAddr;
 
 /// The way to an address by a given device.
@@ -25,13 +25,15 @@ pub struct Path {
 }
 
 impl Kernel {
-    /// The ways to `addresses` by the device `ifindex`; addresses that it does not lead to are left out.
+    /// The ways from `source` to `addresses` by the device `ifindex`; addresses that the routes lead to by another
+    /// device, or not at all, are left out.
     ///
     /// # Errors
     /// What netlink says.
     pub async fn paths(
         &self,
         ifindex: u32,
+        source: IpAddr,
         addresses: impl IntoIterator<Item = IpAddr>,
     ) -> Result<BTreeMap<IpAddr, Path>, Error> {
         let neighbours = self.neighbours().await?;
@@ -48,7 +50,9 @@ impl Kernel {
             .collect();
         let mut paths = BTreeMap::new();
         for address in addresses {
-            let Some(route) = self.route(ifindex, address).await? else {
+            // Asked for a route by this device, the kernel would make one up.
+            let route = self.route(source, address).await?;
+            let Some(route) = route.filter(|route| device(route) == Some(ifindex)) else {
                 continue;
             };
             let next_hop = gateway(&route).unwrap_or(address);
@@ -74,11 +78,12 @@ impl Kernel {
             .add(ifindex, address)
             .flags(NeighbourFlags::Use)
             .replace();
-        request("RTM_NEWNEIGH", &address.to_string(), call.execute()).await
+        self.request("RTM_NEWNEIGH", &address.to_string(), call.execute())
+            .await
     }
 
-    /// The route to an address by a device.
-    async fn route(&self, ifindex: u32, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
+    /// The route that the kernel's own VXLAN takes.
+    async fn route(&self, source: IpAddr, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
         let mut message = RouteMessage::default();
         (
             message.header.address_family,
@@ -90,9 +95,12 @@ impl Kernel {
         message
             .attributes
             .push(RouteAttribute::Destination(address.into()));
-        message.attributes.push(RouteAttribute::Oif(ifindex));
+        message.header.source_prefix_length = message.header.destination_prefix_length;
+        message
+            .attributes
+            .push(RouteAttribute::Source(source.into()));
         let call = self.handle.route().get(message).execute();
-        match dump("RTM_GETROUTE", &address.to_string(), call).await {
+        match self.dump("RTM_GETROUTE", &address.to_string(), call).await {
             Ok(routes) => Ok(routes.into_iter().next()),
             Err(error) if error.errno().is_some() => Ok(None),
             Err(error) => Err(error),
@@ -104,6 +112,16 @@ impl Kernel {
 fn is_usable(state: NeighbourState) -> bool {
     use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
     matches!(state, Delay | Noarp | Permanent | Probe | Reachable | Stale)
+}
+
+fn device(route: &RouteMessage) -> Option<u32> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(ifindex) => Some(*ifindex),
+            _ => None,
+        })
 }
 
 fn gateway(route: &RouteMessage) -> Option<IpAddr> {

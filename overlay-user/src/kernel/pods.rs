@@ -8,7 +8,7 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMe
 
 use super::link::link_name;
 use super::observe::{link_mac, link_mtu, on_device};
-use super::{Error, Kernel, dump};
+use super::{Error, Kernel};
 use crate::datapath::programs::CLSACT_PRIORITY;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
@@ -103,11 +103,9 @@ impl Kernel {
             pod.has_foreign_qdisc = match judge(qdiscs) {
                 Qdiscs::Plain => false,
                 Qdiscs::Foreign => true,
-                // A device that goes in between has none.
                 Qdiscs::Clsact => self
                     .filters(pod.ifindex)
-                    .await
-                    .unwrap_or_default()
+                    .await?
                     .iter()
                     .any(|filter| filter.priority != CLSACT_PRIORITY),
             };
@@ -127,17 +125,20 @@ impl Kernel {
         })
     }
 
-    /// The filters of a device's `clsact` qdisc.
+    /// The filters of a device's `clsact` qdisc; a device that is gone has none.
     ///
     /// # Errors
     /// What netlink says.
     pub async fn filters(&self, ifindex: u32) -> Result<Vec<Filter>, Error> {
         let object = format!("filters of ifindex {ifindex}");
-        let device = ifindex.cast_signed();
-        let ingress = self.handle.traffic_filter(device).get().ingress().execute();
-        let egress = self.handle.traffic_filter(device).get().egress().execute();
-        let ingress = dump("RTM_GETTFILTER", &object, ingress).await?;
-        let egress = dump("RTM_GETTFILTER", &object, egress).await?;
+        let get = || self.handle.traffic_filter(ifindex.cast_signed()).get();
+        // One after the other: `execute` sends at once, and a socket has one dump at a time (EBUSY).
+        let ingress = self
+            .dump("RTM_GETTFILTER", &object, get().ingress().execute())
+            .await?;
+        let egress = self
+            .dump("RTM_GETTFILTER", &object, get().egress().execute())
+            .await?;
         let of = |egress| {
             move |message: TcMessage| Filter {
                 egress,
@@ -172,7 +173,7 @@ impl Kernel {
 
     async fn qdiscs(&self) -> Result<Vec<TcMessage>, Error> {
         let all = self.handle.qdisc().get().execute();
-        dump("RTM_GETQDISC", "all devices", all).await
+        self.dump("RTM_GETQDISC", "all devices", all).await
     }
 }
 

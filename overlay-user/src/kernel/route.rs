@@ -6,7 +6,7 @@ use rtnetlink::packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use super::{Error, Kernel, dump, gone_is_fine, request};
+use super::{Error, Kernel, gone_is_fine};
 use crate::reconcile::Route;
 
 /// What to do about a route to the same destination.
@@ -24,7 +24,7 @@ impl Kernel {
         let mut message = RouteMessage::default();
         message.header.address_family = family(network);
         let call = self.handle.route().get(message).execute();
-        dump("RTM_GETROUTE", "all tables", call).await
+        self.dump("RTM_GETROUTE", "all tables", call).await
     }
 
     /// Installs a route in the main table through device `ifindex`.
@@ -41,7 +41,8 @@ impl Kernel {
         if present == IfPresent::Replace {
             call = call.replace();
         }
-        request("RTM_NEWROUTE", &route.subnet.to_string(), call.execute()).await
+        self.request("RTM_NEWROUTE", &route.subnet.to_string(), call.execute())
+            .await
     }
 
     /// Removes a route of the main table; one that has gone already is fine.
@@ -53,7 +54,10 @@ impl Kernel {
         // Any scope: one that somebody made by hand without a gateway has another.
         message.header.scope = RouteScope::NoWhere;
         let call = self.handle.route().del(message).execute();
-        gone_is_fine(request("RTM_DELROUTE", &route.subnet.to_string(), call).await)
+        gone_is_fine(
+            self.request("RTM_DELROUTE", &route.subnet.to_string(), call)
+                .await,
+        )
     }
 }
 

@@ -58,6 +58,18 @@ impl Attributes {
         })
     }
 
+    /// Whether `earlier` are the same node's, from before its public IP changed: all that it says of itself but
+    /// the address, such as the MAC address of its VXLAN device, is the same. Without any such data nobody can
+    /// tell.
+    #[must_use]
+    pub fn is_moved_from(&self, earlier: &Self) -> bool {
+        let same_address = Self {
+            public_ip: self.public_ip,
+            ..earlier.clone()
+        };
+        earlier.public_ip != self.public_ip && self.backend_data.is_some() && same_address == *self
+    }
+
     /// The value as it goes into the store.
     ///
     /// # Errors
@@ -82,6 +94,22 @@ mod tests {
             let attributes = Attributes::parse(json).expect(json);
             assert_eq!(attributes.to_json().expect("JSON"), json);
         }
+    }
+
+    #[test]
+    fn a_node_is_known_by_its_mac_address_when_its_public_ip_changes() {
+        let with = |ip: &str, data: &str| {
+            let json =
+                format!(r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{data}}}"#);
+            Attributes::parse(&json).expect("attributes")
+        };
+        let mac = |last: u8| format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:00:0{last}"}}"#);
+        let now = with("1.2.3.4", &mac(1));
+        assert!(now.is_moved_from(&with("1.2.3.5", &mac(1))));
+        assert!(!now.is_moved_from(&now), "nothing changed");
+        assert!(!now.is_moved_from(&with("1.2.3.5", &mac(2))), "a stranger");
+        let anybody = with("1.2.3.4", "null");
+        assert!(!anybody.is_moved_from(&with("1.2.3.5", "null")));
     }
 
     #[test]

@@ -25,8 +25,9 @@ const GATHER: Duration = Duration::from_millis(10);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// Pause after each time it was set right, so that two nodes with one public IP do not fight flat out.
 const AFTER_MENDING: Duration = Duration::from_millis(200);
-/// After an outage, other nodes have this long to renew leases that ended during it. Until then their
-/// leases stay in force, so that a store that comes back late does not cut traffic that never stopped.
+/// After an outage, or a jump of the clock that leases end by, other nodes have this long to renew leases that ended
+/// meanwhile. Until then their leases stay in force, so that a store that comes back late does not cut traffic that
+/// never stopped.
 const GRACE: Duration = Duration::from_secs(15);
 
 /// Keeps one node's lease in a store. Share it by `Arc`: [`run`](Self::run) borrows it for as long as the
@@ -85,8 +86,9 @@ impl Store {
         Ok(NetworkConfig::parse(&self.registry.config().await?)?)
     }
 
-    /// Takes this node's lease: the one it already holds (found by its public IP), else the `previous`
-    /// subnet (as in `subnet.env`, so a gateway will do), else any free one.
+    /// Takes this node's lease: the one that it held before its public IP changed (see
+    /// [`Attributes::is_moved_from`]), else the one it holds (found by its public IP), else the `previous` subnet
+    /// (as in `subnet.env`, so a gateway will do), else any free one.
     ///
     /// # Errors
     /// The store does not answer, or there is no subnet left. Worth another attempt.
@@ -103,7 +105,11 @@ impl Store {
         };
         self.wanted.send_replace(Some(wanted.clone()));
         let mut inner = self.inner.lock().await;
-        let claimed = self.claim(&mut inner, &wanted, previous).await;
+        let claimed = match self.reclaim(&mut inner, &wanted).await {
+            Ok(Some(lease)) => Ok(lease),
+            Ok(None) => self.claim(&mut inner, &wanted, previous).await,
+            Err(error) => Err(error),
+        };
         self.judge_health(&mut inner, claimed.as_ref().err());
         self.show(&inner);
         claimed
@@ -243,6 +249,12 @@ impl Store {
             } else {
                 recovered |= inner.answered();
             }
+            if inner.has_ended_for(&change) {
+                tracing::warn!(
+                    "this node's lease has ended before its time, as if a clock had jumped"
+                );
+                inner.grace = Some(Instant::now() + GRACE);
+            }
             inner.table.apply(change, inner.grace.is_some());
         }
         recovered
@@ -304,6 +316,18 @@ impl Inner {
             since,
             error: message.to_owned(),
         };
+    }
+
+    /// Whether this node's lease is not among all that there are, although it was renewed in time. The other nodes'
+    /// leases have ended just as wrongly then, and they need a moment to see that and take them again.
+    fn has_ended_for(&self, change: &Change) -> bool {
+        match (&self.held, change) {
+            (Some(held), Change::All(snapshot)) => {
+                held.revision <= snapshot.revision
+                    && !snapshot.entries.iter().any(|entry| entry.key == held.key)
+            }
+            _ => false,
+        }
     }
 
     /// The store answers. True if it did not before.

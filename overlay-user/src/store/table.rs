@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use ipnet::IpNet;
+
 use super::registry::{Change, Entry, Snapshot, Term};
 use crate::lease::{Attributes, Lease, RejectReason, Rejected, SubnetKey, excerpt};
 
@@ -102,6 +104,15 @@ impl Table {
             .filter_map(with_lease)
             .filter(|(_, lease)| lease.attributes.public_ip == public_ip)
             .collect()
+    }
+
+    /// The entry of `subnet`, if it is the lease of a node that is now known as `attributes` say.
+    pub fn moved(&self, subnet: IpNet, attributes: &Attributes) -> Option<(Entry, Lease)> {
+        let entry = self.entries.get(&SubnetKey::from(subnet).to_string())?;
+        let lease = entry.lease().ok()?;
+        attributes
+            .is_moved_from(&lease.attributes)
+            .then(|| (entry.clone(), lease))
     }
 
     /// Every subnet that is spoken for, also by entries whose values make no sense.

@@ -16,8 +16,9 @@ use crate::process::Process;
 
 /// Port of the agent's health and metrics answers, on every node.
 pub(super) const HEALTH_PORT: u16 = 8081;
-/// How long an agent may take to end after a signal.
-const END: Duration = Duration::from_secs(10);
+/// How long an agent may take to end after a signal. One that is killed inside of the kernel waits for the locks of
+/// all namespaces of the machine, which others may hold for many seconds.
+const END: Duration = Duration::from_secs(40);
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 20;
 
@@ -45,7 +46,7 @@ pub(super) fn start(
 ) -> Result<Agent> {
     let (options, name) =
         shared.read(|state| (state.options.clone(), state.nodes[index].name.clone()));
-    let mut flags = store::agent_flags(options.store);
+    let mut flags = store::agent_flags(&options);
     flags.extend(["--iface=eth0", "--ip-masq", "--healthz-ip=0.0.0.0"].map(str::to_owned));
     flags.push(format!("--healthz-port={HEALTH_PORT}"));
     flags.push(format!("--fast-path={}", options.fast_path));

@@ -32,6 +32,8 @@ pub struct Options {
     pub pods: usize,
     /// Where leases are kept.
     pub store: StoreKind,
+    /// Members of the etcd cluster; each has a process of its own.
+    pub store_members: usize,
     /// The agents' `--fast-path`: `auto` or `off`.
     pub fast_path: String,
     /// MTU of every link of the underlay, in bytes.
@@ -122,6 +124,7 @@ impl Default for Options {
             nodes: 3,
             pods: 2,
             store: StoreKind::Etcd,
+            store_members: 1,
             fast_path: "auto".to_owned(),
             underlay_mtu: 1500,
             network: json!({"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}),

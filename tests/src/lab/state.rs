@@ -1,5 +1,6 @@
 //! What the lab consists of, on disk.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -31,7 +32,8 @@ pub(super) struct State {
     pub namespaces: Vec<String>,
     pub nodes: Vec<NodeRecord>,
     pub pods: Vec<PodRecord>,
-    pub store_process: Option<Process>,
+    /// The members of etcd that were started.
+    pub store_processes: BTreeMap<usize, Process>,
     /// Every process that may still run.
     pub processes: Vec<Process>,
 }
@@ -129,7 +131,7 @@ impl Shared {
             namespaces: Vec::new(),
             nodes: Vec::new(),
             pods: Vec::new(),
-            store_process: None,
+            store_processes: BTreeMap::new(),
             processes: Vec::new(),
         };
         save(&directory, &state)?;

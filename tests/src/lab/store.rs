@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::options::StoreKind;
+use super::options::{Options, StoreKind};
 use super::state::Shared;
 use super::underlay::{self, STORE_ADDRESS};
 use crate::process::Process;
@@ -24,12 +24,12 @@ const ETCD_UP: Duration = Duration::from_secs(20);
 const ETCD_DOWN: Duration = Duration::from_secs(10);
 
 /// What an agent's `--store` and its endpoint flags are.
-pub(super) fn agent_flags(kind: StoreKind) -> Vec<String> {
-    match kind {
+pub(super) fn agent_flags(options: &Options) -> Vec<String> {
+    match options.store {
         StoreKind::Etcd => {
             vec![
                 "--store=etcd".into(),
-                format!("--etcd-endpoints={}", endpoint(&kind)),
+                format!("--etcd-endpoints={}", endpoint(options)),
             ]
         }
         StoreKind::Dir => vec![format!("--store=dir:{DIR_IN_NODE}")],
@@ -37,11 +37,29 @@ pub(super) fn agent_flags(kind: StoreKind) -> Vec<String> {
 }
 
 /// Where clients in the lab find the store.
-pub(super) fn endpoint(kind: &StoreKind) -> String {
-    match kind {
-        StoreKind::Etcd => format!("http://{STORE_ADDRESS}:2379"),
+pub(super) fn endpoint(options: &Options) -> String {
+    match options.store {
+        StoreKind::Etcd => {
+            let urls: Vec<_> = (1..=options.store_members).map(client_url).collect();
+            urls.join(",")
+        }
         StoreKind::Dir => DIR_IN_NODE.to_owned(),
     }
+}
+
+/// Where a member of etcd, counted from 1, listens to clients.
+fn client_url(number: usize) -> String {
+    format!("http://{STORE_ADDRESS}:{}", 2369 + 10 * number)
+}
+
+/// Where it listens to the other members.
+fn peer_url(number: usize) -> String {
+    format!("http://127.0.0.1:{}", 2370 + 10 * number)
+}
+
+/// Its data.
+pub(super) fn data(shared: &Shared, number: usize) -> PathBuf {
+    directory(shared).join(format!("member{number}"))
 }
 
 /// The shared directory as the machine sees it.
@@ -59,7 +77,7 @@ pub(super) fn create(shared: &Shared) -> Result<()> {
         StoreKind::Etcd => {
             let namespace = super::add_namespace(shared, NAMESPACE)?;
             underlay::plug(shared, NAMESPACE, &namespace, STORE_ADDRESS)?;
-            start(shared)?;
+            start(shared, &[])?;
             etcdctl(shared, &["put", CONFIG_KEY, &network])?;
         }
         StoreKind::Dir => {
@@ -70,45 +88,22 @@ pub(super) fn create(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Starts etcd and waits until it answers.
-pub(super) fn start(shared: &Shared) -> Result<()> {
-    let client = endpoint(&StoreKind::Etcd);
-    let log = shared.directory().join("etcd.log");
-    let output = File::options()
-        .create(true)
-        .append(true)
-        .open(&log)
-        .with_context(|| format!("open {}", log.display()))?;
-    let errors = output.try_clone().context("duplicate a file handle")?;
-    let mut etcd = Command::new("etcd");
-    etcd.arg("--data-dir").arg(directory(shared));
-    etcd.args([
-        "--name",
-        "lab",
-        "--listen-peer-urls",
-        "http://127.0.0.1:2380",
-    ]);
-    etcd.args([
-        "--listen-client-urls",
-        &client,
-        "--advertise-client-urls",
-        &client,
-    ]);
-    etcd.stdin(Stdio::null()).stdout(output).stderr(errors);
-    std::os::unix::process::CommandExt::process_group(&mut etcd, 0);
-    let namespace = Namespace::new(format!("{}{NAMESPACE}", shared.prefix()));
-    let child = namespace
-        .start(&mut etcd)
-        .context("etcd: install it with `cargo xtask setup`, or use `--store dir`")?;
-    let process = Process::of(child.id())?;
-    shared.update(|state| {
-        state.store_process = Some(process.clone());
-        state.processes.push(process.clone());
-    })?;
+/// Starts the members of etcd that do not run and waits until all answer. `through` is a program with its arguments
+/// that starts one in turn, by `exec`; usually empty.
+pub(super) fn start(shared: &Shared, through: &[&str]) -> Result<()> {
+    let members = shared.read(|state| state.options.store_members);
+    for number in 1..=members {
+        let known = shared.read(|state| state.store_processes.get(&number).cloned());
+        if !known.is_some_and(|process| process.is_alive()) {
+            start_member(shared, number, members, through)?;
+        }
+    }
+    let alive = || shared.read(|state| state.store_processes.values().all(Process::is_alive));
     wait_until("etcd to answer", ETCD_UP, || {
-        !process.is_alive() || etcdctl(shared, &["endpoint", "health"]).is_ok()
+        !alive() || etcdctl(shared, &["endpoint", "health"]).is_ok()
     })?;
-    if !process.is_alive() {
+    if !alive() {
+        let log = log(shared);
         bail!(
             "etcd ended; its log is {}:\n{}",
             log.display(),
@@ -118,16 +113,67 @@ pub(super) fn start(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
+fn log(shared: &Shared) -> PathBuf {
+    shared.directory().join("etcd.log")
+}
+
+fn start_member(shared: &Shared, number: usize, members: usize, through: &[&str]) -> Result<()> {
+    let log = log(shared);
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("open {}", log.display()))?;
+    let errors = output.try_clone().context("duplicate a file handle")?;
+    let namespace = Namespace::new(format!("{}{NAMESPACE}", shared.prefix()));
+    let line: Vec<&str> = through.iter().copied().chain(["etcd"]).collect();
+    let mut etcd = namespace.command(line[0]);
+    etcd.args(&line[1..]);
+    let name = |number| format!("lab{number}");
+    let cluster: Vec<_> = (1..=members)
+        .map(|number| format!("{}={}", name(number), peer_url(number)))
+        .collect();
+    etcd.arg("--data-dir").arg(data(shared, number));
+    for (flag, value) in [
+        ("--name", name(number)),
+        ("--listen-client-urls", client_url(number)),
+        ("--advertise-client-urls", client_url(number)),
+        ("--listen-peer-urls", peer_url(number)),
+        ("--initial-advertise-peer-urls", peer_url(number)),
+        ("--initial-cluster", cluster.join(",")),
+    ] {
+        etcd.arg(flag).arg(value);
+    }
+    etcd.stdin(Stdio::null()).stdout(output).stderr(errors);
+    std::os::unix::process::CommandExt::process_group(&mut etcd, 0);
+    let child = namespace
+        .start(&mut etcd)
+        .context("etcd: install it with `cargo xtask setup`, or use `--store dir`")?;
+    let process = Process::of(child.id())?;
+    shared.update(|state| {
+        if let Some(old) = state.store_processes.insert(number, process.clone()) {
+            state.processes.retain(|other| *other != old);
+        }
+        state.processes.push(process);
+    })
+}
+
 /// Ends etcd; its data stays.
 pub(super) fn stop(shared: &Shared) -> Result<()> {
-    let Some(process) = shared.read(|state| state.store_process.clone()) else {
+    let processes = shared.read(|state| state.store_processes.clone());
+    if processes.is_empty() {
         bail!("this lab runs no etcd");
-    };
-    process.signal(Signal::SIGTERM)?;
-    process.wait_gone(ETCD_DOWN)?;
+    }
+    for process in processes.values() {
+        process.signal(Signal::SIGTERM)?;
+    }
+    for process in processes.values() {
+        process.wait_gone(ETCD_DOWN)?;
+    }
     shared.update(|state| {
-        state.store_process = None;
-        state.processes.retain(|other| *other != process);
+        state.store_processes.clear();
+        let is_etcd = |other: &Process| processes.values().any(|process| process == other);
+        state.processes.retain(|other| !is_etcd(other));
     })
 }
 
@@ -136,7 +182,7 @@ pub(super) fn etcdctl(shared: &Shared, arguments: &[&str]) -> Result<String> {
     if shared.read(|state| state.options.store) != StoreKind::Etcd {
         bail!("this lab keeps its leases in a directory, not in etcd");
     }
-    let endpoints = format!("--endpoints={}", endpoint(&StoreKind::Etcd));
+    let endpoints = shared.read(|state| format!("--endpoints={}", endpoint(&state.options)));
     // The version of the API is a variable to etcdctl 3.4 and does not harm later ones.
     let mut line = vec!["env", "ETCDCTL_API=3", "etcdctl", "--dial-timeout=2s"];
     line.extend(["--command-timeout=5s", &endpoints]);

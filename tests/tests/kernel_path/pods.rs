@@ -52,3 +52,29 @@ fn pods_are_ports_of_the_bridge_with_a_note() {
         assert!(foreign().await);
     });
 }
+
+#[test]
+fn every_reading_finds_every_filter() {
+    in_namespace(|| async {
+        let kernel = Kernel::connect().expect("netlink");
+        run("ip link add eth0 type veth peer name eth1; tc qdisc add dev eth0 clsact");
+        for side in ["ingress", "egress"] {
+            run(&format!(
+                "tc filter add dev eth0 {side} prio 7 u32 match u32 0 0 classid 1:1"
+            ));
+        }
+        let device = kernel.ifindex("eth0").await.expect("eth0");
+        // Requests that overlap are refused now and then.
+        for reading in 0..2000 {
+            let found = kernel.filters(device).await.expect("filters");
+            assert!(
+                found.iter().all(|filter| filter.priority == 7)
+                    && found.iter().any(|filter| filter.egress)
+                    && found.iter().any(|filter| !filter.egress),
+                "reading {reading}: {found:?}"
+            );
+        }
+        let gone = kernel.filters(device + 1000).await.expect("no device");
+        assert_eq!(gone, []);
+    });
+}

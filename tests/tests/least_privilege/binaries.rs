@@ -165,12 +165,12 @@ fn the_plugin_runs_with_its_own_set() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let node = lab.node(1);
     let plugin = lab.options().bin_dir.join("overlay-cni");
-    let install = |capabilities: &[&str]| -> Result<()> {
+    let install = |node: &Node, capabilities: &[&str]| -> Result<()> {
         let script = script(directory.path(), &plugin, capabilities)?;
         let line = format!("ln -sf {} /opt/cni/bin/flannel", script.display());
         node.run(line.split(' ')).map(drop)
     };
-    install(PLUGIN)?;
+    install(&node, PLUGIN)?;
     let pod = lab.add_pod(1)?;
     let target = lab.pod(2, 1).address().to_string();
     pod.run(["ping", "-c1", "-W2", &target])?;
@@ -178,13 +178,13 @@ fn the_plugin_runs_with_its_own_set() -> Result<()> {
     let check = [("prevResult", pod.cni_result().clone())];
     let output = node.cni("CHECK", Some((&container, &netns)), &check)?;
     ensure!(output.status.success(), "{output:?}");
-    for lacks in ["sys_admin", "net_admin"] {
-        install(&without(PLUGIN, lacks))?;
-        let error = lab.add_pod(1).err().context("a pod all the same")?;
+    for (lacks, number) in [("sys_admin", 1), ("net_admin", 2)] {
+        install(&lab.node(number), &without(PLUGIN, lacks))?;
+        let error = lab.add_pod(number).err().context("a pod all the same")?;
         let wanted = format!("CAP_{}", lacks.to_uppercase());
         ensure!(format!("{error:#}").contains(&wanted), "{error:#}");
     }
-    install(PLUGIN)?;
+    install(&node, PLUGIN)?;
     let device = pod.host_interface()?;
     pod.remove()?;
     let links = command::ip(&format!("-n {} -br link", node.namespace().name()))?;

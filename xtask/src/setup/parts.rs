@@ -15,6 +15,8 @@ pub enum Needed {
     Etcd,
     /// Throughput.
     Measuring,
+    /// Test machines with other kernels.
+    Machines,
     /// The end-to-end tests, and people who look into a lab.
     Tests,
 }
@@ -136,5 +138,20 @@ pub const ALL: &[Part] = &[
         Needed::Tests,
         "judges the agent's unit",
     ),
+    part("faketime", "faketime", Needed::Tests, "another time of day"),
     part("traceroute", "traceroute", Needed::Tests, "shows hops"),
+    part(
+        "qemu-system-x86",
+        "qemu-system-x86_64",
+        Needed::Machines,
+        "runs other kernels",
+    ),
+    part(
+        "wireguard-tools",
+        "wg",
+        Needed::Machines,
+        "an underlay of another kind",
+    ),
+    part("xz-utils", "xz", Needed::Machines, "kernel modules"),
+    part("binutils", "strip", Needed::Machines, "smaller programs"),
 ];

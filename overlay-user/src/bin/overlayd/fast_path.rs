@@ -137,12 +137,23 @@ impl FastPath {
             }
             Self::Down { .. } | Self::Up(_) => {}
         }
+        let unfit = (!view.underlay.is_ethernet).then(|| {
+            let name = &view.underlay.name;
+            format!("{name} carries no Ethernet frames, which the programs read and write")
+        });
+        if unfit.is_some() && matches!(self, Self::Up(_)) {
+            *self = Self::Down { tried: None };
+        }
         if let Self::Down { tried } = self {
             if tried
                 .as_ref()
                 .is_none_or(|(when, _)| when.elapsed() >= RETRY)
             {
-                match Running::start(&view.node.pins, &view.node.flags.node) {
+                let started = match unfit {
+                    Some(why) => Err(why),
+                    None => Running::start(&view.node.pins, &view.node.flags.node),
+                };
+                match started {
                     Ok(running) => *self = Self::Up(Box::new(running)),
                     Err(error) => {
                         if tried.as_ref().is_none_or(|(_, last)| *last != error) {
@@ -171,6 +182,14 @@ impl FastPath {
             if !running.left_out.is_empty() {
                 let pods: Vec<_> = running.left_out.values().cloned().collect();
                 report.note("pods left to the kernel path", pods.join("; "));
+            }
+            if !running.elsewhere.is_empty() {
+                let peers: Vec<_> = running.elsewhere.iter().map(ToString::to_string).collect();
+                let name = &view.underlay.name;
+                report.note(
+                    "peers left to the kernel path",
+                    format!("the routes to {} do not leave by {name}", peers.join(", ")),
+                );
             }
         }
     }

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use overlay_user::backend;
 use overlay_user::config::{AgentFlags, NetworkConfig, SubnetEnv};
 use overlay_user::datapath::pins::Pins;
-use overlay_user::kernel::Kernel;
-use overlay_user::kernel::interface::{Criteria, Underlay};
+use overlay_user::kernel::interface::{self, Criteria, Underlay};
+use overlay_user::kernel::{self, Kernel};
 use overlay_user::lease::Lease;
 use overlay_user::mac::MacAddr;
 use overlay_user::observe::agent_file::{AgentFile, AgentLock};
@@ -70,8 +70,6 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         )
         .context("open the store")?,
     );
-    let kernel = Kernel::connect()?;
-
     let Some(config) = until(&cancel, "read the network configuration", async || {
         store.network_config().await.map_err(anyhow::Error::from)
     })
@@ -84,24 +82,20 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     }
     tracing::info!(network = %config.network(), vni = config.vxlan.vni, port = config.vxlan.port, "network configuration");
     let criteria = criteria(flags);
-    let underlay = kernel
-        .select_underlay(&criteria, config.network())
-        .await
-        .context("choose the underlay's device")?;
-    tracing::info!(device = %underlay.name, address = %underlay.address, public = %underlay.public_address, mtu = underlay.mtu, "underlay");
-
-    if !kernel
-        .has_address(underlay.ifindex, underlay.public_address)
-        .await?
-    {
-        bail!(
-            "--public-ip {}: {} does not have this address; nodes behind address translation are not supported",
-            underlay.public_address,
-            underlay.name
-        );
-    }
     let device = format!("flannel.{}", config.vxlan.vni);
-    let mac = device_mac(&kernel, &device, config.network()).await?;
+    let network = config.network();
+    let Some(found) = until(&cancel, "look at the kernel's network", async || {
+        match find(&criteria, &device, network).await {
+            // It may answer later; anything else is for people to mend.
+            Err(error) if is_late(&error) => Err(error),
+            found => Ok(found),
+        }
+    })
+    .await
+    else {
+        return Ok(());
+    };
+    let (kernel, underlay, mac) = found?;
     let previous = previous_subnet(flags);
     let attributes = attributes(&underlay, config.vxlan.vni, mac)?;
     let Some(lease) = until(&cancel, "take a lease", async || {
@@ -197,6 +191,41 @@ async fn until<T>(
             () = tokio::time::sleep(RETRY) => {}
         }
     }
+}
+
+/// Connects to the kernel, chooses the underlay's device and finds the VXLAN device's MAC address.
+async fn find(
+    criteria: &Criteria,
+    device: &str,
+    network: IpNet,
+) -> anyhow::Result<(Kernel, Underlay, MacAddr)> {
+    let kernel = Kernel::connect()?;
+    let underlay = kernel
+        .select_underlay(criteria, network)
+        .await
+        .context("choose the underlay's device")?;
+    tracing::info!(device = %underlay.name, address = %underlay.address, public = %underlay.public_address, mtu = underlay.mtu, "underlay");
+    if !kernel
+        .has_address(underlay.ifindex, underlay.public_address)
+        .await?
+    {
+        bail!(
+            "--public-ip {}: {} does not have this address; nodes behind address translation are not supported",
+            underlay.public_address,
+            underlay.name
+        );
+    }
+    let mac = device_mac(&kernel, device, network).await?;
+    Ok((kernel, underlay, mac))
+}
+
+/// Whether the kernel was too busy to answer.
+fn is_late(error: &anyhow::Error) -> bool {
+    let kernel = match error.downcast_ref() {
+        Some(interface::Error::Kernel(error)) => Some(error),
+        _ => error.downcast_ref(),
+    };
+    matches!(kernel, Some(kernel::Error::Deadline { .. }))
 }
 
 /// The MAC address of the VXLAN device: an existing one keeps its own, for peers know it.

@@ -18,6 +18,36 @@ const RACES: usize = 40;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 impl Store {
+    /// Rewrites the lease that this node held before its public IP changed, if the store still has it. Otherwise
+    /// its peers would refuse the node as somebody who claims another's MAC address, until that lease ends.
+    ///
+    /// Only at the start: while the agent runs, a lease under another public IP is somebody else's doing, and
+    /// two nodes with one identity would take it from each other without end.
+    pub(super) async fn reclaim(
+        &self,
+        inner: &mut Inner,
+        wanted: &Wanted,
+    ) -> Result<Option<Lease>, Error> {
+        let Some(previous) = wanted.previous.map(|net| net.trunc()) else {
+            return Ok(None);
+        };
+        self.look(inner).await?;
+        let Some((entry, lease)) = inner.table.moved(previous, &wanted.attributes) else {
+            return Ok(None);
+        };
+        if !wanted.pool.allows(&lease.subnet) {
+            return Ok(None);
+        }
+        let Some(entry) = self.registry.replace(&entry, &value(wanted)?).await? else {
+            return Ok(None);
+        };
+        tracing::info!(
+            subnet = %lease.subnet, old = %lease.attributes.public_ip, new = %wanted.attributes.public_ip,
+            "the public IP changed: this node goes on with its lease"
+        );
+        self.take(inner, entry).map(Some)
+    }
+
     /// Takes a lease for this node: its own, the previous one, or any.
     pub(super) async fn claim(
         &self,
@@ -25,10 +55,7 @@ impl Store {
         wanted: &Wanted,
         previous: Option<IpNet>,
     ) -> Result<Lease, Error> {
-        let value = wanted
-            .attributes
-            .to_json()
-            .map_err(|error| Error::Options(error.to_string()))?;
+        let value = value(wanted)?;
         inner.held = None;
         inner.expires = None;
         let pauses = ExponentialBuilder::default()
@@ -39,15 +66,7 @@ impl Store {
             .build();
         for pause in pauses {
             if let Some(entry) = self.race(inner, wanted, &value, previous).await? {
-                self.hold(inner, entry.clone());
-                let lease = entry
-                    .lease()
-                    .map_err(|reason| Error::Options(reason.to_string()))?;
-                tracing::info!(subnet = %lease.subnet, reserved = lease.reserved, "this node holds a lease");
-                return Ok(Lease {
-                    expires: inner.expires,
-                    ..lease
-                });
+                return self.take(inner, entry);
             }
             tracing::debug!("another node was faster; drawing another subnet");
             sleep(pause).await;
@@ -63,11 +82,7 @@ impl Store {
         value: &str,
         previous: Option<IpNet>,
     ) -> Result<Option<Entry>, Error> {
-        let snapshot = self.registry.list().await?;
-        inner.answered();
-        inner
-            .table
-            .apply(Change::All(snapshot), inner.grace.is_some());
+        self.look(inner).await?;
         let own = inner.table.entries_of(wanted.attributes.public_ip);
         if let Some(lease) = reusable(&wanted.pool, own.iter().map(|(_, lease)| lease), previous) {
             let entry = own.iter().find(|(_, other)| other.subnet == lease.subnet);
@@ -94,6 +109,29 @@ impl Store {
             .await
     }
 
+    /// Reads everything that the store holds.
+    async fn look(&self, inner: &mut Inner) -> Result<(), Error> {
+        let snapshot = self.registry.list().await?;
+        inner.answered();
+        inner
+            .table
+            .apply(Change::All(snapshot), inner.grace.is_some());
+        Ok(())
+    }
+
+    /// Notes an entry that was just written as this node's lease.
+    fn take(&self, inner: &mut Inner, entry: Entry) -> Result<Lease, Error> {
+        let lease = entry
+            .lease()
+            .map_err(|reason| Error::Options(reason.to_string()))?;
+        self.hold(inner, entry);
+        tracing::info!(subnet = %lease.subnet, reserved = lease.reserved, "this node holds a lease");
+        Ok(Lease {
+            expires: inner.expires,
+            ..lease
+        })
+    }
+
     /// Notes an entry that was just written with a full term.
     pub(super) fn hold(&self, inner: &mut Inner, entry: Entry) {
         inner.table.put(entry.clone());
@@ -103,4 +141,12 @@ impl Store {
         };
         inner.held = Some(entry);
     }
+}
+
+/// What this node's entry has to say.
+pub(super) fn value(wanted: &Wanted) -> Result<String, Error> {
+    wanted
+        .attributes
+        .to_json()
+        .map_err(|error| Error::Options(error.to_string()))
 }

@@ -1,5 +1,6 @@
 //! Comparing this node's lease with what it should be, and mending the difference.
 
+use super::claim::value;
 use super::{Inner, Store, Wanted};
 use crate::store::Error;
 use crate::store::registry::{Entry, Registry, Term};
@@ -27,10 +28,7 @@ impl Store {
             self.claim(inner, wanted, wanted.previous).await?;
             return Ok(true);
         };
-        let value = wanted
-            .attributes
-            .to_json()
-            .map_err(|error| Error::Options(error.to_string()))?;
+        let value = value(wanted)?;
         match find(inner, &held, wanted, &value) {
             Finding::Right => {}
             Finding::Lost(how) => return self.claim_again(inner, wanted, &held, how).await,

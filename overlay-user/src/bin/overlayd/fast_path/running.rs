@@ -1,6 +1,7 @@
 //! The fast path while it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use overlay_common::schema::{
@@ -52,6 +53,8 @@ pub struct Running {
     pub left_out: BTreeMap<String, String>,
     /// Where hostile VXLAN is refused early; or why nowhere.
     pub early: Result<Nic, String>,
+    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
+    pub elsewhere: Vec<IpAddr>,
     flows_checked: Instant,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
@@ -88,6 +91,13 @@ impl Running {
             Attachment::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
         };
         others.map_err(|error| error.to_string())?;
+        let strangers = Programs::detach_other_versions(pins).map_err(|error| error.to_string())?;
+        if strangers > 0 {
+            tracing::info!(
+                programs = strangers,
+                "took off what an agent of another version has left"
+            );
+        }
         let mut maps = Maps::open(pins).map_err(|error| error.to_string())?;
         maps.look_for_flows().map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
@@ -106,6 +116,7 @@ impl Running {
             sites: Vec::new(),
             left_out: BTreeMap::new(),
             early: Err("not decided yet".to_owned()),
+            elsewhere: Vec::new(),
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
@@ -182,7 +193,7 @@ impl Running {
                 gap |= !ours;
             } else if !ours {
                 // The stack may send it what no program of ours sees: it starts again as a newcomer.
-                self.maps.forget_device(site.ifindex)?;
+                self.maps.hold_device(site.ifindex)?;
                 known.endpoints.remove(&site.ifindex);
             }
         }
@@ -219,7 +230,7 @@ impl Running {
         if !gap {
             node.flags |= CONFIG_ACTIVE;
         }
-        lead(kernel, &mut node).await;
+        self.elsewhere = lead(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
         for omission in omissions {
@@ -324,7 +335,7 @@ impl Running {
             return Ok(());
         };
         for path in kernel
-            .paths(node.underlay_ifindex, vteps(node))
+            .paths(node.underlay_ifindex, node.vtep, vteps(node))
             .await?
             .values()
         {
@@ -348,15 +359,21 @@ impl Running {
         Ok(())
     }
 
-    /// The sites that have a clsact filter of ours; a device that is gone has none.
-    async fn filters(&self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
+    /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told last holds.
+    async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
         let mut found = BTreeSet::new();
-        for site in &self.sites {
+        for site in self.sites.clone() {
             let egress = is_egress(site.hook);
             let is_ours =
                 |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
-            let filters = kernel.filters(site.ifindex).await.unwrap_or_default();
-            if filters.iter().any(is_ours) {
+            let ours = match kernel.filters(site.ifindex).await {
+                Ok(filters) => filters.iter().any(is_ours),
+                Err(error) => {
+                    tracing::warn!("the filters stay as they were noted: {error}");
+                    self.presence(&site).is_ok_and(|presence| presence.ours)
+                }
+            };
+            if ours {
                 found.insert((site.hook, site.ifindex));
             }
         }

@@ -7,10 +7,25 @@ use overlay_common::vxlan::OVERHEAD;
 use overlay_user::datapath::tables::Node as TablesOf;
 use overlay_user::kernel::Kernel;
 use overlay_user::mac::MacAddr;
-/// Finds the ways to the peers. Where that fails, the kernel looks the next hop up packet by packet.
-pub async fn lead(kernel: &Kernel, node: &mut TablesOf) {
-    let paths = match kernel.paths(node.underlay_ifindex, vteps(node)).await {
-        Ok(paths) => paths,
+
+/// Finds the ways to the peers. Where that fails, the kernel looks the next hop up packet by packet. Peers that
+/// the routes lead to by another device are left to the kernel: out of the underlay's device, packets to them
+/// would be lost. Returns those.
+pub async fn lead(kernel: &Kernel, node: &mut TablesOf) -> Vec<IpAddr> {
+    let paths = kernel.paths(node.underlay_ifindex, node.vtep, vteps(node));
+    let mut elsewhere = Vec::new();
+    let paths = match paths.await {
+        Ok(paths) => {
+            let (here, there): (Vec<_>, Vec<_>) = std::mem::take(&mut node.peers)
+                .into_iter()
+                .partition(|(peer, _)| paths.contains_key(&peer.vtep));
+            node.peers = here;
+            for (peer, _) in there {
+                elsewhere.push(peer.vtep);
+                node.unserved.push(peer);
+            }
+            paths
+        }
         Err(error) => {
             tracing::debug!("look for next hops: {error}");
             BTreeMap::new()
@@ -28,6 +43,7 @@ pub async fn lead(kernel: &Kernel, node: &mut TablesOf) {
             way.mtu = way.mtu.min(mtu.saturating_sub(OVERHEAD));
         }
     }
+    elsewhere
 }
 
 /// The other nodes' underlay addresses.

@@ -1,0 +1,98 @@
+//! Builds of the agent that lay their maps out differently take over from each other.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::Case;
+use super::scene::{PINS, REPAIR, Scene, ensure_logged, hooks, program_ids, shell};
+use crate::{Node, wait_until};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "maps-of-an-older-layout",
+        fault: "the agent starts over maps whose values are shorter",
+        invariant: "all maps are made anew, and the log says why",
+        run: |scene| over_maps(scene, [("ov_pods", 8), ("ov_peers", 40)]),
+        ..Case::USUAL
+    },
+    Case {
+        name: "maps-of-a-newer-layout",
+        fault: "the agent starts over maps whose values are longer",
+        invariant: "all maps are made anew, and the log says why",
+        run: |scene| over_maps(scene, [("ov_pods", 64), ("ov_peers", 256)]),
+        ..Case::USUAL
+    },
+    Case {
+        name: "pins-of-another-version",
+        fault: "the agent starts beside programs that an agent of another ABI version has left attached",
+        invariant: "a packet meets each program once: the others are detached, their pins removed",
+        run: over_another_version,
+        ..Case::USUAL
+    },
+    Case {
+        name: "upgrade-and-downgrade",
+        fault: "the agent is replaced by another build (--other-build, else a copy), and back",
+        invariant: "whichever starts last has its programs on every hook",
+        run: there_and_back,
+        ..Case::USUAL
+    },
+];
+
+fn over_maps(scene: &Scene<'_>, values: [(&str, usize); 2]) -> Result<()> {
+    let node = scene.node();
+    node.stop_agent(Signal::SIGTERM)?;
+    for (map, value) in values {
+        let pin = format!("{PINS}/maps/{map}");
+        shell(
+            &node,
+            &format!(
+                "rm {pin} && bpftool map create {pin} type hash key 4 value {value} entries 16 name {map}"
+            ),
+        )?;
+    }
+    node.start_agent(&[])?;
+    let (map, value) = values[0];
+    ensure_logged(
+        &node,
+        &format!("pinned map {map} is a hash, key 4 B, value {value} B"),
+    )
+}
+
+fn over_another_version(scene: &Scene<'_>) -> Result<()> {
+    let node = scene.node();
+    node.stop_agent(Signal::SIGTERM)?;
+    let before = program_ids(&node)?;
+    // What an agent of version 99 would leave.
+    let other = "/sys/fs/bpf/overlay/v99";
+    shell(&node, &format!("mv {PINS} {other}"))?;
+    node.start_agent(&[])?;
+    wait_new_programs(&node, &before)?;
+    ensure!(
+        shell(&node, &format!("ls {other}")).is_err(),
+        "{other} is left"
+    );
+    Ok(())
+}
+
+fn there_and_back(scene: &Scene<'_>) -> Result<()> {
+    let node = scene.node();
+    let own = scene.lab.options().bin_dir.join("overlayd");
+    let other = scene.settings.other_build.as_ref().unwrap_or(&own);
+    for build in [other, &own, other, &own] {
+        let before = program_ids(&node)?;
+        node.stop_agent(Signal::SIGTERM)?;
+        node.start_agent_from(build, &[])?;
+        node.wait_ready(REPAIR)?;
+        wait_new_programs(&node, &before)?;
+    }
+    Ok(())
+}
+
+/// Waits until every hook has one program of ours, and none of those that were `before`.
+fn wait_new_programs(node: &Node, before: &[u64]) -> Result<()> {
+    wait_until("other programs on every hook", REPAIR, || {
+        program_ids(node).is_ok_and(|after| {
+            after.len() == hooks(node) && after.iter().all(|id| !before.contains(id))
+        })
+    })
+}

@@ -1,0 +1,88 @@
+//! Every program loads, by the agent's own code, and has not grown out of proportion.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::loaded_programs;
+use nix::mount::{MsFlags, mount, umount};
+use overlay_tests::machine::{RECORD_ENV, SIZE};
+use overlay_user::datapath::object;
+use overlay_user::datapath::pins::Pins;
+use overlay_user::datapath::programs::{Attachment, Programs, name, tc_hooks};
+
+use crate::kernel::{Version, expected_attachment};
+
+/// How large each program is by kernel. `cargo xtask vmtest --kernel all --record` writes it.
+const SIZES: &str = include_str!("sizes.json");
+/// A program may grow by a fifth before somebody has to look.
+const GROWTH: f64 = 1.2;
+
+#[test]
+#[ignore = "runs in a kernel VM: cargo xtask vmtest"]
+fn every_program_loads_and_keeps_its_size() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    mount(
+        Some("bpf"),
+        directory.path(),
+        Some("bpf"),
+        MsFlags::empty(),
+        None::<&str>,
+    )?;
+    let pins = Pins::new(directory.path().join("overlay"));
+    let loaded = Programs::load(object::bytes()?, &pins, Attachment::Clsact);
+    let sizes = loaded.map(|(mut programs, _)| sizes(&mut programs));
+    umount(directory.path())?;
+    match (sizes, expected_attachment()) {
+        (Ok(sizes), _) => compare(&sizes?),
+        // Without the fast path it is enough that the refusal is an answer.
+        (Err(error), None) => {
+            println!("not loaded, as expected: {error}");
+            Ok(())
+        }
+        (Err(error), Some(_)) => Err(error.into()),
+    }
+}
+
+/// Instructions that the verifier walked through, or where it does not count them (before Linux 5.16), bytes
+/// of what it made of the program.
+fn sizes(programs: &mut Programs) -> Result<BTreeMap<&'static str, u32>> {
+    let mut ids = BTreeMap::new();
+    for hook in tc_hooks() {
+        ids.insert(programs.id(hook)?, name(hook));
+    }
+    let mut sizes = BTreeMap::new();
+    for info in loaded_programs() {
+        let info = info?;
+        if let Some(name) = ids.get(&info.id()) {
+            let size = info.verified_instruction_count().or(info.size_translated());
+            sizes.insert(*name, size.context("a program without a size")?);
+        }
+    }
+    ensure!(
+        sizes.len() == ids.len(),
+        "loaded programs are not listed: {sizes:?}"
+    );
+    Ok(sizes)
+}
+
+fn compare(sizes: &BTreeMap<&'static str, u32>) -> Result<()> {
+    let table: BTreeMap<String, BTreeMap<String, u32>> = serde_json::from_str(SIZES)?;
+    let version = Version::running();
+    let before = table.get(&version.to_string());
+    for (name, size) in sizes {
+        println!("{SIZE}{name}: {size}");
+        if std::env::var_os(RECORD_ENV).is_some() {
+            continue;
+        }
+        let Some(before) = before.and_then(|before| before.get(*name)) else {
+            println!("Linux {version} is not in sizes.json: `cargo xtask vmtest --record` adds it");
+            continue;
+        };
+        ensure!(
+            f64::from(*size) <= f64::from(*before) * GROWTH,
+            "{name} has grown from {before} to {size} instructions on Linux {version}; if that has to be, \
+             `cargo xtask vmtest --kernel all --record`"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! `cargo xtask vmtest`: the programs, the agent and a lab in kernels other than this machine's.
+
+mod apt;
+mod guest;
+mod initramfs;
+mod kernel;
+mod machine;
+mod modules;
+mod public;
+mod report;
+mod sizes;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use overlay_tests::machine::RECORD_ENV;
+
+use crate::lab::Output;
+use crate::test::{self, Count};
+use crate::{build, setup, shell, workspace};
+use kernel::{ALWAYS, Flavour, Kernel};
+use machine::{Acceleration, End, Machine};
+use report::Report;
+use sizes::Sizes;
+
+/// Where kernels, archives and logs are kept, in the repository.
+const CACHE: &str = "target/vmtest";
+
+/// Test in virtual machines with other kernels.
+///
+/// Each machine boots one of Debian's kernels, loads every program, runs the programs' tests and a lab of two
+/// nodes, and powers off. Machines are emulated, which needs no /dev/kvm and makes everything slow: nothing
+/// that a machine measures says anything about speed. Kernels come from the mirrors that this machine's apt
+/// is set up with; they are unpacked below target/vmtest and never installed.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask vmtest                             the kernels that CI runs
+  cargo xtask vmtest --kernel all                every kernel of the matrix
+  cargo xtask vmtest --kernel 5.10 -- lab        tests whose name contains `lab`, on 5.10
+  cargo xtask vmtest --kernel all --record       write down anew how large the programs are
+  cargo xtask vmtest --output json               for scripts")]
+pub struct Arguments {
+    /// Kernels: 5.10, 6.1, 6.12, 6.18, newest, or all.
+    #[arg(long, value_delimiter = ',', value_name = "SERIES,…", default_values = ALWAYS)]
+    kernel: Vec<String>,
+    /// What to print on stdout: a table for people, or JSON.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Output,
+    /// Write tests/tests/kernels/sizes.json anew instead of comparing with it.
+    #[arg(long)]
+    record: bool,
+    /// Lay out what vmtest.toml names, for the vmtest program, and run nothing.
+    #[arg(long, conflicts_with_all = ["record", "kvm"])]
+    prepare: bool,
+    /// Try the processor's own virtualisation first.
+    #[arg(long)]
+    kvm: bool,
+    /// Processors of a machine.
+    #[arg(long, default_value_t = 2, value_name = "NUMBER")]
+    cpus: u32,
+    /// Memory of a machine, in MiB.
+    #[arg(long, default_value_t = 1536, value_name = "MIB")]
+    memory: u32,
+    /// How long the tests of one kernel may take, in seconds.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    limit: u64,
+    /// Run only tests whose name contains this.
+    #[arg(last = true)]
+    filter: Option<String>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::ensure_machines()?;
+    build::programs(build::Warnings::Shown)?;
+    setup::ensure_protoc()?;
+    if arguments.prepare {
+        let cache = cache()?;
+        public::prepare(&cache, &guest::gather(&cache)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let reports = reports(arguments)?;
+    match arguments.output {
+        Output::Table => println!("{}", report::render(&reports)),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&reports)?),
+    }
+    Ok(if reports.iter().all(Report::passed) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn cache() -> Result<PathBuf> {
+    let cache = workspace::root().join(CACHE);
+    fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
+    Ok(cache)
+}
+
+/// Tests on every wanted kernel, one after the other.
+fn reports(arguments: &Arguments) -> Result<Vec<Report>> {
+    let cache = cache()?;
+    let wanted = kernel::named(&arguments.kernel)?;
+    let kernels = kernel::fetch(&cache, &wanted, Flavour::Cloud)?;
+    let files = guest::gather(&cache)?;
+    let mut sizes = Sizes::default();
+    let mut reports = Vec::new();
+    for kernel in &kernels {
+        shell::progress(&format!("Linux {}", kernel.release));
+        let report = one(arguments, &cache, kernel, &files, &mut sizes)?;
+        if let Some(problem) = &report.problem {
+            eprintln!("error: {}: {problem}", kernel.release);
+        }
+        reports.push(report);
+    }
+    if arguments.record {
+        sizes.record()?;
+    }
+    Ok(reports)
+}
+
+/// Packs a machine with this kernel and runs it.
+fn one(
+    arguments: &Arguments,
+    cache: &Path,
+    kernel: &Kernel,
+    files: &guest::Files,
+    sizes: &mut Sizes,
+) -> Result<Report> {
+    let file = |suffix: &str| -> PathBuf { cache.join(format!("{}.{suffix}", kernel.series.name)) };
+    let modules = modules::collect(&kernel.modules, &[])?;
+    let initramfs = file("initramfs");
+    initramfs::pack(&initramfs, files, &modules, &commands(arguments, kernel))?;
+    let mut machine = Machine {
+        image: kernel.image.clone(),
+        initramfs,
+        acceleration: if arguments.kvm {
+            Acceleration::Kvm
+        } else {
+            Acceleration::Emulated
+        },
+        cpus: arguments.cpus,
+        memory: arguments.memory,
+        limit: Duration::from_secs(arguments.limit),
+        console: file("console"),
+        log: file("log"),
+    };
+    let start = Instant::now();
+    let mut count = Count::default();
+    let mut boot = |machine: &Machine| {
+        count = Count::default();
+        machine.run(|line| {
+            eprintln!("{} | {line}", kernel.series.name);
+            sizes.note(&kernel.release, line);
+            count += test::closing_line(line).unwrap_or_default();
+        })
+    };
+    let mut end = boot(&machine)?;
+    let mut booted_twice = false;
+    if let End::NotBooted(why) = &end {
+        eprintln!(
+            "{} did not boot and gets a second try: {why}",
+            kernel.release
+        );
+        if machine.acceleration == Acceleration::Kvm {
+            eprintln!("this machine's virtualisation will not do: emulating");
+            machine.acceleration = Acceleration::Emulated;
+        }
+        booted_twice = true;
+        end = boot(&machine)?;
+    }
+    let problem = match end {
+        End::Exited(0) if count.passed == 0 => Some("no test ran".to_owned()),
+        End::Exited(0) => None,
+        End::Exited(status) if count.failed == 0 => Some(format!("exit status {status}")),
+        End::Exited(_) => None,
+        End::NotBooted(why) => Some(format!("did not boot, twice: {why}")),
+        End::Died(why) => Some(why),
+    };
+    Ok(Report {
+        kernel: kernel.series.name,
+        release: kernel.release.clone(),
+        count,
+        problem,
+        booted_twice,
+        seconds: start.elapsed().as_secs(),
+        console: machine.console,
+        log: machine.log,
+    })
+}
+
+/// What a machine runs.
+fn commands(arguments: &Arguments, kernel: &Kernel) -> Vec<String> {
+    let line = |test: &str| {
+        let record = if arguments.record {
+            format!("env {RECORD_ENV}=1 ")
+        } else {
+            String::new()
+        };
+        let program = format!("{record}{}/{test}", guest::BIN);
+        let filter = arguments.filter.as_deref().unwrap_or_default();
+        guest::command_line(test, &program, filter)
+    };
+    guest::TESTS
+        .iter()
+        .copied()
+        .filter(|test| kernel.series.loads_programs || *test != guest::PROGRAMS)
+        .map(line)
+        .collect()
+}

@@ -1,0 +1,181 @@
+//! What runs inside a machine: tests, the overlay's binaries, and the programs that these call, with the
+//! libraries of all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use overlay_tests::command;
+use overlay_tests::interrupt;
+
+use crate::shell;
+
+/// The tests that run in every kernel: those made for it, and the programs against the decision.
+pub const TESTS: &[&str] = &["kernels", PROGRAMS];
+/// The programs against the decision.
+pub const PROGRAMS: &str = "programs";
+/// The first process.
+const INIT: &str = "vm-init";
+/// The overlay's binaries, as `cargo xtask build` leaves them.
+const BINARIES: &[&str] = &["overlayd", "overlay-cni", "overlayctl"];
+/// Where a machine has the first process.
+pub const INIT_PATH: &str = "/init";
+/// Where a machine has the rest.
+pub const BIN: &str = "/vm/bin";
+
+/// Programs that agents, labs and tests call.
+const TOOLS: &[&str] = &[
+    "ip",
+    "tc",
+    "nft",
+    "iptables",
+    "iptables-save",
+    "iptables-restore",
+    "bpftool",
+    "wg",
+];
+/// What the shell's program is asked to be.
+const SHELL: &str = "busybox";
+const SHELL_NAMES: &[&str] = &["sh", "ls", "cat", "sleep", "rm", "env", "mkdir", "dmesg"];
+/// Extensions that iptables loads by name.
+const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
+
+/// A file of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum File {
+    /// A copy of a file of this machine.
+    Copy(PathBuf),
+    /// A symbolic link.
+    Link(PathBuf),
+}
+
+/// The files of every machine, by their paths there.
+pub type Files = BTreeMap<PathBuf, File>;
+
+/// How a test is run in a machine. Those that are made for machines are ignored elsewhere.
+pub fn command_line(test: &str, program: &str, filter: &str) -> String {
+    let ignored = if test == "kernels" { " --ignored" } else { "" };
+    format!("{program} --test-threads=1 --nocapture{ignored} {filter}")
+}
+
+/// Builds what runs inside and gathers it, with what is built stripped into a directory of `cache`.
+pub fn gather(cache: &Path) -> Result<Files> {
+    let directory = cache.join("bin");
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    let mut files = Files::new();
+    let mut programs = Vec::new();
+    for (name, built) in build()? {
+        let stripped = directory.join(&name);
+        strip(&built, &stripped)?;
+        let place = if name == INIT {
+            PathBuf::from(INIT_PATH)
+        } else {
+            Path::new(BIN).join(&name)
+        };
+        files.insert(place, File::Copy(stripped.clone()));
+        programs.push(stripped);
+    }
+    for tool in TOOLS {
+        let path = shell::find(tool)
+            .with_context(|| format!("{tool} is missing: run `cargo xtask setup`"))?;
+        // Distributions put links to links there.
+        let path = fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
+        files.insert(Path::new("/usr/sbin").join(tool), File::Copy(path.clone()));
+        programs.push(path);
+    }
+    let busybox = shell::find(SHELL).context("busybox is missing: run `cargo xtask setup`")?;
+    files.insert("/bin/busybox".into(), File::Copy(busybox));
+    for name in SHELL_NAMES {
+        files.insert(
+            Path::new("/bin").join(name),
+            File::Link("/bin/busybox".into()),
+        );
+    }
+    for entry in fs::read_dir(XTABLES).with_context(|| format!("read {XTABLES}"))? {
+        let path = entry.with_context(|| format!("read {XTABLES}"))?.path();
+        // Several names of one file: iptables looks for each.
+        let content =
+            fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
+        files.insert(path, File::Copy(content.clone()));
+        programs.push(content);
+    }
+    for library in libraries(&programs)? {
+        files.insert(library.clone(), File::Copy(library));
+    }
+    Ok(files)
+}
+
+/// Builds tests, first process and binaries; their paths by name.
+fn build() -> Result<Vec<(String, PathBuf)>> {
+    shell::progress("guest: tests and binaries");
+    let mut tests = shell::cargo(&["test", "--no-run", "--package", "overlay-tests"]);
+    for test in TESTS {
+        tests.args(["--test", test]);
+    }
+    // Cargo builds a package's binaries along with its integration tests.
+    let mut built = executables(&mut tests, &[TESTS, &[INIT]].concat())?;
+    let mut binaries = shell::cargo(&["build", "--package", "overlay-user", "--bins"]);
+    built.extend(executables(&mut binaries, BINARIES)?);
+    Ok(built)
+}
+
+/// Runs a cargo build and returns where the wanted executables are.
+fn executables(command: &mut Command, wanted: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    command
+        .arg("--message-format=json-render-diagnostics")
+        .stdout(Stdio::piped());
+    let shown = command::show(command);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("start `{shown}`"))?;
+    let output = child.stdout.take().context("the output of cargo")?;
+    let mut found = Vec::new();
+    for line in BufReader::new(output).lines() {
+        let line = line.context("read the output of cargo")?;
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(&line) else {
+            continue;
+        };
+        let name = message["target"]["name"].as_str().unwrap_or_default();
+        if let Some(path) = message["executable"].as_str()
+            && wanted.contains(&name)
+        {
+            found.push((name.to_owned(), PathBuf::from(path)));
+        }
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("wait for `{shown}`"))?;
+    interrupt::check()?;
+    if !status.success() || found.len() != wanted.len() {
+        bail!("`{shown}` failed ({status})");
+    }
+    Ok(found)
+}
+
+/// Debug information is most of a program, and emulated memory is small.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    let mut command = Command::new("strip");
+    shell::run(command.arg("--strip-debug").arg("-o").arg(to).arg(from))
+}
+
+/// The shared libraries of programs, the loader included, where the loader looks for them.
+fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
+    let mut command = Command::new("ldd");
+    let output = command.args(programs).output().context("start `ldd`")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)` for the loader.
+    let path = |line: &str| {
+        let line = line.trim();
+        let line = line.split_once("=> ").map_or(line, |(_, path)| path);
+        let path = line.split_once(" (")?.0;
+        path.starts_with('/').then(|| PathBuf::from(path))
+    };
+    let found: BTreeSet<PathBuf> = text.lines().filter_map(path).collect();
+    if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
+        bail!("a library is missing: {}", missing.trim());
+    }
+    Ok(found)
+}

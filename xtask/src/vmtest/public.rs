@@ -1,0 +1,103 @@
+//! What `vmtest.toml` names: lets the vmtest program run the same tests. It boots a generic kernel on this
+//! machine's own file system, which takes an initramfs that finds it, and insists on KVM wherever there is a
+//! `/dev/kvm`, which takes a wrapper around the emulator.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::guest::{self, File, Files};
+use super::kernel::{self, ALWAYS, Flavour};
+use super::{initramfs, modules};
+use crate::shell;
+
+/// Takes out what vmtest adds for KVM.
+const EMULATOR: &str = r#"#!/bin/bash
+# Written by `cargo xtask vmtest --prepare`: the emulator without what vmtest adds for /dev/kvm.
+arguments=()
+while (($#)); do
+    case $1 in
+        -enable-kvm) ;;
+        -cpu) shift ;;
+        *) arguments+=("$1") ;;
+    esac
+    shift
+done
+exec qemu-system-x86_64 -accel tcg,thread=multi -cpu max "${arguments[@]}"
+"#;
+
+/// Lays everything that `vmtest.toml` names below `cache`.
+pub fn prepare(cache: &Path, files: &Files) -> Result<()> {
+    let names: Vec<String> = ALWAYS.iter().map(|name| (*name).to_owned()).collect();
+    let kernels = kernel::fetch(cache, &kernel::named(&names)?, Flavour::Generic)?;
+    let first_process: Files = files
+        .iter()
+        .filter(|(path, _)| path.as_path() == Path::new(guest::INIT_PATH) || is_library(path))
+        .map(|(path, file)| (path.clone(), file.clone()))
+        .collect();
+    for kernel in &kernels {
+        let directory = cache.join(kernel.series.name);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        let image = directory.join("vmlinuz");
+        fs::copy(&kernel.image, &image).with_context(|| format!("write {}", image.display()))?;
+        let modules = modules::collect(&kernel.modules, modules::HOST_ROOT)?;
+        initramfs::pack(&directory.join("initramfs"), &first_process, &modules, &[])?;
+    }
+    script(&cache.join("qemu"), EMULATOR)?;
+    script(&cache.join("guest"), &guest_script(files)?)?;
+    shell::progress("everything that vmtest.toml names is there: run `vmtest`");
+    Ok(())
+}
+
+fn is_library(path: &Path) -> bool {
+    let path = path.to_string_lossy();
+    path.starts_with("/lib") || path.starts_with("/usr/lib")
+}
+
+/// Runs the tests as the first process of our own machines does.
+fn guest_script(files: &Files) -> Result<String> {
+    let built: BTreeMap<&Path, &Path> = files
+        .iter()
+        .filter_map(|(path, file)| match file {
+            File::Copy(from) => Some((path.as_path(), from.as_path())),
+            File::Link(_) => None,
+        })
+        .collect();
+    let find = |name: &str| {
+        let path = Path::new(guest::BIN).join(name);
+        built
+            .get(path.as_path())
+            .copied()
+            .with_context(|| format!("{name} was not built"))
+    };
+    let directory = find("overlayd")?
+        .parent()
+        .context("the directory of the binaries")?;
+    let mut text = format!(
+        "#!/bin/sh\n# Written by `cargo xtask vmtest --prepare`: the tests, in a machine of vmtest's.\n\
+         export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
+         export OVERLAY_BIN_DIR={} OVERLAY_SLOWNESS=6\n\
+         mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf\n\
+         mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
+         mountpoint -q /run || mount -t tmpfs tmpfs /run\n\
+         status=0\n",
+        directory.display()
+    );
+    for test in guest::TESTS {
+        let line = guest::command_line(test, &find(test)?.display().to_string(), "\"$@\"");
+        writeln!(text, "{line} || status=$?").context("write to a string")?;
+    }
+    text += "exit $status\n";
+    Ok(text)
+}
+
+fn script(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("write {}", path.display()))
+}
