@@ -19,7 +19,7 @@ pub enum Kind {
     InnerVlan,
     /// Fragments of forged VXLAN, first ones of every length.
     Fragments,
-    /// Forged VXLAN, cut off at every length.
+    /// Forged VXLAN, cut off at every length and whole.
     Truncated,
     /// VXLAN in VXLAN, for the node to open twice.
     Nested,
@@ -223,7 +223,7 @@ impl Scene {
     fn truncated(&self) -> Vec<Vec<u8>> {
         let whole = self.vxlan(Kind::Truncated, 1, &self.inner(self.remote.ip, 0));
         let mut frames = Vec::new();
-        for len in 15..whole.len() {
+        for len in 15..=whole.len() {
             let mut frame = whole[..len].to_vec();
             frames.push(frame.clone());
             if let (Some(total), Ok(fits)) = (frame.get_mut(16..18), u16::try_from(len - 14)) {
