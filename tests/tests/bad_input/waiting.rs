@@ -26,14 +26,18 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
     let addresses = || node.run(["ls", ADDRESSES]);
     let devices = || node.run(["ls", "/sys/class/net"]);
     let before = (addresses()?, devices()?);
-    // The node's own: it goes with the node.
-    node.run(["ip", "netns", "add", "waiting"])?;
-    let netns = "/run/netns/waiting";
+    // A namespace that lives as long as its process.
+    let sleeper = node.spawn(["unshare", "--net", "sleep", "600"])?;
+    let netns = format!("/proc/{}/ns/net", sleeper.process()?.pid);
+    let own = node.namespace().inside(|| fs::read_link("/proc/thread-self/ns/net"))??;
+    wait_until("a namespace", PATIENCE, || {
+        fs::read_link(&netns).is_ok_and(|other| other != own)
+    })?;
     let variables = |verb| {
         vec![
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", "waiting"),
-            ("CNI_NETNS", netns),
+            ("CNI_NETNS", netns.as_str()),
             ("CNI_IFNAME", "eth7"),
             ("OVERLAY_DEADLINE", "2"),
         ]
@@ -100,5 +104,6 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
         let answer = call(&node, &variables(verb), masquerading.as_bytes())?;
         ensure!(answer.status.success(), "{verb}: {answer:?}");
     }
+    sleeper.stop(Signal::SIGTERM)?;
     all_is_well(&lab, talks)
 }
