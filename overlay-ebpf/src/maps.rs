@@ -71,7 +71,7 @@ impl Tables<V4> for Maps {
         if cfg!(feature = "without-stack-owned") {
             return false;
         }
-        // Two words of one cache line against a hash over the flow and a walk.
+        // Two words against a hash over the flow and a walk.
         let news = |key| FLOW_NEWS.get(key).map(|news| news.at_ns);
         let any = cfg!(feature = "without-flow-news") || news(NEWEST_FLOW) != news(NO_FLOW_SINCE);
         any && FLOWS.get_ptr(flow).is_some()
@@ -120,8 +120,8 @@ pub fn count(hook: Hook, verdict: Verdict, bytes: u32) {
         return;
     }
     if let Some(counter) = COUNTS.get_ptr_mut(counter_index(hook, verdict)) {
-        // SAFETY: the pointer is to this CPU's own copy, and tc programs do not interrupt each other on a
-        // CPU.
+        // SAFETY: the pointer is to this CPU's own copy, and programs on the same hook, which alone have the same
+        // counters, do not interrupt each other on a CPU.
         unsafe {
             (*counter).packets += 1;
             (*counter).bytes += u64::from(bytes);

@@ -51,8 +51,11 @@ pub fn holder(path: &Path) -> Option<String> {
         file.ino()
     );
     let pid = owner(&fs::read_to_string("/proc/locks").ok()?, &id)?;
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(format!("process {pid} ({})", name.trim()))
+    // Others' processes may be hidden.
+    Some(match fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("process {pid} ({})", name.trim()),
+        Err(_) => format!("process {pid}"),
+    })
 }
 
 /// The process that holds the lock on a file, in the format of `/proc/locks` (proc(5)).

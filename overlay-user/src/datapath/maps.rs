@@ -169,14 +169,16 @@ where
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn forget_pod(&mut self, address: F::Addr) -> Result<(), Error> {
-        let Some(pod) =
-            missing_is_none(self.pods.get(&address, 0)).map_err(failed("read", PODS))?
+    pub fn forget_pod(pins: &Pins, address: F::Addr) -> Result<(), Error> {
+        // The two maps alone: an agent of another build may have pinned the others.
+        let mut pods: HashMap<_, F::Addr, Pod> = open(pins, PODS)?;
+        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
+        let Some(pod) = missing_is_none(pods.get(&address, 0)).map_err(failed("read", PODS))?
         else {
             return Ok(());
         };
-        missing_is_none(self.pods.remove(&address)).map_err(failed("delete from", PODS))?;
-        missing_is_none(self.endpoints.remove(&pod.ifindex))
+        missing_is_none(pods.remove(&address)).map_err(failed("delete from", PODS))?;
+        missing_is_none(endpoints.remove(&pod.ifindex))
             .map_err(failed("delete from", ENDPOINTS))?;
         Ok(())
     }
@@ -228,6 +230,14 @@ where
         self.flows
             .insert(key, flow, 0)
             .map_err(failed("update", FLOWS))
+    }
+
+    /// When a flow was last seen; `None` where the IP stack does not own it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn flow(&self, key: &FlowKey<F>) -> Result<Option<Flow>, Error> {
+        missing_is_none(self.flows.get(key, 0)).map_err(failed("read", FLOWS))
     }
 
     /// Forgets a flow.

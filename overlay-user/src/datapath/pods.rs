@@ -20,5 +20,5 @@ pub fn forget(root: &Path, address: IpAddr) -> Result<(), Error> {
         return Ok(());
     }
     let address = V4::from_ip(address).ok_or(Error::Family(address))?;
-    Maps::<V4>::open(&pins)?.forget_pod(address)
+    Maps::<V4>::forget_pod(&pins, address)
 }

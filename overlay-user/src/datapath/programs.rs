@@ -394,7 +394,7 @@ impl Programs {
         if self.attachment == Attachment::Clsact && !self.searched {
             // An earlier agent may have run over another underlay.
             for (ifindex, interface) in interfaces()? {
-                for hook in Hook::ALL.into_iter().filter(|hook| !alive(*hook, ifindex)) {
+                for hook in tc_hooks().filter(|hook| !alive(*hook, ifindex)) {
                     gone += usize::from(detach_filter(hook, &interface)?);
                 }
             }

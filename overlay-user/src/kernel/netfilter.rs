@@ -81,10 +81,10 @@ pub(super) async fn dump(
             }
         }
         if whole {
-            break;
+            return Ok(found);
         }
     }
-    Ok(found)
+    Err(refused(io::Error::from_raw_os_error(nix::libc::EINTR)))
 }
 
 fn dump_request(family: NetfilterProtoFamily, inner: NetfilterMessageInner) -> Vec<u8> {

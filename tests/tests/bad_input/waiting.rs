@@ -29,7 +29,9 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
     // A namespace that lives as long as its process.
     let sleeper = node.spawn(["unshare", "--net", "sleep", "600"])?;
     let netns = format!("/proc/{}/ns/net", sleeper.process()?.pid);
-    let own = node.namespace().inside(|| fs::read_link("/proc/thread-self/ns/net"))??;
+    let own = node
+        .namespace()
+        .inside(|| fs::read_link("/proc/thread-self/ns/net"))??;
     wait_until("a namespace", PATIENCE, || {
         fs::read_link(&netns).is_ok_and(|other| other != own)
     })?;

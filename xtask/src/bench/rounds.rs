@@ -20,8 +20,8 @@ const REPEATS: usize = 3;
 const CALM: Duration = Duration::from_secs(1);
 /// Share of a core that others may take.
 const FOREIGN: f64 = 0.05;
-/// How much slower or faster than usual for the variants of one comparison the core may be, as a share.
-const DEVIATION: f64 = 0.1;
+/// How much slower or faster the core may be for one of two variants that are compared, as a share.
+pub const DEVIATION: f64 = 0.1;
 
 /// What to run.
 pub struct Plan {
@@ -57,6 +57,8 @@ pub struct Value {
     pub value: f64,
     /// Whether no other load was there; what is not clean counts only where nothing else is there.
     pub clean: bool,
+    /// Turns of the calibration loop: how fast the core was.
+    pub spin: u64,
 }
 
 /// A run beside other load.
@@ -158,7 +160,7 @@ impl Record {
             });
         }
         for (variant, taken) in &taken {
-            let clean = !wanted.contains(variant);
+            let clean = taken.foreign <= FOREIGN;
             self.note(round, (*variant, underlay, path), taken, clean);
         }
         Ok(())
@@ -182,7 +184,8 @@ impl Record {
             series.unit = figure.unit;
             series.values.resize(round + 1, None);
             let value = figure.value;
-            series.values[round] = Some(Value { value, clean });
+            let spin = taken.spin;
+            series.values[round] = Some(Value { value, clean, spin });
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::rounds::{Series, Subject, Value};
+use super::rounds::{DEVIATION, Series, Subject, Value};
 use super::stage::{Path, Underlay};
 use super::variant::Variant;
 
@@ -85,7 +85,9 @@ fn pairs(a: &Series, b: &Series, join: impl Fn(f64, f64) -> f64) -> Vec<Option<V
         // Counters that stood still make no ratio.
         value.is_finite().then_some(Value {
             value,
-            clean: a.clean && b.clean,
+            // A core that was faster for one of them says nothing about either.
+            clean: a.clean && b.clean && (a.spin as f64 / b.spin as f64 - 1.0).abs() <= DEVIATION,
+            spin: a.spin,
         })
     };
     both.map(pair).collect()
@@ -166,13 +168,18 @@ mod tests {
     use super::*;
 
     fn clean(value: f64) -> Option<Value> {
-        Some(Value { value, clean: true })
+        Some(Value {
+            value,
+            clean: true,
+            spin: 100,
+        })
     }
 
     fn spoiled(value: f64) -> Option<Value> {
         Some(Value {
             value,
             clean: false,
+            spin: 100,
         })
     }
 

@@ -32,8 +32,8 @@ pub async fn heal(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
     settle(maps, network, remembered, PATIENCE).await
 }
 
-/// Compares the flows that were remembered a moment ago with connection tracking. A flow that is remembered
-/// meanwhile is none of them and stays.
+/// Compares the flows that were remembered a moment ago with connection tracking. A flow that is seen meanwhile
+/// stays: connection tracking takes its time to tell, and may have told before.
 async fn settle(
     maps: &mut Maps<V4>,
     network: IpNet,
@@ -46,7 +46,8 @@ async fn settle(
     let now = now_ns();
     let before = now.saturating_sub(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
     for (key, flow) in remembered {
-        if !missing.remove(&key) && flow.last_seen_ns <= before {
+        let ended = !missing.remove(&key) && flow.last_seen_ns <= before;
+        if ended && maps.flow(&key)? == Some(flow) {
             maps.remove_flow(&key)?;
         }
     }

@@ -219,10 +219,14 @@ impl Reconciler {
         }
         // What was done so far took its time; a pod may have come or gone, its address with it.
         self.kernel.look();
-        let now = self.kernel.pods(BRIDGE).await;
-        if let Ok(pods) = &now {
-            view.pods = pods;
-        }
+        let now = match self.kernel.pods(BRIDGE).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                report.problem("kernel", format!("list pods: {error}"));
+                return self.health.publish(report);
+            }
+        };
+        view.pods = &now;
         report.pods = view.pods.pods.len();
         self.fast_path
             .round(
@@ -258,9 +262,9 @@ impl Reconciler {
         if file == self.file {
             return;
         }
-        self.file = file;
-        if let Err(error) = self.file.write(&self.node.flags.node.run_dir) {
-            report.problem("note for the tools", error.to_string());
+        match file.write(&self.node.flags.node.run_dir) {
+            Ok(()) => self.file = file,
+            Err(error) => report.problem("note for the tools", error.to_string()),
         }
     }
 

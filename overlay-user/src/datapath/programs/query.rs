@@ -13,7 +13,8 @@ const TCX_EGRESS: u32 = 47;
 /// More than tcx takes (`BPF_MPROG_MAX`).
 const MOST: usize = 64;
 
-/// The member `query` of `union bpf_attr`, as far as it is used; the kernel takes the rest for zeros.
+/// The member `query` of `union bpf_attr`, up to the last field that the kernel writes for tcx: it does so whatever size it
+/// is told (`bpf_mprog_query()` of kernel/bpf/mprog.c).
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -25,7 +26,13 @@ struct Query {
     program_ids: u64,
     count: u32,
     _pad: u32,
+    program_flags: u64,
+    link_ids: u64,
+    link_flags: u64,
+    revision: u64,
 }
+
+const _: () = assert!(size_of::<Query>() == 64);
 
 /// The ids of the programs on a device's tcx hook, in the order they run.
 ///
@@ -43,7 +50,8 @@ pub(super) fn tcx_program_ids(ifindex: u32, direction: TcAttachType) -> io::Resu
         count: MOST as u32,
         ..Query::default()
     };
-    // SAFETY: the kernel reads and writes the struct, whose size is told, and at most `count` ids.
+    // SAFETY: the kernel reads as much of the struct as it is told, writes no field behind `revision`, and at most
+    // `count` ids.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -36,6 +36,7 @@ const TRUST: Duration = Duration::from_secs(5);
 /// How often stale next hops are confirmed: about when the kernel would, were the packets its own
 /// (`delay_first_probe_time`).
 const CONFIRM: Duration = Duration::from_secs(5);
+
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
@@ -55,6 +56,8 @@ pub struct Running {
     pub early: Result<Nic, String>,
     /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
     pub elsewhere: Vec<IpAddr>,
+    /// Whether those are others by now.
+    rerouted: bool,
     flows_checked: Instant,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
@@ -117,6 +120,7 @@ impl Running {
             left_out: BTreeMap::new(),
             early: Err("not decided yet".to_owned()),
             elsewhere: Vec::new(),
+            rerouted: false,
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
@@ -129,7 +133,7 @@ impl Running {
     }
 
     pub fn is_disturbed(&mut self) -> bool {
-        if !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
+        if self.rerouted || !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
             return true;
         }
         let programs = &mut self.programs;
@@ -230,7 +234,8 @@ impl Running {
         if !gap {
             node.flags |= CONFIG_ACTIVE;
         }
-        self.elsewhere = lead(kernel, &mut node).await;
+        self.elsewhere = lead(kernel, &mut node, &self.elsewhere).await;
+        self.rerouted = false;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
         for omission in omissions {
@@ -339,21 +344,29 @@ impl Running {
             .await?
             .values()
         {
-            if path.is_stale {
-                kernel
-                    .confirm_neighbour(node.underlay_ifindex, path.next_hop)
-                    .await?;
+            if !path.is_stale {
+                continue;
+            }
+            let confirmed = kernel.confirm_neighbour(node.underlay_ifindex, path.next_hop);
+            if let Err(error) = confirmed.await {
+                // Gone meanwhile, perhaps; the others are asked for all the same.
+                tracing::debug!("confirm {}: {error}", path.next_hop);
             }
         }
         Ok(())
     }
 
     pub async fn refresh_next_hops(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
-        let Some(node) = &mut self.node else {
+        let Some(mut node) = self.node.clone() else {
             return Ok(());
         };
-        lead(kernel, node).await;
-        let (tables, _) = Tables::of(node);
+        // Peers that have moved to another device, or back, take a whole round.
+        self.rerouted = lead(kernel, &mut node, &self.elsewhere).await != self.elsewhere;
+        if self.rerouted {
+            return Ok(());
+        }
+        let (tables, _) = Tables::of(&node);
+        self.node = Some(node);
         // Of the pods, this node is as old as the last round: one may be gone, and taken out, since.
         self.maps.fill_peers(&tables)?;
         Ok(())
