@@ -1,6 +1,7 @@
 //! The sysctls that the overlay needs, below `/proc/sys` of the thread's network namespace.
 
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -40,9 +41,13 @@ pub fn enable_forwarding(address: IpAddr) -> Result<(), Error> {
 /// connection when the fast path carries the rest, and would call the remainder invalid.
 ///
 /// # Errors
-/// [`Error::Sysctl`]; the file is missing while connection tracking is not loaded.
+/// [`Error::Sysctl`]. While connection tracking is not loaded there is nothing to set.
 pub fn be_liberal_with_tcp() -> Result<(), Error> {
-    write(TCP_BE_LIBERAL, "1")
+    match read(TCP_BE_LIBERAL) {
+        Ok(value) if value == "1" => Ok(()),
+        Err(Error::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) | Err(_) => write(TCP_BE_LIBERAL, "1"),
+    }
 }
 
 /// Whether bridged packets pass iptables, which kube-proxy needs for Services between pods of one node.

@@ -11,9 +11,9 @@ use overlay_user::config::flags::FastPath as Wanted;
 use overlay_user::datapath::Error;
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::programs::Programs;
-use overlay_user::kernel::Kernel;
 use overlay_user::kernel::interface::Underlay;
 use overlay_user::kernel::pods::PodLinks;
+use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
 
 use crate::health::Report;
@@ -175,6 +175,11 @@ impl FastPath {
             }
         }
         if let Self::Up(running) = self {
+            // Connection tracking sees halves of connections when some packets take the fast path and some do not. It
+            // may be loaded at any time.
+            if let Err(error) = sysctl::be_liberal_with_tcp() {
+                report.note("connection tracking", error.to_string());
+            }
             if let Err(error) = running.round(view, device, peers, served, kernel).await {
                 report.problem("fast path", error.to_string());
             }

@@ -104,10 +104,6 @@ impl Running {
         let mut maps = Maps::open(pins).map_err(|error| error.to_string())?;
         maps.look_for_flows().map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
-        // Connection tracking sees halves of connections when some packets take the fast path and some do not.
-        if let Err(error) = sysctl::be_liberal_with_tcp() {
-            tracing::debug!("{error}");
-        }
         tracing::info!(?attachment, pins = %pins.root().display(), "fast path loaded");
         Ok(Self {
             programs,
