@@ -22,7 +22,7 @@ const VALUE: f64 = 110.0;
 const BAR: f64 = 26.0;
 const STEP: f64 = 38.0;
 const HEAD: f64 = 64.0;
-const FOOT: f64 = 30.0;
+const FOOT: f64 = 48.0;
 
 /// What the summary shows of each variant: the more the better.
 const RATES: &[(&str, &str)] = &[
@@ -195,17 +195,28 @@ fn open(height: f64) -> String {
     )
 }
 
-/// What the figures are from.
+/// What the figures are from, in two lines.
 fn foot(height: f64, rounds: usize, machine: &Machine) -> String {
-    format!(
-        "<text x=\"16\" y=\"{}\" font-size=\"11\" fill=\"#666666\">median of {rounds} rounds, least to most · \
-         {} · Linux {} · {} · {}</text>\n",
-        height - 10.0,
-        machine.date,
-        escape(&machine.kernel),
-        escape(&machine.revision),
-        escape(&machine.command),
-    )
+    let line = |y: f64, text: &str| {
+        format!(
+            "<text x=\"16\" y=\"{y}\" font-size=\"11\" fill=\"#666666\">{}</text>\n",
+            escape(text)
+        )
+    };
+    let Machine {
+        date,
+        kernel,
+        revision,
+        processor,
+        cores,
+        command,
+        ..
+    } = machine;
+    let first = format!(
+        "median of up to {rounds} undisturbed rounds, least to most · {date} · Linux {kernel} · {processor}, {cores} cores"
+    );
+    let second = format!("{revision} · {command}");
+    line(height - 26.0, &first) + &line(height - 10.0, &second)
 }
 
 fn colour(variant: Variant) -> &'static str {

@@ -232,6 +232,21 @@ mod tests {
     }
 
     #[test]
+    fn a_core_of_another_speed_makes_no_clean_pair() {
+        let slow = clean(80.0).map(|value| Value { spin: 50, ..value });
+        let all = BTreeMap::from([
+            series(Variant::Host, &[clean(4.0), clean(4.0)]),
+            series(Variant::Kernel, &[clean(8.0), slow]),
+        ]);
+        let ratios = ratios(&all);
+        let found: Vec<_> = ratios
+            .iter()
+            .map(|ratio| (ratio.median, ratio.rounds))
+            .collect();
+        assert_eq!(found, [(2.0, 1)]);
+    }
+
+    #[test]
     fn the_median_of_an_even_number_is_between() {
         let values = [clean(1.0), None, clean(3.0)];
         assert_eq!(spread(&values), Some(([1.0, 2.0, 3.0], 2)));
