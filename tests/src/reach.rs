@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::lab::OUTSIDE_ADDRESS;
@@ -224,6 +224,21 @@ pub fn check(pair: &Pair) -> Vec<Check> {
         checks.push(converse(pair, protocol, bytes));
     }
     checks
+}
+
+/// Demands that everybody reaches everybody, by TCP, UDP and ICMP, with small and with large packets.
+///
+/// # Errors
+/// As for [`check_all`], and with a line for each check that failed.
+pub fn require_all(lab: &Lab) -> Result<()> {
+    let checks = check_all(lab, |_, _| ())?;
+    let failures: Vec<String> = checks
+        .iter()
+        .filter(|check| !check.passed())
+        .map(Check::to_string)
+        .collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
 }
 
 /// Checks every pair of the lab; `tell` hears of each pair when it is done.

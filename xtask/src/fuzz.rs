@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
 use overlay_tests::command::show;
 use overlay_tests::interrupt;
 
+use crate::lab::Output;
 use crate::{build, setup, shell, workspace};
 
 /// Fuzz the packet programs, or with --target what is parsed from outside.
@@ -51,12 +51,6 @@ pub struct Arguments {
     /// arrives; takes about a minute, whatever --seconds says.
     #[arg(long, conflicts_with_all = ["target", "seconds", "jobs", "output"])]
     lab: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {

@@ -4,23 +4,11 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_tests::reach::{self, Check};
+use overlay_tests::reach;
 use overlay_tests::status::Counts;
 use overlay_tests::{Lab, Node, Options, command};
 
 use crate::lab::{options, under_traffic, wait_for_best_path};
-
-/// Everybody reaches everybody, by TCP, UDP and ICMP, with small and with large packets.
-fn everybody_reaches_everybody(lab: &Lab) -> Result<()> {
-    let checks = reach::check_all(lab, |_, _| ())?;
-    let failures: Vec<String> = checks
-        .iter()
-        .filter(|check| !check.passed())
-        .map(Check::to_string)
-        .collect();
-    ensure!(failures.is_empty(), "{}", failures.join("\n"));
-    Ok(())
-}
 
 /// A lab of bare nodes, an underlay device that `plug` makes on each, and agents that use it.
 fn lab_over(name: &str, plug: impl Fn(&Node, &Node) -> Result<()>, iface: &str) -> Result<Lab> {
@@ -115,7 +103,7 @@ fn a_node_address_may_be_on_no_card() -> Result<()> {
         )
     };
     let lab = lab_over("dummy", plug, "node0")?;
-    everybody_reaches_everybody(&lab)?;
+    reach::require_all(&lab)?;
     lab.down()
 }
 
@@ -134,7 +122,7 @@ fn an_ipip_tunnel_may_be_the_underlay() -> Result<()> {
         )
     };
     let lab = lab_over("ipip", plug, "ipip0")?;
-    everybody_reaches_everybody(&lab)?;
+    reach::require_all(&lab)?;
     lab.down()
 }
 
@@ -181,6 +169,6 @@ fn wireguard_may_be_the_underlay() -> Result<()> {
         ip(node, "link set wg0 up\n")
     };
     let lab = lab_over("wireguard", plug, "wg0")?;
-    everybody_reaches_everybody(&lab)?;
+    reach::require_all(&lab)?;
     lab.down()
 }
