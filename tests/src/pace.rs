@@ -218,19 +218,15 @@ fn receive(socket: &UdpSocket, sent_all: &AtomicBool) -> Result<Received> {
     let mut received = Received::default();
     let mut last = Instant::now();
     let mut buffer = [0; DATAGRAM + 1];
-    while !sent_all.load(Ordering::SeqCst) {
+    loop {
+        // What has arrived by then is read to the last.
+        let is_last = sent_all.load(Ordering::SeqCst);
         match socket.recv(&mut buffer) {
             Ok(DATAGRAM) => {}
             Ok(length) => return Err(anyhow!("a datagram of {length} bytes arrived")),
+            Err(error) if is_last && is_late(&error) => return Ok(received),
             // A process that was frozen for a while is told so.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                ) =>
-            {
-                continue;
-            }
+            Err(error) if is_late(&error) || error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return Err(error).context("receive"),
         }
         received.silence = received.silence.max(last.elapsed());
@@ -242,7 +238,10 @@ fn receive(socket: &UdpSocket, sent_all: &AtomicBool) -> Result<Received> {
         received.repeated += u64::from(received.seen[number]);
         received.seen[number] = true;
     }
-    Ok(received)
+}
+
+fn is_late(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// The byte at a place of the TCP connection.
