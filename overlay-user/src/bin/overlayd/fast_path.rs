@@ -188,8 +188,9 @@ impl FastPath {
                 let pods: Vec<_> = running.left_out.values().cloned().collect();
                 report.note("pods left to the kernel path", pods.join("; "));
             }
-            if !running.elsewhere.is_empty() {
-                let peers: Vec<_> = running.elsewhere.iter().map(ToString::to_string).collect();
+            let elsewhere = &running.ways.elsewhere;
+            if !elsewhere.is_empty() {
+                let peers: Vec<_> = elsewhere.iter().map(ToString::to_string).collect();
                 let name = &view.underlay.name;
                 report.note(
                     "peers left to the kernel path",

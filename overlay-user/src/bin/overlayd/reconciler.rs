@@ -27,7 +27,7 @@ use crate::node::{Node, Start, attributes};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
-/// At least this long from round to round, however many events there are.
+/// At least this long from round to round, or from look to look at the next hops, however many events there are.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often everything is looked at without any event.
 const RESYNC: Duration = Duration::from_secs(5);
@@ -90,6 +90,7 @@ impl Reconciler {
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
         let mut next_hops_due = None;
+        let mut last_look = last_round;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
@@ -102,7 +103,7 @@ impl Reconciler {
                 }
                 event = monitor.next() => match event? {
                     Event::Neighbour(ifindex) if ifindex == self.underlay.ifindex => {
-                        next_hops_due = next_hops_due.or_else(|| Some(Instant::now() + SETTLE));
+                        next_hops_due = next_hops_due.or_else(|| Some((Instant::now() + SETTLE).max(last_look + PAUSE)));
                     }
                     event if self.matters(event) => {
                         due = due.or_else(|| Some((Instant::now() + SETTLE).max(last_round + PAUSE)));
@@ -111,6 +112,7 @@ impl Reconciler {
                 },
                 () = when(next_hops_due) => {
                     self.fast_path.refresh_next_hops(&self.kernel).await;
+                    last_look = Instant::now();
                     next_hops_due = None;
                 }
                 changed = self.leases.changed() => {

@@ -1,7 +1,6 @@
 //! The fast path while it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use overlay_common::schema::{
@@ -26,7 +25,7 @@ use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
 
 use super::View;
-use super::ways::{lead, vteps};
+use super::ways::Ways;
 use crate::flows;
 
 /// How often the remembered flows are compared with connection tracking.
@@ -54,10 +53,8 @@ pub struct Running {
     pub left_out: BTreeMap<String, String>,
     /// Where hostile VXLAN is refused early; or why nowhere.
     pub early: Result<Nic, String>,
-    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
-    pub elsewhere: Vec<IpAddr>,
-    /// Whether those are others by now.
-    rerouted: bool,
+    /// How the peers are reached.
+    pub ways: Ways,
     flows_checked: Instant,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
@@ -115,8 +112,7 @@ impl Running {
             sites: Vec::new(),
             left_out: BTreeMap::new(),
             early: Err("not decided yet".to_owned()),
-            elsewhere: Vec::new(),
-            rerouted: false,
+            ways: Ways::default(),
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
@@ -129,7 +125,7 @@ impl Running {
     }
 
     pub fn is_disturbed(&mut self) -> bool {
-        if self.rerouted || !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
+        if !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
             return true;
         }
         let programs = &mut self.programs;
@@ -230,8 +226,7 @@ impl Running {
         if !gap {
             node.flags |= CONFIG_ACTIVE;
         }
-        self.elsewhere = lead(kernel, &mut node, &self.elsewhere).await;
-        self.rerouted = false;
+        self.ways.find(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
         for omission in omissions {
@@ -335,36 +330,18 @@ impl Running {
         let Some(node) = &self.node else {
             return Ok(());
         };
-        for path in kernel
-            .paths(node.underlay_ifindex, node.vtep, vteps(node))
-            .await?
-            .values()
-        {
-            if !path.is_stale {
-                continue;
-            }
-            let confirmed = kernel.confirm_neighbour(node.underlay_ifindex, path.next_hop);
-            if let Err(error) = confirmed.await {
-                // Gone meanwhile, perhaps; the others are asked for all the same.
-                tracing::debug!("confirm {}: {error}", path.next_hop);
-            }
-        }
-        Ok(())
+        Ok(self.ways.confirm(kernel, node.underlay_ifindex).await?)
     }
 
     pub async fn refresh_next_hops(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
-        let Some(mut node) = self.node.clone() else {
+        let Some(node) = &mut self.node else {
             return Ok(());
         };
-        // Peers that have moved to another device, or back, take a whole round.
-        self.rerouted = lead(kernel, &mut node, &self.elsewhere).await != self.elsewhere;
-        if self.rerouted {
-            return Ok(());
+        if self.ways.follow(kernel, node).await {
+            let (tables, _) = Tables::of(node);
+            // Of the pods, this node is as old as the last round: one may be gone, and taken out, since.
+            self.maps.fill_peers(&tables)?;
         }
-        let (tables, _) = Tables::of(&node);
-        self.node = Some(node);
-        // Of the pods, this node is as old as the last round: one may be gone, and taken out, since.
-        self.maps.fill_peers(&tables)?;
         Ok(())
     }
 
