@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::fast_path::{FastPath, View};
+use crate::fast_path::{Backing, FastPath, View};
 use crate::health::{Health, Report};
 use crate::kernel_path::KernelPath;
 use crate::node::{Node, Start, attributes};
@@ -196,8 +196,10 @@ impl Reconciler {
             subnet: self.lease.subnet,
             mtu: desired.device.mtu,
             pods: &pods,
+            peers: &peers,
+            kernel: &self.kernel,
         };
-        self.fast_path.prepare(&view, &peers, &mut report);
+        self.fast_path.prepare(&view, &mut report);
         let served = self
             .kernel_path
             .round(
@@ -230,16 +232,11 @@ impl Reconciler {
         };
         view.pods = &now;
         report.pods = view.pods.pods.len();
-        self.fast_path
-            .round(
-                &view,
-                self.kernel_path.device(),
-                &peers,
-                &served,
-                &self.kernel,
-                &mut report,
-            )
-            .await;
+        let backing = Backing {
+            device: self.kernel_path.device(),
+            peers: &served,
+        };
+        self.fast_path.round(&view, &backing, &mut report).await;
 
         self.leave_note(&mut report);
 

@@ -24,8 +24,8 @@ use overlay_user::kernel::pods::{Filter, PodLink};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
 
-use super::View;
 use super::ways::Ways;
+use super::{Backing, View};
 use crate::flows;
 
 /// How often the remembered flows are compared with connection tracking.
@@ -136,12 +136,12 @@ impl Running {
         })
     }
 
-    pub fn prepare(&mut self, view: &View<'_>, peers: &[Peer]) -> Result<(), Error> {
+    pub fn prepare(&mut self, view: &View<'_>) -> Result<(), Error> {
         let Some(config) = self.maps.config()? else {
             return Ok(());
         };
         let pods = local_pods(&view.pods.pods, |_| false);
-        let (mut tables, _) = Tables::of(&tables_of(view, MacAddr::default(), peers, pods));
+        let (mut tables, _) = Tables::of(&tables_of(view, MacAddr::default(), view.peers, pods));
         // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
         // that is not there may be its.
         if self.maps.admit(&tables)? {
@@ -163,15 +163,9 @@ impl Running {
         Ok(())
     }
 
-    pub async fn round(
-        &mut self,
-        view: &View<'_>,
-        device: Option<(u32, MacAddr)>,
-        peers: &[Peer],
-        served: &[Peer],
-        kernel: &Kernel,
-    ) -> Result<(), Error> {
-        let Some((device_ifindex, mac)) = device else {
+    pub async fn round(&mut self, view: &View<'_>, backing: &Backing<'_>) -> Result<(), Error> {
+        let kernel = view.kernel;
+        let Some((device_ifindex, mac)) = backing.device else {
             return self.deactivate();
         };
         self.sites = sites(view, device_ifindex);
@@ -204,7 +198,7 @@ impl Running {
             .iter()
             .filter(|pod| !self.left_out.contains_key(&pod.name));
         let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
-        let mut node = tables_of(view, mac, served, pods);
+        let mut node = tables_of(view, mac, backing.peers, pods);
         node.source_ports = sysctl::local_port_range().unwrap_or(node.source_ports);
         // Where the kernel does not tell, what it told last holds.
         if let Ok(others) = kernel.other_vnis(&view.node.device, node.port).await {
@@ -218,9 +212,11 @@ impl Running {
         if view.node.flags.node.aggregates == Aggregates::Kernel {
             node.flags |= CONFIG_AGGREGATES_TO_KERNEL;
         }
-        node.unserved = peers
+        let backed: BTreeSet<_> = backing.peers.iter().map(|peer| peer.subnet).collect();
+        node.unserved = view
+            .peers
             .iter()
-            .filter(|peer| !served.contains(peer))
+            .filter(|peer| !backed.contains(&peer.subnet))
             .cloned()
             .collect();
         if !gap {
@@ -271,7 +267,7 @@ impl Running {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
-        self.refuse_early(view, kernel).await;
+        self.refuse_early(view).await;
         let (sites, early) = (&self.sites, &self.early);
         let gone = self.programs.forget_gone(|hook, ifindex| {
             if hook == Hook::NetXdp {
@@ -288,8 +284,8 @@ impl Running {
     }
 
     /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
-    async fn refuse_early(&mut self, view: &View<'_>, kernel: &Kernel) {
-        let attached = match kernel.nic(view.underlay.ifindex).await {
+    async fn refuse_early(&mut self, view: &View<'_>) {
+        let attached = match view.kernel.nic(view.underlay.ifindex).await {
             Ok(Some(nic)) => early::wanted_on(view.node.flags.node.xdp, &nic).and_then(|()| {
                 match self.programs.attach_xdp(&nic) {
                     Ok(_) => Ok(nic),

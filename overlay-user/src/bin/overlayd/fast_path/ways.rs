@@ -17,7 +17,7 @@ use overlay_user::mac::MacAddr;
 pub struct Ways {
     routes: BTreeMap<IpAddr, Route>,
     /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
-    pub elsewhere: Vec<IpAddr>,
+    pub elsewhere: BTreeSet<IpAddr>,
 }
 
 impl Ways {
@@ -38,11 +38,10 @@ impl Ways {
                 self.routes.clear();
             }
         }
-        let (there, here) = std::mem::take(&mut node.peers)
+        let (there, here): (Vec<_>, _) = std::mem::take(&mut node.peers)
             .into_iter()
             .partition(|(peer, _)| self.elsewhere.contains(&peer.vtep));
         node.peers = here;
-        let there: Vec<_> = there;
         node.unserved
             .extend(there.into_iter().map(|(peer, _)| peer));
         for (peer, way) in &mut node.peers {
