@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use overlay_tests::{Lab, Node, Options, wait_until};
 
 /// What netlink tells of; machines that run tests are slow.
@@ -43,5 +43,40 @@ fn a_neighbour_that_changes_is_followed() -> Result<()> {
         node.run(["sh", "-c", &replace])?;
         goes_to(&node, mac)?;
     }
+    lab.down()
+}
+
+/// Of two next hops, the one that the kernel chooses; with it gone, the other.
+#[test]
+fn one_of_several_next_hops_is_taken() -> Result<()> {
+    let lab = Lab::up(Options::for_test("legs"))?;
+    let (node, other) = (lab.node(1), lab.node(2).underlay_address());
+    let own = node.underlay_address();
+    let legs = [1, 2].map(|leg| {
+        (
+            format!("192.168.66.20{leg}"),
+            format!("02:00:00:00:0a:0{leg}"),
+        )
+    });
+    let shell = |script: &str| node.run(["sh", "-c", script]);
+    let mut route = format!("ip route add {other}");
+    for (address, mac) in &legs {
+        shell(&format!(
+            "ip neigh replace {address} lladdr {mac} dev eth0 nud permanent"
+        ))?;
+        route += &format!(" nexthop via {address} dev eth0 onlink");
+    }
+    shell("sysctl -w net.ipv4.fib_multipath_use_neigh=1")?;
+    shell(&route)?;
+    let chosen = shell(&format!("ip route get {other} from {own}"))?;
+    let (chosen, left): (Vec<_>, Vec<_>) = legs
+        .iter()
+        .partition(|(address, _)| chosen.contains(address.as_str()));
+    let [(address, mac)] = chosen[..] else {
+        bail!("the kernel chose {chosen:?}");
+    };
+    goes_to(&node, mac)?;
+    shell(&format!("ip neigh replace {address} dev eth0 nud failed"))?;
+    goes_to(&node, &left[0].1)?;
     lab.down()
 }

@@ -2,6 +2,11 @@
 //!
 //! Routes are asked for in a round, peer by peer: whatever changes them starts one. What the neighbour table says of
 //! their next hops changes all the time, and is one request for all.
+//!
+//! Where a route has several next hops, one of them is taken for all packets to a peer. The kernel's VXLAN does no
+//! different: it caches the route of the first packet for each remote address and CPU (`dst_cache` in
+//! `drivers/net/vxlan/vxlan_core.c`). Leaving such peers to `bpf_redirect_neigh` would be worse: for a given device it
+//! always takes the first next hop (`fib_select_path` in `net/ipv4/fib_semantics.c`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -58,12 +63,26 @@ impl Ways {
     }
 
     /// Notes the next hops' MAC addresses, as the neighbour table has them by now. Returns whether any has changed.
-    pub async fn follow(&self, kernel: &Kernel, node: &mut TablesOf) -> bool {
+    pub async fn follow(&mut self, kernel: &Kernel, node: &mut TablesOf) -> bool {
         let neighbours = kernel.neighbours_on(node.underlay_ifindex).await;
         let neighbours = neighbours.unwrap_or_else(|error| {
             tracing::warn!("look for next hops: {error}");
             BTreeMap::new()
         });
+        // Among several next hops the kernel may take another (fib_multipath_use_neigh) and sends no event.
+        let is_lost = |vtep: &IpAddr| {
+            let route = self.routes.get(vtep);
+            route.is_some_and(|route| !neighbours.contains_key(&route.next_hop))
+        };
+        let prepared = node.peers.iter().filter(|(_, way)| way.next_hop.is_some());
+        let vteps = prepared.map(|(peer, _)| peer.vtep).filter(is_lost);
+        match kernel
+            .routes_by(node.underlay_ifindex, node.vtep, vteps)
+            .await
+        {
+            Ok(routes) => self.routes.extend(routes),
+            Err(error) => tracing::warn!("look for other next hops: {error}"),
+        }
         let has_mac = node.underlay_mac != MacAddr::default();
         let mut changed = false;
         for (peer, way) in &mut node.peers {
