@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::{Lab, Node, Options, wait_until};
+use overlay_user::datapath::object;
 
 /// From a start to the first change of the kernel's state.
 const FIRST: Duration = Duration::from_secs(30);
@@ -72,5 +73,28 @@ fn adopted_maps_never_say_more_than_the_kernel_path_backs() -> Result<()> {
         "still in the maps: {left:?} peers and VTEPs"
     );
     node.wait_ready(FIRST)?;
+    lab.down()
+}
+
+/// Programs that are not the agent's own are at work: who asks whether the node is well shall know.
+#[test]
+fn programs_from_a_file_are_told_of() -> Result<()> {
+    let lab = Lab::up(Options::for_test("others"))?;
+    let node = lab.node(1);
+    let aside = tempfile::tempdir()?;
+    let file = aside.path().join("overlay.bpf.o");
+    fs::write(&file, object::bytes()?)?;
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent(&[&format!("--programs={}", file.display())])?;
+    let note = format!("those of {} (--programs)", file.display());
+    let readiness = node.http_get("/readyz")?.body;
+    ensure!(readiness.contains(&note), "{readiness}");
+    let status = node.json(["overlayctl", "status", "--output=json"])?;
+    ensure!(status["foreign_programs"] == note.as_str(), "{status}");
+
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent(&[])?;
+    let status = node.json(["overlayctl", "status", "--output=json"])?;
+    ensure!(status["foreign_programs"].is_null(), "{status}");
     lab.down()
 }

@@ -82,6 +82,14 @@ impl FastPath {
         }
     }
 
+    /// Where the programs are from, if they are not this build's own, for people.
+    pub fn foreign_programs(&self) -> Option<String> {
+        match self {
+            Self::Up(running) => running.foreign_programs.clone(),
+            _ => None,
+        }
+    }
+
     /// Whether something of ours is missing for which the kernel sends no event: a program, a pin, the
     /// configuration.
     pub fn is_disturbed(&mut self) -> bool {
@@ -194,6 +202,9 @@ impl FastPath {
         }
         if let Err(error) = running.round(view, backing).await {
             report.problem("fast path", error.to_string());
+        }
+        if let Some(programs) = &running.foreign_programs {
+            report.note("programs", programs);
         }
         report.note("early refusal", running.early_text());
         if !running.left_out.is_empty() {

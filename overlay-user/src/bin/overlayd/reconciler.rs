@@ -256,6 +256,7 @@ impl Reconciler {
         let file = AgentFile {
             rejected: report.rejected.iter().map(Into::into).collect(),
             early_refusal: self.fast_path.early_refusal(),
+            foreign_programs: self.fast_path.foreign_programs(),
             ..self.file.clone()
         };
         if file == self.file {

@@ -39,6 +39,8 @@ const CONFIRM: Duration = Duration::from_secs(5);
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
+    /// Where the programs are from, if they are not this build's own.
+    pub foreign_programs: Option<String>,
     maps: Maps<V4>,
     /// What the maps were made from, as of the last round.
     node: Option<TablesOf>,
@@ -81,7 +83,7 @@ impl Running {
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (programs, misfits) =
-            Programs::load(&object, pins, attachment).map_err(|error| error.to_string())?;
+            Programs::load(&object.bytes, pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
@@ -102,8 +104,12 @@ impl Running {
         maps.look_for_flows().map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         tracing::info!(?attachment, pins = %pins.root().display(), "fast path loaded");
+        if let Some(note) = &object.note {
+            tracing::warn!("the programs are not this build's own: {note}");
+        }
         Ok(Self {
             programs,
+            foreign_programs: object.note,
             maps,
             node: None,
             pins: pins.clone(),
