@@ -14,6 +14,7 @@ mod out;
 mod pod_in;
 mod probe;
 mod skb;
+mod without;
 mod xdp_buff;
 
 /// The kernel gives some helpers to programs under the GPL only.

@@ -25,11 +25,11 @@ pub fn ov_pod_in(ctx: TcContext) -> i32 {
 fn handle(skb: &Skb) -> (Verdict, i32) {
     match from_pod(skb, &Maps) {
         FromPod::Redirect(pod) => {
+            let ifindex = pod.ifindex;
+            skb.take_in();
             // SAFETY: a tc ingress program may redirect to a veth peer.
-            (
-                Verdict::Redirected,
-                unsafe { bpf_redirect_peer(pod.ifindex, 0) } as i32,
-            )
+            let action = unsafe { bpf_redirect_peer(ifindex, 0) };
+            (Verdict::Redirected, action as i32)
         }
         FromPod::Encapsulate {
             config,

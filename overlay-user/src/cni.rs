@@ -27,11 +27,13 @@ pub mod veth;
 
 use std::io::{self, Read};
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use rscni_types::types::{CNIResult, Cmd};
 use rscni_types::version::SpecVersion;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use config::NetConf;
 pub use error::Error;
@@ -54,9 +56,10 @@ const CALL: Duration = Duration::from_secs(30);
 /// The JSON of the error, which also goes to standard output.
 pub async fn answer(
     variable: impl Fn(&str) -> Option<String>,
-    input: impl Read,
+    input: impl Read + Send + 'static,
 ) -> Result<Option<Value>, Value> {
     let current = SpecVersion::CURRENT.to_string();
+    let deadline = deadline(variable("OVERLAY_DEADLINE"));
     let request = Request::new(&variable).map_err(|error| error.to_json(&current))?;
     let Some(request) = request else {
         return Ok(Some(json!(versions())));
@@ -66,11 +69,13 @@ pub async fn answer(
         || pins::DEFAULT_ROOT.into(),
         |bpffs| Path::new(&bpffs).join("overlay"),
     );
-    let conf = NetConf::read(input).map_err(|error| error.to_json(&current))?;
+    let limit = *deadline.as_ref().unwrap_or(&Deadline::after(CALL));
+    let conf = read_until(limit, input).await;
+    let conf = conf.map_err(|error| error.to_json(&current))?;
     let version = conf
         .version(request.command())
         .map_err(|error| error.to_json(&current))?;
-    let answer = match deadline(variable("OVERLAY_DEADLINE")) {
+    let answer = match deadline {
         Ok(deadline) => serve_until(deadline, &request, &conf, version, &bpffs).await,
         Err(error) => Err(error),
     };
@@ -86,6 +91,20 @@ fn deadline(seconds: Option<String>) -> Result<Deadline, Error> {
         _ => Err(Error::Config(format!(
             "OVERLAY_DEADLINE {text:?}: say how many seconds, 1 to 3600"
         ))),
+    }
+}
+
+/// Reads the configuration, on a thread that nobody waits for when it is too late.
+async fn read_until(
+    deadline: Deadline,
+    input: impl Read + Send + 'static,
+) -> Result<NetConf, Error> {
+    let (done, conf) = oneshot::channel();
+    thread::spawn(move || done.send(NetConf::read(input)));
+    let unfinished = || Error::Unfinished(deadline.allowed().as_secs());
+    match tokio::time::timeout(deadline.left(), conf).await {
+        Ok(Ok(conf)) => conf,
+        Ok(Err(_)) | Err(_) => Err(unfinished()),
     }
 }
 
@@ -192,6 +211,10 @@ mod tests {
     use super::*;
 
     fn call(command: &str, input: &str) -> Result<Option<Value>, Value> {
+        call_with(command, io::Cursor::new(input.to_owned()))
+    }
+
+    fn call_with(command: &str, input: impl Read + Send + 'static) -> Result<Option<Value>, Value> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -201,9 +224,10 @@ mod tests {
             "CNI_CONTAINERID" => Some("c1".to_owned()),
             "CNI_IFNAME" => Some("eth0".to_owned()),
             "CNI_NETNS" => Some("/none".to_owned()),
+            "OVERLAY_DEADLINE" => Some("1".to_owned()),
             _ => None,
         };
-        runtime.block_on(answer(variable, input.as_bytes()))
+        runtime.block_on(answer(variable, input))
     }
 
     fn code(command: &str, input: &str) -> Value {
@@ -238,6 +262,14 @@ mod tests {
             (&error["cniVersion"], &error["code"]),
             (&json!("0.4.0"), &json!(11))
         );
+    }
+
+    #[test]
+    fn a_configuration_without_an_end_is_not_waited_for() {
+        let (input, _open) = io::pipe().expect("a pipe");
+        let error = call_with("DEL", input).expect_err("no configuration");
+        assert_eq!(error["code"], 11, "{error}");
+        assert!(error["msg"].to_string().contains("within 1 s"), "{error}");
     }
 
     #[test]

@@ -24,6 +24,11 @@ pub enum Error {
     /// The agent was built without the eBPF object.
     #[error("this build carries no eBPF programs: build it with `cargo xtask build`")]
     NoObject,
+    /// The object lacks what every packet has to go through.
+    #[error(
+        "the eBPF programs of this build are for measuring only, built {0}: build with `cargo xtask build`, or try them out by --programs FILE"
+    )]
+    ForMeasuring(String),
     /// An object file that was asked for cannot be read.
     #[error("read the eBPF programs in {}: {source}", path.display())]
     ReadObject {

@@ -20,11 +20,12 @@ use crate::pod::PodNote;
 pub const UNDO: Duration = Duration::from_secs(5);
 
 /// Adds `attachment` to the network in the namespace at `path`. When it fails, nothing of it stays, unless taking
-/// it back fails too: then the address stays taken until DEL.
+/// it back fails too: then the address stays taken until DEL. So it does if this is dropped before it is done, as after
+/// [`Error::Silent`].
 ///
 /// # Errors
 ///
-/// Any [`Error`] but those of CHECK and STATUS.
+/// Any [`Error`] but those of CHECK and STATUS, and of those who call: [`Error::Silent`], [`Error::Unfinished`].
 pub async fn add(
     conf: &NetConf,
     attachment: &Attachment,

@@ -60,9 +60,14 @@ pub enum Error {
     /// A packet-filter program.
     #[error(transparent)]
     Tool(#[from] ToolError),
-    /// The kernel does not answer.
+    /// The kernel does not answer: the call was given up wherever it was, after this many seconds.
     #[error("the kernel has not answered on a netlink socket within {0} s")]
     Silent(u64),
+    /// The runtime began a configuration and did not end it, for this many seconds.
+    #[error(
+        "the network configuration on standard input has no end: not closed within {0} s by the runtime"
+    )]
+    Unfinished(u64),
     /// Something on the node is in the way.
     #[error("{0}")]
     Conflict(String),
@@ -115,7 +120,8 @@ impl Error {
             // Whoever holds a lock gives it back some day, and so does whoever holds an address.
             Self::Ipam(ipam::Error::Exhausted { .. } | ipam::Error::Locked { .. })
             | Self::Tool(ToolError::Deadline { .. })
-            | Self::Silent(_) => 11,
+            | Self::Silent(_)
+            | Self::Unfinished(_) => 11,
             Self::Ipam(ipam::Error::Files { .. })
             | Self::Tool(ToolError::Missing(_) | ToolError::Io { .. }) => 5,
             Self::Ipam(ipam::Error::TooSmall(_)) => 7,

@@ -31,7 +31,8 @@ pub async fn add(
 ///
 /// # Errors
 ///
-/// [`Error::Tool`] if iptables is not done in time: then nobody knows.
+/// [`Error::Tool`] if iptables cannot tell, or not in time: then nobody knows, and another pod with this address would
+/// inherit what stays.
 pub async fn remove(
     attachment: &Attachment,
     address: IpAddr,
@@ -41,15 +42,19 @@ pub async fn remove(
     let list = ["-w", "-t", "nat", "-S", &chain];
     match run_until(deadline, program(address), &list, "").await {
         Ok(_) => {}
-        Err(error @ ToolError::Deadline { .. }) => return Err(error.into()),
-        Err(_) => return Ok(()),
+        Err(error) if error.is_inconclusive() => return Err(error.into()),
+        // Releases differ in how they say that there is no such chain.
+        Err(error) => {
+            tracing::debug!(%error, "not masqueraded");
+            return Ok(());
+        }
     }
     let rules = format!(
         "*nat\n-F {chain}\n-D {}\n-X {chain}\nCOMMIT\n",
         jump(&chain, attachment, address)
     );
     match restore(address, &rules, deadline).await {
-        Err(error @ ToolError::Deadline { .. }) => Err(error.into()),
+        Err(error) if error.is_inconclusive() => Err(error.into()),
         Err(error) => {
             tracing::warn!(%error, chain, "the masquerading of a deleted pod stays");
             Ok(())

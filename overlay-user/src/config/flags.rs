@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::duration::parse_duration;
-use super::secret::Secret;
+use super::secret::{ETCD_PASSWORD_ENV, Secret};
 use super::subnet_env;
 use crate::store::{Location, etcd};
 
@@ -108,7 +108,7 @@ pub struct StoreFlags {
     /// Password in etcd; prefer the environment variable, as others can read a command line
     #[arg(
         long,
-        env = etcd::PASSWORD_ENV,
+        env = ETCD_PASSWORD_ENV,
         default_value = "",
         hide_default_value = true,
         hide_env_values = true,

@@ -162,6 +162,7 @@ mod tests {
         ToolError::Failed {
             program: NFT,
             arguments: "-f -".into(),
+            status: Some(1),
             stderr: stderr.into(),
         }
     }

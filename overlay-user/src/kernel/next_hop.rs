@@ -11,44 +11,37 @@ use super::neighbour::{destination, link_layer};
 use super::{Error, Kernel};
 use crate::mac::MacAddr;
 
-/// The way to an address by a given device.
+/// The route to an address by a given device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Path {
+pub struct Route {
     /// The address that the neighbour table is asked for: a router's, or that of the node itself.
     pub next_hop: IpAddr,
-    /// Its MAC address, while the kernel would send to it without asking the network first.
-    pub mac: Option<MacAddr>,
-    /// Whether the kernel would want it confirmed at the next packet.
-    pub is_stale: bool,
     /// The route's own MTU in bytes, where somebody has set one.
     pub mtu: Option<u32>,
 }
 
+/// A neighbour that the kernel would send to without asking the network first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Whether the kernel would want it confirmed at the next packet.
+    pub is_stale: bool,
+}
+
 impl Kernel {
-    /// The ways from `source` to `addresses` by the device `ifindex`; addresses that the routes lead to by another
-    /// device, or not at all, are left out.
+    /// The routes from `source` to `addresses` by the device `ifindex`; addresses that the routes lead to by another
+    /// device, or not at all, are left out. One request for every address.
     ///
     /// # Errors
     /// What netlink says.
-    pub async fn paths(
+    pub async fn routes_by(
         &self,
         ifindex: u32,
         source: IpAddr,
         addresses: impl IntoIterator<Item = IpAddr>,
-    ) -> Result<BTreeMap<IpAddr, Path>, Error> {
-        let neighbours = self.neighbours().await?;
-        let on_device = neighbours
-            .iter()
-            .filter(|neighbour| neighbour.header.ifindex == ifindex);
-        let known: BTreeMap<IpAddr, (NeighbourState, MacAddr)> = on_device
-            .filter_map(|neighbour| {
-                Some((
-                    destination(neighbour)?,
-                    (neighbour.header.state, link_layer(neighbour)?),
-                ))
-            })
-            .collect();
-        let mut paths = BTreeMap::new();
+    ) -> Result<BTreeMap<IpAddr, Route>, Error> {
+        let mut routes = BTreeMap::new();
         for address in addresses {
             // Asked for a route by this device, the kernel would make one up.
             let route = self.route(source, address).await?;
@@ -56,16 +49,31 @@ impl Kernel {
                 continue;
             };
             let next_hop = gateway(&route).unwrap_or(address);
-            let entry = known.get(&next_hop).filter(|(state, _)| is_usable(*state));
-            let path = Path {
-                next_hop,
-                mac: entry.map(|(_, mac)| *mac),
-                is_stale: entry.is_some_and(|(state, _)| *state == NeighbourState::Stale),
-                mtu: mtu(&route),
-            };
-            paths.insert(address, path);
+            let mtu = mtu(&route);
+            routes.insert(address, Route { next_hop, mtu });
         }
-        Ok(paths)
+        Ok(routes)
+    }
+
+    /// The usable neighbours of the device `ifindex`, in one request.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn neighbours_on(&self, ifindex: u32) -> Result<BTreeMap<IpAddr, Neighbour>, Error> {
+        let neighbours = self.neighbours_of(Some(ifindex)).await?;
+        let usable = neighbours.iter().filter(|neighbour| {
+            neighbour.header.ifindex == ifindex && is_usable(neighbour.header.state)
+        });
+        Ok(usable
+            .filter_map(|neighbour| {
+                let address = destination(neighbour)?;
+                let neighbour = Neighbour {
+                    mac: link_layer(neighbour)?,
+                    is_stale: neighbour.header.state == NeighbourState::Stale,
+                };
+                Some((address, neighbour))
+            })
+            .collect())
     }
 
     /// Lets the kernel confirm a stale neighbour, as a packet to it would (`NTF_USE`).

@@ -9,8 +9,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::config::secret::ETCD_PASSWORD_ENV;
 use crate::deadline::{self, Deadline};
-use crate::store::etcd;
 
 /// How long a program may take; `iptables --wait` waits for the lock of others meanwhile.
 const TOOL_DEADLINE: Duration = Duration::from_secs(20);
@@ -38,6 +38,8 @@ pub enum ToolError {
         program: &'static str,
         /// Its arguments.
         arguments: String,
+        /// Its exit status; absent where a signal ended it.
+        status: Option<i32>,
         /// What it printed.
         stderr: String,
     },
@@ -53,6 +55,25 @@ pub enum ToolError {
         /// Who holds the lock that iptables waits for.
         holder: Option<String>,
     },
+}
+
+/// What iptables exits with where it lacks what it needs for the moment: its lock, memory, a privilege
+/// (`RESOURCE_PROBLEM` in its `xtables.h`).
+const RESOURCE_PROBLEM: i32 = 4;
+
+impl ToolError {
+    /// Whether the program could not do its work here and now, so that its failure says nothing of what it was asked.
+    #[must_use]
+    pub fn is_inconclusive(&self) -> bool {
+        match self {
+            Self::Missing(_) => false,
+            Self::Io { .. } | Self::Deadline { .. } => true,
+            Self::Failed { status, stderr, .. } => {
+                status.is_none_or(|status| status == RESOURCE_PROBLEM)
+                    || !privilege(stderr).is_empty()
+            }
+        }
+    }
 }
 
 fn held(holder: Option<&String>) -> String {
@@ -90,7 +111,7 @@ pub(crate) async fn run_until(
     let io = |source| ToolError::Io { program, source };
     let mut child = Command::new(program)
         .args(arguments)
-        .env_remove(etcd::PASSWORD_ENV)
+        .env_remove(ETCD_PASSWORD_ENV)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -130,6 +151,50 @@ pub(crate) async fn run_until(
     Err(ToolError::Failed {
         program,
         arguments: arguments.join(" "),
+        status: output.status.code(),
         stderr,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_by_itself_is_told_from_an_answer() {
+        // As iptables 1.8.9 says it.
+        let failed = |status, stderr: &str| ToolError::Failed {
+            program: "iptables",
+            arguments: "-S X".to_owned(),
+            status,
+            stderr: stderr.to_owned(),
+        };
+        for answer in [
+            failed(Some(1), "iptables: No chain/target/match by that name."),
+            failed(
+                Some(1),
+                "chain `X' in table `nat' is incompatible, use 'nft' tool.",
+            ),
+            failed(
+                Some(3),
+                "can't initialize iptables table `nat': Table does not exist",
+            ),
+            ToolError::Missing("iptables"),
+        ] {
+            assert!(!answer.is_inconclusive(), "{answer}");
+        }
+        for nothing in [
+            failed(
+                Some(4),
+                "Another app is currently holding the xtables lock.",
+            ),
+            failed(
+                Some(3),
+                "can't initialize iptables table `nat': Permission denied",
+            ),
+            failed(None, "signal: 9 (SIGKILL)"),
+        ] {
+            assert!(nothing.is_inconclusive(), "{nothing}");
+        }
+    }
 }

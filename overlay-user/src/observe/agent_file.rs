@@ -94,6 +94,9 @@ pub struct AgentFile {
     /// Where hostile VXLAN is refused early, or why nowhere; absent without a fast path.
     #[serde(default)]
     pub early_refusal: Option<String>,
+    /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own.
+    #[serde(default)]
+    pub foreign_programs: Option<String>,
 }
 
 /// A [`Rejected`] as tools show it.

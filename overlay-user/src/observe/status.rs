@@ -48,6 +48,8 @@ pub struct Status {
     pub fast_path: FastPath,
     /// Where hostile VXLAN is refused early (XDP), or why nowhere; as of the last agent.
     pub early_refusal: Option<String>,
+    /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own. As of the last agent.
+    pub foreign_programs: Option<String>,
     /// Packets left to the kernel although the fast path serves such packets in principle, by cause.
     pub slow_path: BTreeMap<&'static str, u64>,
     /// Packets dropped because they forge something, by reason, on both paths.
@@ -171,6 +173,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             ..FastPath::default()
         },
         early_refusal: None,
+        foreign_programs: None,
         slow_path: BTreeMap::new(),
         refused: BTreeMap::new(),
         rejected: Vec::new(),
@@ -192,6 +195,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             subnet_file = agent.subnet_file;
             status.rejected = agent.rejected;
             status.early_refusal = agent.early_refusal;
+            status.foreign_programs = agent.foreign_programs;
         }
         Ok(None) => {}
         Err(error) => status.problems.push(error.to_string()),

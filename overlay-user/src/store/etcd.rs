@@ -19,9 +19,6 @@ use super::registry::{Change, Entry, Snapshot, Term};
 use crate::config::Secret;
 use crate::lease::SubnetKey;
 
-/// The environment variable with the password, as flanneld has it.
-pub const PASSWORD_ENV: &str = "FLANNELD_ETCD_PASSWORD";
-
 /// How to reach an etcd cluster.
 #[derive(Clone, Debug)]
 pub struct Options {

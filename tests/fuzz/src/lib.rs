@@ -10,6 +10,7 @@ mod leases;
 mod maps;
 mod netlink;
 mod node;
+mod store;
 
 use std::fmt::Display;
 
@@ -19,6 +20,7 @@ pub type Target = fn(&[u8]);
 /// Every target by name; `fuzz_targets/` has a file for each.
 pub const TARGETS: &[(&str, Target)] = &[
     ("leases", leases::leases),
+    ("store_dir", store::store_dir),
     ("network_config", leases::network_config),
     ("subnet_env", node::subnet_env),
     ("pod_address", node::pod_address),

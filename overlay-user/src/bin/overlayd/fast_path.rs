@@ -35,6 +35,18 @@ pub struct View<'a> {
     pub mtu: u32,
     /// The pods.
     pub pods: &'a PodLinks,
+    /// The other nodes.
+    pub peers: &'a [Peer],
+    /// The kernel.
+    pub kernel: &'a Kernel,
+}
+
+/// What the kernel path backs by now: nothing else may be short-cut.
+pub struct Backing<'a> {
+    /// Index and MAC address of the VXLAN device, if it is there.
+    pub device: Option<(u32, MacAddr)>,
+    /// The peers that it serves completely.
+    pub peers: &'a [Peer],
 }
 
 /// The fast path between rounds.
@@ -70,6 +82,14 @@ impl FastPath {
         }
     }
 
+    /// Where the programs are from, if they are not this build's own, for people.
+    pub fn foreign_programs(&self) -> Option<String> {
+        match self {
+            Self::Up(running) => running.foreign_programs.clone(),
+            _ => None,
+        }
+    }
+
     /// Whether something of ours is missing for which the kernel sends no event: a program, a pin, the
     /// configuration.
     pub fn is_disturbed(&mut self) -> bool {
@@ -98,26 +118,10 @@ impl FastPath {
         }
     }
 
-    /// Makes the maps ready for what the kernel path is about to change: what goes is taken out, and those who
-    /// come are expected.
-    pub fn prepare(&mut self, view: &View<'_>, peers: &[Peer], report: &mut Report) {
-        if let Self::Up(running) = self
-            && let Err(error) = running.prepare(view, peers)
-        {
-            report.problem("fast path", error.to_string());
-        }
-    }
-
-    /// Puts programs on their hooks and fills the maps.
-    pub async fn round(
-        &mut self,
-        view: &View<'_>,
-        device: Option<(u32, MacAddr)>,
-        peers: &[Peer],
-        served: &[Peer],
-        kernel: &Kernel,
-        report: &mut Report,
-    ) {
+    /// Starts the fast path where it does not run, or takes it off where it is not wanted, and makes the maps ready
+    /// for what the kernel path is about to change: what goes is taken out, and those who come are expected. The
+    /// maps may be an earlier agent's, whose pins say what was true in its time.
+    pub fn prepare(&mut self, view: &View<'_>, report: &mut Report) {
         match self {
             Self::Off { removed } => {
                 if !*removed {
@@ -135,67 +139,86 @@ impl FastPath {
                 );
                 *self = Self::Down { tried: None };
             }
+            Self::Up(_) if !view.underlay.is_ethernet => *self = Self::Down { tried: None },
             Self::Down { .. } | Self::Up(_) => {}
         }
-        let unfit = (!view.underlay.is_ethernet).then(|| {
+        self.try_to_start(view, report);
+        if let Self::Down {
+            tried: Some((_, error)),
+        } = self
+        {
+            report.note("fast path", format!("down: {error}"));
+        }
+        if let Self::Up(running) = self
+            && let Err(error) = running.prepare(view)
+        {
+            report.problem("fast path", error.to_string());
+        }
+    }
+
+    /// Starts what is down, unless that was tried a moment ago.
+    fn try_to_start(&mut self, view: &View<'_>, report: &mut Report) {
+        let Self::Down { tried } = self else {
+            return;
+        };
+        if tried
+            .as_ref()
+            .is_some_and(|(when, _)| when.elapsed() < RETRY)
+        {
+            return;
+        }
+        let started = if view.underlay.is_ethernet {
+            Running::start(&view.node.pins, &view.node.flags.node)
+        } else {
             let name = &view.underlay.name;
-            format!("{name} carries no Ethernet frames, which the programs read and write")
-        });
-        if unfit.is_some() && matches!(self, Self::Up(_)) {
-            *self = Self::Down { tried: None };
-        }
-        if let Self::Down { tried } = self {
-            if tried
-                .as_ref()
-                .is_none_or(|(when, _)| when.elapsed() >= RETRY)
-            {
-                let started = match unfit {
-                    Some(why) => Err(why),
-                    None => Running::start(&view.node.pins, &view.node.flags.node),
-                };
-                match started {
-                    Ok(running) => *self = Self::Up(Box::new(running)),
-                    Err(error) => {
-                        if tried.as_ref().is_none_or(|(_, last)| *last != error) {
-                            tracing::warn!("the kernel path carries everything: {error}");
-                        }
-                        // Nobody would keep an earlier agent's tables true.
-                        if let Err(error) = take_off(&view.node.pins) {
-                            report.problem("fast path", error.to_string());
-                        }
-                        *tried = Some((Instant::now(), error));
-                    }
+            Err(format!(
+                "{name} carries no Ethernet frames, which the programs read and write"
+            ))
+        };
+        match started {
+            Ok(running) => *self = Self::Up(Box::new(running)),
+            Err(error) => {
+                if tried.as_ref().is_none_or(|(_, last)| *last != error) {
+                    tracing::warn!("the kernel path carries everything: {error}");
                 }
-            }
-            if let Self::Down {
-                tried: Some((_, error)),
-            } = self
-            {
-                report.note("fast path", format!("down: {error}"));
+                // Nobody would keep an earlier agent's tables true.
+                if let Err(error) = take_off(&view.node.pins) {
+                    report.problem("fast path", error.to_string());
+                }
+                *tried = Some((Instant::now(), error));
             }
         }
-        if let Self::Up(running) = self {
-            // Connection tracking sees halves of connections when some packets take the fast path and some do not. It
-            // may be loaded at any time.
-            if let Err(error) = sysctl::be_liberal_with_tcp() {
-                report.note("connection tracking", error.to_string());
-            }
-            if let Err(error) = running.round(view, device, peers, served, kernel).await {
-                report.problem("fast path", error.to_string());
-            }
-            report.note("early refusal", running.early_text());
-            if !running.left_out.is_empty() {
-                let pods: Vec<_> = running.left_out.values().cloned().collect();
-                report.note("pods left to the kernel path", pods.join("; "));
-            }
-            if !running.elsewhere.is_empty() {
-                let peers: Vec<_> = running.elsewhere.iter().map(ToString::to_string).collect();
-                let name = &view.underlay.name;
-                report.note(
-                    "peers left to the kernel path",
-                    format!("the routes to {} do not leave by {name}", peers.join(", ")),
-                );
-            }
+    }
+
+    /// Puts programs on their hooks and fills the maps with what the kernel path backs.
+    pub async fn round(&mut self, view: &View<'_>, backing: &Backing<'_>, report: &mut Report) {
+        let Self::Up(running) = self else {
+            return;
+        };
+        // Connection tracking sees halves of connections when some packets take the fast path and some do not. It
+        // may be loaded at any time.
+        if let Err(error) = sysctl::be_liberal_with_tcp() {
+            report.note("connection tracking", error.to_string());
+        }
+        if let Err(error) = running.round(view, backing).await {
+            report.problem("fast path", error.to_string());
+        }
+        if let Some(programs) = &running.foreign_programs {
+            report.note("programs", programs);
+        }
+        report.note("early refusal", running.early_text());
+        if !running.left_out.is_empty() {
+            let pods: Vec<_> = running.left_out.values().cloned().collect();
+            report.note("pods left to the kernel path", pods.join("; "));
+        }
+        let elsewhere = &running.ways.elsewhere;
+        if !elsewhere.is_empty() {
+            let peers: Vec<_> = elsewhere.iter().map(ToString::to_string).collect();
+            let name = &view.underlay.name;
+            report.note(
+                "peers left to the kernel path",
+                format!("the routes to {} do not leave by {name}", peers.join(", ")),
+            );
         }
     }
 }

@@ -117,6 +117,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         subnet_file: flags.node.subnet_file.clone(),
         rejected: Vec::new(),
         early_refusal: None,
+        foreign_programs: None,
     };
     file.write(run_dir)?;
 

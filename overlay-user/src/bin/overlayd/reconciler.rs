@@ -20,14 +20,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::fast_path::{FastPath, View};
+use crate::fast_path::{Backing, FastPath, View};
 use crate::health::{Health, Report};
 use crate::kernel_path::KernelPath;
 use crate::node::{Node, Start, attributes};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
-/// At least this long from round to round, however many events there are.
+/// At least this long from round to round, or from look to look at the next hops, however many events there are.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often everything is looked at without any event.
 const RESYNC: Duration = Duration::from_secs(5);
@@ -90,6 +90,7 @@ impl Reconciler {
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
         let mut next_hops_due = None;
+        let mut last_look = last_round;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
@@ -102,7 +103,7 @@ impl Reconciler {
                 }
                 event = monitor.next() => match event? {
                     Event::Neighbour(ifindex) if ifindex == self.underlay.ifindex => {
-                        next_hops_due = next_hops_due.or_else(|| Some(Instant::now() + SETTLE));
+                        next_hops_due = next_hops_due.or_else(|| Some((Instant::now() + SETTLE).max(last_look + PAUSE)));
                     }
                     event if self.matters(event) => {
                         due = due.or_else(|| Some((Instant::now() + SETTLE).max(last_round + PAUSE)));
@@ -111,6 +112,7 @@ impl Reconciler {
                 },
                 () = when(next_hops_due) => {
                     self.fast_path.refresh_next_hops(&self.kernel).await;
+                    last_look = Instant::now();
                     next_hops_due = None;
                 }
                 changed = self.leases.changed() => {
@@ -194,8 +196,10 @@ impl Reconciler {
             subnet: self.lease.subnet,
             mtu: desired.device.mtu,
             pods: &pods,
+            peers: &peers,
+            kernel: &self.kernel,
         };
-        self.fast_path.prepare(&view, &peers, &mut report);
+        self.fast_path.prepare(&view, &mut report);
         let served = self
             .kernel_path
             .round(
@@ -228,16 +232,11 @@ impl Reconciler {
         };
         view.pods = &now;
         report.pods = view.pods.pods.len();
-        self.fast_path
-            .round(
-                &view,
-                self.kernel_path.device(),
-                &peers,
-                &served,
-                &self.kernel,
-                &mut report,
-            )
-            .await;
+        let backing = Backing {
+            device: self.kernel_path.device(),
+            peers: &served,
+        };
+        self.fast_path.round(&view, &backing, &mut report).await;
 
         self.leave_note(&mut report);
 
@@ -257,6 +256,7 @@ impl Reconciler {
         let file = AgentFile {
             rejected: report.rejected.iter().map(Into::into).collect(),
             early_refusal: self.fast_path.early_refusal(),
+            foreign_programs: self.fast_path.foreign_programs(),
             ..self.file.clone()
         };
         if file == self.file {

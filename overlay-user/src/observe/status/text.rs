@@ -48,6 +48,9 @@ pub fn render(status: &Status) -> String {
     if let Some(early) = &status.early_refusal {
         parts.push(format!("early refusal  {early}"));
     }
+    if let Some(programs) = &status.foreign_programs {
+        parts.push(format!("programs       {programs}"));
+    }
     parts.push(table::render(
         &["slow path cause", "packets"],
         status

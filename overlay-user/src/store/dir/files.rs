@@ -84,11 +84,12 @@ impl Files {
             };
             for file in listing {
                 let name = file?.file_name();
-                let Some(key) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else {
+                // Hidden files are replacements that are still being written.
+                let name = name.to_str().filter(|name| !name.starts_with('.'));
+                let Some(key) = name.and_then(|name| name.strip_suffix(SUFFIX)) else {
                     continue;
                 };
-                // Hidden files are replacements that are still being written.
-                if key.starts_with('.') || found.iter().any(|it| it.key == key) {
+                if found.iter().any(|it| it.key == key) {
                     continue;
                 }
                 if let Some(value) = self.read(key, term, true)? {
@@ -153,7 +154,7 @@ impl Files {
             .custom_flags(libc::O_NONBLOCK)
             .open(&path)
         {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if is_no_file(&error) => return Ok(None),
             file => file?,
         };
         let metadata = file.metadata()?;
@@ -168,6 +169,13 @@ impl Files {
         value.truncate(value.trim_ascii_end().len());
         Ok(Some(value))
     }
+}
+
+/// Whether there is nothing at a path that could ever be read: nothing at all, a socket (`ENXIO`), a link to itself
+/// (`ELOOP`). One such name must not hide the leases beside it; a failing disk must not look like leases that ended.
+fn is_no_file(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ELOOP))
 }
 
 /// Where entries of such a term lie.

@@ -1,7 +1,6 @@
 //! The fast path while it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use overlay_common::schema::{
@@ -25,8 +24,8 @@ use overlay_user::kernel::pods::{Filter, PodLink};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
 
-use super::View;
-use super::ways::{lead, vteps};
+use super::ways::Ways;
+use super::{Backing, View};
 use crate::flows;
 
 /// How often the remembered flows are compared with connection tracking.
@@ -40,6 +39,8 @@ const CONFIRM: Duration = Duration::from_secs(5);
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
+    /// Where the programs are from, if they are not this build's own.
+    pub foreign_programs: Option<String>,
     maps: Maps<V4>,
     /// What the maps were made from, as of the last round.
     node: Option<TablesOf>,
@@ -54,10 +55,8 @@ pub struct Running {
     pub left_out: BTreeMap<String, String>,
     /// Where hostile VXLAN is refused early; or why nowhere.
     pub early: Result<Nic, String>,
-    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
-    pub elsewhere: Vec<IpAddr>,
-    /// Whether those are others by now.
-    rerouted: bool,
+    /// How the peers are reached.
+    pub ways: Ways,
     flows_checked: Instant,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
@@ -84,7 +83,7 @@ impl Running {
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (programs, misfits) =
-            Programs::load(&object, pins, attachment).map_err(|error| error.to_string())?;
+            Programs::load(&object.bytes, pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
@@ -105,8 +104,12 @@ impl Running {
         maps.look_for_flows().map_err(|error| error.to_string())?;
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         tracing::info!(?attachment, pins = %pins.root().display(), "fast path loaded");
+        if let Some(note) = &object.note {
+            tracing::warn!("the programs are not this build's own: {note}");
+        }
         Ok(Self {
             programs,
+            foreign_programs: object.note,
             maps,
             node: None,
             pins: pins.clone(),
@@ -115,8 +118,7 @@ impl Running {
             sites: Vec::new(),
             left_out: BTreeMap::new(),
             early: Err("not decided yet".to_owned()),
-            elsewhere: Vec::new(),
-            rerouted: false,
+            ways: Ways::default(),
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
@@ -129,7 +131,7 @@ impl Running {
     }
 
     pub fn is_disturbed(&mut self) -> bool {
-        if self.rerouted || !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
+        if !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
             return true;
         }
         let programs = &mut self.programs;
@@ -140,12 +142,12 @@ impl Running {
         })
     }
 
-    pub fn prepare(&mut self, view: &View<'_>, peers: &[Peer]) -> Result<(), Error> {
+    pub fn prepare(&mut self, view: &View<'_>) -> Result<(), Error> {
         let Some(config) = self.maps.config()? else {
             return Ok(());
         };
         let pods = local_pods(&view.pods.pods, |_| false);
-        let (mut tables, _) = Tables::of(&tables_of(view, MacAddr::default(), peers, pods));
+        let (mut tables, _) = Tables::of(&tables_of(view, MacAddr::default(), view.peers, pods));
         // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
         // that is not there may be its.
         if self.maps.admit(&tables)? {
@@ -167,15 +169,9 @@ impl Running {
         Ok(())
     }
 
-    pub async fn round(
-        &mut self,
-        view: &View<'_>,
-        device: Option<(u32, MacAddr)>,
-        peers: &[Peer],
-        served: &[Peer],
-        kernel: &Kernel,
-    ) -> Result<(), Error> {
-        let Some((device_ifindex, mac)) = device else {
+    pub async fn round(&mut self, view: &View<'_>, backing: &Backing<'_>) -> Result<(), Error> {
+        let kernel = view.kernel;
+        let Some((device_ifindex, mac)) = backing.device else {
             return self.deactivate();
         };
         self.sites = sites(view, device_ifindex);
@@ -208,7 +204,7 @@ impl Running {
             .iter()
             .filter(|pod| !self.left_out.contains_key(&pod.name));
         let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
-        let mut node = tables_of(view, mac, served, pods);
+        let mut node = tables_of(view, mac, backing.peers, pods);
         node.source_ports = sysctl::local_port_range().unwrap_or(node.source_ports);
         // Where the kernel does not tell, what it told last holds.
         if let Ok(others) = kernel.other_vnis(&view.node.device, node.port).await {
@@ -222,16 +218,17 @@ impl Running {
         if view.node.flags.node.aggregates == Aggregates::Kernel {
             node.flags |= CONFIG_AGGREGATES_TO_KERNEL;
         }
-        node.unserved = peers
+        let backed: BTreeSet<_> = backing.peers.iter().map(|peer| peer.subnet).collect();
+        node.unserved = view
+            .peers
             .iter()
-            .filter(|peer| !served.contains(peer))
+            .filter(|peer| !backed.contains(&peer.subnet))
             .cloned()
             .collect();
         if !gap {
             node.flags |= CONFIG_ACTIVE;
         }
-        self.elsewhere = lead(kernel, &mut node, &self.elsewhere).await;
-        self.rerouted = false;
+        self.ways.find(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
         for omission in omissions {
@@ -276,7 +273,7 @@ impl Running {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
-        self.refuse_early(view, kernel).await;
+        self.refuse_early(view).await;
         let (sites, early) = (&self.sites, &self.early);
         let gone = self.programs.forget_gone(|hook, ifindex| {
             if hook == Hook::NetXdp {
@@ -293,8 +290,8 @@ impl Running {
     }
 
     /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
-    async fn refuse_early(&mut self, view: &View<'_>, kernel: &Kernel) {
-        let attached = match kernel.nic(view.underlay.ifindex).await {
+    async fn refuse_early(&mut self, view: &View<'_>) {
+        let attached = match view.kernel.nic(view.underlay.ifindex).await {
             Ok(Some(nic)) => early::wanted_on(view.node.flags.node.xdp, &nic).and_then(|()| {
                 match self.programs.attach_xdp(&nic) {
                     Ok(_) => Ok(nic),
@@ -335,36 +332,18 @@ impl Running {
         let Some(node) = &self.node else {
             return Ok(());
         };
-        for path in kernel
-            .paths(node.underlay_ifindex, node.vtep, vteps(node))
-            .await?
-            .values()
-        {
-            if !path.is_stale {
-                continue;
-            }
-            let confirmed = kernel.confirm_neighbour(node.underlay_ifindex, path.next_hop);
-            if let Err(error) = confirmed.await {
-                // Gone meanwhile, perhaps; the others are asked for all the same.
-                tracing::debug!("confirm {}: {error}", path.next_hop);
-            }
-        }
-        Ok(())
+        Ok(self.ways.confirm(kernel, node.underlay_ifindex).await?)
     }
 
     pub async fn refresh_next_hops(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
-        let Some(mut node) = self.node.clone() else {
+        let Some(node) = &mut self.node else {
             return Ok(());
         };
-        // Peers that have moved to another device, or back, take a whole round.
-        self.rerouted = lead(kernel, &mut node, &self.elsewhere).await != self.elsewhere;
-        if self.rerouted {
-            return Ok(());
+        if self.ways.follow(kernel, node).await {
+            let (tables, _) = Tables::of(node);
+            // Of the pods, this node is as old as the last round: one may be gone, and taken out, since.
+            self.maps.fill_peers(&tables)?;
         }
-        let (tables, _) = Tables::of(&node);
-        self.node = Some(node);
-        // Of the pods, this node is as old as the last round: one may be gone, and taken out, since.
-        self.maps.fill_peers(&tables)?;
         Ok(())
     }
 

@@ -1,50 +1,114 @@
 //! The ways to the peers: next hops and what fits.
+//!
+//! Routes are asked for in a round, peer by peer: whatever changes them starts one. What the neighbour table says of
+//! their next hops changes all the time, and is one request for all.
+//!
+//! Where a route has several next hops, one of them is taken for all packets to a peer. The kernel's VXLAN does no
+//! different: it caches the route of the first packet for each remote address and CPU (`dst_cache` in
+//! `drivers/net/vxlan/vxlan_core.c`). Leaving such peers to `bpf_redirect_neigh` would be worse: for a given device it
+//! always takes the first next hop (`fib_select_path` in `net/ipv4/fib_semantics.c`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use overlay_common::vxlan::OVERHEAD;
 use overlay_user::datapath::tables::Node as TablesOf;
-use overlay_user::kernel::Kernel;
+use overlay_user::kernel::next_hop::{Neighbour, Route};
+use overlay_user::kernel::{Error, Kernel};
 use overlay_user::mac::MacAddr;
 
-/// Finds the ways to the peers. Where that fails, the kernel looks the next hop up packet by packet. Peers that
-/// the routes lead to by another device are left to the kernel: out of the underlay's device, packets to them
-/// would be lost. Returns those; `last` are those of the last time, which hold where the kernel does not tell.
-pub async fn lead(kernel: &Kernel, node: &mut TablesOf, last: &[IpAddr]) -> Vec<IpAddr> {
-    let paths = kernel.paths(node.underlay_ifindex, node.vtep, vteps(node));
-    let paths = paths.await;
-    if let Err(error) = &paths {
-        tracing::warn!("look for next hops: {error}");
-    }
-    let is_here = |vtep: &IpAddr| match &paths {
-        Ok(paths) => paths.contains_key(vtep),
-        Err(_) => !last.contains(vtep),
-    };
-    let (here, there): (Vec<_>, Vec<_>) = std::mem::take(&mut node.peers)
-        .into_iter()
-        .partition(|(peer, _)| is_here(&peer.vtep));
-    node.peers = here;
-    let elsewhere = there.iter().map(|(peer, _)| peer.vtep).collect();
-    node.unserved
-        .extend(there.into_iter().map(|(peer, _)| peer));
-    let paths = paths.unwrap_or_default();
-    match kernel.device_mac(node.underlay_ifindex).await {
-        Ok(Some(mac)) => node.underlay_mac = mac,
-        _ => node.underlay_mac = MacAddr::default(),
-    }
-    let has_mac = node.underlay_mac != MacAddr::default();
-    for (peer, way) in &mut node.peers {
-        let path = paths.get(&peer.vtep);
-        way.next_hop = path.and_then(|path| path.mac).filter(|_| has_mac);
-        if let Some(mtu) = path.and_then(|path| path.mtu) {
-            way.mtu = way.mtu.min(mtu.saturating_sub(OVERHEAD));
-        }
-    }
-    elsewhere
+/// The ways to the peers, as of the last round.
+#[derive(Default)]
+pub struct Ways {
+    routes: BTreeMap<IpAddr, Route>,
+    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
+    pub elsewhere: BTreeSet<IpAddr>,
 }
 
-/// The other nodes' underlay addresses.
-pub fn vteps(node: &TablesOf) -> BTreeSet<IpAddr> {
-    node.peers.iter().map(|(peer, _)| peer.vtep).collect()
+impl Ways {
+    /// Finds the ways to the peers. Where that fails, the kernel looks the next hop up packet by packet. Peers that
+    /// the routes lead to by another device are left to the kernel: out of the underlay's device, packets to them
+    /// would be lost. Where the kernel does not tell, it is those of the last time.
+    pub async fn find(&mut self, kernel: &Kernel, node: &mut TablesOf) {
+        let vteps: BTreeSet<_> = node.peers.iter().map(|(peer, _)| peer.vtep).collect();
+        let routes = kernel.routes_by(node.underlay_ifindex, node.vtep, vteps.iter().copied());
+        match routes.await {
+            Ok(routes) => {
+                let is_elsewhere = |vtep: &IpAddr| !routes.contains_key(vtep);
+                self.elsewhere = vteps.into_iter().filter(is_elsewhere).collect();
+                self.routes = routes;
+            }
+            Err(error) => {
+                tracing::warn!("look for routes to the peers: {error}");
+                self.routes.clear();
+            }
+        }
+        let (there, here): (Vec<_>, _) = std::mem::take(&mut node.peers)
+            .into_iter()
+            .partition(|(peer, _)| self.elsewhere.contains(&peer.vtep));
+        node.peers = here;
+        node.unserved
+            .extend(there.into_iter().map(|(peer, _)| peer));
+        for (peer, way) in &mut node.peers {
+            let route = self.routes.get(&peer.vtep);
+            if let Some(mtu) = route.and_then(|route| route.mtu) {
+                way.mtu = way.mtu.min(mtu.saturating_sub(OVERHEAD));
+            }
+        }
+        node.underlay_mac = match kernel.device_mac(node.underlay_ifindex).await {
+            Ok(Some(mac)) => mac,
+            _ => MacAddr::default(),
+        };
+        self.follow(kernel, node).await;
+    }
+
+    /// Notes the next hops' MAC addresses, as the neighbour table has them by now. Returns whether any has changed.
+    pub async fn follow(&mut self, kernel: &Kernel, node: &mut TablesOf) -> bool {
+        let neighbours = kernel.neighbours_on(node.underlay_ifindex).await;
+        let neighbours = neighbours.unwrap_or_else(|error| {
+            tracing::warn!("look for next hops: {error}");
+            BTreeMap::new()
+        });
+        // Among several next hops the kernel may take another (fib_multipath_use_neigh) and sends no event.
+        let is_lost = |vtep: &IpAddr| {
+            let route = self.routes.get(vtep);
+            route.is_some_and(|route| !neighbours.contains_key(&route.next_hop))
+        };
+        let prepared = node.peers.iter().filter(|(_, way)| way.next_hop.is_some());
+        let vteps = prepared.map(|(peer, _)| peer.vtep).filter(is_lost);
+        match kernel
+            .routes_by(node.underlay_ifindex, node.vtep, vteps)
+            .await
+        {
+            Ok(routes) => self.routes.extend(routes),
+            Err(error) => tracing::warn!("look for other next hops: {error}"),
+        }
+        let has_mac = node.underlay_mac != MacAddr::default();
+        let mut changed = false;
+        for (peer, way) in &mut node.peers {
+            let route = self.routes.get(&peer.vtep).filter(|_| has_mac);
+            let neighbour = route.and_then(|route| neighbours.get(&route.next_hop));
+            let next_hop = neighbour.map(|neighbour| neighbour.mac);
+            changed |= way.next_hop != next_hop;
+            way.next_hop = next_hop;
+        }
+        changed
+    }
+
+    /// Lets the kernel confirm stale next hops: packets of the fast path do not remind it to.
+    pub async fn confirm(&self, kernel: &Kernel, underlay_ifindex: u32) -> Result<(), Error> {
+        let next_hops: BTreeSet<_> = self.routes.values().map(|route| route.next_hop).collect();
+        let is_due = |(address, neighbour): &(IpAddr, Neighbour)| {
+            neighbour.is_stale && next_hops.contains(address)
+        };
+        let neighbours = kernel.neighbours_on(underlay_ifindex).await?;
+        for (address, _) in neighbours.into_iter().filter(is_due) {
+            let confirmed = kernel.confirm_neighbour(underlay_ifindex, address);
+            if let Err(error) = confirmed.await {
+                // Gone meanwhile, perhaps; the others are asked for all the same.
+                tracing::debug!("confirm {address}: {error}");
+            }
+        }
+        Ok(())
+    }
 }
