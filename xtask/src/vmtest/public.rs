@@ -14,7 +14,7 @@ use overlay_tests::wait::SLOWNESS_ENV;
 
 use super::guest::{self, File, Files};
 use super::kernel::{self, ALWAYS, Flavour};
-use super::machine::{CARDS, IN_NAMESPACE, QEMU};
+use super::machine::{CARDS, EMULATION, IN_NAMESPACE, QEMU, SLEEPING};
 use super::{initramfs, modules};
 use crate::shell;
 
@@ -23,7 +23,8 @@ const AGENT: &str = "qemu-ga";
 
 /// Takes out what vmtest adds for KVM, and adds what our own machines have.
 fn emulator() -> String {
-    let [in_namespace, cards] = [IN_NAMESPACE, CARDS].map(|words| words.join(" "));
+    let [in_namespace, emulation, cards] =
+        [IN_NAMESPACE, EMULATION, CARDS].map(|words| words.join(" "));
     format!(
         r#"#!/bin/bash
 # Written by `cargo xtask vmtest --prepare`: the emulator without what vmtest adds for /dev/kvm.
@@ -36,7 +37,7 @@ while (($#)); do
     esac
     shift
 done
-exec {in_namespace} {QEMU} -accel tcg -cpu max {cards} "${{arguments[@]}}"
+exec {in_namespace} {QEMU} {emulation} {SLEEPING} {cards} "${{arguments[@]}}"
 "#
     )
 }
