@@ -14,21 +14,18 @@ use overlay_tests::machine::{BEGIN, END};
 
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
-/// What makes it emulate, but for the last word: the machine's clock counts its instructions, one a nanosecond, so that
-/// nothing is late inside because the host is busy.
-pub const EMULATION: &[&str] = &[
+/// What makes it emulate. The machine's clock counts its instructions, one a nanosecond, and leaps to the next timer
+/// when there is nothing to do: nothing is late inside because the host is busy, and sleeping takes no time.
+const EMULATION: &[&str] = &[
     "-accel",
     "tcg,thread=single",
-    "-cpu",
-    "max",
+    "-icount",
+    "shift=0,sleep=off",
     "-rtc",
     "clock=vm",
-    "-icount",
+    "-cpu",
+    "max",
 ];
-/// With nothing to do, the clock leaps to the next timer: sleeping takes no time.
-const LEAPING: &str = "shift=0,sleep=off";
-/// With nothing to do, the clock goes like the host's: for machines that wait for the host.
-pub const SLEEPING: &str = "shift=0,sleep=on";
 /// Network cards: two on one wire (which leads nowhere else, as qemu warns), with nothing that a driver gives up for
 /// XDP; and one whose other end, a tap device in a network namespace of the emulator's own, has it take offloads over.
 pub const CARDS: &[&str] = &[
@@ -148,7 +145,7 @@ impl Machine {
         command.args(&IN_NAMESPACE[1..]).arg(QEMU).args(CARDS);
         match self.acceleration {
             Acceleration::Emulated => {
-                command.args(EMULATION).arg(LEAPING);
+                command.args(EMULATION);
             }
             Acceleration::Kvm => {
                 command.args(["-accel", "kvm", "-cpu", "host"]);
