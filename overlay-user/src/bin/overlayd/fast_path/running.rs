@@ -83,7 +83,8 @@ impl Running {
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (programs, misfits) =
-            Programs::load(&object.bytes, pins, attachment).map_err(|error| error.to_string())?;
+            Programs::load(&object.bytes, pins, attachment, flags.log_refused)
+                .map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
