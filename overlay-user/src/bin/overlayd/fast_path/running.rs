@@ -17,7 +17,7 @@ use overlay_user::datapath::probe::Probes;
 use overlay_user::datapath::programs::{
     Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
 };
-use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
+use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Omission, Tables, Way};
 use overlay_user::datapath::{Error, early};
 use overlay_user::kernel::nic::Nic;
 use overlay_user::kernel::pods::{Filter, PodLink};
@@ -53,6 +53,8 @@ pub struct Running {
     sites: Vec<Site>,
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
     pub left_out: BTreeMap<String, String>,
+    /// What the tables have no room or form for, for people.
+    pub omissions: Option<String>,
     /// Where hostile VXLAN is refused early; or why nowhere.
     pub early: Result<Nic, String>,
     /// How the peers are reached.
@@ -118,6 +120,7 @@ impl Running {
             config: None,
             sites: Vec::new(),
             left_out: BTreeMap::new(),
+            omissions: None,
             early: Err("not decided yet".to_owned()),
             ways: Ways::default(),
             flows_checked: Instant::now(),
@@ -232,8 +235,12 @@ impl Running {
         self.ways.find(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
-        for omission in omissions {
-            tracing::warn!("{omission}");
+        let omissions = Omission::summary(&omissions);
+        if omissions != self.omissions {
+            if let Some(text) = &omissions {
+                tracing::warn!("{text}");
+            }
+            self.omissions = omissions;
         }
         let Some(config) = tables.config else {
             return Ok(());
