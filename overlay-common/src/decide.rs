@@ -12,8 +12,8 @@ use crate::packet::{
     ETHERNET_LEN, Ethernet, Packet, TCP, Transport, UDP, same_mac, segment_header_len,
 };
 use crate::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
-    Endpoint, FlowKey, POD_KERNEL_PATH, Peer, Pod,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
+    CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey, POD_KERNEL_PATH, Peer, Pod,
 };
 use crate::verdict::Verdict;
 use crate::vxlan;

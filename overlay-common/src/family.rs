@@ -4,6 +4,8 @@ use core::fmt::Debug;
 use core::hash::Hash;
 
 use bytemuck::Pod;
+use network_types::eth::EtherType;
+use network_types::ip::Ipv4Hdr;
 
 use crate::checksum;
 use crate::packet::{ETHERTYPE_ARP, Packet};
@@ -86,7 +88,7 @@ impl<F: Family> Ip<F> {
 pub struct V4;
 
 /// Shortest IPv4 header, in bytes.
-const V4_HEADER_LEN: u32 = 20;
+const V4_HEADER_LEN: u32 = Ipv4Hdr::LEN as u32;
 /// "More fragments" in the flags and offset field.
 const V4_MORE_FRAGMENTS: u16 = 0x2000;
 /// The offset in the flags and offset field, in units of 8 bytes.
@@ -97,7 +99,7 @@ impl Family for V4 {
     type Header = [u32; 5];
     type Number = u32;
 
-    const ETHERTYPE: u16 = 0x0800;
+    const ETHERTYPE: u16 = u16::from_be(EtherType::Ipv4 as u16);
     const HEADER_LEN: u32 = V4_HEADER_LEN;
 
     #[inline(always)]

@@ -1,5 +1,8 @@
 //! How the decision sees a packet: a few loads and the kernel's notes about it.
 
+use network_types::eth::{EthHdr, EtherType};
+use network_types::ip::IpProto;
+
 use crate::family::Family;
 
 /// A frame, starting at its Ethernet header.
@@ -19,13 +22,13 @@ pub trait Packet {
 }
 
 /// Length of an Ethernet header without tags.
-pub const ETHERNET_LEN: u32 = 14;
+pub const ETHERNET_LEN: u32 = EthHdr::LEN as u32;
 /// The Ethernet type of ARP (RFC 826).
-pub const ETHERTYPE_ARP: u16 = 0x0806;
+pub const ETHERTYPE_ARP: u16 = u16::from_be(EtherType::Arp as u16);
 /// The Ethernet type of a VLAN tag (802.1Q).
-pub const ETHERTYPE_VLAN: u16 = 0x8100;
+pub const ETHERTYPE_VLAN: u16 = u16::from_be(EtherType::Ieee8021q as u16);
 /// The Ethernet type of a service VLAN tag (802.1ad).
-pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+pub const ETHERTYPE_SERVICE_VLAN: u16 = u16::from_be(EtherType::Ieee8021ad as u16);
 
 /// An Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +74,17 @@ pub fn same_mac(a: [u8; 6], b: [u8; 6]) -> bool {
 }
 
 /// ICMP (RFC 792).
-pub const ICMP: u8 = 1;
+pub const ICMP: u8 = IpProto::Icmp as u8;
 /// TCP (RFC 9293).
-pub const TCP: u8 = 6;
+pub const TCP: u8 = IpProto::Tcp as u8;
 /// UDP (RFC 768).
-pub const UDP: u8 = 17;
-/// DCCP (RFC 4340), SCTP (RFC 9260), UDP-Lite (RFC 3828): ports stand where TCP has them.
-const OTHERS_WITH_PORTS: [u8; 3] = [33, 132, 136];
+pub const UDP: u8 = IpProto::Udp as u8;
+/// Where ports stand as in TCP (RFC 4340, RFC 9260, RFC 3828).
+const OTHERS_WITH_PORTS: [u8; 3] = [
+    IpProto::Dccp as u8,
+    IpProto::Sctp as u8,
+    IpProto::UdpLite as u8,
+];
 
 /// Bytes of an ICMP error in front of the packet that it is about.
 const ICMP_ERROR_LEN: u32 = 8;

@@ -10,26 +10,31 @@
 //! | 42..50 | VXLAN | all | |
 //! | 50..64 | inner Ethernet | all | |
 
+use network_types::eth::EthHdr;
+use network_types::ip::Ipv4Hdr;
+use network_types::udp::UdpHdr;
+use network_types::vxlan::VxlanHdr;
+
 use crate::checksum;
 use crate::family::{Family, V4};
+use crate::packet;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet: what a VXLAN device takes off the underlay's MTU.
-pub const OVERHEAD: u32 = 50;
+pub const OVERHEAD: u32 = (HEADER_LEN - EthHdr::LEN) as u32;
 /// Outer Ethernet and [`OVERHEAD`].
-pub const HEADER_LEN: usize = 64;
+pub const HEADER_LEN: usize = INNER + EthHdr::LEN;
 /// Flags of the VXLAN header with a valid VNI and nothing else; the kernel drops what has more.
 pub const FLAGS: [u8; 4] = [0x08, 0, 0, 0];
 /// The kernel's default UDP port, which flannel uses; IANA's is 4789.
 pub const DEFAULT_PORT: u16 = 8472;
 /// Time to live of the outer header: the kernel's default hop limit.
 const OUTER_TTL: u8 = 64;
-const UDP_PROTOCOL: u8 = 17;
 
 /// Where the parts start.
-const IP: usize = 14;
-const UDP: usize = 34;
-const VXLAN: usize = 42;
-const INNER: usize = 50;
+const IP: usize = EthHdr::LEN;
+const UDP: usize = IP + Ipv4Hdr::LEN;
+const VXLAN: usize = UDP + UdpHdr::LEN;
+const INNER: usize = VXLAN + VxlanHdr::LEN;
 
 /// What a prepared header is made from.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +66,7 @@ pub fn prepare(tunnel: &Tunnel) -> [u8; HEADER_LEN] {
     header[12..IP].copy_from_slice(&V4::ETHERTYPE.to_be_bytes());
     header[IP] = 0x45;
     header[IP + 8] = OUTER_TTL;
-    header[IP + 9] = UDP_PROTOCOL;
+    header[IP + 9] = packet::UDP;
     header[IP + 12..IP + 16].copy_from_slice(&tunnel.source);
     header[IP + 16..UDP].copy_from_slice(&tunnel.destination);
     let mut words = [0_u32; 5];

@@ -44,8 +44,9 @@ impl Tables<V4> for Maps {
 
     #[inline(always)]
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<V4>> {
-        // SAFETY: an element that is replaced or deleted meanwhile stays readable until the program ends
-        // (RCU); values are replaced whole, never written in place.
+        // SAFETY: the element is memory of the map for as long as the program runs (maps are preallocated), and any bytes are a
+        // value. One that is deleted or replaced meanwhile may be given to another key before the program ends: then one
+        // packet fares as that one's, as it may when it comes a moment later.
         unsafe { ENDPOINTS.get(ifindex) }
     }
 
@@ -82,7 +83,8 @@ impl Tables<V4> for Maps {
 #[inline(always)]
 pub fn remember(flow: &FlowKey<V4>, now_ns: u64) {
     if let Some(known) = FLOWS.get_ptr_mut(flow) {
-        // SAFETY: the element stays readable and writable until the program ends; the word is written at once.
+        // SAFETY: as for `endpoint`; the word is written at once, to another flow's element at worst, which then looks as
+        // fresh as this one.
         unsafe { (*known).last_seen_ns = now_ns };
         return;
     }

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::bpf_skb_load_bytes;
+use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
 use overlay_common::packet::Packet;
 
@@ -53,6 +53,16 @@ impl Skb {
         unsafe { (*self.raw).tc_index = if plain { PLAIN } else { 0 } }
     }
 
+    /// Makes the frame one for this host. A veth took it for another's, because its receiver's MAC address is not its own; it stays
+    /// so through `bpf_redirect_peer` before Linux 6.15 (c43272299488), and the receiver's IP stack would drop it.
+    #[inline(always)]
+    pub fn take_in(&self) {
+        if !self.to_this_host() {
+            // SAFETY: the helper takes the context and a constant; it fails for no type that a received frame can have.
+            unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
+        }
+    }
+
     /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which would press
     /// all pods' traffic into one queue of the NIC.
     #[inline(always)]
@@ -76,9 +86,9 @@ impl Packet for Skb {
         let from = start + offset as usize;
         if from + N * 4 <= end {
             for i in 0..N {
-                // SAFETY: within the bounds just checked. Headers stand at even offsets; loads of four bytes
-                // there are what BPF does on every machine with efficient unaligned access, and on others
-                // the verifier refuses the program.
+                // SAFETY: within the bounds just checked. Headers stand at even offsets, so this may be misaligned, which Rust
+                // does not promise to bear: it relies on the BPF back end, which makes one load of four bytes of it, as C
+                // compilers do, and four loads of one byte of `read_unaligned`. The verifier refuses it where the machine cannot.
                 unsafe { to.add(i).write(*((from + i * 4) as *const u32)) };
             }
         } else {

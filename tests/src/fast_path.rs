@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::{Node, wait_until};
+use crate::{AGENT_FLAGS_ENV, Node, wait_until};
 
 /// How long the agent may take to take up the fast path.
 const SERVING: Duration = Duration::from_secs(15);
@@ -26,6 +26,19 @@ pub fn wait_serving(node: &Node) -> Result<()> {
             })
     })
     .with_context(|| node.agent_log_tail())
+}
+
+/// The slow-path causes of packets that this run's agents were told to leave to the kernel path, by flags for all of them.
+pub fn left_by_request() -> &'static [&'static str] {
+    let flags = std::env::var(AGENT_FLAGS_ENV).unwrap_or_default();
+    if flags
+        .split_whitespace()
+        .any(|flag| flag == "--aggregates=kernel")
+    {
+        &["aggregate"]
+    } else {
+        &[]
+    }
 }
 
 /// How many packets have ended in `verdict` at `hook` on a node since its programs were loaded; 0 where the

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::wait::allowed;
+
 /// How long connecting, and every read, may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -23,10 +25,10 @@ pub struct HttpAnswer {
 /// # Errors
 /// When nobody answers, or not in HTTP.
 pub fn get(server: SocketAddr, path: &str) -> Result<HttpAnswer> {
-    let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)
+    let mut stream = TcpStream::connect_timeout(&server, allowed(TIMEOUT))
         .with_context(|| format!("connect to {server}"))?;
     stream
-        .set_read_timeout(Some(TIMEOUT))
+        .set_read_timeout(Some(allowed(TIMEOUT)))
         .context("set a timeout")?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").context("send a request")?;
     let mut text = String::new();

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use agent::Agent;
+pub use agent::{Agent, FLAGS_ENV as AGENT_FLAGS_ENV};
 pub use node::Node;
 pub use options::{BIN_DIR_ENV, Options, PREFIX_ENV, StoreKind, prefix_from_env};
 pub use pod::Pod;

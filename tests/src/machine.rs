@@ -10,6 +10,9 @@ pub const COMMANDS: &str = "/vm/commands";
 pub const BEGIN: &str = "vm-init: begin";
 /// What the last line begins with; the exit status follows.
 pub const END: &str = "vm-init: exit ";
+/// What [`SLOWNESS_ENV`](crate::wait::SLOWNESS_ENV) is in an emulated machine, which shares the host's processors
+/// with another one.
+pub const SLOWNESS: u32 = 5;
 /// Environment variable that makes the tests print what they would compare with a checked-in table.
 pub const RECORD_ENV: &str = "OVERLAY_RECORD";
 /// What a line begins with that tells a program's size: its name and the count follow.

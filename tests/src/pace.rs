@@ -15,8 +15,9 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::traffic::{Endpoint, PATIENCE};
+use crate::wait::{allowed, slowness};
 
-/// Datagrams per second and direction.
+/// Datagrams per second and direction on a usual machine.
 pub const RATE: u32 = 1000;
 /// Bytes of a datagram: an eight-byte number and padding.
 const DATAGRAM: usize = 200;
@@ -162,7 +163,7 @@ impl Flow {
             let (stop, sent_all) = (Arc::clone(stop), Arc::clone(&sent_all));
             move || {
                 let sent = send(&client, target, &stop);
-                thread::sleep(STRAGGLERS);
+                thread::sleep(allowed(STRAGGLERS));
                 sent_all.store(true, Ordering::SeqCst);
                 sent
             }
@@ -195,10 +196,11 @@ impl Flow {
     }
 }
 
-/// Sends at [`RATE`] until told to stop; a datagram that the kernel refuses counts as sent, and lost.
+/// Sends at [`RATE`], or less on a slow machine, until told to stop; a datagram that the kernel refuses counts as sent, and lost.
 fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     let begin = Instant::now();
     let mut datagram = [0; DATAGRAM];
+    let every = Duration::from_secs(1) / RATE * slowness();
     for number in 0_u64.. {
         if stop.load(Ordering::SeqCst) {
             return Ok(number);
@@ -206,7 +208,7 @@ fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> Result<u64
         datagram[..8].copy_from_slice(&number.to_be_bytes());
         // Errors such as "no route" pass with the fault that they come from.
         let _ = socket.send_to(&datagram, target);
-        let next = begin + Duration::from_secs(1) * u32::try_from(number + 1)? / RATE;
+        let next = begin + every * u32::try_from(number + 1)?;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     Ok(u64::MAX)
@@ -216,19 +218,15 @@ fn receive(socket: &UdpSocket, sent_all: &AtomicBool) -> Result<Received> {
     let mut received = Received::default();
     let mut last = Instant::now();
     let mut buffer = [0; DATAGRAM + 1];
-    while !sent_all.load(Ordering::SeqCst) {
+    loop {
+        // What has arrived by then is read to the last.
+        let is_last = sent_all.load(Ordering::SeqCst);
         match socket.recv(&mut buffer) {
             Ok(DATAGRAM) => {}
             Ok(length) => return Err(anyhow!("a datagram of {length} bytes arrived")),
+            Err(error) if is_last && is_late(&error) => return Ok(received),
             // A process that was frozen for a while is told so.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                ) =>
-            {
-                continue;
-            }
+            Err(error) if is_late(&error) || error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return Err(error).context("receive"),
         }
         received.silence = received.silence.max(last.elapsed());
@@ -240,7 +238,10 @@ fn receive(socket: &UdpSocket, sent_all: &AtomicBool) -> Result<Received> {
         received.repeated += u64::from(received.seen[number]);
         received.seen[number] = true;
     }
-    Ok(received)
+}
+
+fn is_late(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// The byte at a place of the TCP connection.
@@ -262,13 +263,13 @@ fn stream(
     let target = SocketAddr::from((to.address, listener.local_addr()?.port()));
     let mut client = from
         .namespace
-        .inside(|| TcpStream::connect_timeout(&target, PATIENCE))?
+        .inside(|| TcpStream::connect_timeout(&target, allowed(PATIENCE)))?
         .with_context(|| format!("connect to {target}"))?;
     let (mut server, _) = listener.accept().context("accept")?;
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(BROKEN))?;
-        stream.set_write_timeout(Some(BROKEN))?;
+        stream.set_read_timeout(Some(allowed(BROKEN)))?;
+        stream.set_write_timeout(Some(allowed(BROKEN)))?;
     }
     thread::spawn(move || {
         let mut buffer = [0; CHUNK];
@@ -291,7 +292,7 @@ fn stream(
                 "other bytes came back over TCP after byte {place}"
             );
             place += CHUNK as u64;
-            thread::sleep(CHUNK_EVERY);
+            thread::sleep(allowed(CHUNK_EVERY));
         }
         Ok(place)
     }))

@@ -18,9 +18,10 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
+use crate::wait::allowed;
 use crate::{Namespace, Pod};
 
-/// How long any single answer may take.
+/// How long any single answer may take on a usual machine.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait for an answer that may be sent again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -69,16 +70,16 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     let target = SocketAddr::from((to.address, port));
     let mut client = from
         .namespace
-        .inside(|| TcpStream::connect_timeout(&target, PATIENCE))?
+        .inside(|| TcpStream::connect_timeout(&target, allowed(PATIENCE)))?
         .with_context(|| format!("connect to {target}"))?;
     // Connected means that the server's side is in the queue already: this does not wait.
     let (mut server, peer) = listener.accept().context("accept")?;
     for stream in [&client, &server] {
         stream
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(allowed(PATIENCE)))
             .context("set a timeout")?;
         stream
-            .set_write_timeout(Some(PATIENCE))
+            .set_write_timeout(Some(allowed(PATIENCE)))
             .context("set a timeout")?;
     }
     let sent = pattern(length);
@@ -118,7 +119,7 @@ pub enum Answers {
 pub fn udp(from: &Endpoint, to: &Endpoint, length: usize, answers: Answers) -> Result<IpAddr> {
     let open = |address: Ipv4Addr| -> std::io::Result<UdpSocket> {
         let socket = UdpSocket::bind((address, 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(allowed(PATIENCE)))?;
         Ok(socket)
     };
     // Bound to its address, so that it answers from there and not from that of the nearest interface.
@@ -139,11 +140,12 @@ pub fn udp(from: &Endpoint, to: &Endpoint, length: usize, answers: Answers) -> R
         .recv_from(&mut buffer)
         .map_err(|_| silence("datagram"))?;
     ensure!(buffer[..there] == sent, "{length} bytes arrived changed");
-    let patience: &[Duration] = match answers {
-        Answers::Once => &[PATIENCE],
-        Answers::Twice => &[RETRY, PATIENCE],
+    let patience = allowed(PATIENCE);
+    let limits: &[Duration] = match answers {
+        Answers::Once => &[patience],
+        Answers::Twice => &[RETRY, patience],
     };
-    for limit in patience {
+    for limit in limits {
         client
             .set_read_timeout(Some(*limit))
             .context("set a timeout")?;
@@ -157,7 +159,7 @@ pub fn udp(from: &Endpoint, to: &Endpoint, length: usize, answers: Answers) -> R
 }
 
 fn silence(what: &str) -> anyhow::Error {
-    anyhow!("no {what} arrives within {} s", PATIENCE.as_secs())
+    anyhow!("no {what} arrives within {} s", allowed(PATIENCE).as_secs())
 }
 
 /// An ICMP echo with `length` bytes of payload. Returns the sender's address as the receiver sees it.
@@ -197,7 +199,7 @@ fn raw_icmp() -> Result<OwnedFd> {
         SockProtocol::Icmp,
     )
     .context("open a raw ICMP socket (needs root)")?;
-    let patience = TimeVal::milliseconds(i64::try_from(PATIENCE.as_millis())?);
+    let patience = TimeVal::milliseconds(i64::try_from(allowed(PATIENCE).as_millis())?);
     setsockopt(&socket, ReceiveTimeout, &patience).context("set a timeout")?;
     Ok(socket)
 }
@@ -232,7 +234,7 @@ fn await_echo(
     payload: &[u8],
 ) -> Result<Ipv4Addr> {
     let mut buffer = vec![0; LARGEST];
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + allowed(PATIENCE);
     while Instant::now() < end {
         let Ok((length, source)) = recvfrom::<SockaddrIn>(socket.as_raw_fd(), &mut buffer) else {
             break;

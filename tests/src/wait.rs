@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 
 use crate::interrupt;
 
-/// Environment variable with a number that every limit is multiplied by: how much slower than a usual machine this
-/// one is.
+/// Environment variable with a whole number: how much slower than a usual machine this one is. Every limit of time is
+/// multiplied by it, and paced senders slow down by it; what has to arrive has to arrive all the same.
 pub const SLOWNESS_ENV: &str = "OVERLAY_SLOWNESS";
 
 /// How long to sleep between two looks.
@@ -26,7 +26,7 @@ pub fn wait_until(what: &str, limit: Duration, mut look: impl FnMut() -> bool) -
 /// # Errors
 /// Names `what` when the time is over, and stops early when the user interrupts.
 pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T> {
-    let limit = limit * slowness();
+    let limit = allowed(limit);
     let end = Instant::now() + limit;
     loop {
         if let Some(found) = look() {
@@ -40,7 +40,16 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
     }
 }
 
-fn slowness() -> u32 {
+/// A limit of time, as it is on this machine.
+pub fn allowed(limit: Duration) -> Duration {
+    limit * slowness()
+}
+
+/// How much slower than a usual machine this one is, as [`SLOWNESS_ENV`] says.
+pub fn slowness() -> u32 {
     let value = std::env::var(SLOWNESS_ENV).ok();
-    value.and_then(|value| value.parse().ok()).unwrap_or(1)
+    value
+        .and_then(|value| value.parse().ok())
+        .filter(|slowness| *slowness > 0)
+        .unwrap_or(1)
 }

@@ -2,6 +2,7 @@
 //! fast path.
 
 use anyhow::{Result, ensure};
+use overlay_tests::fast_path::left_by_request;
 use overlay_tests::reach;
 use overlay_tests::status::{Counts, status, wait_accelerated};
 use overlay_tests::{Lab, Options, StoreKind};
@@ -36,10 +37,12 @@ fn plain_traffic_took_the_fast_path(lab: &Lab) -> Result<()> {
             counts.decapsulated > 0,
             "{name} decapsulated nothing: {counts:?}"
         );
-        let ratio = counts.hit_ratio_without(PROVOKED);
+        let ratio = counts.hit_ratio_without(&[PROVOKED, left_by_request()].concat());
         ensure!(ratio >= 0.9, "{name}: hit ratio {ratio:.3}: {counts:?}");
         for cause in counts.slow.keys() {
-            let explained = [PROVOKED, TOLERATED].concat().contains(&cause.as_str());
+            let explained = [PROVOKED, TOLERATED, left_by_request()]
+                .concat()
+                .contains(&cause.as_str());
             ensure!(
                 explained,
                 "{name}: unexplained slow cause {cause}: {counts:?}"

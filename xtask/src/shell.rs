@@ -59,12 +59,24 @@ pub fn run_counting_warnings(command: &mut Command) -> Result<usize> {
 }
 
 /// A cargo command in the repository, by the cargo that runs us.
+///
+/// What `cargo run` says about this package is not passed on: build scripts that look at such variables (ring's does) would be run
+/// again, and all that depends on them built again, whenever cargo is called the other way.
 pub fn cargo(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command
         .current_dir(crate::workspace::root())
         .args(arguments);
+    for (name, _) in std::env::vars_os() {
+        let about_us = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        if name
+            .to_str()
+            .is_some_and(|name| about_us.iter().any(|prefix| name.starts_with(prefix)))
+        {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

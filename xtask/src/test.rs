@@ -25,11 +25,23 @@ const FUZZ_SECONDS: u64 = 40;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask test                 everything
-  cargo xtask test reachability    only tests whose name contains that word")]
+  cargo xtask test reachability    only tests whose name contains that word
+  cargo xtask test --programs without-flow-news
+                                   what must hold without that short cut, too
+  cargo xtask test --agent-flag=--aggregates=kernel")]
 pub struct Arguments {
     /// Run only tests whose name contains this; leaves out format and clippy.
     filter: Option<String>,
+    /// Equality, offloads, reachability and faults only, with eBPF programs that were built with this feature.
+    #[arg(long, value_name = "FEATURE")]
+    programs: Option<String>,
+    /// Equality, offloads, reachability and faults only, with agents that have this flag; may be repeated.
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    agent_flag: Vec<String>,
 }
+
+/// The tests that every variant of the data path has to pass.
+const OF_EVERY_VARIANT: [&str; 5] = ["equality", "offloads", "reachability", "faults", "healing"];
 
 /// How many tests passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -75,6 +87,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     run.part("setup", || {
         setup::ensure_tests().and_then(|()| setup::ensure_toolchain().map(drop))
     })?;
+    if arguments.programs.is_some() || !arguments.agent_flag.is_empty() {
+        run.variant(arguments)?;
+        return Ok(run.close());
+    }
     if filter.is_none() {
         run.part("format", || {
             shell::run(&mut shell::cargo(&["fmt", "--all", "--check"]))
@@ -152,6 +168,23 @@ impl Run {
         Ok(())
     }
 
+    /// Tests another variant of the data path.
+    fn variant(&mut self, arguments: &Arguments) -> Result<()> {
+        self.part("eBPF programs", || build::programs(build::Warnings::Denied))?;
+        self.part("build", || build::binaries(false))?;
+        let mut flags = arguments.agent_flag.clone();
+        if let Some(feature) = &arguments.programs {
+            let object = build::programs_with(feature)?;
+            flags.push(format!("--programs={}", object.display()));
+        }
+        let mut command = shell::cargo(&["test", "--no-fail-fast", "--package", "overlay-tests"]);
+        command.args(OF_EVERY_VARIANT.map(|test| format!("--test={test}")));
+        command.arg("--").args(&arguments.filter);
+        command.arg(format!("--test-threads={LABS_AT_A_TIME}"));
+        command.env(overlay_tests::AGENT_FLAGS_ENV, flags.join(" "));
+        self.cargo_test("in labs", &mut command)
+    }
+
     fn tests(
         &mut self,
         name: &'static str,
@@ -164,8 +197,12 @@ impl Run {
         if let Some(threads) = threads {
             command.arg(format!("--test-threads={threads}"));
         }
+        self.cargo_test(name, &mut command)
+    }
+
+    fn cargo_test(&mut self, name: &'static str, command: &mut Command) -> Result<()> {
         let mut count = Count::default();
-        self.part(name, || run_tests(&mut command, &mut count))?;
+        self.part(name, || run_tests(command, &mut count))?;
         self.count += count;
         Ok(())
     }

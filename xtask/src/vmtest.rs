@@ -11,8 +11,11 @@ mod report;
 mod sizes;
 
 use std::fs;
+use std::num::NonZeroUsize;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -28,6 +31,13 @@ use sizes::Sizes;
 
 /// Where kernels, archives and logs are kept, in the repository.
 const CACHE: &str = "target/vmtest";
+
+/// Machines that run at a time, unless the user says otherwise, with a processor each.
+const AT_ONCE: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+/// Memory of a machine, in MiB.
+const MEMORY: u32 = 1536;
+/// How long the tests of one kernel may take, in seconds: several times what they do.
+const LIMIT: u64 = 1800;
 
 /// Test in virtual machines with other kernels.
 ///
@@ -58,14 +68,17 @@ pub struct Arguments {
     /// Try the processor's own virtualisation first.
     #[arg(long)]
     kvm: bool,
+    /// Machines that run at a time.
+    #[arg(long, default_value_t = AT_ONCE, value_name = "NUMBER")]
+    at_once: NonZeroUsize,
     /// Processors of a machine.
-    #[arg(long, default_value_t = 2, value_name = "NUMBER")]
+    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     cpus: u32,
     /// Memory of a machine, in MiB.
-    #[arg(long, default_value_t = 1536, value_name = "MIB")]
+    #[arg(long, default_value_t = MEMORY, value_name = "MIB")]
     memory: u32,
     /// How long the tests of one kernel may take, in seconds.
-    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    #[arg(long, default_value_t = LIMIT, value_name = "SECONDS")]
     limit: u64,
     /// Run only tests whose name contains this.
     #[arg(last = true)]
@@ -99,7 +112,7 @@ fn cache() -> Result<PathBuf> {
     Ok(cache)
 }
 
-/// Tests on every wanted kernel, one after the other.
+/// Tests on every wanted kernel.
 fn reports(arguments: &Arguments) -> Result<Vec<Report>> {
     let cache = cache()?;
     let wanted = kernel::named(&arguments.kernel)?;
@@ -107,13 +120,14 @@ fn reports(arguments: &Arguments) -> Result<Vec<Report>> {
     let files = guest::gather(&cache)?;
     let mut sizes = Sizes::default();
     let mut reports = Vec::new();
-    for kernel in &kernels {
-        shell::progress(&format!("Linux {}", kernel.release));
-        let report = one(arguments, &cache, kernel, &files, &mut sizes)?;
-        if let Some(problem) = &report.problem {
-            eprintln!("error: {}: {problem}", kernel.release);
+    for kernels in kernels.chunks(arguments.at_once.get()) {
+        for (report, told) in each(kernels, |kernel| one(arguments, &cache, kernel, &files))? {
+            if let Some(problem) = &report.problem {
+                eprintln!("error: {}: {problem}", report.release);
+            }
+            reports.push(report);
+            sizes.add(told);
         }
-        reports.push(report);
     }
     if arguments.record {
         sizes.record()?;
@@ -121,14 +135,26 @@ fn reports(arguments: &Arguments) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// Packs a machine with this kernel and runs it.
+/// Works on all at the same time.
+fn each<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> = all.iter().map(|it| scope.spawn(|| work(it))).collect();
+        let joined = threads.into_iter().map(ScopedJoinHandle::join);
+        joined
+            .map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    })
+}
+
+/// Packs a machine with this kernel and runs it; what came of it, and how large the programs are there.
 fn one(
     arguments: &Arguments,
     cache: &Path,
     kernel: &Kernel,
     files: &guest::Files,
-    sizes: &mut Sizes,
-) -> Result<Report> {
+) -> Result<(Report, Sizes)> {
+    shell::progress(&format!("Linux {}", kernel.release));
     let file = |suffix: &str| -> PathBuf { cache.join(format!("{}.{suffix}", kernel.series.name)) };
     let modules = modules::collect(&kernel.modules, &[])?;
     let initramfs = file("initramfs");
@@ -148,6 +174,7 @@ fn one(
         log: file("log"),
     };
     let start = Instant::now();
+    let mut sizes = Sizes::default();
     let mut count = Count::default();
     let mut boot = |machine: &Machine| {
         count = Count::default();
@@ -179,7 +206,7 @@ fn one(
         End::NotBooted(why) => Some(format!("did not boot, twice: {why}")),
         End::Died(why) => Some(why),
     };
-    Ok(Report {
+    let report = Report {
         kernel: kernel.series.name,
         release: kernel.release.clone(),
         count,
@@ -188,7 +215,8 @@ fn one(
         seconds: start.elapsed().as_secs(),
         console: machine.console,
         log: machine.log,
-    })
+    };
+    Ok((report, sizes))
 }
 
 /// What a machine runs.

@@ -1,9 +1,10 @@
 //! What the network sends.
 
 use super::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
-    ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH, Packet, Pass, Peer, Pod, Tables,
-    UDP, Verdict, fits, flow, in_a_vlan, in_network, same_mac, vxlan,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
+    CONFIG_VTEPS_INCOMPLETE, Config, ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
+    Packet, Pass, Peer, Pod, Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network, same_mac,
+    vxlan,
 };
 use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
@@ -192,6 +193,9 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
 
     // Not plainly right: find out what it is.
     Err(if !tables.is_vtep(outer.source) {
+        if config.flags & CONFIG_VTEPS_INCOMPLETE != 0 {
+            return Err(pass(Verdict::PeersIncomplete));
+        }
         FromNetwork::Refuse(Verdict::UnknownVtep)
     } else if ethernet.is_tagged() {
         FromNetwork::Refuse(Verdict::InnerVlan)

@@ -3,8 +3,8 @@
 use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
 use etherparse::{EtherType, IcmpEchoHeader, Icmpv4Type, IpEcn};
 use overlay_common::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, FlowKey,
-    POD_KERNEL_PATH,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
+    CONFIG_VTEPS_INCOMPLETE, FlowKey, POD_KERNEL_PATH,
 };
 use overlay_common::{Hook, V4, Verdict};
 

@@ -12,12 +12,13 @@ use overlay_common::vxlan::{self, Tunnel};
 
 use super::frames::{End, Ipv4Frame, vxlan as vxlan_bytes};
 
-/// The interfaces of the node.
-pub const NIC: u32 = 2;
+/// The interfaces of the node. Their numbers are free in every new namespace: tunnel drivers put up to nine devices
+/// into each, after the loopback device (`ip_tunnel_init_net()` of net/ipv4/ip_tunnel.c and its likes).
 pub const VETH_A: u32 = 11;
 pub const VETH_B: u32 = 12;
 /// One that no pod is known behind.
 pub const VETH_UNKNOWN: u32 = 13;
+pub const NIC: u32 = 14;
 
 pub const NIC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xe0];
 pub const BRIDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xb0];

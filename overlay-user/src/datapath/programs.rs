@@ -15,7 +15,7 @@ use overlay_common::Hook;
 
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
-use super::{Error, maps};
+use super::{Error, maps, refusals};
 
 mod detach;
 mod inspect;
@@ -76,6 +76,8 @@ const CLSACT: NlOptions = NlOptions {
 
 /// The loaded programs of this agent.
 pub struct Programs {
+    /// Reads what the programs tell of refused packets, if they do.
+    _refusals: Option<refusals::Reader>,
     ebpf: Ebpf,
     pins: Pins,
     attachment: Attachment,
@@ -112,7 +114,8 @@ impl Programs {
     ///
     /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are unpinned and
     /// made anew; what did not fit is returned. The programs that still run on the old ones keep them until
-    /// they are swapped.
+    /// they are swapped. With `log_refused` the programs tell of every packet that they refuse, and that is
+    /// passed on to the agent's log.
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is attached then.
@@ -120,19 +123,22 @@ impl Programs {
         bytes: &[u8],
         pins: &Pins,
         attachment: Attachment,
+        log_refused: bool,
     ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
         let mut loader = EbpfLoader::new();
-        // The log macros cost the verifier and every packet; counters tell what happens.
-        loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+        let level = refusals::level(log_refused);
+        loader.override_global(aya_log::LEVEL, &level, false);
         for name in maps::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
-        let ebpf = loader
+        let mut ebpf = loader
             .load(bytes)
             .map_err(|source| Error::Load(Box::new(source)))?;
+        let refusals = log_refused.then(|| refusals::Reader::start(&mut ebpf));
         let mut programs = Self {
+            _refusals: refusals.transpose()?,
             ebpf,
             pins: pins.clone(),
             attachment,
@@ -185,7 +191,6 @@ impl Programs {
     }
 
     /// Looks what sits on a hook: by tcx in the kernel, by clsact in what was noted last.
-    ///
     ///
     /// # Errors
     /// [`Error::Attach`].

@@ -1,6 +1,4 @@
 //! What the maps should hold, as pure data.
-//!
-//! The same tables stand behind the decision function when a tool asks it instead of the kernel.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -8,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use overlay_common::decide;
 use overlay_common::schema::{
-    ABI_VERSION, CONFIG_PEERS_COMPLETE, Config, Endpoint, FlowKey, MAX_PEERS, MAX_PODS,
-    PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod, Vtep,
+    ABI_VERSION, CONFIG_PEERS_COMPLETE, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey,
+    MAX_PEERS, MAX_PODS, PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod, Vtep,
 };
 use overlay_common::{V4, vxlan};
 
@@ -105,6 +103,18 @@ pub enum Omission {
     Duplicate(IpAddr),
 }
 
+impl Omission {
+    /// The first few in words, and how many more there are: whoever may write leases can make thousands.
+    #[must_use]
+    pub fn summary(omissions: &[Self]) -> Option<String> {
+        const NAMED: usize = 3;
+        let named: Vec<_> = omissions.iter().take(NAMED).map(Self::to_string).collect();
+        let more = omissions.len() - named.len();
+        let more = (more > 0).then(|| format!("; and {more} more"));
+        (!named.is_empty()).then(|| named.join("; ") + &more.unwrap_or_default())
+    }
+}
+
 impl<F: UserFamily> Default for Tables<F> {
     fn default() -> Self {
         Self {
@@ -119,13 +129,12 @@ impl<F: UserFamily> Default for Tables<F> {
 }
 
 /// How many table entries one lease may take: a /16 among /24s.
-const MAX_EXPANSION: u32 = 256;
+const MAX_EXPANSION: usize = 256;
 
 impl Tables<V4> {
     /// The tables that a node should have, and what found no place in them.
     ///
-    /// Peers are found by a hash on the masked address. The mask is that of the longest subnet; shorter ones
-    /// take several entries.
+    /// Peers are found by a hash on the masked address, one mask for all ([`peer_len`]); shorter subnets take several entries.
     #[must_use]
     pub fn of(node: &Node) -> (Self, Vec<Omission>) {
         let mut tables = Self::default();
@@ -137,27 +146,21 @@ impl Tables<V4> {
         ) else {
             return (tables, omissions);
         };
-        let peer_len = node
-            .peers
-            .iter()
-            .map(|(peer, _)| peer.subnet.prefix_len())
-            .max()
-            .unwrap_or(node.subnet.prefix_len());
+        let lens = node.peers.iter().map(|(peer, _)| peer.subnet.prefix_len());
+        let peer_len = peer_len(lens).unwrap_or(node.subnet.prefix_len());
+        let mut flags = node.flags;
         for (peer, way) in &node.peers {
             let Some(entry) = peer_entry(node, vtep, peer, *way) else {
                 omissions.push(Omission::Peer(peer.subnet));
                 continue;
             };
-            tables
-                .vteps
-                .entry(entry.vtep)
-                .or_insert(Vtep { subnets: 0 })
-                .subnets += 1;
-            let count = 1_u32
-                .checked_shl(u32::from(peer_len - peer.subnet.prefix_len()))
-                .unwrap_or(0);
+            let known = tables.add_vtep(entry.vtep);
+            if !known {
+                flags |= CONFIG_VTEPS_INCOMPLETE;
+            }
             let room = MAX_PEERS as usize - tables.peers.len();
-            if count == 0 || count > MAX_EXPANSION || count as usize > room {
+            let count = entries(peer.subnet.prefix_len(), peer_len).filter(|count| *count <= room);
+            if !known || count.is_none() {
                 omissions.push(Omission::Peer(peer.subnet));
                 continue;
             }
@@ -170,20 +173,16 @@ impl Tables<V4> {
             .iter()
             .filter_map(|peer| V4::from_ip(peer.vtep))
         {
-            tables
-                .vteps
-                .entry(vtep)
-                .or_insert(Vtep { subnets: 0 })
-                .subnets += 1;
+            if !tables.add_vtep(vtep) {
+                flags |= CONFIG_VTEPS_INCOMPLETE;
+            }
         }
-        let complete = if omissions.is_empty() && node.unserved.is_empty() {
-            CONFIG_PEERS_COMPLETE
-        } else {
-            0
-        };
+        if omissions.is_empty() && node.unserved.is_empty() {
+            flags |= CONFIG_PEERS_COMPLETE;
+        }
         tables.config = Some(Config {
             abi: ABI_VERSION,
-            flags: node.flags | complete,
+            flags,
             underlay_ifindex: node.underlay_ifindex,
             vni: node.vni,
             network,
@@ -201,6 +200,18 @@ impl Tables<V4> {
         });
         tables.add_pods(&node.pods, &mut omissions);
         (tables, omissions)
+    }
+
+    /// Notes that a node with this address has one more subnet; false where there is no room for another node.
+    fn add_vtep(&mut self, address: [u8; 4]) -> bool {
+        if self.vteps.len() >= MAX_PEERS as usize && !self.vteps.contains_key(&address) {
+            return false;
+        }
+        self.vteps
+            .entry(address)
+            .or_insert(Vtep { subnets: 0 })
+            .subnets += 1;
+        true
     }
 
     fn add_pods(&mut self, pods: &[LocalPod], omissions: &mut Vec<Omission>) {
@@ -244,6 +255,32 @@ impl Tables<V4> {
             }
         }
     }
+}
+
+/// The prefix length that leaves fewest subnets without a place, of equals the shortest.
+///
+/// One long prefix among many short ones, which anybody who may write leases can make, shall not cost those their places.
+fn peer_len(lens: impl Iterator<Item = u8>) -> Option<u8> {
+    let mut subnets = BTreeMap::<u8, usize>::new();
+    lens.for_each(|len| *subnets.entry(len).or_default() += 1);
+    let left_out = |peer_len: u8| {
+        let mut room = MAX_PEERS as usize;
+        let mut left_out = 0;
+        for (len, count) in &subnets {
+            let placed = entries(*len, peer_len).map_or(0, |each| (room / each).min(*count));
+            room -= placed * entries(*len, peer_len).unwrap_or(0);
+            left_out += count - placed;
+        }
+        left_out
+    };
+    subnets.keys().copied().min_by_key(|len| left_out(*len))
+}
+
+/// How many entries a subnet takes, if it can have any.
+fn entries(len: u8, peer_len: u8) -> Option<usize> {
+    let longer = peer_len.checked_sub(len)?;
+    let count = 1_usize.checked_shl(longer.into())?;
+    (count <= MAX_EXPANSION).then_some(count)
 }
 
 fn peer_entry(node: &Node, source: [u8; 4], peer: &backend::Peer, way: Way) -> Option<Peer<V4>> {
@@ -308,8 +345,8 @@ mod tests {
         let peer = |(i, subnet): (usize, &&str)| {
             let peer = backend::Peer {
                 subnet: subnet.parse().expect("a subnet"),
-                vtep: IpAddr::from([192, 168, 0, i as u8 + 2]),
-                mac: MacAddr([2, 0, 0, 0, 0, i as u8 + 2]),
+                vtep: IpAddr::from([192, 168, (i >> 7) as u8, (i & 127) as u8 + 2]),
+                mac: MacAddr([2, 0, 0, 0, (i >> 7) as u8, (i & 127) as u8 + 2]),
             };
             (
                 peer,
@@ -375,12 +412,54 @@ mod tests {
         let (tables, omissions) = Tables::of(&node(&["10.244.128.0/17", "10.244.4.0/30"]));
         assert_eq!(
             omissions,
-            [Omission::Peer("10.244.128.0/17".parse().expect("a subnet"))]
+            [Omission::Peer("10.244.4.0/30".parse().expect("a subnet"))]
         );
         assert_eq!(tables.vteps.len(), 2, "its node is known all the same");
         assert_eq!(
             tables.config.expect("a configuration").flags & CONFIG_PEERS_COMPLETE,
             0
+        );
+    }
+
+    #[test]
+    fn thousands_of_omissions_are_a_line() {
+        assert_eq!(Omission::summary(&[]), None);
+        let omission = |last| Omission::Pod(IpAddr::from([10, 244, 1, last]));
+        let text = Omission::summary(&(0..200).map(omission).collect::<Vec<_>>()).expect("a line");
+        assert!(text.starts_with("pod 10.244.1.0 is left") && text.ends_with("; and 197 more"));
+    }
+
+    #[test]
+    fn one_long_prefix_takes_nobodys_place() {
+        let mut subnets: Vec<String> = (0..128)
+            .flat_map(|high| (0..4).map(move |low| format!("10.{}.{low}.0/24", high + 1)))
+            .collect();
+        subnets.push("10.0.4.0/30".to_owned());
+        let names: Vec<&str> = subnets.iter().map(String::as_str).collect();
+        let (tables, omissions) = Tables::of(&node(&names));
+        assert_eq!(
+            omissions,
+            [Omission::Peer("10.0.4.0/30".parse().expect("a subnet"))]
+        );
+        assert_eq!(tables.peers.len(), 512);
+    }
+
+    #[test]
+    fn nodes_beyond_the_table_are_no_strangers() {
+        let mut node = node(&["10.244.2.0/24"]);
+        let (peer, _) = node.peers[0].clone();
+        node.unserved = (0..MAX_PEERS)
+            .map(|number| backend::Peer {
+                vtep: std::net::Ipv4Addr::from_bits(0x0b00_0000 + number).into(),
+                ..peer.clone()
+            })
+            .collect();
+        let (tables, _) = Tables::of(&node);
+        assert_eq!(tables.vteps.len(), MAX_PEERS as usize);
+        let config = tables.config.expect("a configuration");
+        assert_eq!(
+            config.flags & CONFIG_VTEPS_INCOMPLETE,
+            CONFIG_VTEPS_INCOMPLETE
         );
     }
 

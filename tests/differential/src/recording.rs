@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::decide::visit::Visit;
 use crate::decide::world::{NIC_MAC, World};
 use crate::expected::hex;
+use crate::namespace::INTERFACES;
 
 /// Tables and the packets that meet them, in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -208,6 +209,11 @@ impl PacketText {
 
     fn visit(&self) -> Result<Visit> {
         let hook = Hook::ALL.into_iter().find(|hook| hook.name() == self.hook);
+        ensure!(
+            INTERFACES.contains(&self.interface),
+            "no interface {}",
+            self.interface
+        );
         Ok(Visit {
             hook: hook.with_context(|| format!("no hook {:?}", self.hook))?,
             frame: bytes(&self.frame.concat())?,

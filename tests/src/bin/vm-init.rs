@@ -18,16 +18,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Pid, chdir, chroot, execv, sync};
-use overlay_tests::machine::{BEGIN, COMMANDS, END, MODULES, OUTPUT};
+use overlay_tests::machine::{BEGIN, COMMANDS, END, MODULES, OUTPUT, SLOWNESS};
 use overlay_tests::wait::SLOWNESS_ENV;
 
 /// Where the host's file system is put together before it becomes the root.
 const NEW_ROOT: &str = "/root";
 /// What programs are looked for in.
 const PATH: &str = "/vm/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// An emulated machine takes several times as long for everything.
-const SLOWNESS: &str = "4";
 
 fn main() {
     if std::process::id() != 1 {
@@ -62,7 +59,6 @@ fn live() -> Result<()> {
     }
     for (kind, target) in [
         ("tmpfs", "/run"),
-        ("tmpfs", "/tmp"),
         ("cgroup2", "/sys/fs/cgroup"),
         ("bpf", "/sys/fs/bpf"),
     ] {
@@ -130,7 +126,7 @@ fn run(command: &mut Command, output: &File) -> Result<i32> {
         .env("PATH", PATH)
         .env("HOME", "/")
         .env("OVERLAY_BIN_DIR", "/vm/bin")
-        .env(SLOWNESS_ENV, SLOWNESS)
+        .env(SLOWNESS_ENV, SLOWNESS.to_string())
         .stdout(output.try_clone().context("duplicate a file handle")?)
         .stderr(errors)
         .spawn()

@@ -1,5 +1,6 @@
 //! The agent of one node: starting, asking, ending.
 
+use std::env;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ pub(super) const HEALTH_PORT: u16 = 8081;
 /// How long an agent may take to end after a signal. One that is killed inside of the kernel waits for the locks of
 /// all namespaces of the machine, which others may hold for many seconds.
 const END: Duration = Duration::from_secs(40);
+/// Flags for every agent, apart by spaces: a whole run of tests with another variant of the data path. What a test
+/// itself asks for has precedence.
+pub const FLAGS_ENV: &str = "OVERLAY_LAB_AGENT_FLAGS";
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 20;
 
@@ -50,6 +54,8 @@ pub(super) fn start(
     flags.extend(["--iface=eth0", "--ip-masq", "--healthz-ip=0.0.0.0"].map(str::to_owned));
     flags.push(format!("--healthz-port={HEALTH_PORT}"));
     flags.push(format!("--fast-path={}", options.fast_path));
+    let wanted = env::var(FLAGS_ENV).unwrap_or_default();
+    replace_flags(&mut flags, &wanted.split_whitespace().collect::<Vec<_>>());
     replace_flags(&mut flags, &options.agent_args);
     replace_flags(&mut flags, extra);
 

@@ -6,3 +6,4 @@ mod lab;
 mod probes;
 mod programs;
 mod underlays;
+mod virtio;

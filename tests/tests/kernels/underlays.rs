@@ -2,16 +2,21 @@
 //! network card.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::reach;
 use overlay_tests::status::Counts;
-use overlay_tests::{Lab, Node, Options, command};
+use overlay_tests::{Lab, Node, Options, command, wait_until};
 
+use crate::kernel::expected_attachment;
 use crate::lab::{options, under_traffic, wait_for_best_path};
 
+/// How long an agent may take to tell what it found.
+pub const SAID: Duration = Duration::from_secs(10);
+
 /// A lab of bare nodes, an underlay device that `plug` makes on each, and agents that use it.
-fn lab_over(name: &str, plug: impl Fn(&Node, &Node) -> Result<()>, iface: &str) -> Result<Lab> {
+pub fn lab_over(name: &str, plug: impl Fn(&Node, &Node) -> Result<()>, iface: &str) -> Result<Lab> {
     let lab = Lab::up(Options {
         start_agents: false,
         ..options(name)
@@ -32,11 +37,30 @@ fn lab_over(name: &str, plug: impl Fn(&Node, &Node) -> Result<()>, iface: &str) 
 }
 
 /// The address of a node on an underlay of a test's own.
-fn inner_address(node: &Node) -> Ipv4Addr {
+pub fn inner_address(node: &Node) -> Ipv4Addr {
     Ipv4Addr::new(172, 31, 0, u8::try_from(node.number()).unwrap_or(u8::MAX))
 }
 
-fn ip(node: &Node, lines: &str) -> Result<()> {
+/// Every node is ready, and says this besides.
+pub fn require_said(lab: &Lab, what: impl Fn(&Node) -> String) -> Result<()> {
+    for node in lab.nodes() {
+        let what = what(&node);
+        let said = || {
+            node.http_get("/readyz")
+                .is_ok_and(|answer| answer.status == 200 && answer.body.contains(&what))
+        };
+        wait_until(&format!("{} to say {what:?}", node.name()), SAID, said)
+            .with_context(|| format!("{:?}", node.http_get("/readyz")))?;
+    }
+    Ok(())
+}
+
+/// What a node says of a device whose frames the programs do not understand.
+fn no_ethernet(device: &str) -> String {
+    format!("fast path: down: {device} carries no Ethernet frames")
+}
+
+pub fn ip(node: &Node, lines: &str) -> Result<()> {
     command::ip_batch(node.namespace().name(), lines)
 }
 
@@ -103,6 +127,15 @@ fn a_node_address_may_be_on_no_card() -> Result<()> {
         )
     };
     let lab = lab_over("dummy", plug, "node0")?;
+    if expected_attachment().is_some() {
+        require_said(&lab, |node| {
+            let other = lab.node(3 - node.number());
+            format!(
+                "peers left to the kernel path: the routes to {} do not leave by node0",
+                inner_address(&other)
+            )
+        })?;
+    }
     reach::require_all(&lab)?;
     lab.down()
 }
@@ -122,6 +155,7 @@ fn an_ipip_tunnel_may_be_the_underlay() -> Result<()> {
         )
     };
     let lab = lab_over("ipip", plug, "ipip0")?;
+    require_said(&lab, |_| no_ethernet("ipip0"))?;
     reach::require_all(&lab)?;
     lab.down()
 }
@@ -169,6 +203,7 @@ fn wireguard_may_be_the_underlay() -> Result<()> {
         ip(node, "link set wg0 up\n")
     };
     let lab = lab_over("wireguard", plug, "wg0")?;
+    require_said(&lab, |_| no_ethernet("wg0"))?;
     reach::require_all(&lab)?;
     lab.down()
 }

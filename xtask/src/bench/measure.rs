@@ -104,7 +104,8 @@ pub fn take(measure: Measure, [from, to]: &[Endpoint; 2], lengths: Lengths) -> R
                 figure("first_to_later_packet", "", first / steady),
             ]
         }
-        Measure::BulkOneCore => bytes(
+        Measure::BulkOneCore => volume_of(
+            Of::Bytes,
             [
                 "bulk_1_core",
                 "bulk_1_core_softirq",
@@ -113,11 +114,13 @@ pub fn take(measure: Measure, [from, to]: &[Endpoint; 2], lengths: Lengths) -> R
             ],
             stream::tcp(from, to, one, 1, volume)?,
         ),
-        Measure::Bulk => bytes(
+        Measure::Bulk => volume_of(
+            Of::Bytes,
             ["bulk", "bulk_softirq", "bulk_cpu", "bulk_instructions"],
             stream::tcp(from, to, two, 1, volume)?,
         ),
-        Measure::Bulk4 => bytes(
+        Measure::Bulk4 => volume_of(
+            Of::Bytes,
             [
                 "bulk_4",
                 "bulk_4_softirq",
@@ -126,7 +129,8 @@ pub fn take(measure: Measure, [from, to]: &[Endpoint; 2], lengths: Lengths) -> R
             ],
             stream::tcp(from, to, two, 4, volume)?,
         ),
-        Measure::Udp64 => packets(
+        Measure::Udp64 => volume_of(
+            Of::Packets,
             [
                 "udp_64",
                 "udp_64_softirq",
@@ -163,28 +167,26 @@ fn latency([p50, p99, rate]: [&'static str; 3], trips: round_trips::RoundTrips) 
     ]
 }
 
-fn bytes(names: [&'static str; 4], volume: Volume) -> Vec<Figure> {
-    let [rate, softirq, cpu, instructions] = names;
-    let per_gigabyte = |jiffies: f64| jiffies / (volume.total / 1e9);
-    let counted = volume.instructions.map(|count| count / volume.total);
-    let mut figures = vec![
-        figure(rate, "Gbit/s", volume.per_second * 8.0 / 1e9),
-        figure(softirq, "jiffies/GB", per_gigabyte(volume.cpu.softirq)),
-        figure(cpu, "jiffies/GB", per_gigabyte(volume.cpu.busy)),
-    ];
-    figures.extend(counted.map(|count| figure(instructions, "1/byte", count)));
-    figures
+/// What a volume is counted in.
+#[derive(Clone, Copy)]
+enum Of {
+    Bytes,
+    Packets,
 }
 
-fn packets(names: [&'static str; 4], volume: Volume) -> Vec<Figure> {
+fn volume_of(of: Of, names: [&'static str; 4], volume: Volume) -> Vec<Figure> {
     let [rate, softirq, cpu, instructions] = names;
-    let microseconds = |jiffies: f64| jiffies * 10_000.0 / volume.total;
-    let counted = volume.instructions.map(|count| count / volume.total);
+    // Units and factors; a jiffy is 10 ms.
+    let ((unit, per_second), (cost, jiffies), each) = match of {
+        Of::Bytes => (("Gbit/s", 8.0 / 1e9), ("jiffies/GB", 1e9), "1/byte"),
+        Of::Packets => (("packets/s", 1.0), ("µs/packet", 10_000.0), "1/packet"),
+    };
     let mut figures = vec![
-        figure(rate, "packets/s", volume.per_second),
-        figure(softirq, "µs/packet", microseconds(volume.cpu.softirq)),
-        figure(cpu, "µs/packet", microseconds(volume.cpu.busy)),
+        figure(rate, unit, volume.per_second * per_second),
+        figure(softirq, cost, volume.cpu.softirq * jiffies / volume.total),
+        figure(cpu, cost, volume.cpu.busy * jiffies / volume.total),
     ];
-    figures.extend(counted.map(|count| figure(instructions, "1/packet", count)));
+    let counted = volume.instructions.map(|count| count / volume.total);
+    figures.extend(counted.map(|count| figure(instructions, each, count)));
     figures
 }

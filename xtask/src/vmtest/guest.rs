@@ -11,10 +11,12 @@ use anyhow::{Context, Result, bail};
 use overlay_tests::command;
 use overlay_tests::interrupt;
 
-use crate::shell;
+use crate::{shell, workspace};
 
 /// The tests that run in every kernel: those made for it, and the programs against the decision.
-pub const TESTS: &[&str] = &["kernels", PROGRAMS];
+pub const TESTS: &[&str] = &[KERNELS, PROGRAMS];
+/// Those made for it.
+const KERNELS: &str = "kernels";
 /// The programs against the decision.
 pub const PROGRAMS: &str = "programs";
 /// The first process.
@@ -40,6 +42,8 @@ const TOOLS: &[&str] = &[
 /// What the shell's program is asked to be.
 const SHELL: &str = "busybox";
 const SHELL_NAMES: &[&str] = &["sh", "ls", "cat", "sleep", "rm", "env", "mkdir", "dmesg"];
+/// Packets that once showed a difference, in the repository.
+const RECORDINGS: &str = "tests/corpus/programs";
 /// Extensions that iptables loads by name.
 const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
@@ -57,7 +61,7 @@ pub type Files = BTreeMap<PathBuf, File>;
 
 /// How a test is run in a machine. Those that are made for machines are ignored elsewhere.
 pub fn command_line(test: &str, program: &str, filter: &str) -> String {
-    let ignored = if test == "kernels" { " --ignored" } else { "" };
+    let ignored = if test == KERNELS { " --ignored" } else { "" };
     format!("{program} --test-threads=1 --nocapture{ignored} {filter}")
 }
 
@@ -101,6 +105,16 @@ pub fn gather(cache: &Path) -> Result<Files> {
             fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
         files.insert(path, File::Copy(content.clone()));
         programs.push(content);
+    }
+    // Tests find it where it was when they were built.
+    let recordings = workspace::root().join(RECORDINGS);
+    for entry in
+        fs::read_dir(&recordings).with_context(|| format!("read {}", recordings.display()))?
+    {
+        let path = entry
+            .with_context(|| format!("read {}", recordings.display()))?
+            .path();
+        files.insert(path.clone(), File::Copy(path));
     }
     for library in libraries(&programs)? {
         files.insert(library.clone(), File::Copy(library));

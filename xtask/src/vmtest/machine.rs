@@ -13,7 +13,28 @@ use overlay_tests::interrupt;
 use overlay_tests::machine::{BEGIN, END};
 
 /// The emulator.
-const QEMU: &str = "qemu-system-x86_64";
+pub const QEMU: &str = "qemu-system-x86_64";
+/// What makes it emulate, the processor included.
+pub const EMULATION: &[&str] = &["-accel", "tcg,thread=multi", "-cpu", "max"];
+/// Network cards: two on one wire (which leads nowhere else, as qemu warns), with nothing that a driver gives up for XDP;
+/// and one whose other end, a tap
+/// device in a network namespace of the emulator's own, has it take offloads over.
+pub const CARDS: &[&str] = &[
+    "-netdev",
+    "hubport,id=left,hubid=0",
+    "-device",
+    "virtio-net-pci,netdev=left,romfile=",
+    "-netdev",
+    "hubport,id=right,hubid=0",
+    "-device",
+    "virtio-net-pci,netdev=right,romfile=",
+    "-netdev",
+    "tap,id=offloading,script=no,downscript=no",
+    "-device",
+    "virtio-net-pci,netdev=offloading,romfile=",
+];
+/// Starts a program in a network namespace of its own, by anybody.
+pub const IN_NAMESPACE: &[&str] = &["unshare", "--map-root-user", "--net", "--"];
 /// How long a kernel may take to boot. Emulated it takes seconds.
 const BOOT: Duration = Duration::from_secs(120);
 /// How often to look whether the user has had enough.
@@ -111,10 +132,11 @@ impl Machine {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(QEMU);
+        let mut command = Command::new(IN_NAMESPACE[0]);
+        command.args(&IN_NAMESPACE[1..]).arg(QEMU).args(CARDS);
         match self.acceleration {
             Acceleration::Emulated => {
-                command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+                command.args(EMULATION);
             }
             Acceleration::Kvm => {
                 command.args(["-accel", "kvm", "-cpu", "host"]);

@@ -9,14 +9,24 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use overlay_tests::machine::SLOWNESS;
+use overlay_tests::wait::SLOWNESS_ENV;
 
 use super::guest::{self, File, Files};
 use super::kernel::{self, ALWAYS, Flavour};
+use super::machine::{CARDS, EMULATION, IN_NAMESPACE, QEMU};
 use super::{initramfs, modules};
 use crate::shell;
 
-/// Takes out what vmtest adds for KVM.
-const EMULATOR: &str = r#"#!/bin/bash
+/// What takes vmtest's orders inside of a machine.
+const AGENT: &str = "qemu-ga";
+
+/// Takes out what vmtest adds for KVM, and adds what our own machines have.
+fn emulator() -> String {
+    let [in_namespace, emulation, cards] =
+        [IN_NAMESPACE, EMULATION, CARDS].map(|words| words.join(" "));
+    format!(
+        r#"#!/bin/bash
 # Written by `cargo xtask vmtest --prepare`: the emulator without what vmtest adds for /dev/kvm.
 arguments=()
 while (($#)); do
@@ -27,11 +37,16 @@ while (($#)); do
     esac
     shift
 done
-exec qemu-system-x86_64 -accel tcg,thread=multi -cpu max "${arguments[@]}"
-"#;
+exec {in_namespace} {QEMU} {emulation} {cards} "${{arguments[@]}}"
+"#
+    )
+}
 
 /// Lays everything that `vmtest.toml` names below `cache`.
 pub fn prepare(cache: &Path, files: &Files) -> Result<()> {
+    shell::find(AGENT).with_context(|| {
+        format!("{AGENT} is missing, which vmtest talks to: `apt-get install qemu-guest-agent`")
+    })?;
     let names: Vec<String> = ALWAYS.iter().map(|name| (*name).to_owned()).collect();
     let kernels = kernel::fetch(cache, &kernel::named(&names)?, Flavour::Generic)?;
     let first_process: Files = files
@@ -48,7 +63,7 @@ pub fn prepare(cache: &Path, files: &Files) -> Result<()> {
         let modules = modules::collect(&kernel.modules, modules::HOST_ROOT)?;
         initramfs::pack(&directory.join("initramfs"), &first_process, &modules, &[])?;
     }
-    script(&cache.join("qemu"), EMULATOR)?;
+    script(&cache.join("qemu"), &emulator())?;
     script(&cache.join("guest"), &guest_script(files)?)?;
     shell::progress("everything that vmtest.toml names is there: run `vmtest`");
     Ok(())
@@ -81,7 +96,7 @@ fn guest_script(files: &Files) -> Result<String> {
     let mut text = format!(
         "#!/bin/sh\n# Written by `cargo xtask vmtest --prepare`: the tests, in a machine of vmtest's.\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
-         export OVERLAY_BIN_DIR={} OVERLAY_SLOWNESS=6\n\
+         export OVERLAY_BIN_DIR={} {SLOWNESS_ENV}={SLOWNESS}\n\
          mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf\n\
          mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
          mountpoint -q /run || mount -t tmpfs tmpfs /run\n\

@@ -36,6 +36,11 @@ impl Sizes {
             .insert(program.to_owned(), size);
     }
 
+    /// Takes over what another machine told.
+    pub fn add(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// Writes them into the table, in place of what it said about these kernels.
     pub fn record(self) -> Result<()> {
         if self.0.is_empty() {

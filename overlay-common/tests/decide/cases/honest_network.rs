@@ -127,6 +127,12 @@ pub fn cases() -> Vec<Case> {
         )
         .world(|w| w.clear_flags(CONFIG_PEERS_COMPLETE)),
         case(
+            "a node that found no room",
+            packet().with(|ip| ip.source = STRANGER).bytes(),
+            Pass(PeersIncomplete),
+        )
+        .world(|w| w.set_flags(CONFIG_VTEPS_INCOMPLETE)),
+        case(
             "for an unlisted pod",
             with_inner(between((POD_REMOTE, 80), (POD_UNLISTED, 40000))).bytes(),
             Pass(NotOverlay),

@@ -14,7 +14,7 @@ use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::probe::Probes;
 use overlay_user::datapath::programs::{Attachment, Programs};
-use overlay_user::datapath::tables::{Node as TablesOf, Tables};
+use overlay_user::datapath::tables::{Node as TablesOf, Omission, Tables};
 use overlay_user::kernel::nic::Nic;
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
@@ -53,6 +53,8 @@ pub struct Running {
     sites: Vec<Site>,
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
     pub left_out: BTreeMap<String, String>,
+    /// What the tables have no room or form for, for people.
+    pub omissions: Option<String>,
     /// Where hostile VXLAN is refused early; or why nowhere.
     pub early: Result<Nic, String>,
     /// How the peers are reached.
@@ -75,7 +77,8 @@ impl Running {
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (programs, misfits) =
-            Programs::load(&object.bytes, pins, attachment).map_err(|error| error.to_string())?;
+            Programs::load(&object.bytes, pins, attachment, flags.log_refused)
+                .map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
@@ -109,6 +112,7 @@ impl Running {
             config: None,
             sites: Vec::new(),
             left_out: BTreeMap::new(),
+            omissions: None,
             early: Err("not decided yet".to_owned()),
             ways: Ways::default(),
             flows_checked: Instant::now(),
@@ -223,8 +227,12 @@ impl Running {
         self.ways.find(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
-        for omission in omissions {
-            tracing::warn!("{omission}");
+        let omissions = Omission::summary(&omissions);
+        if omissions != self.omissions {
+            if let Some(text) = &omissions {
+                tracing::warn!("{text}");
+            }
+            self.omissions = omissions;
         }
         let Some(config) = tables.config else {
             return Ok(());
