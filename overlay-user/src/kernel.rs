@@ -85,7 +85,7 @@ pub enum Error {
     #[error("no device {0}")]
     NoDevice(String),
     /// A sysctl cannot be read or written.
-    #[error("{call} {path}: {source}")]
+    #[error("{call} {path}: {source}{}", writable(.path, .source))]
     Sysctl {
         /// `read` or `write`.
         call: &'static str,
@@ -102,6 +102,18 @@ fn privilege(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "; this needs CAP_NET_ADMIN",
         _ => "",
     }
+}
+
+/// What helps where `/proc/sys` is mounted read-only, as for a container that is not privileged.
+fn writable(path: &str, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::ReadOnlyFilesystem {
+        return String::new();
+    }
+    let name = path.trim_start_matches("/proc/sys/").replace('/', ".");
+    format!(
+        "; in a container without the right to: restart the pod, whose init container sets it, or run \
+         `sysctl -w {name}=1` on the node"
+    )
 }
 
 impl Error {
