@@ -13,6 +13,7 @@ mod net_xdp;
 mod out;
 mod pod_in;
 mod probe;
+mod refusal;
 mod skb;
 mod without;
 mod xdp_buff;

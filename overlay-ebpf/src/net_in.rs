@@ -10,19 +10,20 @@ use overlay_common::{Hook, Verdict};
 use crate::decap::decapsulate;
 use crate::encap::Error;
 use crate::maps::{Maps, count};
+use crate::refusal;
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_net_in(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     let bytes = skb.frame_len();
-    let (verdict, action) = handle(&skb);
+    let (verdict, action) = handle(&ctx, &skb);
     count(Hook::NetIn, verdict, bytes);
     action
 }
 
 #[inline(always)]
-fn handle(skb: &Skb) -> (Verdict, i32) {
+fn handle(ctx: &TcContext, skb: &Skb) -> (Verdict, i32) {
     match from_network(skb, &Maps) {
         FromNetwork::Decapsulate {
             pod,
@@ -40,6 +41,9 @@ fn handle(skb: &Skb) -> (Verdict, i32) {
             skb.set_plain(pass.plain);
             (pass.verdict, TC_ACT_UNSPEC)
         }
-        FromNetwork::Refuse(verdict) => (verdict, TC_ACT_SHOT as i32),
+        FromNetwork::Refuse(verdict) => {
+            refusal::tell(ctx, skb, Hook::NetIn, verdict);
+            (verdict, TC_ACT_SHOT as i32)
+        }
     }
 }

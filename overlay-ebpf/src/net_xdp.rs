@@ -10,6 +10,7 @@ use overlay_common::packet::Packet as _;
 use overlay_common::{Hook, Verdict};
 
 use crate::maps::{Maps, count};
+use crate::refusal;
 use crate::xdp_buff::XdpBuff;
 
 /// Takes packets in several buffers (jumbo frames), which needs Linux 5.18.
@@ -17,7 +18,10 @@ use crate::xdp_buff::XdpBuff;
 pub fn ov_net_xdp(ctx: XdpContext) -> u32 {
     let packet = XdpBuff::new(&ctx);
     let (verdict, action) = match refused_early(&packet, &Maps) {
-        Some(verdict) => (verdict, XDP_DROP),
+        Some(verdict) => {
+            refusal::tell(&ctx, &packet, Hook::NetXdp, verdict);
+            (verdict, XDP_DROP)
+        }
         None => (Verdict::Passed, XDP_PASS),
     };
     count(Hook::NetXdp, verdict, packet.frame_len());

@@ -10,19 +10,20 @@ use overlay_common::{Hook, Verdict};
 
 use crate::encap::{Error, encapsulate};
 use crate::maps::{Maps, count};
+use crate::refusal;
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_pod_in(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     let bytes = skb.frame_len();
-    let (verdict, action) = handle(&skb);
+    let (verdict, action) = handle(&ctx, &skb);
     count(Hook::PodIn, verdict, bytes);
     action
 }
 
 #[inline(always)]
-fn handle(skb: &Skb) -> (Verdict, i32) {
+fn handle(ctx: &TcContext, skb: &Skb) -> (Verdict, i32) {
     match from_pod(skb, &Maps) {
         FromPod::Redirect(pod) => {
             let ifindex = pod.ifindex;
@@ -49,6 +50,9 @@ fn handle(skb: &Skb) -> (Verdict, i32) {
             skb.set_plain(pass.plain);
             (pass.verdict, TC_ACT_UNSPEC)
         }
-        FromPod::Refuse(verdict) => (verdict, TC_ACT_SHOT as i32),
+        FromPod::Refuse(verdict) => {
+            refusal::tell(ctx, skb, Hook::PodIn, verdict);
+            (verdict, TC_ACT_SHOT as i32)
+        }
     }
 }

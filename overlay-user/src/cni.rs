@@ -100,7 +100,10 @@ async fn read_until(
     input: impl Read + Send + 'static,
 ) -> Result<NetConf, Error> {
     let (done, conf) = oneshot::channel();
-    thread::spawn(move || done.send(NetConf::read(input)));
+    thread::spawn(move || {
+        // Nobody listens any more where it was too late.
+        let _ = done.send(NetConf::read(input));
+    });
     let unfinished = || Error::Unfinished(deadline.allowed().as_secs());
     match tokio::time::timeout(deadline.left(), conf).await {
         Ok(Ok(conf)) => conf,

@@ -85,7 +85,7 @@ pub enum Error {
     #[error("no device {0}")]
     NoDevice(String),
     /// A sysctl cannot be read or written.
-    #[error("{call} {path}: {source}")]
+    #[error("{call} {path}: {source}{}", writable(.path, .source))]
     Sysctl {
         /// `read` or `write`.
         call: &'static str,
@@ -102,6 +102,18 @@ fn privilege(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "; this needs CAP_NET_ADMIN",
         _ => "",
     }
+}
+
+/// What helps where `/proc/sys` is mounted read-only, as for a container that is not privileged.
+fn writable(path: &str, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::ReadOnlyFilesystem {
+        return String::new();
+    }
+    let name = path.trim_start_matches("/proc/sys/").replace('/', ".");
+    format!(
+        "; in a container without the right to: restart the pod, whose init container sets it, or run \
+         `sysctl -w {name}=1` on the node"
+    )
 }
 
 impl Error {
@@ -165,23 +177,26 @@ impl Kernel {
         self.task.is_finished() || self.is_late.load(Ordering::Relaxed)
     }
 
-    /// Runs one request under the deadline.
+    /// Runs one request under the deadline. Once one was late, all that follow on this connection are: a round that asks a
+    /// thousand things of a stuck kernel shall not wait for each.
     async fn request<T>(
         &self,
         call: &'static str,
         object: &str,
         future: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<T, Error> {
-        match timeout(NETLINK_DEADLINE, future).await {
-            Ok(result) => result.map_err(|error| Error::from_rtnetlink(call, object, error)),
-            Err(_) => {
-                self.is_late.store(true, Ordering::Relaxed);
-                Err(Error::Deadline {
-                    call,
-                    object: object.to_owned(),
-                })
+        if !self.is_late.load(Ordering::Relaxed) {
+            match timeout(NETLINK_DEADLINE, future).await {
+                Ok(result) => {
+                    return result.map_err(|error| Error::from_rtnetlink(call, object, error));
+                }
+                Err(_) => self.is_late.store(true, Ordering::Relaxed),
             }
         }
+        Err(Error::Deadline {
+            call,
+            object: object.to_owned(),
+        })
     }
 
     /// Collects one dump under the deadline. The request is on its way when the stream is made, and the kernel

@@ -20,6 +20,7 @@ pub mod containers;
 pub mod conversation;
 pub mod fast_path;
 pub mod faults;
+pub mod flags;
 pub mod frame;
 pub mod hostile;
 pub mod http;

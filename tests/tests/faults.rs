@@ -240,6 +240,39 @@ fn cleanup_takes_ours_and_nothing_else() -> Result<()> {
     lab.down()
 }
 
+/// Its lease is under an address that the node does not have any more.
+#[test]
+fn cleanup_gives_up_the_lease_of_a_node_that_has_moved() -> Result<()> {
+    let lab = Lab::up(Options {
+        nodes: 1,
+        pods: 0,
+        ..Options::for_test("moved")
+    })?;
+    let node = lab.node(1);
+    let leases = || {
+        lab.etcdctl(&[
+            "get",
+            "--prefix",
+            "--keys-only",
+            "/coreos.com/network/subnets/",
+        ])
+    };
+    ensure!(!leases()?.trim().is_empty(), "no lease to begin with");
+    node.stop_agent(Signal::SIGTERM)?;
+    let old = node.underlay_address();
+    for line in [
+        "ip address add 192.168.66.77/24 dev eth0".to_owned(),
+        format!("ip address del {old}/24 dev eth0"),
+    ] {
+        node.run(line.split(' '))?;
+    }
+    let endpoints = format!("--etcd-endpoints={}", lab.store_endpoint());
+    node.run(["overlayd", "cleanup", "--iface=eth0", &endpoints])?;
+    let left = leases()?;
+    ensure!(left.trim().is_empty(), "left in etcd: {left}");
+    lab.down()
+}
+
 /// The lines that one text has and the other has not.
 fn difference(before: &str, after: &str) -> String {
     let only = |text: &str, other: &str, mark: &str| -> Vec<String> {

@@ -80,6 +80,19 @@ fn a_node_keeps_its_lease_when_its_public_ip_changes_and_a_stranger_cannot_take_
 
         assert_eq!(take(&moved, lease.subnet).await, lease.subnet);
         assert!(text().contains("192.168.0.101\""), "{}", text());
+        // Nor can a stranger give it up, but the node can, wherever it has moved since.
+        let store = open(at(directory.path()), TTL);
+        let gives_up = async |attributes: &Attributes| {
+            let released = store.release(lease.subnet, attributes).await;
+            released.expect("an answer")
+        };
+        let moved_on = Attributes {
+            public_ip: [192, 168, 0, 102].into(),
+            ..attributes(1)
+        };
+        assert!(!gives_up(&attributes(2)).await);
+        assert!(gives_up(&moved_on).await);
+        assert!(!file.exists());
     });
 }
 
@@ -97,10 +110,7 @@ fn nodes_see_each_other_come_change_and_go() {
     run(async {
         let directory = tempfile::tempdir().expect("a directory");
         let ([one, two], [_, lease]) = see_each_other(&at(directory.path()), TTL).await;
-        let released = two
-            .store
-            .release(lease.subnet, attributes(22).public_ip)
-            .await;
+        let released = two.store.release(lease.subnet, &attributes(22)).await;
         drop(two);
         assert!(released.expect("released"));
         // The other node's keeper may have taken it again before it was stopped; its file is removed.
@@ -190,7 +200,7 @@ fn reservations_and_peers_placed_by_hand_never_end() {
         assert!(!directory.path().join("subnets/10.3.9.0-24.json").exists());
         assert!(
             !one.store
-                .release(lease.subnet, lease.attributes.public_ip)
+                .release(lease.subnet, &lease.attributes)
                 .await
                 .expect("asked")
         );

@@ -237,7 +237,7 @@ fn keys_and_values_are_flannels_to_the_byte() {
         assert_eq!(server.leases().await.len(), 1);
         assert!(
             again
-                .release(lease.subnet, attributes(1).public_ip)
+                .release(lease.subnet, &attributes(1))
                 .await
                 .expect("released")
         );
@@ -573,7 +573,7 @@ fn reservations_keep_their_nature() {
         );
         assert!(
             !one.store
-                .release(own.subnet, own.attributes.public_ip)
+                .release(own.subnet, &own.attributes)
                 .await
                 .expect("asked")
         );

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::command::show;
-use overlay_tests::interrupt;
+use overlay_tests::{flags, interrupt};
 
 use crate::lab::Output;
 use crate::{build, setup, shell, workspace};
@@ -32,18 +32,8 @@ use crate::{build, setup, shell, workspace};
   cargo xtask fuzz --target leases              what the store may say
   cargo xtask fuzz --target all --seconds 600   all parsers in ten minutes")]
 pub struct Arguments {
-    /// How long.
-    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: u64,
-    /// Where chance starts; different every time without this.
-    #[arg(long, value_name = "S")]
-    seed: Option<u64>,
-    /// How many programs' copies at a time, each with maps of its own.
-    #[arg(long, value_name = "J", default_value_t = 1)]
-    jobs: usize,
-    /// A table for people, or JSON for scripts.
-    #[arg(long, short, value_enum, default_value = "table")]
-    output: Output,
+    #[command(flatten)]
+    flags: flags::Fuzz,
     /// A target of tests/fuzz, or `all`.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
@@ -58,13 +48,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(target) => {
             let wanted = inputs::Wanted {
                 target,
-                time: Duration::from_secs(arguments.seconds),
-                seed: arguments.seed,
-                json: arguments.output == Output::Json,
+                time: Duration::from_secs(arguments.flags.seconds),
+                seed: arguments.flags.seed,
+                json: arguments.flags.output == Output::Json,
             };
             inputs::run(&wanted).map(|()| ExitCode::SUCCESS)
         }
-        None if arguments.lab => lab(arguments.seed).map(|()| ExitCode::SUCCESS),
+        None if arguments.lab => lab(arguments.flags.seed).map(|()| ExitCode::SUCCESS),
         None => programs(arguments),
     }
 }
@@ -88,10 +78,12 @@ fn lab(seed: Option<u64>) -> Result<()> {
 /// For a while, as a part of the tests.
 pub fn try_out(seconds: u64) -> Result<()> {
     let code = programs(&Arguments {
-        seconds,
-        seed: None,
-        jobs: 1,
-        output: Output::Table,
+        flags: flags::Fuzz {
+            seconds,
+            seed: None,
+            jobs: 1,
+            output: Output::Table,
+        },
         target: None,
         lab: false,
     })?;
@@ -110,14 +102,7 @@ fn programs(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure_protoc()?;
     build::programs(build::Warnings::Shown)?;
     let mut command = shell::cargo(&["run", "--package", "overlay-differential", "--"]);
-    command.args(["--seconds", &arguments.seconds.to_string()]);
-    command.args(["--jobs", &arguments.jobs.to_string()]);
-    if let Some(seed) = arguments.seed {
-        command.args(["--seed", &seed.to_string()]);
-    }
-    if arguments.output == Output::Json {
-        command.args(["--output", "json"]);
-    }
+    command.args(arguments.flags.words());
     let shown = show(&command);
     // Ctrl-C reaches it as well, and it ends with what it has reached.
     let status = command

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
+pub use overlay_tests::flags::Output;
 use overlay_tests::lab::{PREFIX_ENV, prefix_from_env};
 use overlay_tests::{Lab, Options, StoreKind};
 
@@ -76,15 +77,6 @@ struct Up {
     /// Do not build first; take the programs in target/debug as they are.
     #[arg(long)]
     no_build: bool,
-}
-
-/// How to show a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people.
-    Table,
-    /// For scripts.
-    Json,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

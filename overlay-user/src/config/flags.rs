@@ -164,6 +164,9 @@ pub struct NodeFlags {
     /// Load the eBPF programs of this object file instead of those built in: to try others out
     #[arg(long, env = "OVERLAY_PROGRAMS", value_name = "FILE")]
     pub programs: Option<PathBuf>,
+    /// Log whose packets the eBPF programs refuse, and why: to find out who sends them
+    #[arg(long, env = "OVERLAY_LOG_REFUSED", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    pub log_refused: bool,
     /// Who decapsulates TCP super-packets: "kernel" is for nodes whose pods pass them on to tap devices
     #[arg(long, env = "OVERLAY_AGGREGATES", value_enum, default_value_t = Aggregates::Fast)]
     pub aggregates: Aggregates,

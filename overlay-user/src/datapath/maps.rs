@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use overlay_common::schema::{
-    CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, MAX_FLOWS,
-    NEWEST_FLOW, NO_FLOW_SINCE, POD_KERNEL_PATH, Peer, Pod, Vtep,
+    CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat,
+    POD_KERNEL_PATH, Peer, Pod, Vtep,
 };
 use overlay_common::verdict::{Hook, Verdict, counter_index};
 
@@ -14,6 +14,8 @@ use super::Error;
 use super::family::UserFamily;
 use super::pins::Pins;
 use super::tables::Tables;
+
+mod flows;
 
 /// Names of the maps, as the programs declare them.
 pub const CONFIG: &str = "ov_config";
@@ -208,47 +210,6 @@ where
         Ok(())
     }
 
-    /// The flows that the IP stack owns, and when each was last seen.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn flows(&self) -> Result<Vec<(FlowKey<F>, Flow)>, Error> {
-        // The walk starts anew when the entry that it stands on is pushed out; it must end all the same.
-        self.flows
-            .iter()
-            .take(2 * MAX_FLOWS as usize)
-            .collect::<Result<_, _>>()
-            .map_err(failed("dump", FLOWS))
-    }
-
-    /// Adds a flow that the IP stack owns.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn add_flow(&mut self, key: &FlowKey<F>, flow: Flow) -> Result<(), Error> {
-        self.look_for_flows()?;
-        self.flows
-            .insert(key, flow, 0)
-            .map_err(failed("update", FLOWS))
-    }
-
-    /// When a flow was last seen; `None` where the IP stack does not own it.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn flow(&self, key: &FlowKey<F>) -> Result<Option<Flow>, Error> {
-        missing_is_none(self.flows.get(key, 0)).map_err(failed("read", FLOWS))
-    }
-
-    /// Forgets a flow.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn remove_flow(&mut self, key: &FlowKey<F>) -> Result<(), Error> {
-        missing_is_none(self.flows.remove(key)).map_err(failed("delete from", FLOWS))?;
-        Ok(())
-    }
-
     /// Lets the programs trust the prepared next hops until a moment of `CLOCK_MONOTONIC`.
     ///
     /// # Errors
@@ -283,38 +244,6 @@ where
             vteps: dump(&self.vteps, VTEPS)?,
             ..Tables::default()
         })
-    }
-
-    /// Whether the IP stack owns any flow. Where there is none, the programs stop looking until there is one.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn has_flows(&mut self) -> Result<bool, Error> {
-        // In this order: a flow that comes after the first look makes the two differ.
-        let newest = self
-            .flow_news
-            .get(&NEWEST_FLOW, 0)
-            .map_err(failed("read", FLOW_NEWS))?;
-        let any = self.flows.keys().next().transpose();
-        if any.map_err(failed("dump", FLOWS))?.is_some() {
-            return Ok(true);
-        }
-        self.flow_news
-            .set(NO_FLOW_SINCE, newest, 0)
-            .map_err(failed("update", FLOW_NEWS))?;
-        Ok(false)
-    }
-
-    /// Makes the programs look for flows until [`Maps::has_flows`] finds none: before flows are added, and when
-    /// programs that tell no news may have remembered some.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn look_for_flows(&mut self) -> Result<(), Error> {
-        let never = FlowNews { at_ns: u64::MAX };
-        self.flow_news
-            .set(NO_FLOW_SINCE, never, 0)
-            .map_err(failed("update", FLOW_NEWS))
     }
 
     /// The counters that are not zero, summed over all CPUs.

@@ -30,12 +30,16 @@ pub struct Programs {
 /// # Errors
 /// [`Error::NoObject`] in a build without an eBPF toolchain; [`Error::ForMeasuring`].
 pub fn bytes() -> Result<&'static [u8], Error> {
-    if OBJECT.0.is_empty() {
+    fit_to_carry(&OBJECT.0)
+}
+
+fn fit_to_carry(object: &[u8]) -> Result<&[u8], Error> {
+    if object.is_empty() {
         return Err(Error::NoObject);
     }
-    match without(&OBJECT.0) {
+    match without(object) {
         Some(without) => Err(Error::ForMeasuring(without)),
-        None => Ok(&OBJECT.0),
+        None => Ok(object),
     }
 }
 
@@ -99,6 +103,26 @@ mod tests {
         );
         assert_eq!(without(&elf("license", b"GPL\0")), None);
         assert_eq!(without(b"nonsense"), None);
+    }
+
+    #[test]
+    fn no_agent_carries_what_lacks_a_check() {
+        let lacking = elf(SECTION, b"without-inner-source\0");
+        let refused = fit_to_carry(&lacking).expect_err("refused").to_string();
+        assert!(refused.contains("built without-inner-source"), "{refused}");
+        assert!(matches!(fit_to_carry(&[]), Err(Error::NoObject)));
+        assert!(fit_to_carry(&elf("license", b"GPL\0")).is_ok());
+    }
+
+    #[test]
+    fn every_feature_that_leaves_something_out_is_noted() {
+        let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../overlay-ebpf");
+        let text = |file| fs::read_to_string(programs.join(file)).expect("a file");
+        let (manifest, notes) = (text("Cargo.toml"), text("src/without.rs"));
+        let features = manifest.lines().filter_map(|line| line.split_once(" = "));
+        let mut left_out = features.filter(|(name, _)| name.starts_with("without-"));
+        assert!(left_out.clone().count() > 0, "no such feature");
+        assert!(left_out.all(|(name, _)| notes.contains(&format!("\"{name}\""))));
     }
 
     #[test]

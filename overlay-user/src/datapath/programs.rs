@@ -4,21 +4,25 @@
 //! while a new agent swaps in its own program (`BPF_LINK_UPDATE`). Elsewhere it is a filter of the clsact
 //! qdisc at a place of its own, which a new agent replaces in one step.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{Link as _, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use overlay_common::Hook;
 
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
-use super::{Error, maps};
+use super::{Error, maps, refusals};
 
+mod detach;
+mod inspect;
 mod query;
 mod xdp;
+
+pub use inspect::{OnHook, by_id, on_hook, on_link};
 
 /// The name of the program for a hook.
 #[must_use]
@@ -72,6 +76,8 @@ const CLSACT: NlOptions = NlOptions {
 
 /// The loaded programs of this agent.
 pub struct Programs {
+    /// Reads what the programs tell of refused packets, if they do.
+    _refusals: Option<refusals::Reader>,
     ebpf: Ebpf,
     pins: Pins,
     attachment: Attachment,
@@ -108,7 +114,8 @@ impl Programs {
     ///
     /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are unpinned and
     /// made anew; what did not fit is returned. The programs that still run on the old ones keep them until
-    /// they are swapped.
+    /// they are swapped. With `log_refused` the programs tell of every packet that they refuse, and that is
+    /// passed on to the agent's log.
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is attached then.
@@ -116,19 +123,22 @@ impl Programs {
         bytes: &[u8],
         pins: &Pins,
         attachment: Attachment,
+        log_refused: bool,
     ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
         let mut loader = EbpfLoader::new();
-        // The log macros cost the verifier and every packet; counters tell what happens.
-        loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+        let level = refusals::level(log_refused);
+        loader.override_global(aya_log::LEVEL, &level, false);
         for name in maps::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
-        let ebpf = loader
+        let mut ebpf = loader
             .load(bytes)
             .map_err(|source| Error::Load(Box::new(source)))?;
+        let refusals = log_refused.then(|| refusals::Reader::start(&mut ebpf));
         let mut programs = Self {
+            _refusals: refusals.transpose()?,
             ebpf,
             pins: pins.clone(),
             attachment,
@@ -181,7 +191,6 @@ impl Programs {
     }
 
     /// Looks what sits on a hook: by tcx in the kernel, by clsact in what was noted last.
-    ///
     ///
     /// # Errors
     /// [`Error::Attach`].
@@ -309,200 +318,6 @@ impl Programs {
         } else {
             Attached::New
         })
-    }
-
-    /// Detaches our programs wherever they are, and removes the links' pins.
-    ///
-    /// # Errors
-    /// The first failure; the rest is done all the same.
-    pub fn detach_all(pins: &Pins) -> Result<usize, Error> {
-        let links = Self::detach_links(pins, |_| true);
-        let filters = Self::detach_filters();
-        Ok(links? + filters?)
-    }
-
-    /// Detaches what is attached by links, on the hooks that `of` picks.
-    ///
-    /// # Errors
-    /// The first failure; the rest is done all the same.
-    pub fn detach_links(pins: &Pins, of: impl Fn(Hook) -> bool) -> Result<usize, Error> {
-        let mut done = 0;
-        let mut first_error = None;
-        for (_, _, path) in pins
-            .list_links()?
-            .into_iter()
-            .filter(|(hook, ..)| of(*hook))
-        {
-            match detach(&path) {
-                Ok(()) => done += 1,
-                Err(error) => first_error = first_error.or(Some(error)),
-            }
-        }
-        first_error.map_or(Ok(done), Err)
-    }
-
-    /// Detaches what an agent of another ABI version has left attached by tcx, and removes its pins: nobody keeps
-    /// those maps true any more.
-    ///
-    /// # Errors
-    /// [`Error::Pin`], [`Error::Link`].
-    pub fn detach_other_versions(pins: &Pins) -> Result<usize, Error> {
-        let mut done = 0;
-        for version in pins.other_versions()? {
-            for link in Pins::links_of(&version)? {
-                detach(&link)?;
-                done += 1;
-            }
-            Pins::remove_version(&version)?;
-        }
-        Ok(done)
-    }
-
-    /// Detaches what is attached by clsact, on every device of this network namespace. The qdisc stays, as it
-    /// may be somebody else's; empty it does nothing.
-    ///
-    /// # Errors
-    /// The first failure; the rest is done all the same.
-    pub fn detach_filters() -> Result<usize, Error> {
-        let mut done = 0;
-        let mut first_error = None;
-        for (_, interface) in interfaces()? {
-            for hook in tc_hooks() {
-                match detach_filter(hook, &interface) {
-                    Ok(there) => done += usize::from(there),
-                    Err(error) => first_error = first_error.or(Some(error)),
-                }
-            }
-        }
-        first_error.map_or(Ok(done), Err)
-    }
-
-    /// Detaches from devices that are none of ours any more, and removes the pins of links whose devices are
-    /// gone.
-    ///
-    /// # Errors
-    /// [`Error::Pin`], [`Error::Link`], [`Error::Filter`].
-    pub fn forget_gone(&mut self, alive: impl Fn(Hook, u32) -> bool) -> Result<usize, Error> {
-        let mut gone = 0;
-        let is_gone = |site: &&(Hook, u32)| !alive(site.0, site.1);
-        for (hook, ifindex) in self.own_filters.iter().filter(is_gone) {
-            if let Some(interface) = interface_name(*ifindex)? {
-                gone += usize::from(detach_filter(*hook, &interface)?);
-            }
-        }
-        self.own_filters.retain(|site| alive(site.0, site.1));
-        if self.attachment == Attachment::Clsact && !self.searched {
-            // An earlier agent may have run over another underlay.
-            for (ifindex, interface) in interfaces()? {
-                for hook in tc_hooks().filter(|hook| !alive(*hook, ifindex)) {
-                    gone += usize::from(detach_filter(hook, &interface)?);
-                }
-            }
-            self.searched = true;
-        }
-        for (hook, ifindex, path) in self.pins.list_links()? {
-            if !alive(hook, ifindex) {
-                detach(&path)?;
-                gone += 1;
-            }
-        }
-        Ok(gone)
-    }
-}
-
-/// Every device, by index.
-fn interfaces() -> Result<BTreeMap<u32, String>, Error> {
-    let devices = nix::net::if_::if_nameindex().map_err(|errno| Error::Filter {
-        call: "list the devices of",
-        interface: "this network namespace".to_owned(),
-        message: errno.to_string(),
-    })?;
-    let name = |device: &nix::net::if_::Interface| device.name().to_string_lossy().into_owned();
-    Ok(devices
-        .iter()
-        .map(|device| (device.index(), name(device)))
-        .collect())
-}
-
-fn interface_name(ifindex: u32) -> Result<Option<String>, Error> {
-    Ok(interfaces()?.remove(&ifindex))
-}
-
-/// Detaches the filter of a hook; whether there was one.
-fn detach_filter(hook: Hook, interface: &str) -> Result<bool, Error> {
-    use aya::programs::TcError;
-    match aya::programs::tc::qdisc_detach_program(interface, direction(hook), name(hook)) {
-        Ok(()) => Ok(true),
-        // No filter of that name, or no device any more.
-        Err(TcError::IoError(_)) => Ok(false),
-        Err(error) => Err(Error::Filter {
-            call: "detach filter from",
-            interface: interface.to_owned(),
-            message: super::short(&error),
-        }),
-    }
-}
-
-/// Detaches the program of a pinned link and removes the pin.
-fn detach(path: &Path) -> Result<(), Error> {
-    // A link whose device is gone is detached already.
-    if let Ok(link) = PinnedLink::from_pin(path)
-        && let Err(error) = FdLink::from(link).detach()
-    {
-        return Err(link_failed("detach", path, &error));
-    }
-    Pins::remove(path)
-}
-
-/// What sits on a hook.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct OnHook {
-    /// The kernel's id of the program.
-    pub id: u32,
-    /// Its name.
-    pub name: String,
-    /// How many instructions the verifier walked through (Linux 5.16).
-    pub verified_instructions: Option<u32>,
-}
-
-/// The programs on an interface's tc hook, in the order they run.
-///
-/// # Errors
-/// [`Error::Attach`]; needs `CAP_SYS_ADMIN`.
-pub fn on_hook(hook: Hook, interface: &str) -> Result<Vec<OnHook>, Error> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, direction(hook))
-        .map_err(attach_failed("bpf_prog_query", hook, interface))?;
-    Ok(programs.iter().map(describe).collect())
-}
-
-/// The program that a pinned link holds: all that there is on a hook that takes one program only.
-///
-/// # Errors
-/// [`Error::Link`]; needs `CAP_SYS_ADMIN`.
-pub fn on_link(pin: &Path) -> Result<OnHook, Error> {
-    let failed = |error: &dyn std::error::Error| link_failed("inspect", pin, error);
-    let link = PinnedLink::from_pin(pin).map_err(|error| failed(&error))?;
-    let id = FdLink::from(link)
-        .info()
-        .map_err(|error| failed(&error))?
-        .program_id();
-    by_id(id).ok_or_else(|| failed(&std::io::Error::from(std::io::ErrorKind::NotFound)))
-}
-
-/// A loaded program, by the kernel's id.
-#[must_use]
-pub fn by_id(id: u32) -> Option<OnHook> {
-    let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
-    loaded
-        .find(|info| info.id() == id)
-        .map(|info| describe(&info))
-}
-
-fn describe(info: &ProgramInfo) -> OnHook {
-    OnHook {
-        id: info.id(),
-        name: info.name_as_str().unwrap_or_default().to_owned(),
-        verified_instructions: info.verified_instruction_count(),
     }
 }
 

@@ -103,6 +103,18 @@ pub enum Omission {
     Duplicate(IpAddr),
 }
 
+impl Omission {
+    /// The first few in words, and how many more there are: whoever may write leases can make thousands.
+    #[must_use]
+    pub fn summary(omissions: &[Self]) -> Option<String> {
+        const NAMED: usize = 3;
+        let named: Vec<_> = omissions.iter().take(NAMED).map(Self::to_string).collect();
+        let more = omissions.len() - named.len();
+        let more = (more > 0).then(|| format!("; and {more} more"));
+        (!named.is_empty()).then(|| named.join("; ") + &more.unwrap_or_default())
+    }
+}
+
 impl<F: UserFamily> Default for Tables<F> {
     fn default() -> Self {
         Self {
@@ -407,6 +419,14 @@ mod tests {
             tables.config.expect("a configuration").flags & CONFIG_PEERS_COMPLETE,
             0
         );
+    }
+
+    #[test]
+    fn thousands_of_omissions_are_a_line() {
+        assert_eq!(Omission::summary(&[]), None);
+        let omission = |last| Omission::Pod(IpAddr::from([10, 244, 1, last]));
+        let text = Omission::summary(&(0..200).map(omission).collect::<Vec<_>>()).expect("a line");
+        assert!(text.starts_with("pod 10.244.1.0 is left") && text.ends_with("; and 197 more"));
     }
 
     #[test]

@@ -3,7 +3,6 @@
 mod claim;
 mod tend;
 
-use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -146,20 +145,21 @@ impl Store {
         }
     }
 
-    /// Gives up a lease for good: removes the entry of `subnet` if it is that of `public_ip`. Reservations
-    /// stay. Tells whether something was removed.
+    /// Gives up a lease for good: removes the entry of `subnet` if it is that of the node that says `attributes` of
+    /// itself, by its public IP or from before that changed (see [`Attributes::is_moved_from`]). Reservations stay.
+    /// Tells whether something was removed.
     ///
     /// # Errors
     /// The store does not answer.
-    pub async fn release(&self, subnet: IpNet, public_ip: Ipv4Addr) -> Result<bool, Error> {
+    pub async fn release(&self, subnet: IpNet, attributes: &Attributes) -> Result<bool, Error> {
         let key = SubnetKey::from(subnet.trunc()).to_string();
         let entries = self.registry.list().await?.entries;
+        let is_own = |lease: Lease| {
+            lease.attributes.public_ip == attributes.public_ip
+                || attributes.is_moved_from(&lease.attributes)
+        };
         let ours = entries.iter().find(|entry| {
-            entry.key == key
-                && entry.term != Term::Reserved
-                && entry
-                    .lease()
-                    .is_ok_and(|lease| lease.attributes.public_ip == public_ip)
+            entry.key == key && entry.term != Term::Reserved && entry.lease().is_ok_and(is_own)
         });
         match ours {
             Some(entry) => self.registry.remove(entry).await,

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use overlay_differential::batch::Failure;
 use overlay_differential::campaign::{self, Limit, Options};
 use overlay_differential::recording::Recording;
+use overlay_tests::flags::{self, Output};
 use overlay_tests::interrupt;
 
 /// Made-up packets over made-up tables, through the programs in the kernel and through the decision in Rust: any
@@ -19,18 +20,8 @@ use overlay_tests::interrupt;
 #[derive(Parser)]
 #[command(name = "overlay-fuzz", max_term_width = 100)]
 struct Arguments {
-    /// How long.
-    #[arg(long, value_name = "N", default_value_t = 60)]
-    seconds: u64,
-    /// Where chance starts; told at the end, and different every time without this.
-    #[arg(long, value_name = "S")]
-    seed: Option<u64>,
-    /// How many at a time.
-    #[arg(long, value_name = "J", default_value_t = 1)]
-    jobs: usize,
-    /// A table for people, or JSON for scripts.
-    #[arg(long, short, value_enum, default_value = "table")]
-    output: Output,
+    #[command(flatten)]
+    fuzz: flags::Fuzz,
     /// Where packets that lead new ways are kept between runs.
     #[arg(
         long,
@@ -47,12 +38,6 @@ struct Arguments {
     recordings: PathBuf,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(code) => code,
@@ -65,19 +50,19 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     interrupt::install()?;
-    let seed = arguments.seed.unwrap_or_else(rand::random);
+    let seed = arguments.fuzz.seed.unwrap_or_else(rand::random);
     eprintln!(
         "fuzzing the programs for {} s with seed {seed}; Ctrl-C ends it with what it has reached",
-        arguments.seconds
+        arguments.fuzz.seconds
     );
     let outcome = campaign::run(&Options {
-        limit: Limit::Time(Duration::from_secs(arguments.seconds)),
+        limit: Limit::Time(Duration::from_secs(arguments.fuzz.seconds)),
         seed,
-        jobs: arguments.jobs,
+        jobs: arguments.fuzz.jobs,
         corpus: Some(arguments.corpus.clone()),
         verbose: true,
     })?;
-    match arguments.output {
+    match arguments.fuzz.output {
         Output::Table => println!("{}", outcome.report),
         Output::Json => {
             let mut report = outcome.report.json();

@@ -74,13 +74,16 @@ pub fn store_dir(data: &[u8]) {
             let now = fs::read(path).ok();
             assert_eq!(now.as_ref(), Some(content), "{path:?} was changed");
         }
-        let again = open().acquire(&config, attributes, None).await;
+        let again = open().acquire(&config, attributes.clone(), None).await;
         assert_eq!(
             again.expect("a lease").subnet,
             own.subnet,
             "what we wrote we find"
         );
-        let released = store.release(own.subnet, ADDRESS).await.expect("a release");
+        let released = store
+            .release(own.subnet, &attributes)
+            .await
+            .expect("a release");
         assert_eq!(released, !own.reserved);
     });
 }
@@ -124,13 +127,17 @@ fn make(root: &Path, record: &[u8]) -> std::io::Result<()> {
     }
 }
 
-/// What the plain files there hold.
+/// What the plain files there hold whose term has not ended: whose has, gives its name up.
 fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for directory in ["subnets", "static"] {
         for entry in fs::read_dir(root.join(directory)).expect("a directory") {
             let entry = entry.expect("an entry");
-            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            let is_current = |metadata: fs::Metadata| {
+                let age = metadata.modified().ok().and_then(|at| at.elapsed().ok());
+                metadata.is_file() && age.is_none_or(|age| age < TTL)
+            };
+            if entry.metadata().is_ok_and(is_current) {
                 files.insert(entry.path(), fs::read(entry.path()).expect("a file"));
             }
         }

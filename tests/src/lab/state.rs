@@ -38,6 +38,23 @@ pub(super) struct State {
     pub processes: Vec<Process>,
 }
 
+/// As much of a lab's state as it takes to take it away. Labs outlive the build that made them, and the state of
+/// another build may have other fields: these have been there from the first.
+#[derive(Debug, Deserialize)]
+pub(super) struct Remains {
+    pub options: Kind,
+    pub owner: Process,
+    pub complete: bool,
+    pub namespaces: Vec<String>,
+    pub processes: Vec<Process>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Kind {
+    pub prefix: String,
+    pub ephemeral: bool,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct NodeRecord {
     pub name: String,
@@ -92,12 +109,11 @@ impl Shared {
     pub fn create(options: Options) -> Result<Self> {
         let directory = directory(&options.prefix);
         let _lock = lock(&options.prefix)?;
-        if let Ok(old) = load(&directory) {
+        if let Some(old) = remains(&directory)? {
             if old.complete {
                 bail!(
-                    "a lab of {} nodes is up already: enter it with `cargo xtask lab exec n1 -- bash`, \
-                     take it down with `cargo xtask lab down`, or start over with --force",
-                    old.nodes.len()
+                    "a lab is up already: enter it with `cargo xtask lab exec n1 -- bash`, take it down with \
+                     `cargo xtask lab down`, or start over with --force"
                 );
             }
             if old.owner.is_alive() {
@@ -147,7 +163,9 @@ impl Shared {
         if !directory.join(FILE).exists() {
             bail!("no lab is up: start one with `cargo xtask lab up`");
         }
-        let state = load(&directory)?;
+        let state = load(&directory).context(
+            "this lab is of another build: take it down with `cargo xtask lab down`, or use that build",
+        )?;
         Ok(Self {
             directory,
             state: Mutex::new(state),
@@ -178,10 +196,28 @@ impl Shared {
 /// Name of the file that holds the state.
 const FILE: &str = "lab.json";
 
-pub(super) fn load(directory: &Path) -> Result<State> {
+fn load(directory: &Path) -> Result<State> {
     let path = directory.join(FILE);
     let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
+}
+
+/// What there is to take away; nothing where the lab had not begun to make anything.
+pub(super) fn remains(directory: &Path) -> Result<Option<Remains>> {
+    let path = directory.join(FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let remains = serde_json::from_slice(&text).with_context(|| {
+        format!(
+            "{} does not say what there is to take away: end the lab's processes, delete its namespaces and \
+             unmount {}",
+            path.display(),
+            directory.display()
+        )
+    })?;
+    Ok(Some(remains))
 }
 
 fn save(directory: &Path, state: &State) -> Result<()> {

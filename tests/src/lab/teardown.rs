@@ -33,7 +33,7 @@ pub(super) fn sweep_abandoned() -> Result<()> {
         return Ok(());
     };
     for entry in entries.flatten() {
-        let Ok(found) = state::load(&entry.path()) else {
+        let Ok(Some(found)) = state::remains(&entry.path()) else {
             continue;
         };
         if found.options.ephemeral && !found.owner.is_alive() {
@@ -51,7 +51,8 @@ pub(super) fn remove_locked(prefix: &str) -> Result<bool> {
         return Ok(false);
     }
     let mut failures: Vec<String> = Vec::new();
-    if let Ok(found) = state::load(&directory) {
+    // A state that cannot be read stays: without it nobody would ever find what it tells of.
+    if let Some(found) = state::remains(&directory)? {
         end_all(&found.processes, &mut failures);
         for name in &found.namespaces {
             if Path::new(crate::netns::NETNS_DIR).join(name).exists()

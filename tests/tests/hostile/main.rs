@@ -1,6 +1,7 @@
 //! Under every hostile stream, nothing forged is delivered and honest traffic goes on. Each case prints what honest
 //! traffic lost meanwhile; rates are for `cargo xtask flood` to measure.
 
+mod log;
 mod xdp;
 
 use std::thread::sleep;

@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 use overlay_tests::{Lab, Node, Options, command, fast_path, wait_until};
 
 use crate::{
-    CLEANUP, FAST_PATH, KERNEL_PATH, PATIENCE, PLUGIN, STATUS, confined, log_length, log_since,
-    script, without,
+    CLEANUP, FAST_PATH, KERNEL_PATH, PATIENCE, PLUGIN, STATUS, confined, executable, log_length,
+    log_since, script, without,
 };
 
 fn ping(lab: &Lab) -> Result<()> {
@@ -91,6 +91,48 @@ fn an_agent_without_a_capability_says_which() -> Result<()> {
     }
     node.stop_agent(Signal::SIGTERM)?;
     Ok(())
+}
+
+/// A container that is not privileged sees `/proc/sys` read-only.
+#[test]
+fn a_read_only_sysctl_comes_with_its_cure() -> Result<()> {
+    let lab = Lab::up(Options {
+        nodes: 1,
+        pods: 0,
+        ..Options::for_test("lp-proc")
+    })?;
+    let directory = tempfile::tempdir()?;
+    let node = lab.node(1);
+    node.stop_agent(Signal::SIGTERM)?;
+    let overlayd = lab.options().bin_dir.join("overlayd");
+    let confined = script(directory.path(), &overlayd, FAST_PATH)?;
+    let contained = directory.path().join("contained");
+    let text = format!(
+        "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec {} \"$@\"",
+        confined.display()
+    );
+    executable(
+        &contained,
+        &format!("exec unshare --mount sh -c '{text}' sh \"$@\""),
+    )?;
+    node.start_agent_from(&contained, &[])?;
+    node.wait_ready(PATIENCE)?;
+    let forwarding = |value| {
+        let line = format!("echo {value} > /proc/sys/net/ipv4/ip_forward");
+        node.run(["sh", "-c", &line])
+    };
+    forwarding(0)?;
+    let mut last = String::new();
+    wait_until("the agent to say what it cannot", PATIENCE, || {
+        last = node
+            .http_get("/readyz")
+            .map_or_else(|error| error.to_string(), |answer| answer.body);
+        last.contains("restart the pod") && last.contains("sysctl -w net.ipv4.ip_forward=1")
+    })
+    .with_context(|| last.clone())?;
+    forwarding(1)?;
+    node.wait_ready(PATIENCE)?;
+    lab.down()
 }
 
 /// Runs a line with these capabilities only; its exit code, and all that it wrote.

@@ -48,12 +48,15 @@ fn without<'a>(capabilities: &[&'a str], one: &str) -> Vec<&'a str> {
 fn script(directory: &Path, program: &Path, capabilities: &[&str]) -> Result<PathBuf> {
     let path = directory.join(format!("with-{}", capabilities.join("-")));
     let words = confined(capabilities);
-    fs::write(
-        &path,
-        format!("#!/bin/sh\nexec {words} {} \"$@\"\n", program.display()),
-    )?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    executable(&path, &format!("exec {words} {} \"$@\"", program.display()))?;
     Ok(path)
+}
+
+/// A script that can be run.
+fn executable(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, format!("#!/bin/sh\n{text}\n"))?;
+    let mode = fs::Permissions::from_mode(0o755);
+    Ok(fs::set_permissions(path, mode)?)
 }
 
 /// What the agent has logged since `start`.

@@ -1,12 +1,16 @@
 //! `overlayd cleanup`: everything of ours off the node, and nothing else.
 
+use std::net::IpAddr;
+
 use anyhow::{Context as _, bail};
 use ipnet::{IpNet, Ipv4Net};
 use overlay_common::V4;
+use overlay_user::backend;
 use overlay_user::config::{AgentFlags, SubnetEnv};
 use overlay_user::datapath::maps::Maps;
 use overlay_user::files;
 use overlay_user::kernel;
+use overlay_user::mac::MacAddr;
 use overlay_user::observe::agent_file::{AgentFile, AgentLock};
 use overlay_user::reconcile::ROUTE_PROTOCOL;
 use overlay_user::store::Store;
@@ -40,6 +44,7 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
             (vec![IpNet::from(Ipv4Net::default())], None)
         }
     };
+    let mut vxlan = None;
     for network in networks {
         let device = match (&agent, config) {
             (Some(agent), _) => agent.device.clone(),
@@ -48,12 +53,17 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
                 .await
                 .unwrap_or_else(|| "flannel.1".to_owned()),
         };
+        vxlan = vxlan.or(vxlan_device(&device, network).await);
         if let Err(leftovers) = kernel::cleanup(&device, network).await {
             problems.extend(leftovers.0.iter().map(ToString::to_string));
         }
     }
+    let recorded = config.map(|config| Identity {
+        mac: MacAddr(config.vtep_mac),
+        address: Some(config.vtep.into()),
+    });
     if let Some(subnet) = subnet
-        && let Err(error) = release(flags, subnet).await
+        && let Err(error) = release(flags, subnet, vxlan.or(recorded)).await
     {
         tracing::warn!("the lease ends by itself: {error:#}");
     }
@@ -85,8 +95,30 @@ async fn device_of_our_routes(network: IpNet) -> Option<String> {
         .device
 }
 
-/// Gives up this node's lease, so that its subnet is free at once.
-async fn release(flags: &AgentFlags, subnet: IpNet) -> anyhow::Result<()> {
+/// By what the other nodes know this one.
+struct Identity {
+    /// MAC address of the VXLAN device.
+    mac: MacAddr,
+    /// The address that it sends from, which may not be the node's any more.
+    address: Option<IpAddr>,
+}
+
+/// The identity that the VXLAN device shows, while it is there.
+async fn vxlan_device(name: &str, network: IpNet) -> Option<Identity> {
+    let observed = kernel::Kernel::connect().ok()?.observe(name, network).await;
+    let device = observed.ok()?.device?;
+    Some(Identity {
+        mac: device.mac,
+        address: device.vxlan?.local,
+    })
+}
+
+/// Gives up this node's lease, so that its subnet is free at once: also one from before its address changed.
+async fn release(
+    flags: &AgentFlags,
+    subnet: IpNet,
+    identity: Option<Identity>,
+) -> anyhow::Result<()> {
     let store = Store::open(
         flags.store.location(),
         flags.store.lease_ttl,
@@ -96,15 +128,20 @@ async fn release(flags: &AgentFlags, subnet: IpNet) -> anyhow::Result<()> {
     let criteria = node::criteria(flags);
     let underlay = kernel::Kernel::connect()?
         .select_underlay(&criteria, config.network())
-        .await?;
-    let std::net::IpAddr::V4(address) = underlay.public_address else {
-        bail!(
-            "public address {}: the underlay is IPv4",
-            underlay.public_address
-        );
+        .await;
+    let known = identity.as_ref().and_then(|identity| identity.address);
+    let address = match (underlay, known) {
+        (Ok(underlay), _) => underlay.public_address,
+        (Err(_), Some(address)) => address,
+        (Err(error), None) => return Err(error.into()),
     };
+    let IpAddr::V4(address) = address else {
+        bail!("public address {address}: the underlay is IPv4");
+    };
+    let mac = identity.map_or_else(MacAddr::default, |identity| identity.mac);
+    let attributes = backend::own_attributes(address, config.vxlan.vni, mac);
     if store
-        .release(subnet, address)
+        .release(subnet, &attributes)
         .await
         .context("release the lease")?
     {

@@ -206,6 +206,9 @@ impl FastPath {
         if let Some(programs) = &running.foreign_programs {
             report.note("programs", programs);
         }
+        if let Some(omissions) = &running.omissions {
+            report.note("left out of the tables", omissions);
+        }
         report.note("early refusal", running.early_text());
         if !running.left_out.is_empty() {
             let pods: Vec<_> = running.left_out.values().cloned().collect();

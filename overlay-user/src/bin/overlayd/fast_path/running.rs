@@ -5,28 +5,28 @@ use std::time::{Duration, Instant};
 
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
-    POD_KERNEL_PATH,
 };
 use overlay_common::{Hook, V4};
-use overlay_user::backend::Peer;
-use overlay_user::config::flags::{Aggregates, Attach, NodeFlags, Xdp};
+use overlay_user::config::flags::{Aggregates, Attach, NodeFlags};
+use overlay_user::datapath::Error;
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::probe::Probes;
-use overlay_user::datapath::programs::{
-    Attachment, CLSACT_PRIORITY, Presence, Programs, is_egress,
-};
-use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
-use overlay_user::datapath::{Error, early};
+use overlay_user::datapath::programs::{Attachment, Programs};
+use overlay_user::datapath::tables::{Node as TablesOf, Omission, Tables};
 use overlay_user::kernel::nic::Nic;
-use overlay_user::kernel::pods::{Filter, PodLink};
 use overlay_user::kernel::{Kernel, sysctl};
 use overlay_user::mac::MacAddr;
 
 use super::ways::Ways;
 use super::{Backing, View};
 use crate::flows;
+use hooks::{Site, sites};
+use wanted::{local_pods, tables_of, watch_newcomers};
+
+mod hooks;
+mod wanted;
 
 /// How often the remembered flows are compared with connection tracking.
 const FLOWS_RESYNC: Duration = Duration::from_secs(20);
@@ -53,6 +53,8 @@ pub struct Running {
     sites: Vec<Site>,
     /// Pods that programs could not be attached to, and why: the kernel path serves them.
     pub left_out: BTreeMap<String, String>,
+    /// What the tables have no room or form for, for people.
+    pub omissions: Option<String>,
     /// Where hostile VXLAN is refused early; or why nowhere.
     pub early: Result<Nic, String>,
     /// How the peers are reached.
@@ -61,14 +63,6 @@ pub struct Running {
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
     next_hops_confirmed: Instant,
-}
-
-/// A hook on a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Site {
-    hook: Hook,
-    interface: String,
-    ifindex: u32,
 }
 
 impl Running {
@@ -83,7 +77,8 @@ impl Running {
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (programs, misfits) =
-            Programs::load(&object.bytes, pins, attachment).map_err(|error| error.to_string())?;
+            Programs::load(&object.bytes, pins, attachment, flags.log_refused)
+                .map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
@@ -117,6 +112,7 @@ impl Running {
             config: None,
             sites: Vec::new(),
             left_out: BTreeMap::new(),
+            omissions: None,
             early: Err("not decided yet".to_owned()),
             ways: Ways::default(),
             flows_checked: Instant::now(),
@@ -231,8 +227,12 @@ impl Running {
         self.ways.find(kernel, &mut node).await;
         let (tables, omissions) = Tables::of(&node);
         self.node = Some(node);
-        for omission in omissions {
-            tracing::warn!("{omission}");
+        let omissions = Omission::summary(&omissions);
+        if omissions != self.omissions {
+            if let Some(text) = &omissions {
+                tracing::warn!("{text}");
+            }
+            self.omissions = omissions;
         }
         let Some(config) = tables.config else {
             return Ok(());
@@ -289,39 +289,6 @@ impl Running {
         Ok(())
     }
 
-    /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
-    async fn refuse_early(&mut self, view: &View<'_>) {
-        let attached = match view.kernel.nic(view.underlay.ifindex).await {
-            Ok(Some(nic)) => early::wanted_on(view.node.flags.node.xdp, &nic).and_then(|()| {
-                match self.programs.attach_xdp(&nic) {
-                    Ok(_) => Ok(nic),
-                    Err(error) => Err(error.to_string()),
-                }
-            }),
-            Ok(None) => Err("the device is gone".to_owned()),
-            Err(error) => Err(error.to_string()),
-        };
-        let name = |nic: &Nic| nic.name.clone();
-        if attached.as_ref().map(name) != self.early.as_ref().map(name) {
-            match &attached {
-                Ok(nic) => tracing::info!(device = nic.name, "early refusal by native XDP"),
-                Err(why) if view.node.flags.node.xdp == Xdp::On => {
-                    tracing::warn!("no early refusal by XDP: {why}");
-                }
-                Err(why) => tracing::info!("no early refusal by XDP: {why}"),
-            }
-        }
-        self.early = attached;
-    }
-
-    /// Where hostile VXLAN is refused early, or why nowhere, for people.
-    pub fn early_text(&self) -> String {
-        match &self.early {
-            Ok(nic) => format!("by native XDP on {}", nic.name),
-            Err(why) => format!("behind the NIC: {why}"),
-        }
-    }
-
     pub async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
         let until = flows::now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
         self.maps.set_heartbeat(until)?;
@@ -347,62 +314,6 @@ impl Running {
         Ok(())
     }
 
-    /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told last holds.
-    async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
-        let mut found = BTreeSet::new();
-        for site in self.sites.clone() {
-            let egress = is_egress(site.hook);
-            let is_ours =
-                |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
-            let ours = match kernel.filters(site.ifindex).await {
-                Ok(filters) => filters.iter().any(is_ours),
-                Err(error) => {
-                    tracing::warn!("the filters stay as they were noted: {error}");
-                    self.presence(&site).is_ok_and(|presence| presence.ours)
-                }
-            };
-            if ours {
-                found.insert((site.hook, site.ifindex));
-            }
-        }
-        found
-    }
-
-    fn presence(&mut self, site: &Site) -> Result<Presence, Error> {
-        self.programs
-            .presence(site.hook, &site.interface, site.ifindex)
-    }
-
-    /// Puts programs on every site; returns the pods that carry a program of somebody else. A pod that goes
-    /// while we are at it, or that the kernel refuses, is left out and does not hold up the others.
-    fn attach(&mut self) -> Result<Vec<u32>, Error> {
-        let mut foreign = Vec::new();
-        let mut left_out = BTreeMap::new();
-        for site in self.sites.clone() {
-            let attached = self
-                .programs
-                .attach(site.hook, &site.interface, site.ifindex)
-                .and_then(|_| self.presence(&site));
-            match attached {
-                Ok(presence) if presence.foreign => foreign.push(site.ifindex),
-                Ok(_) => {}
-                Err(error) if site.is_pod() => {
-                    let error = error.to_string();
-                    if self.left_out.get(&site.interface) != Some(&error) {
-                        tracing::warn!("left to the kernel path: {error}");
-                    }
-                    left_out.insert(site.interface, error);
-                }
-                Err(error) => {
-                    self.deactivate()?;
-                    return Err(error);
-                }
-            }
-        }
-        self.left_out = left_out;
-        Ok(foreign)
-    }
-
     /// Leaves every packet to the kernel; refusals go on.
     fn deactivate(&mut self) -> Result<(), Error> {
         match self.maps.config()? {
@@ -418,99 +329,5 @@ impl Running {
         self.maps.set_config(&config)?;
         self.config = Some(config);
         Ok(())
-    }
-}
-
-impl Site {
-    fn is_pod(&self) -> bool {
-        matches!(self.hook, Hook::PodIn | Hook::PodOut)
-    }
-}
-
-/// The tables with every pod that is not `known` left to the kernel, and whether there are any.
-fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
-    let mut watched = tables.clone();
-    let mut any = false;
-    for (ifindex, endpoint) in &mut watched.endpoints {
-        let is_known = known
-            .endpoints
-            .get(ifindex)
-            .is_some_and(|old| old.address == endpoint.address);
-        if is_known {
-            continue;
-        }
-        any = true;
-        endpoint.flags |= POD_KERNEL_PATH;
-        if let Some(pod) = watched.pods.get_mut(&endpoint.address) {
-            pod.flags |= POD_KERNEL_PATH;
-        }
-    }
-    (watched, any)
-}
-
-/// Where programs have to sit.
-fn sites(view: &View<'_>, device_ifindex: u32) -> Vec<Site> {
-    let site = |hook, interface: &str, ifindex| Site {
-        hook,
-        interface: interface.to_owned(),
-        ifindex,
-    };
-    let mut sites = vec![
-        site(Hook::NetIn, &view.underlay.name, view.underlay.ifindex),
-        site(Hook::VtepOut, &view.node.device, device_ifindex),
-    ];
-    for pod in &view.pods.pods {
-        sites.push(site(Hook::PodIn, &pod.name, pod.ifindex));
-        sites.push(site(Hook::PodOut, &pod.name, pod.ifindex));
-    }
-    sites
-}
-
-fn local_pods<'a>(
-    pods: impl IntoIterator<Item = &'a PodLink>,
-    has_foreign_program: impl Fn(u32) -> bool,
-) -> Vec<LocalPod> {
-    let local = |pod: &PodLink| LocalPod {
-        ifindex: pod.ifindex,
-        address: pod.note.address,
-        mac: pod.note.mac,
-        mtu: pod.mtu,
-        kernel_path: pod.has_foreign_qdisc || has_foreign_program(pod.ifindex),
-    };
-    pods.into_iter().filter(|pod| pod.up).map(local).collect()
-}
-
-fn tables_of(view: &View<'_>, mac: MacAddr, peers: &[Peer], pods: Vec<LocalPod>) -> TablesOf {
-    TablesOf {
-        network: view.node.config.network(),
-        subnet: view.subnet,
-        underlay_ifindex: view.underlay.ifindex,
-        vtep: view.underlay.public_address,
-        vtep_mac: mac,
-        bridge_mac: view
-            .pods
-            .bridge
-            .as_ref()
-            .map(|bridge| bridge.mac)
-            .unwrap_or_default(),
-        vni: view.node.config.vxlan.vni,
-        port: view.node.config.vxlan.port,
-        source_ports: (32768, 60999),
-        flags: 0,
-        underlay_mac: MacAddr::default(),
-        peers: peers
-            .iter()
-            .map(|peer| {
-                (
-                    peer.clone(),
-                    Way {
-                        mtu: view.mtu,
-                        next_hop: None,
-                    },
-                )
-            })
-            .collect(),
-        unserved: Vec::new(),
-        pods,
     }
 }

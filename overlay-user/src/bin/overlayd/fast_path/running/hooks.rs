@@ -1,0 +1,137 @@
+//! Programs on their hooks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use overlay_common::Hook;
+use overlay_user::config::flags::Xdp;
+use overlay_user::datapath::programs::{CLSACT_PRIORITY, Presence, is_egress};
+use overlay_user::datapath::{Error, early};
+use overlay_user::kernel::Kernel;
+use overlay_user::kernel::nic::Nic;
+use overlay_user::kernel::pods::Filter;
+
+use super::super::View;
+use super::Running;
+
+/// A hook on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Site {
+    pub(super) hook: Hook,
+    pub(super) interface: String,
+    pub(super) ifindex: u32,
+}
+
+impl Site {
+    pub(super) fn is_pod(&self) -> bool {
+        matches!(self.hook, Hook::PodIn | Hook::PodOut)
+    }
+}
+
+/// Where programs have to sit.
+pub(super) fn sites(view: &View<'_>, device_ifindex: u32) -> Vec<Site> {
+    let site = |hook, interface: &str, ifindex| Site {
+        hook,
+        interface: interface.to_owned(),
+        ifindex,
+    };
+    let mut sites = vec![
+        site(Hook::NetIn, &view.underlay.name, view.underlay.ifindex),
+        site(Hook::VtepOut, &view.node.device, device_ifindex),
+    ];
+    for pod in &view.pods.pods {
+        sites.push(site(Hook::PodIn, &pod.name, pod.ifindex));
+        sites.push(site(Hook::PodOut, &pod.name, pod.ifindex));
+    }
+    sites
+}
+
+impl Running {
+    /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told last holds.
+    pub(super) async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
+        let mut found = BTreeSet::new();
+        for site in self.sites.clone() {
+            let egress = is_egress(site.hook);
+            let is_ours =
+                |filter: &Filter| filter.egress == egress && filter.priority == CLSACT_PRIORITY;
+            let ours = match kernel.filters(site.ifindex).await {
+                Ok(filters) => filters.iter().any(is_ours),
+                Err(error) => {
+                    tracing::warn!("the filters stay as they were noted: {error}");
+                    self.presence(&site).is_ok_and(|presence| presence.ours)
+                }
+            };
+            if ours {
+                found.insert((site.hook, site.ifindex));
+            }
+        }
+        found
+    }
+
+    pub(super) fn presence(&mut self, site: &Site) -> Result<Presence, Error> {
+        self.programs
+            .presence(site.hook, &site.interface, site.ifindex)
+    }
+
+    /// Puts programs on every site; returns the pods that carry a program of somebody else. A pod that goes
+    /// while we are at it, or that the kernel refuses, is left out and does not hold up the others.
+    pub(super) fn attach(&mut self) -> Result<Vec<u32>, Error> {
+        let mut foreign = Vec::new();
+        let mut left_out = BTreeMap::new();
+        for site in self.sites.clone() {
+            let attached = self
+                .programs
+                .attach(site.hook, &site.interface, site.ifindex)
+                .and_then(|_| self.presence(&site));
+            match attached {
+                Ok(presence) if presence.foreign => foreign.push(site.ifindex),
+                Ok(_) => {}
+                Err(error) if site.is_pod() => {
+                    let error = error.to_string();
+                    if self.left_out.get(&site.interface) != Some(&error) {
+                        tracing::warn!("left to the kernel path: {error}");
+                    }
+                    left_out.insert(site.interface, error);
+                }
+                Err(error) => {
+                    self.deactivate()?;
+                    return Err(error);
+                }
+            }
+        }
+        self.left_out = left_out;
+        Ok(foreign)
+    }
+
+    /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
+    pub(super) async fn refuse_early(&mut self, view: &View<'_>) {
+        let attached = match view.kernel.nic(view.underlay.ifindex).await {
+            Ok(Some(nic)) => early::wanted_on(view.node.flags.node.xdp, &nic).and_then(|()| {
+                match self.programs.attach_xdp(&nic) {
+                    Ok(_) => Ok(nic),
+                    Err(error) => Err(error.to_string()),
+                }
+            }),
+            Ok(None) => Err("the device is gone".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let name = |nic: &Nic| nic.name.clone();
+        if attached.as_ref().map(name) != self.early.as_ref().map(name) {
+            match &attached {
+                Ok(nic) => tracing::info!(device = nic.name, "early refusal by native XDP"),
+                Err(why) if view.node.flags.node.xdp == Xdp::On => {
+                    tracing::warn!("no early refusal by XDP: {why}");
+                }
+                Err(why) => tracing::info!("no early refusal by XDP: {why}"),
+            }
+        }
+        self.early = attached;
+    }
+
+    /// Where hostile VXLAN is refused early, or why nowhere, for people.
+    pub fn early_text(&self) -> String {
+        match &self.early {
+            Ok(nic) => format!("by native XDP on {}", nic.name),
+            Err(why) => format!("behind the NIC: {why}"),
+        }
+    }
+}

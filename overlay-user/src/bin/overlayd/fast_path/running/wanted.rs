@@ -1,0 +1,87 @@
+//! What the maps should hold, made from what a round knows of the node.
+
+use overlay_common::V4;
+use overlay_common::schema::POD_KERNEL_PATH;
+use overlay_user::backend::Peer;
+use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
+use overlay_user::kernel::pods::PodLink;
+use overlay_user::mac::MacAddr;
+
+use super::super::View;
+
+/// The tables with every pod that is not `known` left to the kernel, and whether there are any.
+pub(super) fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
+    let mut watched = tables.clone();
+    let mut any = false;
+    for (ifindex, endpoint) in &mut watched.endpoints {
+        let is_known = known
+            .endpoints
+            .get(ifindex)
+            .is_some_and(|old| old.address == endpoint.address);
+        if is_known {
+            continue;
+        }
+        any = true;
+        endpoint.flags |= POD_KERNEL_PATH;
+        if let Some(pod) = watched.pods.get_mut(&endpoint.address) {
+            pod.flags |= POD_KERNEL_PATH;
+        }
+    }
+    (watched, any)
+}
+
+/// The pods that are up.
+pub(super) fn local_pods<'a>(
+    pods: impl IntoIterator<Item = &'a PodLink>,
+    has_foreign_program: impl Fn(u32) -> bool,
+) -> Vec<LocalPod> {
+    let local = |pod: &PodLink| LocalPod {
+        ifindex: pod.ifindex,
+        address: pod.note.address,
+        mac: pod.note.mac,
+        mtu: pod.mtu,
+        kernel_path: pod.has_foreign_qdisc || has_foreign_program(pod.ifindex),
+    };
+    pods.into_iter().filter(|pod| pod.up).map(local).collect()
+}
+
+/// The node with these peers and pods; next hops and flags are still to be found out.
+pub(super) fn tables_of(
+    view: &View<'_>,
+    mac: MacAddr,
+    peers: &[Peer],
+    pods: Vec<LocalPod>,
+) -> TablesOf {
+    TablesOf {
+        network: view.node.config.network(),
+        subnet: view.subnet,
+        underlay_ifindex: view.underlay.ifindex,
+        vtep: view.underlay.public_address,
+        vtep_mac: mac,
+        bridge_mac: view
+            .pods
+            .bridge
+            .as_ref()
+            .map(|bridge| bridge.mac)
+            .unwrap_or_default(),
+        vni: view.node.config.vxlan.vni,
+        port: view.node.config.vxlan.port,
+        source_ports: (32768, 60999),
+        flags: 0,
+        underlay_mac: MacAddr::default(),
+        peers: peers
+            .iter()
+            .map(|peer| {
+                (
+                    peer.clone(),
+                    Way {
+                        mtu: view.mtu,
+                        next_hop: None,
+                    },
+                )
+            })
+            .collect(),
+        unserved: Vec::new(),
+        pods,
+    }
+}
