@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Client, ConnectOptions, GetOptions, KeyValue, Permission, PutOptions, Txn, TxnOp,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlay_user::store::{Error, Location, Store, StoreHealth, etcd};
@@ -337,6 +339,57 @@ fn a_user_and_a_password_are_enough_and_a_wrong_one_is_told() {
             .await
             .expect_err("no user");
         assert!(error.to_string().contains("user"), "{error}");
+    });
+}
+
+#[test]
+fn a_refused_write_leaves_no_etcd_lease_behind() {
+    run(async {
+        let server = Server::start().await;
+        let mut client = server.client().await;
+        client
+            .user_add("root", "secret", None)
+            .await
+            .expect("added");
+        client.role_add("root").await.expect("added");
+        client
+            .user_grant_role("root", "root")
+            .await
+            .expect("granted");
+        client
+            .user_add("reader", "secret", None)
+            .await
+            .expect("added");
+        client.role_add("reader").await.expect("added");
+        let read = Permission::read(PREFIX).with_prefix();
+        client
+            .role_grant_permission("reader", read)
+            .await
+            .expect("granted");
+        client
+            .user_grant_role("reader", "reader")
+            .await
+            .expect("granted");
+        client.auth_enable().await.expect("enabled");
+        let Location::Etcd(options) = server.location() else {
+            unreachable!("etcd")
+        };
+        let Ok(password) = "secret".parse();
+        let reader = Location::Etcd(etcd::Options {
+            user: Some(("reader".into(), password)),
+            ..options
+        });
+        let error = open(reader, TTL)
+            .acquire(&config(LARGE), attributes(1), None)
+            .await
+            .expect_err("it may not write");
+        assert!(matches!(error, Error::Refused { .. }), "{error}");
+        let as_root = ConnectOptions::new().with_user("root", "secret");
+        let mut root = Client::connect([server.url()], Some(as_root))
+            .await
+            .expect("a client");
+        let left = root.leases().await.expect("listed");
+        assert!(left.leases().is_empty(), "{left:?}");
     });
 }
 

@@ -10,7 +10,10 @@ mod follow;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, GetResponse, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn,
+    TxnOp,
+};
 use tokio::sync::mpsc;
 
 use self::client::{Clients, is_too_large};
@@ -90,8 +93,11 @@ impl Etcd {
         let path = self.path(key);
         let id = self.grant().await?;
         let absent = Compare::create_revision(path.clone(), CompareOp::Equal, 0);
-        let Some(revision) = self.put(vec![absent], &path, value, id).await? else {
+        let created = self.put(vec![absent], &path, value, id).await;
+        if is_not_done(&created) {
             self.revoke(id).await;
+        }
+        let Some(revision) = created? else {
             return Ok(None);
         };
         let entry = Entry {
@@ -111,18 +117,26 @@ impl Etcd {
     }
 
     pub async fn replace(&self, held: &Entry, value: &str) -> Result<Option<Entry>, Error> {
+        let mut granted = None;
         let (term, id) = match held.term {
             Term::Reserved => (Term::Reserved, 0),
             Term::Renewed(old) => {
                 // An agent that comes back goes on with the etcd lease it had, if that is as long as asked.
                 let adopted = old != 0 && self.keep_alive(old).await? == self.seconds();
-                let id = if adopted { old } else { self.grant().await? };
+                let id = if adopted {
+                    old
+                } else {
+                    *granted.insert(self.grant().await?)
+                };
                 (Term::Renewed(id), id)
             }
         };
         let path = self.path(&held.key);
-        let done = self.put(self.unchanged(held), &path, value, id).await?;
-        Ok(done.map(|revision| Entry {
+        let done = self.put(self.unchanged(held), &path, value, id).await;
+        if let Some(unused) = granted.filter(|_| is_not_done(&done)) {
+            self.revoke_unused(unused).await;
+        }
+        Ok(done?.map(|revision| Entry {
             key: held.key.clone(),
             value: value.into(),
             revision: revision.cast_unsigned(),
@@ -306,6 +320,22 @@ impl Etcd {
         }
     }
 
+    /// Gives up an etcd lease unless it holds a key after all: an endpoint that did not answer in time may have written
+    /// it, before another one found the pair changed.
+    async fn revoke_unused(&self, id: i64) {
+        let asked = self
+            .clients
+            .call("looking at an etcd lease".into(), |mut client| async move {
+                let options = LeaseTimeToLiveOptions::new().with_keys();
+                client.lease_time_to_live(id, Some(options)).await
+            });
+        match asked.await {
+            Ok(answer) if answer.keys().is_empty() => self.revoke(id).await,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "an unused etcd lease is left to expire"),
+        }
+    }
+
     /// Gives up an etcd lease that holds nothing. If that fails it ends by itself.
     async fn revoke(&self, id: i64) {
         let revoked = self
@@ -317,4 +347,9 @@ impl Etcd {
             tracing::debug!(%error, "an unused etcd lease is left to expire");
         }
     }
+}
+
+/// Whether a write is known not to have been done. After a time-out it may have been.
+fn is_not_done(put: &Result<Option<i64>, Error>) -> bool {
+    matches!(put, Ok(None) | Err(Error::Refused { .. }))
 }
