@@ -6,9 +6,13 @@ use ipnet::IpNet;
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple as TupleAttribute,
 };
-use netlink_packet_netfilter::{NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::{Error, netfilter};
+use super::Error;
+use super::dump::{Request, dump};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,25 +51,33 @@ pub struct Translated {
     pub reply: Tuple,
 }
 
-/// Dumps the translated connections in the address family of `network`, of the thread's network
-/// namespace.
+/// Dumps the connections in the address family of `network`, of the thread's network namespace, and returns what `pick`
+/// makes of those that are translated.
 ///
 /// # Errors
 /// What netlink says; `EINVAL` when the kernel has no connection tracking to ask (`nf_conntrack_netlink`).
-pub async fn translated(network: IpNet) -> Result<Vec<Translated>, Error> {
+pub async fn translated<T>(
+    network: IpNet,
+    mut pick: impl FnMut(Translated) -> Option<T>,
+) -> Result<Vec<T>, Error> {
     let family = match network {
         IpNet::V4(_) => NetfilterProtoFamily::IPv4,
         IpNet::V6(_) => NetfilterProtoFamily::IPv6,
     };
     let all = ConntrackMessage::Get(Vec::new());
-    let found = netfilter::dump(family, all, "IPCTNL_MSG_CT_GET", "all connections").await?;
-    let translated = found.into_iter().filter_map(|message| match message {
+    let request = Request {
+        protocol: NETLINK_NETFILTER,
+        message: NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), all),
+        call: "IPCTNL_MSG_CT_GET",
+        object: "all connections",
+    };
+    let picked = dump(request, |answer: NetfilterMessage| match answer.inner {
         NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => {
-            connection(&attributes)
+            connection(&attributes).and_then(&mut pick)
         }
         _ => None,
     });
-    Ok(translated.collect())
+    picked.await
 }
 
 /// A connection, if it is translated.

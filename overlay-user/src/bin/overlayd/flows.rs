@@ -59,13 +59,8 @@ async fn settle(
 
 /// The flows on the pods' side of a translation: what the stack sends, and gets back, untranslated.
 async fn translated(network: IpNet) -> Option<HashSet<FlowKey<V4>>> {
-    match conntrack::translated(network).await {
-        Ok(connections) => Some(
-            connections
-                .iter()
-                .filter_map(|connection| pod_side(connection, network))
-                .collect(),
-        ),
+    match conntrack::translated(network, |connection| pod_side(connection, network)).await {
+        Ok(flows) => Some(flows.into_iter().collect()),
         Err(error) => {
             tracing::warn!("connection tracking does not answer: {error}");
             None
@@ -74,7 +69,7 @@ async fn translated(network: IpNet) -> Option<HashSet<FlowKey<V4>>> {
 }
 
 /// The responder's side of a connection, if both its ends are in the overlay.
-fn pod_side(connection: &Translated, network: IpNet) -> Option<FlowKey<V4>> {
+fn pod_side(connection: Translated, network: IpNet) -> Option<FlowKey<V4>> {
     let reply = connection.reply;
     if !network.contains(&reply.source) || !network.contains(&reply.destination) {
         return None;
@@ -117,7 +112,7 @@ mod tests {
             reply: tuple("10.244.2.3", 8080, "10.244.1.2", 40000),
         };
         let key = FlowKey::new(([10, 244, 1, 2], 40000), ([10, 244, 2, 3], 8080), 6);
-        assert_eq!(pod_side(&connection, network), Some(key));
+        assert_eq!(pod_side(connection, network), Some(key));
     }
 
     #[test]
@@ -128,6 +123,6 @@ mod tests {
             original: tuple("10.244.1.2", 40000, "192.0.2.1", 80),
             reply: tuple("192.0.2.1", 80, "192.168.0.1", 40000),
         };
-        assert_eq!(pod_side(&connection, network), None);
+        assert_eq!(pod_side(connection, network), None);
     }
 }
