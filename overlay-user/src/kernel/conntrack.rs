@@ -10,6 +10,7 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::libc;
 
 use super::Error;
 use super::dump::{Request, dump};
@@ -55,7 +56,7 @@ pub struct Translated {
 /// makes of those that are translated.
 ///
 /// # Errors
-/// What netlink says; `EINVAL` when the kernel has no connection tracking to ask (`nf_conntrack_netlink`).
+/// What netlink says; see [`is_absent`].
 pub async fn translated<T>(
     network: IpNet,
     mut pick: impl FnMut(Translated) -> Option<T>,
@@ -78,6 +79,13 @@ pub async fn translated<T>(
         _ => None,
     });
     picked.await
+}
+
+/// Whether an error of [`translated`] means that the kernel has no connection tracking to ask: nobody answers for
+/// `nf_conntrack_netlink` (`EINVAL`), or for netfilter at all.
+#[must_use]
+pub fn is_absent(error: &Error) -> bool {
+    matches!(error.errno(), Some(libc::EINVAL | libc::EPROTONOSUPPORT))
 }
 
 /// A connection, if it is translated.
@@ -155,4 +163,28 @@ fn icmp_id(field: &netlink_packet_core::DefaultNla, kinds: [u16; 2]) -> Option<u
     }
     field.emit_value(&mut value);
     Some(u16::from_be_bytes(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_kernel_without_connection_tracking_has_none() {
+        let refused = |errno| Error::Refused {
+            call: "IPCTNL_MSG_CT_GET",
+            object: "all connections".into(),
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        assert!(is_absent(&refused(libc::EINVAL)));
+        let socket = std::io::Error::from_raw_os_error(libc::EPROTONOSUPPORT);
+        assert!(is_absent(&Error::Socket(socket)));
+        for lost in [libc::ENOBUFS, libc::EINTR, libc::EPERM, libc::ENOMEM] {
+            assert!(!is_absent(&refused(lost)), "errno {lost}");
+        }
+        assert!(!is_absent(&Error::Deadline {
+            call: "IPCTNL_MSG_CT_GET",
+            object: "all connections".into(),
+        }));
+    }
 }

@@ -40,7 +40,7 @@ async fn settle(
     remembered: Vec<(FlowKey<V4>, Flow)>,
     patience: Duration,
 ) -> Result<(), Error> {
-    let Some(mut missing) = translated(network).await else {
+    let Some(mut missing) = translated(network).await? else {
         return Ok(());
     };
     let now = now_ns();
@@ -57,14 +57,17 @@ async fn settle(
     Ok(())
 }
 
-/// The flows on the pods' side of a translation: what the stack sends, and gets back, untranslated.
-async fn translated(network: IpNet) -> Option<HashSet<FlowKey<V4>>> {
+/// The flows on the pods' side of a translation: what the stack sends, and gets back, untranslated. None where the kernel
+/// has no connection tracking to ask. An answer that is lost is an error: whoever does not know the flows must not take
+/// their replies past the stack.
+async fn translated(network: IpNet) -> Result<Option<HashSet<FlowKey<V4>>>, Error> {
     match conntrack::translated(network, |connection| pod_side(connection, network)).await {
-        Ok(flows) => Some(flows.into_iter().collect()),
-        Err(error) => {
-            tracing::warn!("connection tracking does not answer: {error}");
-            None
+        Ok(flows) => Ok(Some(flows.into_iter().collect())),
+        Err(error) if conntrack::is_absent(&error) => {
+            tracing::debug!("no connection tracking to ask: {error}");
+            Ok(None)
         }
+        Err(error) => Err(Error::Flows(error)),
     }
 }
 
