@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 
+use crate::files;
 use crate::store::registry::{Entry, Term};
 
 /// How long to wait for the lock, and between two attempts.
@@ -47,11 +48,7 @@ impl Files {
     /// Waits for the lock, but not for ever.
     pub fn lock(path: &Path, ttl: Duration) -> io::Result<Self> {
         fs::create_dir_all(path.join(directory(Term::Renewed(0))))?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join("lock"))?;
+        let lock = files::open_lock(&path.join("lock"))?;
         let begun = Instant::now();
         loop {
             match lock.try_lock() {
