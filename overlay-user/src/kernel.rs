@@ -31,6 +31,7 @@ pub mod route;
 pub mod rules;
 pub mod sysctl;
 pub(crate) mod tool;
+pub mod xfrm;
 
 pub use cleanup::cleanup;
 pub use tool::ToolError;
