@@ -15,6 +15,7 @@ use tokio::time::timeout;
 pub mod apply;
 pub mod cleanup;
 pub mod conntrack;
+mod dump;
 pub mod fdb;
 pub mod guard;
 pub mod interface;
@@ -22,7 +23,6 @@ pub mod link;
 mod look;
 pub mod monitor;
 pub mod neighbour;
-mod netfilter;
 pub mod next_hop;
 pub mod nic;
 pub mod observe;
@@ -31,6 +31,7 @@ pub mod route;
 pub mod rules;
 pub mod sysctl;
 pub(crate) mod tool;
+pub mod xfrm;
 
 pub use cleanup::cleanup;
 pub use tool::ToolError;
@@ -177,23 +178,26 @@ impl Kernel {
         self.task.is_finished() || self.is_late.load(Ordering::Relaxed)
     }
 
-    /// Runs one request under the deadline.
+    /// Runs one request under the deadline. Once one was late, all that follow on this connection are: a round that asks a
+    /// thousand things of a stuck kernel shall not wait for each.
     async fn request<T>(
         &self,
         call: &'static str,
         object: &str,
         future: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<T, Error> {
-        match timeout(NETLINK_DEADLINE, future).await {
-            Ok(result) => result.map_err(|error| Error::from_rtnetlink(call, object, error)),
-            Err(_) => {
-                self.is_late.store(true, Ordering::Relaxed);
-                Err(Error::Deadline {
-                    call,
-                    object: object.to_owned(),
-                })
+        if !self.is_late.load(Ordering::Relaxed) {
+            match timeout(NETLINK_DEADLINE, future).await {
+                Ok(result) => {
+                    return result.map_err(|error| Error::from_rtnetlink(call, object, error));
+                }
+                Err(_) => self.is_late.store(true, Ordering::Relaxed),
             }
         }
+        Err(Error::Deadline {
+            call,
+            object: object.to_owned(),
+        })
     }
 
     /// Collects one dump under the deadline. The request is on its way when the stream is made, and the kernel

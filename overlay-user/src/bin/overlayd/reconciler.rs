@@ -96,7 +96,11 @@ impl Reconciler {
                 () = cancel.cancelled() => return Ok(()),
                 () = when(due) => {
                     self.kernel.look();
-                    self.round().await;
+                    // A round may be left at any point, as when the agent is killed: the next agent's puts it right.
+                    tokio::select! {
+                        () = cancel.cancelled() => return Ok(()),
+                        () = self.round() => {}
+                    }
                     self.kernel.look_away();
                     last_round = Instant::now();
                     due = None;
