@@ -113,6 +113,9 @@ pub enum Error {
         /// What the kernel said.
         source: aya::maps::MapError,
     },
+    /// Which flows the IP stack translates is not known.
+    #[error("connection tracking does not answer: {0}")]
+    Flows(#[source] crate::kernel::Error),
     /// An address of a family that the maps do not hold.
     #[error("{0} is not an address of the overlay's family")]
     Family(std::net::IpAddr),

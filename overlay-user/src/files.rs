@@ -1,8 +1,34 @@
 //! Small things about files.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
+
+use nix::unistd::geteuid;
+
+/// Locks are for their owner only.
+const LOCK_MODE: u32 = 0o600;
+
+/// Opens a file that is there to be locked (`flock(2)`), and makes it if need be. Only its owner may open it: whoever can,
+/// can hold the lock.
+///
+/// # Errors
+/// What the kernel says.
+pub fn open_lock(path: &Path) -> io::Result<File> {
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(LOCK_MODE)
+        .open(path)?;
+    let found = lock.metadata()?;
+    // Earlier versions, and others, made it readable for all. Another's file is not ours to change.
+    if found.mode() & 0o077 != 0 && found.uid() == geteuid().as_raw() {
+        lock.set_permissions(Permissions::from_mode(LOCK_MODE))?;
+    }
+    Ok(lock)
+}
 
 /// Removes a file; a missing one is as good.
 ///
@@ -12,5 +38,22 @@ pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_owner_can_open_a_lock() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let mode = |path: &Path| fs::metadata(path).expect("a file").mode() & 0o777;
+        open_lock(&path).expect("made");
+        assert_eq!(mode(&path), 0o600);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("changed");
+        open_lock(&path).expect("opened");
+        assert_eq!(mode(&path), 0o600, "one that an earlier version made");
     }
 }

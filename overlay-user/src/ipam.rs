@@ -114,12 +114,7 @@ impl Store {
             .create(dir)
             .map_err(failed("create", dir))?;
         let path = dir.join("lock");
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed("open", &path))?;
+        let lock = files::open_lock(&path).map_err(failed("open", &path))?;
         loop {
             match lock.try_lock() {
                 Ok(()) => {

@@ -107,11 +107,3 @@ pub enum Error {
     #[error("lost the race for a subnet {0} times; trying again later may help")]
     Contended(usize),
 }
-
-impl Error {
-    /// Whether the same call may succeed later without anybody changing an option.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::Options(_))
-    }
-}

@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, KeyValue, PutOptions};
+use etcd_client::{
+    Client, ConnectOptions, GetOptions, KeyValue, Permission, PutOptions, Txn, TxnOp,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlay_user::store::{Error, Location, Store, StoreHealth, etcd};
@@ -341,6 +343,57 @@ fn a_user_and_a_password_are_enough_and_a_wrong_one_is_told() {
 }
 
 #[test]
+fn a_refused_write_leaves_no_etcd_lease_behind() {
+    run(async {
+        let server = Server::start().await;
+        let mut client = server.client().await;
+        client
+            .user_add("root", "secret", None)
+            .await
+            .expect("added");
+        client.role_add("root").await.expect("added");
+        client
+            .user_grant_role("root", "root")
+            .await
+            .expect("granted");
+        client
+            .user_add("reader", "secret", None)
+            .await
+            .expect("added");
+        client.role_add("reader").await.expect("added");
+        let read = Permission::read(PREFIX).with_prefix();
+        client
+            .role_grant_permission("reader", read)
+            .await
+            .expect("granted");
+        client
+            .user_grant_role("reader", "reader")
+            .await
+            .expect("granted");
+        client.auth_enable().await.expect("enabled");
+        let Location::Etcd(options) = server.location() else {
+            unreachable!("etcd")
+        };
+        let Ok(password) = "secret".parse();
+        let reader = Location::Etcd(etcd::Options {
+            user: Some(("reader".into(), password)),
+            ..options
+        });
+        let error = open(reader, TTL)
+            .acquire(&config(LARGE), attributes(1), None)
+            .await
+            .expect_err("it may not write");
+        assert!(matches!(error, Error::Refused { .. }), "{error}");
+        let as_root = ConnectOptions::new().with_user("root", "secret");
+        let mut root = Client::connect([server.url()], Some(as_root))
+            .await
+            .expect("a client");
+        let left = root.leases().await.expect("listed");
+        assert!(left.leases().is_empty(), "{left:?}");
+    });
+}
+
+#[test]
 fn a_certificate_authority_is_enough_for_tls() {
     run(async {
         let files = tempfile::tempdir().expect("a directory");
@@ -406,6 +459,109 @@ fn nodes_see_each_other_come_and_change() {
             .until("the rejections", |state| state.rejected.len() == 2)
             .await;
         assert_eq!(state.leases.len(), 1, "bad entries cost no good one");
+    });
+}
+
+/// Values as large as etcd takes them: four are more than a client takes in one answer.
+async fn put_giants(server: &Server) {
+    for n in 0..4 {
+        server
+            .put(&format!("subnets/giant{n}"), &"x".repeat(1_400_000))
+            .await;
+    }
+}
+
+#[test]
+fn giant_values_cost_no_good_lease() {
+    run(async {
+        let server = Server::start().await;
+        put_giants(&server).await;
+        let ([one, _two], _) = see_each_other(&server.location(), TTL).await;
+        one.until("the giants", |state| state.rejected.len() == 4)
+            .await;
+    });
+}
+
+#[test]
+fn more_leases_than_one_answer_holds_are_all_seen() {
+    run(async {
+        let server = Server::start().await;
+        let mut client = server.client().await;
+        // etcd takes at most 128 operations in one transaction.
+        for hundred in 0..12 {
+            let puts: Vec<_> = (0..100)
+                .map(|n| {
+                    let key = format!("{PREFIX}/subnets/10.{}.{n}.0-24", 20 + hundred);
+                    TxnOp::put(key, r#"{"PublicIP":"192.168.7.7"}"#, None)
+                })
+                .collect();
+            client
+                .txn(Txn::new().and_then(puts))
+                .await
+                .expect("written");
+        }
+        let (one, _) = start(server.location(), TTL, LARGE, 1).await;
+        one.until("all leases", |state| state.leases.len() == 1200)
+            .await;
+    });
+}
+
+/// Passes connections on to `to` until it is dropped.
+async fn relay(port: u16, to: u16) -> AbortOnDrop {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port))
+        .await
+        .expect("a free port");
+    let task = tokio::spawn(async move {
+        let mut open = tokio::task::JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            open.spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(("127.0.0.1", to)).await?;
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    AbortOnDrop(task)
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[test]
+fn a_watch_catches_up_with_giant_values() {
+    run(async {
+        let server = Server::start().await;
+        let port = free_port();
+        let way = relay(port, server.port).await;
+        let Location::Etcd(options) = server.location() else {
+            unreachable!("etcd")
+        };
+        let by_relay = Location::Etcd(etcd::Options {
+            endpoints: vec![format!("http://127.0.0.1:{port}")],
+            ..options
+        });
+        let (one, _) = start(by_relay, TTL, LARGE, 1).await;
+        one.until("a complete answer", |state| state.synced).await;
+        drop(way);
+        one.until("the outage", |state| {
+            matches!(state.store, StoreHealth::Unreachable { .. })
+        })
+        .await;
+        put_giants(&server).await;
+        server
+            .put("subnets/10.3.77.0-24", r#"{"PublicIP":"192.168.0.2"}"#)
+            .await;
+        let _way = relay(port, server.port).await;
+        one.until("the other node", |state| state.leases.len() == 1)
+            .await;
+        one.until("the giants", |state| state.rejected.len() == 4)
+            .await;
+        one.until("an answer", |state| state.store == StoreHealth::Ok)
+            .await;
     });
 }
 

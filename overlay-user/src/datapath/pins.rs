@@ -72,12 +72,7 @@ impl Pins {
     /// [`Error::NotBpfFs`], or [`Error::Pin`] where the kernel refuses.
     pub fn create(&self) -> Result<(), Error> {
         let parent = self.root.parent().unwrap_or(&self.root);
-        let fs_type = statfs(parent).map_err(|errno| Error::Pin {
-            call: "statfs",
-            path: parent.to_owned(),
-            source: errno.into(),
-        })?;
-        if fs_type.filesystem_type() != BPF_FS_MAGIC {
+        if !is_bpffs(parent)? {
             return Err(Error::NotBpfFs {
                 path: self.root.clone(),
             });
@@ -160,13 +155,32 @@ impl Pins {
         })
     }
 
-    /// Removes every pin of every ABI version, and with them the links and maps that nothing else holds.
+    /// Removes every pin of every ABI version, and with them the links and maps that nothing else holds. A directory that
+    /// is on no BPF file system holds no pins, whatever it holds, and stays.
     ///
     /// # Errors
     /// [`Error::Pin`] where the kernel refuses.
     pub fn remove_all(&self) -> Result<(), Error> {
-        remove_directory(&self.root)
+        match self.root.try_exists() {
+            Ok(true) if is_bpffs(&self.root)? => remove_directory(&self.root),
+            Ok(_) => Ok(()),
+            Err(source) => Err(Error::Pin {
+                call: "stat",
+                path: self.root.clone(),
+                source,
+            }),
+        }
     }
+}
+
+/// Whether a path is on a BPF file system.
+fn is_bpffs(path: &Path) -> Result<bool, Error> {
+    let fs = statfs(path).map_err(|errno| Error::Pin {
+        call: "statfs",
+        path: path.to_owned(),
+        source: errno.into(),
+    })?;
+    Ok(fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// What is in a directory; a missing one is empty.
@@ -194,5 +208,23 @@ fn remove_directory(directory: &Path) -> Result<(), Error> {
             source,
         }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_another_file_system_is_nobodys_pin() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let lease = dir.path().join("overlay/subnets/10.5.34.0-24.json");
+        fs::create_dir_all(lease.parent().expect("a parent")).expect("made");
+        fs::write(&lease, "{}").expect("written");
+        let pins = Pins::new(dir.path().join("overlay"));
+        pins.remove_all().expect("nothing to do");
+        assert!(lease.exists(), "somebody's leases are gone");
+        let missing = Pins::new(dir.path().join("missing"));
+        missing.remove_all().expect("nothing to do");
     }
 }

@@ -59,7 +59,7 @@ impl Probes {
         if let Some(missing) = privilege::missing(&needed) {
             return Self(vec![Probe {
                 feature: LOAD,
-                since: "5.10",
+                since: LOAD_SINCE,
                 needed: true,
                 answer: Answer::Error(format!("this process lacks {missing}")),
             }]);

@@ -15,9 +15,17 @@ pub struct Failure {
     pub error: Error,
 }
 
+/// Whether nothing more is to be tried after `error`. Of a kernel that does not answer, thousands of actions would only
+/// say the same again.
+fn ends_the_round(action: &Action, error: &Error) -> bool {
+    matches!(action, Action::DeleteDevice(_) | Action::CreateDevice(_))
+        || matches!(error, Error::NoDevice(_) | Error::Deadline { .. })
+}
+
 impl Kernel {
     /// Applies `actions` in their order. One that fails does not stop those that do not depend on it, so
-    /// that one bad peer cannot cut off the others; without a device, however, nothing more is tried.
+    /// that one bad peer cannot cut off the others; without a device, however, or when the kernel does not
+    /// answer, nothing more is tried.
     pub async fn apply(&self, desired: &Desired, actions: &[Action]) -> Vec<Failure> {
         let mut failures = Vec::new();
         let mut ifindex = None;
@@ -25,8 +33,7 @@ impl Kernel {
             tracing::debug!(device = desired.device.name, "{action}");
             let result = self.apply_one(desired, action, &mut ifindex).await;
             if let Err(error) = result {
-                let fatal = matches!(action, Action::DeleteDevice(_) | Action::CreateDevice(_))
-                    || matches!(error, Error::NoDevice(_));
+                let fatal = ends_the_round(action, &error);
                 failures.push(Failure {
                     action: action.clone(),
                     error,
@@ -87,5 +94,25 @@ impl Kernel {
             }
             Action::EnableForwarding | Action::CreateDevice(_) | Action::RemoveRoute(_) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_kernel_is_not_asked_again_in_the_same_round() {
+        let silent = Error::Deadline {
+            call: "RTM_SETLINK",
+            object: "flannel.1".into(),
+        };
+        assert!(ends_the_round(&Action::SetUp, &silent));
+        let refused = Error::Refused {
+            call: "RTM_SETLINK",
+            object: "flannel.1".into(),
+            source: std::io::ErrorKind::InvalidInput.into(),
+        };
+        assert!(!ends_the_round(&Action::SetUp, &refused));
     }
 }

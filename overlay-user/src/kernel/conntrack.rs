@@ -6,9 +6,14 @@ use ipnet::IpNet;
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple as TupleAttribute,
 };
-use netlink_packet_netfilter::{NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::libc;
 
-use super::{Error, netfilter};
+use super::Error;
+use super::dump::{Request, dump};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,25 +52,40 @@ pub struct Translated {
     pub reply: Tuple,
 }
 
-/// Dumps the translated connections in the address family of `network`, of the thread's network
-/// namespace.
+/// Dumps the connections in the address family of `network`, of the thread's network namespace, and returns what `pick`
+/// makes of those that are translated.
 ///
 /// # Errors
-/// What netlink says; `EINVAL` when the kernel has no connection tracking to ask (`nf_conntrack_netlink`).
-pub async fn translated(network: IpNet) -> Result<Vec<Translated>, Error> {
+/// What netlink says; see [`is_absent`].
+pub async fn translated<T>(
+    network: IpNet,
+    mut pick: impl FnMut(Translated) -> Option<T>,
+) -> Result<Vec<T>, Error> {
     let family = match network {
         IpNet::V4(_) => NetfilterProtoFamily::IPv4,
         IpNet::V6(_) => NetfilterProtoFamily::IPv6,
     };
     let all = ConntrackMessage::Get(Vec::new());
-    let found = netfilter::dump(family, all, "IPCTNL_MSG_CT_GET", "all connections").await?;
-    let translated = found.into_iter().filter_map(|message| match message {
+    let request = Request {
+        protocol: NETLINK_NETFILTER,
+        message: NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), all),
+        call: "IPCTNL_MSG_CT_GET",
+        object: "all connections",
+    };
+    let picked = dump(request, |answer: NetfilterMessage| match answer.inner {
         NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => {
-            connection(&attributes)
+            connection(&attributes).and_then(&mut pick)
         }
         _ => None,
     });
-    Ok(translated.collect())
+    picked.await
+}
+
+/// Whether an error of [`translated`] means that the kernel has no connection tracking to ask: nobody answers for
+/// `nf_conntrack_netlink` (`EINVAL`), or for netfilter at all.
+#[must_use]
+pub fn is_absent(error: &Error) -> bool {
+    matches!(error.errno(), Some(libc::EINVAL | libc::EPROTONOSUPPORT))
 }
 
 /// A connection, if it is translated.
@@ -143,4 +163,28 @@ fn icmp_id(field: &netlink_packet_core::DefaultNla, kinds: [u16; 2]) -> Option<u
     }
     field.emit_value(&mut value);
     Some(u16::from_be_bytes(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_kernel_without_connection_tracking_has_none() {
+        let refused = |errno| Error::Refused {
+            call: "IPCTNL_MSG_CT_GET",
+            object: "all connections".into(),
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        assert!(is_absent(&refused(libc::EINVAL)));
+        let socket = std::io::Error::from_raw_os_error(libc::EPROTONOSUPPORT);
+        assert!(is_absent(&Error::Socket(socket)));
+        for lost in [libc::ENOBUFS, libc::EINTR, libc::EPERM, libc::ENOMEM] {
+            assert!(!is_absent(&refused(lost)), "errno {lost}");
+        }
+        assert!(!is_absent(&Error::Deadline {
+            call: "IPCTNL_MSG_CT_GET",
+            object: "all connections".into(),
+        }));
+    }
 }

@@ -13,10 +13,14 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
-use netlink_packet_netfilter::{NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
+use super::ToolError;
+use super::dump::{Request, dump};
 use super::tool::run;
-use super::{ToolError, netfilter};
 
 pub use counters::{GuardCounters, Reason};
 
@@ -127,14 +131,21 @@ pub async fn counters() -> Result<GuardCounters, Error> {
     for family in [NetfilterProtoFamily::Inet, NetfilterProtoFamily::Bridge] {
         let table = DefaultNla::new(NFTA_OBJ_TABLE, format!("{TABLE}\0").into_bytes());
         let request = NfTablesMessage::GetObject(vec![table]);
-        let objects = netfilter::dump(family, request, "NFT_MSG_GETOBJ", TABLE)
-            .await
-            .map_err(Error::Counters)?;
-        for object in objects {
-            if let NetfilterMessageInner::NfTables(NfTablesMessage::NewObject(attributes)) = object
-            {
-                counters.read(&attributes);
+        let header = NetfilterHeader::new(family, 0, 0);
+        let request = Request {
+            protocol: NETLINK_NETFILTER,
+            message: NetfilterMessage::new(header, request),
+            call: "NFT_MSG_GETOBJ",
+            object: TABLE,
+        };
+        let objects = dump(request, |answer: NetfilterMessage| match answer.inner {
+            NetfilterMessageInner::NfTables(NfTablesMessage::NewObject(attributes)) => {
+                Some(attributes)
             }
+            _ => None,
+        });
+        for attributes in objects.await.map_err(Error::Counters)? {
+            counters.read(&attributes);
         }
     }
     if counters.0.is_empty() {

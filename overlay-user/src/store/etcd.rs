@@ -10,14 +10,23 @@ mod follow;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, GetResponse, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn,
+    TxnOp,
+};
 use tokio::sync::mpsc;
 
-use self::client::Clients;
+use self::client::{Clients, is_too_large};
 use super::Error;
 use super::registry::{Change, Entry, Snapshot, Term};
 use crate::config::Secret;
 use crate::lease::SubnetKey;
+
+/// How many pairs to ask for at a time; fewer where values are large.
+const PAGE: i64 = 500;
+
+/// No lease is longer. What is, is cut, and then makes no sense.
+const LONGEST: usize = 64 * 1024;
 
 /// How to reach an etcd cluster.
 #[derive(Clone, Debug)]
@@ -72,8 +81,8 @@ impl Etcd {
     }
 
     pub async fn list(&self) -> Result<Snapshot, Error> {
-        let (kvs, revision) = self.range().await?;
-        let entries = kvs.iter().filter_map(|kv| self.entry(kv)).collect();
+        let mut entries = Vec::new();
+        let revision = self.each(|kv| entries.extend(self.entry(kv))).await?;
         Ok(Snapshot {
             entries,
             revision: revision.cast_unsigned(),
@@ -84,8 +93,11 @@ impl Etcd {
         let path = self.path(key);
         let id = self.grant().await?;
         let absent = Compare::create_revision(path.clone(), CompareOp::Equal, 0);
-        let Some(revision) = self.put(vec![absent], &path, value, id).await? else {
+        let created = self.put(vec![absent], &path, value, id).await;
+        if is_not_done(&created) {
             self.revoke(id).await;
+        }
+        let Some(revision) = created? else {
             return Ok(None);
         };
         let entry = Entry {
@@ -105,18 +117,26 @@ impl Etcd {
     }
 
     pub async fn replace(&self, held: &Entry, value: &str) -> Result<Option<Entry>, Error> {
+        let mut granted = None;
         let (term, id) = match held.term {
             Term::Reserved => (Term::Reserved, 0),
             Term::Renewed(old) => {
                 // An agent that comes back goes on with the etcd lease it had, if that is as long as asked.
                 let adopted = old != 0 && self.keep_alive(old).await? == self.seconds();
-                let id = if adopted { old } else { self.grant().await? };
+                let id = if adopted {
+                    old
+                } else {
+                    *granted.insert(self.grant().await?)
+                };
                 (Term::Renewed(id), id)
             }
         };
         let path = self.path(&held.key);
-        let done = self.put(self.unchanged(held), &path, value, id).await?;
-        Ok(done.map(|revision| Entry {
+        let done = self.put(self.unchanged(held), &path, value, id).await;
+        if let Some(unused) = granted.filter(|_| is_not_done(&done)) {
+            self.revoke_unused(unused).await;
+        }
+        Ok(done?.map(|revision| Entry {
             key: held.key.clone(),
             value: value.into(),
             revision: revision.cast_unsigned(),
@@ -162,7 +182,7 @@ impl Etcd {
         let key = kv.key().strip_prefix(self.subnets().as_bytes())?;
         Some(Entry {
             key: String::from_utf8_lossy(key).into_owned(),
-            value: kv.value().to_vec(),
+            value: kv.value()[..kv.value().len().min(LONGEST)].to_vec(),
             revision: kv.mod_revision().cast_unsigned(),
             term: if kv.lease() == 0 {
                 Term::Reserved
@@ -172,21 +192,50 @@ impl Etcd {
         })
     }
 
-    async fn range(&self) -> Result<(Vec<KeyValue>, i64), Error> {
-        let prefix = self.subnets();
-        let answer = self
-            .clients
-            .call(format!("listing {prefix} in etcd"), |mut client| {
-                let prefix = prefix.clone();
-                async move {
-                    client
-                        .get(prefix, Some(GetOptions::new().with_prefix()))
-                        .await
+    /// Hands every pair of one moment to `take`, and tells the revision of that moment. Read page by page: an answer
+    /// larger than the client takes (4 MiB) would be none. Of a pair that does not fit alone, the key is told.
+    async fn each(&self, mut take: impl FnMut(&KeyValue)) -> Result<i64, Error> {
+        let (mut revision, mut limit) = (0, PAGE);
+        let mut from = self.subnets().into_bytes();
+        loop {
+            let answer = match self.page(&from, revision, limit).await {
+                Err(Error::Refused { message, .. }) if is_too_large(&message) && limit > 0 => {
+                    limit /= 2;
+                    continue;
                 }
-            });
-        let mut answer = answer.await?;
-        let revision = answer.header().map_or(0, |header| header.revision());
-        Ok((answer.take_kvs(), revision))
+                answer => answer?,
+            };
+            if revision == 0 {
+                revision = answer.header().map_or(0, |header| header.revision());
+            }
+            answer.kvs().iter().for_each(&mut take);
+            match answer.kvs().last() {
+                Some(last) if answer.more() => from = [last.key(), &[0]].concat(),
+                _ => return Ok(revision),
+            }
+            limit = (limit * 2).clamp(1, PAGE);
+        }
+    }
+
+    /// At most `limit` pairs from the key `from` on, as they were at `revision` (zero: now). A limit of zero is the
+    /// next key without its value.
+    async fn page(&self, from: &[u8], revision: i64, limit: i64) -> Result<GetResponse, Error> {
+        let prefix = self.subnets();
+        // What follows the slash in ASCII ends the range.
+        let end = format!("{}/subnets0", self.prefix);
+        let mut options = GetOptions::new()
+            .with_range(end)
+            .with_revision(revision)
+            .with_limit(limit.max(1));
+        if limit == 0 {
+            options = options.with_keys_only();
+        }
+        self.clients
+            .call(format!("listing {prefix} in etcd"), |mut client| {
+                let (from, options) = (from.to_vec(), options.clone());
+                async move { client.get(from, Some(options)).await }
+            })
+            .await
     }
 
     /// Whether a lease that is older than the one created at `revision` shares addresses with it.
@@ -194,15 +243,15 @@ impl Etcd {
         let Ok(own) = key.parse::<SubnetKey>() else {
             return Ok(false);
         };
-        let (kvs, _) = self.range().await?;
-        Ok(kvs
-            .iter()
-            .filter(|kv| kv.create_revision() < revision)
-            .any(|kv| {
-                self.entry(kv)
-                    .and_then(|entry| entry.key.parse::<SubnetKey>().ok())
-                    .is_some_and(|other| other.overlaps(&own.subnet))
-            }))
+        let overlaps = |kv: &KeyValue| {
+            self.entry(kv)
+                .and_then(|entry| entry.key.parse::<SubnetKey>().ok())
+                .is_some_and(|other| other.overlaps(&own.subnet))
+        };
+        let mut found = false;
+        self.each(|kv| found |= kv.create_revision() < revision && overlaps(kv))
+            .await?;
+        Ok(found)
     }
 
     fn unchanged(&self, held: &Entry) -> Vec<Compare> {
@@ -271,6 +320,22 @@ impl Etcd {
         }
     }
 
+    /// Gives up an etcd lease unless it holds a key after all: an endpoint that did not answer in time may have written
+    /// it, before another one found the pair changed.
+    async fn revoke_unused(&self, id: i64) {
+        let asked = self
+            .clients
+            .call("looking at an etcd lease".into(), |mut client| async move {
+                let options = LeaseTimeToLiveOptions::new().with_keys();
+                client.lease_time_to_live(id, Some(options)).await
+            });
+        match asked.await {
+            Ok(answer) if answer.keys().is_empty() => self.revoke(id).await,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "an unused etcd lease is left to expire"),
+        }
+    }
+
     /// Gives up an etcd lease that holds nothing. If that fails it ends by itself.
     async fn revoke(&self, id: i64) {
         let revoked = self
@@ -282,4 +347,9 @@ impl Etcd {
             tracing::debug!(%error, "an unused etcd lease is left to expire");
         }
     }
+}
+
+/// Whether a write is known not to have been done. After a time-out it may have been.
+fn is_not_done(put: &Result<Option<i64>, Error>) -> bool {
+    matches!(put, Ok(None) | Err(Error::Refused { .. }))
 }

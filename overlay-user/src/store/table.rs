@@ -12,8 +12,9 @@ use crate::lease::{Attributes, Lease, RejectReason, Rejected, SubnetKey, excerpt
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: BTreeMap<String, Entry>,
-    /// Entries that went during or just after an outage, and stay in force for a while.
-    lingering: BTreeMap<String, Entry>,
+    /// Entries that went during or just after an outage, and stay in force for a while; with the subnets that their keys
+    /// name, since every entry that comes is compared with them.
+    lingering: BTreeMap<String, (Option<SubnetKey>, Entry)>,
     complete: bool,
 }
 
@@ -41,7 +42,7 @@ impl Table {
                     && let Some(entry) = self.entries.remove(&key)
                     && linger
                 {
-                    self.lingering.insert(key, entry);
+                    self.lingering.insert(key, with_subnet(entry));
                 }
             }
             Change::Alive | Change::Unreachable(_) => {}
@@ -61,10 +62,10 @@ impl Table {
         }
         self.lingering.remove(&entry.key);
         if let Ok(key) = entry.key.parse::<SubnetKey>() {
-            self.lingering.retain(|other, _| {
-                !other
-                    .parse::<SubnetKey>()
-                    .is_ok_and(|other| other.overlaps(&key.subnet))
+            self.lingering.retain(|_, (other, _)| {
+                other
+                    .as_ref()
+                    .is_none_or(|other| !other.overlaps(&key.subnet))
             });
         }
         self.entries.insert(entry.key.clone(), entry);
@@ -78,12 +79,18 @@ impl Table {
 
     fn replace(&mut self, snapshot: Snapshot, linger: bool) {
         // What this node wrote after the snapshot was taken is not in it, and yet is there.
-        let (later, known) = std::mem::take(&mut self.entries)
+        let (later, known): (_, BTreeMap<_, _>) = std::mem::take(&mut self.entries)
             .into_iter()
             .partition(|(_, entry)| entry.revision > snapshot.revision);
         self.entries = later;
         if linger {
-            self.lingering.extend::<BTreeMap<_, _>>(known);
+            let known = known.into_iter();
+            self.lingering
+                .extend(known.map(|(key, entry)| (key, with_subnet(entry))));
+        }
+        // Most are there still. What is left is compared with every one of them.
+        for entry in &snapshot.entries {
+            self.lingering.remove(&entry.key);
         }
         snapshot
             .entries
@@ -93,7 +100,8 @@ impl Table {
     }
 
     fn in_force(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.values().chain(self.lingering.values())
+        let lingering = self.lingering.values().map(|(_, entry)| entry);
+        self.entries.values().chain(lingering)
     }
 
     /// The entries whose leases are those of `public_ip`.
@@ -137,6 +145,10 @@ impl Table {
         leases.sort_by_key(|lease| lease.key());
         (leases, rejected)
     }
+}
+
+fn with_subnet(entry: Entry) -> (Option<SubnetKey>, Entry) {
+    (entry.key.parse().ok(), entry)
 }
 
 impl Entry {

@@ -83,7 +83,7 @@ fn only_translated_connections_are_listed() {
         socket.send_to(b"plain", "127.0.0.1:9").expect("send");
         socket.send_to(b"translated", "10.9.9.9:53").expect("send");
         let network = "10.9.0.0/16".parse().expect("a network");
-        let found = conntrack::translated(network).await.expect("dump");
+        let found = conntrack::translated(network, Some).await.expect("dump");
         let [connection] = found[..] else {
             panic!("{found:?}")
         };
@@ -97,7 +97,7 @@ fn only_translated_connections_are_listed() {
         // ICMP has an identifier in the place of ports.
         run("iptables -t nat -A OUTPUT -d 10.9.9.9 -p icmp -j DNAT --to 127.0.0.1");
         run("ping -c 1 -W 2 10.9.9.9");
-        let found = conntrack::translated(network).await.expect("dump");
+        let found = conntrack::translated(network, Some).await.expect("dump");
         let echo = found
             .iter()
             .find(|connection| connection.protocol == 1)

@@ -214,6 +214,12 @@ impl FastPath {
             let pods: Vec<_> = running.left_out.values().cloned().collect();
             report.note("pods left to the kernel path", pods.join("; "));
         }
+        if let Some(why) = &running.ways.ipsec {
+            report.note(
+                "IPsec",
+                format!("{why}: the kernel path carries everything between nodes"),
+            );
+        }
         let elsewhere = &running.ways.elsewhere;
         if !elsewhere.is_empty() {
             let peers: Vec<_> = elsewhere.iter().map(ToString::to_string).collect();

@@ -40,7 +40,7 @@ async fn settle(
     remembered: Vec<(FlowKey<V4>, Flow)>,
     patience: Duration,
 ) -> Result<(), Error> {
-    let Some(mut missing) = translated(network).await else {
+    let Some(mut missing) = translated(network).await? else {
         return Ok(());
     };
     let now = now_ns();
@@ -57,24 +57,22 @@ async fn settle(
     Ok(())
 }
 
-/// The flows on the pods' side of a translation: what the stack sends, and gets back, untranslated.
-async fn translated(network: IpNet) -> Option<HashSet<FlowKey<V4>>> {
-    match conntrack::translated(network).await {
-        Ok(connections) => Some(
-            connections
-                .iter()
-                .filter_map(|connection| pod_side(connection, network))
-                .collect(),
-        ),
-        Err(error) => {
-            tracing::warn!("connection tracking does not answer: {error}");
-            None
+/// The flows on the pods' side of a translation: what the stack sends, and gets back, untranslated. None where the kernel
+/// has no connection tracking to ask. An answer that is lost is an error: whoever does not know the flows must not take
+/// their replies past the stack.
+async fn translated(network: IpNet) -> Result<Option<HashSet<FlowKey<V4>>>, Error> {
+    match conntrack::translated(network, |connection| pod_side(connection, network)).await {
+        Ok(flows) => Ok(Some(flows.into_iter().collect())),
+        Err(error) if conntrack::is_absent(&error) => {
+            tracing::debug!("no connection tracking to ask: {error}");
+            Ok(None)
         }
+        Err(error) => Err(Error::Flows(error)),
     }
 }
 
 /// The responder's side of a connection, if both its ends are in the overlay.
-fn pod_side(connection: &Translated, network: IpNet) -> Option<FlowKey<V4>> {
+fn pod_side(connection: Translated, network: IpNet) -> Option<FlowKey<V4>> {
     let reply = connection.reply;
     if !network.contains(&reply.source) || !network.contains(&reply.destination) {
         return None;
@@ -117,7 +115,7 @@ mod tests {
             reply: tuple("10.244.2.3", 8080, "10.244.1.2", 40000),
         };
         let key = FlowKey::new(([10, 244, 1, 2], 40000), ([10, 244, 2, 3], 8080), 6);
-        assert_eq!(pod_side(&connection, network), Some(key));
+        assert_eq!(pod_side(connection, network), Some(key));
     }
 
     #[test]
@@ -128,6 +126,6 @@ mod tests {
             original: tuple("10.244.1.2", 40000, "192.0.2.1", 80),
             reply: tuple("192.0.2.1", 80, "192.168.0.1", 40000),
         };
-        assert_eq!(pod_side(&connection, network), None);
+        assert_eq!(pod_side(connection, network), None);
     }
 }

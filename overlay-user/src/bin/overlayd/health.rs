@@ -1,6 +1,6 @@
 //! `/livez`, `/readyz`, `/healthz`, `/metrics`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
@@ -136,14 +136,12 @@ impl Health {
                     tracing::warn!("{part}: {}", problems.join("; "));
                 }
             }
-            let refused = last
-                .as_ref()
-                .map(|last| last.rejected.as_slice())
-                .unwrap_or_default();
+            // A store may hold tens of thousands of them.
+            let refused: BTreeSet<_> = last.iter().flat_map(|last| &last.rejected).collect();
             for rejected in report
                 .rejected
                 .iter()
-                .filter(|rejected| !refused.contains(rejected))
+                .filter(|&rejected| !refused.contains(rejected))
             {
                 tracing::warn!("lease {}: {}", rejected.subject, rejected.reason);
             }

@@ -1,5 +1,6 @@
 //! The files of a directory of leases, under its lock. Blocking.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 
+use crate::files;
 use crate::store::registry::{Entry, Term};
 
 /// How long to wait for the lock, and between two attempts.
@@ -47,11 +49,7 @@ impl Files {
     /// Waits for the lock, but not for ever.
     pub fn lock(path: &Path, ttl: Duration) -> io::Result<Self> {
         fs::create_dir_all(path.join(directory(Term::Renewed(0))))?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join("lock"))?;
+        let lock = files::open_lock(&path.join("lock"))?;
         let begun = Instant::now();
         loop {
             match lock.try_lock() {
@@ -76,7 +74,8 @@ impl Files {
 
     /// All leases that have not ended.
     pub fn scan(&self) -> io::Result<Vec<Found>> {
-        let mut found: Vec<Found> = Vec::new();
+        let mut found = Vec::new();
+        let mut keys = HashSet::new();
         for term in [Term::Reserved, Term::Renewed(0)] {
             let listing = match fs::read_dir(self.path.join(directory(term))) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -89,10 +88,11 @@ impl Files {
                 let Some(key) = name.and_then(|name| name.strip_suffix(SUFFIX)) else {
                     continue;
                 };
-                if found.iter().any(|it| it.key == key) {
+                if keys.contains(key) {
                     continue;
                 }
                 if let Some(value) = self.read(key, term, true)? {
+                    keys.insert(key.to_owned());
                     found.push(Found {
                         key: key.to_owned(),
                         value,

@@ -186,6 +186,12 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::Unreachable(format!("cannot read {}: {error}", path.display())))
 }
 
+/// Whether an answer failed because it is larger than the client takes, 4 MiB: tonic then says "decoded message length
+/// too large". gRPC's code for it, OutOfRange, is etcd's for a compacted revision as well.
+pub(super) fn is_too_large(message: &str) -> bool {
+    message.contains("message length too large")
+}
+
 impl From<etcd_client::Error> for Failure {
     fn from(error: etcd_client::Error) -> Self {
         use etcd_client::Error as Etcd;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 
 use super::Etcd;
-use super::client::DEADLINE;
+use super::client::{DEADLINE, is_too_large};
 use crate::store::Error;
 use crate::store::registry::{Change, Snapshot};
 
@@ -20,7 +20,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 enum End {
     /// Go on from the same place.
     Broken(String),
-    /// The place is no longer there: compacted, or the cluster was restored from an older state.
+    /// The place is no longer there (compacted, or the cluster was restored from an older state), or nothing can be
+    /// heard from there: the answer is too large.
     Lost(String),
     /// Nobody listens.
     Unheard,
@@ -28,12 +29,12 @@ enum End {
 
 /// Tells of everything, then of every change, until nobody listens.
 pub(super) async fn follow(etcd: &Etcd, changes: &Sender<Change>) {
-    // The next revision to hear of; none while a listing is due.
-    let mut next = None;
+    // The last revision heard of, perhaps not all of it; none while a listing is due.
+    let mut heard_of = None;
     let mut pause = PAUSE.0;
     loop {
         let mut heard = false;
-        match once(etcd, changes, &mut next, &mut heard).await {
+        match once(etcd, changes, &mut heard_of, &mut heard).await {
             End::Unheard => return,
             End::Broken(why) => {
                 if changes.send(Change::Unreachable(why)).await.is_err() {
@@ -42,7 +43,7 @@ pub(super) async fn follow(etcd: &Etcd, changes: &Sender<Change>) {
             }
             End::Lost(why) => {
                 tracing::info!(why, "listing all leases anew");
-                next = None;
+                heard_of = None;
             }
         }
         if heard {
@@ -57,18 +58,18 @@ pub(super) async fn follow(etcd: &Etcd, changes: &Sender<Change>) {
 async fn once(
     etcd: &Etcd,
     changes: &Sender<Change>,
-    next: &mut Option<i64>,
+    heard_of: &mut Option<i64>,
     heard: &mut bool,
 ) -> End {
-    let from = match *next {
+    let from = match *heard_of {
         Some(from) => from,
         None => match etcd.list().await {
             Ok(snapshot) => {
-                let from = snapshot.revision.cast_signed() + 1;
+                let from = snapshot.revision.cast_signed();
                 if changes.send(Change::All(snapshot)).await.is_err() {
                     return End::Unheard;
                 }
-                *next = Some(from);
+                *heard_of = Some(from);
                 from
             }
             Err(error) => return End::Broken(error.to_string()),
@@ -82,7 +83,7 @@ async fn once(
         let answer = match hear(etcd, &mut stream).await {
             Ok(answer) => answer,
             Err(why) => {
-                return if is_compaction(&why) {
+                return if is_compaction(&why) || is_too_large(&why) {
                     End::Lost(why)
                 } else {
                     End::Broken(why)
@@ -96,19 +97,21 @@ async fn once(
             return End::Broken(format!("etcd ended the watch: {}", answer.cancel_reason()));
         }
         let revision = answer.header().map_or(0, |header| header.revision());
-        if revision > 0 && next.is_some_and(|next| revision < next - 1) {
+        if revision > 0 && heard_of.is_some_and(|last| revision < last) {
             return match restart(etcd, changes).await {
                 Ok(()) => End::Lost("etcd's revision went back".into()),
                 Err(end) => end,
             };
         }
         *heard = true;
-        if let Err(end) = tell(etcd, changes, &answer, next).await {
+        if let Err(end) = tell(etcd, changes, &answer, heard_of).await {
             return end;
         }
     }
 }
 
+/// A watch that begins with the changes of the revision `from`: a part of them may have been heard already, since etcd
+/// cuts what is too large for one answer anywhere (fragments).
 async fn open(etcd: &Etcd, from: i64) -> Result<WatchStream, Error> {
     let prefix = etcd.subnets();
     etcd.clients
@@ -117,7 +120,8 @@ async fn open(etcd: &Etcd, from: i64) -> Result<WatchStream, Error> {
             let options = WatchOptions::new()
                 .with_prefix()
                 .with_start_revision(from)
-                .with_progress_notify();
+                .with_progress_notify()
+                .with_fragment();
             async move { client.watch(prefix, Some(options)).await }
         })
         .await
@@ -140,13 +144,13 @@ async fn hear(etcd: &Etcd, stream: &mut WatchStream) -> Result<WatchResponse, St
     }
 }
 
-/// Passes the answer's events on. Only they move `next`: some versions of etcd report progress that runs
+/// Passes the answer's events on. Only they move `heard_of`: some versions of etcd report progress that runs
 /// ahead of events still to come (etcd issue 15220).
 async fn tell(
     etcd: &Etcd,
     changes: &Sender<Change>,
     answer: &WatchResponse,
-    next: &mut Option<i64>,
+    heard_of: &mut Option<i64>,
 ) -> Result<(), End> {
     let mut told = Change::Alive;
     for event in answer.events() {
@@ -165,7 +169,7 @@ async fn tell(
             .send(std::mem::replace(&mut told, change))
             .await
             .map_err(|_| End::Unheard)?;
-        *next = (*next).max(Some(kv.mod_revision() + 1));
+        *heard_of = (*heard_of).max(Some(kv.mod_revision()));
     }
     changes.send(told).await.map_err(|_| End::Unheard)
 }

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use overlay_common::vxlan::OVERHEAD;
 use overlay_user::datapath::tables::Node as TablesOf;
 use overlay_user::kernel::next_hop::{Neighbour, Route};
+use overlay_user::kernel::xfrm::{self, Traffic};
 use overlay_user::kernel::{Error, Kernel};
 use overlay_user::mac::MacAddr;
 
@@ -23,6 +24,8 @@ pub struct Ways {
     routes: BTreeMap<IpAddr, Route>,
     /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
     pub elsewhere: BTreeSet<IpAddr>,
+    /// Why IPsec keeps all peers to the kernel path, which asks its policies; if it does.
+    pub ipsec: Option<String>,
 }
 
 impl Ways {
@@ -30,6 +33,11 @@ impl Ways {
     /// the routes lead to by another device are left to the kernel: out of the underlay's device, packets to them
     /// would be lost. Where the kernel does not tell, it is those of the last time.
     pub async fn find(&mut self, kernel: &Kernel, node: &mut TablesOf) {
+        self.ipsec = ipsec(node).await;
+        if self.ipsec.is_some() {
+            let peers = std::mem::take(&mut node.peers).into_iter();
+            node.unserved.extend(peers.map(|(peer, _)| peer));
+        }
         let vteps: BTreeSet<_> = node.peers.iter().map(|(peer, _)| peer.vtep).collect();
         let routes = kernel.routes_by(node.underlay_ifindex, node.vtep, vteps.iter().copied());
         match routes.await {
@@ -110,5 +118,26 @@ impl Ways {
             }
         }
         Ok(())
+    }
+}
+
+/// Why IPsec keeps packets between nodes from the fast path, if it does. Who cannot tell must not take them past it.
+async fn ipsec(node: &TablesOf) -> Option<String> {
+    let traffic = Traffic {
+        own: node.vtep,
+        peers: node.peers.iter().map(|(peer, _)| peer.vtep).collect(),
+        port: node.port,
+        network: node.network,
+    };
+    match xfrm::policies(&traffic).await {
+        Ok(policies) => {
+            let first = policies.first()?;
+            let others = match policies.len() - 1 {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            Some(format!("IPsec policies exist ({first}{others})"))
+        }
+        Err(error) => Some(format!("IPsec policies cannot be read: {error}")),
     }
 }

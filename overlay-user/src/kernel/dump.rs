@@ -1,15 +1,12 @@
-//! Dumps from netfilter's part of netlink.
+//! Dumps from the parts of netlink that rtnetlink does not speak.
 
 use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
-use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::time::timeout;
 
@@ -20,26 +17,45 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How often to begin again where something was changed under a dump.
 const ATTEMPTS: usize = 3;
 
-/// Sends `request` and returns what the kernel dumps, in the network namespace of the thread. `call` and `object`
-/// are for errors.
-pub(super) async fn dump(
-    family: NetfilterProtoFamily,
-    request: impl Into<NetfilterMessageInner>,
-    call: &'static str,
-    object: &str,
-) -> Result<Vec<NetfilterMessageInner>, Error> {
+/// What to ask.
+pub(super) struct Request<M> {
+    /// The netlink protocol, `NETLINK_*`.
+    pub protocol: isize,
+    /// What asks for the dump.
+    pub message: M,
+    /// The message's name, for errors.
+    pub call: &'static str,
+    /// What it is about, for errors.
+    pub object: &'static str,
+}
+
+/// Returns what `pick` makes of the kernel's answers, in the network namespace of the thread. Nothing else is kept:
+/// connection tracking may dump hundreds of thousands.
+pub(super) async fn dump<M, T>(
+    request: Request<M>,
+    mut pick: impl FnMut(M) -> Option<T>,
+) -> Result<Vec<T>, Error>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
+    let Request {
+        protocol,
+        message,
+        call,
+        object,
+    } = request;
     let refused = |source| Error::Refused {
         call,
         object: object.to_owned(),
         source,
     };
-    let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(Error::Socket)?;
+    let mut socket = TokioSocket::new(protocol).map_err(Error::Socket)?;
     socket.socket_mut().bind_auto().map_err(Error::Socket)?;
-    let request = dump_request(family, request.into());
+    let bytes = serialize(message);
     let mut found = Vec::new();
     for _ in 0..ATTEMPTS {
         socket
-            .send_to(&request, &SocketAddr::new(0, 0))
+            .send_to(&bytes, &SocketAddr::new(0, 0))
             .await
             .map_err(refused)?;
         found.clear();
@@ -57,12 +73,10 @@ pub(super) async fn dump(
             let mut rest = datagram.as_slice();
             while !rest.is_empty() {
                 let message =
-                    NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(|error| {
-                        Error::Answer {
-                            call,
-                            object: object.to_owned(),
-                            reason: error.to_string(),
-                        }
+                    NetlinkMessage::<M>::deserialize(rest).map_err(|error| Error::Answer {
+                        call,
+                        object: object.to_owned(),
+                        reason: error.to_string(),
                     })?;
                 whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
@@ -71,7 +85,7 @@ pub(super) async fn dump(
                     NetlinkPayload::Overrun(_) => {
                         return Err(refused(io::Error::from_raw_os_error(nix::libc::ENOBUFS)));
                     }
-                    NetlinkPayload::InnerMessage(message) => found.push(message.inner),
+                    NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
                     _ => {}
                 }
                 let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
@@ -87,11 +101,10 @@ pub(super) async fn dump(
     Err(refused(io::Error::from_raw_os_error(nix::libc::EINTR)))
 }
 
-fn dump_request(family: NetfilterProtoFamily, inner: NetfilterMessageInner) -> Vec<u8> {
+fn serialize(message: impl NetlinkSerializable) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner);
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
