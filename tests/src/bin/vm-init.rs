@@ -14,7 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::kmod::{ModuleInitFlags, finit_module};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Pid, chdir, chroot, execv, sync};
@@ -177,16 +177,17 @@ fn enter_host(command_line: &str) -> Result<Infallible> {
         Some(layers),
     )
     .context("put a layer above the host's file system")?;
-    for target in ["/dev", "/proc", "/sys"] {
-        let inside = Path::new(NEW_ROOT).join(&target[1..]);
-        mount(
-            Some(target),
-            &inside,
-            None::<&str>,
-            MsFlags::MS_MOVE,
-            None::<&str>,
-        )
-        .with_context(|| format!("move {target}"))?;
+    mount(
+        Some("/dev"),
+        &Path::new(NEW_ROOT).join("dev"),
+        None::<&str>,
+        MsFlags::MS_MOVE,
+        None::<&str>,
+    )
+    .context("move /dev")?;
+    // The host's init mounts its own, and fails where it finds another.
+    for target in ["/proc", "/sys"] {
+        umount(target).with_context(|| format!("unmount {target}"))?;
     }
     chdir(NEW_ROOT).context("enter the new root")?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
