@@ -26,6 +26,8 @@ const TIMEOUTS: &[(&str, u32)] = &[
     ("tcp_timeout_time_wait", 5),
     ("tcp_timeout_close", 5),
     ("tcp_timeout_max_retrans", 20),
+    // Of connections that the fast path took over between a word and its acknowledgement.
+    ("tcp_timeout_unacknowledged", 20),
     ("udp_timeout", 10),
     ("udp_timeout_stream", 20),
     ("icmp_timeout", 5),
