@@ -261,8 +261,9 @@ fn cleanup_gives_up_the_lease_of_a_node_that_has_moved() -> Result<()> {
     node.stop_agent(Signal::SIGTERM)?;
     let old = node.underlay_address();
     for line in [
-        "ip address add 192.168.66.77/24 dev eth0".to_owned(),
+        // In this order: with the first address of a subnet go the others.
         format!("ip address del {old}/24 dev eth0"),
+        "ip address add 192.168.66.77/24 dev eth0".to_owned(),
     ] {
         node.run(line.split(' '))?;
     }
