@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 use serde::Serialize;
 
-use crate::{bench, build, deny, fuzz, setup, shell, soak};
+use crate::{bench, build, deny, fuzz, setup, shell, soak, vmtest};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -131,6 +131,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         )?;
     }
     if filter.is_none() {
+        let mut count = Count::default();
+        run.part("other kernels", || vmtest::for_ci(&mut count))?;
+        run.count += count;
         run.part("fuzz", || fuzz::try_out(FUZZ_SECONDS))?;
         // That it works; no figure passes or fails.
         run.part("bench", bench::try_out)?;

@@ -7,10 +7,11 @@ use crate::config::flags::Xdp as Wanted;
 use crate::kernel::nic::Nic;
 
 /// What a virtio NIC's device does for its driver on receive (virtio 1.2, section 5.1.3: checksums, and
-/// super-packets of TCP and UDP). Linux switches all of it off while an XDP program is attached
-/// (`virtnet_xdp_set()` of drivers/net/virtio_net.c).
-const VIRTIO_RECEIVE_OFFLOADS: u64 =
-    1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 54 | 1 << 55;
+/// super-packets of TCP and UDP; for those in UDP tunnels `VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO` and its neighbour of
+/// linux/virtio_net.h). Linux switches all of it off while an XDP program is attached (`virtnet_xdp_set()` of
+/// drivers/net/virtio_net.c).
+const VIRTIO_RECEIVE_OFFLOADS: u128 =
+    1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 54 | 1 << 55 | 1 << 65 | 1 << 66;
 
 /// Whether to attach to a device; where not, why not.
 ///
@@ -58,7 +59,7 @@ fn helps(nic: &Nic) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn nic(kind: Option<&str>, driver: Option<&str>, features: Option<u64>) -> Nic {
+    fn nic(kind: Option<&str>, driver: Option<&str>, features: Option<u128>) -> Nic {
         Nic {
             name: "eth0".to_owned(),
             kind: kind.map(str::to_owned),
@@ -77,6 +78,7 @@ mod tests {
             (nic(Some("bond"), None, None), "bond"),
             (nic(None, Some("virtio_net"), Some(1 << 7)), "offloads"),
             (nic(None, Some("virtio_net"), Some(1 << 1)), "offloads"),
+            (nic(None, Some("virtio_net"), Some(1 << 65)), "offloads"),
             (nic(None, Some("virtio_net"), None), "does not tell"),
             (nic(None, Some("e1000"), None), "e1000"),
             (nic(None, None, None), "not known"),

@@ -20,7 +20,7 @@ pub struct Nic {
     /// The driver of its hardware; absent where it has none, or `/sys` shows another namespace's devices.
     pub driver: Option<String>,
     /// What a virtio device and its driver have agreed on, bit by bit (virtio 1.2, section 5.1.3).
-    pub virtio_features: Option<u64>,
+    pub virtio_features: Option<u128>,
     /// Whether VLAN devices stand on it.
     pub carries_vlans: bool,
     /// The XDP program on it, by the kernel's id.
@@ -90,13 +90,13 @@ fn driver(dir: &Path) -> Option<String> {
     Some(target.file_name()?.to_str()?.to_owned())
 }
 
-/// `/sys/…/device/features` has a digit for each bit, the lowest first.
-fn virtio_features(dir: &Path) -> Option<u64> {
+/// `/sys/…/device/features` has a digit for each bit, the lowest first: 64, or 128 since Linux 6.17.
+fn virtio_features(dir: &Path) -> Option<u128> {
     parse_features(fs::read_to_string(dir.join("device/features")).ok()?.trim())
 }
 
-fn parse_features(digits: &str) -> Option<u64> {
-    if digits.is_empty() || digits.len() > 64 {
+fn parse_features(digits: &str) -> Option<u128> {
+    if digits.is_empty() || digits.len() > 128 {
         return None;
     }
     digits.bytes().rev().try_fold(0, |bits, digit| match digit {
@@ -138,7 +138,11 @@ mod tests {
             parse_features(&format!("{}1", "0".repeat(63))),
             Some(1 << 63)
         );
-        for bad in ["", "012", &"0".repeat(65)] {
+        assert_eq!(
+            parse_features(&format!("01{}", "0".repeat(126))),
+            Some(0b10)
+        );
+        for bad in ["", "012", &"0".repeat(129)] {
             assert_eq!(parse_features(bad), None, "{bad}");
         }
     }

@@ -11,7 +11,7 @@ use overlay_tests::status::Counts;
 use overlay_tests::{Lab, Node, Options, command, wait_until};
 
 use crate::kernel::expected_attachment;
-use crate::lab::options;
+use crate::lab::{options, wait_for_best_path};
 use crate::underlays::{SAID, inner_address, ip, lab_over, require_said};
 
 /// What a card is called on its node.
@@ -73,8 +73,9 @@ fn early_refusal_comes_by_itself_where_it_costs_nothing() -> Result<()> {
     ensure!(cards.len() == 2, "cards without offloads: {cards:?}");
     let plug = |node: &Node, _: &Node| hand_over(&cards[node.number() - 1], node);
     let lab = lab_over("virtio", plug, CARD)?;
-    if expected_attachment().is_none() {
-        return reach::require_all(&lab);
+    if !wait_for_best_path(&lab)? {
+        reach::require_all(&lab)?;
+        return lab.down();
     }
     require_said(&lab, |_| format!("early refusal: by native XDP on {CARD}"))?;
     reach::require_all(&lab)?;

@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 
 /// What the overlay and its labs use. What a kernel has built in, or has not, is left out.
 const WANTED: &[&str] = &[
+    // What connection tracking's checksums ask the kernel for by an alias, not as a dependency.
+    "crc32c_generic",
     // The machine: pipes to the host, a network card.
     "virtio_pci",
     "virtio_mmio",

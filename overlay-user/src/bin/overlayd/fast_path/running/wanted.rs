@@ -14,10 +14,10 @@ pub(super) fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Table
     let mut watched = tables.clone();
     let mut any = false;
     for (ifindex, endpoint) in &mut watched.endpoints {
-        let is_known = known
-            .endpoints
-            .get(ifindex)
-            .is_some_and(|old| old.address == endpoint.address);
+        // One that leaves the kernel path counts as one: a round that ended early may have left it there.
+        let is_known = known.endpoints.get(ifindex).is_some_and(|old| {
+            old.address == endpoint.address && old.flags & POD_KERNEL_PATH & !endpoint.flags == 0
+        });
         if is_known {
             continue;
         }
@@ -83,5 +83,36 @@ pub(super) fn tables_of(
             .collect(),
         unserved: Vec::new(),
         pods,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_common::schema::Endpoint;
+
+    use super::*;
+
+    fn tables(flags: u16) -> Tables<V4> {
+        let mut tables = Tables::default();
+        let endpoint = Endpoint {
+            address: [10, 244, 1, 2],
+            mac: [2, 0, 0, 0, 0, 2],
+            flags,
+        };
+        tables.endpoints.insert(7, endpoint);
+        tables
+    }
+
+    #[test]
+    fn a_pod_is_a_newcomer_until_it_was_short_cut_once() {
+        let is_newcomer = |wanted, known: &Tables<V4>| watch_newcomers(&tables(wanted), known).1;
+        assert!(is_newcomer(0, &Tables::default()));
+        let (watched, _) = watch_newcomers(&tables(0), &Tables::default());
+        assert!(
+            is_newcomer(0, &watched),
+            "the round ended before its flows were known"
+        );
+        assert!(!is_newcomer(0, &tables(0)));
+        assert!(!is_newcomer(POD_KERNEL_PATH, &tables(POD_KERNEL_PATH)));
     }
 }
