@@ -6,6 +6,9 @@ use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 use overlay_user::kernel::{conntrack, monitor, observe, pods};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 
+/// The upper byte of the type of such messages (`NFNL_SUBSYS_CTNETLINK`).
+const CONNTRACK: u8 = 1;
+
 /// One datagram: of a dump, of a subscription, of connection tracking.
 pub fn netlink(data: &[u8]) {
     let events = monitor::events(data);
@@ -20,7 +23,10 @@ pub fn netlink(data: &[u8]) {
         {
             route(&message);
         }
-        if let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+        // The kernel answers a dump of connection tracking with nothing else; what the crate reads of nftables can
+        // panic (netlink-packet-netfilter 0.4.0: an attribute shorter than its header in a set's expression).
+        if rest[5] == CONNTRACK
+            && let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
             && let NetlinkPayload::InnerMessage(NetfilterMessage {
                 inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
                 ..

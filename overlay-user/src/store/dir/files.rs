@@ -158,6 +158,10 @@ impl Files {
             file => file?,
         };
         let metadata = file.metadata()?;
+        if metadata.is_dir() && term != Term::Reserved {
+            // No lease can be put in its place: an entry that makes no sense, and holds its subnet.
+            return Ok(Some(Vec::new()));
+        }
         // A time in the future counts as now.
         let age = metadata.modified()?.elapsed().unwrap_or_default();
         if !metadata.is_file() || (current && term != Term::Reserved && age > self.ttl) {
@@ -171,11 +175,21 @@ impl Files {
     }
 }
 
-/// Whether there is nothing at a path that could ever be read: nothing at all, a socket (`ENXIO`), a link to itself
-/// (`ELOOP`). One such name must not hide the leases beside it; a failing disk must not look like leases that ended.
+/// Whether there is nothing at a path that could ever be read: nothing at all, a link that leads nowhere (`ENOTDIR`,
+/// `ELOOP`, `ENAMETOOLONG`), a socket or a device (`ENXIO`, `ENODEV`). One such name must not hide the leases beside it; a
+/// failing disk must not look like leases that ended.
 fn is_no_file(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ELOOP))
+    const NO_FILE: [i32; 6] = [
+        libc::ENOENT,
+        libc::ENOTDIR,
+        libc::ELOOP,
+        libc::ENAMETOOLONG,
+        libc::ENXIO,
+        libc::ENODEV,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| NO_FILE.contains(&errno))
 }
 
 /// Where entries of such a term lie.
