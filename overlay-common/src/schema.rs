@@ -35,10 +35,10 @@ pub const CONFIG_ACTIVE: u32 = 1 << 0;
 pub const CONFIG_PEERS_COMPLETE: u32 = 1 << 1;
 /// Another VXLAN device shares the UDP port: an unknown VNI is not ours to refuse.
 pub const CONFIG_SHARED_PORT: u32 = 1 << 2;
-/// Not every node is in `ov_vteps`: a sender that is not there may be honest.
-pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
 /// Super-packets from the network are left to the kernel's VXLAN device.
 pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
+/// Not every node is in `ov_vteps`: a sender that is not there may be honest.
+pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
 
 /// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program that
 /// somebody attached on purpose.

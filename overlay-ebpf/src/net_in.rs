@@ -17,13 +17,13 @@ use crate::skb::Skb;
 pub fn ov_net_in(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     let bytes = skb.frame_len();
-    let (verdict, action) = handle(&ctx, &skb);
+    let (verdict, action) = handle(&skb);
     count(Hook::NetIn, verdict, bytes);
     action
 }
 
 #[inline(always)]
-fn handle(ctx: &TcContext, skb: &Skb) -> (Verdict, i32) {
+fn handle(skb: &Skb) -> (Verdict, i32) {
     match from_network(skb, &Maps) {
         FromNetwork::Decapsulate {
             pod,
@@ -42,7 +42,7 @@ fn handle(ctx: &TcContext, skb: &Skb) -> (Verdict, i32) {
             (pass.verdict, TC_ACT_UNSPEC)
         }
         FromNetwork::Refuse(verdict) => {
-            refusal::tell(ctx, skb, Hook::NetIn, verdict);
+            refusal::tell(skb, Hook::NetIn, verdict);
             (verdict, TC_ACT_SHOT as i32)
         }
     }

@@ -19,7 +19,7 @@ pub fn ov_net_xdp(ctx: XdpContext) -> u32 {
     let packet = XdpBuff::new(&ctx);
     let (verdict, action) = match refused_early(&packet, &Maps) {
         Some(verdict) => {
-            refusal::tell(&ctx, &packet, Hook::NetXdp, verdict);
+            refusal::tell(&packet, Hook::NetXdp, verdict);
             (verdict, XDP_DROP)
         }
         None => (Verdict::Passed, XDP_PASS),

@@ -17,13 +17,13 @@ use crate::skb::Skb;
 pub fn ov_pod_in(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     let bytes = skb.frame_len();
-    let (verdict, action) = handle(&ctx, &skb);
+    let (verdict, action) = handle(&skb);
     count(Hook::PodIn, verdict, bytes);
     action
 }
 
 #[inline(always)]
-fn handle(ctx: &TcContext, skb: &Skb) -> (Verdict, i32) {
+fn handle(skb: &Skb) -> (Verdict, i32) {
     match from_pod(skb, &Maps) {
         FromPod::Redirect(pod) => {
             let ifindex = pod.ifindex;
@@ -51,7 +51,7 @@ fn handle(ctx: &TcContext, skb: &Skb) -> (Verdict, i32) {
             (pass.verdict, TC_ACT_UNSPEC)
         }
         FromPod::Refuse(verdict) => {
-            refusal::tell(ctx, skb, Hook::PodIn, verdict);
+            refusal::tell(skb, Hook::PodIn, verdict);
             (verdict, TC_ACT_SHOT as i32)
         }
     }

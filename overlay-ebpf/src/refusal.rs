@@ -1,6 +1,5 @@
 //! Telling the agent whose packets are refused, where it asks (`overlayd --log-refused`).
 
-use aya_ebpf::EbpfContext;
 use aya_log_ebpf::warn;
 use overlay_common::packet::{ETHERNET_LEN, Packet};
 use overlay_common::{Family as _, Hook, V4, Verdict};
@@ -9,9 +8,10 @@ use overlay_common::{Family as _, Hook, V4, Verdict};
 ///
 /// `AYA_LOG_LEVEL` is a constant to the verifier: where nobody asks, none of this is walked or run.
 #[inline(always)]
-pub fn tell<C: EbpfContext, P: Packet>(ctx: &C, packet: &P, hook: Hook, verdict: Verdict) {
+pub fn tell<P: Packet>(packet: &P, hook: Hook, verdict: Verdict) {
+    // The macro asks for a context and uses none.
     warn!(
-        ctx,
+        packet,
         "{} {} {} {:i} {:i}",
         hook as u32,
         verdict as u32,

@@ -298,21 +298,26 @@ fn subnets_of_different_lengths_never_overlap() {
     });
 }
 
+/// The user that etcd asks for before it lets anybody in by name only.
+async fn add_root(client: &mut etcd_client::Client) {
+    client
+        .user_add("root", "secret", None)
+        .await
+        .expect("added");
+    client.role_add("root").await.expect("added");
+    client
+        .user_grant_role("root", "root")
+        .await
+        .expect("granted");
+}
+
 #[test]
 fn a_user_and_a_password_are_enough_and_a_wrong_one_is_told() {
     run(async {
         let server = Server::start().await;
         server.put("config", LARGE).await;
         let mut client = server.client().await;
-        client
-            .user_add("root", "secret", None)
-            .await
-            .expect("added");
-        client.role_add("root").await.expect("added");
-        client
-            .user_grant_role("root", "root")
-            .await
-            .expect("granted");
+        add_root(&mut client).await;
         client.auth_enable().await.expect("enabled");
         let with = |password: &str| {
             let Location::Etcd(options) = server.location() else {
@@ -347,15 +352,7 @@ fn a_refused_write_leaves_no_etcd_lease_behind() {
     run(async {
         let server = Server::start().await;
         let mut client = server.client().await;
-        client
-            .user_add("root", "secret", None)
-            .await
-            .expect("added");
-        client.role_add("root").await.expect("added");
-        client
-            .user_grant_role("root", "root")
-            .await
-            .expect("granted");
+        add_root(&mut client).await;
         client
             .user_add("reader", "secret", None)
             .await

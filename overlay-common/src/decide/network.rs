@@ -193,10 +193,11 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
 
     // Not plainly right: find out what it is.
     Err(if !tables.is_vtep(outer.source) {
-        if config.flags & CONFIG_VTEPS_INCOMPLETE != 0 {
-            return Err(pass(Verdict::PeersIncomplete));
+        if config.flags & CONFIG_VTEPS_INCOMPLETE == 0 {
+            FromNetwork::Refuse(Verdict::UnknownVtep)
+        } else {
+            pass(Verdict::PeersIncomplete)
         }
-        FromNetwork::Refuse(Verdict::UnknownVtep)
     } else if ethernet.is_tagged() {
         FromNetwork::Refuse(Verdict::InnerVlan)
     } else if ethernet.ethertype != F::ETHERTYPE {

@@ -53,7 +53,9 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
                 .await
                 .unwrap_or_else(|| "flannel.1".to_owned()),
         };
-        vxlan = vxlan.or(vxlan_device(&device, network).await);
+        if vxlan.is_none() {
+            vxlan = vxlan_device(&device, network).await;
+        }
         if let Err(leftovers) = kernel::cleanup(&device, network).await {
             problems.extend(leftovers.0.iter().map(ToString::to_string));
         }
