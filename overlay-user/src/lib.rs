@@ -3,6 +3,7 @@
 //! Kernel-facing code lives at the edges ([`kernel`] changes the kernel's network, [`datapath`] talks
 //! bpf(2)); everything between is pure and tested without root.
 
+pub mod agent;
 pub mod backend;
 pub mod cni;
 pub mod config;

@@ -2,5 +2,6 @@
 
 pub mod agent_file;
 pub mod metrics;
+pub mod probes;
 pub mod status;
 pub mod table;

@@ -3,25 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::config::flags::{Aggregates, Attach, NodeFlags};
+use crate::datapath::Error;
+use crate::datapath::maps::{self, Maps};
+use crate::datapath::object;
+use crate::datapath::pins::Pins;
+use crate::datapath::probe::Probes;
+use crate::datapath::programs::{Attachment, Programs};
+use crate::datapath::tables::{Node as TablesOf, Omission, Tables};
+use crate::kernel::nic::Nic;
+use crate::kernel::{Kernel, sysctl};
+use crate::mac::MacAddr;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
 };
 use overlay_common::{Hook, V4};
-use overlay_user::config::flags::{Aggregates, Attach, NodeFlags};
-use overlay_user::datapath::Error;
-use overlay_user::datapath::maps::{self, Maps};
-use overlay_user::datapath::object;
-use overlay_user::datapath::pins::Pins;
-use overlay_user::datapath::probe::Probes;
-use overlay_user::datapath::programs::{Attachment, Programs};
-use overlay_user::datapath::tables::{Node as TablesOf, Omission, Tables};
-use overlay_user::kernel::nic::Nic;
-use overlay_user::kernel::{Kernel, sysctl};
-use overlay_user::mac::MacAddr;
 
 use super::ways::Ways;
 use super::{Backing, View};
-use crate::flows;
+use crate::agent::flows;
 use hooks::{Site, sites};
 use wanted::{local_pods, tables_of, watch_newcomers};
 

@@ -6,14 +6,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::datapath::Error;
+use crate::datapath::family::UserFamily as _;
+use crate::datapath::maps::Maps;
+use crate::kernel::conntrack::{self, Translated};
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::V4;
 use overlay_common::schema::{Flow, FlowKey};
-use overlay_user::datapath::Error;
-use overlay_user::datapath::family::UserFamily as _;
-use overlay_user::datapath::maps::Maps;
-use overlay_user::kernel::conntrack::{self, Translated};
 
 /// A flow that connection tracking does not know stays this long: others translate too (IPVS), and keep
 /// sending.
@@ -94,7 +94,7 @@ pub fn now_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use overlay_user::kernel::conntrack::Tuple;
+    use crate::kernel::conntrack::Tuple;
 
     fn tuple(source: &str, source_port: u16, destination: &str, destination_port: u16) -> Tuple {
         let address = |text: &str| text.parse().expect("an address");

@@ -5,19 +5,19 @@ mod ways;
 
 use std::time::{Duration, Instant};
 
+use crate::backend::Peer;
+use crate::config::flags::FastPath as Wanted;
+use crate::datapath::Error;
+use crate::datapath::pins::Pins;
+use crate::datapath::programs::Programs;
+use crate::kernel::interface::Underlay;
+use crate::kernel::pods::PodLinks;
+use crate::kernel::{Kernel, sysctl};
+use crate::mac::MacAddr;
 use ipnet::IpNet;
-use overlay_user::backend::Peer;
-use overlay_user::config::flags::FastPath as Wanted;
-use overlay_user::datapath::Error;
-use overlay_user::datapath::pins::Pins;
-use overlay_user::datapath::programs::Programs;
-use overlay_user::kernel::interface::Underlay;
-use overlay_user::kernel::pods::PodLinks;
-use overlay_user::kernel::{Kernel, sysctl};
-use overlay_user::mac::MacAddr;
 
-use crate::health::Report;
-use crate::node::Node;
+use crate::agent::health::Report;
+use crate::agent::node::Node;
 use running::Running;
 
 /// How long to wait before a fast path that would not load is tried again.

@@ -4,22 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use crate::backend::Peer;
+use crate::config::SubnetEnv;
+use crate::kernel::apply::Failure;
+use crate::kernel::guard::{self, GuardState};
+use crate::kernel::interface::Underlay;
+use crate::kernel::pods::{BRIDGE, PodLinks};
+use crate::kernel::rules::{Driver, RuleSet};
+use crate::kernel::{Kernel, sysctl};
+use crate::lease::Lease;
+use crate::mac::MacAddr;
+use crate::reconcile::{Action, Desired, Device, Observed, diff};
 use ipnet::{IpNet, Ipv4Net};
 use overlay_common::vxlan::OVERHEAD;
-use overlay_user::backend::Peer;
-use overlay_user::config::SubnetEnv;
-use overlay_user::kernel::apply::Failure;
-use overlay_user::kernel::guard::{self, GuardState};
-use overlay_user::kernel::interface::Underlay;
-use overlay_user::kernel::pods::{BRIDGE, PodLinks};
-use overlay_user::kernel::rules::{Driver, RuleSet};
-use overlay_user::kernel::{Kernel, sysctl};
-use overlay_user::lease::Lease;
-use overlay_user::mac::MacAddr;
-use overlay_user::reconcile::{Action, Desired, Device, Observed, diff};
 
-use crate::health::Report;
-use crate::node::Node;
+use crate::agent::health::Report;
+use crate::agent::node::Node;
 
 /// How often the guard is written again although nothing changed: somebody may have flushed it.
 const GUARD_RESYNC: Duration = Duration::from_secs(5);

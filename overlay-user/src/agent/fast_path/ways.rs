@@ -11,12 +11,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::datapath::tables::Node as TablesOf;
+use crate::kernel::next_hop::{Neighbour, Route};
+use crate::kernel::xfrm::{self, Traffic};
+use crate::kernel::{Error, Kernel};
+use crate::mac::MacAddr;
 use overlay_common::vxlan::OVERHEAD;
-use overlay_user::datapath::tables::Node as TablesOf;
-use overlay_user::kernel::next_hop::{Neighbour, Route};
-use overlay_user::kernel::xfrm::{self, Traffic};
-use overlay_user::kernel::{Error, Kernel};
-use overlay_user::mac::MacAddr;
 
 /// The ways to the peers, as of the last round.
 #[derive(Default)]

@@ -1,23 +1,14 @@
-//! The agent: takes this node's lease, learns the others', and keeps both paths programmed.
-
-mod cleanup;
-mod fast_path;
-mod flows;
-mod health;
-mod kernel_path;
-mod node;
-mod reconciler;
+//! The node agent `overlayd`; see [`overlay_user::agent`].
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use overlay_user::agent;
 use overlay_user::config::flags::{AgentFlags, EXAMPLES, LogFormat};
 use overlay_user::config::go_flags;
-use overlay_user::datapath::probe::{Answer, Probes};
-use overlay_user::observe::table;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use overlay_user::datapath::probe::Probes;
+use overlay_user::observe::probes;
 use tracing_subscriber::EnvFilter;
 
 /// Node agent of the overlay: leases this node's pod subnet, learns the others', keeps the kernel's VXLAN state
@@ -64,43 +55,20 @@ fn main() -> anyhow::Result<ExitCode> {
         .build()
         .context("start the runtime")?;
     match cli.command {
-        Some(Command::Probe { output }) => probe(output),
+        Some(Command::Probe { output }) => return probe(output),
         Some(Command::Cleanup(flags)) => {
             log(flags.node.log_format);
-            runtime.block_on(cleanup::run(&flags))?;
-            Ok(ExitCode::SUCCESS)
+            runtime.block_on(agent::clean_up(&flags))?;
         }
         None => {
             log(cli.flags.node.log_format);
-            cli.flags.check()?;
-            let result = runtime.block_on(run(&cli.flags));
-            // Whatever still runs has nothing to finish: the data path is the kernel's.
+            let result = runtime.block_on(agent::run(&cli.flags));
+            // Nothing that still runs has to finish, because the kernel carries the data path.
             runtime.shutdown_background();
-            result.map(|()| ExitCode::SUCCESS)
+            result?;
         }
     }
-}
-
-async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
-    let cancel = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
-    let agent = node::run(flags, cancel.clone());
-    tokio::pin!(agent);
-    tokio::select! {
-        result = &mut agent => return result,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping: the data path stays as it is");
-    cancel.cancel();
-    tokio::select! {
-        result = agent => result,
-        // Who asks twice is in a hurry.
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn log(format: LogFormat) {
@@ -115,35 +83,16 @@ fn log(format: LogFormat) {
 }
 
 fn probe(output: Output) -> anyhow::Result<ExitCode> {
-    let probes = Probes::run();
+    let found = Probes::run();
     match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&probes)?),
-        Output::Table => {
-            let rows = probes.0.iter().map(|probe| {
-                let answer = match &probe.answer {
-                    Answer::Yes => "yes".to_owned(),
-                    Answer::No(detail) => format!("no: {detail}"),
-                    Answer::Error(detail) => format!("error: {detail}"),
-                };
-                let needed = if probe.needed { "needed" } else { "optional" };
-                vec![
-                    probe.feature.to_owned(),
-                    probe.since.to_owned(),
-                    needed.to_owned(),
-                    answer,
-                ]
-            });
-            println!(
-                "{}",
-                table::render(&["feature", "since Linux", "", "here"], rows)
-            );
-        }
+        Output::Json => println!("{}", serde_json::to_string_pretty(&found)?),
+        Output::Table => println!("{}", probes::render(&found)),
     }
-    match probes.verdict() {
-        Ok(_) => Ok(ExitCode::SUCCESS),
+    Ok(match found.verdict() {
+        Ok(_) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("the fast path cannot run here: {reason}");
-            Ok(ExitCode::from(UNSUPPORTED))
+            ExitCode::from(UNSUPPORTED)
         }
-    }
+    })
 }

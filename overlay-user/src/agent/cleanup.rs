@@ -2,20 +2,20 @@
 
 use std::net::IpAddr;
 
+use crate::backend;
+use crate::config::{AgentFlags, SubnetEnv};
+use crate::datapath::maps::Maps;
+use crate::files;
+use crate::kernel;
+use crate::mac::MacAddr;
+use crate::observe::agent_file::{AgentFile, AgentLock};
+use crate::reconcile::ROUTE_PROTOCOL;
+use crate::store::Store;
 use anyhow::{Context as _, bail};
 use ipnet::{IpNet, Ipv4Net};
 use overlay_common::V4;
-use overlay_user::backend;
-use overlay_user::config::{AgentFlags, SubnetEnv};
-use overlay_user::datapath::maps::Maps;
-use overlay_user::files;
-use overlay_user::kernel;
-use overlay_user::mac::MacAddr;
-use overlay_user::observe::agent_file::{AgentFile, AgentLock};
-use overlay_user::reconcile::ROUTE_PROTOCOL;
-use overlay_user::store::Store;
 
-use crate::{fast_path, node};
+use super::{fast_path, node};
 
 /// Does everything that can be done and reports all that could not.
 pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {

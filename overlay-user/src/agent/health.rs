@@ -5,6 +5,13 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 
+use crate::config::AgentFlags;
+use crate::datapath::maps::Maps;
+use crate::datapath::pins::Pins;
+use crate::kernel::guard;
+use crate::lease::{Lease, Rejected};
+use crate::observe::metrics::{self, Snapshot};
+use crate::store::{LeaseState, StoreHealth};
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
@@ -12,13 +19,6 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use overlay_common::V4;
-use overlay_user::config::AgentFlags;
-use overlay_user::datapath::maps::Maps;
-use overlay_user::datapath::pins::Pins;
-use overlay_user::kernel::guard;
-use overlay_user::lease::{Lease, Rejected};
-use overlay_user::observe::metrics::{self, Snapshot};
-use overlay_user::store::{LeaseState, StoreHealth};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 

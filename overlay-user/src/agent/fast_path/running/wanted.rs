@@ -1,11 +1,11 @@
 //! What the maps should hold, made from what a round knows of the node.
 
+use crate::backend::Peer;
+use crate::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
+use crate::kernel::pods::PodLink;
+use crate::mac::MacAddr;
 use overlay_common::V4;
 use overlay_common::schema::POD_KERNEL_PATH;
-use overlay_user::backend::Peer;
-use overlay_user::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
-use overlay_user::kernel::pods::PodLink;
-use overlay_user::mac::MacAddr;
 
 use super::super::View;
 

@@ -6,24 +6,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::{self, Peer};
+use crate::kernel::Kernel;
+use crate::kernel::interface::Underlay;
+use crate::kernel::monitor::{Event, Monitor};
+use crate::kernel::pods::BRIDGE;
+use crate::lease::Lease;
+use crate::mac::MacAddr;
+use crate::observe::agent_file::AgentFile;
+use crate::store::{LeaseState, Store};
 use ipnet::IpNet;
-use overlay_user::backend::{self, Peer};
-use overlay_user::kernel::Kernel;
-use overlay_user::kernel::interface::Underlay;
-use overlay_user::kernel::monitor::{Event, Monitor};
-use overlay_user::kernel::pods::BRIDGE;
-use overlay_user::lease::Lease;
-use overlay_user::mac::MacAddr;
-use overlay_user::observe::agent_file::AgentFile;
-use overlay_user::store::{LeaseState, Store};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::fast_path::{Backing, FastPath, View};
-use crate::health::{Health, Report};
-use crate::kernel_path::KernelPath;
-use crate::node::{Node, Start, attributes};
+use crate::agent::fast_path::{Backing, FastPath, View};
+use crate::agent::health::{Health, Report};
+use crate::agent::kernel_path::KernelPath;
+use crate::agent::node::{Node, Start, attributes};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);

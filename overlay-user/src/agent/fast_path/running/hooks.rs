@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::config::flags::Xdp;
+use crate::datapath::programs::{CLSACT_PRIORITY, Presence, is_egress};
+use crate::datapath::{Error, early};
+use crate::kernel::Kernel;
+use crate::kernel::nic::Nic;
+use crate::kernel::pods::Filter;
 use overlay_common::Hook;
-use overlay_user::config::flags::Xdp;
-use overlay_user::datapath::programs::{CLSACT_PRIORITY, Presence, is_egress};
-use overlay_user::datapath::{Error, early};
-use overlay_user::kernel::Kernel;
-use overlay_user::kernel::nic::Nic;
-use overlay_user::kernel::pods::Filter;
 
 use super::super::View;
 use super::Running;

@@ -3,22 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend;
+use crate::config::{AgentFlags, NetworkConfig, SubnetEnv};
+use crate::datapath::pins::Pins;
+use crate::kernel::interface::{self, Criteria, Underlay};
+use crate::kernel::{self, Kernel};
+use crate::lease::Lease;
+use crate::mac::MacAddr;
+use crate::observe::agent_file::{AgentFile, AgentLock};
+use crate::privilege::{self, Capability};
+use crate::store::Store;
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use overlay_user::backend;
-use overlay_user::config::{AgentFlags, NetworkConfig, SubnetEnv};
-use overlay_user::datapath::pins::Pins;
-use overlay_user::kernel::interface::{self, Criteria, Underlay};
-use overlay_user::kernel::{self, Kernel};
-use overlay_user::lease::Lease;
-use overlay_user::mac::MacAddr;
-use overlay_user::observe::agent_file::{AgentFile, AgentLock};
-use overlay_user::privilege::{self, Capability};
-use overlay_user::store::Store;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Health;
-use crate::reconciler::Reconciler;
+use crate::agent::health::Health;
+use crate::agent::reconciler::Reconciler;
 
 /// How long to wait before asking again for what is not there yet.
 const RETRY: Duration = Duration::from_secs(1);
@@ -151,7 +151,7 @@ pub fn attributes(
     underlay: &Underlay,
     vni: u32,
     mac: MacAddr,
-) -> anyhow::Result<overlay_user::lease::Attributes> {
+) -> anyhow::Result<crate::lease::Attributes> {
     match underlay.public_address {
         std::net::IpAddr::V4(address) => Ok(backend::own_attributes(address, vni, mac)),
         std::net::IpAddr::V6(address) => bail!("public address {address}: the underlay is IPv4"),

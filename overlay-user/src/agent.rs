@@ -1,0 +1,43 @@
+//! The node agent: takes this node's lease, learns the others', and keeps both paths programmed.
+
+mod cleanup;
+mod fast_path;
+mod flows;
+mod health;
+mod kernel_path;
+mod node;
+mod reconciler;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::flags::AgentFlags;
+
+pub use cleanup::run as clean_up;
+
+/// Runs the agent until SIGTERM or SIGINT; a second signal ends the agent at once.
+///
+/// # Errors
+/// What keeps the agent from running at all: wrong flags, missing privileges, another agent.
+pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
+    flags.check()?;
+    let cancel = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
+    let agent = node::run(flags, cancel.clone());
+    tokio::pin!(agent);
+    tokio::select! {
+        result = &mut agent => return result,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: the data path stays as it is");
+    cancel.cancel();
+    tokio::select! {
+        result = agent => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
