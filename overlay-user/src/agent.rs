@@ -2,11 +2,15 @@
 
 mod cleanup;
 mod fast_path;
-mod flows;
 mod health;
 mod kernel_path;
-mod node;
+mod plan;
 mod reconciler;
+mod rules;
+mod seen;
+mod settings;
+mod start;
+mod underlay;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +30,7 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
-    let agent = node::run(flags, cancel.clone());
+    let agent = start::run(flags, cancel.clone());
     tokio::pin!(agent);
     tokio::select! {
         result = &mut agent => return result,

@@ -12,7 +12,7 @@ mod observed;
 pub use action::{Action, RecreateReason};
 pub use desired::{Desired, Device};
 pub use diff::diff;
-pub use observed::{Observed, ObservedDevice, Route, VxlanAttributes};
+pub use observed::{Change, Observed, ObservedDevice, Route, VxlanAttributes, is_of_interest};
 
 /// `rtm_protocol` of every route that is ours; see `/etc/iproute2/rt_protos` for numbers that are taken.
 pub const ROUTE_PROTOCOL: u8 = 111;

@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail};
 use ipnet::{IpNet, Ipv4Net};
 use overlay_common::V4;
 
-use super::{fast_path, node};
+use super::{fast_path, settings};
 
 /// Does everything that can be done and reports all that could not.
 pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
@@ -23,7 +23,7 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
         bail!("overlayd runs on this node: stop it first");
     };
     let mut problems: Vec<String> = Vec::new();
-    let pins = node::pins(flags);
+    let pins = settings::pins(flags);
     let config = Maps::<V4>::open(&pins)
         .and_then(|maps| maps.config())
         .ok()
@@ -127,7 +127,7 @@ async fn release(
         flags.store.renew_every(),
     )?;
     let config = store.network_config().await?;
-    let criteria = node::criteria(flags);
+    let criteria = settings::criteria(flags);
     let underlay = kernel::Kernel::connect()?
         .select_underlay(&criteria, config.network())
         .await;

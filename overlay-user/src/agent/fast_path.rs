@@ -1,8 +1,13 @@
 //! One round of the fast path: programs on their hooks, then the maps.
 
+mod flows;
+mod follower;
+mod live;
 mod running;
 mod ways;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::Peer;
@@ -15,9 +20,10 @@ use crate::kernel::pods::PodLinks;
 use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
 use ipnet::IpNet;
+use tokio::sync::Notify;
 
-use crate::agent::health::Report;
-use crate::agent::node::Node;
+use super::health::Report;
+use super::settings::Settings;
 use running::Running;
 
 /// How long to wait before a fast path that would not load is tried again.
@@ -26,15 +32,17 @@ const RETRY: Duration = Duration::from_secs(30);
 /// A round's view of the node.
 pub struct View<'a> {
     /// What does not change.
-    pub node: &'a Node,
+    pub settings: &'a Settings,
     /// The underlay's device.
     pub underlay: &'a Underlay,
     /// This node's subnet.
     pub subnet: IpNet,
     /// Longest inner packet that fits the underlay.
     pub mtu: u32,
-    /// The pods.
-    pub pods: &'a PodLinks,
+    /// The pods, as of the last look.
+    pub pods: &'a mut PodLinks,
+    /// VNIs of other devices on the UDP port, where the kernel has told.
+    pub other_vnis: Option<BTreeSet<u32>>,
     /// The other nodes.
     pub peers: &'a [Peer],
     /// The kernel.
@@ -67,8 +75,8 @@ pub enum FastPath {
 
 impl FastPath {
     /// As the flags want it; nothing is done yet.
-    pub fn new(node: &Node) -> Self {
-        match node.flags.node.fast_path {
+    pub fn new(settings: &Settings) -> Self {
+        match settings.flags.node.fast_path {
             Wanted::Off => Self::Off { removed: false },
             Wanted::Auto => Self::Down { tried: None },
         }
@@ -99,22 +107,20 @@ impl FastPath {
         }
     }
 
-    /// Tells the programs that the agent lives, and keeps next hops confirmed that the fast path uses unseen by
-    /// the neighbour table.
-    pub async fn beat(&mut self, kernel: &Kernel) {
-        if let Self::Up(running) = self
-            && let Err(error) = running.beat(kernel).await
-        {
-            tracing::warn!("follow the next hops: {error:#}");
+    /// Whether what depends on the leases was changed by others, or IPsec policies came or went, of which no event
+    /// tells.
+    pub async fn is_surprised(&mut self) -> bool {
+        match self {
+            Self::Up(running) => running.is_surprised().await,
+            _ => false,
         }
     }
 
-    /// Follows a change of the underlay's neighbours.
-    pub async fn refresh_next_hops(&mut self, kernel: &Kernel) {
-        if let Self::Up(running) = self
-            && let Err(error) = running.refresh_next_hops(kernel).await
-        {
-            tracing::warn!("follow the next hops: {error:#}");
+    /// Told when the way to a node has changed so that only a round can put it right.
+    pub fn ways_changed(&self) -> Option<Arc<Notify>> {
+        match self {
+            Self::Up(running) => Some(running.ways_changed()),
+            _ => None,
         }
     }
 
@@ -125,7 +131,7 @@ impl FastPath {
         match self {
             Self::Off { removed } => {
                 if !*removed {
-                    match take_off(&view.node.pins) {
+                    match take_off(&view.settings.pins) {
                         Ok(()) => *removed = true,
                         Err(error) => report.problem("fast path", error.to_string()),
                     }
@@ -168,7 +174,7 @@ impl FastPath {
             return;
         }
         let started = if view.underlay.is_ethernet {
-            Running::start(&view.node.pins, &view.node.flags.node)
+            Running::start(&view.settings.pins, &view.settings.flags.node)
         } else {
             let name = &view.underlay.name;
             Err(format!(
@@ -182,7 +188,7 @@ impl FastPath {
                     tracing::warn!("the kernel path carries everything: {error}");
                 }
                 // Nobody would keep an earlier agent's tables true.
-                if let Err(error) = take_off(&view.node.pins) {
+                if let Err(error) = take_off(&view.settings.pins) {
                     report.problem("fast path", error.to_string());
                 }
                 *tried = Some((Instant::now(), error));
@@ -191,7 +197,12 @@ impl FastPath {
     }
 
     /// Puts programs on their hooks and fills the maps with what the kernel path backs.
-    pub async fn round(&mut self, view: &View<'_>, backing: &Backing<'_>, report: &mut Report) {
+    pub async fn carry_out(
+        &mut self,
+        view: &mut View<'_>,
+        backing: &Backing<'_>,
+        report: &mut Report,
+    ) {
         let Self::Up(running) = self else {
             return;
         };
@@ -200,7 +211,7 @@ impl FastPath {
         if let Err(error) = sysctl::be_liberal_with_tcp() {
             report.note("connection tracking", error.to_string());
         }
-        if let Err(error) = running.round(view, backing).await {
+        if let Err(error) = running.carry_out(view, backing).await {
             report.problem("fast path", error.to_string());
         }
         if let Some(programs) = &running.foreign_programs {
@@ -214,13 +225,13 @@ impl FastPath {
             let pods: Vec<_> = running.left_out.values().cloned().collect();
             report.note("pods left to the kernel path", pods.join("; "));
         }
-        if let Some(why) = &running.ways.ipsec {
+        if let Some(why) = &running.ipsec {
             report.note(
                 "IPsec",
                 format!("{why}: the kernel path carries everything between nodes"),
             );
         }
-        let elsewhere = &running.ways.elsewhere;
+        let elsewhere = &running.elsewhere;
         if !elsewhere.is_empty() {
             let peers: Vec<_> = elsewhere.iter().map(ToString::to_string).collect();
             let name = &view.underlay.name;

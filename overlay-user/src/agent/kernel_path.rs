@@ -1,25 +1,19 @@
-//! One round of the kernel path: device, neighbours, FDB, routes, rules, guard, subnet.env.
+//! The kernel path, carried out: device, neighbours, FDB, routes, guard, subnet.env.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use super::health::Report;
+use super::plan::Plan;
+use super::seen::Seen;
+use super::settings::Settings;
 use crate::backend::Peer;
 use crate::config::SubnetEnv;
 use crate::kernel::apply::Failure;
 use crate::kernel::guard::{self, GuardState};
-use crate::kernel::interface::Underlay;
-use crate::kernel::pods::{BRIDGE, PodLinks};
-use crate::kernel::rules::{Driver, RuleSet};
+use crate::kernel::pods::BRIDGE;
 use crate::kernel::{Kernel, sysctl};
-use crate::lease::Lease;
 use crate::mac::MacAddr;
-use crate::reconcile::{Action, Desired, Device, Observed, diff};
-use ipnet::{IpNet, Ipv4Net};
-use overlay_common::vxlan::OVERHEAD;
-
-use crate::agent::health::Report;
-use crate::agent::node::Node;
+use crate::reconcile::{Action, diff};
 
 /// How often the guard is written again although nothing changed: somebody may have flushed it.
 const GUARD_RESYNC: Duration = Duration::from_secs(5);
@@ -27,8 +21,6 @@ const GUARD_RESYNC: Duration = Duration::from_secs(5);
 /// What the kernel path remembers between rounds.
 #[derive(Default)]
 pub struct KernelPath {
-    device: Option<(u32, MacAddr)>,
-    rules: Option<(RuleSet, Instant)>,
     guard: Option<(GuardState, Instant)>,
     guard_unavailable: bool,
     bridge_warned: bool,
@@ -36,100 +28,52 @@ pub struct KernelPath {
     subnet_env: Option<SubnetEnv>,
 }
 
+/// Index and MAC address of the VXLAN device, if it is there.
+pub fn device(seen: &Seen) -> Option<(u32, MacAddr)> {
+    let device = seen.observed.device.as_ref()?;
+    Some((device.ifindex, device.mac))
+}
+
 impl KernelPath {
-    /// Whether something was changed for which the kernel sends no event, or could have been for so long that
-    /// it is time to look.
-    pub fn is_due(&self, node: &Node) -> bool {
-        let forwards = sysctl::forwarding(node.config.network().addr()).unwrap_or(true);
-        let path = &node.flags.node.subnet_file;
-        let is_past = |looked: Instant, every| looked.elapsed() >= every;
+    /// Whether something was changed for which the kernel sends no event.
+    pub fn is_due(&self, settings: &Settings) -> bool {
+        let forwards = sysctl::forwarding(settings.network().addr()).unwrap_or(true);
+        let path = &settings.flags.node.subnet_file;
         !forwards
             || self.subnet_env.is_some() && SubnetEnv::read(path).ok() != self.subnet_env
             || self
-                .rules
-                .as_ref()
-                .is_some_and(|(_, looked)| is_past(*looked, rules_resync(node)))
-            || self
                 .guard
                 .as_ref()
-                .is_some_and(|(_, written)| is_past(*written, GUARD_RESYNC))
+                .is_some_and(|(_, written)| written.elapsed() >= GUARD_RESYNC)
     }
 
-    /// Index and MAC address of the VXLAN device, as last seen.
-    pub fn device(&self) -> Option<(u32, MacAddr)> {
-        self.device
-    }
-
-    /// Index of the VXLAN device, as last seen.
-    pub fn device_ifindex(&self) -> Option<u32> {
-        self.device.map(|(ifindex, _)| ifindex)
-    }
-
-    /// MAC address of the VXLAN device, as last seen.
-    pub fn device_mac(&self) -> Option<MacAddr> {
-        self.device.map(|(_, mac)| mac)
-    }
-
-    /// What the kernel should hold.
-    pub fn desired(
-        &self,
-        node: &Node,
-        underlay: &Underlay,
-        lease: &Lease,
-        mac: MacAddr,
-        underlay_mtu: u32,
-        peers: &[Peer],
-    ) -> Desired {
-        Desired {
-            network: node.config.network(),
-            device: Device {
-                name: node.device.clone(),
-                vni: node.config.vxlan.vni,
-                port: node.config.vxlan.port,
-                underlay: underlay.ifindex,
-                local: underlay.public_address,
-                mtu: underlay_mtu.saturating_sub(OVERHEAD),
-                address: IpNet::from(lease.subnet.network()),
-                mac: Some(mac),
-            },
-            peers: peers
-                .iter()
-                .map(|peer| (peer.subnet, peer.clone()))
-                .collect::<BTreeMap<_, _>>(),
-            forwarding: true,
-        }
-    }
-
-    /// Brings the kernel to `desired`; returns the peers that it serves completely.
-    pub async fn round(
+    /// Brings the kernel to what is planned; returns the peers that it serves completely.
+    pub async fn carry_out(
         &mut self,
         kernel: &Kernel,
-        node: &Node,
-        desired: &Desired,
-        subnet: IpNet,
-        pods: &PodLinks,
+        settings: &Settings,
+        plan: &Plan,
+        seen: &mut Seen,
         report: &mut Report,
     ) -> Vec<Peer> {
-        // Who comes is let in before packets can go there, for the answers come at once; who goes is shut out
-        // when none go there any more.
-        let state = guard_state(kernel, node, desired, subnet, pods).await;
-        if let (Some(state), Some((last, _))) = (&state, &self.guard) {
+        // Admit new peers in the guard before adding their routes, because replies arrive at once. Remove departed
+        // peers only after their routes are gone.
+        if let (Some(state), Some((last, _))) = (&plan.guard, &self.guard) {
             let mut both = state.clone();
             both.peers.extend(last.peers.iter().copied());
             self.guard(both, report).await;
         }
-        let served = self.device_and_peers(kernel, desired, report).await;
-        if let Some(bridge) = pods.bridge.as_ref().filter(|bridge| !bridge.up) {
+        let served = device_and_peers(kernel, settings, plan, seen, report).await;
+        if let Some(bridge) = seen.pods.bridge.as_ref().filter(|bridge| !bridge.up) {
             match kernel.set_up(bridge.ifindex).await {
                 Ok(()) => tracing::warn!(device = BRIDGE, "somebody set the device down"),
                 Err(error) => report.problem("kernel", error.to_string()),
             }
         }
-        self.rules(node, desired, subnet, report).await;
-        if let Some(state) = state {
-            self.guard(state, report).await;
+        if let Some(state) = &plan.guard {
+            self.guard(state.clone(), report).await;
         }
-        self.subnet_env(node, desired, subnet, report);
+        self.subnet_env(settings, &plan.subnet_env, report);
         if !self.bridge_warned && sysctl::bridge_calls_iptables() != Some(true) {
             self.bridge_warned = true;
             tracing::warn!(
@@ -137,85 +81,6 @@ impl KernelPath {
             );
         }
         served
-    }
-
-    async fn device_and_peers(
-        &mut self,
-        kernel: &Kernel,
-        desired: &Desired,
-        report: &mut Report,
-    ) -> Vec<Peer> {
-        match kernel.reclaim_name(&desired.device).await {
-            Ok(true) => tracing::warn!(device = desired.device.name, "somebody renamed the device"),
-            Ok(false) => {}
-            Err(error) => report.problem("kernel", error.to_string()),
-        }
-        let observed = match kernel.observe(&desired.device.name, desired.network).await {
-            Ok(observed) => observed,
-            Err(error) => {
-                // What is not known cannot be built on.
-                self.device = None;
-                report.problem("kernel", format!("look at the kernel: {error}"));
-                return Vec::new();
-            }
-        };
-        let actions = diff(desired, &observed);
-        if actions.is_empty() {
-            self.device = device_of(observed);
-            return desired.peers.values().cloned().collect();
-        }
-        let failures = kernel.apply(desired, &actions).await;
-        for failure in &failures {
-            report.problem("kernel", failure.to_string());
-        }
-        self.device = match kernel.observe(&desired.device.name, desired.network).await {
-            Ok(observed) => device_of(observed),
-            Err(_) => None,
-        };
-        if self.device.is_none() {
-            return Vec::new();
-        }
-        let is_served = |peer: &&Peer| !failures.iter().any(|failure| concerns(failure, peer));
-        desired.peers.values().filter(is_served).cloned().collect()
-    }
-
-    async fn rules(&mut self, node: &Node, desired: &Desired, subnet: IpNet, report: &mut Report) {
-        let rules = RuleSet {
-            network: desired.network,
-            subnet,
-            masquerade: node.flags.node.ip_masq,
-            forward: node.flags.node.iptables_forward_rules,
-            random_fully: !node.flags.node.ip_masq_fully_random_disable,
-        };
-        if self
-            .rules
-            .as_ref()
-            .is_some_and(|(last, checked)| *last == rules && checked.elapsed() < rules_resync(node))
-        {
-            return;
-        }
-        let (driver, others) = match (node.config.nftables, rules.masquerade || rules.forward) {
-            (_, false) => (Driver::None, &[Driver::Iptables, Driver::Nftables][..]),
-            (true, true) => (Driver::Nftables, &[Driver::Iptables][..]),
-            (false, true) => (Driver::Iptables, &[Driver::Nftables][..]),
-        };
-        // What an agent with other flags has left, once.
-        if self.rules.is_none() {
-            for other in others {
-                if let Err(error) = other.remove().await {
-                    tracing::debug!("remove the other kind of rules: {error}");
-                }
-            }
-        }
-        match driver.ensure(&rules).await {
-            Ok(changed) => {
-                if changed {
-                    tracing::info!("packet-filter rules written");
-                }
-                self.rules = Some((rules, Instant::now()));
-            }
-            Err(error) => report.problem("rules", error.to_string()),
-        }
     }
 
     async fn guard(&mut self, state: GuardState, report: &mut Report) {
@@ -241,17 +106,9 @@ impl KernelPath {
     }
 
     /// Writes what the CNI plugin reads, whenever it is not what it should be.
-    fn subnet_env(&mut self, node: &Node, desired: &Desired, subnet: IpNet, report: &mut Report) {
-        let gateway = subnet.hosts().next().unwrap_or(subnet.addr());
-        let env = SubnetEnv {
-            networks: vec![desired.network],
-            subnet: IpNet::new(gateway, subnet.prefix_len()).ok(),
-            subnet_v6: None,
-            mtu: desired.device.mtu,
-            ip_masq: node.flags.node.ip_masq,
-        };
-        let path = &node.flags.node.subnet_file;
-        if SubnetEnv::read(path).ok().as_ref() != Some(&env) {
+    fn subnet_env(&mut self, settings: &Settings, env: &SubnetEnv, report: &mut Report) {
+        let path = &settings.flags.node.subnet_file;
+        if SubnetEnv::read(path).ok().as_ref() != Some(env) {
             match env.write(path) {
                 Ok(()) => {
                     tracing::info!(file = %path.display(), mtu = env.mtu, "subnet file written");
@@ -259,16 +116,58 @@ impl KernelPath {
                 Err(error) => return report.problem("subnet file", error.to_string()),
             }
         }
-        self.subnet_env = Some(env);
+        self.subnet_env = Some(env.clone());
     }
 }
 
-fn device_of(observed: Observed) -> Option<(u32, MacAddr)> {
-    observed.device.map(|device| (device.ifindex, device.mac))
-}
-
-fn rules_resync(node: &Node) -> Duration {
-    Duration::from_secs(node.flags.node.iptables_resync.into())
+/// The VXLAN device and what leads to the peers; returns the peers that are served completely.
+async fn device_and_peers(
+    kernel: &Kernel,
+    settings: &Settings,
+    plan: &Plan,
+    seen: &mut Seen,
+    report: &mut Report,
+) -> Vec<Peer> {
+    let desired = &plan.kernel;
+    if seen.observed.device.is_none() {
+        match kernel.reclaim_name(&desired.device).await {
+            Ok(true) => {
+                tracing::warn!(device = desired.device.name, "somebody renamed the device");
+                if let Err(error) = seen.look_at_peers(kernel, settings).await {
+                    report.problem("kernel", format!("look at the kernel: {error}"));
+                    return Vec::new();
+                }
+            }
+            Ok(false) => {}
+            Err(error) => report.problem("kernel", error.to_string()),
+        }
+    }
+    let actions = diff(desired, &seen.observed);
+    let failures = kernel.apply(desired, &actions).await;
+    for failure in &failures {
+        report.problem("kernel", failure.to_string());
+    }
+    let changes: Option<Vec<_>> = actions.iter().map(Action::change).collect();
+    match changes {
+        Some(changes) if failures.is_empty() => {
+            for change in changes {
+                seen.observed.apply(&change);
+            }
+        }
+        // The device itself has changed, or what has is not known.
+        _ => {
+            if let Err(error) = seen.look_at_peers(kernel, settings).await {
+                report.problem("kernel", format!("look at the kernel: {error}"));
+                seen.observed.device = None;
+            }
+        }
+    }
+    // Without its device nobody is served.
+    if seen.observed.device.is_none() {
+        return Vec::new();
+    }
+    let is_served = |peer: &&Peer| !failures.iter().any(|failure| concerns(failure, peer));
+    desired.peers.values().filter(is_served).cloned().collect()
 }
 
 /// Whether a failure leaves a peer without a complete kernel path.
@@ -281,46 +180,4 @@ fn concerns(failure: &Failure, peer: &Peer) -> bool {
         Action::DeleteDevice(_) | Action::CreateDevice(_) | Action::SetUp => true,
         _ => false,
     }
-}
-
-async fn guard_state(
-    kernel: &Kernel,
-    node: &Node,
-    desired: &Desired,
-    subnet: IpNet,
-    pods: &PodLinks,
-) -> Option<GuardState> {
-    let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) =
-        (desired.network, subnet, desired.device.local)
-    else {
-        return None;
-    };
-    let peers = desired
-        .peers
-        .values()
-        .filter_map(|peer| match (peer.vtep, peer.subnet) {
-            (IpAddr::V4(vtep), IpNet::V4(subnet)) => Some((vtep, subnet)),
-            _ => None,
-        });
-    let pods = pods.pods.iter().filter_map(|pod| match pod.note.address {
-        IpAddr::V4(address) => Some((pod.name.clone(), address)),
-        IpAddr::V6(_) => None,
-    });
-    // Not knowing who shares the port, nothing is said about it: what was said last stays.
-    let other_vnis = kernel
-        .other_vnis(&node.device, node.config.vxlan.port)
-        .await
-        .ok()?;
-    Some(GuardState {
-        network,
-        own_subnet,
-        own_vtep,
-        vxlan: node.device.clone(),
-        bridge: BRIDGE.to_owned(),
-        port: node.config.vxlan.port,
-        vni: node.config.vxlan.vni,
-        other_vnis,
-        peers: peers.collect::<BTreeSet<(Ipv4Addr, Ipv4Net)>>(),
-        pods: pods.collect(),
-    })
 }

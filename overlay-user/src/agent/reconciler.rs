@@ -1,4 +1,4 @@
-//! Rounds: look at what should be and what is, and apply the difference.
+//! Rounds: see what is, plan what should be, carry out the difference.
 //!
 //! Any change (a lease, a pod, a netlink event) only starts a round; what to do follows from the state alone,
 //! so a lost event costs time, never correctness.
@@ -6,58 +6,63 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::fast_path::{Backing, FastPath, View};
+use super::health::{Health, Report};
+use super::kernel_path::{self, KernelPath};
+use super::plan::{Plan, Situation, attributes};
+use super::rules::RulesUpkeep;
+use super::seen::Seen;
+use super::settings::Settings;
+use super::start::Start;
+use super::underlay::{Footing, Step};
 use crate::backend::{self, Peer};
-use crate::kernel::Kernel;
-use crate::kernel::interface::Underlay;
-use crate::kernel::monitor::{Event, Monitor};
-use crate::kernel::pods::BRIDGE;
+use crate::kernel::monitor::{Event, Monitor, ROUNDS};
+use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::AgentFile;
 use crate::store::{LeaseState, Store};
-use ipnet::IpNet;
-use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep_until};
-use tokio_util::sync::CancellationToken;
-
-use crate::agent::fast_path::{Backing, FastPath, View};
-use crate::agent::health::{Health, Report};
-use crate::agent::kernel_path::KernelPath;
-use crate::agent::node::{Node, Start, attributes};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
-/// At least this long from round to round, or from look to look at the next hops, however many events there are.
+/// At least this long from the end of a round to the next, however many events there are.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often everything is looked at without any event.
+/// How often what failed is tried again, and what sends no events and takes a moment to look at is looked at: map
+/// entries, IPsec policies.
 const RESYNC: Duration = Duration::from_secs(5);
-/// How often what sends no events is looked at: programs, pins, sysctls, the subnet file.
+/// How often what sends no events and is quickly looked at is looked at: programs, pins, sysctls, the subnet file.
 const TICK: Duration = Duration::from_secs(1);
 
 /// The agent's state between rounds.
 pub struct Reconciler {
-    node: Node,
+    settings: Settings,
     store: Arc<Store>,
     leases: watch::Receiver<LeaseState>,
     kernel: Kernel,
+    seen: Seen,
     kernel_path: KernelPath,
     fast_path: FastPath,
+    rules: RulesUpkeep,
     health: Health,
-    underlay: Underlay,
-    /// The prefixes of the underlay's device, as of the last round.
-    on_link: Vec<IpNet>,
+    footing: Footing,
     lease: Lease,
     mac: MacAddr,
     file: AgentFile,
     /// The peers of the last round: a newcomer cannot push them out.
     accepted: Vec<Peer>,
+    /// Whether the last round left something to be put right.
+    failed: bool,
     announced: bool,
 }
 
 impl Reconciler {
     /// A reconciler that has not done anything yet.
     pub fn new(
-        node: Node,
+        settings: Settings,
         start: Start,
         kernel: Kernel,
         store: Arc<Store>,
@@ -65,37 +70,39 @@ impl Reconciler {
     ) -> Self {
         Self {
             leases: store.subscribe(),
+            seen: Seen::default(),
             kernel_path: KernelPath::default(),
-            fast_path: FastPath::new(&node),
-            node,
+            fast_path: FastPath::new(&settings),
+            rules: RulesUpkeep::start(&settings),
+            settings,
             store,
             kernel,
             health,
-            underlay: start.underlay,
-            on_link: Vec::new(),
+            footing: Footing::new(start.underlay),
             lease: start.lease,
             mac: start.mac,
             file: start.file,
             accepted: Vec::new(),
+            failed: false,
             announced: false,
         }
     }
 
     /// Rounds until `cancel`.
     pub async fn run(mut self, cancel: CancellationToken) -> anyhow::Result<()> {
-        let mut monitor = Monitor::subscribe()?;
+        let mut events = watch_kernel()?;
         let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last_round = Instant::now();
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rules = self.rules.outcome();
+        let (mut last_round, mut last_resync) = (Instant::now(), Instant::now());
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
-        let mut next_hops_due = None;
-        let mut last_look = last_round;
         loop {
+            let soon = || Some((Instant::now() + SETTLE).max(last_round + PAUSE));
+            let ways = self.fast_path.ways_changed();
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 () = when(due) => {
-                    self.kernel.look();
                     // A round may be left at any point, as when the agent is killed: the next agent's puts it right.
                     tokio::select! {
                         () = cancel.cancelled() => return Ok(()),
@@ -105,42 +112,38 @@ impl Reconciler {
                     last_round = Instant::now();
                     due = None;
                 }
-                event = monitor.next() => match event? {
-                    Event::Neighbour(ifindex) if ifindex == self.underlay.ifindex => {
-                        next_hops_due = next_hops_due.or_else(|| Some((Instant::now() + SETTLE).max(last_look + PAUSE)));
-                    }
-                    event if self.matters(event) => {
-                        due = due.or_else(|| Some((Instant::now() + SETTLE).max(last_round + PAUSE)));
-                    }
-                    _ => {}
+                event = events.recv() => match event {
+                    Some(event) => if self.seen.note(&event?) {
+                        due = due.or_else(soon);
+                    },
+                    None => anyhow::bail!("the task that reads netlink events ended"),
                 },
-                () = when(next_hops_due) => {
-                    self.fast_path.refresh_next_hops(&self.kernel).await;
-                    last_look = Instant::now();
-                    next_hops_due = None;
-                }
                 changed = self.leases.changed() => {
                     changed?;
-                    due = due.or_else(|| Some((Instant::now() + SETTLE).max(last_round + PAUSE)));
+                    due = due.or_else(soon);
+                }
+                () = told(ways) => due = due.or_else(soon),
+                changed = rules.changed() => {
+                    changed?;
+                    due = due.or_else(soon);
                 }
                 _ = tick.tick() => {
-                    self.fast_path.beat(&self.kernel).await;
-                    if last_round.elapsed() >= RESYNC
-                        || self.kernel_path.is_due(&self.node)
-                        || self.fast_path.is_disturbed()
-                    {
+                    let mut is_due = self.footing.is_waiting()
+                        || self.seen.is_due()
+                        || self.kernel_path.is_due(&self.settings)
+                        || self.fast_path.is_disturbed();
+                    if last_resync.elapsed() >= RESYNC {
+                        last_resync = Instant::now();
+                        if self.failed {
+                            self.seen.distrust();
+                        }
+                        is_due |= self.failed || self.fast_path.is_surprised().await;
+                    }
+                    if is_due {
                         due = due.or_else(|| Some(Instant::now()));
                     }
                 }
             }
-        }
-    }
-
-    /// Whether an event can concern us: neighbours of other devices come and go all the time.
-    fn matters(&self, event: Event) -> bool {
-        match event {
-            Event::Neighbour(ifindex) => Some(ifindex) == self.kernel_path.device_ifindex(),
-            _ => true,
         }
     }
 
@@ -153,106 +156,141 @@ impl Reconciler {
             }
         }
         let state = self.leases.borrow_and_update().clone();
-        if let Some(own) = &state.own {
-            if own.subnet != self.lease.subnet {
-                tracing::warn!(
-                    old = %self.lease.subnet, new = %own.subnet,
-                    "this node has another subnet now; pods of the old one keep their addresses until they are made anew"
-                );
-            }
-            self.lease = own.clone();
-        }
+        self.take_lease(&state);
         let mut report = Report::new(&state, &self.lease);
-        self.refresh_underlay(&mut report).await;
+        if let Err(error) = self.see(&mut report).await {
+            report.problem("kernel", format!("look at the kernel: {error}"));
+        } else {
+            self.judge_leases(&state, &mut report);
+            self.carry_out(&mut report).await;
+        }
+        self.failed = !report.is_ready();
+        self.leave_note(&mut report);
+        self.announce(&report);
+        self.health.publish(report);
+    }
 
-        let network = self.node.config.network();
+    fn take_lease(&mut self, state: &LeaseState) {
+        let Some(own) = &state.own else {
+            return;
+        };
+        if own.subnet != self.lease.subnet {
+            tracing::warn!(
+                old = %self.lease.subnet, new = %own.subnet,
+                "this node has another subnet now; pods of the old one keep their addresses until they are made anew"
+            );
+        }
+        self.lease = own.clone();
+    }
+
+    /// Looks at the kernel, and follows the underlay's device.
+    async fn see(&mut self, report: &mut Report) -> Result<(), kernel::Error> {
+        let ifindex = self.footing.underlay().ifindex;
+        self.seen
+            .refresh(&self.kernel, &self.settings, ifindex)
+            .await?;
+        let step = self
+            .footing
+            .judge(self.seen.underlay.as_ref(), std::time::Instant::now());
+        match step {
+            Step::Stay => return Ok(()),
+            Step::Wait => {
+                let name = &self.footing.underlay().name;
+                report.note("underlay", format!("{name} has lost its address; waiting"));
+                return Ok(());
+            }
+            Step::Choose | Step::GoBack => {}
+        }
+        let network = self.settings.network();
+        let criteria = &self.settings.criteria;
+        match self.kernel.select_underlay(criteria, network).await {
+            Ok(choice) => {
+                let old = self.footing.underlay().clone();
+                if self.footing.take(step, choice) {
+                    let new = self.footing.underlay();
+                    tracing::warn!(?old, ?new, "the underlay changed");
+                    self.seen.distrust();
+                    let ifindex = new.ifindex;
+                    self.seen
+                        .refresh(&self.kernel, &self.settings, ifindex)
+                        .await?;
+                }
+            }
+            Err(error) if step == Step::Choose => report.problem("underlay", error.to_string()),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Makes peers of leases.
+    fn judge_leases(&mut self, state: &LeaseState, report: &mut Report) {
+        let on_link = self.seen.underlay.as_ref();
         let (peers, rejected) = backend::peers(
-            &network,
+            &self.settings.network(),
             &self.lease,
-            &self.on_link,
+            on_link.map_or(&[][..], |underlay| &underlay.addresses),
             &state.leases,
             &self.accepted,
         );
         report.rejected.extend(rejected);
-        self.accepted.clone_from(&peers);
+        self.accepted = peers;
+    }
 
-        let pods = match self.kernel.pods(BRIDGE).await {
-            Ok(pods) => pods,
-            Err(error) => {
-                report.problem("kernel", format!("list pods: {error}"));
-                return self.health.publish(report);
-            }
+    /// The order in which everything changes: what goes, goes from the maps first; what comes, comes to the maps last.
+    async fn carry_out(&mut self, report: &mut Report) {
+        let situation = Situation {
+            lease: &self.lease,
+            mac: self.mac,
+            underlay: self.footing.underlay(),
+            peers: &self.accepted,
         };
-        let mtu = self.node.config.vxlan.mtu.unwrap_or(self.underlay.mtu);
-        let desired = self.kernel_path.desired(
-            &self.node,
-            &self.underlay,
-            &self.lease,
-            self.mac,
-            mtu,
-            &peers,
-        );
-
-        // What goes, goes from the maps first; what comes, comes to the maps last.
+        let plan = Plan::of(&self.settings, &situation, &self.seen);
         let mut view = View {
-            node: &self.node,
-            underlay: &self.underlay,
+            settings: &self.settings,
+            underlay: self.footing.underlay(),
             subnet: self.lease.subnet,
-            mtu: desired.device.mtu,
-            pods: &pods,
-            peers: &peers,
+            mtu: plan.kernel.device.mtu,
+            pods: &mut self.seen.pods.clone(),
+            other_vnis: self.seen.other_vnis.clone(),
+            peers: &self.accepted,
             kernel: &self.kernel,
         };
-        self.fast_path.prepare(&view, &mut report);
+        self.fast_path.prepare(&view, report);
         let served = self
             .kernel_path
-            .round(
-                &self.kernel,
-                &self.node,
-                &desired,
-                self.lease.subnet,
-                &pods,
-                &mut report,
-            )
+            .carry_out(&self.kernel, &self.settings, &plan, &mut self.seen, report)
             .await;
-        if let Some(mac) = self.kernel_path.device_mac()
+        self.rules.want(&plan.rules);
+        self.rules.outcome().borrow().tell(&plan.rules, report);
+        let device = kernel_path::device(&self.seen);
+        if let Some((_, mac)) = device
             && mac != self.mac
         {
             tracing::warn!(old = %self.mac, new = %mac, "the device's MAC address was changed; telling the others");
             self.mac = mac;
         }
-        match attributes(&self.underlay, self.node.config.vxlan.vni, self.mac) {
+        match attributes(view.underlay, self.settings.config.vxlan.vni, self.mac) {
             Ok(attributes) => self.store.publish(attributes),
             Err(error) => report.problem("underlay", format!("{error:#}")),
         }
-        // What was done so far took its time; a pod may have come or gone, its address with it.
-        self.kernel.look();
-        let now = match self.kernel.pods(BRIDGE).await {
-            Ok(pods) => pods,
-            Err(error) => {
-                report.problem("kernel", format!("list pods: {error}"));
-                return self.health.publish(report);
-            }
-        };
-        view.pods = &now;
-        report.pods = view.pods.pods.len();
         let backing = Backing {
-            device: self.kernel_path.device(),
+            device,
             peers: &served,
         };
-        self.fast_path.round(&view, &backing, &mut report).await;
-
-        self.leave_note(&mut report);
-
+        self.fast_path.carry_out(&mut view, &backing, report).await;
+        report.pods = view.pods.pods.len();
         report.peers = served.len();
-        if report.is_ready() && !self.announced {
-            self.announced = true;
-            tracing::info!(peers = report.peers, pods = report.pods, "ready");
-            if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-                tracing::debug!("sd_notify: {error}");
-            }
+    }
+
+    fn announce(&mut self, report: &Report) {
+        if !report.is_ready() || self.announced {
+            return;
         }
-        self.health.publish(report);
+        self.announced = true;
+        tracing::info!(peers = report.peers, pods = report.pods, "ready");
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::debug!("sd_notify: {error}");
+        }
     }
 
     /// Leaves a note for the tools of what the kernel does not show.
@@ -266,50 +304,41 @@ impl Reconciler {
         if file == self.file {
             return;
         }
-        match file.write(&self.node.flags.node.run_dir) {
+        match file.write(&self.settings.flags.node.run_dir) {
             Ok(()) => self.file = file,
             Err(error) => report.problem("note for the tools", error.to_string()),
         }
     }
+}
 
-    /// Follows the underlay's device through renaming and another MTU. Only when it has lost its address is
-    /// another chosen: an address or a default route that comes later is no reason to move.
-    async fn refresh_underlay(&mut self, report: &mut Report) {
-        let underlay = &mut self.underlay;
-        let addresses = self.kernel.addresses_of(underlay.ifindex).await;
-        if let Ok(addresses) = &addresses {
-            self.on_link.clone_from(addresses);
-        }
-        let has_address = addresses.map(|all| all.iter().any(|it| it.addr() == underlay.address));
-        let device = self.kernel.device(underlay.ifindex).await;
-        if let (Ok(true), Ok(Some((name, mtu)))) = (has_address, device)
-            && mtu != 0
-        {
-            if (&name, mtu) != (&underlay.name, underlay.mtu) {
-                tracing::warn!(device = name, mtu, "the underlay changed");
+/// Reads the kernel's events in a task of its own, so that none is lost while a round goes on.
+fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Event, kernel::Error>>> {
+    let mut monitor = Monitor::subscribe(ROUNDS)?;
+    let (tell, events) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let event = monitor.next().await;
+            let is_last = event.is_err();
+            if tell.send(event).is_err() || is_last {
+                return;
             }
-            (underlay.name, underlay.mtu) = (name, mtu);
-            return;
         }
-        let network = self.node.config.network();
-        match self
-            .kernel
-            .select_underlay(&self.node.criteria, network)
-            .await
-        {
-            Ok(underlay) => {
-                tracing::warn!(old = ?self.underlay, new = ?underlay, "the underlay changed");
-                self.underlay = underlay;
-            }
-            Err(error) => report.problem("underlay", error.to_string()),
-        }
-    }
+    });
+    Ok(events)
 }
 
 /// Waits for a moment, or for ever.
 async fn when(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until told, or for ever.
+async fn told(notify: Option<Arc<Notify>>) {
+    match notify {
+        Some(notify) => notify.notified().await,
         None => std::future::pending().await,
     }
 }

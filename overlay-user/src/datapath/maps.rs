@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use overlay_common::Family;
 use overlay_common::schema::{
     CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat,
     POD_KERNEL_PATH, Peer, Pod, Vtep,
@@ -15,7 +16,11 @@ use super::family::UserFamily;
 use super::pins::Pins;
 use super::tables::Tables;
 
+mod batch;
 mod flows;
+mod mirrored;
+
+use mirrored::Mirrored;
 
 /// Names of the maps, as the programs declare them.
 pub const CONFIG: &str = "ov_config";
@@ -41,13 +46,19 @@ pub const ALL: [&str; 9] = [
     CONFIG, ENDPOINTS, PODS, PEERS, VTEPS, FLOWS, FLOW_NEWS, HEARTBEAT, COUNTERS,
 ];
 
+/// What `ov_peers` and `ov_vteps` hold.
+pub type KnownPeers<F> = (
+    BTreeMap<<F as Family>::Addr, Peer<F>>,
+    BTreeMap<<F as Family>::Addr, Vtep>,
+);
+
 /// The maps of one family's data path.
 pub struct Maps<F: UserFamily> {
     config: Array<MapData, Config<F>>,
     endpoints: HashMap<MapData, u32, Endpoint<F>>,
     pods: HashMap<MapData, F::Addr, Pod>,
-    peers: HashMap<MapData, F::Addr, Peer<F>>,
-    vteps: HashMap<MapData, F::Addr, Vtep>,
+    peers: Mirrored<F::Addr, Peer<F>>,
+    vteps: Mirrored<F::Addr, Vtep>,
     flows: HashMap<MapData, FlowKey<F>, Flow>,
     flow_news: Array<MapData, FlowNews>,
     heartbeat: Array<MapData, Heartbeat>,
@@ -67,8 +78,8 @@ where
             config: open(pins, CONFIG)?,
             endpoints: open(pins, ENDPOINTS)?,
             pods: open(pins, PODS)?,
-            peers: open(pins, PEERS)?,
-            vteps: open(pins, VTEPS)?,
+            peers: Mirrored::open(pins, PEERS)?,
+            vteps: Mirrored::open(pins, VTEPS)?,
             flows: open(pins, FLOWS)?,
             flow_news: open(pins, FLOW_NEWS)?,
             heartbeat: open(pins, HEARTBEAT)?,
@@ -131,21 +142,22 @@ where
     pub fn retire(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
         Ok(retire(&mut self.pods, PODS, &tables.pods)?
             + retire(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
-            + retire(&mut self.peers, PEERS, &tables.peers)?
-            + retire(&mut self.vteps, VTEPS, &tables.vteps)?)
+            + self.peers.retire(&tables.peers)?
+            + self.vteps.retire(&tables.vteps)?)
     }
 
-    /// Lets VTEPs in that are new in `tables`; their subnets come later. True if there are new subnets.
+    /// Lets VTEPs in that are new in `tables`; their subnets come later. True if a subnet is new or has moved to
+    /// another VTEP: until its entry is written, what comes from there looks forged.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn admit(&mut self, tables: &Tables<F>) -> Result<bool, Error> {
-        fill(&mut self.vteps, VTEPS, &tables.vteps)?;
-        let known = dump(&self.peers, PEERS)?;
-        Ok(tables
-            .peers
-            .keys()
-            .any(|subnet| !known.contains_key(subnet)))
+        self.vteps.fill(&tables.vteps)?;
+        let known = self.peers.entries()?;
+        let is_known = |(subnet, peer): (&F::Addr, &Peer<F>)| {
+            known.get(subnet).is_some_and(|old| old.vtep == peer.vtep)
+        };
+        Ok(!tables.peers.iter().all(is_known))
     }
 
     /// Writes what is new or different in `tables`: after the kernel's own state of it is there.
@@ -153,18 +165,58 @@ where
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
     pub fn fill(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
-        Ok(self.fill_peers(tables)?
-            + fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
-            + fill(&mut self.pods, PODS, &tables.pods)?)
+        Ok(self.vteps.fill(&tables.vteps)?
+            + self.peers.fill(&tables.peers)?
+            + self.fill_pods(tables)?)
     }
 
-    /// Writes what is new or different of the peers in `tables`.
+    /// Writes what is new or different of the pods in `tables`.
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn fill_peers(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
-        Ok(fill(&mut self.vteps, VTEPS, &tables.vteps)?
-            + fill(&mut self.peers, PEERS, &tables.peers)?)
+    pub fn fill_pods(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+        Ok(fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
+            + fill(&mut self.pods, PODS, &tables.pods)?)
+    }
+
+    /// Changes the peers that `change` has another entry for; returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Map`]; what was done before stays.
+    pub fn update_peers(
+        &mut self,
+        change: impl Fn(&Peer<F>) -> Option<Peer<F>>,
+    ) -> Result<usize, Error> {
+        self.peers.update(|_, peer| change(peer))
+    }
+
+    /// Looks at the maps of the other nodes themselves; true if somebody else has written them.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn look_at_peers(&mut self) -> Result<bool, Error> {
+        Ok(self.peers.look()? | self.vteps.look()?)
+    }
+
+    /// What the maps hold that depends on the list of leases, as far as known.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn known_peers(&mut self) -> Result<KnownPeers<F>, Error> {
+        Ok((self.peers.entries()?.clone(), self.vteps.entries()?.clone()))
+    }
+
+    /// What the maps hold of this node's pods.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn known_pods(&self) -> Result<Tables<F>, Error> {
+        Ok(Tables {
+            config: self.config()?,
+            endpoints: dump(&self.endpoints, ENDPOINTS)?,
+            pods: dump(&self.pods, PODS)?,
+            ..Tables::default()
+        })
     }
 
     /// Takes a pod out of the maps, its endpoint with it.
@@ -237,12 +289,9 @@ where
     /// [`Error::Map`].
     pub fn tables(&self) -> Result<Tables<F>, Error> {
         Ok(Tables {
-            config: self.config()?,
-            endpoints: dump(&self.endpoints, ENDPOINTS)?,
-            pods: dump(&self.pods, PODS)?,
-            peers: dump(&self.peers, PEERS)?,
-            vteps: dump(&self.vteps, VTEPS)?,
-            ..Tables::default()
+            peers: self.peers.dump()?,
+            vteps: self.vteps.dump()?,
+            ..self.known_pods()?
         })
     }
 

@@ -34,7 +34,7 @@ pub struct Tables<F: UserFamily> {
 
 /// A node, as far as its tables depend on it.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub struct TableInput {
     /// The overlay's network.
     pub network: IpNet,
     /// This node's subnet.
@@ -136,7 +136,7 @@ impl Tables<V4> {
     ///
     /// Peers are found by a hash on the masked address, one mask for all ([`peer_len`]); shorter subnets take several entries.
     #[must_use]
-    pub fn of(node: &Node) -> (Self, Vec<Omission>) {
+    pub fn of(node: &TableInput) -> (Self, Vec<Omission>) {
         let mut tables = Self::default();
         let mut omissions = Vec::new();
         let (Some((network, network_mask)), Some((subnet, subnet_mask)), Some(vtep)) = (
@@ -283,7 +283,12 @@ fn entries(len: u8, peer_len: u8) -> Option<usize> {
     (count <= MAX_EXPANSION).then_some(count)
 }
 
-fn peer_entry(node: &Node, source: [u8; 4], peer: &backend::Peer, way: Way) -> Option<Peer<V4>> {
+fn peer_entry(
+    node: &TableInput,
+    source: [u8; 4],
+    peer: &backend::Peer,
+    way: Way,
+) -> Option<Peer<V4>> {
     V4::from_ip(peer.subnet.network())?;
     let vtep = V4::from_ip(peer.vtep)?;
     let header = vxlan::prepare(&vxlan::Tunnel {
@@ -308,6 +313,27 @@ fn peer_entry(node: &Node, source: [u8; 4], peer: &backend::Peer, way: Way) -> O
         mtu: way.mtu,
         flags,
     })
+}
+
+/// A peer's entry with another next hop, prepared by nobody where that is unknown.
+#[must_use]
+pub fn with_next_hop(
+    peer: &Peer<V4>,
+    next_hop: Option<MacAddr>,
+    underlay_mac: MacAddr,
+) -> Peer<V4> {
+    let mut peer = *peer;
+    let (destination, source) = match next_hop {
+        Some(mac) => (mac.0, underlay_mac.0),
+        None => Default::default(),
+    };
+    peer.header[..6].copy_from_slice(&destination);
+    peer.header[6..12].copy_from_slice(&source);
+    peer.flags &= !PEER_NEXT_HOP;
+    if next_hop.is_some() {
+        peer.flags |= PEER_NEXT_HOP;
+    }
+    peer
 }
 
 impl<F: UserFamily> decide::Tables<F> for Tables<F> {
@@ -341,7 +367,7 @@ mod tests {
     use super::*;
     use overlay_common::schema::CONFIG_ACTIVE;
 
-    fn node(peers: &[&str]) -> Node {
+    fn node(peers: &[&str]) -> TableInput {
         let peer = |(i, subnet): (usize, &&str)| {
             let peer = backend::Peer {
                 subnet: subnet.parse().expect("a subnet"),
@@ -356,7 +382,7 @@ mod tests {
                 },
             )
         };
-        Node {
+        TableInput {
             network: "10.244.0.0/16".parse().expect("a network"),
             subnet: "10.244.1.0/24".parse().expect("a subnet"),
             underlay_ifindex: 2,
@@ -422,6 +448,25 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_next_hop_is_as_good_as_one_that_was_there() {
+        let with = |next_hop| {
+            let mut node = node(&["10.244.2.0/24"]);
+            node.peers[0].1.next_hop = next_hop;
+            let (tables, _) = Tables::of(&node);
+            (tables.peers[&[10, 244, 2, 0]], node.underlay_mac)
+        };
+        let macs = [
+            None,
+            Some(MacAddr([2, 0, 0, 0, 9, 9])),
+            Some(MacAddr([2; 6])),
+        ];
+        for (from, to) in macs.into_iter().flat_map(|from| macs.map(|to| (from, to))) {
+            let ((old, mac), (new, _)) = (with(from), with(to));
+            assert_eq!(with_next_hop(&old, to, mac), new, "{from:?} to {to:?}");
+        }
+    }
+
+    #[test]
     fn thousands_of_omissions_are_a_line() {
         assert_eq!(Omission::summary(&[]), None);
         let omission = |last| Omission::Pod(IpAddr::from([10, 244, 1, last]));
@@ -475,7 +520,7 @@ mod tests {
 
     #[test]
     fn two_devices_with_one_address_get_no_short_cut() {
-        let node = Node {
+        let node = TableInput {
             pods: vec![pod(7, 2), pod(8, 2), pod(9, 3)],
             ..node(&[])
         };

@@ -1,16 +1,26 @@
 //! What changed in the kernel's network: coarse events, each a reason to look again.
 
 use std::io;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::libc;
 use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
+use super::neighbour::{destination, link_layer};
+use super::observe;
+use crate::mac::MacAddr;
+use crate::reconcile::{Change, Route};
 
-/// The groups that a monitor listens to.
-const GROUPS: [MulticastGroup; 7] = [
+/// Everything that a round depends on.
+pub const ROUNDS: &[MulticastGroup] = &[
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Tc,
@@ -20,44 +30,98 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Ipv6Route,
 ];
 
+/// Everything that the way to another node depends on.
+pub const NEXT_HOPS: &[MulticastGroup] = &[
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv6Rule,
+];
+
 /// Room for events while the agent is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Larger than any datagram of events; the kernel sends at most a page or two, dumps 32 KiB.
 const DATAGRAM: usize = 64 << 10;
 
-/// Something changed. Who needs to know what it is now looks for itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Something changed in the kernel's network.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A device came, went, or changed.
     Link(u32),
     /// An address of a device came or went.
     Address(u32),
-    /// A neighbour or FDB entry of a device came, went, or changed.
-    Neighbour(u32),
+    /// A neighbour of a device came, went, or changed.
+    Neighbour(Neighbour),
+    /// An entry of a device's forwarding database came, went, or changed.
+    Fdb {
+        /// The device.
+        ifindex: u32,
+        /// The MAC address that the entry is about, and where it is now.
+        change: Change,
+    },
     /// A route came, went, or changed.
-    Route,
+    Route(Box<RouteChange>),
+    /// A routing rule came or went.
+    Rule,
     /// A queueing discipline or filter of a device came or went.
     TrafficControl(u32),
-    /// Events were lost: anything may have changed.
+    /// Events were lost, or could not be read: anything may have changed.
     Overrun,
+}
+
+/// What the neighbour table says of an address now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The device.
+    pub ifindex: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Its MAC address; none where the kernel does not know it, or knows it no more.
+    pub mac: Option<MacAddr>,
+    /// What the kernel makes of it; none where the entry is gone.
+    pub state: Option<NeighbourState>,
+}
+
+impl Neighbour {
+    /// What changed for those who care for permanent neighbours only.
+    #[must_use]
+    pub fn permanent(&self) -> Change {
+        let mac = self
+            .mac
+            .filter(|_| self.state == Some(NeighbourState::Permanent));
+        Change::Neighbour(self.address, mac)
+    }
+}
+
+/// A route that came, went, or changed, in any table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteChange {
+    /// Where the route leads.
+    pub destination: IpNet,
+    /// What changed in the main table; none for routes of other tables or kinds.
+    pub main: Option<Change>,
 }
 
 /// A subscription to the changes of the network namespace of the thread that opened it.
 pub struct Monitor {
+    groups: &'static [MulticastGroup],
     socket: TokioSocket,
     /// What is left of the last datagram.
     pending: Vec<Event>,
 }
 
 impl Monitor {
-    /// Subscribes.
+    /// Subscribes to some groups.
     ///
     /// # Errors
     /// [`Error::Socket`].
-    pub fn subscribe() -> Result<Self, Error> {
+    pub fn subscribe(groups: &'static [MulticastGroup]) -> Result<Self, Error> {
         Ok(Self {
-            socket: open().map_err(Error::Socket)?,
+            groups,
+            socket: open(groups).map_err(Error::Socket)?,
             pending: Vec::new(),
         })
     }
@@ -82,7 +146,7 @@ impl Monitor {
                     // ENOBUFS when the socket is full. It takes nothing, and says nothing of it, until
                     // it is empty again; a new one takes events from now on.
                     tracing::warn!("netlink events: {error}; subscribing anew");
-                    self.socket = open().map_err(Error::Socket)?;
+                    self.socket = open(self.groups).map_err(Error::Socket)?;
                     return Ok(Event::Overrun);
                 }
             }
@@ -90,9 +154,9 @@ impl Monitor {
     }
 }
 
-fn open() -> io::Result<TokioSocket> {
+fn open(groups: &[MulticastGroup]) -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-    let groups = GROUPS
+    let groups = groups
         .iter()
         .fold(0, |all, group| all | 1 << (*group as u32 - 1));
     let plain = socket.socket_mut();
@@ -101,8 +165,7 @@ fn open() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Reads the types of the messages in a datagram. All but routes have the interface index at the same
-/// place of their fixed part (`ifinfomsg`, `ifaddrmsg`, `ndmsg`, `tcmsg`), in host byte order.
+/// Reads the messages of a datagram. A message that cannot be read is as good as lost.
 #[must_use]
 pub fn events(mut datagram: &[u8]) -> Vec<Event> {
     const HEADER: usize = 16;
@@ -114,10 +177,7 @@ pub fn events(mut datagram: &[u8]) -> Vec<Event> {
         else {
             break;
         };
-        let index = message
-            .get(HEADER + 4..HEADER + 8)
-            .and_then(|b| b.try_into().ok());
-        if let Some(event) = index.and_then(|index| event(kind, u32::from_ne_bytes(index)))
+        if let Some(event) = event(kind, message)
             && events.last() != Some(&event)
         {
             events.push(event);
@@ -136,21 +196,75 @@ fn header(datagram: &[u8]) -> Option<(usize, u16)> {
     Some((usize::try_from(length).ok()?, kind))
 }
 
-fn event(kind: u16, ifindex: u32) -> Option<Event> {
-    Some(match kind {
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => Event::Link(ifindex),
-        libc::RTM_NEWADDR | libc::RTM_DELADDR => Event::Address(ifindex),
-        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => Event::Neighbour(ifindex),
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => Event::Route,
+/// Of most messages only the interface index counts. It stands at the same place of their fixed part
+/// (`ifinfomsg`, `ifaddrmsg`, `tcmsg`), in host byte order.
+fn event(kind: u16, message: &[u8]) -> Option<Event> {
+    let ifindex = || {
+        let bytes = message.get(20..24)?.try_into().ok()?;
+        Some(u32::from_ne_bytes(bytes))
+    };
+    match kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => Some(Event::Link(ifindex()?)),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(Event::Address(ifindex()?)),
+        libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(Event::Rule),
         libc::RTM_NEWQDISC | libc::RTM_DELQDISC | libc::RTM_NEWTFILTER | libc::RTM_DELTFILTER => {
-            Event::TrafficControl(ifindex)
+            Some(Event::TrafficControl(ifindex()?))
         }
-        _ => return None,
-    })
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH | libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
+                Ok(message) => whole(&message),
+                Err(error) => {
+                    tracing::debug!("a netlink event that cannot be read: {error}");
+                    Some(Event::Overrun)
+                }
+            }
+        }
+        _ => None,
+    }
+}
+
+/// The event of a message that was read whole.
+fn whole(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
+    let NetlinkPayload::InnerMessage(inner) = &message.payload else {
+        return None;
+    };
+    let replaces = message.header.flags & NLM_F_REPLACE != 0;
+    match inner {
+        RouteNetlinkMessage::NewNeighbour(neighbour) => self::neighbour(neighbour, true),
+        RouteNetlinkMessage::DelNeighbour(neighbour) => self::neighbour(neighbour, false),
+        RouteNetlinkMessage::NewRoute(route) if replaces => self::route(route, Change::Replaced),
+        RouteNetlinkMessage::NewRoute(route) => self::route(route, Change::Added),
+        RouteNetlinkMessage::DelRoute(route) => self::route(route, Change::Removed),
+        _ => None,
+    }
+}
+
+fn neighbour(message: &NeighbourMessage, is_there: bool) -> Option<Event> {
+    let ifindex = message.header.ifindex;
+    if message.header.family == AddressFamily::Bridge {
+        let vtep = destination(message).filter(|_| is_there);
+        let change = Change::Fdb(link_layer(message)?, vtep);
+        return Some(Event::Fdb { ifindex, change });
+    }
+    Some(Event::Neighbour(Neighbour {
+        ifindex,
+        address: destination(message)?,
+        mac: link_layer(message).filter(|_| is_there),
+        state: is_there.then_some(message.header.state),
+    }))
+}
+
+fn route(message: &RouteMessage, change: fn(Route) -> Change) -> Option<Event> {
+    Some(Event::Route(Box::new(RouteChange {
+        destination: observe::route_destination(message)?,
+        main: observe::route(message, observe::device_name).map(change),
+    })))
 }
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
+
     use super::*;
 
     fn message(kind: u16, ifindex: u32) -> Vec<u8> {
@@ -165,9 +279,49 @@ mod tests {
     #[test]
     fn every_message_of_a_datagram_is_an_event() {
         let mut datagram = message(libc::RTM_NEWLINK, 7);
-        datagram.extend(message(libc::RTM_DELNEIGH, 9));
+        datagram.extend(message(libc::RTM_DELADDR, 9));
         datagram.extend(message(libc::RTM_NEWNSID, 1));
-        assert_eq!(events(&datagram), [Event::Link(7), Event::Neighbour(9)]);
+        assert_eq!(events(&datagram), [Event::Link(7), Event::Address(9)]);
+    }
+
+    #[test]
+    fn neighbours_and_fdb_entries_tell_what_they_are_about() {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = 3;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet([192, 0, 2, 9].into())),
+            NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
+        ];
+        let address = IpAddr::from([192, 0, 2, 9]);
+        let mac = MacAddr([2, 0, 0, 0, 0, 9]);
+        let Some(Event::Neighbour(there)) = neighbour(&message, true) else {
+            panic!("no neighbour");
+        };
+        assert_eq!(there.permanent(), Change::Neighbour(address, Some(mac)));
+        let Some(Event::Neighbour(gone)) = neighbour(&message, false) else {
+            panic!("no neighbour");
+        };
+        assert_eq!(gone.permanent(), Change::Neighbour(address, None));
+        message.header.family = AddressFamily::Bridge;
+        assert_eq!(
+            neighbour(&message, true),
+            Some(Event::Fdb {
+                ifindex: 3,
+                change: Change::Fdb(mac, Some(address))
+            })
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_lost() {
+        let torn = message(libc::RTM_NEWNEIGH, 7);
+        assert_eq!(events(&torn[..20]), []);
+        let mut short = 20u32.to_ne_bytes().to_vec();
+        short.extend(libc::RTM_NEWNEIGH.to_ne_bytes());
+        short.resize(20, 0);
+        assert_eq!(events(&short), [Event::Overrun]);
     }
 
     #[test]

@@ -10,20 +10,12 @@ use super::{Error, Kernel, gone_is_fine};
 use crate::mac::MacAddr;
 
 impl Kernel {
-    /// Every neighbour of the namespace, of both families.
-    pub(super) async fn neighbours(&self) -> Result<Vec<NeighbourMessage>, Error> {
-        self.neighbours_of(None).await
-    }
-
-    /// The neighbours of a device, or of all: `NDA_IFINDEX` (Linux 4.4) lets the kernel pick them.
-    pub(super) async fn neighbours_of(
-        &self,
-        ifindex: Option<u32>,
-    ) -> Result<Vec<NeighbourMessage>, Error> {
+    /// The neighbours of a device: `NDA_IFINDEX` (Linux 4.4) lets the kernel pick them.
+    pub(super) async fn neighbours_of(&self, ifindex: u32) -> Result<Vec<NeighbourMessage>, Error> {
         let mut call = self.handle.neighbours().get();
         let attributes = &mut call.message_mut().attributes;
-        attributes.extend(ifindex.map(NeighbourAttribute::IfIndex));
-        let object = ifindex.map_or("all devices".to_owned(), |it| format!("device {it}"));
+        attributes.push(NeighbourAttribute::IfIndex(ifindex));
+        let object = format!("device {ifindex}");
         self.dump("RTM_GETNEIGH", &object, call.execute()).await
     }
 

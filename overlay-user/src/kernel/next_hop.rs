@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::neighbour::{destination, link_layer};
+use super::questions::Questions;
 use super::{Error, Kernel};
 use crate::mac::MacAddr;
 
-/// The route to an address by a given device.
+/// Where packets to an address go first, by a given device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct NextHop {
     /// The address that the neighbour table is asked for: a router's, or that of the node itself.
-    pub next_hop: IpAddr,
+    pub address: IpAddr,
     /// The route's own MTU in bytes, where somebody has set one.
     pub mtu: Option<u32>,
 }
@@ -29,38 +30,69 @@ pub struct Neighbour {
     pub is_stale: bool,
 }
 
-impl Kernel {
-    /// The routes from `source` to `addresses` by the device `ifindex`; addresses that the routes lead to by another
-    /// device, or not at all, are left out. One request for every address.
-    ///
-    /// # Errors
-    /// What netlink says.
-    pub async fn routes_by(
-        &self,
-        ifindex: u32,
-        source: IpAddr,
-        addresses: impl IntoIterator<Item = IpAddr>,
-    ) -> Result<BTreeMap<IpAddr, Route>, Error> {
-        let mut routes = BTreeMap::new();
-        for address in addresses {
-            // Asked for a route by this device, the kernel would make one up.
-            let route = self.route(source, address).await?;
-            let Some(route) = route.filter(|route| device(route) == Some(ifindex)) else {
-                continue;
-            };
-            let next_hop = gateway(&route).unwrap_or(address);
-            let mtu = mtu(&route);
-            routes.insert(address, Route { next_hop, mtu });
-        }
-        Ok(routes)
-    }
+/// How many questions are on their way to the kernel at once: their answers have to fit the socket's buffer.
+const AT_ONCE: usize = 64;
 
+/// The routes from `source` to `addresses` by the device `ifindex`, as the kernel's own VXLAN would take them; `None`
+/// for addresses that the routes lead to by another device, or not at all.
+///
+/// # Errors
+/// What netlink says.
+pub async fn routes_by(
+    ifindex: u32,
+    source: IpAddr,
+    addresses: impl IntoIterator<Item = IpAddr>,
+) -> Result<BTreeMap<IpAddr, Option<NextHop>>, Error> {
+    let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+    let mut found = BTreeMap::new();
+    if addresses.is_empty() {
+        return Ok(found);
+    }
+    let mut questions = Questions::open("RTM_GETROUTE")?;
+    for some in addresses.chunks(AT_ONCE) {
+        let messages = some.iter().map(|address| question(source, *address));
+        let answers = questions.ask(messages.collect()).await?;
+        for (address, answer) in some.iter().zip(answers) {
+            let route = match answer {
+                Some(RouteNetlinkMessage::NewRoute(route)) => Some(route),
+                // Unreachable, or prohibited.
+                _ => None,
+            };
+            // Asked for a route by this device, the kernel would make one up.
+            let route = route.filter(|route| device(route) == Some(ifindex));
+            let next_hop = route.map(|route| NextHop {
+                address: gateway(&route).unwrap_or(*address),
+                mtu: mtu(&route),
+            });
+            found.insert(*address, next_hop);
+        }
+    }
+    Ok(found)
+}
+
+/// Asks for the route that the kernel's own VXLAN takes.
+fn question(source: IpAddr, address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    (header.address_family, header.destination_prefix_length) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    header.source_prefix_length = header.destination_prefix_length;
+    message.attributes = vec![
+        RouteAttribute::Destination(address.into()),
+        RouteAttribute::Source(source.into()),
+    ];
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+impl Kernel {
     /// The usable neighbours of the device `ifindex`, in one request.
     ///
     /// # Errors
     /// What netlink says.
     pub async fn neighbours_on(&self, ifindex: u32) -> Result<BTreeMap<IpAddr, Neighbour>, Error> {
-        let neighbours = self.neighbours_of(Some(ifindex)).await?;
+        let neighbours = self.neighbours_of(ifindex).await?;
         let usable = neighbours.iter().filter(|neighbour| {
             neighbour.header.ifindex == ifindex && is_usable(neighbour.header.state)
         });
@@ -89,35 +121,11 @@ impl Kernel {
         self.request("RTM_NEWNEIGH", &address.to_string(), call.execute())
             .await
     }
-
-    /// The route that the kernel's own VXLAN takes.
-    async fn route(&self, source: IpAddr, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
-        let mut message = RouteMessage::default();
-        (
-            message.header.address_family,
-            message.header.destination_prefix_length,
-        ) = match address {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-        };
-        message
-            .attributes
-            .push(RouteAttribute::Destination(address.into()));
-        message.header.source_prefix_length = message.header.destination_prefix_length;
-        message
-            .attributes
-            .push(RouteAttribute::Source(source.into()));
-        let call = self.handle.route().get(message).execute();
-        match self.dump("RTM_GETROUTE", &address.to_string(), call).await {
-            Ok(routes) => Ok(routes.into_iter().next()),
-            Err(error) if error.errno().is_some() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
 }
 
 /// Whether the kernel would send to a neighbour in this state at once (`NUD_VALID`).
-fn is_usable(state: NeighbourState) -> bool {
+#[must_use]
+pub fn is_usable(state: NeighbourState) -> bool {
     use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
     matches!(state, Delay | Noarp | Permanent | Probe | Reachable | Stale)
 }

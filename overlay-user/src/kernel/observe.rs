@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -16,7 +17,7 @@ use rtnetlink::packet_route::route::{
 use super::link::{link_name, mac};
 use super::neighbour::{destination, link_layer};
 use super::{Error, Kernel, sysctl};
-use crate::reconcile::{Observed, ObservedDevice, Route, VxlanAttributes};
+use crate::reconcile::{Observed, ObservedDevice, Route, VxlanAttributes, is_of_interest};
 
 impl Kernel {
     /// Reads what [`crate::reconcile::diff`] judges: the device called `device` with all that hangs on it,
@@ -30,31 +31,24 @@ impl Kernel {
             .iter()
             .filter_map(|l| Some((l.header.index, link_name(l)?)))
             .collect();
+        let name = |ifindex| names.get(&ifindex).map(|name| (*name).to_owned());
         let routes = self.routes(network).await?;
         let mut observed = Observed {
+            network: Some(network),
             routes: routes
                 .iter()
-                .filter_map(|message| route(message, &names))
+                .filter_map(|message| route(message, name))
+                .filter(|route| is_of_interest(network, route))
                 .collect(),
             forwarding: sysctl::forwarding(network.addr())?,
             ..Observed::default()
         };
-        let Some(link) = links.iter().find(|link| link_name(link) == Some(device)) else {
+        observed.device = self.observe_device(device).await?;
+        let Some(ifindex) = observed.device.as_ref().map(|device| device.ifindex) else {
             return Ok(observed);
         };
-
-        let ifindex = link.header.index;
         let same_family = |address: &IpAddr| address.is_ipv4() == network.addr().is_ipv4();
-        let addresses = self.addresses().await?;
-        observed.device = Some(ObservedDevice {
-            ifindex,
-            vxlan: vxlan(link),
-            mac: link_mac(link).unwrap_or_default(),
-            mtu: link_mtu(link),
-            up: link.header.flags.contains(LinkFlags::Up),
-            addresses: on_device(&addresses, ifindex).collect(),
-        });
-        let neighbours = self.neighbours().await?;
+        let neighbours = self.neighbours_of(ifindex).await?;
         observed.neighbours = neighbours
             .iter()
             .filter(|n| n.header.ifindex == ifindex && n.header.state == NeighbourState::Permanent)
@@ -69,6 +63,26 @@ impl Kernel {
             .filter_map(|entry| Some((link_layer(entry)?, destination(entry)?)))
             .collect();
         Ok(observed)
+    }
+
+    /// The device of a name with its addresses, if there is one.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn observe_device(&self, name: &str) -> Result<Option<ObservedDevice>, Error> {
+        let links = self.links().await?;
+        let Some(link) = links.iter().find(|link| link_name(link) == Some(name)) else {
+            return Ok(None);
+        };
+        let addresses = self.addresses().await?;
+        Ok(Some(ObservedDevice {
+            ifindex: link.header.index,
+            vxlan: vxlan(link),
+            mac: link_mac(link).unwrap_or_default(),
+            mtu: link_mtu(link),
+            up: link.header.flags.contains(LinkFlags::Up),
+            addresses: on_device(&addresses, link.header.index).collect(),
+        }))
     }
 }
 
@@ -147,29 +161,51 @@ pub fn vxlan(link: &LinkMessage) -> Option<VxlanAttributes> {
     Some(attributes)
 }
 
-/// A unicast route of the main table; `names` are those of devices by their index.
+/// Where a route leads, whatever table it is in.
+pub(super) fn route_destination(message: &RouteMessage) -> Option<IpNet> {
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let to = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(address) => ip(address),
+            _ => None,
+        });
+    IpNet::new(
+        to.unwrap_or(unspecified),
+        message.header.destination_prefix_length,
+    )
+    .ok()
+}
+
+/// The name of a device of the thread's network namespace.
+pub(super) fn device_name(ifindex: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?;
+    name.into_string().ok()
+}
+
+/// A unicast route of the main table; `name` tells a device's name by its index.
 #[must_use]
-pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<Route> {
+pub fn route(message: &RouteMessage, name: impl Fn(u32) -> Option<String>) -> Option<Route> {
     let header = &message.header;
     if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
         return None;
     }
-    let unspecified = match header.address_family {
-        rtnetlink::packet_route::AddressFamily::Inet => IpAddr::from([0; 4]),
-        _ => IpAddr::from([0; 16]),
-    };
-    let (mut to, mut gateway, mut device, mut metric) = (unspecified, None, None, 0);
+    let (mut gateway, mut device, mut metric) = (None, None, 0);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => to = ip(address)?,
             RouteAttribute::Gateway(address) => gateway = ip(address),
-            RouteAttribute::Oif(ifindex) => device = names.get(ifindex).map(|s| (*s).to_owned()),
+            RouteAttribute::Oif(ifindex) => device = name(*ifindex),
             RouteAttribute::Priority(priority) => metric = *priority,
             _ => {}
         }
     }
     Some(Route {
-        subnet: IpNet::new(to, header.destination_prefix_length).ok()?,
+        subnet: route_destination(message)?,
         gateway,
         device,
         onlink: header.flags.contains(RouteFlags::Onlink),

@@ -3,10 +3,13 @@
 
 mod iptables;
 mod nftables;
+mod witness;
 
 use ipnet::IpNet;
 
 use super::ToolError;
+
+pub use witness::Witness;
 
 /// What the rules are about.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Device, Route};
+use super::{Change, Device, Route};
 use crate::mac::MacAddr;
 
 /// Why a device has to be made anew: an attribute that the kernel does not change while it lives.
@@ -68,6 +68,31 @@ pub enum Action {
     ReplaceRoute(Route),
     /// Remove a route.
     RemoveRoute(Route),
+}
+
+impl Action {
+    /// What the kernel holds after this, where that is plain: not so where the device itself changes, because what
+    /// hangs on it may change with it.
+    #[must_use]
+    pub fn change(&self) -> Option<Change> {
+        Some(match self {
+            Self::SetNeighbour(address, mac) => Change::Neighbour(*address, Some(*mac)),
+            Self::RemoveNeighbour(address) => Change::Neighbour(*address, None),
+            Self::SetFdb(mac, vtep) => Change::Fdb(*mac, Some(*vtep)),
+            Self::RemoveFdb(mac, _) => Change::Fdb(*mac, None),
+            Self::AddRoute(route) => Change::Added(route.clone()),
+            Self::ReplaceRoute(route) => Change::Replaced(route.clone()),
+            Self::RemoveRoute(route) => Change::Removed(route.clone()),
+            Self::EnableForwarding
+            | Self::DeleteDevice(_)
+            | Self::CreateDevice(_)
+            | Self::DisableLearning
+            | Self::SetMtu(_)
+            | Self::AddAddress(_)
+            | Self::RemoveAddress(_)
+            | Self::SetUp => return None,
+        })
+    }
 }
 
 impl fmt::Display for Action {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::ROUTE_PROTOCOL;
 use crate::mac::MacAddr;
 
 /// The attributes of a VXLAN device that cannot change while it lives, and its learning.
@@ -56,12 +57,36 @@ pub struct Route {
     pub metric: u32,
 }
 
-/// One look at everything that [`super::diff`] judges.
+/// Whether a route can matter to the overlay of `network`: what leads into it, and what is ours. Of all other
+/// routes, which may be a million, nothing is kept.
+#[must_use]
+pub fn is_of_interest(network: IpNet, route: &Route) -> bool {
+    route.protocol == ROUTE_PROTOCOL || network.contains(&route.subnet)
+}
+
+/// A change that the kernel told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A permanent neighbour's MAC address now; none where there is no such neighbour.
+    Neighbour(IpAddr, Option<MacAddr>),
+    /// Where a MAC address is now; none where the entry is gone.
+    Fdb(MacAddr, Option<IpAddr>),
+    /// A route that came.
+    Added(Route),
+    /// A route that took the place of another to the same destination at the same metric.
+    Replaced(Route),
+    /// A route that went.
+    Removed(Route),
+}
+
+/// What is known of everything that [`super::diff`] judges: from one look, and the changes since.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
+    /// The overlay that this is about.
+    pub network: Option<IpNet>,
     /// The VXLAN device.
     pub device: Option<ObservedDevice>,
-    /// Every unicast route of the main table in the overlay's address family.
+    /// The unicast routes of the main table that can matter, see [`is_of_interest`].
     pub routes: BTreeSet<Route>,
     /// Permanent neighbours on the VXLAN device.
     pub neighbours: BTreeMap<IpAddr, MacAddr>,
@@ -69,4 +94,122 @@ pub struct Observed {
     pub fdb: BTreeMap<MacAddr, IpAddr>,
     /// Whether IP forwarding is on.
     pub forwarding: bool,
+}
+
+impl Observed {
+    /// Takes a change into account; neighbours and FDB entries are those of the device. Returns whether that was
+    /// news.
+    pub fn apply(&mut self, change: &Change) -> bool {
+        match change {
+            Change::Neighbour(address, mac) => {
+                let is_v4 = self.network.is_some_and(|network| network.addr().is_ipv4());
+                is_v4 == address.is_ipv4() && set(&mut self.neighbours, *address, *mac)
+            }
+            Change::Fdb(mac, vtep) => set(&mut self.fdb, *mac, *vtep),
+            Change::Added(route) => self.is_kept(route) && self.routes.insert(route.clone()),
+            Change::Replaced(route) => {
+                let known = self.routes.contains(route);
+                let same_place = |old: &Route| old.takes_the_place_of(route);
+                self.routes.retain(|old| !same_place(old) || old == route);
+                !known && self.is_kept(route) && self.routes.insert(route.clone())
+            }
+            Change::Removed(route) => {
+                let before = self.routes.len();
+                // The device may be gone, and its name with it.
+                let is_it = |old: &Route| {
+                    old.takes_the_place_of(route)
+                        && old.gateway == route.gateway
+                        && old.protocol == route.protocol
+                };
+                self.routes.retain(|old| !is_it(old));
+                self.routes.len() != before
+            }
+        }
+    }
+
+    fn is_kept(&self, route: &Route) -> bool {
+        self.network
+            .is_some_and(|network| is_of_interest(network, route))
+    }
+}
+
+impl Route {
+    /// Whether the kernel has room for one of the two only.
+    fn takes_the_place_of(&self, other: &Self) -> bool {
+        self.subnet == other.subnet && self.metric == other.metric
+    }
+}
+
+/// Sets or removes an entry; returns whether that changed anything.
+fn set<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> bool {
+    match value {
+        Some(value) if map.get(&key) == Some(&value) => false,
+        Some(value) => {
+            map.insert(key, value);
+            true
+        }
+        None => map.remove(&key).is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observed() -> Observed {
+        Observed {
+            network: Some("10.244.0.0/16".parse().expect("a network")),
+            ..Observed::default()
+        }
+    }
+
+    fn route(subnet: &str, gateway: u8, protocol: u8) -> Route {
+        Route {
+            subnet: subnet.parse().expect("a subnet"),
+            gateway: Some([192, 0, 2, gateway].into()),
+            device: Some("eth0".to_owned()),
+            onlink: false,
+            protocol,
+            metric: 0,
+        }
+    }
+
+    #[test]
+    fn only_routes_that_matter_are_kept() {
+        let mut observed = observed();
+        assert!(!observed.apply(&Change::Added(route("0.0.0.0/0", 1, 3))));
+        assert!(!observed.apply(&Change::Added(route("203.0.113.0/24", 1, 186))));
+        assert!(observed.apply(&Change::Added(route("10.244.7.0/24", 1, 186))));
+        assert!(observed.apply(&Change::Added(route("203.0.113.0/24", 1, ROUTE_PROTOCOL))));
+        assert_eq!(observed.routes.len(), 2);
+    }
+
+    #[test]
+    fn a_replaced_route_leaves_no_other_in_its_place() {
+        let mut observed = observed();
+        let (old, new) = (route("10.244.7.0/24", 1, 111), route("10.244.7.0/24", 2, 3));
+        assert!(observed.apply(&Change::Added(old)));
+        assert!(observed.apply(&Change::Replaced(new.clone())));
+        assert_eq!(observed.routes, BTreeSet::from([new.clone()]));
+        assert!(!observed.apply(&Change::Replaced(new.clone())), "no news");
+        let nameless = Route {
+            device: None,
+            ..new
+        };
+        assert!(observed.apply(&Change::Removed(nameless)));
+        assert_eq!(observed.routes, BTreeSet::new());
+    }
+
+    #[test]
+    fn what_is_known_already_is_no_news() {
+        let mut observed = observed();
+        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+        let address = IpAddr::from([10, 244, 7, 0]);
+        assert!(observed.apply(&Change::Neighbour(address, Some(mac))));
+        assert!(!observed.apply(&Change::Neighbour(address, Some(mac))));
+        assert!(!observed.apply(&Change::Neighbour(IpAddr::from([0; 16]), Some(mac))));
+        assert!(observed.apply(&Change::Neighbour(address, None)));
+        assert!(!observed.apply(&Change::Fdb(mac, None)));
+        assert!(observed.apply(&Change::Fdb(mac, Some(address))));
+    }
 }

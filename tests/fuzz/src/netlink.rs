@@ -56,7 +56,7 @@ fn route(message: &RouteNetlinkMessage) {
             assert!(found <= 1, "one message, one address");
         }
         RouteNetlinkMessage::NewRoute(route) => {
-            let _ = observe::route(route, &[(1, "eth0")].into());
+            let _ = observe::route(route, |index| (index == 1).then(|| "eth0".to_owned()));
             let _ = observe::default_devices(std::slice::from_ref(route));
         }
         _ => {}

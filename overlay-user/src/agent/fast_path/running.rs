@@ -1,49 +1,50 @@
 //! The fast path while it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::flags::{Aggregates, Attach, NodeFlags};
 use crate::datapath::Error;
+use crate::datapath::family::UserFamily as _;
 use crate::datapath::maps::{self, Maps};
 use crate::datapath::object;
 use crate::datapath::pins::Pins;
 use crate::datapath::probe::Probes;
 use crate::datapath::programs::{Attachment, Programs};
-use crate::datapath::tables::{Node as TablesOf, Omission, Tables};
+use crate::datapath::tables::{LocalPod, Omission, TableInput, Tables};
 use crate::kernel::nic::Nic;
+use crate::kernel::pods::BRIDGE;
+use crate::kernel::xfrm::{self, Traffic};
 use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
 };
 use overlay_common::{Hook, V4};
+use tokio::sync::Notify;
 
-use super::ways::Ways;
-use super::{Backing, View};
-use crate::agent::flows;
+use super::follower::Follower;
+use super::live::Live;
+use super::ways::Exit;
+use super::{Backing, View, flows};
 use hooks::{Site, sites};
-use wanted::{local_pods, tables_of, watch_newcomers};
+use wanted::{local_pods, table_input, watch_newcomers};
 
 mod hooks;
 mod wanted;
 
 /// How often the remembered flows are compared with connection tracking.
 const FLOWS_RESYNC: Duration = Duration::from_secs(20);
-/// How long the programs trust next hops after a sign of life of the agent.
-const TRUST: Duration = Duration::from_secs(5);
-/// How often stale next hops are confirmed: about when the kernel would, were the packets its own
-/// (`delay_first_probe_time`).
-const CONFIRM: Duration = Duration::from_secs(5);
 
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
     /// Where the programs are from, if they are not this build's own.
     pub foreign_programs: Option<String>,
-    maps: Maps<V4>,
-    /// What the maps were made from, as of the last round.
-    node: Option<TablesOf>,
+    live: Live,
+    follower: Follower,
     pins: Pins,
     /// The kernel's ids of the maps.
     map_ids: Vec<u32>,
@@ -57,12 +58,17 @@ pub struct Running {
     pub omissions: Option<String>,
     /// Where hostile VXLAN is refused early; or why nowhere.
     pub early: Result<Nic, String>,
-    /// How the peers are reached.
-    pub ways: Ways,
+    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
+    pub elsewhere: BTreeSet<IpAddr>,
+    /// Why IPsec keeps all peers to the kernel path, which asks its policies; if it does.
+    pub ipsec: Option<String>,
+    /// What IPsec policies were looked for.
+    traffic: Option<Traffic>,
     flows_checked: Instant,
+    /// What the maps should hold, as of the last round.
+    written: Tables<V4>,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
-    next_hops_confirmed: Instant,
 }
 
 impl Running {
@@ -97,6 +103,7 @@ impl Running {
         }
         let mut maps = Maps::open(pins).map_err(|error| error.to_string())?;
         maps.look_for_flows().map_err(|error| error.to_string())?;
+        let live = Live::new(maps);
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
         tracing::info!(?attachment, pins = %pins.root().display(), "fast path loaded");
         if let Some(note) = &object.note {
@@ -105,8 +112,8 @@ impl Running {
         Ok(Self {
             programs,
             foreign_programs: object.note,
-            maps,
-            node: None,
+            follower: Follower::start(live.clone()),
+            live,
             pins: pins.clone(),
             map_ids,
             config: None,
@@ -114,10 +121,12 @@ impl Running {
             left_out: BTreeMap::new(),
             omissions: None,
             early: Err("not decided yet".to_owned()),
-            ways: Ways::default(),
+            elsewhere: BTreeSet::new(),
+            ipsec: None,
+            traffic: None,
             flows_checked: Instant::now(),
+            written: Tables::default(),
             shares_port: false,
-            next_hops_confirmed: Instant::now(),
         })
     }
 
@@ -126,8 +135,9 @@ impl Running {
         maps::ids(&self.pins).is_ok_and(|ids| ids == self.map_ids)
     }
 
+    /// Whether a program, a pin or the configuration is not what it should be.
     pub fn is_disturbed(&mut self) -> bool {
-        if !self.is_pinned() || self.maps.config().ok().flatten() != self.config {
+        if !self.is_pinned() || self.live.lock().maps.config().ok().flatten() != self.config {
             return true;
         }
         let programs = &mut self.programs;
@@ -138,44 +148,79 @@ impl Running {
         })
     }
 
+    /// See [`super::FastPath::is_surprised`].
+    pub async fn is_surprised(&mut self) -> bool {
+        let others_wrote = self.live.lock().maps.look_at_peers().unwrap_or(true);
+        let pods_differ = self.pods_differ().unwrap_or(true);
+        let flows_are_due = self.flows_checked.elapsed() >= FLOWS_RESYNC
+            && self.live.lock().maps.has_flows().unwrap_or(true);
+        let ipsec = match &self.traffic {
+            Some(traffic) => ipsec(traffic).await,
+            None => None,
+        };
+        others_wrote || pods_differ || flows_are_due || ipsec != self.ipsec
+    }
+
+    /// Whether the entries of pods are not those that were written last.
+    fn pods_differ(&self) -> Result<bool, Error> {
+        let now = self.live.lock().maps.known_pods()?;
+        Ok((&now.endpoints, &now.pods) != (&self.written.endpoints, &self.written.pods))
+    }
+
+    /// See [`super::FastPath::ways_changed`].
+    pub fn ways_changed(&self) -> Arc<Notify> {
+        self.follower.changed()
+    }
+
+    /// Makes the maps ready for what the kernel path is about to change.
     pub fn prepare(&mut self, view: &View<'_>) -> Result<(), Error> {
-        let Some(config) = self.maps.config()? else {
+        let live = self.live.clone();
+        let maps = &mut live.lock().maps;
+        let Some(config) = maps.config()? else {
             return Ok(());
         };
         let pods = local_pods(&view.pods.pods, |_| false);
-        let (mut tables, _) = Tables::of(&tables_of(view, MacAddr::default(), view.peers, pods));
+        let (mut tables, _) = Tables::of(&table_input(view, MacAddr::default(), view.peers, pods));
         // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
         // that is not there may be its.
-        if self.maps.admit(&tables)? {
-            self.write(Config {
-                flags: config.flags & !CONFIG_PEERS_COMPLETE,
-                ..config
-            })?;
+        if maps.admit(&tables)? {
+            self.write(
+                maps,
+                Config {
+                    flags: config.flags & !CONFIG_PEERS_COMPLETE,
+                    ..config
+                },
+            )?;
         }
         if tables
             .config
             .is_none_or(|new| new.peer_mask != config.peer_mask)
         {
             // The entries of the old mask answer until the new one is in force.
-            let current = self.maps.tables()?;
-            tables.peers = current.peers;
-            tables.vteps = current.vteps;
+            (tables.peers, tables.vteps) = maps.known_peers()?;
         }
-        self.maps.retire(&tables)?;
+        maps.retire(&tables)?;
         Ok(())
     }
 
-    pub async fn round(&mut self, view: &View<'_>, backing: &Backing<'_>) -> Result<(), Error> {
+    /// Puts the programs on their hooks and fills the maps with what the kernel path backs.
+    pub async fn carry_out(
+        &mut self,
+        view: &mut View<'_>,
+        backing: &Backing<'_>,
+    ) -> Result<(), Error> {
         let kernel = view.kernel;
         let Some((device_ifindex, mac)) = backing.device else {
             return self.deactivate();
         };
+        let live = self.live.clone();
+        let mut known = live.lock().maps.known_pods()?;
+        self.second_look(view, &known).await;
         self.sites = sites(view, device_ifindex);
         if self.programs.attachment() == Attachment::Clsact {
             let filters = self.filters(kernel).await;
             self.programs.note_filters(filters);
         }
-        let mut known = self.maps.tables()?;
         let mut gap = known
             .config
             .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
@@ -185,7 +230,7 @@ impl Running {
                 gap |= !ours;
             } else if !ours {
                 // The stack may send it what no program of ours sees: it starts again as a newcomer.
-                self.maps.hold_device(site.ifindex)?;
+                live.lock().maps.hold_device(site.ifindex)?;
                 known.endpoints.remove(&site.ifindex);
             }
         }
@@ -194,39 +239,135 @@ impl Running {
         }
         let foreign = self.attach()?;
 
+        let mut input = self.input(view, mac, backing, &foreign).await;
+        if !gap {
+            input.flags |= CONFIG_ACTIVE;
+        }
+        self.find_ways(kernel, &mut input).await;
+        let Some((tables, newcomers)) = self.fill(&mut input, &known)? else {
+            return Ok(());
+        };
+        if gap || newcomers {
+            // While packets went by the stack, flows may have been translated unseen.
+            let network = view.settings.network();
+            if gap {
+                flows::rebuild(&live, network).await?;
+            } else {
+                flows::heal(&live, network).await?;
+            }
+            live.lock().maps.fill_pods(&tables)?;
+            self.flows_checked = Instant::now();
+        }
+        self.written = tables;
+        let config = self.written.config;
+        if let Some(config) = config.filter(|_| gap) {
+            let flags = config.flags | CONFIG_ACTIVE;
+            self.write(&mut live.lock().maps, Config { flags, ..config })?;
+            tracing::info!("fast path active");
+        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC && live.lock().maps.has_flows()? {
+            flows::heal(&live, view.settings.network()).await?;
+            self.flows_checked = Instant::now();
+        }
+        self.refuse_early(view).await;
+        self.forget_gone()
+    }
+
+    /// Looks at the pods once more before something is written of them: what was done so far took its time, and a
+    /// pod may have come or gone, its address with it.
+    async fn second_look(&self, view: &mut View<'_>, known: &Tables<V4>) {
+        let pods = local_pods(&view.pods.pods, |_| false);
+        let is_known = |pod: &LocalPod| {
+            known
+                .endpoints
+                .get(&pod.ifindex)
+                .is_some_and(|endpoint| V4::from_ip(pod.address) == Some(endpoint.address))
+        };
+        if pods.len() == known.endpoints.len() && pods.iter().all(is_known) {
+            return;
+        }
+        view.kernel.look();
+        match view.kernel.pods(BRIDGE).await {
+            Ok(pods) => *view.pods = pods,
+            Err(error) => tracing::warn!("list pods: {error}"),
+        }
+    }
+
+    /// What the tables are made from, but for the ways to the peers.
+    async fn input(
+        &mut self,
+        view: &View<'_>,
+        mac: MacAddr,
+        backing: &Backing<'_>,
+        foreign: &[u32],
+    ) -> TableInput {
         let pods = view
             .pods
             .pods
             .iter()
             .filter(|pod| !self.left_out.contains_key(&pod.name));
         let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
-        let mut node = tables_of(view, mac, backing.peers, pods);
-        node.source_ports = sysctl::local_port_range().unwrap_or(node.source_ports);
+        let mut input = table_input(view, mac, backing.peers, pods);
+        input.source_ports = sysctl::local_port_range().unwrap_or(input.source_ports);
         // Where the kernel does not tell, what it told last holds.
-        if let Ok(others) = kernel.other_vnis(&view.node.device, node.port).await {
+        if let Some(others) = &view.other_vnis {
             self.shares_port = !others.is_empty();
         }
-        node.flags = if self.shares_port {
+        input.flags = if self.shares_port {
             CONFIG_SHARED_PORT
         } else {
             0
         };
-        if view.node.flags.node.aggregates == Aggregates::Kernel {
-            node.flags |= CONFIG_AGGREGATES_TO_KERNEL;
+        if view.settings.flags.node.aggregates == Aggregates::Kernel {
+            input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
         }
         let backed: BTreeSet<_> = backing.peers.iter().map(|peer| peer.subnet).collect();
-        node.unserved = view
+        input.unserved = view
             .peers
             .iter()
             .filter(|peer| !backed.contains(&peer.subnet))
             .cloned()
             .collect();
-        if !gap {
-            node.flags |= CONFIG_ACTIVE;
+        input
+    }
+
+    /// Finds the ways to the peers. Where that fails, the kernel looks the next hop up packet by packet.
+    async fn find_ways(&mut self, kernel: &Kernel, input: &mut TableInput) {
+        let traffic = Traffic {
+            own: input.vtep,
+            peers: input.peers.iter().map(|(peer, _)| peer.vtep).collect(),
+            port: input.port,
+            network: input.network,
+        };
+        self.ipsec = ipsec(&traffic).await;
+        self.traffic = Some(traffic);
+        if self.ipsec.is_some() {
+            let peers = std::mem::take(&mut input.peers).into_iter();
+            input.unserved.extend(peers.map(|(peer, _)| peer));
         }
-        self.ways.find(kernel, &mut node).await;
-        let (tables, omissions) = Tables::of(&node);
-        self.node = Some(node);
+        let vteps = input.peers.iter().map(|(peer, _)| peer.vtep).collect();
+        let mac = kernel.device_mac(input.underlay_ifindex).await;
+        let exit = Exit {
+            ifindex: input.underlay_ifindex,
+            source: Some(input.vtep),
+            mac: mac.ok().flatten().filter(|mac| *mac != MacAddr::default()),
+        };
+        if let Err(error) = self.live.find(kernel, exit, &vteps).await {
+            tracing::warn!("look for routes to the peers: {error}");
+        }
+    }
+
+    /// Writes the maps; returns what they hold in the end, and whether a pod is new. Of the ways, what is known at
+    /// this moment is written.
+    fn fill(
+        &mut self,
+        input: &mut TableInput,
+        known: &Tables<V4>,
+    ) -> Result<Option<(Tables<V4>, bool)>, Error> {
+        let live = self.live.clone();
+        let inner = &mut *live.lock();
+        let maps = &mut inner.maps;
+        self.elsewhere = inner.ways.apply(input);
+        let (tables, omissions) = Tables::of(input);
         let omissions = Omission::summary(&omissions);
         if omissions != self.omissions {
             if let Some(text) = &omissions {
@@ -235,45 +376,30 @@ impl Running {
             self.omissions = omissions;
         }
         let Some(config) = tables.config else {
-            return Ok(());
+            return Ok(None);
         };
         // A newcomer may have talked with Services before it was watched: it is left to the kernel, and watched
         // from now on, until the flows that it has by then are known.
-        let (watched, newcomers) = watch_newcomers(&tables, &known);
+        let (watched, newcomers) = watch_newcomers(&tables, known);
         // Narrow the mask last: until then the old entries answer for the old mask.
-        if self.maps.fill(&watched).is_err() {
+        if maps.fill(&watched).is_err() {
             // Old and new together may be too many: without the old, then, while the kernel has everything.
-            self.write(Config {
-                flags: config.flags & CONFIG_SHARED_PORT,
-                ..config
-            })?;
-            self.maps.retire(&tables)?;
-            self.maps.fill(&watched)?;
+            self.write(
+                maps,
+                Config {
+                    flags: config.flags & CONFIG_SHARED_PORT,
+                    ..config
+                },
+            )?;
+            maps.retire(&tables)?;
+            maps.fill(&watched)?;
         }
-        self.write(config)?;
-        self.maps.retire(&tables)?;
-        if gap || newcomers {
-            // While packets went by the stack, flows may have been translated unseen.
-            let network = view.node.config.network();
-            if gap {
-                flows::rebuild(&mut self.maps, network).await?;
-            } else {
-                flows::heal(&mut self.maps, network).await?;
-            }
-            self.maps.fill(&tables)?;
-            self.flows_checked = Instant::now();
-        }
-        if gap {
-            self.write(Config {
-                flags: config.flags | CONFIG_ACTIVE,
-                ..config
-            })?;
-            tracing::info!("fast path active");
-        } else if self.maps.has_flows()? && self.flows_checked.elapsed() >= FLOWS_RESYNC {
-            flows::heal(&mut self.maps, view.node.config.network()).await?;
-            self.flows_checked = Instant::now();
-        }
-        self.refuse_early(view).await;
+        self.write(maps, config)?;
+        maps.retire(&tables)?;
+        Ok(Some((tables, newcomers)))
+    }
+
+    fn forget_gone(&mut self) -> Result<(), Error> {
         let (sites, early) = (&self.sites, &self.early);
         let gone = self.programs.forget_gone(|hook, ifindex| {
             if hook == Hook::NetXdp {
@@ -289,45 +415,40 @@ impl Running {
         Ok(())
     }
 
-    pub async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
-        let until = flows::now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
-        self.maps.set_heartbeat(until)?;
-        if self.next_hops_confirmed.elapsed() < CONFIRM {
-            return Ok(());
-        }
-        self.next_hops_confirmed = Instant::now();
-        let Some(node) = &self.node else {
-            return Ok(());
-        };
-        Ok(self.ways.confirm(kernel, node.underlay_ifindex).await?)
-    }
-
-    pub async fn refresh_next_hops(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
-        let Some(node) = &mut self.node else {
-            return Ok(());
-        };
-        if self.ways.follow(kernel, node).await {
-            let (tables, _) = Tables::of(node);
-            // Of the pods, this node is as old as the last round: one may be gone, and taken out, since.
-            self.maps.fill_peers(&tables)?;
-        }
-        Ok(())
-    }
-
     /// Leaves every packet to the kernel; refusals go on.
     fn deactivate(&mut self) -> Result<(), Error> {
-        match self.maps.config()? {
-            Some(config) => self.write(Config {
-                flags: config.flags & !CONFIG_ACTIVE,
-                ..config
-            }),
+        let live = self.live.clone();
+        let maps = &mut live.lock().maps;
+        match maps.config()? {
+            Some(config) => self.write(
+                maps,
+                Config {
+                    flags: config.flags & !CONFIG_ACTIVE,
+                    ..config
+                },
+            ),
             None => Ok(()),
         }
     }
 
-    fn write(&mut self, config: Config<V4>) -> Result<(), Error> {
-        self.maps.set_config(&config)?;
+    fn write(&mut self, maps: &mut Maps<V4>, config: Config<V4>) -> Result<(), Error> {
+        maps.set_config(&config)?;
         self.config = Some(config);
         Ok(())
+    }
+}
+
+/// Why IPsec keeps packets between nodes from the fast path, if it does. Who cannot tell must not take them past it.
+async fn ipsec(traffic: &Traffic) -> Option<String> {
+    match xfrm::policies(traffic).await {
+        Ok(policies) => {
+            let first = policies.first()?;
+            let others = match policies.len() - 1 {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            Some(format!("IPsec policies exist ({first}{others})"))
+        }
+        Err(error) => Some(format!("IPsec policies cannot be read: {error}")),
     }
 }

@@ -1,143 +1,258 @@
-//! The ways to the peers: next hops and what fits.
+//! The ways to the other nodes: next hops and what fits.
 //!
-//! Routes are asked for in a round, peer by peer: whatever changes them starts one. What the neighbour table says of
-//! their next hops changes all the time, and is one request for all.
+//! The kernel is asked for the route to a node once; from then on its events say which routes and neighbours have
+//! changed ([`super::follower`]).
 //!
 //! Where a route has several next hops, one of them is taken for all packets to a peer. The kernel's VXLAN does no
 //! different: it caches the route of the first packet for each remote address and CPU (`dst_cache` in
 //! `drivers/net/vxlan/vxlan_core.c`). Leaving such peers to `bpf_redirect_neigh` would be worse: for a given device it
 //! always takes the first next hop (`fib_select_path` in `net/ipv4/fib_semantics.c`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use crate::datapath::tables::Node as TablesOf;
-use crate::kernel::next_hop::{Neighbour, Route};
-use crate::kernel::xfrm::{self, Traffic};
-use crate::kernel::{Error, Kernel};
-use crate::mac::MacAddr;
+use ipnet::IpNet;
 use overlay_common::vxlan::OVERHEAD;
 
-/// The ways to the peers, as of the last round.
-#[derive(Default)]
+use crate::datapath::tables::{TableInput, Way};
+use crate::kernel::next_hop::{Neighbour, NextHop};
+use crate::mac::MacAddr;
+
+/// Where encapsulated packets leave this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// The underlay's device.
+    pub ifindex: u32,
+    /// This node's address there; none before the first round.
+    pub source: Option<IpAddr>,
+    /// MAC address of the device; none where it has none.
+    pub mac: Option<MacAddr>,
+}
+
+/// What is known of the ways, by the kernel's own word.
+#[derive(Debug, Default)]
 pub struct Ways {
-    routes: BTreeMap<IpAddr, Route>,
-    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
-    pub elsewhere: BTreeSet<IpAddr>,
-    /// Why IPsec keeps all peers to the kernel path, which asks its policies; if it does.
-    pub ipsec: Option<String>,
+    exit: Exit,
+    /// The next hop to each VTEP; none where packets leave by another device, or cannot leave.
+    next_hops: BTreeMap<IpAddr, Option<NextHop>>,
+    /// The usable neighbours of the underlay's device.
+    neighbours: BTreeMap<IpAddr, Neighbour>,
+    /// The addresses in `next_hops`.
+    used: HashSet<IpAddr>,
+    /// How many changes the kernel has told of: an answer from before one of them is not to be believed.
+    news: u64,
 }
 
 impl Ways {
-    /// Finds the ways to the peers. Where that fails, the kernel looks the next hop up packet by packet. Peers that
-    /// the routes lead to by another device are left to the kernel: out of the underlay's device, packets to them
-    /// would be lost. Where the kernel does not tell, it is those of the last time.
-    pub async fn find(&mut self, kernel: &Kernel, node: &mut TablesOf) {
-        self.ipsec = ipsec(node).await;
-        if self.ipsec.is_some() {
-            let peers = std::mem::take(&mut node.peers).into_iter();
-            node.unserved.extend(peers.map(|(peer, _)| peer));
+    /// Where packets leave.
+    pub fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    /// How many changes the kernel has told of.
+    pub fn news(&self) -> u64 {
+        self.news
+    }
+
+    /// Takes another exit. True if the neighbours have to be looked at, since they are those of another device.
+    pub fn leave_by(&mut self, exit: Exit) -> bool {
+        let is_other = (exit.ifindex, exit.source) != (self.exit.ifindex, self.exit.source);
+        if is_other {
+            *self = Self {
+                news: self.news + 1,
+                ..Self::default()
+            };
         }
-        let vteps: BTreeSet<_> = node.peers.iter().map(|(peer, _)| peer.vtep).collect();
-        let routes = kernel.routes_by(node.underlay_ifindex, node.vtep, vteps.iter().copied());
-        match routes.await {
-            Ok(routes) => {
-                let is_elsewhere = |vtep: &IpAddr| !routes.contains_key(vtep);
-                self.elsewhere = vteps.into_iter().filter(is_elsewhere).collect();
-                self.routes = routes;
-            }
-            Err(error) => {
-                tracing::warn!("look for routes to the peers: {error}");
-                self.routes.clear();
-            }
+        self.exit = exit;
+        is_other
+    }
+
+    /// Forgets all VTEPs but these; returns those whose way is still to be found.
+    pub fn keep(&mut self, vteps: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        self.next_hops.retain(|vtep, _| vteps.contains(vtep));
+        let is_unknown = |vtep: &&IpAddr| !self.next_hops.contains_key(vtep);
+        vteps.iter().filter(is_unknown).copied().collect()
+    }
+
+    /// Takes the kernel's answers, asked for when the news was `as_of`; false if they may be too old.
+    pub fn learn(&mut self, answers: BTreeMap<IpAddr, Option<NextHop>>, as_of: u64) -> bool {
+        if self.news != as_of {
+            return false;
         }
-        let (there, here): (Vec<_>, _) = std::mem::take(&mut node.peers)
+        self.next_hops.extend(answers);
+        let next_hops = self.next_hops.values().flatten();
+        self.used = next_hops.map(|next_hop| next_hop.address).collect();
+        true
+    }
+
+    /// Takes all neighbours of the device, looked at when the news was `as_of`; false if they may be too old.
+    pub fn learn_neighbours(&mut self, all: BTreeMap<IpAddr, Neighbour>, as_of: u64) -> bool {
+        let is_fresh = self.news == as_of;
+        if is_fresh {
+            self.neighbours = all;
+        }
+        is_fresh
+    }
+
+    /// Takes note of what a neighbour is now. Returns whether a next hop has another MAC address by that.
+    pub fn neighbour(&mut self, address: IpAddr, now: Option<Neighbour>) -> bool {
+        self.news += 1;
+        let before = match now {
+            Some(now) => self.neighbours.insert(address, now),
+            None => self.neighbours.remove(&address),
+        };
+        let mac = |neighbour: Option<Neighbour>| neighbour.map(|neighbour| neighbour.mac);
+        mac(before) != mac(now) && self.used.contains(&address)
+    }
+
+    /// The VTEPs whose way goes by a next hop. Among several next hops of a route the kernel takes another when one is
+    /// lost (`fib_multipath_use_neigh`), and sends no event.
+    pub fn by(&self, next_hop: IpAddr) -> Vec<IpAddr> {
+        let goes_by = |way: &Option<NextHop>| way.is_some_and(|way| way.address == next_hop);
+        let vteps = self.next_hops.iter().filter(|(_, way)| goes_by(way));
+        vteps.map(|(vtep, _)| *vtep).collect()
+    }
+
+    /// The VTEPs whose way may be another, because a route to `destination` has changed.
+    pub fn within(&mut self, destination: IpNet) -> Vec<IpAddr> {
+        let vteps = self.next_hops.keys();
+        let vteps: Vec<_> = vteps
+            .filter(|vtep| destination.contains(*vtep))
+            .copied()
+            .collect();
+        self.news += u64::from(!vteps.is_empty());
+        vteps
+    }
+
+    /// All VTEPs, because anything may have changed.
+    pub fn all(&mut self) -> Vec<IpAddr> {
+        self.news += 1;
+        self.next_hops.keys().copied().collect()
+    }
+
+    /// The next hop to a VTEP.
+    pub fn next_hop(&self, vtep: IpAddr) -> Option<NextHop> {
+        self.next_hops.get(&vtep).copied().flatten()
+    }
+
+    /// MAC address of the next hop to a VTEP, where it can be prepared.
+    pub fn mac(&self, vtep: IpAddr) -> Option<MacAddr> {
+        self.exit.mac?;
+        let next_hop = self.next_hop(vtep)?;
+        self.neighbours
+            .get(&next_hop.address)
+            .map(|neighbour| neighbour.mac)
+    }
+
+    /// Notes the ways in what the tables are made from. Peers that the routes lead to by another device are left to
+    /// the kernel path: out of the underlay's device, packets to them would be lost. Returns those.
+    pub fn apply(&self, input: &mut TableInput) -> BTreeSet<IpAddr> {
+        let (here, elsewhere): (Vec<_>, _) = std::mem::take(&mut input.peers)
             .into_iter()
-            .partition(|(peer, _)| self.elsewhere.contains(&peer.vtep));
-        node.peers = here;
-        node.unserved
-            .extend(there.into_iter().map(|(peer, _)| peer));
-        for (peer, way) in &mut node.peers {
-            let route = self.routes.get(&peer.vtep);
-            if let Some(mtu) = route.and_then(|route| route.mtu) {
-                way.mtu = way.mtu.min(mtu.saturating_sub(OVERHEAD));
-            }
+            .partition(|(peer, _)| self.next_hop(peer.vtep).is_some());
+        input.peers = here;
+        for (peer, way) in &mut input.peers {
+            let mtu = self.next_hop(peer.vtep).and_then(|next_hop| next_hop.mtu);
+            *way = Way {
+                mtu: mtu.map_or(way.mtu, |mtu| way.mtu.min(mtu.saturating_sub(OVERHEAD))),
+                next_hop: self.mac(peer.vtep),
+            };
         }
-        node.underlay_mac = match kernel.device_mac(node.underlay_ifindex).await {
-            Ok(Some(mac)) => mac,
-            _ => MacAddr::default(),
-        };
-        self.follow(kernel, node).await;
+        input.underlay_mac = self.exit.mac.unwrap_or_default();
+        let vteps = elsewhere.iter().map(|(peer, _)| peer.vtep).collect();
+        input
+            .unserved
+            .extend(elsewhere.into_iter().map(|(peer, _)| peer));
+        vteps
     }
 
-    /// Notes the next hops' MAC addresses, as the neighbour table has them by now. Returns whether any has changed.
-    pub async fn follow(&mut self, kernel: &Kernel, node: &mut TablesOf) -> bool {
-        let neighbours = kernel.neighbours_on(node.underlay_ifindex).await;
-        let neighbours = neighbours.unwrap_or_else(|error| {
-            tracing::warn!("look for next hops: {error}");
-            BTreeMap::new()
-        });
-        // Among several next hops the kernel may take another (fib_multipath_use_neigh) and sends no event.
-        let is_lost = |vtep: &IpAddr| {
-            let route = self.routes.get(vtep);
-            route.is_some_and(|route| !neighbours.contains_key(&route.next_hop))
-        };
-        let prepared = node.peers.iter().filter(|(_, way)| way.next_hop.is_some());
-        let vteps = prepared.map(|(peer, _)| peer.vtep).filter(is_lost);
-        match kernel
-            .routes_by(node.underlay_ifindex, node.vtep, vteps)
-            .await
-        {
-            Ok(routes) => self.routes.extend(routes),
-            Err(error) => tracing::warn!("look for other next hops: {error}"),
-        }
-        let has_mac = node.underlay_mac != MacAddr::default();
-        let mut changed = false;
-        for (peer, way) in &mut node.peers {
-            let route = self.routes.get(&peer.vtep).filter(|_| has_mac);
-            let neighbour = route.and_then(|route| neighbours.get(&route.next_hop));
-            let next_hop = neighbour.map(|neighbour| neighbour.mac);
-            changed |= way.next_hop != next_hop;
-            way.next_hop = next_hop;
-        }
-        changed
-    }
-
-    /// Lets the kernel confirm stale next hops: packets of the fast path do not remind it to.
-    pub async fn confirm(&self, kernel: &Kernel, underlay_ifindex: u32) -> Result<(), Error> {
-        let next_hops: BTreeSet<_> = self.routes.values().map(|route| route.next_hop).collect();
-        let is_due = |(address, neighbour): &(IpAddr, Neighbour)| {
-            neighbour.is_stale && next_hops.contains(address)
-        };
-        let neighbours = kernel.neighbours_on(underlay_ifindex).await?;
-        for (address, _) in neighbours.into_iter().filter(is_due) {
-            let confirmed = kernel.confirm_neighbour(underlay_ifindex, address);
-            if let Err(error) = confirmed.await {
-                // Gone meanwhile, perhaps; the others are asked for all the same.
-                tracing::debug!("confirm {address}: {error}");
-            }
-        }
-        Ok(())
+    /// The next hops that the kernel would want confirmed at the next packet; packets of the fast path do not remind
+    /// it to.
+    pub fn stale(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let stale = self.neighbours.iter();
+        stale
+            .filter(|(address, neighbour)| neighbour.is_stale && self.used.contains(*address))
+            .map(|(address, _)| *address)
     }
 }
 
-/// Why IPsec keeps packets between nodes from the fast path, if it does. Who cannot tell must not take them past it.
-async fn ipsec(node: &TablesOf) -> Option<String> {
-    let traffic = Traffic {
-        own: node.vtep,
-        peers: node.peers.iter().map(|(peer, _)| peer.vtep).collect(),
-        port: node.port,
-        network: node.network,
-    };
-    match xfrm::policies(&traffic).await {
-        Ok(policies) => {
-            let first = policies.first()?;
-            let others = match policies.len() - 1 {
-                0 => String::new(),
-                others => format!(" and {others} more"),
-            };
-            Some(format!("IPsec policies exist ({first}{others})"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    fn neighbour(last: u8) -> Neighbour {
+        Neighbour {
+            mac: MacAddr([2, 0, 0, 0, 0, last]),
+            is_stale: false,
         }
-        Err(error) => Some(format!("IPsec policies cannot be read: {error}")),
+    }
+
+    fn ways() -> Ways {
+        let mut ways = Ways::default();
+        let exit = Exit {
+            ifindex: 2,
+            source: Some(at(1)),
+            mac: Some(MacAddr([2; 6])),
+        };
+        assert!(ways.leave_by(exit));
+        let vteps = [at(2), at(3)].into();
+        assert_eq!(ways.keep(&vteps), [at(2), at(3)]);
+        let by = |last| {
+            Some(NextHop {
+                address: at(last),
+                mtu: None,
+            })
+        };
+        assert!(ways.learn([(at(2), by(254)), (at(3), None)].into(), ways.news()));
+        ways
+    }
+
+    #[test]
+    fn a_next_hop_is_prepared_when_its_neighbour_is_known() {
+        let mut ways = ways();
+        assert_eq!(ways.mac(at(2)), None);
+        assert!(ways.neighbour(at(254), Some(neighbour(1))));
+        assert_eq!(ways.mac(at(2)), Some(neighbour(1).mac));
+        assert!(!ways.neighbour(at(254), Some(neighbour(1))), "no news");
+        assert!(!ways.neighbour(at(77), Some(neighbour(7))), "no next hop");
+        assert!(ways.neighbour(at(254), None));
+        assert_eq!(ways.mac(at(2)), None);
+        assert_eq!(ways.mac(at(3)), None, "elsewhere");
+    }
+
+    #[test]
+    fn an_answer_from_before_a_change_is_not_believed() {
+        let mut ways = ways();
+        let asked = ways.news();
+        assert_eq!(
+            ways.within("192.0.2.2/32".parse().expect("a prefix")),
+            [at(2)]
+        );
+        assert!(!ways.learn([(at(2), None)].into(), asked));
+        assert!(ways.next_hop(at(2)).is_some());
+    }
+
+    #[test]
+    fn routes_to_nobody_are_no_news() {
+        let mut ways = ways();
+        let before = ways.news();
+        let elsewhere = "203.0.113.0/24".parse().expect("a prefix");
+        assert_eq!(ways.within(elsewhere), [] as [IpAddr; 0]);
+        assert_eq!(ways.news(), before);
+        assert_eq!(ways.by(at(254)), [at(2)]);
+    }
+
+    #[test]
+    fn another_exit_forgets_everything() {
+        let mut ways = ways();
+        ways.neighbour(at(254), Some(neighbour(1)));
+        let exit = ways.exit();
+        assert!(!ways.leave_by(exit));
+        assert!(ways.leave_by(Exit { ifindex: 3, ..exit }));
+        assert_eq!(ways.keep(&[at(2)].into()), [at(2)]);
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn sites(view: &View<'_>, device_ifindex: u32) -> Vec<Site> {
     };
     let mut sites = vec![
         site(Hook::NetIn, &view.underlay.name, view.underlay.ifindex),
-        site(Hook::VtepOut, &view.node.device, device_ifindex),
+        site(Hook::VtepOut, &view.settings.device, device_ifindex),
     ];
     for pod in &view.pods.pods {
         sites.push(site(Hook::PodIn, &pod.name, pod.ifindex));
@@ -105,7 +105,7 @@ impl Running {
     /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
     pub(super) async fn refuse_early(&mut self, view: &View<'_>) {
         let attached = match view.kernel.nic(view.underlay.ifindex).await {
-            Ok(Some(nic)) => early::wanted_on(view.node.flags.node.xdp, &nic).and_then(|()| {
+            Ok(Some(nic)) => early::wanted_on(view.settings.flags.node.xdp, &nic).and_then(|()| {
                 match self.programs.attach_xdp(&nic) {
                     Ok(_) => Ok(nic),
                     Err(error) => Err(error.to_string()),
@@ -118,7 +118,7 @@ impl Running {
         if attached.as_ref().map(name) != self.early.as_ref().map(name) {
             match &attached {
                 Ok(nic) => tracing::info!(device = nic.name, "early refusal by native XDP"),
-                Err(why) if view.node.flags.node.xdp == Xdp::On => {
+                Err(why) if view.settings.flags.node.xdp == Xdp::On => {
                     tracing::warn!("no early refusal by XDP: {why}");
                 }
                 Err(why) => tracing::info!("no early refusal by XDP: {why}"),

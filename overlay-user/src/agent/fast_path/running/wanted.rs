@@ -1,7 +1,7 @@
 //! What the maps should hold, made from what a round knows of the node.
 
 use crate::backend::Peer;
-use crate::datapath::tables::{LocalPod, Node as TablesOf, Tables, Way};
+use crate::datapath::tables::{LocalPod, TableInput, Tables, Way};
 use crate::kernel::pods::PodLink;
 use crate::mac::MacAddr;
 use overlay_common::V4;
@@ -45,15 +45,15 @@ pub(super) fn local_pods<'a>(
     pods.into_iter().filter(|pod| pod.up).map(local).collect()
 }
 
-/// The node with these peers and pods; next hops and flags are still to be found out.
-pub(super) fn tables_of(
+/// What the tables are made from with these peers and pods; next hops and flags are still to be found out.
+pub(super) fn table_input(
     view: &View<'_>,
     mac: MacAddr,
     peers: &[Peer],
     pods: Vec<LocalPod>,
-) -> TablesOf {
-    TablesOf {
-        network: view.node.config.network(),
+) -> TableInput {
+    TableInput {
+        network: view.settings.config.network(),
         subnet: view.subnet,
         underlay_ifindex: view.underlay.ifindex,
         vtep: view.underlay.public_address,
@@ -64,8 +64,8 @@ pub(super) fn tables_of(
             .as_ref()
             .map(|bridge| bridge.mac)
             .unwrap_or_default(),
-        vni: view.node.config.vxlan.vni,
-        port: view.node.config.vxlan.port,
+        vni: view.settings.config.vxlan.vni,
+        port: view.settings.config.vxlan.port,
         source_ports: (32768, 60999),
         flags: 0,
         underlay_mac: MacAddr::default(),

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend;
-use crate::config::{AgentFlags, NetworkConfig, SubnetEnv};
-use crate::datapath::pins::Pins;
-use crate::kernel::interface::{self, Criteria, Underlay};
+use crate::config::{AgentFlags, SubnetEnv};
+use crate::kernel::interface::{self, Underlay};
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
 use crate::mac::MacAddr;
@@ -17,25 +15,13 @@ use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::health::Health;
-use crate::agent::reconciler::Reconciler;
+use super::health::Health;
+use super::plan::attributes;
+use super::reconciler::Reconciler;
+use super::settings::{self, Settings};
 
 /// How long to wait before asking again for what is not there yet.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What does not change while the agent runs.
-pub struct Node {
-    /// The flags.
-    pub flags: AgentFlags,
-    /// The network's configuration, as read at the start.
-    pub config: NetworkConfig,
-    /// How the underlay's device is chosen.
-    pub criteria: Criteria,
-    /// Name of the VXLAN device.
-    pub device: String,
-    /// The pins of the fast path.
-    pub pins: Pins,
-}
 
 /// What the agent starts with.
 pub struct Start {
@@ -61,7 +47,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
             run_dir.display()
         );
     };
-    let health = Health::serve(flags, pins(flags)).await?;
+    let health = Health::serve(flags, settings::pins(flags)).await?;
     let store = Arc::new(
         Store::open(
             flags.store.location(),
@@ -81,11 +67,9 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         tracing::warn!("{note}");
     }
     tracing::info!(network = %config.network(), vni = config.vxlan.vni, port = config.vxlan.port, "network configuration");
-    let criteria = criteria(flags);
-    let device = format!("flannel.{}", config.vxlan.vni);
-    let network = config.network();
+    let settings = Settings::new(flags, config);
     let Some(found) = until(&cancel, "look at the kernel's network", async || {
-        match find(&criteria, &device, network).await {
+        match find(&settings).await {
             // It may answer later; anything else is for people to mend.
             Err(error) if is_late(&error) => Err(error),
             found => Ok(found),
@@ -97,10 +81,10 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     };
     let (kernel, underlay, mac) = found?;
     let previous = previous_subnet(flags);
-    let attributes = attributes(&underlay, config.vxlan.vni, mac)?;
+    let attributes = attributes(&underlay, settings.config.vxlan.vni, mac)?;
     let Some(lease) = until(&cancel, "take a lease", async || {
         store
-            .acquire(&config, attributes.clone(), previous)
+            .acquire(&settings.config, attributes.clone(), previous)
             .await
             .map_err(anyhow::Error::from)
     })
@@ -112,7 +96,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
 
     let file = AgentFile {
         pid: std::process::id(),
-        device: device.clone(),
+        device: settings.device.clone(),
         health: health.address(),
         subnet_file: flags.node.subnet_file.clone(),
         rejected: Vec::new(),
@@ -125,52 +109,18 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
         async move { store.run(cancel).await }
     });
-    let node = Node {
-        flags: flags.clone(),
-        config,
-        criteria,
-        device,
-        pins: pins(flags),
-    };
     let start = Start {
         underlay,
         lease,
         mac,
         file,
     };
-    let result = Reconciler::new(node, start, kernel, store, health)
+    let result = Reconciler::new(settings, start, kernel, store, health)
         .run(cancel.clone())
         .await;
     cancel.cancel();
     keeper.await.context("the lease keeper failed")?;
     result
-}
-
-/// What this node says of itself in its lease.
-pub fn attributes(
-    underlay: &Underlay,
-    vni: u32,
-    mac: MacAddr,
-) -> anyhow::Result<crate::lease::Attributes> {
-    match underlay.public_address {
-        std::net::IpAddr::V4(address) => Ok(backend::own_attributes(address, vni, mac)),
-        std::net::IpAddr::V6(address) => bail!("public address {address}: the underlay is IPv4"),
-    }
-}
-
-/// How the flags choose the underlay's device.
-pub fn criteria(flags: &AgentFlags) -> Criteria {
-    Criteria {
-        interfaces: flags.underlay.iface.clone(),
-        regexes: flags.underlay.iface_regex.clone(),
-        can_reach: flags.underlay.iface_can_reach,
-        public_address: flags.underlay.public_ip.map(Into::into),
-    }
-}
-
-/// The pins below the BPF file system that the flags name.
-pub fn pins(flags: &AgentFlags) -> Pins {
-    Pins::new(flags.node.bpffs.join("overlay"))
 }
 
 /// Tries until it works, with the cause in the log, or until `cancel`.
@@ -195,14 +145,11 @@ async fn until<T>(
 }
 
 /// Connects to the kernel, chooses the underlay's device and finds the VXLAN device's MAC address.
-async fn find(
-    criteria: &Criteria,
-    device: &str,
-    network: IpNet,
-) -> anyhow::Result<(Kernel, Underlay, MacAddr)> {
+async fn find(settings: &Settings) -> anyhow::Result<(Kernel, Underlay, MacAddr)> {
     let kernel = Kernel::connect()?;
+    let network = settings.config.network();
     let underlay = kernel
-        .select_underlay(criteria, network)
+        .select_underlay(&settings.criteria, network)
         .await
         .context("choose the underlay's device")?;
     tracing::info!(device = %underlay.name, address = %underlay.address, public = %underlay.public_address, mtu = underlay.mtu, "underlay");
@@ -216,7 +163,7 @@ async fn find(
             underlay.name
         );
     }
-    let mac = device_mac(&kernel, device, network).await?;
+    let mac = device_mac(&kernel, &settings.device, network).await?;
     Ok((kernel, underlay, mac))
 }
 

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use crate::datapath::Error;
 use crate::datapath::family::UserFamily as _;
-use crate::datapath::maps::Maps;
 use crate::kernel::conntrack::{self, Translated};
 use ipnet::IpNet;
-use nix::time::{ClockId, clock_gettime};
 use overlay_common::V4;
 use overlay_common::schema::{Flow, FlowKey};
+
+use super::follower::now_ns;
+use super::live::Live;
 
 /// A flow that connection tracking does not know stays this long: others translate too (IPVS), and keep
 /// sending.
@@ -21,28 +22,23 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes the table hold exactly the flows that connection tracking translates: after a time in which they went
 /// unseen.
-pub async fn rebuild(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
-    let remembered = maps.flows()?;
-    settle(maps, network, remembered, Duration::ZERO).await
+pub async fn rebuild(live: &Live, network: IpNet) -> Result<(), Error> {
+    settle(live, network, Duration::ZERO).await
 }
 
 /// Forgets flows that have ended, and adds those that a full table has pushed out.
-pub async fn heal(maps: &mut Maps<V4>, network: IpNet) -> Result<(), Error> {
-    let remembered = maps.flows()?;
-    settle(maps, network, remembered, PATIENCE).await
+pub async fn heal(live: &Live, network: IpNet) -> Result<(), Error> {
+    settle(live, network, PATIENCE).await
 }
 
 /// Compares the flows that were remembered a moment ago with connection tracking. A flow that is seen meanwhile
 /// stays: connection tracking takes its time to tell, and may have told before.
-async fn settle(
-    maps: &mut Maps<V4>,
-    network: IpNet,
-    remembered: Vec<(FlowKey<V4>, Flow)>,
-    patience: Duration,
-) -> Result<(), Error> {
+async fn settle(live: &Live, network: IpNet, patience: Duration) -> Result<(), Error> {
+    let remembered = live.lock().maps.flows()?;
     let Some(mut missing) = translated(network).await? else {
         return Ok(());
     };
+    let maps = &mut live.lock().maps;
     let now = now_ns();
     let before = now.saturating_sub(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
     for (key, flow) in remembered {
@@ -82,13 +78,6 @@ fn pod_side(connection: Translated, network: IpNet) -> Option<FlowKey<V4>> {
         (V4::from_ip(reply.destination)?, reply.destination_port),
         connection.protocol,
     ))
-}
-
-/// The clock that the programs use.
-pub fn now_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
-    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,195 @@
+//! Follows the kernel's neighbours and routes in a task of its own, so that a changed next hop is in the maps within
+//! moments whatever else the agent is doing.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use rtnetlink::packet_route::neighbour::NeighbourState;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::live::Live;
+use crate::kernel::monitor::{Event, Monitor, NEXT_HOPS};
+use crate::kernel::next_hop::{Neighbour, is_usable};
+use crate::kernel::{Kernel, monitor};
+
+/// Changes come in bursts; the first of one is acted on after this time.
+const SETTLE: Duration = Duration::from_millis(10);
+/// How often the programs are told that next hops are followed.
+const BEAT: Duration = Duration::from_secs(1);
+/// How long the programs trust next hops after that.
+const TRUST: Duration = Duration::from_secs(5);
+/// How often stale next hops are confirmed: about when the kernel would, were the packets its own
+/// (`delay_first_probe_time`).
+const CONFIRM: u32 = 5;
+/// How many next hops are confirmed at a time: each costs the kernel a packet and the follower three events.
+const CONFIRMATIONS: usize = 200;
+/// How long to wait before a broken netlink socket is opened anew.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The task; it ends with this.
+pub struct Follower {
+    task: JoinHandle<()>,
+    /// Told when a way has changed in what only a round can put right.
+    changed: Arc<Notify>,
+}
+
+impl Follower {
+    /// Starts to follow.
+    pub fn start(live: Live) -> Self {
+        let changed = Arc::new(Notify::new());
+        let task = tokio::spawn({
+            let changed = Arc::clone(&changed);
+            async move {
+                loop {
+                    if let Err(error) = follow(&live, &changed).await {
+                        tracing::warn!("follow the next hops: {error:#}");
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        });
+        Self { task, changed }
+    }
+
+    /// Waits until a way leads by another device, or has another MTU.
+    pub fn changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.changed)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What is due after a burst of events.
+#[derive(Default)]
+struct Due {
+    at: Option<Instant>,
+    /// VTEPs whose way has to be asked for.
+    ask: BTreeSet<IpAddr>,
+    /// Whether the neighbours have to be looked at.
+    look: bool,
+}
+
+impl Due {
+    fn soon(&mut self) {
+        self.at.get_or_insert_with(|| Instant::now() + SETTLE);
+    }
+}
+
+async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
+    let mut monitor = Monitor::subscribe(NEXT_HOPS)?;
+    let kernel = Kernel::connect()?;
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut beats = 0_u32;
+    // What came before the subscription went unseen.
+    let mut due = Due {
+        at: Some(Instant::now()),
+        ask: live.lock().ways.all().into_iter().collect(),
+        look: true,
+    };
+    loop {
+        tokio::select! {
+            event = monitor.next() => note(live, &event?, &mut due),
+            () = sleep_until(due.at.unwrap_or_else(Instant::now)), if due.at.is_some() => {
+                let due = std::mem::take(&mut due);
+                if due.look {
+                    live.look_at_neighbours(&kernel).await?;
+                }
+                let before = ways_of(live, &due.ask);
+                live.ask(due.ask.iter().copied().collect()).await?;
+                live.prepare_next_hops()?;
+                if ways_of(live, &due.ask) != before {
+                    changed.notify_one();
+                }
+            }
+            _ = beat.tick() => {
+                let until = now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
+                live.lock().maps.set_heartbeat(until)?;
+                beats = beats.wrapping_add(1);
+                if beats.is_multiple_of(CONFIRM) {
+                    confirm(live, &kernel).await;
+                }
+            }
+        }
+    }
+}
+
+/// What only a round can put right: by which device a node is reached, and what fits.
+fn ways_of(live: &Live, vteps: &BTreeSet<IpAddr>) -> Vec<Option<Option<u32>>> {
+    let inner = live.lock();
+    let way = |vtep: &IpAddr| inner.ways.next_hop(*vtep).map(|next_hop| next_hop.mtu);
+    vteps.iter().map(way).collect()
+}
+
+fn note(live: &Live, event: &Event, due: &mut Due) {
+    let ways = &mut live.lock().ways;
+    match event {
+        Event::Neighbour(neighbour) if neighbour.ifindex == ways.exit().ifindex => {
+            let now = usable(neighbour);
+            if ways.neighbour(neighbour.address, now) {
+                if now.is_none() {
+                    due.ask.extend(ways.by(neighbour.address));
+                }
+                due.soon();
+            }
+        }
+        Event::Route(route) => {
+            let vteps = ways.within(route.destination);
+            if !vteps.is_empty() {
+                due.ask.extend(vteps);
+                due.soon();
+            }
+        }
+        // Routes by a device that goes down vanish without a word.
+        Event::Link(ifindex) if *ifindex == ways.exit().ifindex => {
+            due.ask.extend(ways.all());
+            due.soon();
+        }
+        Event::Rule | Event::Overrun => {
+            due.ask.extend(ways.all());
+            due.look |= *event == Event::Overrun;
+            due.soon();
+        }
+        _ => {}
+    }
+}
+
+/// A neighbour that the kernel would send to at once.
+fn usable(neighbour: &monitor::Neighbour) -> Option<Neighbour> {
+    let state = neighbour.state.filter(|state| is_usable(*state))?;
+    Some(Neighbour {
+        mac: neighbour.mac?,
+        is_stale: state == NeighbourState::Stale,
+    })
+}
+
+/// Lets the kernel confirm stale next hops.
+async fn confirm(live: &Live, kernel: &Kernel) {
+    let (exit, stale) = {
+        let inner = live.lock();
+        let stale: Vec<_> = inner.ways.stale().take(CONFIRMATIONS).collect();
+        (inner.ways.exit(), stale)
+    };
+    for address in stale {
+        if let Err(error) = kernel.confirm_neighbour(exit.ifindex, address).await {
+            // Gone meanwhile, perhaps; the others are asked for all the same.
+            tracing::debug!("confirm {address}: {error}");
+        }
+    }
+}
+
+/// The clock that the programs use.
+pub fn now_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+    })
+}

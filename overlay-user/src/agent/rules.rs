@@ -1,0 +1,151 @@
+//! Upkeep of flannel's packet-filter rules, in a task of its own: `iptables` may wait long for its lock, and nothing else
+//! shall wait with it.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::health::Report;
+use super::settings::Settings;
+use crate::kernel::rules::{Driver, RuleSet, Witness};
+
+/// The rules that are wanted, and what came of them.
+pub struct RulesUpkeep {
+    wanted: watch::Sender<Option<RuleSet>>,
+    /// The rules that are in force.
+    done: watch::Receiver<Outcome>,
+    task: JoinHandle<()>,
+}
+
+/// What came of the rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the kernel was last seen to hold.
+    pub in_force: Option<RuleSet>,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+impl Outcome {
+    /// Reports what keeps `wanted` from being in force.
+    pub fn tell(&self, wanted: &RuleSet, report: &mut Report) {
+        match &self.error {
+            Some(error) => report.problem("rules", error.clone()),
+            None if self.in_force.as_ref() != Some(wanted) => {
+                report.problem("rules", "not written yet".to_owned());
+            }
+            None => {}
+        }
+    }
+}
+
+impl RulesUpkeep {
+    /// Starts the task; it does nothing before rules are wanted.
+    pub fn start(settings: &Settings) -> Self {
+        let (wanted, rules) = watch::channel(None);
+        let (outcome, done) = watch::channel(Outcome::default());
+        let every = Duration::from_secs(settings.flags.node.iptables_resync.max(1).into());
+        let task = tokio::spawn(Task::new(settings.config.nftables).run(rules, outcome, every));
+        Self { wanted, done, task }
+    }
+
+    /// Asks for these rules.
+    pub fn want(&self, rules: &RuleSet) {
+        self.wanted.send_if_modified(|wanted| {
+            let is_news = wanted.as_ref() != Some(rules);
+            if is_news {
+                *wanted = Some(rules.clone());
+            }
+            is_news
+        });
+    }
+
+    /// What came of them; for waiting, too.
+    pub fn outcome(&self) -> watch::Receiver<Outcome> {
+        self.done.clone()
+    }
+}
+
+impl Drop for RulesUpkeep {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Task {
+    nftables: bool,
+    /// Whether what an agent with other flags has left is gone.
+    tidied: bool,
+    /// What the packet filter looked like after the last look at its rules.
+    witness: Option<Witness>,
+}
+
+impl Task {
+    fn new(nftables: bool) -> Self {
+        Self {
+            nftables,
+            tidied: false,
+            witness: None,
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut rules: watch::Receiver<Option<RuleSet>>,
+        outcome: watch::Sender<Outcome>,
+        every: Duration,
+    ) {
+        let mut tick = interval(every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = rules.changed() => if changed.is_err() { return },
+                _ = tick.tick() => {}
+            }
+            let Some(wanted) = rules.borrow_and_update().clone() else {
+                continue;
+            };
+            let witness = Witness::look();
+            let is_untouched = witness.is_some() && witness == self.witness;
+            if is_untouched && outcome.borrow().in_force.as_ref() == Some(&wanted) {
+                continue;
+            }
+            let error = self.ensure(&wanted).await.err();
+            self.witness = match error {
+                None => Witness::look(),
+                Some(_) => None,
+            };
+            let now = Outcome {
+                in_force: error.is_none().then_some(wanted),
+                error: error.map(|error| error.to_string()),
+            };
+            outcome.send_if_modified(|last| {
+                let is_news = *last != now;
+                *last = now;
+                is_news
+            });
+        }
+    }
+
+    async fn ensure(&mut self, rules: &RuleSet) -> Result<(), crate::kernel::ToolError> {
+        let (driver, others) = match (self.nftables, rules.masquerade || rules.forward) {
+            (_, false) => (Driver::None, &[Driver::Iptables, Driver::Nftables][..]),
+            (true, true) => (Driver::Nftables, &[Driver::Iptables][..]),
+            (false, true) => (Driver::Iptables, &[Driver::Nftables][..]),
+        };
+        if !self.tidied {
+            for other in others {
+                if let Err(error) = other.remove().await {
+                    tracing::debug!("remove the other kind of rules: {error}");
+                }
+            }
+            self.tidied = true;
+        }
+        if driver.ensure(rules).await? {
+            tracing::info!("packet-filter rules written");
+        }
+        Ok(())
+    }
+}

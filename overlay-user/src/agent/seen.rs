@@ -1,0 +1,150 @@
+//! What was seen of the kernel's network: one look, and what the kernel's events have told since.
+//!
+//! Nothing is asked for by the clock but now and then all of it, because an event may be lost.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::settings::Settings;
+use super::underlay::Sighting;
+use crate::kernel::monitor::Event;
+use crate::kernel::pods::{BRIDGE, PodLinks};
+use crate::kernel::{Error, Kernel, sysctl};
+use crate::reconcile::{Observed, ObservedDevice};
+
+/// How often everything is looked at although no event says so.
+const NOW_AND_THEN: Duration = Duration::from_secs(60);
+
+/// What was seen.
+#[derive(Debug)]
+pub struct Seen {
+    /// The VXLAN device, and all that leads to it.
+    pub observed: Observed,
+    /// The bridge and the pods on it.
+    pub pods: PodLinks,
+    /// VNIs of other devices on the UDP port; none while the kernel has not told.
+    pub other_vnis: Option<BTreeSet<u32>>,
+    /// The underlay's device; none where the kernel has not told.
+    pub underlay: Option<Sighting>,
+    /// Whether devices, addresses, or queueing disciplines may have changed.
+    devices_are_old: bool,
+    /// Whether neighbours, FDB and routes may differ from `observed`.
+    peers_are_old: bool,
+    looked: Instant,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            observed: Observed::default(),
+            pods: PodLinks::default(),
+            other_vnis: None,
+            underlay: None,
+            devices_are_old: true,
+            peers_are_old: true,
+            looked: Instant::now(),
+        }
+    }
+}
+
+impl Seen {
+    /// Takes an event into account. True if it may ask for a round.
+    pub fn note(&mut self, event: &Event) -> bool {
+        let device = self.observed.device.as_ref().map(|device| device.ifindex);
+        match event {
+            Event::Neighbour(neighbour) if Some(neighbour.ifindex) == device => {
+                self.observed.apply(&neighbour.permanent())
+            }
+            Event::Fdb { ifindex, change } if Some(*ifindex) == device => {
+                self.observed.apply(change)
+            }
+            Event::Route(route) => route
+                .main
+                .as_ref()
+                .is_some_and(|change| self.observed.apply(change)),
+            Event::Neighbour(_) | Event::Fdb { .. } | Event::Rule => false,
+            Event::Link(ifindex) => {
+                // What hangs on a device goes with it, or with its being up, without a word.
+                self.peers_are_old |= device.is_none_or(|device| device == *ifindex);
+                self.devices_are_old = true;
+                true
+            }
+            Event::Address(_) | Event::TrafficControl(_) => {
+                self.devices_are_old = true;
+                true
+            }
+            Event::Overrun => {
+                self.distrust();
+                true
+            }
+        }
+    }
+
+    /// Lets the next refreshment look at everything.
+    pub fn distrust(&mut self) {
+        (self.devices_are_old, self.peers_are_old) = (true, true);
+    }
+
+    /// Whether it is time to look at everything, and begins to.
+    pub fn is_due(&mut self) -> bool {
+        let is_due = self.looked.elapsed() >= NOW_AND_THEN;
+        if is_due {
+            self.distrust();
+        }
+        is_due
+    }
+
+    /// Looks at what may have changed; `underlay` is the index of the underlay's device.
+    ///
+    /// # Errors
+    /// What the kernel says. What could not be seen is looked at again next time.
+    pub async fn refresh(
+        &mut self,
+        kernel: &Kernel,
+        settings: &Settings,
+        underlay: u32,
+    ) -> Result<(), Error> {
+        let network = settings.network();
+        self.observed.forwarding = sysctl::forwarding(network.addr())?;
+        if self.devices_are_old {
+            kernel.look();
+            self.underlay = sight(kernel, underlay).await.ok();
+            let others = kernel.other_vnis(&settings.device, settings.config.vxlan.port);
+            self.other_vnis = others.await.ok().or_else(|| self.other_vnis.take());
+            self.pods = kernel.pods(BRIDGE).await?;
+            let device = kernel.observe_device(&settings.device).await?;
+            let index = |device: &ObservedDevice| (device.ifindex, device.up);
+            self.peers_are_old |=
+                device.as_ref().map(index) != self.observed.device.as_ref().map(index);
+            self.observed.device = device;
+            self.devices_are_old = false;
+        }
+        if self.peers_are_old {
+            self.look_at_peers(kernel, settings).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at everything that leads to peers.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn look_at_peers(
+        &mut self,
+        kernel: &Kernel,
+        settings: &Settings,
+    ) -> Result<(), Error> {
+        self.peers_are_old = true;
+        self.observed = kernel.observe(&settings.device, settings.network()).await?;
+        self.peers_are_old = false;
+        self.looked = Instant::now();
+        Ok(())
+    }
+}
+
+async fn sight(kernel: &Kernel, ifindex: u32) -> Result<Sighting, Error> {
+    Ok(Sighting {
+        device: kernel.device(ifindex).await?,
+        addresses: kernel.addresses_of(ifindex).await?,
+    })
+}

@@ -1,0 +1,183 @@
+//! Follows the underlay's device through renaming, another MTU, and the loss of its address.
+//!
+//! An address that is gone for a moment, as while a DHCP lease is renewed, is no reason to move to another device:
+//! every peer would have to learn of that. Neither is an address or a default route that comes later.
+
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use crate::kernel::interface::Underlay;
+
+/// How long the address may be gone before another device is chosen.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// What the kernel says of the underlay's device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sighting {
+    /// Name and MTU; none where the device is gone.
+    pub device: Option<(String, u32)>,
+    /// Its addresses, with the prefixes on the link.
+    pub addresses: Vec<IpNet>,
+}
+
+/// The device that the overlay runs over.
+#[derive(Clone, Debug)]
+pub struct Footing {
+    current: Underlay,
+    /// What was chosen at the start.
+    first: Underlay,
+    /// Since when the device or its address has been gone.
+    lost: Option<Instant>,
+}
+
+/// What to do about the underlay's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    Stay,
+    /// Wait for the address to come back.
+    Wait,
+    /// Choose anew, whatever comes out.
+    Choose,
+    /// Go back if the first device is the choice again.
+    GoBack,
+}
+
+impl Footing {
+    /// As chosen at the start.
+    pub fn new(underlay: Underlay) -> Self {
+        Self {
+            first: underlay.clone(),
+            current: underlay,
+            lost: None,
+        }
+    }
+
+    /// The device.
+    pub fn underlay(&self) -> &Underlay {
+        &self.current
+    }
+
+    /// Takes what was seen into account; `None` where the kernel did not tell, which means nothing.
+    pub fn judge(&mut self, seen: Option<&Sighting>, now: Instant) -> Step {
+        let Some(seen) = seen else {
+            return Step::Stay;
+        };
+        let has_address = seen
+            .addresses
+            .iter()
+            .any(|it| it.addr() == self.current.address);
+        match &seen.device {
+            Some((name, mtu)) if has_address && *mtu != 0 => {
+                if (name, *mtu) != (&self.current.name, self.current.mtu) {
+                    tracing::warn!(device = name, mtu, "the underlay changed");
+                }
+                (self.current.name, self.current.mtu) = (name.clone(), *mtu);
+                self.lost = None;
+                if self.is_at_first() {
+                    Step::Stay
+                } else {
+                    Step::GoBack
+                }
+            }
+            _ => {
+                let lost = *self.lost.get_or_insert(now);
+                if now.duration_since(lost) < GRACE {
+                    Step::Wait
+                } else {
+                    Step::Choose
+                }
+            }
+        }
+    }
+
+    /// Takes a new choice, made because of `step`. True if that is another device or address.
+    pub fn take(&mut self, step: Step, choice: Underlay) -> bool {
+        if step == Step::GoBack && !is_same(&choice, &self.first) {
+            return false;
+        }
+        let moves = choice != self.current;
+        if is_same(&choice, &self.first) {
+            self.first = choice.clone();
+        }
+        self.current = choice;
+        self.lost = None;
+        moves
+    }
+
+    /// Whether the address is gone and still waited for; such a wait ends without any event.
+    pub fn is_waiting(&self) -> bool {
+        self.lost.is_some()
+    }
+
+    fn is_at_first(&self) -> bool {
+        is_same(&self.current, &self.first)
+    }
+}
+
+/// A device that is made anew has another index and the same name.
+fn is_same(one: &Underlay, other: &Underlay) -> bool {
+    (&one.name, one.public_address) == (&other.name, other.public_address)
+        || one.ifindex == other.ifindex && one.public_address == other.public_address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn underlay(name: &str, ifindex: u32) -> Underlay {
+        let address = [192, 0, 2, u8::try_from(ifindex).expect("small")].into();
+        Underlay {
+            name: name.to_owned(),
+            ifindex,
+            mtu: 1500,
+            is_ethernet: true,
+            address,
+            public_address: address,
+        }
+    }
+
+    fn sighting(underlay: &Underlay) -> Sighting {
+        Sighting {
+            device: Some((underlay.name.clone(), underlay.mtu)),
+            addresses: vec![IpNet::new(underlay.address, 24).expect("a prefix")],
+        }
+    }
+
+    #[test]
+    fn a_moment_without_an_address_is_no_reason_to_move() {
+        let (eth0, start) = (underlay("eth0", 2), Instant::now());
+        let mut footing = Footing::new(eth0.clone());
+        let gone = Sighting {
+            addresses: Vec::new(),
+            ..sighting(&eth0)
+        };
+        assert_eq!(footing.judge(Some(&gone), start), Step::Wait);
+        assert_eq!(footing.judge(None, start + GRACE), Step::Stay, "no answer");
+        let later = start + GRACE - Duration::from_secs(1);
+        assert_eq!(footing.judge(Some(&sighting(&eth0)), later), Step::Stay);
+        assert_eq!(
+            footing.judge(Some(&gone), start + GRACE),
+            Step::Wait,
+            "anew"
+        );
+    }
+
+    #[test]
+    fn a_lost_address_is_replaced_in_the_end_and_taken_back_when_it_returns() {
+        let (eth0, eth1) = (underlay("eth0", 2), underlay("eth1", 3));
+        let start = Instant::now();
+        let mut footing = Footing::new(eth0.clone());
+        let gone = Sighting::default();
+        assert_eq!(footing.judge(Some(&gone), start), Step::Wait);
+        assert_eq!(footing.judge(Some(&gone), start + GRACE), Step::Choose);
+        assert!(footing.take(Step::Choose, eth1.clone()));
+        let seen = sighting(&eth1);
+        assert_eq!(footing.judge(Some(&seen), start + GRACE), Step::GoBack);
+        assert!(!footing.take(Step::GoBack, eth1), "still the choice");
+        let again = Underlay { ifindex: 9, ..eth0 };
+        assert!(footing.take(Step::GoBack, again.clone()));
+        assert_eq!(footing.judge(Some(&sighting(&again)), start), Step::Stay);
+    }
+}

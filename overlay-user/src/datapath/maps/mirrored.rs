@@ -1,0 +1,108 @@
+//! A hash map that the agent alone writes, with a copy of what is in it: a change costs what has changed, and
+//! not what is there.
+
+use std::collections::BTreeMap;
+
+use aya::Pod as Plain;
+use aya::maps::{HashMap, MapData};
+
+use super::super::Error;
+use super::super::pins::Pins;
+use super::{batch, dump, failed, missing_is_none, open};
+
+pub(super) struct Mirrored<K, V> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+    /// The same map again, because aya shows no file descriptor of a typed one.
+    data: MapData,
+    /// What the map holds as far as known; none before the first look.
+    copy: Option<BTreeMap<K, V>>,
+}
+
+impl<K: Plain + Ord, V: Plain + PartialEq> Mirrored<K, V> {
+    /// Opens a pinned map; nothing is read yet.
+    pub fn open(pins: &Pins, name: &'static str) -> Result<Self, Error> {
+        Ok(Self {
+            name,
+            map: open(pins, name)?,
+            data: MapData::from_pin(pins.map(name)).map_err(failed("open pinned", name))?,
+            copy: None,
+        })
+    }
+
+    /// What the map holds now.
+    pub fn dump(&self) -> Result<BTreeMap<K, V>, Error> {
+        match batch::entries(&self.data) {
+            Ok(entries) => Ok(entries),
+            // Linux before 5.6 has no batches.
+            Err(_) => dump(&self.map, self.name),
+        }
+    }
+
+    /// Looks at the map itself; true if somebody else has written it.
+    pub fn look(&mut self) -> Result<bool, Error> {
+        let now = self.dump()?;
+        let is_news = self.copy.as_ref().is_some_and(|copy| *copy != now);
+        self.copy = Some(now);
+        Ok(is_news)
+    }
+
+    /// What the map holds, as far as known.
+    pub fn entries(&mut self) -> Result<&BTreeMap<K, V>, Error> {
+        if self.copy.is_none() {
+            self.look()?;
+        }
+        Ok(self.copy.get_or_insert_default())
+    }
+
+    /// Writes the entries that are new or different, each in one step; returns how many.
+    pub fn fill(&mut self, desired: &BTreeMap<K, V>) -> Result<usize, Error> {
+        let known = self.entries()?;
+        let is_due = |(key, value): &(&K, &V)| known.get(key) != Some(value);
+        let due: Vec<(K, V)> = desired
+            .iter()
+            .filter(is_due)
+            .map(|(key, value)| (*key, *value))
+            .collect();
+        for (key, value) in &due {
+            self.insert(*key, *value)?;
+        }
+        Ok(due.len())
+    }
+
+    /// Removes the entries that `desired` does not have; returns how many.
+    pub fn retire(&mut self, desired: &BTreeMap<K, V>) -> Result<usize, Error> {
+        let known = self.entries()?;
+        let due: Vec<K> = known
+            .keys()
+            .filter(|key| !desired.contains_key(key))
+            .copied()
+            .collect();
+        for key in &due {
+            missing_is_none(self.map.remove(key)).map_err(failed("delete from", self.name))?;
+            self.copy.get_or_insert_default().remove(key);
+        }
+        Ok(due.len())
+    }
+
+    /// Changes the entries that `change` has another value for; returns how many.
+    pub fn update(&mut self, change: impl Fn(&K, &V) -> Option<V>) -> Result<usize, Error> {
+        let known = self.entries()?;
+        let due: Vec<(K, V)> = known
+            .iter()
+            .filter_map(|(key, value)| Some((*key, change(key, value)?)))
+            .collect();
+        for (key, value) in &due {
+            self.insert(*key, *value)?;
+        }
+        Ok(due.len())
+    }
+
+    fn insert(&mut self, key: K, value: V) -> Result<(), Error> {
+        self.map
+            .insert(key, value, 0)
+            .map_err(failed("update", self.name))?;
+        self.copy.get_or_insert_default().insert(key, value);
+        Ok(())
+    }
+}
