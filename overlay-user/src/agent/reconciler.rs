@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::{self, Peer};
+use crate::backend::{Peer, Peers};
 use crate::kernel::Kernel;
 use crate::kernel::interface::Underlay;
 use crate::kernel::monitor::{Event, Monitor};
@@ -49,8 +49,7 @@ pub struct Reconciler {
     lease: Lease,
     mac: MacAddr,
     file: AgentFile,
-    /// The peers of the last round: a newcomer cannot push them out.
-    accepted: Vec<Peer>,
+    peers: Peers,
     announced: bool,
 }
 
@@ -76,7 +75,7 @@ impl Reconciler {
             lease: start.lease,
             mac: start.mac,
             file: start.file,
-            accepted: Vec::new(),
+            peers: Peers::default(),
             announced: false,
         }
     }
@@ -166,15 +165,10 @@ impl Reconciler {
         self.refresh_underlay(&mut report).await;
 
         let network = self.node.config.network();
-        let (peers, rejected) = backend::peers(
-            &network,
-            &self.lease,
-            &self.on_link,
-            &state.leases,
-            &self.accepted,
-        );
-        report.rejected.extend(rejected);
-        self.accepted.clone_from(&peers);
+        self.peers
+            .update(&network, &self.lease, &self.on_link, &state.leases);
+        report.reject(self.peers.rejected());
+        let peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
 
         let pods = match self.kernel.pods(BRIDGE).await {
             Ok(pods) => pods,
@@ -258,7 +252,12 @@ impl Reconciler {
     /// Leaves a note for the tools of what the kernel does not show.
     fn leave_note(&mut self, report: &mut Report) {
         let file = AgentFile {
-            rejected: report.rejected.iter().map(Into::into).collect(),
+            rejected: report
+                .rejected
+                .sorted()
+                .iter()
+                .map(|it| (&***it).into())
+                .collect(),
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
             ..self.file.clone()
