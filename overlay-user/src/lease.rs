@@ -8,6 +8,7 @@ pub mod attributes;
 pub mod key;
 pub mod rejected;
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
@@ -17,10 +18,15 @@ pub use allocate::{AllocateError, allocate, reusable};
 pub use attributes::Attributes;
 pub use key::{ParseKeyError, SubnetKey};
 pub(crate) use rejected::excerpt;
-pub use rejected::{RejectReason, Rejected};
+pub use rejected::{RejectReason, Rejected, Rejections};
+
+use crate::shared_map::SharedMap;
+
+/// Leases by key. A lease that did not change is the same allocation in every clone.
+pub type Leases = SharedMap<SubnetKey, Arc<Lease>>;
 
 /// A subnet held by a node.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Lease {
     /// The node's pods have their addresses here.
     pub subnet: IpNet,

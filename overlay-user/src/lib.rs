@@ -18,4 +18,5 @@ pub mod observe;
 pub mod pod;
 pub mod privilege;
 pub mod reconcile;
+pub mod shared_map;
 pub mod store;

@@ -18,12 +18,10 @@ mod table;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
-
 pub use keeper::Store;
 
 use crate::config::net_conf::NetConfError;
-use crate::lease::{AllocateError, Lease, Rejected};
+use crate::lease::{AllocateError, Lease, Leases, Rejections};
 
 /// flannel's lease time: how long a node may be away and still find its subnet.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -37,15 +35,16 @@ pub enum Location {
     Dir(PathBuf),
 }
 
-/// Everything known about leases at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+/// Everything known about leases at one moment. A clone is cheap, and what differs from an earlier one is
+/// found by [`differences`](crate::shared_map::SharedMap::differences), however many moments were missed.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LeaseState {
     /// This node's lease; absent before [`Store::acquire`] and while a lost one could not be replaced.
     pub own: Option<Lease>,
-    /// The other nodes' leases, sorted by subnet. Kept as they were while the store is unreachable.
-    pub leases: Vec<Lease>,
-    /// Entries of the store that make no sense, sorted.
-    pub rejected: Vec<Rejected>,
+    /// The other nodes' leases. Kept as they were while the store is unreachable.
+    pub leases: Leases,
+    /// Entries of the store that make no sense.
+    pub rejected: Rejections,
     /// Whether `leases` has ever been complete. Once true it stays true.
     pub synced: bool,
     /// Whether the store answers.
@@ -53,8 +52,7 @@ pub struct LeaseState {
 }
 
 /// Whether the store answers.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "state")]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum StoreHealth {
     /// Not yet asked.
     #[default]

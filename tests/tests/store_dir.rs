@@ -195,7 +195,7 @@ fn reservations_and_peers_placed_by_hand_never_end() {
         assert_eq!(lease.expires, None);
         tokio::time::sleep(SHORT * 2).await;
         let state = one.until("the peer", |state| state.leases.len() == 1).await;
-        assert!(state.leases[0].reserved);
+        assert!(state.leases.sorted()[0].reserved);
         assert_eq!(subnet(&state).as_deref(), Some("10.3.9.0/24"));
         assert!(!directory.path().join("subnets/10.3.9.0-24.json").exists());
         assert!(
@@ -226,7 +226,7 @@ fn bad_files_are_reported_and_harm_nobody() {
             .until("all rejections", |state| state.rejected.len() == 3)
             .await;
         assert!(matches!(
-            state.rejected[0].reason,
+            state.rejected.sorted()[0].reason,
             RejectReason::Key | RejectReason::Value(_)
         ));
         assert!(state.own.is_some());

@@ -1,15 +1,16 @@
 //! `/livez`, `/readyz`, `/healthz`, `/metrics`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use crate::config::AgentFlags;
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
 use crate::kernel::guard;
-use crate::lease::{Lease, Rejected};
+use crate::lease::{Lease, Rejections};
 use crate::observe::metrics::{self, Snapshot};
 use crate::store::{LeaseState, StoreHealth};
 use anyhow::Context as _;
@@ -30,7 +31,7 @@ pub struct Report {
     /// Pods of this node.
     pub pods: usize,
     /// Leases that were refused.
-    pub rejected: Vec<Rejected>,
+    pub rejected: Rejections,
     synced: bool,
     store: StoreHealth,
     lease_expiry: Option<u64>,
@@ -65,6 +66,13 @@ impl Report {
     /// Something that an operator should know and nothing puts right.
     pub fn note(&mut self, part: &'static str, text: impl Into<String>) {
         self.notes.insert(part, text.into());
+    }
+
+    /// Leases that were refused although they can be read.
+    pub fn reject(&mut self, rejected: &Rejections) {
+        for (key, rejected) in rejected.iter() {
+            self.rejected.insert(key.clone(), Arc::clone(rejected));
+        }
     }
 
     /// Whether every known peer is programmed in both paths.
@@ -136,13 +144,10 @@ impl Health {
                     tracing::warn!("{part}: {}", problems.join("; "));
                 }
             }
-            // A store may hold tens of thousands of them.
-            let refused: BTreeSet<_> = last.iter().flat_map(|last| &last.rejected).collect();
-            for rejected in report
-                .rejected
-                .iter()
-                .filter(|&rejected| !refused.contains(rejected))
-            {
+            let nothing = Rejections::default();
+            let refused = last.as_ref().map_or(&nothing, |last| &last.rejected);
+            let new = report.rejected.differences(refused);
+            for rejected in new.filter_map(|it| it.now) {
                 tracing::warn!("lease {}: {}", rejected.subject, rejected.reason);
             }
             *failed += u64::from(!report.problems.is_empty());
@@ -186,7 +191,7 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     for (part, problems) in &report.problems {
         line(part, &problems.join("; "));
     }
-    for rejected in &report.rejected {
+    for rejected in report.rejected.sorted() {
         line(
             "refused lease",
             &format!("{}: {}", rejected.subject, rejected.reason),

@@ -19,7 +19,7 @@ use super::seen::Seen;
 use super::settings::Settings;
 use super::start::Start;
 use super::underlay::{Footing, Step};
-use crate::backend::{self, Peer};
+use crate::backend::{Peer, Peers};
 use crate::kernel::monitor::{Event, Monitor, ROUNDS};
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
@@ -52,8 +52,8 @@ pub struct Reconciler {
     lease: Lease,
     mac: MacAddr,
     file: AgentFile,
-    /// The peers of the last round: a newcomer cannot push them out.
-    accepted: Vec<Peer>,
+    /// The other nodes, as judged so far: a newcomer cannot push them out.
+    peers: Peers,
     /// Whether the last round left something to be put right.
     failed: bool,
     announced: bool,
@@ -82,7 +82,7 @@ impl Reconciler {
             lease: start.lease,
             mac: start.mac,
             file: start.file,
-            accepted: Vec::new(),
+            peers: Peers::default(),
             failed: false,
             announced: false,
         }
@@ -224,25 +224,24 @@ impl Reconciler {
 
     /// Makes peers of leases.
     fn judge_leases(&mut self, state: &LeaseState, report: &mut Report) {
-        let on_link = self.seen.underlay.as_ref();
-        let (peers, rejected) = backend::peers(
+        let underlay = self.seen.underlay.as_ref();
+        self.peers.update(
             &self.settings.network(),
             &self.lease,
-            on_link.map_or(&[][..], |underlay| &underlay.addresses),
+            underlay.map_or(&[][..], |underlay| &underlay.addresses),
             &state.leases,
-            &self.accepted,
         );
-        report.rejected.extend(rejected);
-        self.accepted = peers;
+        report.reject(self.peers.rejected());
     }
 
     /// The order in which everything changes: what goes, goes from the maps first; what comes, comes to the maps last.
     async fn carry_out(&mut self, report: &mut Report) {
+        let peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
         let situation = Situation {
             lease: &self.lease,
             mac: self.mac,
             underlay: self.footing.underlay(),
-            peers: &self.accepted,
+            peers: &peers,
         };
         let plan = Plan::of(&self.settings, &situation, &self.seen);
         let mut view = View {
@@ -252,7 +251,7 @@ impl Reconciler {
             mtu: plan.kernel.device.mtu,
             pods: &mut self.seen.pods.clone(),
             other_vnis: self.seen.other_vnis.clone(),
-            peers: &self.accepted,
+            peers: &peers,
             kernel: &self.kernel,
         };
         self.fast_path.prepare(&view, report);
@@ -296,7 +295,12 @@ impl Reconciler {
     /// Leaves a note for the tools of what the kernel does not show.
     fn leave_note(&mut self, report: &mut Report) {
         let file = AgentFile {
-            rejected: report.rejected.iter().map(Into::into).collect(),
+            rejected: report
+                .rejected
+                .sorted()
+                .iter()
+                .map(|it| (&***it).into())
+                .collect(),
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
             ..self.file.clone()

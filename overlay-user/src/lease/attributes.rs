@@ -12,7 +12,7 @@ use crate::config::fold_keys;
 ///
 /// Fields are in flannel's order. `PublicIPv6` is written even when it is null; the last three are left
 /// out when absent. Backend data keeps its own order of keys.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Attributes {
     /// Where the node's encapsulated packets go.

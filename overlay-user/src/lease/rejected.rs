@@ -1,11 +1,16 @@
 //! Entries of the store that are not believed, and why.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use crate::mac::MacAddr;
+use crate::shared_map::SharedMap;
+
+/// Rejected entries by their whole keys in the store.
+pub type Rejections = SharedMap<String, Arc<Rejected>>;
 
 /// One entry that is left out, so that an operator can see and mend it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

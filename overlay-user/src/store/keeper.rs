@@ -18,8 +18,6 @@ use crate::lease::{Attributes, Lease, SubnetKey};
 
 /// Changes that may wait between the watch and the keeper.
 const QUEUE: usize = 256;
-/// Changes that come this close together are taken in together.
-const GATHER: Duration = Duration::from_millis(10);
 /// Longest pause between attempts to set this node's lease right.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// Pause after each time it was set right, so that two nodes with one public IP do not fight flat out.
@@ -187,10 +185,6 @@ impl Store {
                 },
                 () = sleep_until(due.min(grace)) => { timed = true; None },
             };
-            if change.is_some() {
-                // Every look reads all leases: a writer that does not stop shall not have one for each of its writes.
-                sleep(GATHER).await;
-            }
             let mut inner = self.inner.lock().await;
             let recovered = self.take_in(&mut inner, change, &mut changes);
             // While the store is away a watch event says nothing about our lease; the timer does.
@@ -273,12 +267,13 @@ impl Store {
     }
 
     fn show(&self, inner: &Inner) {
-        let (mut leases, rejected) = inner.table.leases();
+        let mut leases = inner.table.leases().clone();
         let own = inner.held.as_ref().and_then(|held| {
-            leases.retain(|lease| lease.key().to_string() != held.key);
+            let lease = held.lease().ok()?;
+            leases.remove(&lease.key());
             Some(Lease {
                 expires: inner.expires,
-                ..held.lease().ok()?
+                ..lease
             })
         });
         self.state.send_if_modified(|state| {
@@ -286,7 +281,7 @@ impl Store {
             let next = LeaseState {
                 own,
                 leases,
-                rejected,
+                rejected: inner.table.rejected().clone(),
                 synced,
                 store: inner.health.clone(),
             };

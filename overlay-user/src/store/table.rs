@@ -1,20 +1,27 @@
 //! What the registry is known to hold, kept up to date by changes that may come late or twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::registry::{Change, Entry, Snapshot, Term};
-use crate::lease::{Attributes, Lease, RejectReason, Rejected, SubnetKey, excerpt};
+use crate::lease::{
+    Attributes, Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, excerpt,
+};
 
-/// Entries by key.
+/// Entries by key. What an entry says is read when the entry comes, and shared from then on.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: BTreeMap<String, Entry>,
     /// Entries that went during or just after an outage, and stay in force for a while; with the subnets that their keys
     /// name, since every entry that comes is compared with them.
     lingering: BTreeMap<String, (Option<SubnetKey>, Entry)>,
+    /// The entries in force that are leases.
+    leases: Leases,
+    /// The entries in force that are none.
+    rejected: Rejections,
     complete: bool,
 }
 
@@ -28,6 +35,16 @@ impl Table {
         self.entries.get(key)
     }
 
+    /// The entries that are leases.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// The entries that are none.
+    pub fn rejected(&self) -> &Rejections {
+        &self.rejected
+    }
+
     /// Takes a change in, unless what is known is later. With `linger`, what goes stays in force until
     /// [`settle`](Self::settle), or until its place is taken.
     pub fn apply(&mut self, change: Change, linger: bool) {
@@ -39,10 +56,8 @@ impl Table {
                     .entries
                     .get(&key)
                     .is_some_and(|known| known.revision <= revision)
-                    && let Some(entry) = self.entries.remove(&key)
-                    && linger
                 {
-                    self.lingering.insert(key, with_subnet(entry));
+                    self.remove(&key, linger);
                 }
             }
             Change::Alive | Change::Unreachable(_) => {}
@@ -51,52 +66,105 @@ impl Table {
 
     /// Lets go of what went and did not come back.
     pub fn settle(&mut self) {
-        self.lingering.clear();
+        for (key, _) in std::mem::take(&mut self.lingering) {
+            self.unread(&key);
+        }
     }
 
     /// Takes an entry in, unless what is known is later.
     pub fn put(&mut self, entry: Entry) {
         let later = |known: &Entry| known.revision > entry.revision;
-        if self.entries.get(&entry.key).is_some_and(later) {
-            return;
+        if !self.entries.get(&entry.key).is_some_and(later) {
+            self.set(entry);
         }
-        self.lingering.remove(&entry.key);
-        if let Ok(key) = entry.key.parse::<SubnetKey>() {
-            self.lingering.retain(|_, (other, _)| {
-                other
-                    .as_ref()
-                    .is_none_or(|other| !other.overlaps(&key.subnet))
-            });
-        }
-        self.entries.insert(entry.key.clone(), entry);
     }
 
     /// Forgets an entry that this node removed itself, or lost.
     pub fn forget(&mut self, key: &str) {
         self.entries.remove(key);
         self.lingering.remove(key);
+        self.unread(key);
     }
 
     fn replace(&mut self, snapshot: Snapshot, linger: bool) {
+        let listed: HashSet<&str> = snapshot.entries.iter().map(|it| it.key.as_str()).collect();
         // What this node wrote after the snapshot was taken is not in it, and yet is there.
-        let (later, known): (_, BTreeMap<_, _>) = std::mem::take(&mut self.entries)
-            .into_iter()
-            .partition(|(_, entry)| entry.revision > snapshot.revision);
-        self.entries = later;
-        if linger {
-            let known = known.into_iter();
-            self.lingering
-                .extend(known.map(|(key, entry)| (key, with_subnet(entry))));
-        }
-        // Most are there still. What is left is compared with every one of them.
-        for entry in &snapshot.entries {
-            self.lingering.remove(&entry.key);
-        }
-        snapshot
+        let is_gone = |entry: &&Entry| {
+            entry.revision <= snapshot.revision && !listed.contains(entry.key.as_str())
+        };
+        let gone: Vec<String> = self
             .entries
-            .into_iter()
-            .for_each(|entry| self.put(entry));
+            .values()
+            .filter(is_gone)
+            .map(|entry| entry.key.clone())
+            .collect();
+        for key in gone {
+            self.remove(&key, linger);
+        }
+        for entry in snapshot.entries {
+            let later = |known: &Entry| known.revision > snapshot.revision;
+            if !self.entries.get(&entry.key).is_some_and(later) {
+                self.set(entry);
+            }
+        }
         self.complete = true;
+    }
+
+    fn set(&mut self, entry: Entry) {
+        self.lingering.remove(&entry.key);
+        if let Ok(key) = entry.key.parse::<SubnetKey>() {
+            let overlaps = |other: &Option<SubnetKey>| {
+                other
+                    .as_ref()
+                    .is_some_and(|other| other.overlaps(&key.subnet))
+            };
+            let replaced = self
+                .lingering
+                .extract_if(.., |_, (other, _)| overlaps(other));
+            for (key, _) in replaced.collect::<Vec<_>>() {
+                self.unread(&key);
+            }
+        }
+        let known = self.entries.get(&entry.key);
+        let says_the_same = known.is_some_and(|known| {
+            known.value == entry.value && known.is_reserved() == entry.is_reserved()
+        });
+        if !says_the_same {
+            self.read(&entry);
+        }
+        self.entries.insert(entry.key.clone(), entry);
+    }
+
+    fn remove(&mut self, key: &str, linger: bool) {
+        let Some(entry) = self.entries.remove(key) else {
+            return;
+        };
+        if linger {
+            let subnet = key.parse().ok();
+            self.lingering.insert(key.to_owned(), (subnet, entry));
+        } else {
+            self.unread(key);
+        }
+    }
+
+    /// Puts the entry where it belongs, among the leases or the rejected.
+    fn read(&mut self, entry: &Entry) {
+        self.unread(&entry.key);
+        match entry.lease() {
+            Ok(lease) => self.leases.insert(lease.key(), Arc::new(lease)),
+            Err(reason) => {
+                let subject = excerpt(&entry.key);
+                let rejected = Rejected { subject, reason };
+                self.rejected.insert(entry.key.clone(), Arc::new(rejected));
+            }
+        }
+    }
+
+    fn unread(&mut self, key: &str) {
+        if let Ok(key) = key.parse::<SubnetKey>() {
+            self.leases.remove(&key);
+        }
+        self.rejected.remove(key);
     }
 
     fn in_force(&self) -> impl Iterator<Item = &Entry> {
@@ -106,12 +174,15 @@ impl Table {
 
     /// The entries whose leases are those of `public_ip`.
     pub fn entries_of(&self, public_ip: Ipv4Addr) -> Vec<(Entry, Lease)> {
-        let with_lease = |entry: &Entry| Some((entry.clone(), entry.lease().ok()?));
-        self.entries
-            .values()
-            .filter_map(with_lease)
-            .filter(|(_, lease)| lease.attributes.public_ip == public_ip)
-            .collect()
+        let with_entry = |lease: &&Arc<Lease>| {
+            Some((
+                self.entries.get(&lease.key().to_string())?.clone(),
+                Lease::clone(lease),
+            ))
+        };
+        let mut leases = self.leases.sorted();
+        leases.retain(|lease| lease.attributes.public_ip == public_ip);
+        leases.iter().filter_map(with_entry).collect()
     }
 
     /// The entry of `subnet`, if it is the lease of a node that is now known as `attributes` say.
@@ -129,29 +200,13 @@ impl Table {
             .filter_map(|entry| entry.key.parse().ok())
             .collect()
     }
-
-    /// The entries as leases, sorted by subnet, and those that are none.
-    pub fn leases(&self) -> (Vec<Lease>, Vec<Rejected>) {
-        let (mut leases, mut rejected) = (Vec::new(), Vec::new());
-        for entry in self.in_force() {
-            match entry.lease() {
-                Ok(lease) => leases.push(lease),
-                Err(reason) => rejected.push(Rejected {
-                    subject: excerpt(&entry.key),
-                    reason,
-                }),
-            }
-        }
-        leases.sort_by_key(|lease| lease.key());
-        (leases, rejected)
-    }
-}
-
-fn with_subnet(entry: Entry) -> (Option<SubnetKey>, Entry) {
-    (entry.key.parse().ok(), entry)
 }
 
 impl Entry {
+    fn is_reserved(&self) -> bool {
+        self.term == Term::Reserved
+    }
+
     /// Reads the entry as a lease.
     pub fn lease(&self) -> Result<Lease, RejectReason> {
         let key: SubnetKey = self.key.parse().map_err(|_| RejectReason::Key)?;
@@ -163,7 +218,7 @@ impl Entry {
             subnet: key.subnet,
             subnet_v6: key.subnet_v6,
             attributes,
-            reserved: self.term == Term::Reserved,
+            reserved: self.is_reserved(),
             expires: None,
         })
     }
@@ -188,7 +243,7 @@ mod tests {
     fn public_ips(table: &Table) -> Vec<String> {
         table
             .leases()
-            .0
+            .sorted()
             .iter()
             .map(|lease| lease.attributes.public_ip.to_string())
             .collect()
@@ -267,7 +322,7 @@ mod tests {
             }),
             true,
         );
-        assert_eq!(table.leases().0.len(), 3);
+        assert_eq!(table.leases().len(), 3);
         assert!(
             table.entries_of([1, 1, 1, 1].into()).is_empty(),
             "no guarded write can succeed"
@@ -289,10 +344,49 @@ mod tests {
             ..entry("10.0.3.0-24", "", 1)
         });
         table.put(entry("10.0.300.0-24", ONE, 1));
-        let (leases, rejected) = table.leases();
-        assert_eq!(leases.len(), 1);
+        assert_eq!(table.leases().len(), 1);
+        let rejected = table.rejected().sorted();
         assert_eq!(rejected.len(), 3);
         assert_eq!(rejected[2].reason, RejectReason::Key);
         assert_eq!(table.taken().len(), 3);
+    }
+
+    #[test]
+    fn only_what_changed_is_read_again() {
+        let keys = ["10.0.1.0-24", "10.0.2.0-24", "10.0.x.0-24"];
+        let mut table = Table::default();
+        for key in keys {
+            table.put(entry(key, ONE, 1));
+        }
+        let (leases, rejected) = (table.leases().clone(), table.rejected().clone());
+        let changed = |table: &Table| {
+            let leases = leases.iter().filter(|(key, lease)| {
+                let now = table.leases().get(key);
+                now.is_none_or(|now| !Arc::ptr_eq(now, lease))
+            });
+            let rejected = rejected.iter().filter(|(key, rejected)| {
+                let now = table.rejected().get(key.as_str());
+                now.is_none_or(|now| !Arc::ptr_eq(now, rejected))
+            });
+            (leases.count(), rejected.count())
+        };
+        // A listing after an outage, with every entry newly written as it was.
+        let entries = keys.map(|key| entry(key, ONE, 8)).into();
+        table.apply(
+            Change::All(Snapshot {
+                entries,
+                revision: 9,
+            }),
+            true,
+        );
+        assert_eq!(changed(&table), (0, 0));
+        table.put(entry("10.0.2.0-24", TWO, 10));
+        assert_eq!(changed(&table), (1, 0));
+        table.put(Entry {
+            term: Term::Reserved,
+            ..entry("10.0.1.0-24", ONE, 11)
+        });
+        assert_eq!(changed(&table), (2, 0));
+        assert!(table.leases().sorted()[0].reserved);
     }
 }

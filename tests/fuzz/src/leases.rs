@@ -1,42 +1,75 @@
 //! What comes from the store: leases and the network's configuration.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use overlay_user::backend::{self, own_attributes};
+use overlay_user::backend::{Peer, Peers, own_attributes};
 use overlay_user::config::NetworkConfig;
-use overlay_user::lease::{Attributes, Lease, SubnetKey};
+use overlay_user::lease::{Attributes, Lease, Leases, SubnetKey};
 use overlay_user::mac::MacAddr;
 
 use super::{explained, shown};
+
+const NETWORK: &str = "10.244.0.0/16";
 
 /// Lines of a key, a space, a value: what a store may list.
 pub fn leases(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let leases: Vec<Lease> = text.lines().filter_map(lease).collect();
-    let network: IpNet = "10.244.0.0/16".parse().expect("a network");
-    let on_link: [IpNet; 1] = ["192.168.0.1/24".parse().expect("a prefix")];
-    let own = Lease {
-        subnet: "10.244.1.0/24".parse().expect("a subnet"),
-        subnet_v6: None,
-        attributes: own_attributes([192, 168, 0, 1].into(), 1, MacAddr([2, 0, 0, 0, 0, 1])),
-        reserved: false,
-        expires: None,
+    let of = |leases: &[Lease]| -> Leases {
+        leases
+            .iter()
+            .map(|lease| (lease.key(), Arc::new(lease.clone())))
+            .collect()
     };
+    let network: IpNet = NETWORK.parse().expect("a network");
+    let on_link: [IpNet; 1] = ["192.168.0.1/24".parse().expect("a prefix")];
+    let own = own();
+    // Half of the leases come first; the other half neither pushes out a peer nor comes to harm.
+    let (first, _) = leases.split_at(leases.len() / 2);
+    let mut peers = Peers::default();
+    for seen in [first, &leases] {
+        let before = peers.believed().clone();
+        let seen = of(seen);
+        peers.update(&network, &own, &on_link, &seen);
+        sound(&network, &peers);
+        for (_, peer) in before.iter().filter(|(_, peer)| is_claimed(peer, &seen)) {
+            assert_eq!(
+                peers.believed().get(&peer.subnet),
+                Some(peer),
+                "{peer:?} is pushed out"
+            );
+        }
+    }
+}
 
-    let (peers, rejected) = backend::peers(&network, &own, &on_link, &leases, &[]);
-    for rejection in &rejected {
+/// Whether some lease says what made this peer: a later line may have rewritten it.
+fn is_claimed(peer: &Peer, leases: &Leases) -> bool {
+    let says_so = |lease: &Arc<Lease>| {
+        let network = lease.subnet;
+        let mut alone = Peers::default();
+        let own = own();
+        let leases = Leases::from_iter([(lease.key(), Arc::clone(lease))]);
+        alone.update(&NETWORK.parse().expect("a network"), &own, &[], &leases);
+        alone.believed().get(&network) == Some(peer)
+    };
+    leases.values().any(says_so)
+}
+
+fn sound(network: &IpNet, peers: &Peers) {
+    for rejection in peers.rejected().values() {
         shown(&rejection.reason);
         shown(&rejection.subject);
     }
-    for (index, peer) in peers.iter().enumerate() {
+    let believed = peers.believed().sorted();
+    for (index, peer) in believed.iter().enumerate() {
         assert!(network.contains(&peer.subnet), "{peer:?} is outside");
         assert!(peer.mac.is_unicast(), "{peer:?}");
         assert!(
             !network.contains(&peer.vtep),
             "{peer:?} is reached through itself"
         );
-        for other in &peers[..index] {
+        for other in &believed[..index] {
             let overlap =
                 peer.subnet.contains(&other.subnet) || other.subnet.contains(&peer.subnet);
             assert!(!overlap, "{peer:?} and {other:?} share addresses");
@@ -46,12 +79,15 @@ pub fn leases(data: &[u8]) {
             );
         }
     }
-    // Who is known is not pushed out by who comes later, nor by the order of things.
-    let reversed: Vec<Lease> = leases.iter().rev().cloned().collect();
-    let (again, _) = backend::peers(&network, &own, &on_link, &reversed, &peers);
-    let kept: BTreeSet<_> = again.iter().collect();
-    for peer in &peers {
-        assert!(kept.contains(peer), "{peer:?} is pushed out");
+}
+
+fn own() -> Lease {
+    Lease {
+        subnet: "10.244.1.0/24".parse().expect("a subnet"),
+        subnet_v6: None,
+        attributes: own_attributes([192, 168, 0, 1].into(), 1, MacAddr([2, 0, 0, 0, 0, 1])),
+        reserved: false,
+        expires: None,
     }
 }
 

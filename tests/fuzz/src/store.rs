@@ -57,14 +57,14 @@ pub fn store_dir(data: &[u8]) {
             }
         };
         let state = store.subscribe().borrow().clone();
-        for rejection in &state.rejected {
+        for rejection in state.rejected.values() {
             shown(&rejection.reason);
             shown(&rejection.subject);
         }
         // What is under this node's address is its own, to be taken up, rewritten or removed.
         let (mine, others): (Vec<_>, Vec<_>) =
             before.iter().partition(|(_, content)| is_own(content));
-        for lease in state.leases.iter().filter(|_| mine.is_empty()) {
+        for lease in state.leases.values().filter(|_| mine.is_empty()) {
             assert!(
                 !lease.key().overlaps(&own.subnet),
                 "{own:?} is in {lease:?}"

@@ -105,12 +105,12 @@ pub async fn see_each_other(location: &Location, ttl: Duration) -> ([Node; 2], [
     assert!(state.synced);
     assert_eq!(state.store, StoreHealth::Ok);
     assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
-    assert_eq!(state.leases[0].subnet, lease.subnet);
+    assert_eq!(state.leases.sorted()[0].subnet, lease.subnet);
     two.store.publish(attributes(22));
     one.until("its new attributes", |state| {
         state
             .leases
-            .iter()
+            .values()
             .any(|it| it.attributes == attributes(22))
     })
     .await;

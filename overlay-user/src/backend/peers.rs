@@ -1,0 +1,181 @@
+//! Which of the other nodes' leases are believed, kept up to date at the cost of what changed.
+//!
+//! Each lease is judged on its own, once. Among those that are good on their own, a peer that is
+//! believed stays; of the others, the one whose lease comes first in the order of keys is believed
+//! unless it contradicts a peer that is. So a newcomer cannot push out a peer, and the result depends
+//! on nothing but the peers that were believed before and the leases as they are now.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::backend::vxlan::{Ground, Peer};
+use crate::lease::{Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey};
+use crate::mac::MacAddr;
+use crate::shared_map::SharedMap;
+
+/// Peers by subnet.
+pub type PeerMap = SharedMap<IpNet, Peer>;
+
+/// The peers that are believed, and the leases that are not.
+#[derive(Debug, Default)]
+pub struct Peers {
+    ground: Option<Ground>,
+    /// The leases that everything here was made from.
+    leases: Leases,
+    believed: Believed,
+    /// Good on their own, but in contradiction to a peer that is believed.
+    contradicted: BTreeMap<SubnetKey, Peer>,
+    rejected: Rejections,
+}
+
+impl Peers {
+    /// Takes in the leases as they are now. `network` is the overlay's, `own` this node's lease, whose
+    /// backend data holds our VNI and MAC; `on_link` are the prefixes of the underlay's device, whose
+    /// broadcast addresses no node has. Where one of these changed, every lease is judged anew; what
+    /// was believed stays if it is still good.
+    pub fn update(&mut self, network: &IpNet, own: &Lease, on_link: &[IpNet], leases: &Leases) {
+        let ground = Ground::new(network, own, on_link);
+        let same_ground = self.ground.as_ref() == Some(&ground);
+        let before = std::mem::replace(&mut self.leases, leases.clone());
+        // To be judged or gone, what of them was believed until now, and what is good on its own.
+        let mut accepted = HashSet::new();
+        let mut candidates = BTreeMap::new();
+        let mut judge = |peers: &mut Self, key: &SubnetKey, lease: Option<&Arc<Lease>>| {
+            accepted.extend(peers.believed.remove(key));
+            peers.contradicted.remove(key);
+            match lease.map(|lease| ground.judge(lease)) {
+                Some(Ok(peer)) => {
+                    candidates.insert(*key, peer);
+                }
+                Some(Err(reason)) => peers.reject(key, reason),
+                None => peers.pardon(key),
+            }
+        };
+        let nothing = Leases::default();
+        let compared = if same_ground { &before } else { &nothing };
+        for it in leases.differences(compared) {
+            judge(self, it.key, it.now);
+        }
+        if !same_ground {
+            for (key, _) in before.iter().filter(|(key, _)| !leases.contains_key(*key)) {
+                judge(self, key, None);
+            }
+        }
+        candidates.append(&mut self.contradicted);
+        self.choose(candidates, accepted);
+        self.ground = Some(ground);
+    }
+
+    /// The peers that are believed.
+    #[must_use]
+    pub fn believed(&self) -> &PeerMap {
+        &self.believed.peers
+    }
+
+    /// The leases that are not believed.
+    #[must_use]
+    pub fn rejected(&self) -> &Rejections {
+        &self.rejected
+    }
+
+    /// Believes those `accepted` before first, then the others, as long as none contradicts another.
+    fn choose(&mut self, mut candidates: BTreeMap<SubnetKey, Peer>, mut accepted: HashSet<Peer>) {
+        // Two keys name one IPv4 subnet if one is a dual-stack lease's. If both name one peer, the order
+        // decides whose it is.
+        let twins: Vec<_> = candidates
+            .iter()
+            .filter(|(_, peer)| self.believed.peers.get(&peer.subnet) == Some(peer))
+            .filter_map(|(_, peer)| self.believed.keys.get(&peer.subnet).copied())
+            .collect();
+        for key in twins {
+            if let Some(peer) = self.believed.remove(&key) {
+                candidates.insert(key, peer.clone());
+                accepted.insert(peer);
+            }
+        }
+        let (known, new): (Vec<_>, Vec<_>) = candidates
+            .into_iter()
+            .partition(|(_, peer)| accepted.contains(peer));
+        for (key, peer) in known.into_iter().chain(new) {
+            match self.believed.add(key, &peer) {
+                Ok(()) => self.pardon(&key),
+                Err(reason) => {
+                    self.contradicted.insert(key, peer);
+                    self.reject(&key, reason);
+                }
+            }
+        }
+    }
+
+    fn reject(&mut self, key: &SubnetKey, reason: RejectReason) {
+        let subject = key.to_string();
+        let rejected = Rejected {
+            subject: subject.clone(),
+            reason,
+        };
+        self.rejected.insert(subject, Arc::new(rejected));
+    }
+
+    fn pardon(&mut self, key: &SubnetKey) {
+        // Most often there is nothing, and nothing to spell.
+        if !self.rejected.is_empty() {
+            self.rejected.remove(key.to_string().as_str());
+        }
+    }
+}
+
+/// Peers that do not contradict each other: no two share addresses, and no two nodes share a MAC address, because
+/// the forwarding database has one entry for each. One node may hold two subnets.
+#[derive(Debug, Default)]
+struct Believed {
+    peers: PeerMap,
+    /// The keys of their leases, in the order of addresses.
+    keys: BTreeMap<IpNet, SubnetKey>,
+    /// Who has a MAC address, and how many peers are that node.
+    nodes: HashMap<MacAddr, (IpAddr, usize)>,
+}
+
+impl Believed {
+    /// Adds a peer, unless something speaks against it.
+    fn add(&mut self, key: SubnetKey, peer: &Peer) -> Result<(), RejectReason> {
+        // Those that are there do not overlap: only the next one on either side can contain it, or lie in it.
+        let before = self.keys.range(..=peer.subnet).next_back();
+        let after = self.keys.range(peer.subnet..).next();
+        for (other, _) in before.into_iter().chain(after) {
+            if other.contains(&peer.subnet) || peer.subnet.contains(other) {
+                return Err(RejectReason::Overlaps(*other));
+            }
+        }
+        let (holder, count) = self.nodes.entry(peer.mac).or_insert((peer.vtep, 0));
+        if *holder != peer.vtep {
+            let (mac, holder) = (peer.mac, *holder);
+            return Err(RejectReason::MacTaken { mac, holder });
+        }
+        *count += 1;
+        self.keys.insert(peer.subnet, key);
+        self.peers.insert(peer.subnet, peer.clone());
+        Ok(())
+    }
+
+    /// Takes the peer of a lease out, if it is there.
+    fn remove(&mut self, key: &SubnetKey) -> Option<Peer> {
+        if self.keys.get(&key.subnet) != Some(key) {
+            return None;
+        }
+        self.keys.remove(&key.subnet);
+        let peer = self.peers.remove(&key.subnet)?;
+        if let Some((_, count)) = self.nodes.get_mut(&peer.mac) {
+            *count -= 1;
+            if *count == 0 {
+                self.nodes.remove(&peer.mac);
+            }
+        }
+        Some(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests;
