@@ -28,6 +28,7 @@ use measure::{Lengths, Measure};
 use rounds::{Disturbance, Plan};
 use stage::{Path, Stage, Underlay};
 use summary::{Outcome, Ratio};
+pub use table::short;
 use variant::Variant;
 
 /// Measure the fast path side by side with the kernel path, flannel and the bare wire.

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use comfy_table::{CellAlignment, Table};
+use comfy_table::Table;
 
 use super::Findings;
 use super::stage::{Path, Underlay};
 use super::summary::{Outcome, Ratio, places};
 use super::variant::Variant;
-use crate::lab::table::table;
+use crate::lab::table::{align_right, table};
 
 /// Disturbances that the text lists; the rest is usually more of the same.
 const SHOWN_DISTURBANCES: usize = 8;
@@ -17,14 +17,8 @@ const SHOWN_DISTURBANCES: usize = 8;
 pub fn render(findings: &Findings) -> String {
     let machine = &findings.machine;
     let mut text = format!(
-        "{} · {} · Linux {} · {} cores · {}\nload before: {} · {} s\n",
-        machine.date,
-        machine.revision,
-        machine.kernel,
-        machine.cores,
-        machine.processor,
-        machine.load,
-        findings.seconds
+        "{machine}\nload before: {} · {} s\n",
+        machine.load, findings.seconds
     );
     let variants = variants(&findings.results);
     for (underlay, path) in sections(findings) {
@@ -123,7 +117,7 @@ fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: 
         );
         shown.add_row(row);
     }
-    align(&mut shown);
+    align_right(&mut shown, 2);
     shown
 }
 
@@ -180,12 +174,6 @@ fn grid<'r>(
         shown.add_row([measure.to_owned()].into_iter().chain(row));
     }
     Some(shown)
-}
-
-fn align(table: &mut Table) {
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
 }
 
 /// Three significant digits are more than a measurement like this has.
