@@ -1,4 +1,4 @@
-//! The least of an HTTP client: one GET, for the agent's health and metrics.
+//! The least of an HTTP client: one request, for the agent's health and metrics and for etcd's JSON gateway.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -20,17 +20,39 @@ pub struct HttpAnswer {
     pub body: String,
 }
 
-/// One request over HTTP/1.0, so that the answer ends with the connection.
+/// One GET over HTTP/1.0, so that the answer ends with the connection.
 ///
 /// # Errors
 /// When nobody answers, or not in HTTP.
 pub fn get(server: SocketAddr, path: &str) -> Result<HttpAnswer> {
+    request(
+        server,
+        &format!("GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n"),
+    )
+}
+
+/// One POST of JSON over HTTP/1.0.
+///
+/// # Errors
+/// When nobody answers, or not in HTTP.
+pub fn post(server: SocketAddr, path: &str, json: &str) -> Result<HttpAnswer> {
+    let length = json.len();
+    let head = format!(
+        "POST {path} HTTP/1.0\r\nHost: {server}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    request(server, &(head + json))
+}
+
+fn request(server: SocketAddr, text: &str) -> Result<HttpAnswer> {
     let mut stream = TcpStream::connect_timeout(&server, allowed(TIMEOUT))
         .with_context(|| format!("connect to {server}"))?;
     stream
         .set_read_timeout(Some(allowed(TIMEOUT)))
         .context("set a timeout")?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").context("send a request")?;
+    stream
+        .write_all(text.as_bytes())
+        .context("send a request")?;
     let mut text = String::new();
     stream.read_to_string(&mut text).context("read an answer")?;
     let (head, body) = text.split_once("\r\n\r\n").context("not an HTTP answer")?;

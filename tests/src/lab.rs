@@ -156,6 +156,14 @@ impl Lab {
         pod::add(&self.shared, node)
     }
 
+    /// Makes a network namespace that goes with the lab, for what the lab does not make itself.
+    ///
+    /// # Errors
+    /// When there is one of that name.
+    pub fn add_namespace(&self, name: &str) -> Result<Namespace> {
+        add_namespace(&self.shared, name).map(Namespace::new)
+    }
+
     /// The namespaces of a node (`n1`), a pod (`n1p1`), the underlay (`underlay`), the store (`store`) or
     /// the host beyond the cluster (`outside`).
     ///

@@ -77,6 +77,16 @@ pub fn pin(core: usize) -> Result<()> {
         .with_context(|| format!("pin a thread to core {core}"))
 }
 
+/// The least of sorted times that `share` of a hundred do not exceed, in microseconds. Of fewer than a hundred the
+/// longest is the 99th percentile (nearest rank).
+///
+/// # Panics
+/// When there are none.
+pub fn percentile(sorted: &[Duration], share: usize) -> f64 {
+    let rank = (sorted.len() * share).div_ceil(100).max(1);
+    sorted[rank - 1].as_secs_f64() * 1e6
+}
+
 /// What went through, per second, and the processor time of the whole machine meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub struct Volume {

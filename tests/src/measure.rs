@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 
 use crate::Pod;
+use crate::load::percentile;
 use crate::traffic::{Endpoint, PATIENCE};
 
 /// Round trips that come before those that count.
@@ -64,10 +65,9 @@ pub fn latency(from: &Endpoint, to: &Endpoint, count: usize) -> Result<Latency> 
     })?;
     let mut times = times.split_off(WARM_UP);
     times.sort_unstable();
-    let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e6;
     Ok(Latency {
-        p50_us: at(50),
-        p99_us: at(99),
+        p50_us: percentile(&times, 50),
+        p99_us: percentile(&times, 99),
         round_trips: times.len(),
     })
 }

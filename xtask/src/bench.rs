@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: how fast, compared with what is replaced and with the bare wire.
 
+mod iptables;
 mod machine;
 mod measure;
+mod plain;
 mod plot;
 mod programs;
 mod rounds;
@@ -28,9 +30,10 @@ use measure::{Lengths, Measure};
 use rounds::{Disturbance, Plan};
 use stage::{Path, Stage, Underlay};
 use summary::{Outcome, Ratio};
+pub use table::short;
 use variant::Variant;
 
-/// Measure the fast path side by side with the kernel path, flannel and the bare wire.
+/// Measure the fast path side by side with flannel, our own kernel path and the bare wire.
 ///
 /// Every variant has two nodes of its own, namespaces of this machine joined by a cable. In each round a measure is taken
 /// of one variant right after the other; ratios are taken within rounds. What other load spoils is measured again,
@@ -39,7 +42,7 @@ use variant::Variant;
 #[command(after_help = "Examples:
   cargo xtask bench                                  everything, about a quarter of an hour
   cargo xtask bench --quick                          a glance, about a minute
-  cargo xtask bench --only host,kernel,overlay --measure tcp-rr,bulk --rounds 9
+  cargo xtask bench --only host,flannel-plain,overlay --measure tcp-rr,bulk --rounds 9
   cargo xtask bench --flanneld ./flanneld --json figures.json --plots plots
   cargo xtask bench --programs --against main        cost of each program, now and on another revision")]
 pub struct Arguments {
@@ -73,6 +76,9 @@ pub struct Arguments {
     /// Write plots (SVG) into a directory.
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
+    /// Write what the documentation shows, rates.svg, and the JSON document that it is from, rates.json, into a directory.
+    #[arg(long, value_name = "DIR")]
+    publish: Option<PathBuf>,
     /// Do not build first; take the programs in target/debug as they are.
     #[arg(long)]
     no_build: bool,
@@ -108,6 +114,7 @@ pub fn try_out() -> Result<()> {
         output: Output::Table,
         json: None,
         plots: None,
+        publish: None,
         no_build: true,
         programs: false,
         against: None,
@@ -160,6 +167,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     if let Some(directory) = &arguments.plots {
         plot::write(directory, &findings)?;
+    }
+    if let Some(directory) = &arguments.publish {
+        plot::publish(directory, &findings)?;
+        let path = directory.join("rates.json");
+        fs::write(&path, &json).with_context(|| format!("write {}", path.display()))?;
     }
     match arguments.output {
         Output::Json => println!("{json}"),

@@ -8,6 +8,7 @@ mod faults;
 mod flood;
 mod fuzz;
 mod lab;
+mod scale;
 mod setup;
 mod shell;
 mod soak;
@@ -49,6 +50,7 @@ enum Command {
     Fuzz(fuzz::Arguments),
     Soak(soak::Arguments),
     Flood(flood::Arguments),
+    Scale(scale::Arguments),
     Vmtest(vmtest::Arguments),
 }
 
@@ -78,5 +80,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),
+        Command::Scale(arguments) => scale::run(&arguments).map(|()| ExitCode::SUCCESS),
     }
 }

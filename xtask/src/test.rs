@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::interrupt;
 use serde::Serialize;
 
-use crate::{bench, build, deny, fuzz, setup, shell, soak, vmtest};
+use crate::{bench, build, deny, fuzz, scale, setup, shell, soak, vmtest};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -137,6 +137,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         run.part("fuzz", || fuzz::try_out(FUZZ_SECONDS))?;
         // That it works; no figure passes or fails.
         run.part("bench", bench::try_out)?;
+        run.part("scale", scale::try_out)?;
         run.part("soak", soak::try_out)?;
     }
     Ok(run.close())

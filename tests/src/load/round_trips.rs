@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Cores, joined, pin, udp_socket};
+use super::{Cores, joined, percentile, pin, udp_socket};
 use crate::traffic::{Endpoint, PATIENCE};
 
 /// Round trips before those that count.
@@ -36,11 +36,6 @@ impl RoundTrips {
             p99_us: percentile(&times, 99),
         })
     }
-}
-
-/// In microseconds, of sorted times.
-fn percentile(times: &[Duration], share: usize) -> f64 {
-    times[(times.len() - 1) * share / 100].as_secs_f64() * 1e6
 }
 
 /// Repeats an exchange for `duration`.

@@ -1,5 +1,6 @@
 //! What it was measured on.
 
+use std::fmt;
 use std::fs;
 
 use serde::Serialize;
@@ -16,6 +17,17 @@ pub struct Machine {
     pub revision: String,
     /// `/proc/loadavg` before the first round.
     pub load: String,
+}
+
+/// In a line, without the load.
+impl fmt::Display for Machine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} · {} · Linux {} · {} cores · {}",
+            self.date, self.revision, self.kernel, self.cores, self.processor
+        )
+    }
 }
 
 impl Machine {

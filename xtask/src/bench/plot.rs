@@ -64,6 +64,14 @@ pub fn write(directory: &FilePath, findings: &Findings) -> Result<()> {
     Ok(())
 }
 
+/// Writes the one plot that the documentation shows: rates of super-packets.
+pub fn publish(directory: &FilePath, findings: &Findings) -> Result<()> {
+    let svg = summary(findings, Underlay::Super)
+        .context("rates need the bare host: measure host, too")?;
+    let place = directory.join("rates.svg");
+    fs::write(&place, svg).with_context(|| format!("write {}", place.display()))
+}
+
 /// Rates across nodes as shares of the host's, grouped by measure; nothing where the host was not measured.
 fn summary(findings: &Findings, underlay: Underlay) -> Option<String> {
     const GROUP: f64 = 26.0;
@@ -224,7 +232,8 @@ fn colour(variant: Variant) -> &'static str {
         Variant::Host => "#9e9e9e",
         Variant::Kernel => "#5b8def",
         Variant::KernelServices => "#2f5fb3",
-        Variant::Flannel => "#e08e3e",
+        Variant::FlannelPlain => "#e08e3e",
+        Variant::Flannel => "#b5651d",
         Variant::Overlay => "#2e9e5b",
         _ => "#9bd0b0",
     }

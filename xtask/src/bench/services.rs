@@ -4,12 +4,11 @@
 //! measurement is for a Service, but every new connection walks the rules.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::process::Stdio;
 
 use anyhow::{Context, Result};
-use overlay_tests::command::require_success;
 use overlay_tests::{Node, Pod};
+
+use super::iptables;
 
 /// A cluster of moderate size.
 const SERVICES: usize = 100;
@@ -79,23 +78,7 @@ const NAT_CHAINS: &[&str] = &[
 /// Puts the rules of 100 Services on a node; `pods` are behind them.
 pub fn install(node: &Node, pods: &[Pod]) -> Result<()> {
     let addresses: Vec<String> = pods.iter().map(|pod| pod.address().to_string()).collect();
-    restore(node, &rules(&addresses)).context("write rules as of kube-proxy")
-}
-
-fn restore(node: &Node, text: &str) -> Result<()> {
-    let namespace = node.namespace();
-    let mut command = namespace.command("iptables-restore");
-    command
-        .args(["--noflush", "--wait"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = namespace.start(&mut command)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(text.as_bytes()).context("write rules")?;
-    }
-    let output = child.wait_with_output().context("iptables-restore")?;
-    require_success("iptables-restore", output).map(drop)
+    iptables::restore(node, &rules(&addresses)).context("write rules as of kube-proxy")
 }
 
 /// Names of the chains of Service `i`: its own, and one for each of its pods.

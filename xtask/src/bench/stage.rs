@@ -15,8 +15,8 @@ use overlay_tests::traffic::{self, Endpoint};
 use overlay_tests::{Lab, Namespace, Node, Options, Running, command, reach, wait_until};
 use serde::Serialize;
 
-use super::services;
 use super::variant::{Recipe, Variant};
+use super::{plain, services};
 use crate::{build, shell};
 
 /// The device that the overlay uses for its underlay: no bridge in between, so that the figures are those of
@@ -77,6 +77,8 @@ pub struct Stage {
     pub lab: Lab,
     /// The number of the first node of each variant; the second follows.
     pairs: BTreeMap<Variant, usize>,
+    /// The pods of both nodes, for each variant that has any.
+    pods: BTreeMap<Variant, [Vec<Endpoint>; 2]>,
     flanneld: Option<PathBuf>,
     flannel: Vec<Running>,
     underlay: Cell<Option<Underlay>>,
@@ -95,6 +97,7 @@ impl Stage {
         let mut stage = Self {
             lab: Lab::up(options)?,
             pairs,
+            pods: BTreeMap::new(),
             flanneld,
             flannel: Vec::new(),
             underlay: Cell::new(None),
@@ -103,7 +106,7 @@ impl Stage {
             shell::progress(&format!("two nodes: {}", variant.name()));
             stage
                 .join(*variant, mtu)
-                .and_then(|()| stage.furnish(*variant))
+                .and_then(|()| stage.furnish(*variant, mtu))
                 .with_context(|| format!("bring up {}", variant.name()))?;
         }
         Ok(stage)
@@ -142,9 +145,9 @@ impl Stage {
     }
 
     /// Starts what carries a variant's packets, and sees that it does.
-    fn furnish(&mut self, variant: Variant) -> Result<()> {
+    fn furnish(&mut self, variant: Variant, mtu: u32) -> Result<()> {
         match variant.recipe() {
-            Recipe::Bare => {}
+            Recipe::Bare | Recipe::Plain => {}
             Recipe::Agent(flag) => self.start_agents(variant, flag)?,
             Recipe::Services | Recipe::Flannel => self.start_agents(variant, FAST_PATH_OFF)?,
             Recipe::Programs(feature) => {
@@ -152,11 +155,8 @@ impl Stage {
                 self.start_agents(variant, &format!("--programs={}", object.display()))?;
             }
         }
-        if variant != Variant::Host {
-            let [first, second] = self.nodes(variant).map(|node| node.number());
-            for node in [first, first, second] {
-                self.lab.add_pod(node)?;
-            }
+        if let Some(pods) = self.add_pods(variant, mtu)? {
+            self.pods.insert(variant, pods);
         }
         match variant.recipe() {
             Recipe::Services => {
@@ -167,7 +167,7 @@ impl Stage {
                 }
             }
             Recipe::Flannel => self.run_flannel(variant)?,
-            Recipe::Bare | Recipe::Agent(_) | Recipe::Programs(_) => {}
+            Recipe::Bare | Recipe::Plain | Recipe::Agent(_) | Recipe::Programs(_) => {}
         }
         for path in [Path::Across, Path::SameNode] {
             if variant == Variant::Host && path == Path::SameNode {
@@ -182,6 +182,25 @@ impl Stage {
             })?;
         }
         Ok(())
+    }
+
+    /// Makes two pods on the first node and one on the second; none on bare hosts.
+    fn add_pods(&self, variant: Variant, mtu: u32) -> Result<Option<[Vec<Endpoint>; 2]>> {
+        let nodes = self.nodes(variant);
+        match variant.recipe() {
+            Recipe::Bare => return Ok(None),
+            Recipe::Plain => {
+                let pods = plain::install(&self.lab, &nodes, (CABLE, mtu), CABLE_ADDRESSES)?;
+                return Ok(Some(pods));
+            }
+            Recipe::Agent(_) | Recipe::Services | Recipe::Flannel | Recipe::Programs(_) => {}
+        }
+        let add = |node: &Node, count: usize| -> Result<Vec<Endpoint>> {
+            let pods = (0..count).map(|_| self.lab.add_pod(node.number()));
+            pods.map(|pod| Ok(reach::of_pod(&pod?))).collect()
+        };
+        let [first, second] = &nodes;
+        Ok(Some([add(first, 2)?, add(second, 1)?]))
     }
 
     /// Starts both agents, in a cluster of their own, and waits until they know each other.
@@ -269,7 +288,7 @@ impl Stage {
     /// The two ends of a measurement.
     pub fn ends(&self, variant: Variant, path: Path) -> [Endpoint; 2] {
         let [from, to] = self.nodes(variant);
-        if variant == Variant::Host {
+        let Some([first, second]) = self.pods.get(&variant) else {
             let [a, b] = CABLE_ADDRESSES;
             return [(from, a), (to, b)].map(|(node, address)| Endpoint {
                 name: node.name(),
@@ -277,13 +296,11 @@ impl Stage {
                 namespace: Namespace::new(node.namespace().name()),
                 address,
             });
-        }
-        let (from, to) = (from.number(), to.number());
-        let pods = match path {
-            Path::Across => [(from, 1), (to, 1)],
-            Path::SameNode => [(from, 1), (from, 2)],
         };
-        pods.map(|(node, pod)| reach::of_pod(&self.lab.pod(node, pod)))
+        match path {
+            Path::Across => [first[0].clone(), second[0].clone()],
+            Path::SameNode => [first[0].clone(), first[1].clone()],
+        }
     }
 }
 

@@ -9,13 +9,16 @@ use super::stage::{Path, Underlay};
 use super::variant::Variant;
 
 /// What others are compared with.
-const AGAINST: [Variant; 5] = [
+const AGAINST: [Variant; 6] = [
     Variant::Host,
+    Variant::FlannelPlain,
+    Variant::Flannel,
     Variant::Kernel,
     Variant::KernelServices,
-    Variant::Flannel,
     Variant::Overlay,
 ];
+/// What is replaced, the best witness first.
+const REPLACED: [Variant; 3] = [Variant::Flannel, Variant::FlannelPlain, Variant::Kernel];
 /// What is told beyond the host's own, too.
 const ADDED: &[&str] = &["tcp_rr_p50", "udp_rr_p50", "connect_p50"];
 
@@ -135,6 +138,12 @@ pub fn ratios(series: &BTreeMap<Subject, Series>) -> Vec<Ratio> {
     ratios
 }
 
+/// What the others are to be compared with, as far as it was measured: what is replaced.
+pub fn reference(ratios: &[Ratio]) -> Option<Variant> {
+    let measured = |variant: &Variant| ratios.iter().any(|ratio| ratio.against == *variant);
+    REPLACED.into_iter().find(measured)
+}
+
 /// Least, median and largest of the clean rounds, and how many those are; of all where none is clean.
 fn spread(values: &[Option<Value>]) -> Option<([f64; 3], usize)> {
     let all = values.iter().flatten();
@@ -244,6 +253,22 @@ mod tests {
             .map(|ratio| (ratio.median, ratio.rounds))
             .collect();
         assert_eq!(found, [(2.0, 1)]);
+    }
+
+    #[test]
+    fn what_is_replaced_is_a_real_flannel_where_there_is_one() {
+        let reference_of = |variants: &[Variant]| {
+            let all = variants
+                .iter()
+                .map(|variant| series(*variant, &[clean(1.0)]));
+            reference(&ratios(&all.collect()))
+        };
+        let (plain, kernel) = (Variant::FlannelPlain, Variant::Kernel);
+        let (real, overlay) = (Variant::Flannel, Variant::Overlay);
+        assert_eq!(reference_of(&[plain, real, kernel, overlay]), Some(real));
+        assert_eq!(reference_of(&[plain, kernel, overlay]), Some(plain));
+        assert_eq!(reference_of(&[kernel, overlay]), Some(kernel));
+        assert_eq!(reference_of(&[Variant::Host, overlay]), None);
     }
 
     #[test]

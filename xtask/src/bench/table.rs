@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use comfy_table::{CellAlignment, Table};
+use comfy_table::Table;
 
 use super::Findings;
 use super::stage::{Path, Underlay};
-use super::summary::{Outcome, Ratio, places};
+use super::summary::{self, Outcome, Ratio, places};
 use super::variant::Variant;
-use crate::lab::table::table;
+use crate::lab::table::{align_right, table};
 
 /// Disturbances that the text lists; the rest is usually more of the same.
 const SHOWN_DISTURBANCES: usize = 8;
@@ -17,14 +17,8 @@ const SHOWN_DISTURBANCES: usize = 8;
 pub fn render(findings: &Findings) -> String {
     let machine = &findings.machine;
     let mut text = format!(
-        "{} · {} · Linux {} · {} cores · {}\nload before: {} · {} s\n",
-        machine.date,
-        machine.revision,
-        machine.kernel,
-        machine.cores,
-        machine.processor,
-        machine.load,
-        findings.seconds
+        "{machine}\nload before: {} · {} s\n",
+        machine.load, findings.seconds
     );
     let variants = variants(&findings.results);
     for (underlay, path) in sections(findings) {
@@ -123,39 +117,38 @@ fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: 
         );
         shown.add_row(row);
     }
-    align(&mut shown);
+    align_right(&mut shown, 2);
     shown
 }
 
-/// What a person looks for: the fast path against everything else, then what becomes of it without one of its parts.
-/// JSON has every pair.
+/// What a person looks for: everything against what is replaced and against the host, then what becomes of the fast path
+/// without one of its parts. JSON has every pair.
 fn ratios(findings: &Findings, underlay: Underlay, path: Path) -> Vec<Table> {
     let here = |ratio: &&Ratio| (ratio.subject.underlay, ratio.subject.path) == (underlay, path);
-    let of_overlay = |ratio: &&Ratio| ratio.subject.variant == Variant::Overlay;
-    let to_overlay = |ratio: &&Ratio| ratio.against == Variant::Overlay;
-    let all = findings.ratios.iter().filter(here);
-    [
-        grid("OVERLAY AGAINST", all.clone().filter(of_overlay), |ratio| {
-            ratio.against
-        }),
-        grid("AGAINST OVERLAY", all.filter(to_overlay), |ratio| {
-            ratio.subject.variant
-        }),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let reference = summary::reference(&findings.ratios);
+    let against = reference
+        .into_iter()
+        .chain([Variant::Host, Variant::Overlay]);
+    let against = against.filter_map(|against| {
+        let of_it = |ratio: &&Ratio| {
+            ratio.against == against && (against == Variant::Overlay || is_whole(ratio))
+        };
+        let title = format!("AGAINST {}", against.name().to_uppercase());
+        grid(&title, findings.ratios.iter().filter(here).filter(of_it))
+    });
+    against.collect()
 }
 
-/// Ratios by measure and by what they are told of; nothing where there are none.
-fn grid<'r>(
-    title: &str,
-    ratios: impl Iterator<Item = &'r Ratio>,
-    column: impl Fn(&Ratio) -> Variant,
-) -> Option<Table> {
+/// Whether it is of something that one would deploy, and not of the fast path without a part.
+fn is_whole(ratio: &Ratio) -> bool {
+    ratio.subject.variant <= Variant::Overlay
+}
+
+/// Ratios by measure and by variant; nothing where there are none.
+fn grid<'r>(title: &str, ratios: impl Iterator<Item = &'r Ratio>) -> Option<Table> {
     let mut cells: BTreeMap<(&str, Variant), &Ratio> = BTreeMap::new();
     for ratio in ratios {
-        cells.insert((&ratio.subject.measure, column(ratio)), ratio);
+        cells.insert((&ratio.subject.measure, ratio.subject.variant), ratio);
     }
     let columns: BTreeSet<Variant> = cells.keys().map(|(_, variant)| *variant).collect();
     let measures: BTreeSet<&str> = cells.keys().map(|(measure, _)| *measure).collect();
@@ -180,12 +173,6 @@ fn grid<'r>(
         shown.add_row([measure.to_owned()].into_iter().chain(row));
     }
     Some(shown)
-}
-
-fn align(table: &mut Table) {
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
 }
 
 /// Three significant digits are more than a measurement like this has.

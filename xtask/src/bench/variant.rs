@@ -14,13 +14,15 @@ use super::stage::{self, Underlay};
 pub enum Variant {
     /// Two hosts without overlay or packet filter: the limit.
     Host,
-    /// Our kernel path with the packet filter as deployed: flannel's way.
+    /// flannel's kernel state, set up by hand: what is replaced.
+    FlannelPlain,
+    /// A real flanneld in overlayd's place.
+    Flannel,
+    /// Our kernel path with the packet filter as deployed.
     Kernel,
     /// The same with kube-proxy's rules of 100 Services on each node.
     #[value(name = "kernel+services")]
     KernelServices,
-    /// A real flanneld in overlayd's place.
-    Flannel,
     /// The fast path.
     Overlay,
     /// The fast path, super-packets from the network left to the kernel's VXLAN device.
@@ -44,6 +46,8 @@ pub enum Variant {
 pub enum Recipe {
     /// Nothing: bare hosts.
     Bare,
+    /// flannel's kernel state and no agent.
+    Plain,
     /// The agent with a flag.
     Agent(&'static str),
     /// The agent with the kernel path, and kube-proxy's rules.
@@ -64,6 +68,7 @@ impl Variant {
     pub fn recipe(self) -> Recipe {
         match self {
             Self::Host => Recipe::Bare,
+            Self::FlannelPlain => Recipe::Plain,
             Self::Kernel => Recipe::Agent(stage::FAST_PATH_OFF),
             Self::KernelServices => Recipe::Services,
             Self::Flannel => Recipe::Flannel,
@@ -91,7 +96,7 @@ impl Variant {
             Recipe::Agent(_) if self == Self::AggregatesToKernel => {
                 path == stage::Path::Across && matches!(measure, Bulk | Bulk4 | BulkOneCore)
             }
-            Recipe::Agent(_) | Recipe::Services | Recipe::Flannel => true,
+            Recipe::Plain | Recipe::Agent(_) | Recipe::Services | Recipe::Flannel => true,
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
 use overlay_tests::lab::Report;
 use overlay_tests::reach::Relation;
 
@@ -67,4 +67,11 @@ pub fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
     table
+}
+
+/// Numbers are read from the right: every column from number `first` on, counted from 0.
+pub fn align_right(table: &mut Table, first: usize) {
+    for column in table.column_iter_mut().skip(first) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
 }

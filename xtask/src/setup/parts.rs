@@ -123,6 +123,12 @@ pub const ALL: &[Part] = &[
         "the content of their image",
     ),
     part("iperf3", "iperf3", Needed::Measuring, "pushes traffic"),
+    part(
+        "strace",
+        "strace",
+        Needed::Measuring,
+        "counts an agent's messages to the kernel",
+    ),
     part("tcpdump", "tcpdump", Needed::Tests, "captures packets"),
     part("ethtool", "ethtool", Needed::Tests, "switches offloads"),
     part(

@@ -1,0 +1,72 @@
+//! What the programs have been told about peers: the map `ov_peers`, looked at entry by entry.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, Map, MapData, MapError};
+use overlay_common::V4;
+use overlay_common::schema::{ABI_VERSION, PEER_NEXT_HOP, Peer};
+use overlay_tests::Namespace;
+
+use super::leases::Invented;
+
+/// Where an agent pins its maps, unless it is told otherwise.
+const PINS: &str = "/sys/fs/bpf/overlay";
+const MAP: &str = "ov_peers";
+
+/// The pinned map of one node.
+pub struct FastPath(HashMap<MapData, [u8; 4], Peer<V4>>);
+
+impl FastPath {
+    /// Opens the map of a node; nothing where no agent has pinned it yet.
+    pub fn open(node: &Namespace) -> Result<Option<Self>> {
+        let path = Path::new(PINS).join(format!("v{ABI_VERSION}/maps/{MAP}"));
+        let opened = node.inside(|| {
+            if !path.exists() {
+                return Ok(None);
+            }
+            let map = MapData::from_pin(&path).and_then(Map::from_map_data)?;
+            HashMap::try_from(map).map(Some)
+        })?;
+        let map = opened.with_context(|| format!("open {}", path.display()))?;
+        Ok(map.map(Self))
+    }
+
+    /// How many peers it holds.
+    pub fn len(&self) -> Result<usize> {
+        let mut count = 0;
+        for key in self.0.keys() {
+            key.with_context(|| format!("list the keys of {MAP}"))?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Whether the way to a peer is there.
+    pub fn has(&self, peer: Invented) -> Result<bool> {
+        let entry = self.entry(peer.subnet())?;
+        Ok(entry.is_some_and(|entry| entry.vtep == peer.vtep().octets()))
+    }
+
+    /// Whether there is no way to it.
+    pub fn lacks(&self, peer: Invented) -> Result<bool> {
+        Ok(self.entry(peer.subnet())?.is_none())
+    }
+
+    /// Whether packets to a peer leave with this MAC address of the next hop.
+    pub fn leads_through(&self, peer: Invented, next_hop: [u8; 6]) -> Result<bool> {
+        let entry = self.entry(peer.subnet())?;
+        Ok(entry.is_some_and(|entry| {
+            entry.flags & PEER_NEXT_HOP != 0 && entry.header.starts_with(&next_hop)
+        }))
+    }
+
+    fn entry(&self, subnet: Ipv4Addr) -> Result<Option<Peer<V4>>> {
+        match self.0.get(&subnet.octets(), 0) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("look {subnet} up in {MAP}")),
+        }
+    }
+}

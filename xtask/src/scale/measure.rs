@@ -1,0 +1,324 @@
+//! One agent in a cluster of one size: the phases, one after the other.
+
+use std::sync::mpsc::{self, Sender, TryRecvError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use overlay_tests::{Namespace, Process, interrupt};
+use serde::Serialize;
+
+use super::etcd::{Change, Etcd};
+use super::leases::{Invented, ROUTERS, router_mac};
+use super::pending::{Pending, Sent, Times};
+use super::process::{Started, Time, memory};
+use super::stage::{Agent, Stage, replace_router};
+use super::trace::{Calls, Trace};
+use crate::shell;
+
+/// How long an agent may take for the whole cluster.
+const READY: Duration = Duration::from_secs(180);
+/// How long it may take for a change, or for what is left at the end of the churn.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Time between two changes that are measured one by one. No divisor of an agent's own periods.
+const APART: Duration = Duration::from_millis(370);
+/// How often a router is replaced while leases change.
+const ROUTER_EVERY: Duration = Duration::from_secs(1);
+
+/// How long everything takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Between ready and idle, for what an agent does after it is ready.
+    pub settle: Duration,
+    pub idle: Duration,
+    /// Changes that are measured one by one.
+    pub singles: u32,
+    /// Changes that are counted one by one; none where strace is not there.
+    pub counted: u32,
+    pub churn: Duration,
+    /// Changes a second while leases churn.
+    pub rate: u32,
+}
+
+impl Plan {
+    fn churned(&self) -> u32 {
+        (self.churn.as_secs_f64() * f64::from(self.rate)) as u32
+    }
+
+    /// Made-up nodes beyond the cluster's own that the phases need.
+    pub fn spare(&self) -> u32 {
+        self.singles + self.counted + self.churned()
+    }
+}
+
+/// What was found out of one agent in a cluster of one size.
+#[derive(Serialize)]
+pub struct Scaled {
+    pub agent: Agent,
+    pub peers: u32,
+    /// From the start of the agent until it says so and both paths lead to everybody.
+    pub ready_seconds: f64,
+    /// Resident when it has settled, and the most until the end.
+    pub memory_mib: f64,
+    pub most_memory_mib: f64,
+    pub idle: Idle,
+    pub single: Times,
+    /// For each change of one a second, upkeep included.
+    pub calls_per_change: Option<Calls>,
+    pub requests_per_change: f64,
+    pub churn: Churn,
+    /// From a router's new MAC address until nothing is sent to its old one, while leases churn.
+    pub next_hop: Option<Times>,
+}
+
+/// What nothing costs.
+#[derive(Serialize)]
+pub struct Idle {
+    pub seconds: f64,
+    /// Of one core, in hundredths.
+    pub agent_percent: f64,
+    pub children_percent: f64,
+    pub programs_per_minute: f64,
+    /// Requests to etcd.
+    pub requests_per_minute: f64,
+}
+
+#[derive(Serialize)]
+pub struct Churn {
+    /// Changes a second, as they were written.
+    pub rate: f64,
+    pub times: Times,
+    /// Of one core, in hundredths, until the last change was there.
+    pub agent_percent: f64,
+    pub children_percent: f64,
+}
+
+/// Takes an agent's measure; whatever comes of it, nothing is left.
+pub fn measure(stage: &mut Stage, agent: &Agent, peers: u32, plan: &Plan) -> Result<Scaled> {
+    let ready = ready(stage)?;
+    say(agent, peers, &format!("ready after {ready:.2} s"));
+    rest(plan.settle)?;
+    let (memory_mib, _) = memory(&stage.process)?;
+    let idle = idle(stage, plan.idle)?;
+    let mut spare = (peers + 1..).map(Invented::new);
+    say(agent, peers, &format!("{} single changes", plan.singles));
+    let requests = stage.etcd.requests()?;
+    let single = singles(stage, spare.by_ref().take(plan.singles as usize))?;
+    let requests = stage.etcd.requests()? - requests;
+    let counted: Vec<_> = spare.by_ref().take(plan.counted as usize).collect();
+    let calls = (!counted.is_empty())
+        .then(|| calls(stage, &counted))
+        .transpose()?;
+    say(agent, peers, &format!("churn of {} a second", plan.rate));
+    let churned: Vec<_> = spare.take(plan.churned() as usize).collect();
+    let (churn, next_hop) = churn(stage, &churned, plan)?;
+    Ok(Scaled {
+        agent: agent.clone(),
+        peers,
+        ready_seconds: ready,
+        memory_mib,
+        most_memory_mib: memory(&stage.process)?.1,
+        idle,
+        requests_per_change: requests as f64 / f64::from(plan.singles),
+        single,
+        calls_per_change: calls,
+        churn,
+        next_hop,
+    })
+}
+
+fn say(agent: &Agent, peers: u32, what: &str) {
+    shell::progress(&format!("{}, {peers} peers: {what}", agent.name()));
+}
+
+/// Seconds from now until the agent is ready; it has only just been started.
+fn ready(stage: &mut Stage) -> Result<f64> {
+    let start = Instant::now();
+    while !stage.is_ready()? {
+        interrupt::check()?;
+        if start.elapsed() > READY {
+            bail!("not ready after {} s; {}", READY.as_secs(), stage.log());
+        }
+        stage.look()?;
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Lets time go by, and stops early when the user interrupts.
+fn rest(length: Duration) -> Result<()> {
+    let end = Instant::now() + length;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        interrupt::check()?;
+        thread::sleep(left.min(Duration::from_millis(100)));
+    }
+    Ok(())
+}
+
+fn idle(stage: &mut Stage, length: Duration) -> Result<Idle> {
+    let mut programs = Started::count(&stage.process, stage.directory())?;
+    let usage = Usage::begin(&stage.process)?;
+    let requests = stage.etcd.requests()?;
+    rest(length)?;
+    let (seconds, [agent_percent, children_percent]) = usage.end()?;
+    let per_minute = |count: u64| count as f64 * 60.0 / seconds;
+    Ok(Idle {
+        seconds,
+        agent_percent,
+        children_percent,
+        programs_per_minute: per_minute(programs.so_far()?),
+        requests_per_minute: per_minute(stage.etcd.requests()? - requests),
+    })
+}
+
+/// Processor time from a moment on.
+struct Usage<'p> {
+    process: &'p Process,
+    begin: Instant,
+    time: Time,
+}
+
+impl<'p> Usage<'p> {
+    fn begin(process: &'p Process) -> Result<Self> {
+        Ok(Self {
+            process,
+            begin: Instant::now(),
+            time: Time::of(process)?,
+        })
+    }
+
+    /// Seconds until now, and the shares of one core, in hundredths, of the program and its children.
+    fn end(self) -> Result<(f64, [f64; 2])> {
+        let seconds = self.begin.elapsed().as_secs_f64();
+        let used = Time::of(self.process)? - self.time;
+        Ok((
+            seconds,
+            [used.own, used.children].map(|used| used / seconds * 100.0),
+        ))
+    }
+}
+
+/// New nodes, one after the other.
+fn singles(stage: &mut Stage, nodes: impl Iterator<Item = Invented>) -> Result<Times> {
+    let mut pending = Pending::default();
+    for node in nodes {
+        let start = Instant::now();
+        stage.etcd.write(Change::Is(node))?;
+        pending.add(Sent::Lease(Change::Is(node)), start);
+        pending.wait(stage, PATIENCE)?;
+        rest(APART)?;
+    }
+    Ok(pending.leases())
+}
+
+/// What one change takes, of some that come one a second.
+fn calls(stage: &mut Stage, nodes: &[Invented]) -> Result<Calls> {
+    let trace = Trace::start(&stage.process, &stage.directory().join("strace"))?;
+    for node in nodes {
+        let next = Instant::now() + Duration::from_secs(1);
+        let change = Change::Is(*node);
+        stage.etcd.write(change)?;
+        while !stage.is_done(change)? || Instant::now() < next {
+            interrupt::check()?;
+            if next.elapsed() > PATIENCE {
+                bail!("a change was not there after {} s", PATIENCE.as_secs());
+            }
+            stage.look()?;
+        }
+    }
+    Ok(trace.stop()?.per(nodes.len()))
+}
+
+/// Nodes that appear, move and go, in turn, and routers that are replaced meanwhile.
+fn churn(stage: &mut Stage, nodes: &[Invented], plan: &Plan) -> Result<(Churn, Option<Times>)> {
+    let changes: Vec<_> = nodes.iter().map(|node| turn(*node)).collect();
+    // Who moves or goes was there before.
+    let mut pending = Pending::default();
+    let old = nodes.iter().zip(&changes);
+    let old = old.filter(|(node, change)| **change != Change::Is(**node));
+    let old: Vec<_> = old.map(|(node, _)| *node).collect();
+    stage.etcd.fill(old.iter().copied())?;
+    for node in old {
+        pending.add(Sent::Lease(Change::Is(node)), Instant::now());
+    }
+    pending.wait(stage, PATIENCE)?;
+    rest(plan.settle)?;
+
+    let mut pending = Pending::default();
+    let process = stage.process.clone();
+    let usage = Usage::begin(&process)?;
+    let writer = Writer {
+        etcd: stage.etcd.clone(),
+        node: stage.namespace(),
+        replaces_routers: stage.has_fast_path(),
+        rate: plan.rate,
+    };
+    let (sender, receiver) = mpsc::channel();
+    let lasted = thread::scope(|scope| -> Result<Duration> {
+        let writer = scope.spawn(move || writer.write(&changes, &sender));
+        loop {
+            match receiver.try_recv() {
+                Ok((sent, at)) => pending.add(sent, at),
+                Err(TryRecvError::Empty) => pending.look(stage)?,
+                Err(TryRecvError::Disconnected) => break,
+            }
+        }
+        writer.join().ok().context("the writer panicked")?
+    })?;
+    pending.wait(stage, PATIENCE)?;
+    let (_, [agent_percent, children_percent]) = usage.end()?;
+    let churn = Churn {
+        rate: nodes.len() as f64 / lasted.as_secs_f64(),
+        times: pending.leases(),
+        agent_percent,
+        children_percent,
+    };
+    Ok((churn, stage.has_fast_path().then(|| pending.routers())))
+}
+
+/// What becomes of a node in the churn.
+fn turn(node: Invented) -> Change {
+    match node.number % 3 {
+        0 => Change::Is(node),
+        1 => Change::Is(Invented {
+            moved: true,
+            ..node
+        }),
+        _ => Change::Gone(node),
+    }
+}
+
+/// Makes the churn, in a thread of its own, so that who writes does not wait for who looks.
+struct Writer {
+    etcd: Etcd,
+    node: Namespace,
+    replaces_routers: bool,
+    rate: u32,
+}
+
+impl Writer {
+    /// Makes all changes at the plan's pace, and tells what it has made and when it began to. Returns how long it took.
+    fn write(self, changes: &[Change], told: &Sender<(Sent, Instant)>) -> Result<Duration> {
+        let begin = Instant::now();
+        let mut router_at = begin + ROUTER_EVERY / 2;
+        let mut replaced = 0;
+        for (i, change) in (0..).zip(changes) {
+            interrupt::check()?;
+            let due = begin + Duration::from_secs(1) * i / self.rate;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if self.replaces_routers && Instant::now() >= router_at {
+                router_at += ROUTER_EVERY;
+                replaced += 1;
+                let number = replaced % ROUTERS;
+                let mac = router_mac(number, replaced);
+                let start = Instant::now();
+                replace_router(&self.node, number, mac)?;
+                // Whoever looks may be gone because of an error, which is told there.
+                let _ = told.send((Sent::Router { number, mac }, start));
+            }
+            let start = Instant::now();
+            self.etcd.write(*change)?;
+            let _ = told.send((Sent::Lease(*change), start));
+        }
+        Ok(begin.elapsed())
+    }
+}

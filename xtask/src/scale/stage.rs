@@ -1,0 +1,220 @@
+//! Where it happens: one real node with one real agent, a real etcd, and routers that lead to everybody else.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use overlay_tests::{Lab, Namespace, Node, Options, Process, Running, command};
+use serde::{Serialize, Serializer};
+
+use super::etcd::{Change, Etcd};
+use super::fast_path::FastPath;
+use super::kernel_path::KernelPath;
+use super::leases::{self, Invented, ROUTERS};
+
+/// How long to wait for an event before the map is looked at again.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Which program keeps the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Agent {
+    /// Ours; the lab knows where it is.
+    Overlayd,
+    /// A real flanneld.
+    Flanneld(PathBuf),
+}
+
+impl Agent {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Overlayd => "overlayd",
+            Self::Flanneld(_) => "flanneld",
+        }
+    }
+}
+
+impl Serialize for Agent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// The lab, and what is known of both paths.
+pub struct Stage {
+    pub etcd: Etcd,
+    pub process: Process,
+    agent: Agent,
+    peers: u32,
+    kernel: KernelPath,
+    fast: Option<FastPath>,
+    /// A flanneld, which ends with it.
+    running: Option<Running>,
+    node: Node,
+    lab: Lab,
+}
+
+impl Stage {
+    /// Brings a node up, writes the leases of `peers` made-up nodes and starts the agent.
+    pub fn up(agent: &Agent, bin_dir: PathBuf, peers: u32) -> Result<Self> {
+        let lab = Lab::up(Options {
+            nodes: 1,
+            pods: 0,
+            start_agents: false,
+            network: leases::network(),
+            bin_dir,
+            ..Options::for_test("scale")
+        })?;
+        let node = lab.node(1);
+        let mut setup = String::new();
+        for router in 0..ROUTERS {
+            let (behind, address) = (leases::behind(router), leases::router_address(router));
+            // Writing to a String cannot fail.
+            let _ = writeln!(setup, "route add {behind} via {address} dev eth0");
+        }
+        command::ip_batch(node.namespace().name(), &setup)?;
+        let etcd = Etcd::of(&lab)?;
+        etcd.fill((1..=peers).map(Invented::new))?;
+        let kernel = KernelPath::follow(&node.namespace())?;
+        for router in 0..ROUTERS {
+            replace_router(&node.namespace(), router, leases::router_mac(router, 0))?;
+        }
+        let (process, running) = start(&lab, &node, agent)?;
+        Ok(Self {
+            etcd,
+            process,
+            agent: agent.clone(),
+            peers,
+            kernel,
+            fast: None,
+            running,
+            node,
+            lab,
+        })
+    }
+
+    /// Takes everything down.
+    pub fn down(self) -> Result<()> {
+        let Self { running, lab, .. } = self;
+        drop(running);
+        lab.down()
+    }
+
+    /// Where files of the measurement can be; they go with the lab.
+    pub fn directory(&self) -> &Path {
+        self.lab.directory()
+    }
+
+    /// The node's network namespace.
+    pub fn namespace(&self) -> Namespace {
+        self.node.namespace()
+    }
+
+    /// Waits a moment for events and takes them in.
+    pub fn look(&mut self) -> Result<()> {
+        self.kernel.take_in(LOOK)?;
+        if self.fast.is_none() && self.agent == Agent::Overlayd {
+            self.fast = FastPath::open(&self.namespace())?;
+        }
+        if self.process.is_alive() {
+            return Ok(());
+        }
+        bail!("{} has ended; {}", self.agent.name(), self.log())
+    }
+
+    /// Whether the agent says that it is ready, and both paths lead to all peers.
+    pub fn is_ready(&self) -> Result<bool> {
+        let peers = self.peers as usize;
+        if self.kernel.routes() < peers {
+            return Ok(false);
+        }
+        if self.agent != Agent::Overlayd {
+            return Ok(true);
+        }
+        let complete = match &self.fast {
+            Some(fast) => fast.len()? >= peers,
+            None => false,
+        };
+        let says_so = || {
+            self.node
+                .http_get("/readyz")
+                .is_ok_and(|answer| answer.status == 200)
+        };
+        Ok(complete && says_so())
+    }
+
+    /// Whether both paths are as a change wants them.
+    pub fn is_done(&self, change: Change) -> Result<bool> {
+        let kernel = match change {
+            Change::Is(peer) => self.kernel.has(peer),
+            Change::Gone(peer) => self.kernel.lacks(peer),
+        };
+        match (&self.fast, change) {
+            (Some(fast), Change::Is(peer)) => Ok(kernel && fast.has(peer)?),
+            (Some(fast), Change::Gone(peer)) => Ok(kernel && fast.lacks(peer)?),
+            (None, _) => Ok(kernel),
+        }
+    }
+
+    /// Whether the fast path sends nothing to a router's old MAC address; true where there is none.
+    pub fn leads_through(&self, router: u32, mac: [u8; 6]) -> Result<bool> {
+        let Some(fast) = &self.fast else {
+            return Ok(true);
+        };
+        for peer in (1..=self.peers).map(Invented::new) {
+            if peer.router() == router && !fast.leads_through(peer, mac)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the agent has one.
+    pub fn has_fast_path(&self) -> bool {
+        self.fast.is_some()
+    }
+
+    /// The agent's last words.
+    pub fn log(&self) -> String {
+        match self.agent {
+            Agent::Overlayd => self.node.agent_log_tail(),
+            Agent::Flanneld(_) => {
+                let log = self.node.read_file(FLANNELD_LOG);
+                log.unwrap_or_else(|error| format!("{error:#}"))
+            }
+        }
+    }
+}
+
+/// Gives a router of a node a MAC address, as the node's neighbours learn it.
+pub fn replace_router(node: &Namespace, router: u32, mac: [u8; 6]) -> Result<()> {
+    let (name, address) = (node.name(), leases::router_address(router));
+    let mac = leases::text(mac);
+    let line = format!("-n {name} neighbour replace {address} lladdr {mac} dev eth0 nud permanent");
+    command::ip(&line).map(drop)
+}
+
+const FLANNELD_LOG: &str = "/run/flanneld.log";
+
+fn start(lab: &Lab, node: &Node, agent: &Agent) -> Result<(Process, Option<Running>)> {
+    match agent {
+        Agent::Overlayd => Ok((node.start_agent_unready(&[])?.process, None)),
+        Agent::Flanneld(program) => {
+            let endpoints = format!("--etcd-endpoints={}", lab.store_endpoint());
+            let program = program.to_string_lossy().into_owned();
+            // A shell, so that its log goes to a file and no pipe fills up.
+            let line = format!(r#"exec "$0" "$@" >>{FLANNELD_LOG} 2>&1"#);
+            let words = [
+                "sh",
+                "-c",
+                &line,
+                &program,
+                "--ip-masq",
+                "--iface=eth0",
+                &endpoints,
+            ];
+            let running = node.spawn(words)?;
+            Ok((running.process().context("flanneld")?, Some(running)))
+        }
+    }
+}
