@@ -6,6 +6,7 @@ mod flows;
 mod health;
 mod kernel_path;
 mod node;
+mod policies;
 mod reconciler;
 
 use anyhow::Context as _;

@@ -27,6 +27,7 @@ pub mod next_hop;
 pub mod nic;
 pub mod observe;
 pub mod pods;
+pub mod policies;
 pub mod route;
 pub mod rules;
 pub mod sysctl;

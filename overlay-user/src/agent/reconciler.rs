@@ -10,7 +10,8 @@ use crate::backend::{self, Peer};
 use crate::kernel::Kernel;
 use crate::kernel::interface::Underlay;
 use crate::kernel::monitor::{Event, Monitor};
-use crate::kernel::pods::BRIDGE;
+use crate::kernel::pods::{BRIDGE, PodLinks};
+use crate::kernel::policies::Scope;
 use crate::lease::Lease;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::AgentFile;
@@ -24,6 +25,7 @@ use crate::agent::fast_path::{Backing, FastPath, View};
 use crate::agent::health::{Health, Report};
 use crate::agent::kernel_path::KernelPath;
 use crate::agent::node::{Node, Start, attributes};
+use crate::agent::policies::Hindrance;
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -42,6 +44,7 @@ pub struct Reconciler {
     kernel: Kernel,
     kernel_path: KernelPath,
     fast_path: FastPath,
+    hindrance: Hindrance,
     health: Health,
     underlay: Underlay,
     /// The prefixes of the underlay's device, as of the last round.
@@ -67,6 +70,7 @@ impl Reconciler {
             leases: store.subscribe(),
             kernel_path: KernelPath::default(),
             fast_path: FastPath::new(&node),
+            hindrance: Hindrance::new(node.flags.node.fast_path),
             node,
             store,
             kernel,
@@ -125,7 +129,12 @@ impl Reconciler {
                 }
                 _ = tick.tick() => {
                     self.fast_path.beat(&self.kernel).await;
-                    if last_round.elapsed() >= RESYNC
+                    let has_changed = self.hindrance.find_again().await;
+                    if has_changed && self.hindrance.reason().is_some() {
+                        self.fast_path.step_aside();
+                    }
+                    if has_changed
+                        || last_round.elapsed() >= RESYNC
                         || self.kernel_path.is_due(&self.node)
                         || self.fast_path.is_disturbed()
                     {
@@ -202,6 +211,7 @@ impl Reconciler {
             pods: &pods,
             peers: &peers,
             kernel: &self.kernel,
+            hindrance: None,
         };
         self.fast_path.prepare(&view, &mut report);
         let served = self
@@ -235,6 +245,13 @@ impl Reconciler {
             }
         };
         view.pods = &now;
+        // Now that our own rules are there.
+        self.hindrance.find(scope(&self.node, &now)).await;
+        view.hindrance = self.hindrance.reason();
+        if let Some(note) = self.hindrance.note() {
+            report.note("network policies", note);
+        }
+        report.policies = self.hindrance.policies().to_vec();
         report.pods = view.pods.pods.len();
         let backing = Backing {
             device: self.kernel_path.device(),
@@ -261,6 +278,7 @@ impl Reconciler {
             rejected: report.rejected.iter().map(Into::into).collect(),
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
+            network_policies: self.hindrance.note(),
             ..self.file.clone()
         };
         if file == self.file {
@@ -303,6 +321,15 @@ impl Reconciler {
             }
             Err(error) => report.problem("underlay", error.to_string()),
         }
+    }
+}
+
+/// The packets whose short cut passes by netfilter.
+fn scope(node: &Node, pods: &PodLinks) -> Scope {
+    Scope {
+        network: node.config.network(),
+        devices: [BRIDGE, &node.device].map(str::to_owned).into(),
+        ports: pods.pods.iter().map(|pod| pod.name.clone()).collect(),
     }
 }
 

@@ -176,9 +176,10 @@ impl Running {
             self.programs.note_filters(filters);
         }
         let mut known = self.maps.tables()?;
-        let mut gap = known
-            .config
-            .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
+        let mut gap = view.hindrance.is_some()
+            || known
+                .config
+                .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
         for site in self.sites.clone() {
             let ours = self.presence(&site).is_ok_and(|presence| presence.ours);
             if !site.is_pod() {
@@ -252,7 +253,9 @@ impl Running {
         }
         self.write(config)?;
         self.maps.retire(&tables)?;
-        if gap || newcomers {
+        // Flows are looked for when the fast path comes back: that is a gap, then.
+        let is_hindered = view.hindrance.is_some();
+        if (gap || newcomers) && !is_hindered {
             // While packets went by the stack, flows may have been translated unseen.
             let network = view.node.config.network();
             if gap {
@@ -263,13 +266,13 @@ impl Running {
             self.maps.fill(&tables)?;
             self.flows_checked = Instant::now();
         }
-        if gap {
+        if gap && !is_hindered {
             self.write(Config {
                 flags: config.flags | CONFIG_ACTIVE,
                 ..config
             })?;
             tracing::info!("fast path active");
-        } else if self.maps.has_flows()? && self.flows_checked.elapsed() >= FLOWS_RESYNC {
+        } else if !gap && self.maps.has_flows()? && self.flows_checked.elapsed() >= FLOWS_RESYNC {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
@@ -315,7 +318,7 @@ impl Running {
     }
 
     /// Leaves every packet to the kernel; refusals go on.
-    fn deactivate(&mut self) -> Result<(), Error> {
+    pub fn deactivate(&mut self) -> Result<(), Error> {
         match self.maps.config()? {
             Some(config) => self.write(Config {
                 flags: config.flags & !CONFIG_ACTIVE,
