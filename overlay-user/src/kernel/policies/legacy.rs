@@ -90,8 +90,18 @@ pub fn tables(scope: &Scope) -> Result<Vec<Info>, Error> {
     if !matches!(scope.network, IpNet::V4(_)) {
         return Ok(Vec::new());
     }
-    // Without the module there is no such file.
-    let names = fs::read_to_string(TABLES).unwrap_or_default();
+    let names = match fs::read_to_string(TABLES) {
+        Ok(names) => names,
+        // Without the module there is no such file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(Error::Refused {
+                call: "read",
+                object: TABLES.to_owned(),
+                source,
+            });
+        }
+    };
     let mut found = Vec::new();
     for table in FILTERS
         .into_iter()
@@ -271,9 +281,12 @@ fn matches(entry: &[u8], scope: &Scope) -> Option<Match> {
         if length == 0 {
             continue;
         }
-        // The mask of a whole name covers its end.
+        // The mask of a whole name covers its end; that of `eth+` does not cover the sign.
         let name = text(device);
-        let found = match_device(&scope.devices, &name, length <= name.len());
+        let found = match name.get(..length) {
+            Some(start) => match_device(&scope.devices, start, true),
+            None => match_device(&scope.devices, &name, false),
+        };
         all = all.min(if inverted & bit != 0 { !found } else { found });
     }
     if short(entry, PROTOCOL)? != 0 || entry.get(FLAGS)? & IPT_F_FRAG != 0 {
