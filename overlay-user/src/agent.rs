@@ -5,6 +5,7 @@ mod fast_path;
 mod health;
 mod kernel_path;
 mod plan;
+mod policies;
 mod reconciler;
 mod rules;
 mod seen;

@@ -27,6 +27,7 @@ pub mod next_hop;
 pub mod nic;
 pub mod observe;
 pub mod pods;
+pub mod policies;
 mod questions;
 pub mod route;
 pub mod rules;

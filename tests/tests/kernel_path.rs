@@ -7,5 +7,6 @@ mod kernel_path {
     mod monitor;
     mod namespace;
     mod pods;
+    mod policies;
     mod rules;
 }

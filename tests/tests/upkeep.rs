@@ -104,11 +104,7 @@ fn goes_to(node: &Node, mac: &str) -> Result<()> {
 }
 
 fn first_peer(node: &Node) -> Result<String> {
-    let pin = node.run([
-        "sh",
-        "-c",
-        "ls -d /sys/fs/bpf/overlay/v*/maps/ov_peers",
-    ])?;
+    let pin = node.run(["sh", "-c", "ls -d /sys/fs/bpf/overlay/v*/maps/ov_peers"])?;
     let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", pin.trim()])?;
     let bytes = entries[0]["value"].as_array().context("no peer")?;
     let bytes = bytes.iter().filter_map(Value::as_str);
@@ -196,7 +192,11 @@ fn a_moment_without_an_address_moves_nothing() -> Result<()> {
             .is_ok_and(|answer| answer.status == 200 && !answer.body.contains("waiting"))
     })
     .with_context(|| node.agent_log_tail())?;
-    ensure!(device()? == before, "the device was made anew: {}", device()?);
+    ensure!(
+        device()? == before,
+        "the device was made anew: {}",
+        device()?
+    );
     ensure!(leases()? == leases_before, "the lease changed");
     lab.down()
 }

@@ -47,6 +47,8 @@ pub struct View<'a> {
     pub peers: &'a [Peer],
     /// The kernel.
     pub kernel: &'a Kernel,
+    /// Why the programs must leave every packet to the kernel, if they must; refusals go on.
+    pub hindrance: Option<String>,
 }
 
 /// What the kernel path backs by now: nothing else may be short-cut.
@@ -78,7 +80,7 @@ impl FastPath {
     pub fn new(settings: &Settings) -> Self {
         match settings.flags.node.fast_path {
             Wanted::Off => Self::Off { removed: false },
-            Wanted::Auto => Self::Down { tried: None },
+            Wanted::Auto | Wanted::Force => Self::Down { tried: None },
         }
     }
 
@@ -104,6 +106,15 @@ impl FastPath {
         match self {
             Self::Up(running) => running.is_disturbed(),
             _ => false,
+        }
+    }
+
+    /// Leaves every packet to the kernel at once; the next round says whether that stays so.
+    pub fn step_aside(&mut self) {
+        if let Self::Up(running) = self
+            && let Err(error) = running.deactivate()
+        {
+            tracing::warn!("leave packets to the kernel: {error:#}");
         }
     }
 

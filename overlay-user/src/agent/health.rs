@@ -10,6 +10,7 @@ use crate::config::AgentFlags;
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
 use crate::kernel::guard;
+use crate::kernel::policies::Policy;
 use crate::lease::{Lease, Rejections};
 use crate::observe::metrics::{self, Snapshot};
 use crate::store::{LeaseState, StoreHealth};
@@ -32,6 +33,8 @@ pub struct Report {
     pub pods: usize,
     /// Leases that were refused.
     pub rejected: Rejections,
+    /// Foreign packet-filter rules that packets from pod to pod meet.
+    pub policies: Vec<Policy>,
     synced: bool,
     store: StoreHealth,
     lease_expiry: Option<u64>,
@@ -213,12 +216,17 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
     let packets = Maps::<V4>::open(&shown.pins)
         .and_then(|maps| maps.counters())
         .unwrap_or_default();
+    let mut policy_engines = BTreeMap::new();
+    for policy in &report.policies {
+        *policy_engines.entry(policy.engine.clone()).or_default() += 1;
+    }
     let guard = guard::counters().await.unwrap_or_default();
     let snapshot = Snapshot {
         ready: report.is_ready(),
         peers: report.peers,
         pods: report.pods,
         rejected_leases: report.rejected.len(),
+        policy_engines,
         lease_expiry: report.lease_expiry,
         store_reachable: report.store == StoreHealth::Ok,
         failed_rounds,

@@ -14,6 +14,7 @@ use super::fast_path::{Backing, FastPath, View};
 use super::health::{Health, Report};
 use super::kernel_path::{self, KernelPath};
 use super::plan::{Plan, Situation, attributes};
+use super::policies::Hindrance;
 use super::rules::RulesUpkeep;
 use super::seen::Seen;
 use super::settings::Settings;
@@ -21,6 +22,8 @@ use super::start::Start;
 use super::underlay::{Footing, Step};
 use crate::backend::{Peer, Peers};
 use crate::kernel::monitor::{Event, Monitor, ROUNDS};
+use crate::kernel::pods::{BRIDGE, PodLinks};
+use crate::kernel::policies::Scope;
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
 use crate::mac::MacAddr;
@@ -46,6 +49,7 @@ pub struct Reconciler {
     seen: Seen,
     kernel_path: KernelPath,
     fast_path: FastPath,
+    hindrance: Hindrance,
     rules: RulesUpkeep,
     health: Health,
     footing: Footing,
@@ -73,6 +77,7 @@ impl Reconciler {
             seen: Seen::default(),
             kernel_path: KernelPath::default(),
             fast_path: FastPath::new(&settings),
+            hindrance: Hindrance::new(settings.flags.node.fast_path),
             rules: RulesUpkeep::start(&settings),
             settings,
             store,
@@ -128,7 +133,12 @@ impl Reconciler {
                     due = due.or_else(soon);
                 }
                 _ = tick.tick() => {
-                    let mut is_due = self.footing.is_waiting()
+                    let policies_changed = self.hindrance.find_again().await;
+                    if policies_changed && self.hindrance.reason().is_some() {
+                        self.fast_path.step_aside();
+                    }
+                    let mut is_due = policies_changed
+                        || self.footing.is_waiting()
                         || self.seen.is_due()
                         || self.kernel_path.is_due(&self.settings)
                         || self.fast_path.is_disturbed();
@@ -253,6 +263,7 @@ impl Reconciler {
             other_vnis: self.seen.other_vnis.clone(),
             peers: &peers,
             kernel: &self.kernel,
+            hindrance: None,
         };
         self.fast_path.prepare(&view, report);
         let served = self
@@ -272,6 +283,13 @@ impl Reconciler {
             Ok(attributes) => self.store.publish(attributes),
             Err(error) => report.problem("underlay", format!("{error:#}")),
         }
+        let scope = scope(&self.settings, view.pods);
+        self.hindrance.find(scope).await;
+        view.hindrance = self.hindrance.reason();
+        if let Some(note) = self.hindrance.note() {
+            report.note("network policies", note);
+        }
+        report.policies = self.hindrance.policies().to_vec();
         let backing = Backing {
             device,
             peers: &served,
@@ -303,6 +321,7 @@ impl Reconciler {
                 .collect(),
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
+            network_policies: self.hindrance.note(),
             ..self.file.clone()
         };
         if file == self.file {
@@ -329,6 +348,15 @@ fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Event, kernel
         }
     });
     Ok(events)
+}
+
+/// The packets whose short cut passes by netfilter.
+fn scope(settings: &Settings, pods: &PodLinks) -> Scope {
+    Scope {
+        network: settings.network(),
+        devices: [BRIDGE, &settings.device].map(str::to_owned).into(),
+        ports: pods.pods.iter().map(|pod| pod.name.clone()).collect(),
+    }
 }
 
 /// Waits for a moment, or for ever.

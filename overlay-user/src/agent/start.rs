@@ -102,6 +102,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         rejected: Vec::new(),
         early_refusal: None,
         foreign_programs: None,
+        network_policies: None,
     };
     file.write(run_dir)?;
 

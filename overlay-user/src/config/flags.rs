@@ -152,7 +152,8 @@ pub struct UnderlayFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Node")]
 pub struct NodeFlags {
-    /// Accelerate pod traffic by eBPF as far as this kernel can, or leave it all to the kernel's VXLAN
+    /// Accelerate pod traffic by eBPF: "auto" as far as this kernel can and unless others' packet-filter rules would
+    /// be passed by, "force" past them as well, "off" to leave it all to the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
@@ -278,8 +279,10 @@ impl FromStr for StoreKind {
 /// Whether eBPF carries pod traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FastPath {
-    /// As far as this kernel can.
+    /// As far as this kernel can, and only while no packet-filter rules of others are passed by.
     Auto,
+    /// As far as this kernel can, past others' packet-filter rules.
+    Force,
     /// The kernel's own VXLAN does everything.
     Off,
 }

@@ -1,10 +1,10 @@
-//! Dumps from the parts of netlink that rtnetlink does not speak.
+//! Dumps and single questions in the parts of netlink that rtnetlink does not speak.
 
 use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -33,6 +33,28 @@ pub(super) struct Request<M> {
 /// connection tracking may dump hundreds of thousands.
 pub(super) async fn dump<M, T>(
     request: Request<M>,
+    pick: impl FnMut(M) -> Option<T>,
+) -> Result<Vec<T>, Error>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
+    exchange(request, NLM_F_DUMP, pick).await
+}
+
+/// As [`dump`], for a question with one answer.
+pub(super) async fn ask<M, T>(
+    request: Request<M>,
+    pick: impl FnMut(M) -> Option<T>,
+) -> Result<Vec<T>, Error>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
+    exchange(request, NLM_F_ACK, pick).await
+}
+
+async fn exchange<M, T>(
+    request: Request<M>,
+    flags: u16,
     mut pick: impl FnMut(M) -> Option<T>,
 ) -> Result<Vec<T>, Error>
 where
@@ -51,7 +73,7 @@ where
     };
     let mut socket = TokioSocket::new(protocol).map_err(Error::Socket)?;
     socket.socket_mut().bind_auto().map_err(Error::Socket)?;
-    let bytes = serialize(message);
+    let bytes = serialize(message, flags);
     let mut found = Vec::new();
     for _ in 0..ATTEMPTS {
         socket
@@ -81,6 +103,7 @@ where
                 whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
                     NetlinkPayload::Done(_) => done = true,
+                    NetlinkPayload::Error(error) if error.code.is_none() => done = true,
                     NetlinkPayload::Error(error) => return Err(refused(error.to_io())),
                     NetlinkPayload::Overrun(_) => {
                         return Err(refused(io::Error::from_raw_os_error(nix::libc::ENOBUFS)));
@@ -101,9 +124,9 @@ where
     Err(refused(io::Error::from_raw_os_error(nix::libc::EINTR)))
 }
 
-fn serialize(message: impl NetlinkSerializable) -> Vec<u8> {
+fn serialize(message: impl NetlinkSerializable, flags: u16) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header.flags = NLM_F_REQUEST | flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];

@@ -2,6 +2,7 @@
 //!
 //! The data path's counters live in pinned maps, so they go on through restarts of the agent.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use overlay_common::schema::Counter as PacketCounter;
@@ -28,6 +29,8 @@ pub struct Snapshot {
     pub pods: usize,
     /// Leases that were refused as invalid.
     pub rejected_leases: usize,
+    /// Chains on hooks of netfilter with foreign rules that packets from pod to pod meet, by who made the rules.
+    pub policy_engines: BTreeMap<String, usize>,
     /// When this node's lease ends, in seconds since 1970.
     pub lease_expiry: Option<u64>,
     /// Whether the store answers.
@@ -89,6 +92,17 @@ pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
         gauge.set(value);
         registry.register(name, help, gauge);
     }
+    let engines = Family::<[(&str, String); 1], Gauge>::default();
+    for (engine, chains) in &snapshot.policy_engines {
+        engines
+            .get_or_create(&[("engine", engine.clone())])
+            .set(as_i64(*chains));
+    }
+    registry.register(
+        "policy_engines",
+        "Netfilter chains with foreign rules that packets from pod to pod meet, by who made the rules",
+        engines,
+    );
     let build = Family::<[(&str, &str); 1], Gauge>::default();
     build
         .get_or_create(&[("version", env!("CARGO_PKG_VERSION"))])
@@ -194,12 +208,14 @@ mod tests {
             peers: 2,
             packets: vec![(Hook::PodIn, Verdict::Encapsulated, packets)],
             guard: vec![("unknown_vtep", 3)],
+            policy_engines: [("calico".to_owned(), 2)].into(),
             ..Snapshot::default()
         })
         .expect("a formatter that cannot fail");
         for line in [
             "overlay_ready 1",
             "overlay_peers 2",
+            "overlay_policy_engines{engine=\"calico\"} 2",
             "overlay_datapath_packets_total{hook=\"pod_in\",kind=\"fast\",verdict=\"encapsulated\"} 7",
             "overlay_guard_refused_packets_total{reason=\"unknown_vtep\"} 3",
             "# EOF",

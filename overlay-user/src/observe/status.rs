@@ -50,6 +50,9 @@ pub struct Status {
     pub early_refusal: Option<String>,
     /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own. As of the last agent.
     pub foreign_programs: Option<String>,
+    /// Foreign packet-filter rules that packets from pod to pod meet on the kernel path, and which path carries
+    /// everything therefore; absent where there are none. As of the last agent.
+    pub network_policies: Option<String>,
     /// Packets left to the kernel although the fast path serves such packets in principle, by cause.
     pub slow_path: BTreeMap<&'static str, u64>,
     /// Packets dropped because they forge something, by reason, on both paths.
@@ -174,6 +177,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         },
         early_refusal: None,
         foreign_programs: None,
+        network_policies: None,
         slow_path: BTreeMap::new(),
         refused: BTreeMap::new(),
         rejected: Vec::new(),
@@ -196,6 +200,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             status.rejected = agent.rejected;
             status.early_refusal = agent.early_refusal;
             status.foreign_programs = agent.foreign_programs;
+            status.network_policies = agent.network_policies;
         }
         Ok(None) => {}
         Err(error) => status.problems.push(error.to_string()),

@@ -34,7 +34,7 @@ pub struct Options {
     pub store: StoreKind,
     /// Members of the etcd cluster; each has a process of its own.
     pub store_members: usize,
-    /// The agents' `--fast-path`: `auto` or `off`.
+    /// The agents' `--fast-path`: `auto`, `force` or `off`.
     pub fast_path: String,
     /// MTU of every link of the underlay, in bytes.
     pub underlay_mtu: u32,
@@ -90,8 +90,8 @@ impl Options {
             Self::MIN_MTU
         );
         ensure!(
-            matches!(fast_path.as_str(), "auto" | "off"),
-            "fast path {fast_path:?}: say auto or off"
+            matches!(fast_path.as_str(), "auto" | "force" | "off"),
+            "fast path {fast_path:?}: say auto, force or off"
         );
         ensure!(
             prefix

@@ -221,9 +221,10 @@ impl Running {
             let filters = self.filters(kernel).await;
             self.programs.note_filters(filters);
         }
-        let mut gap = known
-            .config
-            .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
+        let mut gap = view.hindrance.is_some()
+            || known
+                .config
+                .is_none_or(|config| config.flags & CONFIG_ACTIVE == 0);
         for site in self.sites.clone() {
             let ours = self.presence(&site).is_ok_and(|presence| presence.ours);
             if !site.is_pod() {
@@ -247,7 +248,9 @@ impl Running {
         let Some((tables, newcomers)) = self.fill(&mut input, &known)? else {
             return Ok(());
         };
-        if gap || newcomers {
+        // Flows are looked for when the fast path comes back: that is a gap, then.
+        let is_hindered = view.hindrance.is_some();
+        if (gap || newcomers) && !is_hindered {
             // While packets went by the stack, flows may have been translated unseen.
             let network = view.settings.network();
             if gap {
@@ -255,16 +258,19 @@ impl Running {
             } else {
                 flows::heal(&live, network).await?;
             }
-            live.lock().maps.fill_pods(&tables)?;
             self.flows_checked = Instant::now();
         }
+        live.lock().maps.fill_pods(&tables)?;
         self.written = tables;
         let config = self.written.config;
-        if let Some(config) = config.filter(|_| gap) {
+        if let Some(config) = config.filter(|_| gap && !is_hindered) {
             let flags = config.flags | CONFIG_ACTIVE;
             self.write(&mut live.lock().maps, Config { flags, ..config })?;
             tracing::info!("fast path active");
-        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC && live.lock().maps.has_flows()? {
+        } else if !gap
+            && self.flows_checked.elapsed() >= FLOWS_RESYNC
+            && live.lock().maps.has_flows()?
+        {
             flows::heal(&live, view.settings.network()).await?;
             self.flows_checked = Instant::now();
         }
@@ -416,7 +422,7 @@ impl Running {
     }
 
     /// Leaves every packet to the kernel; refusals go on.
-    fn deactivate(&mut self) -> Result<(), Error> {
+    pub fn deactivate(&mut self) -> Result<(), Error> {
         let live = self.live.clone();
         let maps = &mut live.lock().maps;
         match maps.config()? {

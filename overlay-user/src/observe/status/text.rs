@@ -45,6 +45,9 @@ pub fn render(status: &Status) -> String {
         }),
     ));
     parts.push(fast_path(&status.fast_path));
+    if let Some(policies) = &status.network_policies {
+        parts.push(format!("policies       {policies}"));
+    }
     if let Some(early) = &status.early_refusal {
         parts.push(format!("early refusal  {early}"));
     }

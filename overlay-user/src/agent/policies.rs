@@ -1,0 +1,69 @@
+//! Whether network policies, and other packet-filter rules of others, keep the fast path from being active.
+
+use crate::config::flags::FastPath as Wanted;
+use crate::kernel::policies::{Found, Policies, Policy, Scope};
+
+/// What keeps packets to the kernel path, from look to look.
+#[derive(Debug)]
+pub struct Hindrance {
+    wanted: Wanted,
+    rules: Policies,
+    /// The packets that the rules are looked for; none before the first round.
+    scope: Option<Scope>,
+    found: Found,
+}
+
+impl Hindrance {
+    /// As the flags want it; nothing is looked at yet.
+    pub fn new(wanted: Wanted) -> Self {
+        Self {
+            wanted,
+            rules: Policies::default(),
+            scope: None,
+            found: Found::default(),
+        }
+    }
+
+    /// Looks for rules that packets of `scope` meet. Where nothing has changed since the last look, that costs some
+    /// system calls.
+    pub async fn find(&mut self, scope: Scope) {
+        self.scope = Some(scope);
+        self.find_again().await;
+    }
+
+    /// Looks again, for the same packets. Returns whether anything has changed, and tells the log.
+    pub async fn find_again(&mut self) -> bool {
+        let Some(scope) = self.scope.as_ref().filter(|_| self.wanted != Wanted::Off) else {
+            return false;
+        };
+        let found = self.rules.find(scope).await;
+        if found == self.found {
+            return false;
+        }
+        self.found = found;
+        match self.note() {
+            Some(note) => tracing::warn!("{note}"),
+            None => tracing::info!("there are no foreign packet-filter rules any more"),
+        }
+        true
+    }
+
+    /// Why the fast path must not be active, if it must not.
+    pub fn reason(&self) -> Option<String> {
+        self.found.reason().filter(|_| self.wanted == Wanted::Auto)
+    }
+
+    /// What the rules come to, for people.
+    pub fn note(&self) -> Option<String> {
+        let reason = self.found.reason()?;
+        Some(match self.wanted {
+            Wanted::Force => format!("{reason}: the fast path passes them by (--fast-path=force)"),
+            _ => format!("{reason}: the kernel path carries everything"),
+        })
+    }
+
+    /// The rules themselves.
+    pub fn policies(&self) -> &[Policy] {
+        &self.found.policies
+    }
+}

@@ -1,0 +1,321 @@
+//! Rules of iptables-legacy, read by socket options (`linux/netfilter_ipv4/ip_tables.h`).
+//!
+//! A table is asked for only if it is there: to ask for another one would make it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::AsRawFd as _;
+
+use ipnet::IpNet;
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::super::Error;
+use super::judge::{Effect, Match, Rule, Scope, match_address, match_device};
+use super::name::text;
+
+/// The tables of this network namespace, by name.
+const TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+/// Those whose rules may do more than translate addresses.
+const FILTERS: [&str; 4] = ["raw", "mangle", "filter", "security"];
+/// Socket options.
+const IPT_SO_GET_INFO: i32 = 64;
+const IPT_SO_GET_ENTRIES: i32 = 65;
+/// Hooks that packets from pod to pod come by, with the chains' names.
+const HOOKS: [(usize, &str); 3] = [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")];
+
+/// Layout of `struct ipt_getinfo`: name, hooks that are valid, where their chains begin and end, entries, bytes.
+const NAME: usize = 32;
+const VALID_HOOKS: usize = 32;
+const HOOK_ENTRIES: usize = 36;
+const UNDERFLOWS: usize = 56;
+const SIZE: usize = 80;
+const INFO: usize = 84;
+/// Where the entries begin in `struct ipt_get_entries`.
+const ENTRIES: usize = 40;
+
+/// Layout of `struct ipt_entry`: addresses and masks, device names and masks, protocol, flags, inversions; then
+/// where target and next entry are, and where the matches begin.
+const SOURCE: usize = 0;
+const DESTINATION: usize = 4;
+const SOURCE_MASK: usize = 8;
+const DESTINATION_MASK: usize = 12;
+const IN_DEVICE: usize = 16;
+const OUT_DEVICE: usize = 32;
+const IN_DEVICE_MASK: usize = 48;
+const OUT_DEVICE_MASK: usize = 64;
+const PROTOCOL: usize = 80;
+const FLAGS: usize = 82;
+const INVERSIONS: usize = 83;
+const TARGET_OFFSET: usize = 88;
+const NEXT_OFFSET: usize = 90;
+const MATCHES: usize = 112;
+const IPT_F_FRAG: u8 = 1;
+const IPT_F_GOTO: u8 = 2;
+const IPT_INV_VIA_IN: u8 = 1;
+const IPT_INV_VIA_OUT: u8 = 2;
+const IPT_INV_SRCIP: u8 = 8;
+const IPT_INV_DSTIP: u8 = 16;
+/// Layout of `struct xt_entry_match` and `struct xt_entry_target`: size, name, revision; then their data.
+const EXTENSION_NAME: usize = 2;
+const EXTENSION_NAME_LENGTH: usize = 29;
+const EXTENSION_DATA: usize = 32;
+
+/// A table as it is now: what tells whether rules came or went. A rule that is replaced by one of the same size
+/// does not show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// `filter`, …
+    pub table: String,
+    bytes: Vec<u8>,
+}
+
+/// A table's chains by name; those of its own on hooks apart, with whether their policy is to drop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Rules by chain.
+    pub chains: BTreeMap<String, Vec<Rule>>,
+    /// The chains on hooks that packets from pod to pod come by.
+    pub bases: Vec<(String, bool)>,
+}
+
+/// The tables of this network namespace that packets of `scope` meet.
+///
+/// # Errors
+/// What the socket says.
+pub fn tables(scope: &Scope) -> Result<Vec<Info>, Error> {
+    // The options of ip6tables are others, and the overlay carries IPv4.
+    if !matches!(scope.network, IpNet::V4(_)) {
+        return Ok(Vec::new());
+    }
+    let names = match fs::read_to_string(TABLES) {
+        Ok(names) => names,
+        // Without the module there is no such file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(Error::Refused {
+                call: "read",
+                object: TABLES.to_owned(),
+                source,
+            });
+        }
+    };
+    let mut found = Vec::new();
+    for table in FILTERS
+        .into_iter()
+        .filter(|table| names.lines().any(|name| name == *table))
+    {
+        let bytes = get(IPT_SO_GET_INFO, table, INFO, 0)?;
+        found.push(Info {
+            table: table.to_owned(),
+            bytes,
+        });
+    }
+    Ok(found)
+}
+
+/// Reads the rules of a table.
+///
+/// # Errors
+/// What the socket says: `EAGAIN` where the table has changed since.
+pub fn read(info: &Info, scope: &Scope) -> Result<Table, Error> {
+    let size = number(&info.bytes, SIZE).unwrap_or(0);
+    let length = ENTRIES + size;
+    let answer = get(IPT_SO_GET_ENTRIES, &info.table, length, size)?;
+    let entries = answer.get(ENTRIES..).unwrap_or_default();
+    parse(&info.bytes, entries, scope).ok_or_else(|| Error::Answer {
+        call: "getsockopt IPT_SO_GET_ENTRIES",
+        object: info.table.clone(),
+        reason: "entries that make no sense".to_owned(),
+    })
+}
+
+/// Asks for something about a table: a struct of `length` bytes that begins with its name and, behind that, a size.
+fn get(option: i32, table: &str, length: usize, size: usize) -> Result<Vec<u8>, Error> {
+    let refused = |source| Error::Refused {
+        call: "getsockopt IPT_SO_GET",
+        object: table.to_owned(),
+        source,
+    };
+    // Any socket of the family will do.
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(|errno| refused(errno.into()))?;
+    let mut answer = vec![0; length];
+    answer[..table.len()].copy_from_slice(table.as_bytes());
+    let size = u32::try_from(size).unwrap_or(0);
+    answer[NAME..NAME + size_of::<u32>()].copy_from_slice(&size.to_ne_bytes());
+    let mut written = libc::socklen_t::try_from(length).unwrap_or(0);
+    // SAFETY: the kernel reads and writes at most `written` bytes, which `answer` has, and knows no other pointer.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            option,
+            answer.as_mut_ptr().cast(),
+            &raw mut written,
+        )
+    };
+    if result < 0 {
+        return Err(refused(io::Error::last_os_error()));
+    }
+    Ok(answer)
+}
+
+/// A table from its info and its entries; `None` if they make no sense.
+#[must_use]
+pub fn parse(info: &[u8], entries: &[u8], scope: &Scope) -> Option<Table> {
+    let mut table = Table::default();
+    // Chains on hooks begin where the info says, all others behind an entry that bears the name.
+    let hooks = number(info, VALID_HOOKS)?;
+    let mut begins = BTreeMap::new();
+    let mut policies = BTreeMap::new();
+    for (hook, name) in HOOKS {
+        if hooks & (1 << hook) != 0 {
+            begins.insert(number(info, HOOK_ENTRIES + 4 * hook)?, name.to_owned());
+            policies.insert(number(info, UNDERFLOWS + 4 * hook)?, name.to_owned());
+        }
+    }
+    let mut raw = Vec::new();
+    let mut at = 0;
+    while let Some(entry) = entries.get(at..).filter(|rest| !rest.is_empty()) {
+        let next = short(entry, NEXT_OFFSET)?;
+        let entry = entry.get(..next).filter(|entry| entry.len() >= MATCHES)?;
+        let target = entry.get(short(entry, TARGET_OFFSET)?..)?;
+        let name = extension(target)?;
+        if name == "ERROR" {
+            begins.insert(at + next, text(target.get(EXTENSION_DATA..)?));
+        }
+        raw.push((at, entry, target, name));
+        at += next;
+    }
+    let mut chain = None;
+    for (at, entry, target, name) in raw {
+        if let Some(name) = begins.get(&at) {
+            table.chains.entry(name.clone()).or_default();
+            chain = Some(name.clone());
+        }
+        if name == "ERROR" {
+            chain = None;
+            continue;
+        }
+        let Some(current) = &chain else {
+            continue;
+        };
+        let effect = match name.as_str() {
+            "" => standard(entry, target, at, &begins)?,
+            name => Effect::Act(name.to_owned()),
+        };
+        if let Some(base) = policies.get(&at) {
+            table
+                .bases
+                .push((base.clone(), matches!(effect, Effect::Act(_))));
+            chain = None;
+            continue;
+        }
+        let matches = matches(entry, scope)?;
+        table
+            .chains
+            .get_mut(current)?
+            .push(Rule { matches, effect });
+    }
+    Some(table)
+}
+
+/// What the target without a name does: a verdict, or a jump to where a chain begins.
+fn standard(
+    entry: &[u8],
+    target: &[u8],
+    at: usize,
+    begins: &BTreeMap<usize, String>,
+) -> Option<Effect> {
+    const DROP: i32 = -1;
+    const ACCEPT: i32 = -2;
+    const QUEUE: i32 = -4;
+    const RETURN: i32 = -5;
+    let verdict = target.get(EXTENSION_DATA..EXTENSION_DATA + 4)?;
+    let verdict = i32::from_ne_bytes(verdict.try_into().ok()?);
+    Some(match verdict {
+        DROP => Effect::Act("drop".to_owned()),
+        ACCEPT => Effect::Accept,
+        QUEUE => Effect::Act("queue".to_owned()),
+        RETURN => Effect::Return,
+        to => {
+            let to = usize::try_from(to).ok()?;
+            let is_goto = entry.get(FLAGS)? & IPT_F_GOTO != 0;
+            match begins.get(&to) {
+                // A rule without a target goes on with the next entry.
+                _ if to == at + entry.len() => Effect::Nothing,
+                Some(chain) if is_goto => Effect::Goto(chain.clone()),
+                Some(chain) => Effect::Jump(chain.clone()),
+                None => return None,
+            }
+        }
+    })
+}
+
+/// Whether packets from pod to pod match an entry.
+fn matches(entry: &[u8], scope: &Scope) -> Option<Match> {
+    let inverted = *entry.get(INVERSIONS)?;
+    let mut all = Match::Always;
+    for (address, mask, bit) in [
+        (SOURCE, SOURCE_MASK, IPT_INV_SRCIP),
+        (DESTINATION, DESTINATION_MASK, IPT_INV_DSTIP),
+    ] {
+        let (address, mask) = (entry.get(address..address + 4)?, entry.get(mask..mask + 4)?);
+        let found = match_address(scope.network, 0, mask, address);
+        all = all.min(if inverted & bit != 0 { !found } else { found });
+    }
+    for (device, mask, bit) in [
+        (IN_DEVICE, IN_DEVICE_MASK, IPT_INV_VIA_IN),
+        (OUT_DEVICE, OUT_DEVICE_MASK, IPT_INV_VIA_OUT),
+    ] {
+        let (device, mask) = (entry.get(device..device + 16)?, entry.get(mask..mask + 16)?);
+        let length = mask.iter().take_while(|byte| **byte != 0).count();
+        if length == 0 {
+            continue;
+        }
+        // The mask of a whole name covers its end; that of `eth+` does not cover the sign.
+        let name = text(device);
+        let found = match name.get(..length) {
+            Some(start) => match_device(&scope.devices, start, true),
+            None => match_device(&scope.devices, &name, false),
+        };
+        all = all.min(if inverted & bit != 0 { !found } else { found });
+    }
+    if short(entry, PROTOCOL)? != 0 || entry.get(FLAGS)? & IPT_F_FRAG != 0 {
+        all = all.min(Match::Maybe);
+    }
+    let mut at = MATCHES;
+    let end = short(entry, TARGET_OFFSET)?;
+    while at < end {
+        let extension_at = entry.get(at..end)?;
+        if extension(extension_at)? != "comment" {
+            all = all.min(Match::Maybe);
+        }
+        at += short(extension_at, 0)?.max(1);
+    }
+    Some(all)
+}
+
+/// The name of a match or a target.
+fn extension(bytes: &[u8]) -> Option<String> {
+    let name = bytes.get(EXTENSION_NAME..EXTENSION_NAME + EXTENSION_NAME_LENGTH)?;
+    Some(text(name))
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<usize> {
+    let bytes = bytes.get(at..at + 4)?.try_into().ok()?;
+    usize::try_from(u32::from_ne_bytes(bytes)).ok()
+}
+
+fn short(bytes: &[u8], at: usize) -> Option<usize> {
+    let bytes = bytes.get(at..at + 2)?.try_into().ok()?;
+    Some(usize::from(u16::from_ne_bytes(bytes)))
+}
