@@ -2,16 +2,17 @@
 
 use super::judge::Hit;
 
-/// Tables of nf_tables that are no policies: kube-proxy's, the container engines', flannel's and ours. What they
+/// Tables of nf_tables that are no policies: kube-proxy's, the container engines' and flannel's. What they
 /// drop, translate or mark is for Services, other bridges and forgeries.
-const HARMLESS_TABLES: [&str; 6] = [
+const HARMLESS_TABLES: [&str; 5] = [
     "kube-proxy",
     "docker-bridges",
     "netavark",
     "flannel-ipv4",
     "flannel-ipv6",
-    super::super::guard::TABLE,
 ];
+/// How the names of our own tables begin.
+const OWN_TABLES: &str = "overlay_";
 
 /// Chains that no policy is in, in tables that are shared: kube-proxy's (iptables and IPVS modes) and the
 /// kubelet's. By their whole names, since kube-router's begin with `KUBE-` as well. Those of flannel and of the
@@ -50,7 +51,7 @@ const OTHER: &str = "other";
 
 /// Whether a table of nf_tables holds no policies.
 pub(super) fn is_harmless_table(table: &str) -> bool {
-    HARMLESS_TABLES.contains(&table)
+    HARMLESS_TABLES.contains(&table) || table.starts_with(OWN_TABLES)
 }
 
 /// Whether a chain holds no policies.

@@ -319,3 +319,28 @@ fn short(bytes: &[u8], at: usize) -> Option<usize> {
     let bytes = bytes.get(at..at + 2)?.try_into().ok()?;
     Some(usize::from(u16::from_ne_bytes(bytes)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rules of a real kernel are tried by `tests/kernel_path`; these make no sense.
+    #[test]
+    fn entries_that_make_no_sense_are_refused() {
+        let scope = Scope {
+            network: "10.244.0.0/16".parse().expect("a network"),
+            devices: [].into(),
+            ports: [].into(),
+        };
+        assert_eq!(parse(&[], &[], &scope), None);
+        let info = [0; INFO];
+        assert_eq!(parse(&info, &[], &scope), Some(Table::default()));
+        let mut entry = [0; MATCHES + 40];
+        assert_eq!(parse(&info, &entry, &scope), None, "no next entry");
+        for (target, next) in [(0, 8), (200, 152), (150, 152), (112, 200)] {
+            entry[TARGET_OFFSET..][..2].copy_from_slice(&u16::to_ne_bytes(target));
+            entry[NEXT_OFFSET..][..2].copy_from_slice(&u16::to_ne_bytes(next));
+            assert_eq!(parse(&info, &entry, &scope), None, "{target} {next}");
+        }
+    }
+}

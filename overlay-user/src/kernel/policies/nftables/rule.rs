@@ -341,3 +341,6 @@ fn value(attribute: &DefaultNla) -> Vec<u8> {
 fn as_usize(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;
