@@ -63,7 +63,8 @@ fn is_told(node: &Node, named: &str, state: &str) -> Result<()> {
     Ok(())
 }
 
-/// The pods of one node and of another: whatever way a rule takes, it drops what its pods send each other.
+/// The pods of one node and of another: whatever way a rule takes, it drops what its pods send each
+/// other.
 #[test]
 fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()> {
     let lab = Lab::up(Options::for_test("policy"))?;
@@ -126,15 +127,6 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
         );
 
         shell(&node, add)?;
-        let start = std::time::Instant::now();
-        while !fs::read_to_string(node.agent_log())?
-            .lines()
-            .last()
-            .is_some_and(|l| l.contains("foreign packet-filter rules ("))
-        {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        eprintln!("TIMING {:?} {add}", start.elapsed());
         wait_for_policy(&node, rule.named)?;
         ensure!(!reaches(&pod, to)?, "past {add}");
         ensure!(
@@ -156,7 +148,8 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
     lab.down()
 }
 
-/// Who forces the fast path is told what it passes by; an agent that starts without force finds the rule at once.
+/// Who forces the fast path is told what it passes by; an agent that starts without force finds the
+/// rule at once.
 #[test]
 fn force_goes_past_rules_and_says_so() -> Result<()> {
     const NAMED: &str = "filter FORWARD";
@@ -187,8 +180,9 @@ fn force_goes_past_rules_and_says_so() -> Result<()> {
     lab.down()
 }
 
-/// Rules that every cluster's nodes have leave the fast path alone: kube-proxy's, those of the portmap plugin, and
-/// Docker's, which drops by policy what flannel's rules have not let pass before.
+/// Rules that every cluster's nodes have leave the fast path alone: kube-proxy's, those of the
+/// portmap plugin, and Docker's, which drops by policy what flannel's rules have not let pass
+/// before.
 #[test]
 fn the_clusters_own_rules_are_no_policies() -> Result<()> {
     const DOCKER: &str = "*filter\n:FORWARD DROP [0:0]\n:DOCKER - [0:0]\n:DOCKER-USER - [0:0]\n\

@@ -65,8 +65,8 @@ struct Up {
     /// Where leases are kept: a real etcd, or a directory that all nodes see.
     #[arg(long, value_enum, default_value = "etcd")]
     store: Store,
-    /// The agents' --fast-path: auto takes the eBPF path where the kernel can and no rules of others are passed by,
-    /// force past them as well, off leaves all to the kernel.
+    /// The agents' --fast-path: auto takes the eBPF path where the kernel can and passes by no rules
+    /// of others, force passes by them as well, off leaves all to the kernel.
     #[arg(long, value_enum, default_value = "auto")]
     fast_path: FastPath,
     /// MTU of every link between the nodes, in bytes.

@@ -1,4 +1,4 @@
-//! The state of a node's overlay, read from the kernel: pinned maps, links, counters. No agent needs to run.
+//! The state of a node's overlay, read from the kernel: maps, links, counters. No agent needs to run.
 
 mod filters;
 mod text;
@@ -49,7 +49,7 @@ pub struct Status {
     pub early_refusal: Option<String>,
     /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own. As of the last agent.
     pub foreign_programs: Option<String>,
-    /// Foreign packet-filter rules on the pods' way by the kernel, and what follows; as of the last agent.
+    /// Foreign packet-filter rules on the kernel path, and what follows; as of the last agent.
     pub network_policies: Option<String>,
     /// Packets left to the kernel although the fast path serves such packets in principle, by cause.
     pub slow_path: BTreeMap<&'static str, u64>,

@@ -285,7 +285,8 @@ impl Reader<'_> {
     }
 
     fn lookup(&mut self, parts: &[Lookup]) {
-        // Sets are not read. With a destination, it is a map: of verdicts, if that is the verdict's register.
+        // Sets are not read. With a destination, it is a map: of verdicts, if that is the verdict's
+        // register.
         let to = parts.iter().find_map(|part| match part {
             Lookup::DestinationRegister(register) => Some(*register),
             _ => None,
