@@ -1,11 +1,13 @@
 //! Network policies in netfilter: packets that they are for take the kernel path, which asks them.
 
 use std::fs;
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::kube_proxy::{self, HostPort, Service};
+use overlay_tests::status::status;
 use overlay_tests::{Lab, Node, Options, Pod, fast_path, wait_until};
 
 /// Rules are looked for once a second, and what follows is told in a round.
@@ -31,8 +33,8 @@ fn reaches(from: &Pod, to: &Pod) -> Result<bool> {
 
 /// What status says of policies.
 fn policies(node: &Node) -> Result<Option<String>> {
-    let status = overlay_tests::status::status(node)?;
-    Ok(status["network_policies"].as_str().map(str::to_owned))
+    let found = status(node)?;
+    Ok(found["network_policies"].as_str().map(str::to_owned))
 }
 
 fn wait_for_policy(node: &Node, named: &str) -> Result<()> {
@@ -50,18 +52,19 @@ fn is_told(node: &Node, named: &str, state: &str) -> Result<()> {
     let metrics = node.http_get("/metrics")?.body;
     let metric = "overlay_policy_engines{engine=\"other\"} 1";
     ensure!(metrics.contains(metric), "no {metric} in {metrics}");
-    let status = overlay_tests::status::status(node)?;
+    let found = status(node)?;
     ensure!(
-        status["fast_path"]["state"] == state,
+        found["fast_path"]["state"] == state,
         "the fast path is {}",
-        status["fast_path"]["state"]
+        found["fast_path"]["state"]
     );
     let table = node.run(["overlayctl", "status"])?;
     ensure!(table.contains(named), "no {named:?} in {table}");
     Ok(())
 }
 
-/// The pods of one node and of another: whatever way a rule takes, it drops what its pods send each other.
+/// The pods of one node and of another: whatever way a rule takes, it drops what its pods send each
+/// other.
 #[test]
 fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()> {
     let lab = Lab::up(Options::for_test("policy"))?;
@@ -93,12 +96,12 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
         (nft("inet", &remote), &remote),
         (nft("bridge", &neighbour), &neighbour),
         (
-            iptables("iptables", "DROP", "other: drop in ip filter FORWARD"),
+            iptables("iptables-nft", "DROP", "other: drop in ip filter FORWARD"),
             &remote,
         ),
         // Nobody listens: the kernel drops.
         (
-            iptables("iptables", "NFQUEUE --queue-num 9", "other: NFQUEUE in"),
+            iptables("iptables-nft", "NFQUEUE --queue-num 9", "other: NFQUEUE in"),
             &remote,
         ),
     ];
@@ -145,10 +148,11 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
     lab.down()
 }
 
-/// Who forces the fast path is told what it passes by; an agent that starts without force finds the rule at once.
+/// Who forces the fast path is told what it passes by; an agent that starts without force finds the
+/// rule at once.
 #[test]
 fn force_goes_past_rules_and_says_so() -> Result<()> {
-    const NAMED: &str = "drop in ip filter FORWARD";
+    const NAMED: &str = "filter FORWARD";
     let lab = Lab::up(Options {
         fast_path: "force".to_owned(),
         ..Options::for_test("force")
@@ -176,8 +180,9 @@ fn force_goes_past_rules_and_says_so() -> Result<()> {
     lab.down()
 }
 
-/// Rules that every cluster's nodes have leave the fast path alone: kube-proxy's, those of the portmap plugin, and
-/// Docker's, which drops by policy what flannel's rules have not let pass before.
+/// Rules that every cluster's nodes have leave the fast path alone: kube-proxy's, those of the
+/// portmap plugin, and Docker's, which drops by policy what flannel's rules have not let pass
+/// before.
 #[test]
 fn the_clusters_own_rules_are_no_policies() -> Result<()> {
     const DOCKER: &str = "*filter\n:FORWARD DROP [0:0]\n:DOCKER - [0:0]\n:DOCKER-USER - [0:0]\n\
@@ -192,12 +197,12 @@ fn the_clusters_own_rules_are_no_policies() -> Result<()> {
         -I FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
         -I FORWARD -j DOCKER-ISOLATION-STAGE-1\n\
         -I FORWARD -j DOCKER-USER\nCOMMIT\n";
-    const NAMED: &str = "other: drop in ip raw PREROUTING";
+    const NAMED: &str = "raw PREROUTING";
     let lab = Lab::up(Options::for_test("engines"))?;
     let (node, pod, remote) = (lab.node(1), lab.pod(1, 1), lab.pod(2, 1));
     fast_path::wait_serving(&node)?;
     fast_path::wait_serving(&lab.node(2))?;
-    let backend = std::net::SocketAddrV4::new(remote.address(), 8080);
+    let backend = SocketAddrV4::new(remote.address(), 8080);
     let service = Service {
         name: "WEB",
         address: "10.96.0.7:80".parse()?,
@@ -209,7 +214,7 @@ fn the_clusters_own_rules_are_no_policies() -> Result<()> {
     kube_proxy::serve(&node, "10.244.0.0/16".parse()?, &[service])?;
     let port = HostPort {
         port: 8088,
-        pod: std::net::SocketAddrV4::new(pod.address(), 8080),
+        pod: SocketAddrV4::new(pod.address(), 8080),
         subnet: node.subnet()?,
     };
     kube_proxy::map_ports(&node, &[port])?;
@@ -238,7 +243,7 @@ fn the_clusters_own_rules_are_no_policies() -> Result<()> {
     // Without flannel's rules, Docker's policy would drop.
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&["--iptables-forward-rules=false"])?;
-    wait_for_policy(&node, "policy drop in ip filter FORWARD")?;
+    wait_for_policy(&node, "policy drop in")?;
     ensure!(!reaches(&pod, &remote)?, "past the policy");
     lab.down()
 }

@@ -65,7 +65,8 @@ struct Up {
     /// Where leases are kept: a real etcd, or a directory that all nodes see.
     #[arg(long, value_enum, default_value = "etcd")]
     store: Store,
-    /// The agents' --fast-path: auto takes the eBPF path where the kernel can, off leaves all to the kernel.
+    /// The agents' --fast-path: auto takes the eBPF path where the kernel can and passes by no rules
+    /// of others, force passes by them as well, off leaves all to the kernel.
     #[arg(long, value_enum, default_value = "auto")]
     fast_path: FastPath,
     /// MTU of every link between the nodes, in bytes.
@@ -88,6 +89,7 @@ enum Store {
 #[derive(Clone, Copy, ValueEnum)]
 enum FastPath {
     Auto,
+    Force,
     Off,
 }
 
@@ -128,6 +130,7 @@ fn up(arguments: &Up) -> Result<()> {
         store,
         fast_path: match arguments.fast_path {
             FastPath::Auto => "auto".to_owned(),
+            FastPath::Force => "force".to_owned(),
             FastPath::Off => "off".to_owned(),
         },
         underlay_mtu: arguments.underlay_mtu,

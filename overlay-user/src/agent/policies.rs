@@ -1,4 +1,5 @@
-//! Whether network policies, and other packet-filter rules of others, keep the fast path from being active.
+//! Whether network policies, and other packet-filter rules of others, keep the fast path from being
+//! active.
 
 use crate::config::flags::FastPath as Wanted;
 use crate::kernel::policies::{Found, Policies, Policy, Scope};
@@ -24,8 +25,8 @@ impl Hindrance {
         }
     }
 
-    /// Looks for rules that packets of `scope` meet. Where nothing has changed since the last look, that costs some
-    /// system calls.
+    /// Looks for rules that packets of `scope` meet. Where nothing has changed since the last look,
+    /// that costs some system calls.
     pub async fn find(&mut self, scope: Scope) {
         self.scope = Some(scope);
         self.find_again().await;

@@ -152,8 +152,9 @@ pub struct UnderlayFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Node")]
 pub struct NodeFlags {
-    /// Accelerate pod traffic by eBPF: "auto" as far as this kernel can and unless others' packet-filter rules would
-    /// be passed by, "force" past them as well, "off" to leave it all to the kernel's VXLAN
+    /// Accelerate pod traffic by eBPF: "auto" as far as this kernel can and unless others'
+    /// packet-filter rules would be passed by, "force" past them as well, "off" to leave it all to
+    /// the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters

@@ -1,10 +1,12 @@
-//! Foreign packet-filter rules that packets from pod to pod meet on the kernel path: network policies, above all.
+//! Foreign packet-filter rules that packets from pod to pod meet on the kernel path: network
+//! policies, above all.
 //!
-//! The fast path passes by netfilter. What may act on packets from pod to pod there (drop, queue, log, mark, …) is
-//! found by reading: the chains of nf_tables on the hooks that such packets come by (`prerouting`, `forward` and
-//! `postrouting` of the IP stack, everything of bridges, `ingress` of pods' devices), those that their rules jump
-//! to, and the tables of iptables-legacy. Not looked at: chains that translate addresses, INPUT and OUTPUT, which
-//! only VXLAN itself comes by, ebtables-legacy, and hooks of kernel modules and BPF programs.
+//! The fast path passes by netfilter. What may act on packets from pod to pod there (drop, queue,
+//! log, mark, …) is found by reading: the chains of nf_tables on the hooks that such packets come
+//! by (`prerouting`, `forward` and `postrouting` of the IP stack, everything of bridges, `ingress`
+//! of pods' devices), those that their rules jump to, and the tables of iptables-legacy. Not looked
+//! at: chains that translate addresses, INPUT and OUTPUT, which only VXLAN itself comes by,
+//! ebtables-legacy, and hooks of kernel modules and BPF programs.
 //!
 //! A look without change asks one number of nf_tables and four structs of iptables-legacy.
 
@@ -31,12 +33,13 @@ pub use judge::Scope;
 
 /// At most so many chains are read for one on a hook.
 const MOST_CHAINS: usize = 256;
-/// Rules of iptables-legacy that were replaced by others of the same size do not show: they are read this often.
+/// Rules of iptables-legacy that were replaced by others of the same size do not show: they are
+/// read this often.
 const LEGACY_RESYNC: Duration = Duration::from_secs(30);
 /// How long the last answer stands where the rules cannot be read.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// After a look that took so long, none for so many times longer: where kube-proxy has ten thousands of chains and
-/// writes all the time, this bounds the cost.
+/// After a look that took so long, none for so many times longer: where kube-proxy has ten
+/// thousands of chains and writes all the time, this bounds the cost.
 const REST: u32 = 20;
 
 /// Foreign rules that packets from pod to pod may meet: of one chain on a hook.
@@ -67,8 +70,8 @@ pub struct Found {
 }
 
 impl Found {
-    /// What keeps short cuts from passing by netfilter, in a line; `None` where nothing does. Who cannot tell must
-    /// not take packets past it.
+    /// What keeps short cuts from passing by netfilter, in a line; `None` where nothing does. Who
+    /// cannot tell must not take packets past it.
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         /// More would make a line that nobody reads.
@@ -117,8 +120,8 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Finds the foreign rules that packets of `scope` meet, in the network namespace of the thread. Reads them
-    /// only if something has changed.
+    /// Finds the foreign rules that packets of `scope` meet, in the network namespace of the
+    /// thread. Reads them only if something has changed.
     pub async fn find(&mut self, scope: &Scope) -> Found {
         let unread = match self.look(scope).await {
             Ok(()) => None,

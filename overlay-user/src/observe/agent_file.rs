@@ -97,7 +97,8 @@ pub struct AgentFile {
     /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own.
     #[serde(default)]
     pub foreign_programs: Option<String>,
-    /// Foreign packet-filter rules that pods' packets meet on the kernel path, and what follows; absent without.
+    /// Foreign packet-filter rules that pods' packets meet on the kernel path, and what follows;
+    /// absent where there are none.
     #[serde(default)]
     pub network_policies: Option<String>,
 }

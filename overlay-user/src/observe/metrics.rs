@@ -29,7 +29,8 @@ pub struct Snapshot {
     pub pods: usize,
     /// Leases that were refused as invalid.
     pub rejected_leases: usize,
-    /// Chains on hooks of netfilter with foreign rules that packets from pod to pod meet, by who made the rules.
+    /// Chains on hooks of netfilter with foreign rules that packets from pod to pod meet, by who
+    /// made the rules.
     pub policy_engines: BTreeMap<String, usize>,
     /// When this node's lease ends, in seconds since 1970.
     pub lease_expiry: Option<u64>,
@@ -100,7 +101,7 @@ pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
     }
     registry.register(
         "policy_engines",
-        "Netfilter chains with foreign rules that packets from pod to pod meet, by who made the rules",
+        "Netfilter chains with foreign rules on the way from pod to pod, by who made the rules",
         engines,
     );
     let build = Family::<[(&str, &str); 1], Gauge>::default();

@@ -1,5 +1,4 @@
-//! The state of a node's overlay, read from the kernel: pinned maps, links, packet-filter counters. No agent
-//! needs to run for it.
+//! The state of a node's overlay, read from the kernel: maps, links, counters. No agent needs to run.
 
 mod filters;
 mod text;
@@ -50,8 +49,7 @@ pub struct Status {
     pub early_refusal: Option<String>,
     /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own. As of the last agent.
     pub foreign_programs: Option<String>,
-    /// Foreign packet-filter rules that packets from pod to pod meet on the kernel path, and which path carries
-    /// everything therefore; absent where there are none. As of the last agent.
+    /// Foreign packet-filter rules on the kernel path, and what follows; as of the last agent.
     pub network_policies: Option<String>,
     /// Packets left to the kernel although the fast path serves such packets in principle, by cause.
     pub slow_path: BTreeMap<&'static str, u64>,

@@ -1,8 +1,8 @@
 //! What chains of rules may do to packets from pod to pod: pure.
 //!
-//! Matches are three-valued, because most of what a rule can ask of a packet cannot be known ahead: a rule that
-//! *may* match and *would* do something counts. Devices and addresses are understood, so that rules for other
-//! networks do not count.
+//! Matches are three-valued, because most of what a rule can ask of a packet cannot be known ahead:
+//! a rule that *may* match and *would* do something counts. Devices and addresses are understood,
+//! so that rules for other networks do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,8 +83,8 @@ enum End {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing(pub String);
 
-/// What may happen to packets from pod to pod in the chain `base`, on a hook, whose policy is `policy`. Chains for
-/// which `is_known` holds are left out.
+/// What may happen to packets from pod to pod in the chain `base`, on a hook, whose policy is
+/// `policy`. Chains for which `is_known` holds are left out.
 ///
 /// # Errors
 /// The name of a chain that is not in `chains`.
@@ -167,7 +167,8 @@ impl<F: Fn(&str) -> bool> Walk<'_, F> {
     }
 }
 
-/// Whether addresses of `network` match `mask` and `value`, which begin `offset` bytes into the address.
+/// Whether addresses of `network` match `mask` and `value`, which begin `offset` bytes into the
+/// address.
 #[must_use]
 pub fn match_address(network: IpNet, offset: usize, mask: &[u8], value: &[u8]) -> Match {
     let (net, netmask) = match network {
@@ -195,8 +196,8 @@ pub fn match_address(network: IpNet, offset: usize, mask: &[u8], value: &[u8]) -
     found
 }
 
-/// Whether a device called `name`, or whose name begins so where `is_prefix`, is one by which the IP stack sees
-/// packets of pods come and go.
+/// Whether a device called `name`, or whose name begins so where `is_prefix`, is one by which the
+/// IP stack sees packets of pods come and go.
 #[must_use]
 pub fn match_device(devices: &BTreeSet<String>, name: &str, is_prefix: bool) -> Match {
     let is_it = |device: &String| match is_prefix {

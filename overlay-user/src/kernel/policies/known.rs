@@ -2,20 +2,22 @@
 
 use super::judge::Hit;
 
-/// Tables of nf_tables that are no policies: kube-proxy's, the container engines', flannel's and ours. What they
-/// drop, translate or mark is for Services, other bridges and forgeries.
-const HARMLESS_TABLES: [&str; 6] = [
+/// Tables of nf_tables that are no policies: kube-proxy's, the container engines' and flannel's.
+/// What they drop, translate or mark is for Services, other bridges and forgeries.
+const HARMLESS_TABLES: [&str; 5] = [
     "kube-proxy",
     "docker-bridges",
     "netavark",
     "flannel-ipv4",
     "flannel-ipv6",
-    super::super::guard::TABLE,
 ];
+/// How the names of our own tables begin.
+const OWN_TABLES: &str = "overlay_";
 
-/// Chains that no policy is in, in tables that are shared: kube-proxy's (iptables and IPVS modes) and the
-/// kubelet's. By their whole names, since kube-router's begin with `KUBE-` as well. Those of flannel and of the
-/// container engines need no list: they accept, or are about other devices and addresses.
+/// Chains that no policy is in, in tables that are shared: kube-proxy's (iptables and IPVS modes)
+/// and the kubelet's. By their whole names, since kube-router's begin with `KUBE-` as well. Those
+/// of flannel and of the container engines need no list: they accept, or are about other devices
+/// and addresses.
 const HARMLESS_CHAINS: [&str; 10] = [
     "KUBE-FORWARD",
     "KUBE-SERVICES",
@@ -50,7 +52,7 @@ const OTHER: &str = "other";
 
 /// Whether a table of nf_tables holds no policies.
 pub(super) fn is_harmless_table(table: &str) -> bool {
-    HARMLESS_TABLES.contains(&table)
+    HARMLESS_TABLES.contains(&table) || table.starts_with(OWN_TABLES)
 }
 
 /// Whether a chain holds no policies.

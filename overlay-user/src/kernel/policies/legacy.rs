@@ -26,7 +26,8 @@ const IPT_SO_GET_ENTRIES: i32 = 65;
 /// Hooks that packets from pod to pod come by, with the chains' names.
 const HOOKS: [(usize, &str); 3] = [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")];
 
-/// Layout of `struct ipt_getinfo`: name, hooks that are valid, where their chains begin and end, entries, bytes.
+/// Layout of `struct ipt_getinfo`: name, hooks that are valid, where their chains begin and end,
+/// entries, bytes.
 const NAME: usize = 32;
 const VALID_HOOKS: usize = 32;
 const HOOK_ENTRIES: usize = 36;
@@ -36,8 +37,8 @@ const INFO: usize = 84;
 /// Where the entries begin in `struct ipt_get_entries`.
 const ENTRIES: usize = 40;
 
-/// Layout of `struct ipt_entry`: addresses and masks, device names and masks, protocol, flags, inversions; then
-/// where target and next entry are, and where the matches begin.
+/// Layout of `struct ipt_entry`: addresses and masks, device names and masks, protocol, flags,
+/// inversions; then where target and next entry are, and where the matches begin.
 const SOURCE: usize = 0;
 const DESTINATION: usize = 4;
 const SOURCE_MASK: usize = 8;
@@ -58,13 +59,14 @@ const IPT_INV_VIA_IN: u8 = 1;
 const IPT_INV_VIA_OUT: u8 = 2;
 const IPT_INV_SRCIP: u8 = 8;
 const IPT_INV_DSTIP: u8 = 16;
-/// Layout of `struct xt_entry_match` and `struct xt_entry_target`: size, name, revision; then their data.
+/// Layout of `struct xt_entry_match` and `struct xt_entry_target`: size, name, revision; then their
+/// data.
 const EXTENSION_NAME: usize = 2;
 const EXTENSION_NAME_LENGTH: usize = 29;
 const EXTENSION_DATA: usize = 32;
 
-/// A table as it is now: what tells whether rules came or went. A rule that is replaced by one of the same size
-/// does not show.
+/// A table as it is now: what tells whether rules came or went. A rule that is replaced by one of
+/// the same size does not show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
     /// `filter`, …
@@ -132,7 +134,8 @@ pub fn read(info: &Info, scope: &Scope) -> Result<Table, Error> {
     })
 }
 
-/// Asks for something about a table: a struct of `length` bytes that begins with its name and, behind that, a size.
+/// Asks for something about a table: a struct of `length` bytes that begins with its name and,
+/// behind that, a size.
 fn get(option: i32, table: &str, length: usize, size: usize) -> Result<Vec<u8>, Error> {
     let refused = |source| Error::Refused {
         call: "getsockopt IPT_SO_GET",
@@ -152,7 +155,8 @@ fn get(option: i32, table: &str, length: usize, size: usize) -> Result<Vec<u8>, 
     let size = u32::try_from(size).unwrap_or(0);
     answer[NAME..NAME + size_of::<u32>()].copy_from_slice(&size.to_ne_bytes());
     let mut written = libc::socklen_t::try_from(length).unwrap_or(0);
-    // SAFETY: the kernel reads and writes at most `written` bytes, which `answer` has, and knows no other pointer.
+    // SAFETY: the kernel reads and writes at most `written` bytes, which `answer` has, and knows no
+    // other pointer.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -318,4 +322,29 @@ fn number(bytes: &[u8], at: usize) -> Option<usize> {
 fn short(bytes: &[u8], at: usize) -> Option<usize> {
     let bytes = bytes.get(at..at + 2)?.try_into().ok()?;
     Some(usize::from(u16::from_ne_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rules of a real kernel are tried by `tests/kernel_path`; these make no sense.
+    #[test]
+    fn entries_that_make_no_sense_are_refused() {
+        let scope = Scope {
+            network: "10.244.0.0/16".parse().expect("a network"),
+            devices: [].into(),
+            ports: [].into(),
+        };
+        assert_eq!(parse(&[], &[], &scope), None);
+        let info = [0; INFO];
+        assert_eq!(parse(&info, &[], &scope), Some(Table::default()));
+        let mut entry = [0; MATCHES + 40];
+        assert_eq!(parse(&info, &entry, &scope), None, "no next entry");
+        for (target, next) in [(0, 8), (200, 152), (150, 152), (112, 200)] {
+            entry[TARGET_OFFSET..][..2].copy_from_slice(&u16::to_ne_bytes(target));
+            entry[NEXT_OFFSET..][..2].copy_from_slice(&u16::to_ne_bytes(next));
+            assert_eq!(parse(&info, &entry, &scope), None, "{target} {next}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
-//! Chains and rules of nf_tables, asked for by netlink: which generation of them is in force, the chains on hooks,
-//! and the rules of single chains. Never all rules, of which kube-proxy may have a hundred thousand.
+//! Chains and rules of nf_tables, asked for by netlink: which generation of them is in force, the
+//! chains on hooks, and the rules of single chains. Never all rules, of which kube-proxy may have a
+//! hundred thousand.
 
 mod rule;
 
@@ -28,7 +29,8 @@ const PRE_ROUTING: u32 = 0;
 const FORWARD: u32 = 2;
 const POST_ROUTING: u32 = 4;
 
-/// The number of the rule set in force: each transaction makes a new one. `None` where the kernel has no nf_tables.
+/// The number of the rule set in force: each transaction makes a new one. `None` where the kernel
+/// has no nf_tables.
 ///
 /// # Errors
 /// What netlink says.
@@ -122,8 +124,8 @@ pub struct BaseChain {
     pub drops_by_policy: bool,
 }
 
-/// A chain, if packets from pod to pod meet it: it is on a hook that they come by, and does more than translate
-/// addresses (what the IP stack translates returns by it in any case).
+/// A chain, if packets from pod to pod meet it: it is on a hook that they come by, and does more
+/// than translate addresses (what the IP stack translates returns by it in any case).
 #[must_use]
 pub fn base_chain(
     family: Family,
@@ -149,8 +151,8 @@ pub fn base_chain(
     })
 }
 
-/// Whether packets from pod to pod come by a hook. VXLAN itself, which comes by INPUT, OUTPUT and the hooks of the
-/// underlay's device, is another matter.
+/// Whether packets from pod to pod come by a hook. VXLAN itself, which comes by INPUT, OUTPUT and
+/// the hooks of the underlay's device, is another matter.
 fn is_met(family: Family, hook: &[Hook], scope: &Scope) -> bool {
     let number = hook.iter().find_map(|part| match part {
         Hook::Number(number) => Some(u32::from(*number)),

@@ -285,7 +285,8 @@ impl Reader<'_> {
     }
 
     fn lookup(&mut self, parts: &[Lookup]) {
-        // Sets are not read. With a destination, it is a map: of verdicts, if that is the verdict's register.
+        // Sets are not read. With a destination, it is a map: of verdicts, if that is the verdict's
+        // register.
         let to = parts.iter().find_map(|part| match part {
             Lookup::DestinationRegister(register) => Some(*register),
             _ => None,
@@ -341,3 +342,6 @@ fn value(attribute: &DefaultNla) -> Vec<u8> {
 fn as_usize(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;
