@@ -48,7 +48,7 @@ impl Plain {
     fn links(self, other: Self, cable: &str, mtu: u32) -> String {
         let (mac, vtep, base) = (self.mac(), self.vtep, self.base());
         let (peer, peer_mac) = (other.base(), other.mac());
-        let gateway = self.gateway();
+        let (gateway, bridge_mac) = (self.gateway(), format!("02:00:00:00:01:{:02x}", self.place));
         format!(
             "link add flannel.1 mtu {mtu} txqueuelen 0 address {mac} type vxlan id 1 dev {cable} local {vtep} \
              dstport 8472 nolearning\n\
@@ -56,7 +56,7 @@ impl Plain {
              link set flannel.1 up\n\
              neighbour add {peer} lladdr {peer_mac} dev flannel.1 nud permanent\n\
              route add {peer}/24 via {peer} dev flannel.1 onlink\n\
-             link add cni0 mtu {mtu} type bridge\n\
+             link add cni0 mtu {mtu} address {bridge_mac} type bridge\n\
              address add {gateway}/24 dev cni0\n\
              link set cni0 up\n"
         )

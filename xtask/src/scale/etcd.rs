@@ -102,7 +102,7 @@ fn requests(metrics: &str) -> u64 {
     });
     let others = samples.filter(|(labels, _)| {
         let is = |method: &&str| labels.contains(&format!("grpc_method=\"{method}\""));
-        !OURS.iter().any(|method| is(&method))
+        !OURS.iter().any(is)
     });
     others
         .filter_map(|(_, value)| value.parse::<f64>().ok())
