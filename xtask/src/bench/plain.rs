@@ -1,5 +1,6 @@
-//! flannel's kernel state without flannel: what flanneld v0.28, the flannel plugin, `bridge` and `host-local` make of a
-//! node, set up by `ip`, `bridge` and `iptables` alone. The rules' text is that of flanneld's end-to-end tests.
+//! flannel's kernel state without flannel: what flanneld v0.28, the flannel plugin, `bridge` and
+//! `host-local` make of a node, set up by `ip`, `bridge` and `iptables` alone. The rules' text is
+//! that of flanneld's end-to-end tests.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -44,7 +45,8 @@ impl Plain {
         format!("02:00:00:00:00:{:02x}", self.place)
     }
 
-    /// For `ip -batch`: the bridge, the VXLAN device over `cable`, and the way to the other node's pods.
+    /// For `ip -batch`: the bridge, the VXLAN device over `cable`, and the way to the other node's
+    /// pods.
     fn links(self, other: Self, cable: &str, mtu: u32) -> String {
         let (mac, vtep, base) = (self.mac(), self.vtep, self.base());
         let (peer, peer_mac) = (other.base(), other.mac());
@@ -88,8 +90,8 @@ impl Plain {
     }
 }
 
-/// Sets both nodes of a pair up, with two pods on the first and one on the second; `vteps` are their addresses on `cable`,
-/// whose MTU is `mtu` bytes. Returns the pods of each node.
+/// Sets both nodes of a pair up, with two pods on the first and one on the second; `vteps` are
+/// their addresses on `cable`, whose MTU is `mtu` bytes. Returns the pods of each node.
 pub fn install(
     lab: &Lab,
     nodes: &[Node; 2],

@@ -190,7 +190,8 @@ impl<'p> Usage<'p> {
         })
     }
 
-    /// Seconds until now, and the shares of one core, in hundredths, of the program and its children.
+    /// Seconds until now, and the shares of one core, in hundredths, of the program and its
+    /// children.
     fn end(self) -> Result<(f64, [f64; 2])> {
         let seconds = self.begin.elapsed().as_secs_f64();
         let used = Time::of(self.process)? - self.time;
@@ -214,7 +215,8 @@ fn singles(stage: &mut Stage, nodes: impl Iterator<Item = Invented>) -> Result<T
     Ok(pending.leases())
 }
 
-/// What one change takes, of some that come one a second; nothing where the agent, slowed down, does not come after.
+/// What one change takes, of some that come one a second; nothing where the agent, slowed down,
+/// does not come after.
 fn calls(stage: &mut Stage, nodes: &[Invented]) -> Result<Option<Calls>> {
     let trace = Trace::start(&stage.process, &stage.directory().join("strace"))?;
     for node in nodes {
@@ -300,7 +302,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// Makes all changes at the plan's pace, and tells what it has made and when it began to. Returns how long it took.
+    /// Makes all changes at the plan's pace, and tells what it has made and when it began to.
+    /// Returns how long it took.
     fn write(self, changes: &[Change], told: &Sender<(Sent, Instant)>) -> Result<Duration> {
         let begin = Instant::now();
         let mut router_at = begin + ROUTER_EVERY / 2;
@@ -309,11 +312,13 @@ impl Writer {
             interrupt::check()?;
             let due = begin + Duration::from_secs(1) * i / self.rate;
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            if self.replaces_routers && Instant::now() >= router_at {
+            // Each router once: one that is replaced again before it was followed could not be told
+            // apart.
+            if self.replaces_routers && replaced < ROUTERS && Instant::now() >= router_at {
                 router_at += ROUTER_EVERY;
+                let number = replaced;
                 replaced += 1;
-                let number = replaced % ROUTERS;
-                let mac = router_mac(number, replaced);
+                let mac = router_mac(number, 1);
                 let start = Instant::now();
                 replace_router(&self.node, number, mac)?;
                 // Whoever looks may be gone because of an error, which is told there.

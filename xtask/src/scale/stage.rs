@@ -1,4 +1,5 @@
-//! Where it happens: one real node with one real agent, a real etcd, and routers that lead to everybody else.
+//! Where it happens: one real node with one real agent, a real etcd, and routers that lead to
+//! everybody else.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
