@@ -35,7 +35,7 @@ use stage::{Agent, Stage};
 /// off to its own threads is nobody's. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about eight minutes
+  cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about ten minutes
   cargo xtask scale --peers 1000 --idle 10
   cargo xtask scale --flanneld ./flanneld --json scale.json
   cargo xtask scale --quick                          a few seconds over the debug build, to see that it works")]
