@@ -1,4 +1,5 @@
-//! The least of an HTTP client: one request, for the agent's health and metrics and for etcd's JSON gateway.
+//! The least of an HTTP client: one request, for the agent's health and metrics and for etcd's
+//! JSON gateway.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

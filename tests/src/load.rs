@@ -77,8 +77,8 @@ pub fn pin(core: usize) -> Result<()> {
         .with_context(|| format!("pin a thread to core {core}"))
 }
 
-/// The least of sorted times that `share` of a hundred do not exceed, in microseconds. Of fewer than a hundred the
-/// longest is the 99th percentile (nearest rank).
+/// The least of sorted times that `share` of a hundred do not exceed, in microseconds. Of fewer
+/// than a hundred the longest is the 99th percentile (nearest rank).
 ///
 /// # Panics
 /// When there are none.

@@ -76,7 +76,8 @@ pub struct Arguments {
     /// Write plots (SVG) into a directory.
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
-    /// Write what the documentation shows, rates.svg, and the JSON document that it is from, rates.json, into a directory.
+    /// Write what the documentation shows, rates.svg, and the JSON document that it is from,
+    /// rates.json, into a directory.
     #[arg(long, value_name = "DIR")]
     publish: Option<PathBuf>,
     /// Do not build first; take the programs in target/debug as they are.
@@ -190,7 +191,7 @@ fn plan(arguments: &Arguments, variants: Vec<Variant>) -> Plan {
     } else {
         Underlay::value_variants()
     };
-    let (round_trips, volume) = if quick { (200, 300) } else { (400, 600) };
+    let (round_trips, volume) = if quick { (150, 200) } else { (400, 600) };
     let rounds = arguments.rounds.unwrap_or(if quick { 1 } else { 5 });
     Plan {
         rounds,

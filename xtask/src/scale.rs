@@ -27,14 +27,15 @@ use stage::{Agent, Stage};
 
 /// Measure what one agent costs in a cluster of many nodes, and how fast it follows a change.
 ///
-/// One real node with one real agent (release build) and a real etcd with the leases of made-up nodes, which are
-/// behind 16 routers. For each size: time until the agent is ready, memory, processor time of the agent and of
-/// all programs that it starts over an idle minute, time from a lease's write until route, neighbour, FDB entry and
-/// the entry in ov_peers are there, alone and while leases churn, and time until a router's new MAC address is used.
-/// Work that the kernel puts off to its own threads is nobody's. Needs root.
+/// One real node with one real agent (release build) and a real etcd with the leases of made-up
+/// nodes, which are behind 16 routers. For each size: time until the agent is ready, memory,
+/// processor time of the agent and of all programs that it starts over an idle minute, time from a
+/// lease's write until route, neighbour, FDB entry and the entry in ov_peers are there, alone and
+/// while leases churn, and time until a router's new MAC address is used. Work that the kernel puts
+/// off to its own threads is nobody's. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about eight minutes
+  cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about ten minutes
   cargo xtask scale --peers 1000 --idle 10
   cargo xtask scale --flanneld ./flanneld --json scale.json
   cargo xtask scale --quick                          a few seconds over the debug build, to see that it works")]
@@ -50,7 +51,8 @@ pub struct Arguments {
     /// How long to watch an idle agent, in seconds.
     #[arg(long, default_value_t = 60, value_name = "N")]
     idle: u64,
-    /// One small cluster, every phase as short as it gets, over the debug build; the figures mean nothing.
+    /// One small cluster, every phase as short as it gets, over the debug build; the figures mean
+    /// nothing.
     #[arg(long, conflicts_with_all = ["peers", "idle"])]
     quick: bool,
     /// A real flanneld to compare with.

@@ -1,5 +1,6 @@
-//! flannel's kernel state without flannel: what flanneld v0.28, the flannel plugin, `bridge` and `host-local` make of a
-//! node, set up by `ip`, `bridge` and `iptables` alone. The rules' text is that of flanneld's end-to-end tests.
+//! flannel's kernel state without flannel: what flanneld v0.28, the flannel plugin, `bridge` and
+//! `host-local` make of a node, set up by `ip`, `bridge` and `iptables` alone. The rules' text is
+//! that of flanneld's end-to-end tests.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -44,11 +45,12 @@ impl Plain {
         format!("02:00:00:00:00:{:02x}", self.place)
     }
 
-    /// For `ip -batch`: the bridge, the VXLAN device over `cable`, and the way to the other node's pods.
+    /// For `ip -batch`: the bridge, the VXLAN device over `cable`, and the way to the other node's
+    /// pods.
     fn links(self, other: Self, cable: &str, mtu: u32) -> String {
         let (mac, vtep, base) = (self.mac(), self.vtep, self.base());
         let (peer, peer_mac) = (other.base(), other.mac());
-        let gateway = self.gateway();
+        let (gateway, bridge_mac) = (self.gateway(), format!("02:00:00:00:01:{:02x}", self.place));
         format!(
             "link add flannel.1 mtu {mtu} txqueuelen 0 address {mac} type vxlan id 1 dev {cable} local {vtep} \
              dstport 8472 nolearning\n\
@@ -56,7 +58,7 @@ impl Plain {
              link set flannel.1 up\n\
              neighbour add {peer} lladdr {peer_mac} dev flannel.1 nud permanent\n\
              route add {peer}/24 via {peer} dev flannel.1 onlink\n\
-             link add cni0 mtu {mtu} type bridge\n\
+             link add cni0 mtu {mtu} address {bridge_mac} type bridge\n\
              address add {gateway}/24 dev cni0\n\
              link set cni0 up\n"
         )
@@ -88,8 +90,8 @@ impl Plain {
     }
 }
 
-/// Sets both nodes of a pair up, with two pods on the first and one on the second; `vteps` are their addresses on `cable`,
-/// whose MTU is `mtu` bytes. Returns the pods of each node.
+/// Sets both nodes of a pair up, with two pods on the first and one on the second; `vteps` are
+/// their addresses on `cable`, whose MTU is `mtu` bytes. Returns the pods of each node.
 pub fn install(
     lab: &Lab,
     nodes: &[Node; 2],

@@ -130,7 +130,7 @@ fn summary(findings: &Findings, underlay: Underlay) -> Option<String> {
     }
     let (_, first) = groups.first()?;
     let mut legend = String::new();
-    let mut at = NAME;
+    let mut at = 16.0;
     for ratio in first {
         let name = ratio.subject.variant.name();
         let _ = writeln!(

@@ -121,8 +121,8 @@ fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: 
     shown
 }
 
-/// What a person looks for: everything against what is replaced and against the host, then what becomes of the fast path
-/// without one of its parts. JSON has every pair.
+/// What a person looks for: everything against what is replaced and against the host, then what
+/// becomes of the fast path without one of its parts. JSON has every pair.
 fn ratios(findings: &Findings, underlay: Underlay, path: Path) -> Vec<Table> {
     let here = |ratio: &&Ratio| (ratio.subject.underlay, ratio.subject.path) == (underlay, path);
     let reference = summary::reference(&findings.ratios);

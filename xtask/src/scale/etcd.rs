@@ -1,5 +1,6 @@
-//! Writing to etcd and counting what it was asked, by its JSON gateway and its metrics: etcd's own client needs protoc,
-//! which is not there yet when this program is built, and `etcdctl` takes a process for every write.
+//! Writing to etcd and counting what it was asked, by its JSON gateway and its metrics: etcd's own
+//! client needs protoc, which is not there yet when this program is built, and `etcdctl` takes a
+//! process for every write.
 
 use std::net::SocketAddr;
 
@@ -62,7 +63,8 @@ impl Etcd {
         }
     }
 
-    /// How many requests others than this program have sent since etcd was started: calls, and messages on streams.
+    /// How many requests others than this program have sent since etcd was started: calls, and
+    /// messages on streams.
     pub fn requests(&self) -> Result<u64> {
         let answer = self
             .namespace
@@ -102,7 +104,7 @@ fn requests(metrics: &str) -> u64 {
     });
     let others = samples.filter(|(labels, _)| {
         let is = |method: &&str| labels.contains(&format!("grpc_method=\"{method}\""));
-        !OURS.iter().any(|method| is(&method))
+        !OURS.iter().any(is)
     });
     others
         .filter_map(|(_, value)| value.parse::<f64>().ok())

@@ -1,4 +1,5 @@
-//! What the kernel says it has been told about peers: routes, neighbours and FDB entries, followed by events.
+//! What the kernel says it has been told about peers: routes, neighbours and FDB entries, followed
+//! by events.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -17,7 +18,8 @@ use overlay_tests::Namespace;
 
 use super::leases::Invented;
 
-/// Multicast groups of rtnetlink (linux/rtnetlink.h): changes of neighbours, the FDB's included, and of IPv4 routes.
+/// Multicast groups of rtnetlink (linux/rtnetlink.h): changes of neighbours, the FDB's included,
+/// and of IPv4 routes.
 const GROUPS: u32 = 0x4 | 0x40;
 /// Room for the events of tens of thousands of peers at once, in bytes.
 const ROOM: usize = 256 << 20;
@@ -162,8 +164,8 @@ enum Table {
     Fdb,
 }
 
-/// The table, the address (a neighbour's, or a VTEP's) and the MAC address of an entry, which a neighbour that does
-/// not answer lacks.
+/// The table, the address (a neighbour's, or a VTEP's) and the MAC address of an entry, which a
+/// neighbour that does not answer lacks.
 fn neighbour(entry: &NeighbourMessage) -> Option<(Table, Ipv4Addr, Option<[u8; 6]>)> {
     let table = match entry.header.family {
         AddressFamily::Inet => Table::Neighbours,

@@ -1,5 +1,6 @@
-//! Leases of nodes that do not exist, as flanneld would write them. A cluster of this size is routed, so the made-up
-//! nodes are behind a few routers, each of which is the next hop of its share of them.
+//! Leases of nodes that do not exist, as flanneld would write them. A cluster of this size is
+//! routed, so the made-up nodes are behind a few routers, each of which is the next hop of its
+//! share of them.
 
 use std::net::Ipv4Addr;
 
@@ -8,12 +9,15 @@ use serde_json::{Value, json};
 
 /// Where leases lie in etcd.
 const SUBNETS: &str = "/coreos.com/network/subnets/";
-/// Next hops of all made-up nodes. A neighbour of the one real node has one of these addresses: 192.168.66.100, ….
+/// Next hops of all made-up nodes. A neighbour of the one real node has one of these addresses:
+/// 192.168.66.100, ….
 pub const ROUTERS: u32 = 16;
-/// So many made-up nodes have subnets, VTEPs and MAC addresses of their own; the real node's subnet lies beyond.
+/// So many made-up nodes have subnets, VTEPs and MAC addresses of their own; the real node's subnet
+/// lies beyond.
 pub const MOST: u32 = 60_000;
 
-/// The network configuration, with room for [`MOST`] made-up nodes before the subnets that agents choose from.
+/// The network configuration, with room for [`MOST`] made-up nodes before the subnets that agents
+/// choose from.
 pub fn network() -> Value {
     json!({
         "Network": "10.0.0.0/8",
@@ -29,7 +33,8 @@ pub fn network() -> Value {
 pub struct Invented {
     /// From 1 to [`MOST`].
     pub number: u32,
-    /// Whether it has moved to another machine, with another underlay address and another MAC address.
+    /// Whether it has moved to another machine, with another underlay address and another MAC
+    /// address.
     pub moved: bool,
 }
 

@@ -42,8 +42,8 @@ impl Sub for Time {
     }
 }
 
-/// Fields 14 to 17 of `/proc/PID/stat`: `utime`, `stime`, `cutime`, `cstime`. The second one is a name in parentheses and
-/// may hold anything.
+/// Fields 14 to 17 of `/proc/PID/stat`: `utime`, `stime`, `cutime`, `cstime`. The second one is a
+/// name in parentheses and may hold anything.
 fn time(stat: &str) -> Option<Time> {
     let fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
     let jiffies: Vec<f64> = fields
@@ -74,12 +74,13 @@ pub fn memory(process: &Process) -> Result<(f64, f64)> {
     Ok((now, most))
 }
 
-/// A count of the programs that a process starts, and that those start in turn. The kernel counts, so nobody is slower for
-/// it and none is too short-lived.
+/// A count of the programs that a process starts, and that those start in turn. The kernel counts,
+/// so nobody is slower for it and none is too short-lived.
 pub struct Started(Vec<Counter>);
 
 impl Started {
-    /// Counts from now on. `directory` is where tracefs can be mounted; it goes with the lab's own file system.
+    /// Counts from now on. `directory` is where tracefs can be mounted; it goes with the lab's own
+    /// file system.
     pub fn count(process: &Process, directory: &Path) -> Result<Self> {
         let tracing = directory.join("tracing");
         let id = tracing.join("events/sched/sched_process_exec/id");

@@ -1,4 +1,5 @@
-//! Where it happens: one real node with one real agent, a real etcd, and routers that lead to everybody else.
+//! Where it happens: one real node with one real agent, a real etcd, and routers that lead to
+//! everybody else.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -113,9 +114,6 @@ impl Stage {
     /// Waits a moment for events and takes them in.
     pub fn look(&mut self) -> Result<()> {
         self.kernel.take_in(LOOK)?;
-        if self.fast.is_none() && self.agent == Agent::Overlayd {
-            self.fast = FastPath::open(&self.namespace())?;
-        }
         if self.process.is_alive() {
             return Ok(());
         }
@@ -123,13 +121,16 @@ impl Stage {
     }
 
     /// Whether the agent says that it is ready, and both paths lead to all peers.
-    pub fn is_ready(&self) -> Result<bool> {
+    pub fn is_ready(&mut self) -> Result<bool> {
         let peers = self.peers as usize;
         if self.kernel.routes() < peers {
             return Ok(false);
         }
         if self.agent != Agent::Overlayd {
             return Ok(true);
+        }
+        if self.fast.is_none() {
+            self.fast = FastPath::open(&self.namespace())?;
         }
         let complete = match &self.fast {
             Some(fast) => fast.len()? >= peers,

@@ -1,5 +1,5 @@
-//! What a program says to the kernel: messages to netlink and bpf(2) calls, counted by strace(1). It slows the program
-//! down, so nothing is timed meanwhile.
+//! What a program says to the kernel: messages to netlink and bpf(2) calls, counted by strace(1).
+//! It slows the program down, so nothing is timed meanwhile.
 
 use std::collections::BTreeSet;
 use std::fs;
