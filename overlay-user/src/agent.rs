@@ -6,7 +6,9 @@ mod flows;
 mod health;
 mod kernel_path;
 mod node;
+mod path_check;
 mod reconciler;
+mod watchdog;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};

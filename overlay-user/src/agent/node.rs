@@ -9,6 +9,7 @@ use crate::datapath::pins::Pins;
 use crate::kernel::interface::{self, Criteria, Underlay};
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
+use crate::liveness::Liveness;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::{AgentFile, AgentLock};
 use crate::privilege::{self, Capability};
@@ -18,7 +19,9 @@ use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::health::Health;
+use crate::agent::path_check::PathCheck;
 use crate::agent::reconciler::Reconciler;
+use crate::agent::watchdog::{self, PATIENCE};
 
 /// How long to wait before asking again for what is not there yet.
 const RETRY: Duration = Duration::from_secs(1);
@@ -61,7 +64,11 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
             run_dir.display()
         );
     };
-    let health = Health::serve(flags, pins(flags)).await?;
+    let liveness = Liveness::default();
+    tokio::spawn(watchdog::feed(liveness.clone()));
+    let path_check = PathCheck::spawn();
+    liveness.expect("path check", path_check.heartbeat(), PATIENCE);
+    let health = Health::serve(flags, pins(flags), liveness.clone(), path_check.paths()).await?;
     let store = Arc::new(
         Store::open(
             flags.store.location(),
@@ -118,9 +125,12 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         rejected: Vec::new(),
         early_refusal: None,
         foreign_programs: None,
+        unreachable: Vec::new(),
+        unchecked: None,
     };
     file.write(run_dir)?;
 
+    liveness.expect("store keeper", store.heartbeat(), PATIENCE);
     let keeper = tokio::spawn({
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
         async move { store.run(cancel).await }
@@ -138,12 +148,9 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         mac,
         file,
     };
-    let result = Reconciler::new(node, start, kernel, store, health)
-        .run(cancel.clone())
-        .await;
-    cancel.cancel();
-    keeper.await.context("the lease keeper failed")?;
-    result
+    let reconciler = Reconciler::new(node, start, kernel, store, health, path_check);
+    liveness.expect("reconciler", reconciler.heartbeat(), PATIENCE);
+    watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await
 }
 
 /// What this node says of itself in its lease.

@@ -12,6 +12,7 @@ use crate::kernel::interface::Underlay;
 use crate::kernel::monitor::{Event, Monitor};
 use crate::kernel::pods::BRIDGE;
 use crate::lease::Lease;
+use crate::liveness::Heartbeat;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::AgentFile;
 use crate::store::{LeaseState, Store};
@@ -24,6 +25,7 @@ use crate::agent::fast_path::{Backing, FastPath, View};
 use crate::agent::health::{Health, Report};
 use crate::agent::kernel_path::KernelPath;
 use crate::agent::node::{Node, Start, attributes};
+use crate::agent::path_check::PathCheck;
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -51,6 +53,8 @@ pub struct Reconciler {
     file: AgentFile,
     peers: Peers,
     announced: bool,
+    heartbeat: Heartbeat,
+    path_check: PathCheck,
 }
 
 impl Reconciler {
@@ -61,6 +65,7 @@ impl Reconciler {
         kernel: Kernel,
         store: Arc<Store>,
         health: Health,
+        path_check: PathCheck,
     ) -> Self {
         Self {
             leases: store.subscribe(),
@@ -77,7 +82,14 @@ impl Reconciler {
             file: start.file,
             peers: Peers::default(),
             announced: false,
+            heartbeat: Heartbeat::default(),
+            path_check,
         }
+    }
+
+    /// Beats with every turn of the loop, and so every second if all is well.
+    pub fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
     }
 
     /// Rounds until `cancel`.
@@ -91,6 +103,7 @@ impl Reconciler {
         let mut next_hops_due = None;
         let mut last_look = last_round;
         loop {
+            self.heartbeat.beat();
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 () = when(due) => {
@@ -236,6 +249,11 @@ impl Reconciler {
         };
         self.fast_path.round(&view, &backing, &mut report).await;
 
+        self.path_check.follow(
+            &self.node.device,
+            self.lease.subnet.network(),
+            self.peers.believed(),
+        );
         self.leave_note(&mut report);
 
         report.peers = served.len();
@@ -251,6 +269,7 @@ impl Reconciler {
 
     /// Leaves a note for the tools of what the kernel does not show.
     fn leave_note(&mut self, report: &mut Report) {
+        let paths = self.path_check.paths().borrow().clone();
         let file = AgentFile {
             rejected: report
                 .rejected
@@ -260,6 +279,8 @@ impl Reconciler {
                 .collect(),
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
+            unreachable: paths.unreachable,
+            unchecked: paths.unchecked,
             ..self.file.clone()
         };
         if file == self.file {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Peer;
 use crate::files;
 use crate::lease::Rejected;
 
@@ -97,6 +98,12 @@ pub struct AgentFile {
     /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own.
     #[serde(default)]
     pub foreign_programs: Option<String>,
+    /// Peers that do not answer over the kernel path.
+    #[serde(default)]
+    pub unreachable: Vec<Peer>,
+    /// Why no peer is asked for an answer, if so.
+    #[serde(default)]
+    pub unchecked: Option<String>,
 }
 
 /// A [`Rejected`] as tools show it.
