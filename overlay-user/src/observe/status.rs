@@ -59,6 +59,8 @@ pub struct Status {
     pub rejected: Vec<RejectedLease>,
     /// Peers that do not answer over the kernel path: down, or behind a firewall; as of the last agent.
     pub unreachable: Vec<backend::Peer>,
+    /// Why TCP connections that leave the fast path may be lost, if so.
+    pub tcp_pick_up: Option<&'static str>,
     /// Why no peer is asked for an answer, if so.
     pub unchecked: Option<String>,
     /// What could not be read, and why.
@@ -183,6 +185,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         refused: BTreeMap::new(),
         rejected: Vec::new(),
         unreachable: Vec::new(),
+        tcp_pick_up: kernel::sysctl::no_tcp_pick_up(),
         unchecked: None,
         problems: Vec::new(),
     };

@@ -75,6 +75,9 @@ pub fn render(status: &Status) -> String {
             .iter()
             .map(|lease| vec![lease.subject.clone(), lease.reason.clone()]),
     ));
+    if let Some(why) = status.tcp_pick_up {
+        parts.push(why.to_owned());
+    }
     if let Some(why) = &status.unchecked {
         parts.push(format!("kernel paths to peers not checked: {why}"));
     }
