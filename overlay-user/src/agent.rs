@@ -4,6 +4,7 @@ mod cleanup;
 mod fast_path;
 mod health;
 mod kernel_path;
+mod path_check;
 mod plan;
 mod policies;
 mod reconciler;
@@ -12,6 +13,7 @@ mod seen;
 mod settings;
 mod start;
 mod underlay;
+mod watchdog;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};

@@ -16,6 +16,7 @@ pub mod apply;
 pub mod cleanup;
 pub mod conntrack;
 mod dump;
+pub mod echo;
 pub mod fdb;
 pub mod guard;
 pub mod interface;

@@ -13,6 +13,7 @@ pub mod files;
 pub mod ipam;
 pub mod kernel;
 pub mod lease;
+pub mod liveness;
 pub mod mac;
 pub mod observe;
 pub mod pod;

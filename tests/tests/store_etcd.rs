@@ -424,10 +424,6 @@ fn a_certificate_authority_is_enough_for_tls() {
                 user: None,
             })
         };
-        assert!(
-            Store::open(options(None), TTL, TTL).is_err(),
-            "no authority to check against"
-        );
         let asked = async {
             loop {
                 match open(options(Some(cert.clone())), TTL)
@@ -442,6 +438,46 @@ fn a_certificate_authority_is_enough_for_tls() {
         timeout(Duration::from_secs(20), asked)
             .await
             .expect("etcd does not answer by TLS");
+
+        // The same by the system's authorities, in a process of its own, because they are a process's environment.
+        let ask = |authorities: &Path| {
+            let itself = std::env::current_exe().expect("this program");
+            Command::new(itself)
+                .args(["--exact", "--ignored", "asks_by_the_systems_authorities"])
+                .env("SSL_CERT_FILE", authorities)
+                .env(ASKED, server.url())
+                .output()
+                .expect("run this program again")
+        };
+        let answer = ask(&cert);
+        assert!(answer.status.success(), "{answer:?}");
+        let nobody = files.path().join("nobody.pem");
+        std::fs::write(&nobody, "").expect("written");
+        assert!(!ask(&nobody).status.success(), "believed without authority");
+    });
+}
+
+/// The URL of an etcd for [`asks_by_the_systems_authorities`].
+const ASKED: &str = "OVERLAY_TEST_ETCD";
+
+#[test]
+#[ignore = "a part of `a_certificate_authority_is_enough_for_tls`"]
+fn asks_by_the_systems_authorities() {
+    let url = std::env::var(ASKED).expect("the other test sets it");
+    run(async {
+        let location = Location::Etcd(etcd::Options {
+            endpoints: vec![url],
+            prefix: PREFIX.into(),
+            key_file: None,
+            cert_file: None,
+            ca_file: None,
+            user: None,
+        });
+        let error = open(location, TTL)
+            .network_config()
+            .await
+            .expect_err("no configuration");
+        assert!(matches!(error, Error::NoConfig(_)), "{error}");
     });
 }
 

@@ -222,6 +222,9 @@ impl FastPath {
         if let Err(error) = sysctl::be_liberal_with_tcp() {
             report.note("connection tracking", error.to_string());
         }
+        if let Some(why) = sysctl::no_tcp_pick_up() {
+            report.note("TCP pick-up", why);
+        }
         if let Err(error) = running.carry_out(view, backing).await {
             report.problem("fast path", error.to_string());
         }

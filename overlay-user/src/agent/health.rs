@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use crate::agent::path_check::Paths;
 use crate::config::AgentFlags;
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
 use crate::kernel::guard;
 use crate::kernel::policies::Policy;
 use crate::lease::{Lease, Rejections};
+use crate::liveness::Liveness;
 use crate::observe::metrics::{self, Snapshot};
 use crate::store::{LeaseState, StoreHealth};
 use anyhow::Context as _;
@@ -94,11 +96,18 @@ pub struct Health {
 struct Shown {
     reports: watch::Receiver<(Option<Report>, u64)>,
     pins: Pins,
+    liveness: Liveness,
+    paths: watch::Receiver<Paths>,
 }
 
 impl Health {
     /// Starts the server, if the flags want one.
-    pub async fn serve(flags: &AgentFlags, pins: Pins) -> anyhow::Result<Self> {
+    pub async fn serve(
+        flags: &AgentFlags,
+        pins: Pins,
+        liveness: Liveness,
+        paths: watch::Receiver<Paths>,
+    ) -> anyhow::Result<Self> {
         let (reports, shown) = watch::channel((None, 0));
         if flags.node.healthz_port == 0 {
             return Ok(Self {
@@ -114,13 +123,15 @@ impl Health {
             .local_addr()
             .context("read the health server's address")?;
         let routes = Router::new()
-            .route("/livez", get(async || "ok\n"))
-            .route("/healthz", get(async || "ok\n"))
+            .route("/livez", get(livez))
+            .route("/healthz", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(render_metrics))
             .with_state(Shown {
                 reports: shown,
                 pins,
+                liveness,
+                paths,
             });
         tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, routes).await {
@@ -159,6 +170,16 @@ impl Health {
     }
 }
 
+/// Whether every task makes progress; if not, an agent that is started anew may.
+async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
+    let stuck = shown.liveness.stuck();
+    if stuck.is_empty() {
+        return (StatusCode::OK, "ok\n".to_owned());
+    }
+    let lines = stuck.iter().map(|task| format!("{task}\n"));
+    (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
+}
+
 async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     let (report, _) = &*shown.reports.borrow();
     let Some(report) = report else {
@@ -190,6 +211,9 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     }
     for (part, note) in &report.notes {
         line(part, note);
+    }
+    if let Some(note) = shown.paths.borrow().note() {
+        line("kernel paths to peers", &note);
     }
     for (part, problems) in &report.problems {
         line(part, &problems.join("; "));
@@ -225,6 +249,7 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
         ready: report.is_ready(),
         peers: report.peers,
         pods: report.pods,
+        unreachable_peers: shown.paths.borrow().unreachable.len(),
         rejected_leases: report.rejected.len(),
         policy_engines,
         lease_expiry: report.lease_expiry,
@@ -248,5 +273,38 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
             [(header::CONTENT_TYPE, "text/plain")],
             error.to_string(),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::time::Duration;
+
+    use crate::liveness::Heartbeat;
+
+    #[tokio::test]
+    async fn livez_names_the_task_that_is_stuck() {
+        let liveness = Liveness::default();
+        let shown = Shown {
+            reports: watch::channel((None, 0)).1,
+            pins: Pins::new("/nowhere"),
+            liveness: liveness.clone(),
+            paths: watch::channel(Paths::default()).1,
+        };
+        let answer = async || {
+            let answer = livez(State(shown.clone())).await.into_response();
+            let body = axum::body::to_bytes(answer.into_body(), 1000).await;
+            String::from_utf8(body.expect("a body").to_vec()).expect("text")
+        };
+        let status = async || livez(State(shown.clone())).await.into_response().status();
+        liveness.expect("well", Heartbeat::default(), Duration::from_secs(3600));
+        assert_eq!(status().await, StatusCode::OK);
+        let silent = Heartbeat::default();
+        liveness.expect("dead", silent.clone(), Duration::ZERO);
+        while silent.silence().is_zero() {}
+        assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer().await.starts_with("dead: no progress for "));
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::fast_path::{Backing, FastPath, View};
 use super::health::{Health, Report};
 use super::kernel_path::{self, KernelPath};
+use super::path_check::PathCheck;
 use super::plan::{Plan, Situation, attributes};
 use super::policies::Hindrance;
 use super::rules::RulesUpkeep;
@@ -26,6 +27,7 @@ use crate::kernel::pods::{BRIDGE, PodLinks};
 use crate::kernel::policies::Scope;
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
+use crate::liveness::Heartbeat;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::AgentFile;
 use crate::store::{LeaseState, Store};
@@ -61,6 +63,8 @@ pub struct Reconciler {
     /// Whether the last round left something to be put right.
     failed: bool,
     announced: bool,
+    heartbeat: Heartbeat,
+    path_check: PathCheck,
 }
 
 impl Reconciler {
@@ -71,6 +75,7 @@ impl Reconciler {
         kernel: Kernel,
         store: Arc<Store>,
         health: Health,
+        path_check: PathCheck,
     ) -> Self {
         Self {
             leases: store.subscribe(),
@@ -90,7 +95,14 @@ impl Reconciler {
             peers: Peers::default(),
             failed: false,
             announced: false,
+            heartbeat: Heartbeat::default(),
+            path_check,
         }
+    }
+
+    /// Beats with every turn of the loop, and so every second if all is well.
+    pub fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
     }
 
     /// Rounds until `cancel`.
@@ -102,7 +114,9 @@ impl Reconciler {
         let (mut last_round, mut last_resync) = (Instant::now(), Instant::now());
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
+        let mut paths = self.path_check.paths();
         loop {
+            self.heartbeat.beat();
             let soon = || Some((Instant::now() + SETTLE).max(last_round + PAUSE));
             let ways = self.fast_path.ways_changed();
             tokio::select! {
@@ -129,6 +143,11 @@ impl Reconciler {
                 }
                 () = told(ways) => due = due.or_else(soon),
                 changed = rules.changed() => {
+                    changed?;
+                    due = due.or_else(soon);
+                }
+                // For the note to the tools.
+                changed = paths.changed() => {
                     changed?;
                     due = due.or_else(soon);
                 }
@@ -295,6 +314,11 @@ impl Reconciler {
             peers: &served,
         };
         self.fast_path.carry_out(&mut view, &backing, report).await;
+        self.path_check.follow(
+            &self.settings.device,
+            self.lease.subnet.network(),
+            self.peers.believed(),
+        );
         report.pods = view.pods.pods.len();
         report.peers = served.len();
     }
@@ -312,6 +336,7 @@ impl Reconciler {
 
     /// Leaves a note for the tools of what the kernel does not show.
     fn leave_note(&mut self, report: &mut Report) {
+        let paths = self.path_check.paths().borrow().clone();
         let file = AgentFile {
             rejected: report
                 .rejected
@@ -322,6 +347,8 @@ impl Reconciler {
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
             network_policies: self.hindrance.note(),
+            unreachable: paths.unreachable,
+            unchecked: paths.unchecked,
             ..self.file.clone()
         };
         if file == self.file {

@@ -7,6 +7,7 @@ use crate::config::{AgentFlags, SubnetEnv};
 use crate::kernel::interface::{self, Underlay};
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
+use crate::liveness::Liveness;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::{AgentFile, AgentLock};
 use crate::privilege::{self, Capability};
@@ -16,9 +17,11 @@ use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
+use super::path_check::PathCheck;
 use super::plan::attributes;
 use super::reconciler::Reconciler;
 use super::settings::{self, Settings};
+use super::watchdog::{self, PATIENCE};
 
 /// How long to wait before asking again for what is not there yet.
 const RETRY: Duration = Duration::from_secs(1);
@@ -47,7 +50,17 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
             run_dir.display()
         );
     };
-    let health = Health::serve(flags, settings::pins(flags)).await?;
+    let liveness = Liveness::default();
+    tokio::spawn(watchdog::feed(liveness.clone()));
+    let path_check = PathCheck::spawn();
+    liveness.expect("path check", path_check.heartbeat(), PATIENCE);
+    let health = Health::serve(
+        flags,
+        settings::pins(flags),
+        liveness.clone(),
+        path_check.paths(),
+    )
+    .await?;
     let store = Arc::new(
         Store::open(
             flags.store.location(),
@@ -103,9 +116,12 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         early_refusal: None,
         foreign_programs: None,
         network_policies: None,
+        unreachable: Vec::new(),
+        unchecked: None,
     };
     file.write(run_dir)?;
 
+    liveness.expect("store keeper", store.heartbeat(), PATIENCE);
     let keeper = tokio::spawn({
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
         async move { store.run(cancel).await }
@@ -116,12 +132,9 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         mac,
         file,
     };
-    let result = Reconciler::new(settings, start, kernel, store, health)
-        .run(cancel.clone())
-        .await;
-    cancel.cancel();
-    keeper.await.context("the lease keeper failed")?;
-    result
+    let reconciler = Reconciler::new(settings, start, kernel, store, health, path_check);
+    liveness.expect("reconciler", reconciler.heartbeat(), PATIENCE);
+    watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await
 }
 
 /// Tries until it works, with the cause in the log, or until `cancel`.

@@ -20,7 +20,7 @@ pub const TYPE: &str = "vxlan";
 const LONGEST_SUBNET: u8 = 30;
 
 /// Another node, with all that is needed to send to its pods.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Peer {
     /// The node's pods have their addresses here.
     pub subnet: IpNet,

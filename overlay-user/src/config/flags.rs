@@ -87,7 +87,8 @@ pub struct StoreFlags {
         value_name = "FILE"
     )]
     pub etcd_certfile: String,
-    /// Certificate authority that signed etcd's certificate (PEM); enough for TLS by itself
+    /// Certificate authority that signed etcd's certificate (PEM); enough for TLS by itself. Without one, https
+    /// endpoints are checked against the system's authorities
     #[arg(
         long,
         env = "FLANNELD_ETCD_CAFILE",

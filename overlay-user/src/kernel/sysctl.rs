@@ -10,6 +10,7 @@ use super::Error;
 const IPV4_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 const IPV6_FORWARD: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+const TCP_LOOSE: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
 const LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const BRIDGE_CALLS_IPTABLES: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
@@ -48,6 +49,20 @@ pub fn be_liberal_with_tcp() -> Result<(), Error> {
         Err(Error::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok(_) | Err(_) => write(TCP_BE_LIBERAL, "1"),
     }
+}
+
+/// What an operator should know where connection tracking does not take up a TCP connection in its
+/// middle. The kernel's default is that it does, so that whoever switched it off meant it, and it stays
+/// off (unlike [`be_liberal_with_tcp`], which is off unless somebody switched it on). flannel needs no such
+/// thing, because connection tracking sees all that flannel carries.
+#[must_use]
+pub fn no_tcp_pick_up() -> Option<&'static str> {
+    let picks_up = read(TCP_LOOSE).map_or(true, |value| value != "0");
+    (!picks_up).then_some(
+        "nf_conntrack_tcp_loose is 0: a TCP connection that leaves the fast path in its middle is invalid \
+         to connection tracking, and lost where rules drop what is invalid; \
+         `sysctl -w net.netfilter.nf_conntrack_tcp_loose=1` keeps it",
+    )
 }
 
 /// Whether bridged packets pass iptables, which kube-proxy needs for Services between pods of one node.

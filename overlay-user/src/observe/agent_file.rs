@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Peer;
 use crate::files;
 use crate::lease::Rejected;
 
@@ -101,6 +102,12 @@ pub struct AgentFile {
     /// absent where there are none.
     #[serde(default)]
     pub network_policies: Option<String>,
+    /// Peers that do not answer over the kernel path.
+    #[serde(default)]
+    pub unreachable: Vec<Peer>,
+    /// Why no peer is asked for an answer, if so.
+    #[serde(default)]
+    pub unchecked: Option<String>,
 }
 
 /// A [`Rejected`] as tools show it.

@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub peers: usize,
     /// Pods of this node.
     pub pods: usize,
+    /// Peers that do not answer over the kernel path.
+    pub unreachable_peers: usize,
     /// Leases that were refused as invalid.
     pub rejected_leases: usize,
     /// Chains on hooks of netfilter with foreign rules that packets from pod to pod meet, by who
@@ -75,6 +77,11 @@ pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
             "peers",
             "Peers programmed in both paths",
             as_i64(snapshot.peers),
+        ),
+        (
+            "peers_unreachable",
+            "Peers that do not answer over the kernel path",
+            as_i64(snapshot.unreachable_peers),
         ),
         ("pods", "Pods of this node", as_i64(snapshot.pods)),
         (

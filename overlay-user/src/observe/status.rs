@@ -17,6 +17,7 @@ use serde::Serialize;
 pub use text::render;
 
 use super::agent_file::{AgentFile, AgentLock, RejectedLease};
+use crate::backend;
 use crate::config::net_conf::DEFAULT_VNI;
 use crate::config::subnet_env::{self, SubnetEnv};
 use crate::datapath::family::UserFamily as _;
@@ -57,6 +58,12 @@ pub struct Status {
     pub refused: BTreeMap<&'static str, Refused>,
     /// Leases that the agent does not believe, and why; as of the last agent.
     pub rejected: Vec<RejectedLease>,
+    /// Peers that do not answer over the kernel path: down, or behind a firewall; as of the last agent.
+    pub unreachable: Vec<backend::Peer>,
+    /// Why TCP connections that leave the fast path may be lost, if so.
+    pub tcp_pick_up: Option<&'static str>,
+    /// Why no peer is asked for an answer, if so.
+    pub unchecked: Option<String>,
     /// What could not be read, and why.
     pub problems: Vec<String>,
 }
@@ -179,6 +186,9 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         slow_path: BTreeMap::new(),
         refused: BTreeMap::new(),
         rejected: Vec::new(),
+        unreachable: Vec::new(),
+        tcp_pick_up: kernel::sysctl::no_tcp_pick_up(),
+        unchecked: None,
         problems: Vec::new(),
     };
     let needed = [Capability::NetAdmin, Capability::SysAdmin];
@@ -199,6 +209,8 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             status.early_refusal = agent.early_refusal;
             status.foreign_programs = agent.foreign_programs;
             status.network_policies = agent.network_policies;
+            status.unreachable = agent.unreachable;
+            status.unchecked = agent.unchecked;
         }
         Ok(None) => {}
         Err(error) => status.problems.push(error.to_string()),

@@ -39,7 +39,8 @@ pub struct Options {
     pub key_file: Option<PathBuf>,
     /// Client certificate, PEM.
     pub cert_file: Option<PathBuf>,
-    /// Certificate authority of the servers, PEM. Enough for TLS without a client certificate.
+    /// Certificate authority of the servers, PEM. Enough for TLS without a client certificate. Without one, an
+    /// `https://` endpoint is checked against the system's authorities.
     pub ca_file: Option<PathBuf>,
     /// User and password.
     pub user: Option<(String, Secret)>,

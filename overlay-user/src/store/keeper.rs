@@ -15,6 +15,7 @@ use super::table::Table;
 use super::{Error, LeaseState, Location, StoreHealth};
 use crate::config::{NetworkConfig, SubnetPool};
 use crate::lease::{Attributes, Lease, SubnetKey};
+use crate::liveness::Heartbeat;
 
 /// Changes that may wait between the watch and the keeper.
 const QUEUE: usize = 256;
@@ -37,6 +38,7 @@ pub struct Store {
     wanted: watch::Sender<Option<Wanted>>,
     state: watch::Sender<LeaseState>,
     inner: Mutex<Inner>,
+    heartbeat: Heartbeat,
 }
 
 /// What this node wants to hold.
@@ -72,6 +74,7 @@ impl Store {
             wanted: watch::Sender::new(None),
             state: watch::Sender::default(),
             inner: Mutex::default(),
+            heartbeat: Heartbeat::default(),
         })
     }
 
@@ -117,6 +120,13 @@ impl Store {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<LeaseState> {
         self.state.subscribe()
+    }
+
+    /// Beats whenever [`run`](Self::run) has heard from the watch of the store, and so at least every 20
+    /// seconds if all is well: a store that does not answer is heard of, too.
+    #[must_use]
+    pub fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
     }
 
     /// Changes what this node says about itself. [`run`](Self::run) writes it to the store as soon as it
@@ -176,7 +186,10 @@ impl Store {
             let mut timed = false;
             let change = tokio::select! {
                 change = changes.recv() => match change {
-                    Some(change) => Some(change),
+                    Some(change) => {
+                        self.heartbeat.beat();
+                        Some(change)
+                    }
                     None => return,
                 },
                 changed = wanted.changed() => match changed {

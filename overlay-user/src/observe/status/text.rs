@@ -78,6 +78,25 @@ pub fn render(status: &Status) -> String {
             .iter()
             .map(|lease| vec![lease.subject.clone(), lease.reason.clone()]),
     ));
+    if let Some(why) = status.tcp_pick_up {
+        parts.push(why.to_owned());
+    }
+    if let Some(why) = &status.unchecked {
+        parts.push(format!("kernel paths to peers not checked: {why}"));
+    }
+    if !status.unreachable.is_empty() {
+        parts.push(format!(
+            "{} peers give no answer over the kernel path: node down, or a firewall drops the VXLAN port or ICMP echo",
+            status.unreachable.len()
+        ));
+        parts.push(table::render(
+            &["no answer from", "vtep"],
+            status
+                .unreachable
+                .iter()
+                .map(|peer| vec![text(&peer.subnet), text(&peer.vtep)]),
+        ));
+    }
     for problem in &status.problems {
         parts.push(format!("problem: {problem}"));
     }

@@ -77,11 +77,6 @@ impl Clients {
             .iter()
             .filter(|url| url.starts_with("https://"))
             .count();
-        if secure > 0 && options.ca_file.is_none() {
-            return Err(Error::Options(
-                "an https:// endpoint needs --etcd-cafile to be checked against".into(),
-            ));
-        }
         if secure < options.endpoints.len() && options.ca_file.is_some() {
             return Err(Error::Options(
                 "--etcd-cafile is given, but not every endpoint begins with https://".into(),
@@ -162,8 +157,12 @@ impl Clients {
             .with_keep_alive(PROBE_EVERY, DEADLINE)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
-        if let Some(ca) = &self.options.ca_file {
-            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read(ca)?));
+        let url = &self.options.endpoints[endpoint];
+        if url.starts_with("https://") {
+            let mut tls = match &self.options.ca_file {
+                Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(read(ca)?)),
+                None => TlsOptions::new().with_native_roots(),
+            };
             if let (Some(cert), Some(key)) = (&self.options.cert_file, &self.options.key_file) {
                 tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
             }
@@ -174,7 +173,6 @@ impl Clients {
                 .with_user(name, password.reveal())
                 .with_auto_token_refresh(true);
         }
-        let url = &self.options.endpoints[endpoint];
         Client::connect([url], Some(options))
             .await
             .map_err(Failure::from)
@@ -239,7 +237,10 @@ mod tests {
             "a CA is enough"
         );
         assert!(Clients::new(options(" ", None)).is_err());
-        assert!(Clients::new(options("https://a:1", None)).is_err());
+        assert!(
+            Clients::new(options("https://a:1", None)).is_ok(),
+            "the system's authorities"
+        );
         assert!(Clients::new(options("http://a:1", Some("/ca.pem"))).is_err());
         let half = Options {
             cert_file: Some("/c".into()),

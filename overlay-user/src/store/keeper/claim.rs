@@ -65,6 +65,7 @@ impl Store {
             .with_jitter()
             .build();
         for pause in pauses {
+            self.heartbeat.beat();
             if let Some(entry) = self.race(inner, wanted, &value, previous).await? {
                 return self.take(inner, entry);
             }

@@ -1,0 +1,110 @@
+//! Whether the agent's long-lived tasks make progress. A task beats whenever it got something done;
+//! one that is silent for longer than it ever needs is stuck.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The sign of life of one task. Clones are the same heartbeat.
+#[derive(Clone, Debug)]
+pub struct Heartbeat(Arc<Mutex<Instant>>);
+
+impl Default for Heartbeat {
+    /// A heartbeat that has just beaten.
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Heartbeat {
+    /// Says that the task got something done.
+    pub fn beat(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long ago the task last got something done.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.elapsed()
+    }
+}
+
+/// The tasks that are expected to make progress. Clones are the same list.
+#[derive(Clone, Debug, Default)]
+pub struct Liveness(Arc<Mutex<Vec<Task>>>);
+
+#[derive(Debug)]
+struct Task {
+    name: &'static str,
+    heartbeat: Heartbeat,
+    patience: Duration,
+}
+
+/// A task that makes no progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stuck {
+    /// The task's name.
+    pub name: &'static str,
+    /// How long ago it last got something done.
+    pub silence: Duration,
+    /// The longest silence of a task that is well.
+    pub patience: Duration,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (silence, patience) = (self.silence.as_secs_f32(), self.patience.as_secs_f32());
+        write!(
+            f,
+            "{}: no progress for {silence:.1} s (at most {patience:.1} s is normal)",
+            self.name
+        )
+    }
+}
+
+impl Liveness {
+    /// Expects a beat of the task at least every `patience` from now on.
+    pub fn expect(&self, name: &'static str, heartbeat: Heartbeat, patience: Duration) {
+        heartbeat.beat();
+        let task = Task {
+            name,
+            heartbeat,
+            patience,
+        };
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.push(task);
+    }
+
+    /// The tasks that have been silent for too long.
+    #[must_use]
+    pub fn stuck(&self) -> Vec<Stuck> {
+        let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let silent = tasks.iter().map(|task| Stuck {
+            name: task.name,
+            silence: task.heartbeat.silence(),
+            patience: task.patience,
+        });
+        silent.filter(|it| it.silence > it.patience).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_task_is_stuck_until_it_beats_again() {
+        let liveness = Liveness::default();
+        let (well, silent) = (Heartbeat::default(), Heartbeat::default());
+        liveness.expect("one", well, Duration::from_secs(3600));
+        liveness.expect("other", silent.clone(), Duration::ZERO);
+        while silent.silence().is_zero() {}
+        let stuck = liveness.stuck();
+        assert_eq!(stuck.len(), 1);
+        assert!(stuck[0].to_string().starts_with("other: no progress for "));
+        // Patience that no test outlasts.
+        liveness.0.lock().expect("a list")[1].patience = Duration::from_secs(3600);
+        assert_eq!(liveness.stuck(), []);
+    }
+}

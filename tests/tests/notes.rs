@@ -1,0 +1,83 @@
+//! What an operator is told of a node that carries traffic, and yet is not as it should be.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use overlay_tests::status::status;
+use overlay_tests::traffic;
+use overlay_tests::{Lab, Node, Options, wait_until};
+use serde_json::Value;
+
+/// Three requests without an answer take some seconds, and what was told is asked for anew every ten.
+const LIMIT: Duration = Duration::from_secs(40);
+
+fn lab(name: &str) -> Result<Lab> {
+    Lab::up(Options {
+        pods: 1,
+        ..Options::for_test(name)
+    })
+}
+
+/// Waits for a text among what a ready node says of itself.
+fn wait_noted(node: &Node, text: &str, noted: bool) -> Result<()> {
+    wait_until(&format!("{text:?} to be noted: {noted}"), LIMIT, || {
+        node.http_get("/readyz")
+            .is_ok_and(|answer| answer.status == 200 && answer.body.contains(text) == noted)
+    })
+    .with_context(|| node.agent_log_tail())
+}
+
+#[test]
+fn a_firewall_that_drops_vxlan_is_told_although_the_fast_path_works() -> Result<()> {
+    let lab = lab("firewall")?;
+    let (one, other) = (lab.node(1), lab.node(2));
+    other.run([
+        "nft",
+        "table inet firewall { chain input { type filter hook input priority 0; udp dport 8472 drop; }; }",
+    ])?;
+    // A new agent asks at once, and not only in its next turn.
+    one.stop_agent(Signal::SIGTERM)?;
+    one.start_agent(&[])?;
+    let subnet = other.subnet()?.to_string();
+    let note = format!("no answer over the kernel path from {subnet}");
+    wait_noted(&one, &note, true)?;
+    let metrics = one.http_get("/metrics")?.body;
+    ensure!(
+        metrics.contains("\noverlay_peers_unreachable 1\n"),
+        "{metrics}"
+    );
+    wait_until("status to name the peer", LIMIT, || {
+        status(&one).is_ok_and(|status| status["unreachable"][0]["subnet"] == *subnet)
+    })?;
+    traffic::tcp(&(&lab.pod(1, 1)).into(), &(&lab.pod(2, 1)).into(), 10_000)
+        .context("the fast path does not pass the firewall")?;
+
+    other.run(["nft", "delete table inet firewall"])?;
+    wait_noted(&one, "no answer over the kernel path", false)?;
+    wait_until("status to be content", LIMIT, || {
+        status(&one).is_ok_and(|status| status["unreachable"] == Value::Array(Vec::new()))
+    })?;
+    lab.down()
+}
+
+#[test]
+fn connection_tracking_that_takes_up_no_connection_is_told() -> Result<()> {
+    let lab = lab("tcp-loose")?;
+    let node = lab.node(1);
+    let set = |value: u8| {
+        node.run([
+            "sysctl",
+            "-w",
+            &format!("net.netfilter.nf_conntrack_tcp_loose={value}"),
+        ])
+    };
+    ensure!(status(&node)?["tcp_pick_up"] == Value::Null);
+    set(0)?;
+    wait_noted(&node, "nf_conntrack_tcp_loose is 0", true)?;
+    let told = status(&node)?["tcp_pick_up"].to_string();
+    ensure!(told.contains("nf_conntrack_tcp_loose is 0"), "{told}");
+    set(1)?;
+    wait_noted(&node, "nf_conntrack_tcp_loose", false)?;
+    lab.down()
+}
