@@ -121,7 +121,7 @@ impl KernelPath {
         let served = self.device_and_peers(kernel, desired, report).await;
         if let Some(bridge) = pods.bridge.as_ref().filter(|bridge| !bridge.up) {
             match kernel.set_up(bridge.ifindex).await {
-                Ok(()) => tracing::warn!(device = BRIDGE, "somebody set the device down"),
+                Ok(()) => tracing::warn!(device = bridge.name, "somebody set the device down"),
                 Err(error) => report.problem("kernel", error.to_string()),
             }
         }
@@ -295,6 +295,8 @@ async fn guard_state(
     else {
         return None;
     };
+    let bridge = pods.bridge.as_ref();
+    let bridge = bridge.map_or_else(|| BRIDGE.to_owned(), |bridge| bridge.name.clone());
     let peers = desired
         .peers
         .values()
@@ -316,7 +318,7 @@ async fn guard_state(
         own_subnet,
         own_vtep,
         vxlan: node.device.clone(),
-        bridge: BRIDGE.to_owned(),
+        bridge,
         port: node.config.vxlan.port,
         vni: node.config.vxlan.vni,
         other_vnis,

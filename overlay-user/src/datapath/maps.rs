@@ -16,6 +16,7 @@ use super::pins::Pins;
 use super::tables::Tables;
 
 mod flows;
+mod one_pod;
 
 /// Names of the maps, as the programs declare them.
 pub const CONFIG: &str = "ov_config";
@@ -165,24 +166,6 @@ where
     pub fn fill_peers(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
         Ok(fill(&mut self.vteps, VTEPS, &tables.vteps)?
             + fill(&mut self.peers, PEERS, &tables.peers)?)
-    }
-
-    /// Takes a pod out of the maps, its endpoint with it.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn forget_pod(pins: &Pins, address: F::Addr) -> Result<(), Error> {
-        // The two maps alone: an agent of another build may have pinned the others.
-        let mut pods: HashMap<_, F::Addr, Pod> = open(pins, PODS)?;
-        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
-        let Some(pod) = missing_is_none(pods.get(&address, 0)).map_err(failed("read", PODS))?
-        else {
-            return Ok(());
-        };
-        missing_is_none(pods.remove(&address)).map_err(failed("delete from", PODS))?;
-        missing_is_none(endpoints.remove(&pod.ifindex))
-            .map_err(failed("delete from", ENDPOINTS))?;
-        Ok(())
     }
 
     /// Leaves the pod on a device to the kernel, both ways. Its entries stay: packets of a pod that the maps do

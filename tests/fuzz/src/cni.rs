@@ -62,7 +62,7 @@ pub fn request(data: &[u8]) {
     };
     match Request::new(variable) {
         Ok(Some(
-            Request::Add(attachment, _)
+            Request::Add(attachment, ..)
             | Request::Del(attachment, _)
             | Request::Check(attachment, _),
         )) => {
