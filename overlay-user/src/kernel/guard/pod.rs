@@ -8,15 +8,13 @@ use netlink_packet_core::{
 };
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-    SetElementMessage,
+    SetElementMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
-use nix::libc::{EEXIST, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
+use nix::libc::{EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
 use tokio::time::timeout;
 
 use super::{Error, TABLE};
@@ -28,8 +26,6 @@ const SUBSYSTEM: u16 = 10;
 const NAME: usize = 16;
 /// How long the kernel may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
-/// For errors.
-const CALL: &str = "NFT_MSG_NEWSETELEM";
 
 /// Has the guard judge what comes from `device`, where only `address` may come from. Without a guard there is nothing to
 /// do: programs judge, or no agent has run.
@@ -37,7 +33,19 @@ const CALL: &str = "NFT_MSG_NEWSETELEM";
 /// # Errors
 /// [`Error::Pod`] with what the kernel says.
 pub async fn admit(device: &str, address: Ipv4Addr) -> Result<(), Error> {
-    change(NfTablesMessage::NewSetElement, device, address).await
+    let change = async {
+        let Some(mut socket) = Socket::open()? else {
+            return Ok(());
+        };
+        let table = vec![TableAttribute::Name(TABLE.to_owned())];
+        let table = NfTablesMessage::GetTable(TableMessage { attributes: table });
+        if socket.finds(table).await? {
+            let elements = elements(device, address).map(NfTablesMessage::NewSetElement);
+            socket.transact(elements.into()).await?;
+        }
+        Ok(())
+    };
+    change.await.map_err(Error::Pod)
 }
 
 /// Undoes [`admit`]. An element that is not there is no error.
@@ -45,100 +53,135 @@ pub async fn admit(device: &str, address: Ipv4Addr) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Pod`] with what the kernel says.
 pub async fn dismiss(device: &str, address: Ipv4Addr) -> Result<(), Error> {
-    change(NfTablesMessage::DeleteSetElement, device, address).await
+    let change = async {
+        let Some(mut socket) = Socket::open()? else {
+            return Ok(());
+        };
+        let mut found = Vec::new();
+        for element in elements(device, address) {
+            if socket
+                .finds(NfTablesMessage::GetSetElement(element.clone()))
+                .await?
+            {
+                found.push(NfTablesMessage::DeleteSetElement(element));
+            }
+        }
+        socket.transact(found).await
+    };
+    change.await.map_err(Error::Pod)
 }
 
-async fn change(
-    verb: fn(SetElementMessage) -> NfTablesMessage,
-    device: &str,
-    address: Ipv4Addr,
-) -> Result<(), Error> {
-    let mut name = device.as_bytes().to_vec();
-    name.resize(NAME, 0);
-    let pod = [name.clone(), address.octets().to_vec()].concat();
-    // Each by itself: a transaction that removes what is not there does nothing at all. The address comes first, for a
-    // port of which none is known may send nothing.
-    for (set, key) in [("pods", pod), ("ports", name)] {
-        match transact(verb(element(set, key))).await {
-            Ok(()) => {}
-            // No such table, set or element; it is there already; a kernel without nftables or bridge tables.
+/// A pod in the two sets of the family `bridge`.
+fn elements(device: &str, address: Ipv4Addr) -> [SetElementMessage; 2] {
+    let mut port = device.as_bytes().to_vec();
+    port.resize(NAME, 0);
+    let pod = [&port[..], &address.octets()].concat();
+    [("pods", pod), ("ports", port)].map(|(set, key)| {
+        let key = SetElementAttribute::Key(DataAttribute::Value(key));
+        SetElementMessage {
+            attributes: vec![
+                SetElementList::Table(TABLE.to_owned()),
+                SetElementList::Set(set.to_owned()),
+                SetElementList::Elements(vec![ListAttribute::Element(vec![key])]),
+            ],
+        }
+    })
+}
+
+/// A socket to nftables.
+struct Socket(TokioSocket);
+
+impl Socket {
+    /// `None` on a kernel without netfilter.
+    fn open() -> Result<Option<Self>, kernel::Error> {
+        let mut socket = match TokioSocket::new(NETLINK_NETFILTER) {
+            Err(error) if error.raw_os_error() == Some(EPROTONOSUPPORT) => return Ok(None),
+            opened => opened.map_err(kernel::Error::Socket)?,
+        };
+        let bound = socket.socket_mut().bind_auto();
+        bound.map_err(kernel::Error::Socket)?;
+        Ok(Some(Self(socket)))
+    }
+
+    /// Whether there is what a request asks for. A transaction on what is not there would tell as well, but waits for RCU
+    /// before it does.
+    async fn finds(&mut self, what: NfTablesMessage) -> Result<bool, kernel::Error> {
+        // There is none; or the kernel has no nftables, or none for bridges.
+        const ABSENT: [i32; 4] = [ENOENT, EINVAL, EOPNOTSUPP, EPROTONOSUPPORT];
+        match self
+            .ask("NFT_MSG_GET", &serialize(NLM_F_REQUEST, what))
+            .await
+        {
+            Ok(()) => Ok(true),
             Err(kernel::Error::Refused { source, .. })
-                if matches!(
-                    source.raw_os_error(),
-                    Some(ENOENT | EEXIST | EOPNOTSUPP | EPROTONOSUPPORT)
-                ) => {}
-            Err(kernel::Error::Socket(source))
-                if source.raw_os_error() == Some(EPROTONOSUPPORT) => {}
-            Err(error) => return Err(Error::Pod(error)),
+                if source
+                    .raw_os_error()
+                    .is_some_and(|errno| ABSENT.contains(&errno)) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
-    Ok(())
-}
 
-fn element(set: &str, key: Vec<u8>) -> SetElementMessage {
-    let key = SetElementAttribute::Key(DataAttribute::Value(key));
-    SetElementMessage {
-        attributes: vec![
-            SetElementList::Table(TABLE.to_owned()),
-            SetElementList::Set(set.to_owned()),
-            SetElementList::Elements(vec![ListAttribute::Element(vec![key])]),
-        ],
+    /// Makes all changes in one step.
+    async fn transact(&mut self, changes: Vec<NfTablesMessage>) -> Result<(), kernel::Error> {
+        let Some(last) = changes.len().checked_sub(1) else {
+            return Ok(());
+        };
+        let mut batch = control(ControlMessage::BatchBegin);
+        for (number, change) in changes.into_iter().enumerate() {
+            // One answer: that of the last, or of the first that is refused.
+            let answer = if number == last { NLM_F_ACK } else { 0 };
+            batch.extend(serialize(NLM_F_REQUEST | NLM_F_CREATE | answer, change));
+        }
+        batch.extend(control(ControlMessage::BatchEnd));
+        self.ask("NFT_MSG_NEWSETELEM", &batch).await
     }
-}
 
-/// Changes a set in the family `bridge`, in a transaction of its own.
-async fn transact(change: NfTablesMessage) -> Result<(), kernel::Error> {
-    let refused = |source| kernel::Error::Refused {
-        call: CALL,
-        object: TABLE.to_owned(),
-        source,
-    };
-    let control = |message| {
-        let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM);
-        serialize(
-            NLM_F_REQUEST,
-            NetfilterMessage::new(header, NetfilterMessageInner::None(message)),
-        )
-    };
-    let header = NetfilterHeader::new(NetfilterProtoFamily::Bridge, 0, 0);
-    let batch = [
-        control(ControlMessage::BatchBegin),
-        serialize(
-            NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK,
-            NetfilterMessage::new(header, change),
-        ),
-        control(ControlMessage::BatchEnd),
-    ];
-    let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(kernel::Error::Socket)?;
-    let bound = socket.socket_mut().bind_auto();
-    bound.map_err(kernel::Error::Socket)?;
-    socket
-        .send_to(&batch.concat(), &SocketAddr::new(0, 0))
-        .await
-        .map_err(refused)?;
-    let mut answer = Vec::with_capacity(8 << 10);
-    timeout(SILENCE, socket.recv_from(&mut answer))
-        .await
-        .map_err(|_| kernel::Error::Deadline {
-            call: CALL,
+    async fn ask(&mut self, call: &'static str, request: &[u8]) -> Result<(), kernel::Error> {
+        let refused = |source| kernel::Error::Refused {
+            call,
             object: TABLE.to_owned(),
-        })?
-        .map_err(refused)?;
-    let answer = NetlinkMessage::<NetfilterMessage>::deserialize(&answer).map_err(|error| {
-        kernel::Error::Answer {
-            call: CALL,
+            source,
+        };
+        let sent = self.0.send_to(request, &SocketAddr::new(0, 0)).await;
+        sent.map_err(refused)?;
+        let mut answer = Vec::with_capacity(8 << 10);
+        timeout(SILENCE, self.0.recv_from(&mut answer))
+            .await
+            .map_err(|_| kernel::Error::Deadline {
+                call,
+                object: TABLE.to_owned(),
+            })?
+            .map_err(refused)?;
+        let answer = NetlinkMessage::<NetfilterMessage>::deserialize(&answer);
+        let answer = answer.map_err(|error| kernel::Error::Answer {
+            call,
             object: TABLE.to_owned(),
             reason: error.to_string(),
+        })?;
+        match answer.payload {
+            // An acknowledgement is an error without a number.
+            NetlinkPayload::Error(error) if error.code.is_some() => Err(refused(error.to_io())),
+            _ => Ok(()),
         }
-    })?;
-    match answer.payload {
-        // An acknowledgement is an error without a number.
-        NetlinkPayload::Error(error) if error.code.is_some() => Err(refused(error.to_io())),
-        _ => Ok(()),
     }
 }
 
-fn serialize(flags: u16, message: NetfilterMessage) -> Vec<u8> {
+/// Begin and end of a transaction.
+fn control(message: ControlMessage) -> Vec<u8> {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM);
+    let message = NetfilterMessage::new(header, message);
+    bytes(NLM_F_REQUEST, message)
+}
+
+fn serialize(flags: u16, message: NfTablesMessage) -> Vec<u8> {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Bridge, 0, 0);
+    bytes(flags, NetfilterMessage::new(header, message))
+}
+
+fn bytes(flags: u16, message: NetfilterMessage) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
