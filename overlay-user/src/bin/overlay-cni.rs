@@ -66,7 +66,7 @@ fn runtime() -> Result<Runtime, ExitCode> {
 }
 
 fn install() -> ExitCode {
-    let install = Install::parse_from(env::args().skip(1));
+    let install = Install::parse_from(env::args().skip(2));
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(code) => return code,

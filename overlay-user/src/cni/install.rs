@@ -34,7 +34,11 @@ const CONFIGURATION: u32 = 0o644;
 /// The configuration is written for the highest version of CNI that every plugin of its list speaks. Runtimes that know
 /// version 1.1.0 are offered it beside 1.0.0 (`cniVersions`), older ones do not see it.
 #[derive(Debug, Parser)]
-#[command(name = "overlay-cni install")]
+#[command(
+    name = "overlay-cni install",
+    bin_name = "overlay-cni install",
+    no_binary_name = true
+)]
 pub struct Install {
     /// Directory of network configurations
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]

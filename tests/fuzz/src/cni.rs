@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use overlay_user::cni::Error;
+use overlay_user::cni::asked::Asked;
 use overlay_user::cni::config::NetConf;
 use overlay_user::cni::request::Request;
 use tempfile::NamedTempFile;
@@ -39,6 +40,10 @@ pub fn config(data: &[u8]) {
             conf.previous().expect("what we write we can read");
         }
         Ok(None) => {}
+        Err(error) => answered(&error),
+    }
+    match Asked::new(&conf.cni_version, &conf) {
+        Ok(asked) => assert!(asked.mac.is_none_or(|mac| mac.is_unicast())),
         Err(error) => answered(&error),
     }
     conf.subnet_file = SUBNET_ENV.path().to_owned();
