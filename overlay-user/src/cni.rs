@@ -52,10 +52,10 @@ use crate::deadline::Deadline;
 /// waited for.
 const CALL: Duration = Duration::from_secs(30);
 
-/// Answers one call: variables of the environment by way of `variable`, the configuration from `input`.
-/// Returns what goes to standard output, if anything does. `OVERLAY_BPFFS` says where the fast path is pinned, and
-/// `OVERLAY_RUN_DIR` where the agent has its run directory, if that is not the default; `OVERLAY_DEADLINE` how many
-/// seconds the call may take.
+/// Answers one call: variables of the environment by way of `variable`, the configuration from
+/// `input`. Returns what goes to standard output, if anything does. `OVERLAY_BPFFS` says where the
+/// fast path is pinned, and `OVERLAY_RUN_DIR` where the agent has its run directory, if that is not
+/// the default; `OVERLAY_DEADLINE` how many seconds the call may take.
 ///
 /// # Errors
 ///

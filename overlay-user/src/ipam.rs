@@ -187,12 +187,14 @@ impl Store {
         })
     }
 
-    /// Gives `attachment` this very address of `range`. Where the round goes on is not changed by that, as by `host-local`.
+    /// Gives `attachment` this very address of `range`. Where the round goes on is not changed by
+    /// that, as by `host-local`.
     ///
     /// # Errors
     ///
-    /// [`Error::Outside`] if the range does not have it, [`Error::Taken`] if another attachment holds it,
-    /// [`Error::Duplicate`] if this one has an address there already, [`Error::Files`] if the disk fails.
+    /// [`Error::Outside`] if the range does not have it, [`Error::Taken`] if another attachment
+    /// holds it, [`Error::Duplicate`] if this one has an address there already, [`Error::Files`] if
+    /// the disk fails.
     pub fn claim(
         &self,
         range: &Range,

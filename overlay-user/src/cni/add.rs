@@ -169,8 +169,8 @@ impl Place<'_> {
         )))
     }
 
-    /// Takes back what a failed ADD did, for which there is a little time even after its deadline. What fails here as well
-    /// is only reported: the runtime calls DEL next.
+    /// Takes back what a failed ADD did, for which there is a little time even after its deadline.
+    /// What fails here as well is only reported: the runtime calls DEL next.
     async fn undo(&self, address: IpAddr) {
         let Self {
             conf,

@@ -1,7 +1,8 @@
 //! The addresses that a runtime asks for, if it asks for any.
 //!
-//! By CNI's conventions (`CONVENTIONS.md`), as `host-local` and `bridge` read them: `IP` and `MAC` in `CNI_ARGS`, `ips`
-//! and `mac` in `args.cni` and in `runtimeConfig` of the configuration. Of several MAC addresses the last one counts.
+//! By CNI's conventions (`CONVENTIONS.md`), as `host-local` and `bridge` read them: `IP` and `MAC`
+//! in `CNI_ARGS`, `ips` and `mac` in `args.cni` and in `runtimeConfig` of the configuration. Of
+//! several MAC addresses the last one counts.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -36,8 +37,8 @@ impl Asked {
     /// Reads `CNI_ARGS` and the configuration.
     ///
     /// # Errors
-    /// [`Error::Protocol`] for malformed `CNI_ARGS`, [`Error::Config`] for what no pod can have, [`Error::Decode`] for a
-    /// configuration of another shape.
+    /// [`Error::Protocol`] for malformed `CNI_ARGS`, [`Error::Config`] for what no pod can have,
+    /// [`Error::Decode`] for a configuration of another shape.
     pub fn new(arguments: &str, conf: &NetConf) -> Result<Self, Error> {
         let mut addresses = BTreeSet::new();
         let mut mac = None;

@@ -19,8 +19,8 @@ const LOCAL_UNICAST: u8 = 0x02;
 ///
 /// # Errors
 ///
-/// [`Error::Netlink`] if the kernel refuses, [`Error::Conflict`] if a device of another kind has the name, the bridge has
-/// another network's address, or another device has this network's.
+/// [`Error::Netlink`] if the kernel refuses, [`Error::Conflict`] if a device of another kind has
+/// the name, the bridge has another network's address, or another device has this network's.
 pub async fn ensure(host: &Netlink, network: &Network) -> Result<Link, Error> {
     let mut bridge = find(host, network).await?;
     if bridge.is_none() {
@@ -61,8 +61,8 @@ pub async fn ensure(host: &Netlink, network: &Network) -> Result<Link, Error> {
     Ok(bridge)
 }
 
-/// That no other device has the gateway's address: the node would have a route to one of the two only, and the agent
-/// serves the pods of one.
+/// That no other device has the gateway's address: the node would have a route to one of the two
+/// only, and the agent serves the pods of one.
 async fn is_alone(host: &Netlink, network: &Network) -> Result<(), Error> {
     let Some(holder) = host.holder(network.subnet).await? else {
         return Ok(());

@@ -186,7 +186,8 @@ impl<'a> Expected<'a> {
         let own = veth::host_name(attachment);
         let on_host =
             |interface: &&Interface| interface.sandbox.is_none() && interface.name != bridge.name;
-        // flannel's own plugin gives another name, and writes no note. Plugins before us may have devices as well.
+        // flannel's own plugin gives another name, and writes no note. Plugins before us may have
+        // devices as well.
         let candidates = self.result.interfaces.iter().filter(on_host);
         let mut names = candidates.map(|interface| &interface.name);
         let name = if names.clone().any(|name| *name == own) {
@@ -202,7 +203,8 @@ impl<'a> Expected<'a> {
             return changed(format!("hairpin mode of {name} is not {}", network.hairpin));
         }
         if *name == own {
-            // The MAC address is that of ADD; plugins behind us may have given another, which the agent finds.
+            // The MAC address is that of ADD; plugins behind us may have given another, which the
+            // agent finds.
             let is_of_pod = |note: PodNote| {
                 (&note.container, &note.interface) == (&attachment.container, &attachment.interface)
                     && Some(note.address) == self.addresses.first().map(IpNet::addr)

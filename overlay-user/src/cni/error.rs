@@ -83,7 +83,7 @@ pub enum Error {
     #[error("the pod's network is not as it was set up: {0}")]
     Changed(String),
     /// STATUS: an ADD would fail.
-    #[error("pods cannot be added now{}", if *.limited { ", and those on this node are cut off: their bridge is down" } else { "" })]
+    #[error("pods cannot be added now{}", cut_off(*.limited))]
     Unavailable {
         /// Why.
         source: Box<Error>,
@@ -102,6 +102,15 @@ fn lacking() -> String {
     match privilege::missing(&[Capability::NetAdmin]) {
         Some(missing) => format!("; the plugin lacks {missing}"),
         None => String::new(),
+    }
+}
+
+/// What is to be said of the pods that are there.
+fn cut_off(limited: bool) -> &'static str {
+    if limited {
+        ", and those on this node are cut off: their bridge is down"
+    } else {
+        ""
     }
 }
 

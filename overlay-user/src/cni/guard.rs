@@ -38,8 +38,8 @@ impl Agent {
         }
     }
 
-    /// Whether an agent is at work that takes a new pod over in a moment: one that runs, and whose sign of life is
-    /// fresh. One that waits for its store gives none.
+    /// Whether an agent is at work that takes a new pod over in a moment: one that runs, and whose
+    /// sign of life is fresh. One that waits for its store gives none.
     fn takes_over(&self) -> bool {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(u64::MAX, |now| {
             let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
@@ -50,21 +50,23 @@ impl Agent {
     }
 }
 
-/// Guards a pod whose interface is not up yet. The pod works without, so that what fails is only reported.
+/// Guards a pod whose interface is not up yet. The pod works without, so that what fails is only
+/// reported.
 pub async fn raise(agent: &Agent, port: &Link, address: IpAddr, mac: MacAddr) {
-    // Attaching by tcx waits some 10 ms for RCU, four times as long as all the rest: not where the agent is about to.
+    // Attaching by tcx waits some 10 ms for RCU, four times as long as all the rest: not where the
+    // agent is about to.
     if !agent.takes_over() {
         match pods::guard(&agent.pins, &port.name, port.index, address, mac) {
             Ok(_) | Err(datapath::Error::Family(_)) => {}
             Err(error) => {
-                tracing::warn!(%address, %error, "no program judges what the pod sends before an agent runs");
+                tracing::warn!(%address, %error, "unguarded by programs before an agent runs");
             }
         }
     }
     if let IpAddr::V4(address) = address
         && let Err(error) = pod::admit(&port.name, address).await
     {
-        tracing::warn!(%address, %error, "the pod is not guarded before an agent runs");
+        tracing::warn!(%address, %error, "unguarded by nftables before an agent runs");
     }
 }
 

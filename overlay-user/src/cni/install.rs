@@ -31,8 +31,9 @@ const CONFIGURATION: u32 = 0o644;
 
 /// Puts the plugin and its configuration where container runtimes look for them
 ///
-/// The configuration is written for the highest version of CNI that every plugin of its list speaks. Runtimes that know
-/// version 1.1.0 are offered it beside 1.0.0 (`cniVersions`), older ones do not see it.
+/// The configuration is written for the highest version of CNI that every plugin of its list
+/// speaks. Runtimes that know version 1.1.0 are offered it beside 1.0.0 (`cniVersions`), older ones
+/// do not see it.
 #[derive(Debug, Parser)]
 #[command(
     name = "overlay-cni install",
@@ -69,7 +70,8 @@ pub enum Error {
     List(String, String),
     /// A plugin of the list is not where runtimes look for it.
     #[error(
-        "the list names {0}, which is not in {1}: install the CNI reference plugins there, or give a list without it by --list"
+        "the list names {0}, which is not in {1}: install the CNI reference plugins there, or give a \
+         list without it by --list"
     )]
     Missing(String, PathBuf),
     /// A plugin does not tell its versions.
@@ -179,8 +181,9 @@ fn types(list: &Value) -> Option<Vec<&str>> {
         .collect()
 }
 
-/// The list for these versions, if there are any. Its `cniVersion` is one that every runtime takes: up to 1.0.0 there is no
-/// choice between versions, and a runtime refuses one that it does not know. Those after it are offered by `cniVersions`.
+/// The list for these versions, if there are any. Its `cniVersion` is one that every runtime takes:
+/// up to 1.0.0 there is no choice between versions, and a runtime refuses one that it does not
+/// know. Those after it are offered by `cniVersions`.
 fn for_versions(list: &Value, versions: &BTreeSet<SpecVersion>) -> Option<Value> {
     let mut before = versions.iter().rev();
     let one = before.find(|version| **version <= SpecVersion::new(1, 0, 0))?;
@@ -200,7 +203,8 @@ fn for_versions(list: &Value, versions: &BTreeSet<SpecVersion>) -> Option<Value>
     Some(Value::Object(text))
 }
 
-/// Writes a file under a name of its own first: whoever looks finds the old one or the new one, whole.
+/// Writes a file under a name of its own first: whoever looks finds the old one or the new one,
+/// whole.
 fn replace(
     path: &Path,
     mode: u32,

@@ -63,8 +63,8 @@ pub async fn del(
     }
     remove_file(&conf.data_dir.join(&attachment.container))?;
     release(conf, attachment, deadline)?;
-    // An ADD that its runtime has given up may still be at work: what it made meanwhile it was not told of, and what it
-    // makes from now on it takes back itself.
+    // An ADD that its runtime has given up may still be at work: what it made meanwhile it was not
+    // told of, and what it makes from now on it takes back itself.
     veth::remove(&host, attachment).await?;
     if let (Some(address), Some(store)) = (noted, open_store(conf, deadline)?) {
         let entries = store.entries()?;
@@ -210,8 +210,8 @@ struct Pod<'a> {
 }
 
 impl Pod<'_> {
-    /// Cuts a pod off: nothing may lead to it before its device goes, and its device goes before its address can
-    /// be given to another.
+    /// Cuts a pod off: nothing may lead to it before its device goes, and its device goes before
+    /// its address can be given to another.
     async fn disconnect(
         &self,
         host: &Netlink,
@@ -234,8 +234,9 @@ impl Pod<'_> {
     }
 }
 
-/// Whether the plugin masquerades pods now: then it may have done so when a pod was made whose note does not tell,
-/// because an earlier version has written it, or because ADD did not come to its end.
+/// Whether the plugin masquerades pods now: then it may have done so when a pod was made whose note
+/// does not tell, because an earlier version has written it, or because ADD did not come to its
+/// end.
 fn masquerades(conf: &NetConf) -> bool {
     conf.network().is_ok_and(|network| network.ip_masq)
 }

@@ -34,8 +34,9 @@ pub fn host_name(attachment: &Attachment) -> String {
     format!("veth{hash:08x}")
 }
 
-/// Makes the pair: the host end a port of `bridge` and up, the pod's end in `netns` with the name that the
-/// attachment has for it, and still down. `mac` is the pod's end's; the kernel chooses one otherwise. Returns the host end.
+/// Makes the pair: the host end a port of `bridge` and up, the pod's end in `netns` with the name
+/// that the attachment has for it, and still down. `mac` is the pod's end's; the kernel chooses one
+/// otherwise. Returns the host end.
 ///
 /// A host end that a crashed ADD left is replaced.
 ///

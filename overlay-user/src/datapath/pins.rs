@@ -1,5 +1,6 @@
-//! Where the data path is pinned: `<root>/v<ABI>/maps/<map>` and `<root>/v<ABI>/links/<program>_<ifindex>`, and below
-//! `<root>/v<ABI>/programs` what the CNI plugin attaches while no agent runs.
+//! Where the data path is pinned: `<root>/v<ABI>/maps/<map>` and
+//! `<root>/v<ABI>/links/<program>_<ifindex>`, and below `<root>/v<ABI>/programs` what the CNI
+//! plugin attaches while no agent runs.
 //!
 //! Links are named after the interface's index, not its name: a device may be renamed under a running link.
 

@@ -12,12 +12,13 @@ use super::pins::Pins;
 use super::{Error, programs};
 use crate::mac::MacAddr;
 
-/// Tells the programs of a pod, and attaches the one that judges what the pod sends to the pod's host end, as long as
-/// no agent does: what is forged is refused, all else is left to the kernel. `false` where no programs are pinned.
+/// Tells the programs of a pod, and attaches the one that judges what the pod sends to the pod's
+/// host end, as long as no agent does: what is forged is refused, all else is left to the kernel.
+/// `false` where no programs are pinned.
 ///
 /// # Errors
-/// [`Error::Map`], [`Error::Attach`], [`Error::Link`] where the kernel refuses, [`Error::Family`] for an address that
-/// no pod can have.
+/// [`Error::Map`], [`Error::Attach`], [`Error::Link`] where the kernel refuses, [`Error::Family`]
+/// for an address that no pod can have.
 pub fn guard(
     root: &Path,
     interface: &str,
@@ -38,8 +39,8 @@ pub fn guard(
     programs::attach_offered(&pins, interface, ifindex)
 }
 
-/// Until when the last sign of life of an agent whose programs are at work holds (`CLOCK_MONOTONIC`, nanoseconds), if
-/// there was one.
+/// Until when the last sign of life of an agent whose programs are at work holds
+/// (`CLOCK_MONOTONIC`, nanoseconds), if there was one.
 #[must_use]
 pub fn alive_until(root: &Path) -> Option<u64> {
     Maps::<V4>::heartbeat(&Pins::new(root)).ok()
@@ -58,7 +59,8 @@ pub fn forget(root: &Path, address: IpAddr) -> Result<(), Error> {
     Maps::<V4>::forget_pod(&pins, address)
 }
 
-/// Takes the endpoint of a device that is gone out of the pinned maps, and removes the pins of its links.
+/// Takes the endpoint of a device that is gone out of the pinned maps, and removes the pins of its
+/// links.
 ///
 /// # Errors
 /// [`Error::Map`], [`Error::Pin`] where the kernel refuses.

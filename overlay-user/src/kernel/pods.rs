@@ -29,8 +29,8 @@ pub struct PodLink {
     pub name: String,
     /// MAC address of the host end.
     pub mac: MacAddr,
-    /// MAC address of the pod's end. Others may have changed it since the note was written, as the plugin `tuning` does; the
-    /// note's where the kernel does not tell.
+    /// MAC address of the pod's end. Others may have changed it since the note was written, as the
+    /// plugin `tuning` does; the note's where the kernel does not tell.
     pub pod_mac: MacAddr,
     /// Interface index of the pod's end, in its own namespace.
     pub peer: Option<u32>,
@@ -88,8 +88,8 @@ pub struct PodLinks {
 }
 
 impl Kernel {
-    /// Lists the pods and the bridge that they hang on: the one called `usual`, unless all pods hang on another. The CNI
-    /// plugin refuses to make a second one.
+    /// Lists the pods and the bridge that they hang on: the one called `usual`, unless all pods
+    /// hang on another. The CNI plugin refuses to make a second one.
     ///
     /// # Errors
     /// What netlink says.

@@ -71,7 +71,8 @@ fn a_masqueraded_pod_takes_its_rules_along() -> Result<()> {
     lab.down()
 }
 
-/// A runtime that gives an ADD up calls DEL; the ADD, still at work, must not go on with what is not its any more.
+/// A runtime that gives an ADD up calls DEL; the ADD, still at work, must not go on with what is
+/// not its any more.
 #[test]
 fn an_add_that_lost_its_address_is_undone() -> Result<()> {
     let lab = lab("lost", 1, "off")?;

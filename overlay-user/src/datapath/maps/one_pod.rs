@@ -1,5 +1,5 @@
-//! The entries of one pod, which the CNI plugin writes and removes. Only the maps that hold them are opened: an agent of
-//! another build may have pinned the others.
+//! The entries of one pod, which the CNI plugin writes and removes. Only the maps that hold them
+//! are opened: an agent of another build may have pinned the others.
 
 use aya::Pod as Plain;
 use aya::maps::HashMap;

@@ -1,9 +1,9 @@
-//! The program that judges what a pod sends, pinned for the CNI plugin: it guards the pods that are made while no agent
-//! runs.
+//! The program that judges what a pod sends, pinned for the CNI plugin: it guards the pods that are
+//! made while no agent runs.
 //!
-//! `programs/tcx/ov_pod_in` or `programs/clsact/ov_pod_in`: the directory says how the agent attaches, for a packet shall
-//! meet the program once. The program at the hook's other end only saves what the agent finds out by connection tracking
-//! when it takes the pod over.
+//! `programs/tcx/ov_pod_in` or `programs/clsact/ov_pod_in`: the directory says how the agent
+//! attaches, for a packet shall meet the program once. The program at the hook's other end only
+//! saves what the agent finds out by connection tracking when it takes the pod over.
 
 use std::fs;
 use std::path::PathBuf;
@@ -47,7 +47,8 @@ impl Programs {
     }
 }
 
-/// Attaches the program that an agent has pinned for pods to the host end of a new pod; `false` where none is pinned.
+/// Attaches the program that an agent has pinned for pods to the host end of a new pod; `false`
+/// where none is pinned.
 ///
 /// By tcx this waits for a grace period of RCU, some 10 ms.
 ///

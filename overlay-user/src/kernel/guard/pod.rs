@@ -27,8 +27,8 @@ const NAME: usize = 16;
 /// How long the kernel may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Has the guard judge what comes from `device`, where only `address` may come from. Without a guard there is nothing to
-/// do: programs judge, or no agent has run.
+/// Has the guard judge what comes from `device`, where only `address` may come from. Without a
+/// guard there is nothing to do: programs judge, or no agent has run.
 ///
 /// # Errors
 /// [`Error::Pod`] with what the kernel says.
@@ -103,8 +103,8 @@ impl Socket {
         Ok(Some(Self(socket)))
     }
 
-    /// Whether there is what a request asks for. A transaction on what is not there would tell as well, but waits for RCU
-    /// before it does.
+    /// Whether there is what a request asks for. A transaction on what is not there would tell as
+    /// well, but waits for RCU before it does.
     async fn finds(&mut self, what: NfTablesMessage) -> Result<bool, kernel::Error> {
         // There is none; or the kernel has no nftables, or none for bridges.
         const ABSENT: [i32; 4] = [ENOENT, EINVAL, EOPNOTSUPP, EPROTONOSUPPORT];
