@@ -7,15 +7,20 @@
 //! | ADD | [`add`] |
 //! | DEL, GC | [`release`] |
 //! | CHECK, STATUS | [`check`] |
+//! | what guards a pod that no agent knows yet | [`guard`] |
+//! | `overlay-cni install` | [`install`] |
 //! | VERSION, and the form of a result | `result` |
 //!
 //! Specification: <https://github.com/containernetworking/cni/blob/v1.3.0/SPEC.md> (version 1.1.0).
 
 pub mod add;
+pub mod asked;
 pub mod bridge;
 pub mod check;
 pub mod config;
 mod error;
+pub mod guard;
+pub mod install;
 pub mod masquerade;
 pub mod netlink;
 pub mod netns;
@@ -26,7 +31,6 @@ pub mod sysctl;
 pub mod veth;
 
 use std::io::{self, Read};
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -35,21 +39,23 @@ use rscni_types::version::SpecVersion;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use asked::Asked;
 use config::NetConf;
 pub use error::Error;
+use guard::Agent;
 use request::Request;
 pub use result::versions;
 
-use crate::datapath::pins;
 use crate::deadline::Deadline;
 
 /// How long a call may take: well below the two minutes after which runtimes give up without telling what was
 /// waited for.
 const CALL: Duration = Duration::from_secs(30);
 
-/// Answers one call: variables of the environment by way of `variable`, the configuration from `input`.
-/// Returns what goes to standard output, if anything does. `OVERLAY_BPFFS` says where the fast path is pinned,
-/// if that is not the default, `OVERLAY_DEADLINE` how many seconds the call may take.
+/// Answers one call: variables of the environment by way of `variable`, the configuration from
+/// `input`. Returns what goes to standard output, if anything does. `OVERLAY_BPFFS` says where the
+/// fast path is pinned, and `OVERLAY_RUN_DIR` where the agent has its run directory, if that is not
+/// the default; `OVERLAY_DEADLINE` how many seconds the call may take.
 ///
 /// # Errors
 ///
@@ -64,11 +70,7 @@ pub async fn answer(
     let Some(request) = request else {
         return Ok(Some(json!(versions())));
     };
-    // The agent keeps its pins in a directory of its own on that file system.
-    let bpffs = variable("OVERLAY_BPFFS").map_or_else(
-        || pins::DEFAULT_ROOT.into(),
-        |bpffs| Path::new(&bpffs).join("overlay"),
-    );
+    let agent = Agent::new(&variable);
     let limit = *deadline.as_ref().unwrap_or(&Deadline::after(CALL));
     let conf = read_until(limit, input).await;
     let conf = conf.map_err(|error| error.to_json(&current))?;
@@ -76,7 +78,7 @@ pub async fn answer(
         .version(request.command())
         .map_err(|error| error.to_json(&current))?;
     let answer = match deadline {
-        Ok(deadline) => serve_until(deadline, &request, &conf, version, &bpffs).await,
+        Ok(deadline) => serve_until(deadline, &request, &conf, version, &agent).await,
         Err(error) => Err(error),
     };
     answer.map_err(|error| error.to_json(&version.to_string()))
@@ -118,10 +120,10 @@ async fn serve_until(
     request: &Request,
     conf: &NetConf,
     version: SpecVersion,
-    bpffs: &Path,
+    agent: &Agent,
 ) -> Result<Option<Value>, Error> {
     let limit = deadline.allowed() + 2 * add::UNDO;
-    let served = serve(deadline, request, conf, version, bpffs);
+    let served = serve(deadline, request, conf, version, agent);
     tokio::time::timeout(limit, served)
         .await
         .unwrap_or(Err(Error::Silent(limit.as_secs())))
@@ -132,21 +134,22 @@ async fn serve(
     request: &Request,
     conf: &NetConf,
     version: SpecVersion,
-    bpffs: &Path,
+    agent: &Agent,
 ) -> Result<Option<Value>, Error> {
     match request {
-        Request::Add(attachment, netns) => {
-            let result = add::add(conf, attachment, netns, bpffs, deadline).await?;
+        Request::Add(attachment, netns, arguments) => {
+            let asked = Asked::new(arguments, conf)?;
+            let result = add::add(conf, attachment, netns, &asked, agent, deadline).await?;
             return Ok(Some(result::to_json(version, result)));
         }
         Request::Del(attachment, netns) => {
-            release::del(conf, attachment, netns.as_deref(), bpffs, deadline).await?;
+            release::del(conf, attachment, netns.as_deref(), agent, deadline).await?;
         }
         Request::Check(attachment, netns) => {
             check::check(conf, attachment, netns, deadline).await?
         }
-        Request::Gc => release::gc(conf, bpffs, deadline).await?,
-        Request::Status => check::status(conf, deadline)?,
+        Request::Gc => release::gc(conf, agent, deadline).await?,
+        Request::Status => check::status(conf, deadline).await?,
     }
     Ok(None)
 }

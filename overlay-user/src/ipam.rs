@@ -63,6 +63,24 @@ pub enum Error {
         /// The directory that says so.
         dir: PathBuf,
     },
+    /// An address was asked for that no pod of this node can have.
+    #[error(
+        "asked for {address}, but this node's pods have addresses of {range}, the gateway's left out"
+    )]
+    Outside {
+        /// The address.
+        address: IpAddr,
+        /// What there is.
+        range: Range,
+    },
+    /// An address was asked for that is in use.
+    #[error("asked for {address}, which is taken: {path} says by whom")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Its file.
+        path: PathBuf,
+    },
     /// The attachment holds an address of the range already.
     #[error("{address} is already allocated to {attachment}; a second ADD needs a DEL before it")]
     Duplicate {
@@ -149,13 +167,7 @@ impl Store {
         index: usize,
         attachment: &Attachment,
     ) -> Result<IpAddr, Error> {
-        let held = self.held_by(attachment)?;
-        if let Some(&address) = held.iter().find(|address| range.contains(**address)) {
-            return Err(Error::Duplicate {
-                address,
-                attachment: attachment.clone(),
-            });
-        }
+        self.is_first(range, attachment)?;
         let last_path = self.dir.join(format!("last_reserved_ip.{index}"));
         let last = fs::read_to_string(&last_path)
             .ok()
@@ -173,6 +185,52 @@ impl Store {
             range: range.clone(),
             dir: self.dir.clone(),
         })
+    }
+
+    /// Gives `attachment` this very address of `range`. Where the round goes on is not changed by
+    /// that, as by `host-local`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Outside`] if the range does not have it, [`Error::Taken`] if another attachment
+    /// holds it, [`Error::Duplicate`] if this one has an address there already, [`Error::Files`] if
+    /// the disk fails.
+    pub fn claim(
+        &self,
+        range: &Range,
+        address: IpAddr,
+        attachment: &Attachment,
+    ) -> Result<IpAddr, Error> {
+        if !range.contains(address) {
+            return Err(Error::Outside {
+                address,
+                range: range.clone(),
+            });
+        }
+        self.is_first(range, attachment)?;
+        if self.reserve(address, attachment)? {
+            return Ok(address);
+        }
+        let path = self.dir.join(address.to_string());
+        Err(Error::Taken { address, path })
+    }
+
+    /// Whether a file in `dir` says that `attachment` holds `address`; a look without the lock.
+    #[must_use]
+    pub fn is_held(dir: &Path, address: IpAddr, attachment: &Attachment) -> bool {
+        Holder::read(&dir.join(address.to_string())).is(attachment)
+    }
+
+    /// That `attachment` has no address of `range` yet.
+    fn is_first(&self, range: &Range, attachment: &Attachment) -> Result<(), Error> {
+        let held = self.held_by(attachment)?;
+        match held.iter().find(|address| range.contains(**address)) {
+            Some(&address) => Err(Error::Duplicate {
+                address,
+                attachment: attachment.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Every address in use and who holds it, sorted by address.
@@ -356,6 +414,24 @@ mod tests {
         store
             .allocate(&range(), 0, &second)
             .expect("another interface is another attachment");
+    }
+
+    #[test]
+    fn an_address_can_be_asked_for_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::lock(dir.path(), soon()).expect("a lock");
+        let address = |last: u8| IpAddr::from([10, 244, 1, last]);
+        let claim = |last, container| store.claim(&range(), address(last), &attachment(container));
+        assert_eq!(claim(5, "a").expect("free"), address(5));
+        assert!(Store::is_held(dir.path(), address(5), &attachment("a")));
+        assert!(!Store::is_held(dir.path(), address(5), &attachment("b")));
+        assert!(matches!(claim(5, "b"), Err(Error::Taken { .. })));
+        assert!(matches!(claim(4, "a"), Err(Error::Duplicate { .. })));
+        for outside in [1, 7, 9] {
+            assert!(matches!(claim(outside, "b"), Err(Error::Outside { .. })));
+        }
+        let next = store.allocate(&range(), 0, &attachment("c"));
+        assert_eq!(next.expect("free"), address(2), "the round is where it was");
     }
 
     #[test]

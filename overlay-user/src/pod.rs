@@ -20,6 +20,8 @@ pub struct PodNote {
     pub container: String,
     /// The name of the interface in the pod (`CNI_IFNAME`).
     pub interface: String,
+    /// Whether the plugin masquerades what the pod sends, with rules of its own.
+    pub masqueraded: bool,
 }
 
 /// An alias that is not a [`PodNote`]; devices of others end here.
@@ -29,6 +31,8 @@ pub struct ParsePodNoteError(String);
 
 /// First word of every note, with the version of its form.
 const TAG: &str = "overlay/1";
+/// Last word of the note of a pod that the plugin masquerades.
+const MASQUERADED: &str = "masqueraded";
 
 impl fmt::Display for PodNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,7 +40,11 @@ impl fmt::Display for PodNote {
             f,
             "{TAG} {} {} {} {}",
             self.address, self.mac, self.interface, self.container
-        )
+        )?;
+        if self.masqueraded {
+            write!(f, " {MASQUERADED}")?;
+        }
+        Ok(())
     }
 }
 
@@ -46,7 +54,11 @@ impl FromStr for PodNote {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = || ParsePodNoteError(text.to_owned());
         let words: Vec<&str> = text.split(' ').collect();
-        let [TAG, address, mac, interface, container] = words[..] else {
+        let (words, masqueraded) = match &words[..] {
+            [words @ .., MASQUERADED] if words.len() == 5 => (words, true),
+            words => (words, false),
+        };
+        let [TAG, address, mac, interface, container] = *words else {
             return Err(bad());
         };
         Ok(Self {
@@ -54,6 +66,7 @@ impl FromStr for PodNote {
             mac: mac.parse().map_err(|_| bad())?,
             container: container.to_owned(),
             interface: interface.to_owned(),
+            masqueraded,
         })
     }
 }
@@ -69,12 +82,19 @@ mod tests {
             mac: MacAddr([2, 0, 0, 0, 0, 5]),
             container: "c0ffee".into(),
             interface: "eth0".into(),
+            masqueraded: false,
         };
         assert_eq!(
             note.to_string(),
             "overlay/1 10.244.1.5 02:00:00:00:00:05 eth0 c0ffee"
         );
-        assert_eq!(note.to_string().parse(), Ok(note));
+        assert_eq!(note.to_string().parse(), Ok(note.clone()));
+        let masqueraded = PodNote {
+            masqueraded: true,
+            ..note
+        };
+        assert!(masqueraded.to_string().ends_with("c0ffee masqueraded"));
+        assert_eq!(masqueraded.to_string().parse(), Ok(masqueraded));
     }
 
     #[test]
@@ -84,6 +104,8 @@ mod tests {
             "uplink",
             "overlay/2 10.0.0.1 02:00:00:00:00:05 eth0 x",
             "overlay/1 10.0.0.1",
+            "overlay/1 10.0.0.1 02:00:00:00:00:05 eth0 x odd",
+            "overlay/1 10.0.0.1 02:00:00:00:00:05 eth0 x masqueraded masqueraded",
         ] {
             assert!(text.parse::<PodNote>().is_err(), "{text:?}");
         }

@@ -156,12 +156,13 @@ impl Lab {
         pod::add(&self.shared, node)
     }
 
-    /// Makes a network namespace that goes with the lab, for what the lab does not make itself.
+    /// Makes a network namespace that goes with the lab: a container that has no network yet.
     ///
     /// # Errors
-    /// When there is one of that name.
+    /// When something has that name.
     pub fn add_namespace(&self, name: &str) -> Result<Namespace> {
-        add_namespace(&self.shared, name).map(Namespace::new)
+        let namespace = add_namespace(&self.shared, name)?;
+        Ok(Namespace::new(namespace).with_programs(self.options().bin_dir))
     }
 
     /// The namespaces of a node (`n1`), a pod (`n1p1`), the underlay (`underlay`), the store (`store`) or

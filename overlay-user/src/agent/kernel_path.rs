@@ -10,7 +10,6 @@ use crate::backend::Peer;
 use crate::config::SubnetEnv;
 use crate::kernel::apply::Failure;
 use crate::kernel::guard::{self, GuardState};
-use crate::kernel::pods::BRIDGE;
 use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
 use crate::reconcile::{Action, diff};
@@ -66,7 +65,7 @@ impl KernelPath {
         let served = device_and_peers(kernel, settings, plan, seen, report).await;
         if let Some(bridge) = seen.pods.bridge.as_ref().filter(|bridge| !bridge.up) {
             match kernel.set_up(bridge.ifindex).await {
-                Ok(()) => tracing::warn!(device = BRIDGE, "somebody set the device down"),
+                Ok(()) => tracing::warn!(device = bridge.name, "somebody set the device down"),
                 Err(error) => report.problem("kernel", error.to_string()),
             }
         }

@@ -109,12 +109,13 @@ fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<
             (IpAddr::V4(vtep), IpNet::V4(subnet)) => Some((vtep, subnet)),
             _ => None,
         });
+    let bridge = seen.pods.bridge.as_ref();
     Some(GuardState {
         network,
         own_subnet,
         own_vtep,
         vxlan: settings.device.clone(),
-        bridge: BRIDGE.to_owned(),
+        bridge: bridge.map_or_else(|| BRIDGE.to_owned(), |bridge| bridge.name.clone()),
         port: settings.config.vxlan.port,
         vni: settings.config.vxlan.vni,
         other_vnis: seen.other_vnis.clone()?,

@@ -379,9 +379,11 @@ fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Event, kernel
 
 /// The packets whose short cut passes by netfilter.
 fn scope(settings: &Settings, pods: &PodLinks) -> Scope {
+    let bridge = pods.bridge.as_ref();
+    let bridge = bridge.map_or(BRIDGE, |bridge| &bridge.name);
     Scope {
         network: settings.network(),
-        devices: [BRIDGE, &settings.device].map(str::to_owned).into(),
+        devices: [bridge, &settings.device].map(str::to_owned).into(),
         ports: pods.pods.iter().map(|pod| pod.name.clone()).collect(),
     }
 }

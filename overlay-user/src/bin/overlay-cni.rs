@@ -5,7 +5,10 @@ use std::env;
 use std::io;
 use std::process::ExitCode;
 
+use clap::Parser as _;
 use overlay_user::cni;
+use overlay_user::cni::install::Install;
+use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 const HELP: &str = "\
@@ -13,14 +16,17 @@ overlay-cni: CNI plugin of the overlay, in place of flannel's `flannel`, `bridge
 
 A container runtime runs it, with CNI_COMMAND and its companions in the environment and the
 configuration on standard input. It belongs in /opt/cni/bin, and is named by the `type` of a
-plugin in /etc/cni/net.d/*.conflist. OVERLAY_LOG=debug makes it say more on standard error;
-OVERLAY_DEADLINE is how many seconds a call may take (30).
+plugin in /etc/cni/net.d/*.conflist: `overlay-cni install` puts both there (see its --help).
+OVERLAY_LOG=debug makes it say more on standard error; OVERLAY_DEADLINE is how many seconds a
+call may take (30).
 ";
 
 fn main() -> ExitCode {
     if env::var_os("CNI_COMMAND").is_none() {
-        introduce(env::args().nth(1).as_deref());
-        return ExitCode::SUCCESS;
+        return match env::args().nth(1).as_deref() {
+            Some("install") => install(),
+            argument => introduce(argument),
+        };
     }
     // Standard output is the answer; the runtime keeps standard error in its log.
     let filter = EnvFilter::try_from_env("OVERLAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -31,15 +37,9 @@ fn main() -> ExitCode {
         .without_time()
         .init();
 
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("overlay-cni: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(code) => return code,
     };
     match runtime.block_on(cni::answer(|name| env::var(name).ok(), io::stdin())) {
         Ok(answer) => {
@@ -55,11 +55,39 @@ fn main() -> ExitCode {
     }
 }
 
-fn introduce(argument: Option<&str>) {
+fn runtime() -> Result<Runtime, ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(|error| {
+        eprintln!("overlay-cni: cannot start: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn install() -> ExitCode {
+    let install = Install::parse_from(env::args().skip(2));
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(code) => return code,
+    };
+    match runtime.block_on(install.run()) {
+        Ok(done) => {
+            println!("{done}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("overlay-cni install: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn introduce(argument: Option<&str>) -> ExitCode {
     let version = env!("CARGO_PKG_VERSION");
     if matches!(argument, Some("--version" | "-V")) {
         println!("overlay-cni {version}");
-        return;
+        return ExitCode::SUCCESS;
     }
     let spoken = cni::versions();
     let spoken: Vec<_> = spoken
@@ -71,4 +99,5 @@ fn introduce(argument: Option<&str>) {
         "{HELP}\nVersion {version}. CNI versions spoken: {}.",
         spoken.join(", ")
     );
+    ExitCode::SUCCESS
 }

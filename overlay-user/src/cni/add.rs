@@ -7,7 +7,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rscni_types::types::{CNIResult, Interface, IpConfig};
 
+use super::asked::Asked;
 use super::config::{NetConf, Network};
+use super::guard::{self, Agent};
 use super::netlink::{Link, Netlink};
 use super::netns::Netns;
 use super::{Error, bridge, masquerade, release, sysctl, veth};
@@ -30,7 +32,8 @@ pub async fn add(
     conf: &NetConf,
     attachment: &Attachment,
     path: &Path,
-    bpffs: &Path,
+    asked: &Asked,
+    agent: &Agent,
     deadline: Deadline,
 ) -> Result<CNIResult, Error> {
     let network = conf.network()?;
@@ -48,15 +51,24 @@ pub async fn add(
 
     let range = Range::new(network.subnet)?;
     // The lock is held no longer than this; another ADD need not wait for our devices.
-    let address = Store::lock(&conf.ipam_dir(), deadline)?.allocate(&range, 0, attachment)?;
+    let address = {
+        let store = Store::lock(&conf.ipam_dir(), deadline)?;
+        match asked.address {
+            Some(address) => store.claim(&range, address, attachment)?,
+            None => store.allocate(&range, 0, attachment)?,
+        }
+    };
     // A pod whose namespace went without DEL, with no agent to see it go.
-    release::forget(&[address], bpffs);
+    release::forget(&[address], agent);
     let place = Place {
+        conf,
         network: &network,
         attachment,
         netns: &netns,
         host: &host,
         pod: &pod,
+        mac: asked.mac,
+        agent,
         deadline,
     };
     match place.connect(address).await {
@@ -65,7 +77,7 @@ pub async fn add(
             Ok(append(previous, own))
         }
         Err(error) => {
-            undo(conf, attachment, address, &host).await;
+            place.undo(address).await;
             Err(error)
         }
     }
@@ -73,11 +85,15 @@ pub async fn add(
 
 /// Where a pod is connected.
 struct Place<'a> {
+    conf: &'a NetConf,
     network: &'a Network,
     attachment: &'a Attachment,
     netns: &'a Netns,
     host: &'a Netlink,
     pod: &'a Netlink,
+    /// The MAC address that the pod's end shall have; the kernel chooses one otherwise.
+    mac: Option<MacAddr>,
+    agent: &'a Agent,
     deadline: Deadline,
 }
 
@@ -91,15 +107,19 @@ impl Place<'_> {
             host,
             pod,
             deadline,
+            ..
         } = self;
         let bridge = bridge::ensure(host, network).await?;
-        let port = veth::make(host, network, &bridge, attachment, netns).await?;
+        let port = veth::make(host, network, &bridge, attachment, netns, self.mac).await?;
         let end = pod.link(&attachment.interface).await?.ok_or_else(|| {
             Error::Conflict(format!(
                 "{} vanished while it was set up",
                 attachment.interface
             ))
         })?;
+
+        // Before the pod can send anything.
+        guard::raise(self.agent, &port, address, end.mac).await;
 
         let interface = &attachment.interface;
         netns.run(|| {
@@ -126,29 +146,56 @@ impl Place<'_> {
         pod.set_mac(&end, end.mac).await?;
 
         // Last: from here on the agent knows of the pod, and it can be reached.
+        self.is_still_ours(address)?;
         let note = PodNote {
             address,
             mac: end.mac,
             container: attachment.container.clone(),
             interface: attachment.interface.clone(),
+            masqueraded: network.ip_masq,
         };
         veth::announce(host, &port, &note).await?;
+        self.is_still_ours(address)?;
         Ok(([bridge, port], end))
     }
-}
 
-/// Takes back what a failed ADD did, for which there is a little time even after its deadline. What fails here as well is only reported: the runtime calls DEL next.
-async fn undo(conf: &NetConf, attachment: &Attachment, address: IpAddr, host: &Netlink) {
-    let deadline = Deadline::after(UNDO);
-    if let Err(error) = veth::remove(host, attachment).await {
-        tracing::warn!(%error, "undoing a failed ADD");
+    /// A runtime that has given this ADD up calls DEL, which cannot remove what is not made yet.
+    fn is_still_ours(&self, address: IpAddr) -> Result<(), Error> {
+        if Store::is_held(&self.conf.ipam_dir(), address, self.attachment) {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "{address} was taken back while the pod was made, as by a DEL; nothing of the pod stays"
+        )))
     }
-    // An address whose masquerading stays may not be given to another pod.
-    let unmasked = masquerade::remove(attachment, address, deadline).await;
-    let released =
-        unmasked.and_then(|()| Ok(Store::lock(&conf.ipam_dir(), deadline)?.release(attachment)?));
-    if let Err(error) = released {
-        tracing::warn!(%error, "undoing a failed ADD");
+
+    /// Takes back what a failed ADD did, for which there is a little time even after its deadline.
+    /// What fails here as well is only reported: the runtime calls DEL next.
+    async fn undo(&self, address: IpAddr) {
+        let Self {
+            conf,
+            attachment,
+            host,
+            ..
+        } = self;
+        let deadline = Deadline::after(UNDO);
+        release::forget(&[address], self.agent);
+        match veth::remove(host, attachment).await {
+            Ok(Some(port)) => guard::lower(self.agent, &port, address).await,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "undoing a failed ADD"),
+        }
+        // An address whose masquerading stays may not be given to another pod.
+        let unmasked = if self.network.ip_masq {
+            masquerade::remove(attachment, address, deadline).await
+        } else {
+            Ok(())
+        };
+        let released = unmasked
+            .and_then(|()| Ok(Store::lock(&conf.ipam_dir(), deadline)?.release(attachment)?));
+        if let Err(error) = released {
+            tracing::warn!(%error, "undoing a failed ADD");
+        }
     }
 }
 

@@ -19,11 +19,12 @@ const LOCAL_UNICAST: u8 = 0x02;
 ///
 /// # Errors
 ///
-/// [`Error::Netlink`] if the kernel refuses, [`Error::Conflict`] if a device of another kind has the name or
-/// the bridge has another network's address.
+/// [`Error::Netlink`] if the kernel refuses, [`Error::Conflict`] if a device of another kind has
+/// the name, the bridge has another network's address, or another device has this network's.
 pub async fn ensure(host: &Netlink, network: &Network) -> Result<Link, Error> {
     let mut bridge = find(host, network).await?;
     if bridge.is_none() {
+        is_alone(host, network).await?;
         // Its own from the start: the bridge's identifier is made of the address that it is made with.
         let [_, tail @ ..] = rand::random::<[u8; 6]>();
         let mac = [&[LOCAL_UNICAST], &tail[..]].concat();
@@ -58,6 +59,19 @@ pub async fn ensure(host: &Netlink, network: &Network) -> Result<Link, Error> {
         enable_forwarding(network.subnet)?;
     }
     Ok(bridge)
+}
+
+/// That no other device has the gateway's address: the node would have a route to one of the two
+/// only, and the agent serves the pods of one.
+async fn is_alone(host: &Netlink, network: &Network) -> Result<(), Error> {
+    let Some(holder) = host.holder(network.subnet).await? else {
+        return Ok(());
+    };
+    Err(Error::Conflict(format!(
+        "delegate.bridge is {}, but this node's pods are on {}, which has the gateway's address {}; name that \
+         one, or delete it once its pods are gone",
+        network.bridge, holder.name, network.subnet
+    )))
 }
 
 async fn find(host: &Netlink, network: &Network) -> Result<Option<Link>, Error> {

@@ -47,7 +47,7 @@ pub async fn check(
         ));
     }
     expected
-        .check_port(&host, &bridge, &end, &network, attachment)
+        .check_port(&host, &bridge, &network, attachment)
         .await?;
 
     let held = Store::lock(&conf.ipam_dir(), deadline)?.held_by(attachment)?;
@@ -70,7 +70,7 @@ pub async fn check(
 /// # Errors
 ///
 /// [`Error::Unavailable`] with the cause.
-pub fn status(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
+pub async fn status(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
     let room = || {
         let range = Range::new(conf.network()?.subnet)?;
         let dir = conf.ipam_dir();
@@ -89,7 +89,24 @@ pub fn status(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
             Err(crate::ipam::Error::Exhausted { range, dir }.into())
         }
     };
-    room().map_err(|error| Error::Unavailable(Box::new(error)))
+    let Err(error) = room() else {
+        return Ok(());
+    };
+    Err(Error::Unavailable {
+        source: Box::new(error),
+        limited: pods_are_cut_off(conf).await.unwrap_or(false),
+    })
+}
+
+/// Whether there are pods on this node whose bridge is down or gone.
+async fn pods_are_cut_off(conf: &NetConf) -> Result<bool, Error> {
+    let host = Netlink::open()?;
+    let links = host.links().await?;
+    let mut pods = links.iter().filter(|link| veth::note(link).is_some());
+    Ok(match links.iter().find(|link| link.name == conf.bridge()) {
+        Some(bridge) => !bridge.is_up && pods.any(|pod| pod.master == Some(bridge.index)),
+        None => pods.any(|pod| pod.master.is_none()),
+    })
 }
 
 /// What the result of ADD says about one attachment.
@@ -163,18 +180,20 @@ impl<'a> Expected<'a> {
         &self,
         host: &Netlink,
         bridge: &Link,
-        end: &Link,
         network: &Network,
         attachment: &Attachment,
     ) -> Result<(), Error> {
         let own = veth::host_name(attachment);
         let on_host =
             |interface: &&Interface| interface.sandbox.is_none() && interface.name != bridge.name;
-        // flannel's own plugin gives another name, and writes no note.
-        let mut candidates = self.result.interfaces.iter().filter(on_host);
-        let name = match candidates.find(|interface| interface.name.starts_with("veth")) {
-            Some(interface) => &interface.name,
-            None => &own,
+        // flannel's own plugin gives another name, and writes no note. Plugins before us may have
+        // devices as well.
+        let candidates = self.result.interfaces.iter().filter(on_host);
+        let mut names = candidates.map(|interface| &interface.name);
+        let name = if names.clone().any(|name| *name == own) {
+            &own
+        } else {
+            names.find(|name| name.starts_with("veth")).unwrap_or(&own)
         };
         let port = present(host.link(name).await?, name)?;
         if port.master != Some(bridge.index) {
@@ -184,13 +203,13 @@ impl<'a> Expected<'a> {
             return changed(format!("hairpin mode of {name} is not {}", network.hairpin));
         }
         if *name == own {
-            let expected = self.addresses.first().map(|address| PodNote {
-                address: address.addr(),
-                mac: end.mac,
-                container: attachment.container.clone(),
-                interface: attachment.interface.clone(),
-            });
-            if veth::note(&port) != expected {
+            // The MAC address is that of ADD; plugins behind us may have given another, which the
+            // agent finds.
+            let is_of_pod = |note: PodNote| {
+                (&note.container, &note.interface) == (&attachment.container, &attachment.interface)
+                    && Some(note.address) == self.addresses.first().map(IpNet::addr)
+            };
+            if !veth::note(&port).is_some_and(is_of_pod) {
                 return changed(format!("the alias of {name} does not describe the pod"));
             }
         }

@@ -39,13 +39,22 @@ pub struct NetConf {
     /// The result of the plugins before this one, or, for CHECK, of the whole list.
     #[serde(default)]
     pub prev_result: Option<Value>,
+    /// What whoever wrote the configuration tells plugins; `args.cni` follows conventions.
+    #[serde(default)]
+    pub args: Value,
+    /// What the runtime tells plugins that have capabilities.
+    #[serde(default)]
+    pub runtime_config: Value,
     /// For GC: everything that is alive. `None` if the runtime did not say.
     #[serde(
         default,
         rename = "cni.dev/valid-attachments",
         deserialize_with = "said"
     )]
-    pub valid_attachments: Option<Vec<GcAttachment>>,
+    valid_attachments: Option<Vec<GcAttachment>>,
+    /// The same by the name that the specification's text has had at first; runtimes send both.
+    #[serde(default, rename = "cni.dev/attachments", deserialize_with = "said")]
+    attachments: Option<Vec<GcAttachment>>,
 }
 
 /// Options of the bridge, with the names that the `bridge` plugin gives them.
@@ -136,6 +145,13 @@ impl NetConf {
             .unwrap_or(BRIDGE)
     }
 
+    /// For GC: everything that is alive. `None` if the runtime did not say.
+    #[must_use]
+    pub fn valid_attachments(&self) -> Option<&[GcAttachment]> {
+        let said = self.valid_attachments.as_ref();
+        said.or(self.attachments.as_ref()).map(Vec::as_slice)
+    }
+
     /// The directory of this network's addresses.
     #[must_use]
     pub fn ipam_dir(&self) -> PathBuf {
@@ -189,9 +205,10 @@ impl Delegate {
             .iter()
             .find(|key| self.other.get(**key).filter(is_set).is_some())
         {
-            return Err(Error::Config(format!(
-                "delegate.{key} is not supported by overlay-cni"
-            )));
+            return Err(Error::Unsupported {
+                key: format!("delegate.{key}"),
+                value: self.other[*key].to_string(),
+            });
         }
         if self.hairpin_mode && self.promisc_mode {
             return Err(Error::Config(
@@ -363,8 +380,11 @@ mod tests {
     #[test]
     fn no_valid_attachments_differ_from_an_empty_list() {
         let conf = |text| serde_json::from_str::<NetConf>(text).expect("a configuration");
-        assert!(conf(r#"{"name":"x"}"#).valid_attachments.is_none());
+        assert!(conf(r#"{"name":"x"}"#).valid_attachments().is_none());
         let none = conf(r#"{"name":"x","cni.dev/valid-attachments":null}"#);
-        assert_eq!(none.valid_attachments, Some(vec![]));
+        assert_eq!(none.valid_attachments(), Some(&[][..]));
+        let one = r#"[{"containerID":"c","ifname":"eth0"}]"#;
+        let old = conf(&format!(r#"{{"name":"x","cni.dev/attachments":{one}}}"#));
+        assert_eq!(old.valid_attachments().map(<[_]>::len), Some(1));
     }
 }

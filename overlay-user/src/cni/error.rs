@@ -22,6 +22,14 @@ pub enum Error {
     /// The configuration asks for what the plugin cannot do.
     #[error("bad network configuration: {0}")]
     Config(String),
+    /// The configuration has a field that the plugin does not have.
+    #[error("{key} {value} is not supported by overlay-cni; leave it out")]
+    Unsupported {
+        /// The field.
+        key: String,
+        /// What it says, as JSON.
+        value: String,
+    },
     /// `CNI_NETNS` cannot be entered.
     #[error("cannot enter the network namespace {path}; {}", entering(.source))]
     Netns {
@@ -75,8 +83,13 @@ pub enum Error {
     #[error("the pod's network is not as it was set up: {0}")]
     Changed(String),
     /// STATUS: an ADD would fail.
-    #[error("pods cannot be added now")]
-    Unavailable(#[source] Box<Error>),
+    #[error("pods cannot be added now{}", cut_off(*.limited))]
+    Unavailable {
+        /// Why.
+        source: Box<Error>,
+        /// Whether the pods that are there have no network either.
+        limited: bool,
+    },
 }
 
 /// First number that CNI leaves to plugins: the state of this node is in the way.
@@ -89,6 +102,15 @@ fn lacking() -> String {
     match privilege::missing(&[Capability::NetAdmin]) {
         Some(missing) => format!("; the plugin lacks {missing}"),
         None => String::new(),
+    }
+}
+
+/// What is to be said of the pods that are there.
+fn cut_off(limited: bool) -> &'static str {
+    if limited {
+        ", and those on this node are cut off: their bridge is down"
+    } else {
+        ""
     }
 }
 
@@ -108,6 +130,7 @@ impl Error {
     pub fn code(&self) -> u32 {
         match self {
             Self::Protocol(error) => error.into(),
+            Self::Unsupported { .. } => 2,
             Self::Netns { .. } => 3,
             Self::File { .. } | Self::Netlink { .. } => 5,
             Self::Decode(_) => 6,
@@ -124,12 +147,12 @@ impl Error {
             | Self::Unfinished(_) => 11,
             Self::Ipam(ipam::Error::Files { .. })
             | Self::Tool(ToolError::Missing(_) | ToolError::Io { .. }) => 5,
-            Self::Ipam(ipam::Error::TooSmall(_)) => 7,
-            Self::Ipam(ipam::Error::Duplicate { .. })
+            Self::Ipam(ipam::Error::TooSmall(_) | ipam::Error::Outside { .. }) => 7,
+            Self::Ipam(ipam::Error::Duplicate { .. } | ipam::Error::Taken { .. })
             | Self::Tool(ToolError::Failed { .. })
             | Self::Conflict(_) => CODE_CONFLICT,
             Self::Changed(_) => CODE_CHANGED,
-            Self::Unavailable(_) => 50,
+            Self::Unavailable { limited, .. } => 50 + u32::from(*limited),
         }
     }
 
@@ -165,11 +188,15 @@ mod tests {
 
     #[test]
     fn json_has_the_error_and_its_causes() {
-        let error = Error::Unavailable(Box::new(Error::File {
+        let source = Box::new(Error::File {
             action: "read",
             path: "/run/x".into(),
             source: io::Error::from_raw_os_error(13),
-        }));
+        });
+        let error = Error::Unavailable {
+            source,
+            limited: false,
+        };
         assert_eq!(
             error.to_json("1.1.0"),
             json!({

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::config::NetConf;
+use super::guard::{self, Agent};
 use super::netlink::Netlink;
 use super::netns::Netns;
 use super::{Error, masquerade, veth};
@@ -26,7 +27,7 @@ pub async fn del(
     conf: &NetConf,
     attachment: &Attachment,
     path: Option<&Path>,
-    bpffs: &Path,
+    agent: &Agent,
     deadline: Deadline,
 ) -> Result<(), Error> {
     let netns = match path.map(Netns::open) {
@@ -48,14 +49,23 @@ pub async fn del(
         .find(|note| {
             (&note.container, &note.interface) == (&attachment.container, &attachment.interface)
         });
+    let masqueraded = masquerades(conf) || noted.as_ref().is_some_and(|note| note.masqueraded);
     let noted = noted.map(|note| note.address);
     addresses.extend(noted.filter(|address| !addresses.contains(address)));
-    disconnect(&host, attachment, &addresses, bpffs, deadline).await?;
+    let pod = Pod {
+        attachment,
+        addresses: &addresses,
+        masqueraded,
+    };
+    pod.disconnect(&host, agent, deadline).await?;
     if let Some(netns) = netns {
         remove_foreign_end(&netns, attachment, &addresses).await?;
     }
     remove_file(&conf.data_dir.join(&attachment.container))?;
     release(conf, attachment, deadline)?;
+    // An ADD that its runtime has given up may still be at work: what it made meanwhile it was not
+    // told of, and what it makes from now on it takes back itself.
+    veth::remove(&host, attachment).await?;
     if let (Some(address), Some(store)) = (noted, open_store(conf, deadline)?) {
         let entries = store.entries()?;
         if entries.contains(&(address, Holder::Unreadable)) {
@@ -89,10 +99,9 @@ async fn remove_foreign_end(
 /// # Errors
 ///
 /// [`Error::Config`] if the runtime does not say what is valid; else as [`del`].
-pub async fn gc(conf: &NetConf, bpffs: &Path, deadline: Deadline) -> Result<(), Error> {
+pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(), Error> {
     let valid: BTreeSet<_> = conf
-        .valid_attachments
-        .as_ref()
+        .valid_attachments()
         .ok_or_else(|| Error::Config("GC needs cni.dev/valid-attachments".into()))?
         .iter()
         .map(|it| Attachment {
@@ -110,12 +119,22 @@ pub async fn gc(conf: &NetConf, bpffs: &Path, deadline: Deadline) -> Result<(), 
         Some(store) => store.entries()?,
         None => Vec::new(),
     };
+    let masquerading: BTreeSet<_> = notes
+        .iter()
+        .filter(|note| note.masqueraded)
+        .map(|note| note.address)
+        .collect();
     let stale = Stale::new(&valid, notes, entries);
 
     let mut outcome = Ok(());
     for (attachment, address) in stale.attachments {
+        let pod = Pod {
+            attachment: &attachment,
+            addresses: &[address],
+            masqueraded: masquerades(conf) || masquerading.contains(&address),
+        };
         // Where the device stays, so does the address: it may still answer.
-        let cut = disconnect(&host, &attachment, &[address], bpffs, deadline).await;
+        let cut = pod.disconnect(&host, agent, deadline).await;
         outcome = outcome.and(cut.and_then(|()| release(conf, &attachment, deadline)));
     }
     if let Some(store) = open_store(conf, deadline)? {
@@ -182,29 +201,52 @@ fn is_alive(valid: &BTreeSet<Attachment>, container: &str) -> bool {
     valid.iter().any(|valid| valid.container == container)
 }
 
-/// Cuts a pod off: nothing may lead to it before its device goes, and its device goes before its address can
-/// be given to another.
-async fn disconnect(
-    host: &Netlink,
-    attachment: &Attachment,
-    addresses: &[IpAddr],
-    bpffs: &Path,
-    deadline: Deadline,
-) -> Result<(), Error> {
-    forget(addresses, bpffs);
-    veth::remove(host, attachment).await?;
-    for address in addresses {
-        masquerade::remove(attachment, *address, deadline).await?;
+/// A pod that goes.
+struct Pod<'a> {
+    attachment: &'a Attachment,
+    addresses: &'a [IpAddr],
+    /// Whether it may have packet-filter rules of its own.
+    masqueraded: bool,
+}
+
+impl Pod<'_> {
+    /// Cuts a pod off: nothing may lead to it before its device goes, and its device goes before
+    /// its address can be given to another.
+    async fn disconnect(
+        &self,
+        host: &Netlink,
+        agent: &Agent,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        forget(self.addresses, agent);
+        if let Some(port) = veth::remove(host, self.attachment).await? {
+            for address in self.addresses {
+                guard::lower(agent, &port, *address).await;
+            }
+        }
+        // Others may hold the lock of iptables for long.
+        if self.masqueraded {
+            for address in self.addresses {
+                masquerade::remove(self.attachment, *address, deadline).await?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Whether the plugin masquerades pods now: then it may have done so when a pod was made whose note
+/// does not tell, because an earlier version has written it, or because ADD did not come to its
+/// end.
+fn masquerades(conf: &NetConf) -> bool {
+    conf.network().is_ok_and(|network| network.ip_masq)
 }
 
 /// Takes pods out of the fast path's tables: they must not point at a device that is gone, or that is not yet
 /// there.
-pub fn forget(addresses: &[IpAddr], bpffs: &Path) {
+pub fn forget(addresses: &[IpAddr], agent: &Agent) {
     for address in addresses {
         // A broken map must not keep a pod from being made or deleted; the agent repairs it.
-        match pods::forget(bpffs, *address) {
+        match pods::forget(&agent.pins, *address) {
             Ok(()) | Err(datapath::Error::Family(_)) => {}
             Err(error) => tracing::warn!(%address, %error, "the fast path still knows the pod"),
         }
@@ -290,6 +332,7 @@ mod tests {
             mac: MacAddr::default(),
             container,
             interface,
+            masqueraded: false,
         }
     }
 

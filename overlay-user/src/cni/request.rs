@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rscni_types::error::Error as ProtocolError;
 use rscni_types::types::{
-    CNI_COMMAND, CNI_CONTAINERID, CNI_IFNAME, CNI_NETNS, Cmd, ContainerId, InterfaceName,
+    CNI_ARGS, CNI_COMMAND, CNI_CONTAINERID, CNI_IFNAME, CNI_NETNS, Cmd, ContainerId, InterfaceName,
 };
 
 use super::Error;
@@ -13,8 +13,8 @@ use crate::ipam::Attachment;
 /// What the runtime asks for, with the variables that belong to it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Add a pod's interface in a network namespace.
-    Add(Attachment, PathBuf),
+    /// Add a pod's interface in a network namespace, with what `CNI_ARGS` says.
+    Add(Attachment, PathBuf, String),
     /// Delete it again; the network namespace may be gone.
     Del(Attachment, Option<PathBuf>),
     /// Compare with what ADD left.
@@ -44,7 +44,11 @@ impl Request {
             })
         };
         let request = match required(CNI_COMMAND)?.parse()? {
-            Cmd::Add => Self::Add(attachment()?, required(CNI_NETNS)?.into()),
+            Cmd::Add => Self::Add(
+                attachment()?,
+                required(CNI_NETNS)?.into(),
+                variable(CNI_ARGS).unwrap_or_default(),
+            ),
             Cmd::Del => Self::Del(attachment()?, required(CNI_NETNS).ok().map(PathBuf::from)),
             Cmd::Check => Self::Check(attachment()?, required(CNI_NETNS)?.into()),
             Cmd::Gc => Self::Gc,
@@ -104,7 +108,7 @@ mod tests {
             container: "c1".into(),
             interface: "eth0".into(),
         };
-        let add = Request::Add(attachment, "/run/netns/a".into());
+        let add = Request::Add(attachment, "/run/netns/a".into(), String::new());
         assert_eq!(request(&ADD).expect("valid"), Some(add));
     }
 

@@ -13,6 +13,7 @@ use super::netlink::{self, Link, Netlink};
 use super::netns::Netns;
 use super::sysctl;
 use crate::ipam::Attachment;
+use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
 /// How long a new port may take until it carries packets; the `bridge` plugin waits as long.
@@ -33,8 +34,9 @@ pub fn host_name(attachment: &Attachment) -> String {
     format!("veth{hash:08x}")
 }
 
-/// Makes the pair: the host end a port of `bridge` and up, the pod's end in `netns` with the name that the
-/// attachment has for it, and still down. Returns the host end.
+/// Makes the pair: the host end a port of `bridge` and up, the pod's end in `netns` with the name
+/// that the attachment has for it, and still down. `mac` is the pod's end's; the kernel chooses one
+/// otherwise. Returns the host end.
 ///
 /// A host end that a crashed ADD left is replaced.
 ///
@@ -48,6 +50,7 @@ pub async fn make(
     bridge: &Link,
     attachment: &Attachment,
     netns: &Netns,
+    mac: Option<MacAddr>,
 ) -> Result<Link, Error> {
     let name = host_name(attachment);
     if let Some(old) = host.link(&name).await? {
@@ -61,10 +64,13 @@ pub async fn make(
         tracing::warn!(link = name, "replacing what an ADD before left");
         host.delete(&old).await?;
     }
-    let peer = LinkUnspec::new_with_name(&attachment.interface)
+    let mut peer = LinkUnspec::new_with_name(&attachment.interface)
         .mtu(network.mtu)
-        .setns_by_fd(netns.as_fd().as_raw_fd())
-        .build();
+        .setns_by_fd(netns.as_fd().as_raw_fd());
+    if let Some(mac) = mac {
+        peer = peer.address(mac.0.to_vec());
+    }
+    let peer = peer.build();
     let pair = LinkVeth::new(&name, &attachment.interface)
         .mtu(network.mtu)
         .controller(bridge.index)
@@ -139,15 +145,18 @@ pub async fn announce(host: &Netlink, port: &Link, note: &PodNote) -> Result<(),
         .await
 }
 
-/// Deletes the host end of an attachment, and so the pod's; one that is not there is no error.
+/// Deletes the host end of an attachment, and so the pod's; returns it, unless it was not there.
 ///
 /// # Errors
 ///
 /// [`Error::Netlink`].
-pub async fn remove(host: &Netlink, attachment: &Attachment) -> Result<(), Error> {
+pub async fn remove(host: &Netlink, attachment: &Attachment) -> Result<Option<Link>, Error> {
     match host.link(&host_name(attachment)).await? {
-        Some(link) if is_of(&link, attachment) => host.delete(&link).await,
-        _ => Ok(()),
+        Some(link) if is_of(&link, attachment) => {
+            host.delete(&link).await?;
+            Ok(Some(link))
+        }
+        _ => Ok(None),
     }
 }
 

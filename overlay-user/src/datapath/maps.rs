@@ -19,6 +19,7 @@ use super::tables::Tables;
 mod batch;
 mod flows;
 mod mirrored;
+mod one_pod;
 
 use mirrored::Mirrored;
 
@@ -217,24 +218,6 @@ where
             pods: dump(&self.pods, PODS)?,
             ..Tables::default()
         })
-    }
-
-    /// Takes a pod out of the maps, its endpoint with it.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn forget_pod(pins: &Pins, address: F::Addr) -> Result<(), Error> {
-        // The two maps alone: an agent of another build may have pinned the others.
-        let mut pods: HashMap<_, F::Addr, Pod> = open(pins, PODS)?;
-        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
-        let Some(pod) = missing_is_none(pods.get(&address, 0)).map_err(failed("read", PODS))?
-        else {
-            return Ok(());
-        };
-        missing_is_none(pods.remove(&address)).map_err(failed("delete from", PODS))?;
-        missing_is_none(endpoints.remove(&pod.ifindex))
-            .map_err(failed("delete from", ENDPOINTS))?;
-        Ok(())
     }
 
     /// Leaves the pod on a device to the kernel, both ways. Its entries stay: packets of a pod that the maps do

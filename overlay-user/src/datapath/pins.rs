@@ -1,4 +1,6 @@
-//! Where the data path is pinned: `<root>/v<ABI>/maps/<map>` and `<root>/v<ABI>/links/<program>_<ifindex>`.
+//! Where the data path is pinned: `<root>/v<ABI>/maps/<map>` and
+//! `<root>/v<ABI>/links/<program>_<ifindex>`, and below `<root>/v<ABI>/programs` what the CNI
+//! plugin attaches while no agent runs.
 //!
 //! Links are named after the interface's index, not its name: a device may be renamed under a running link.
 
@@ -60,6 +62,12 @@ impl Pins {
         self.links().join(format!("{}_{ifindex}", hook.name()))
     }
 
+    /// The directory of the programs' pins.
+    #[must_use]
+    pub fn programs(&self) -> PathBuf {
+        self.version().join("programs")
+    }
+
     /// Whether a data path is pinned here.
     #[must_use]
     pub fn exist(&self) -> bool {
@@ -77,7 +85,7 @@ impl Pins {
                 path: self.root.clone(),
             });
         }
-        for dir in [self.version().join("maps"), self.links()] {
+        for dir in [self.version().join("maps"), self.links(), self.programs()] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(MODE)
@@ -153,6 +161,14 @@ impl Pins {
             path: path.to_owned(),
             source,
         })
+    }
+
+    /// Removes the pins of the programs: nobody attaches them any more.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the kernel refuses.
+    pub fn remove_programs(&self) -> Result<(), Error> {
+        remove_directory(&self.programs())
     }
 
     /// Removes every pin of every ABI version, and with them the links and maps that nothing else holds. A directory that

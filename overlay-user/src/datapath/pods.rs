@@ -1,14 +1,50 @@
-//! What the CNI plugin needs of the fast path: forgetting a pod before its device goes.
+//! What the CNI plugin does with the fast path's pins.
 
 use std::net::IpAddr;
 use std::path::Path;
 
-use overlay_common::V4;
+use overlay_common::schema::{Endpoint, POD_KERNEL_PATH};
+use overlay_common::{Hook, V4};
 
-use super::Error;
 use super::family::UserFamily as _;
 use super::maps::Maps;
 use super::pins::Pins;
+use super::{Error, programs};
+use crate::mac::MacAddr;
+
+/// Tells the programs of a pod, and attaches the one that judges what the pod sends to the pod's
+/// host end, as long as no agent does: what is forged is refused, all else is left to the kernel.
+/// `false` where no programs are pinned.
+///
+/// # Errors
+/// [`Error::Map`], [`Error::Attach`], [`Error::Link`] where the kernel refuses, [`Error::Family`]
+/// for an address that no pod can have.
+pub fn guard(
+    root: &Path,
+    interface: &str,
+    ifindex: u32,
+    address: IpAddr,
+    mac: MacAddr,
+) -> Result<bool, Error> {
+    let pins = Pins::new(root);
+    if !pins.programs().exists() {
+        return Ok(false);
+    }
+    let endpoint = Endpoint {
+        address: V4::from_ip(address).ok_or(Error::Family(address))?,
+        mac: mac.0,
+        flags: POD_KERNEL_PATH,
+    };
+    Maps::<V4>::remember_pod(&pins, ifindex, endpoint)?;
+    programs::attach_offered(&pins, interface, ifindex)
+}
+
+/// Until when the last sign of life of an agent whose programs are at work holds
+/// (`CLOCK_MONOTONIC`, nanoseconds), if there was one.
+#[must_use]
+pub fn alive_until(root: &Path) -> Option<u64> {
+    Maps::<V4>::heartbeat(&Pins::new(root)).ok()
+}
 
 /// Takes a pod out of the pinned maps, if there are any, so that no entry points at its device.
 ///
@@ -21,4 +57,21 @@ pub fn forget(root: &Path, address: IpAddr) -> Result<(), Error> {
     }
     let address = V4::from_ip(address).ok_or(Error::Family(address))?;
     Maps::<V4>::forget_pod(&pins, address)
+}
+
+/// Takes the endpoint of a device that is gone out of the pinned maps, and removes the pins of its
+/// links.
+///
+/// # Errors
+/// [`Error::Map`], [`Error::Pin`] where the kernel refuses.
+pub fn forget_device(root: &Path, ifindex: u32) -> Result<(), Error> {
+    let pins = Pins::new(root);
+    if !pins.exist() {
+        return Ok(());
+    }
+    Maps::<V4>::forget_device(&pins, ifindex)?;
+    for hook in [Hook::PodIn, Hook::PodOut] {
+        Pins::remove(&pins.link(hook, ifindex))?;
+    }
+    Ok(())
 }

@@ -19,10 +19,12 @@ use super::{Error, maps, refusals};
 
 mod detach;
 mod inspect;
+mod offer;
 mod query;
 mod xdp;
 
 pub use inspect::{OnHook, by_id, on_hook, on_link};
+pub use offer::attach_offered;
 
 /// The name of the program for a hook.
 #[must_use]
@@ -255,20 +257,7 @@ impl Programs {
             Some(_) => Pins::remove(&pin)?,
             None => {}
         }
-        // Ours come first: what a short cut would bypass must not have been told of the packet.
-        let program = self.program(hook)?;
-        let link = program
-            .attach_with_options(
-                interface,
-                direction(hook),
-                TcAttachOptions::TcxOrder(LinkOrder::first()),
-            )
-            .and_then(|link| program.take_link(link))
-            .map_err(attach_failed("bpf_link_create", hook, interface))?;
-        let link = FdLink::try_from(link).map_err(|error| link_failed("pin", &pin, &error))?;
-        Pins::remove(&pin)?;
-        link.pin(&pin)
-            .map_err(|error| link_failed("pin", &pin, &error))?;
+        link_program(self.program(hook)?, &pin, hook, interface)?;
         Ok(Attached::New)
     }
 
@@ -283,12 +272,8 @@ impl Programs {
         if was_there && self.own_filters.contains(&site) {
             return Ok(Attached::Already);
         }
-        // An interface that has the qdisc says so by an error of its own.
-        if let Err(error) = aya::programs::tc::qdisc_add_clsact(interface) {
-            tracing::trace!(interface, %error, "clsact");
-        }
         let program = self.program(hook)?;
-        let attached = if was_there {
+        if was_there {
             let there = SchedClassifierLink::attached(
                 interface,
                 direction(hook),
@@ -296,21 +281,15 @@ impl Programs {
                 CLSACT.handle,
                 CLSACT.classid,
             );
-            there
+            let link = there
                 .map_err(ProgramError::IOError)
                 .and_then(|link| program.attach_to_link(link))
+                .and_then(|link| program.take_link(link))
+                .map_err(attach_failed("RTM_NEWTFILTER", hook, interface))?;
+            leave_attached(link);
         } else {
-            program.attach_with_options(
-                interface,
-                direction(hook),
-                TcAttachOptions::Netlink(CLSACT),
-            )
-        };
-        let link = attached
-            .and_then(|link| program.take_link(link))
-            .map_err(attach_failed("RTM_NEWTFILTER", hook, interface))?;
-        // The filter has to outlive us: a link that is dropped would detach it.
-        std::mem::forget(link);
+            add_filter(program, hook, interface)?;
+        }
         self.filters.insert(site);
         self.own_filters.insert(site);
         Ok(if was_there {
@@ -319,6 +298,48 @@ impl Programs {
             Attached::New
         })
     }
+}
+
+/// Attaches a program to a tcx hook by a link, and pins that in place of whatever is pinned there.
+fn link_program(
+    program: &mut SchedClassifier,
+    pin: &Path,
+    hook: Hook,
+    interface: &str,
+) -> Result<(), Error> {
+    // Ours come first: what a short cut would bypass must not have been told of the packet.
+    let link = program
+        .attach_with_options(
+            interface,
+            direction(hook),
+            TcAttachOptions::TcxOrder(LinkOrder::first()),
+        )
+        .and_then(|link| program.take_link(link))
+        .map_err(attach_failed("bpf_link_create", hook, interface))?;
+    let link = FdLink::try_from(link).map_err(|error| link_failed("pin", pin, &error))?;
+    Pins::remove(pin)?;
+    link.pin(pin)
+        .map(drop)
+        .map_err(|error| link_failed("pin", pin, &error))
+}
+
+/// Attaches a program as a filter of the clsact qdisc, which is made if need be.
+fn add_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Result<(), Error> {
+    // An interface that has the qdisc says so by an error of its own.
+    if let Err(error) = aya::programs::tc::qdisc_add_clsact(interface) {
+        tracing::trace!(interface, %error, "clsact");
+    }
+    let link = program
+        .attach_with_options(interface, direction(hook), TcAttachOptions::Netlink(CLSACT))
+        .and_then(|link| program.take_link(link))
+        .map_err(attach_failed("RTM_NEWTFILTER", hook, interface))?;
+    leave_attached(link);
+    Ok(())
+}
+
+/// A filter has to outlive us: a link that is dropped would detach it.
+fn leave_attached(link: SchedClassifierLink) {
+    std::mem::forget(link);
 }
 
 fn attached_ids(hook: Hook, interface: &str, ifindex: u32) -> Result<Vec<u32>, Error> {

@@ -45,6 +45,8 @@ pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     // A new map is empty. The configuration of the old ones says that they hold every peer, and programs that
     // believe it would refuse what peers send. Without one they leave everything to the kernel.
     if !complete {
+        // With them the programs that work on them.
+        pins.remove_programs()?;
         for name in maps::ALL {
             Pins::remove(&pins.map(name))?;
         }

@@ -5,6 +5,7 @@
 //! of pods that the agent knows are guarded, so that a pod which it has yet to learn of is not cut off.
 
 mod counters;
+pub mod pod;
 mod text;
 
 use std::collections::BTreeSet;
@@ -70,6 +71,9 @@ pub enum Error {
     /// The kernel does not tell its counters.
     #[error("guard: read counters: {0}")]
     Counters(#[source] super::Error),
+    /// The kernel does not take one pod's elements, or give them back.
+    #[error("guard: write a pod's elements: {0}")]
+    Pod(#[source] super::Error),
     /// There are no tables of ours.
     #[error(
         "guard: there is no table {}: no agent has made it, or somebody deleted it",

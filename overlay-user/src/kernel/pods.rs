@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use netlink_packet_core::DefaultNla;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 
@@ -13,8 +14,11 @@ use crate::datapath::programs::CLSACT_PRIORITY;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
-/// The bridge that the agent serves pods of: the name that flannel gives it.
+/// The bridge of the pods by the name that flannel gives it; `delegate.bridge` may give another.
 pub const BRIDGE: &str = "cni0";
+
+/// The attribute of a request about a device of another namespace (`linux/if_link.h`; Linux 4.19).
+const IFLA_TARGET_NETNSID: u16 = 46;
 
 /// A pod of this node: the host end of its veth pair, enslaved to the bridge and carrying a note.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +27,13 @@ pub struct PodLink {
     pub ifindex: u32,
     /// Name of the host end.
     pub name: String,
-    /// MAC address of the host end; that of the pod's end is in the note.
+    /// MAC address of the host end.
     pub mac: MacAddr,
+    /// MAC address of the pod's end. Others may have changed it since the note was written, as the
+    /// plugin `tuning` does; the note's where the kernel does not tell.
+    pub pod_mac: MacAddr,
+    /// Interface index of the pod's end, in its own namespace.
+    pub peer: Option<u32>,
     /// What the CNI plugin wrote.
     pub note: PodNote,
     /// Interface index of the bridge.
@@ -55,6 +64,8 @@ pub struct Filter {
 /// The bridge of the pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeLink {
+    /// Name.
+    pub name: String,
     /// Interface index.
     pub ifindex: u32,
     /// MAC address, that of the pods' gateway.
@@ -77,13 +88,14 @@ pub struct PodLinks {
 }
 
 impl Kernel {
-    /// Lists the bridge called `bridge` and the pods on it.
+    /// Lists the pods and the bridge that they hang on: the one called `usual`, unless all pods
+    /// hang on another. The CNI plugin refuses to make a second one.
     ///
     /// # Errors
     /// What netlink says.
-    pub async fn pods(&self, bridge: &str) -> Result<PodLinks, Error> {
+    pub async fn pods(&self, usual: &str) -> Result<PodLinks, Error> {
         let links = self.links().await?;
-        let Some(master) = links.iter().find(|link| link_name(link) == Some(bridge)) else {
+        let Some(master) = bridge(&links, usual) else {
             return Ok(PodLinks::default());
         };
         let addresses = self.addresses().await?;
@@ -109,10 +121,18 @@ impl Kernel {
                     .iter()
                     .any(|filter| filter.priority != CLSACT_PRIORITY),
             };
+            if let (Some(netns), Some(peer)) = (pod.netns_id, pod.peer) {
+                match self.mac_in(netns, peer).await {
+                    Ok(mac) => pod.pod_mac = mac.unwrap_or(pod.pod_mac),
+                    // A pod that goes, or a kernel that does not tell (before Linux 4.19).
+                    Err(error) => tracing::debug!(pod = pod.name, "the pod's end: {error}"),
+                }
+            }
             pods.push(pod);
         }
         pods.sort_by_key(|pod| pod.ifindex);
         let bridge = BridgeLink {
+            name: link_name(master).unwrap_or_default().to_owned(),
             ifindex,
             mac: link_mac(master).unwrap_or_default(),
             mtu: link_mtu(master),
@@ -123,6 +143,17 @@ impl Kernel {
             bridge: Some(bridge),
             pods,
         })
+    }
+
+    /// MAC address of a device in another namespace, which has the number `netns` in this one.
+    async fn mac_in(&self, netns: i32, ifindex: u32) -> Result<Option<MacAddr>, Error> {
+        let mut get = self.handle.link().get().match_index(ifindex);
+        let target = DefaultNla::new(IFLA_TARGET_NETNSID, netns.to_ne_bytes().to_vec());
+        let attributes = &mut get.message_mut().attributes;
+        attributes.push(LinkAttribute::Other(target));
+        let object = format!("ifindex {ifindex} of namespace {netns}");
+        let found = self.dump("RTM_GETLINK", &object, get.execute()).await?;
+        Ok(found.first().and_then(link_mac))
     }
 
     /// The filters of a device's `clsact` qdisc; a device that is gone has none.
@@ -177,6 +208,17 @@ impl Kernel {
     }
 }
 
+/// The bridge that pods hang on.
+fn bridge<'l>(links: &'l [LinkMessage], usual: &str) -> Option<&'l LinkMessage> {
+    let usual = links.iter().find(|link| link_name(link) == Some(usual));
+    let of_pods = |bridge: &&LinkMessage| {
+        let mut links = links.iter();
+        links.any(|link| pod(link, bridge.header.index).is_some())
+    };
+    let other = || links.iter().find(of_pods);
+    usual.filter(of_pods).or_else(other).or(usual)
+}
+
 /// The program of a filter; one that is not of eBPF has none.
 fn program(filter: &TcMessage) -> Option<u32> {
     let options = filter
@@ -195,20 +237,24 @@ fn program(filter: &TcMessage) -> Option<u32> {
 /// The pod behind a device, if the device is a port of `bridge` and carries a pod's note.
 #[must_use]
 pub fn pod(link: &LinkMessage, bridge: u32) -> Option<PodLink> {
-    let (mut note, mut master, mut netns_id) = (None, None, None);
+    let (mut note, mut master, mut netns_id, mut peer) = (None, None, None, None);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => note = alias.parse::<PodNote>().ok(),
             LinkAttribute::Controller(ifindex) => master = Some(*ifindex),
             LinkAttribute::LinkNetNsId(id) => netns_id = Some(*id),
+            LinkAttribute::Link(ifindex) => peer = Some(*ifindex),
             _ => {}
         }
     }
+    let note = note?;
     Some(PodLink {
         ifindex: link.header.index,
         name: link_name(link)?.to_owned(),
         mac: link_mac(link)?,
-        note: note?,
+        pod_mac: note.mac,
+        peer,
+        note,
         master: master.filter(|master| *master == bridge)?,
         netns_id,
         mtu: link_mtu(link),

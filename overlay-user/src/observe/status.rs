@@ -337,7 +337,7 @@ impl Status {
             };
             self.pods.push(Pod {
                 address: pod.note.address,
-                mac: pod.note.mac,
+                mac: pod.pod_mac,
                 device: pod.name.clone(),
                 container: pod.note.container.clone(),
                 path,

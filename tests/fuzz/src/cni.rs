@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use overlay_user::cni::Error;
+use overlay_user::cni::asked::Asked;
 use overlay_user::cni::config::NetConf;
 use overlay_user::cni::request::Request;
 use tempfile::NamedTempFile;
@@ -41,6 +42,10 @@ pub fn config(data: &[u8]) {
         Ok(None) => {}
         Err(error) => answered(&error),
     }
+    match Asked::new(&conf.cni_version, &conf) {
+        Ok(asked) => assert!(asked.mac.is_none_or(|mac| mac.is_unicast())),
+        Err(error) => answered(&error),
+    }
     conf.subnet_file = SUBNET_ENV.path().to_owned();
     match conf.network() {
         Ok(network) => {
@@ -62,7 +67,7 @@ pub fn request(data: &[u8]) {
     };
     match Request::new(variable) {
         Ok(Some(
-            Request::Add(attachment, _)
+            Request::Add(attachment, ..)
             | Request::Del(attachment, _)
             | Request::Check(attachment, _),
         )) => {

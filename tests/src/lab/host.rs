@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
@@ -14,12 +15,12 @@ use super::{store, underlay};
 use crate::{Namespace, command};
 
 /// flannel's CNI configuration, with the one plugin that is ours.
-const CONFLIST: &str = r#"{
+const LIST: &str = r#"{
   "name": "cbr0",
-  "cniVersion": "1.0.0",
   "plugins": [
     {
       "type": "flannel",
+      "capabilities": { "ips": true, "mac": true },
       "delegate": {
         "hairpinMode": true,
         "isDefaultGateway": true
@@ -121,9 +122,6 @@ fn become_host(run: &Path, shared_store: Option<&Path>, bin_dir: &Path) -> Resul
 
 /// Puts the CNI configuration and the plugins where a runtime looks for them.
 fn install_cni(bin_dir: &Path) -> Result<()> {
-    let config = Path::new(CONFLIST_PATH);
-    fs::create_dir_all(config.parent().unwrap_or(config)).context("create /etc/cni/net.d")?;
-    fs::write(config, CONFLIST).with_context(|| format!("write {CONFLIST_PATH}"))?;
     let plugins = Path::new(PLUGINS);
     fs::create_dir_all(plugins).with_context(|| format!("create {PLUGINS}"))?;
     // Where a distribution has the reference plugins, other configurations can use them.
@@ -140,7 +138,21 @@ fn install_cni(bin_dir: &Path) -> Result<()> {
         let _ = fs::remove_file(plugins.join(name));
         link(&ours, &plugins.join(name))?;
     }
-    Ok(())
+    // Bare nodes need no programs.
+    if !ours.exists() {
+        return Ok(());
+    }
+    // It finds itself in place: a link, since a copy on each of many nodes would be much memory.
+    let list = Path::new("/run/cni-conf.json");
+    fs::write(list, LIST).with_context(|| format!("write {}", list.display()))?;
+    let mut install = Command::new(&ours);
+    install
+        .args(["install", "--list"])
+        .arg(list)
+        .arg("--bin-dir")
+        .arg(PLUGINS);
+    let output = install.output().context("run overlay-cni install")?;
+    command::require_success("overlay-cni install", output).map(drop)
 }
 
 fn link(target: &Path, name: &Path) -> Result<()> {

@@ -183,7 +183,9 @@ pub(super) fn call_plugin(
         .with_context(|| format!("understand {}", host::CONFLIST_PATH))?;
     let mut config = list["plugins"][0].clone();
     config["name"] = list["name"].clone();
-    config["cniVersion"] = list["cniVersion"].clone();
+    // The latest of those that the list offers, as libcni does since it speaks 1.1.0.
+    let offered = list["cniVersions"].as_array().and_then(|all| all.last());
+    config["cniVersion"] = offered.unwrap_or(&list["cniVersion"]).clone();
     for (key, value) in extra {
         config[*key] = value.clone();
     }

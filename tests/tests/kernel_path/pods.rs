@@ -40,6 +40,22 @@ fn pods_are_ports_of_the_bridge_with_a_note() {
         );
         assert!(link.up && link.netns_id.is_some() && link.master == bridge.ifindex);
 
+        // The note tells what ADD gave; others may have given the pod another MAC address since.
+        run(&format!(
+            "nsenter -t {} -n ip link set p-noted address 02:00:00:00:00:77",
+            pod.pid()
+        ));
+        let now = kernel.pods("cni0").await.expect("list").pods;
+        assert_eq!(now[0].pod_mac.to_string(), "02:00:00:00:00:77");
+        assert_eq!(now[0].note.mac.to_string(), "02:00:00:00:00:05");
+
+        // A bridge of the usual name without pods is not the pods'.
+        run("ip link add another type bridge; ip link set noted master another");
+        let found = kernel.pods("cni0").await.expect("list");
+        assert_eq!(found.bridge.expect("the bridge").name, "another");
+        assert_eq!(found.pods.len(), 1);
+        run("ip link set noted master cni0");
+
         let foreign = async || kernel.pods("cni0").await.expect("list").pods[0].has_foreign_qdisc;
         assert!(!foreign().await);
         run("tc qdisc add dev noted clsact");

@@ -82,7 +82,7 @@ impl Running {
             (Attach::Tcx | Attach::Auto, best) => best,
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
-        let (programs, misfits) =
+        let (mut programs, misfits) =
             Programs::load(&object.bytes, pins, attachment, flags.log_refused)
                 .map_err(|error| error.to_string())?;
         for misfit in misfits {
@@ -105,6 +105,7 @@ impl Running {
         maps.look_for_flows().map_err(|error| error.to_string())?;
         let live = Live::new(maps);
         let map_ids = maps::ids(pins).map_err(|error| error.to_string())?;
+        programs.offer().map_err(|error| error.to_string())?;
         tracing::info!(?attachment, pins = %pins.root().display(), "fast path loaded");
         if let Some(note) = &object.note {
             tracing::warn!("the programs are not this build's own: {note}");

@@ -55,6 +55,20 @@ impl Netlink {
         Ok(messages.iter().filter_map(address).collect())
     }
 
+    /// The device that has an address, if one has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Netlink`].
+    pub async fn holder(&self, address: IpNet) -> Result<Option<Link>, Error> {
+        for link in self.links().await? {
+            if self.addresses(&link).await?.contains(&address) {
+                return Ok(Some(link));
+            }
+        }
+        Ok(None)
+    }
+
     /// Adds an address to a device; one that it has already is no error.
     ///
     /// # Errors

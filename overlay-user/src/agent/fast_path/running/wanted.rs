@@ -38,7 +38,7 @@ pub(super) fn local_pods<'a>(
     let local = |pod: &PodLink| LocalPod {
         ifindex: pod.ifindex,
         address: pod.note.address,
-        mac: pod.note.mac,
+        mac: pod.pod_mac,
         mtu: pod.mtu,
         kernel_path: pod.has_foreign_qdisc || has_foreign_program(pod.ifindex),
     };

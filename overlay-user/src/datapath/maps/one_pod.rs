@@ -1,0 +1,60 @@
+//! The entries of one pod, which the CNI plugin writes and removes. Only the maps that hold them
+//! are opened: an agent of another build may have pinned the others.
+
+use aya::Pod as Plain;
+use aya::maps::HashMap;
+use overlay_common::schema::{Endpoint, Heartbeat, Pod};
+
+use super::super::Error;
+use super::super::family::UserFamily;
+use super::super::pins::Pins;
+use super::{ENDPOINTS, HEARTBEAT, Maps, PODS, failed, missing_is_none, open};
+
+impl<F: UserFamily> Maps<F>
+where
+    F::Addr: Plain,
+{
+    /// Tells the programs on a device of the pod behind it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn remember_pod(pins: &Pins, ifindex: u32, endpoint: Endpoint<F>) -> Result<(), Error> {
+        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
+        let done = endpoints.insert(ifindex, endpoint, 0);
+        done.map_err(failed("update", ENDPOINTS))
+    }
+
+    /// Takes a pod out of the maps, its endpoint with it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn forget_pod(pins: &Pins, address: F::Addr) -> Result<(), Error> {
+        let mut pods: HashMap<_, F::Addr, Pod> = open(pins, PODS)?;
+        let Some(pod) = missing_is_none(pods.get(&address, 0)).map_err(failed("read", PODS))?
+        else {
+            return Ok(());
+        };
+        missing_is_none(pods.remove(&address)).map_err(failed("delete from", PODS))?;
+        Self::forget_device(pins, pod.ifindex)
+    }
+
+    /// Takes the endpoint of a device out of the maps.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn forget_device(pins: &Pins, ifindex: u32) -> Result<(), Error> {
+        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
+        let gone = missing_is_none(endpoints.remove(&ifindex));
+        gone.map(drop).map_err(failed("delete from", ENDPOINTS))
+    }
+
+    /// Until when the last sign of life of an agent holds; see [`Heartbeat`].
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn heartbeat(pins: &Pins) -> Result<u64, Error> {
+        let heartbeat: aya::maps::Array<_, Heartbeat> = open(pins, HEARTBEAT)?;
+        let read = heartbeat.get(&0, 0).map_err(failed("read", HEARTBEAT))?;
+        Ok(read.next_hops_until_ns)
+    }
+}

@@ -1,0 +1,86 @@
+//! The program that judges what a pod sends, pinned for the CNI plugin: it guards the pods that are
+//! made while no agent runs.
+//!
+//! `programs/tcx/ov_pod_in` or `programs/clsact/ov_pod_in`: the directory says how the agent
+//! attaches, for a packet shall meet the program once. The program at the hook's other end only
+//! saves what the agent finds out by connection tracking when it takes the pod over.
+
+use std::fs;
+use std::path::PathBuf;
+
+use aya::programs::SchedClassifier;
+use overlay_common::Hook;
+
+use super::super::Error;
+use super::super::pins::Pins;
+use super::{Attachment, Programs, add_filter, attach_failed, link_program, name};
+
+/// What is offered.
+const OFFERED: Hook = Hook::PodIn;
+
+impl Programs {
+    /// Pins the program that the plugin attaches, in place of an earlier agent's.
+    ///
+    /// # Errors
+    /// [`Error::Pin`], [`Error::Link`].
+    pub fn offer(&mut self) -> Result<(), Error> {
+        let attachment = self.attachment;
+        for other in [Attachment::Tcx, Attachment::Clsact] {
+            if other != attachment {
+                Pins::remove(&pin(&self.pins, other))?;
+            }
+        }
+        let pin = pin(&self.pins, attachment);
+        let failed = |call| {
+            let path = pin.clone();
+            move |source| Error::Pin { call, path, source }
+        };
+        let directory = pin.parent().unwrap_or(&pin);
+        fs::create_dir_all(directory).map_err(failed("mkdir"))?;
+        // Whoever looks finds the old one or the new one. A BPF file system takes no dots in names.
+        let new = pin.with_file_name("new");
+        Pins::remove(&new)?;
+        self.program(OFFERED)?
+            .pin(&new)
+            .map_err(|error| super::link_failed("pin", &new, &error))?;
+        fs::rename(&new, &pin).map_err(failed("rename"))
+    }
+}
+
+/// Attaches the program that an agent has pinned for pods to the host end of a new pod; `false`
+/// where none is pinned.
+///
+/// By tcx this waits for a grace period of RCU, some 10 ms.
+///
+/// # Errors
+/// [`Error::Attach`], [`Error::Link`], [`Error::Pin`].
+pub fn attach_offered(pins: &Pins, interface: &str, ifindex: u32) -> Result<bool, Error> {
+    for attachment in [Attachment::Tcx, Attachment::Clsact] {
+        let pin = pin(pins, attachment);
+        if !pin.exists() {
+            continue;
+        }
+        let mut program = SchedClassifier::from_pin(&pin).map_err(attach_failed(
+            "bpf_obj_get",
+            OFFERED,
+            interface,
+        ))?;
+        match attachment {
+            Attachment::Tcx => {
+                let link = pins.link(OFFERED, ifindex);
+                link_program(&mut program, &link, OFFERED, interface)?;
+            }
+            Attachment::Clsact => add_filter(&mut program, OFFERED, interface)?,
+        }
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+fn pin(pins: &Pins, attachment: Attachment) -> PathBuf {
+    let how = match attachment {
+        Attachment::Tcx => "tcx",
+        Attachment::Clsact => "clsact",
+    };
+    pins.programs().join(how).join(name(OFFERED))
+}
