@@ -11,6 +11,9 @@ use crate::liveness::Liveness;
 /// Longest silence of a task of the agent that is well: each deadline of a call is far shorter.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How often the tasks are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(20);
+
 /// Runs `main` beside the lease keeper until `cancel`. Whichever ends first ends the other.
 ///
 /// # Errors
@@ -37,23 +40,23 @@ pub async fn supervise(
     result
 }
 
-/// Tells systemd every now and then that every task makes progress, if the unit asks for it
-/// (`WatchdogSec=`).
+/// Tells the log which tasks make no progress, and systemd, if the unit asks for it (`WatchdogSec=`),
+/// that every task makes progress.
 pub async fn feed(liveness: Liveness) {
-    let Some(deadline) = sd_notify::watchdog_enabled() else {
-        return;
-    };
+    let watchdog = sd_notify::watchdog_enabled();
+    let every = watchdog.map_or(LOOK_EVERY, |deadline| LOOK_EVERY.min(deadline / 3));
     loop {
         let stuck = liveness.stuck();
         for task in &stuck {
             tracing::error!("{task}");
         }
         if stuck.is_empty()
+            && watchdog.is_some()
             && let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Watchdog])
         {
             tracing::debug!("sd_notify: {error}");
         }
-        tokio::time::sleep(deadline / 3).await;
+        tokio::time::sleep(every).await;
     }
 }
 
