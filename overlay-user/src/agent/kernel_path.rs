@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::backend::Peer;
 use crate::config::SubnetEnv;
 use crate::kernel::apply::Failure;
-use crate::kernel::guard::{self, GuardState};
+use crate::kernel::guard::{self, DEFAULT_LAPSE, Guard, GuardState, Judged};
 use crate::kernel::interface::Underlay;
 use crate::kernel::pods::{BRIDGE, PodLinks};
 use crate::kernel::rules::{Driver, RuleSet};
@@ -21,15 +21,14 @@ use overlay_common::vxlan::OVERHEAD;
 use crate::agent::health::Report;
 use crate::agent::node::Node;
 
-/// How often the guard is written again although nothing changed: somebody may have flushed it.
-const GUARD_RESYNC: Duration = Duration::from_secs(5);
-
 /// What the kernel path remembers between rounds.
 #[derive(Default)]
 pub struct KernelPath {
     device: Option<(u32, MacAddr)>,
     rules: Option<(RuleSet, Instant)>,
-    guard: Option<(GuardState, Instant)>,
+    guard: Guard,
+    /// The peers that the guard lets in.
+    guarded: BTreeSet<(Ipv4Addr, Ipv4Net)>,
     guard_unavailable: bool,
     bridge_warned: bool,
     /// What the subnet file holds.
@@ -49,10 +48,6 @@ impl KernelPath {
                 .rules
                 .as_ref()
                 .is_some_and(|(_, looked)| is_past(*looked, rules_resync(node)))
-            || self
-                .guard
-                .as_ref()
-                .is_some_and(|(_, written)| is_past(*written, GUARD_RESYNC))
     }
 
     /// Index and MAC address of the VXLAN device, as last seen.
@@ -110,14 +105,6 @@ impl KernelPath {
         pods: &PodLinks,
         report: &mut Report,
     ) -> Vec<Peer> {
-        // Who comes is let in before packets can go there, for the answers come at once; who goes is shut out
-        // when none go there any more.
-        let state = guard_state(kernel, node, desired, subnet, pods).await;
-        if let (Some(state), Some((last, _))) = (&state, &self.guard) {
-            let mut both = state.clone();
-            both.peers.extend(last.peers.iter().copied());
-            self.guard(both, report).await;
-        }
         let served = self.device_and_peers(kernel, desired, report).await;
         if let Some(bridge) = pods.bridge.as_ref().filter(|bridge| !bridge.up) {
             match kernel.set_up(bridge.ifindex).await {
@@ -126,9 +113,6 @@ impl KernelPath {
             }
         }
         self.rules(node, desired, subnet, report).await;
-        if let Some(state) = state {
-            self.guard(state, report).await;
-        }
         self.subnet_env(node, desired, subnet, report);
         if !self.bridge_warned && sysctl::bridge_calls_iptables() != Some(true) {
             self.bridge_warned = true;
@@ -218,16 +202,29 @@ impl KernelPath {
         }
     }
 
-    async fn guard(&mut self, state: GuardState, report: &mut Report) {
-        if self
-            .guard
-            .as_ref()
-            .is_some_and(|(last, written)| *last == state && written.elapsed() < GUARD_RESYNC)
-        {
-            return;
-        }
-        match guard::apply(&state).await {
-            Ok(()) => self.guard = Some((state, Instant::now())),
+    /// Lets in who comes before packets can go there, for the answers come at once; and guards what
+    /// programs are about to leave.
+    pub async fn widen_guard(&mut self, mut state: GuardState, report: &mut Report) {
+        state.peers.extend(self.guarded.iter().copied());
+        self.guard(&state, report).await;
+    }
+
+    /// Shuts out who is gone, when no packets go there any more; and leaves to programs what they judge.
+    pub async fn narrow_guard(&mut self, state: GuardState, report: &mut Report) {
+        self.guard(&state, report).await;
+        self.guarded = state.peers;
+    }
+
+    async fn guard(&mut self, state: &GuardState, report: &mut Report) {
+        let applied = match self.guard.apply(state).await {
+            Ok(change) => {
+                tracing::debug!(?change, "guard");
+                self.guard.renew().await
+            }
+            Err(error) => Err(error),
+        };
+        match applied {
+            Ok(()) => {}
             Err(error @ guard::Error::Unavailable(_)) => {
                 // Nothing that another round would change: said once, and the node lives on.
                 if !self.guard_unavailable {
@@ -283,12 +280,15 @@ fn concerns(failure: &Failure, peer: &Peer) -> bool {
     }
 }
 
-async fn guard_state(
+/// What the guard should know; `None` where the kernel does not tell who shares the port: what was said
+/// last stays.
+pub async fn guard_state(
     kernel: &Kernel,
     node: &Node,
     desired: &Desired,
     subnet: IpNet,
     pods: &PodLinks,
+    judged: Judged,
 ) -> Option<GuardState> {
     let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) =
         (desired.network, subnet, desired.device.local)
@@ -302,11 +302,6 @@ async fn guard_state(
             (IpAddr::V4(vtep), IpNet::V4(subnet)) => Some((vtep, subnet)),
             _ => None,
         });
-    let pods = pods.pods.iter().filter_map(|pod| match pod.note.address {
-        IpAddr::V4(address) => Some((pod.name.clone(), address)),
-        IpAddr::V6(_) => None,
-    });
-    // Not knowing who shares the port, nothing is said about it: what was said last stays.
     let other_vnis = kernel
         .other_vnis(&node.device, node.config.vxlan.port)
         .await
@@ -320,7 +315,10 @@ async fn guard_state(
         port: node.config.vxlan.port,
         vni: node.config.vxlan.vni,
         other_vnis,
-        peers: peers.collect::<BTreeSet<(Ipv4Addr, Ipv4Net)>>(),
-        pods: pods.collect(),
+        peers: peers.collect(),
+        pods: pods.sources(),
+        judged,
+        translates: node.flags.node.ip_masq,
+        lapse: DEFAULT_LAPSE,
     })
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::fast_path::{Backing, FastPath, View};
 use crate::agent::health::{Health, Report};
-use crate::agent::kernel_path::KernelPath;
+use crate::agent::kernel_path::{KernelPath, guard_state};
 use crate::agent::node::{Node, Start, attributes};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
@@ -203,17 +203,17 @@ impl Reconciler {
             peers: &peers,
             kernel: &self.kernel,
         };
+        self.fast_path.look(&view);
+        let judged = self.fast_path.judged(&view);
+        let (kernel, subnet) = (&self.kernel, self.lease.subnet);
+        if let Some(state) = guard_state(kernel, &self.node, &desired, subnet, &pods, judged).await
+        {
+            self.kernel_path.widen_guard(state, &mut report).await;
+        }
         self.fast_path.prepare(&view, &mut report);
         let served = self
             .kernel_path
-            .round(
-                &self.kernel,
-                &self.node,
-                &desired,
-                self.lease.subnet,
-                &pods,
-                &mut report,
-            )
+            .round(kernel, &self.node, &desired, subnet, &pods, &mut report)
             .await;
         if let Some(mac) = self.kernel_path.device_mac()
             && mac != self.mac
@@ -241,6 +241,15 @@ impl Reconciler {
             peers: &served,
         };
         self.fast_path.round(&view, &backing, &mut report).await;
+        let judged = self.fast_path.judged(&view);
+        let note = judged.to_string();
+        let subnet = self.lease.subnet;
+        if let Some(state) =
+            guard_state(&self.kernel, &self.node, &desired, subnet, &now, judged).await
+        {
+            self.kernel_path.narrow_guard(state, &mut report).await;
+        }
+        report.note("guarded by", note);
 
         self.leave_note(&mut report);
 

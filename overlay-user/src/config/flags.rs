@@ -155,6 +155,10 @@ pub struct NodeFlags {
     /// Accelerate pod traffic by eBPF as far as this kernel can, or leave it all to the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
+    /// Who refuses forged packets: eBPF programs and nftables for the rest, or nftables alone; "auto" is
+    /// "bpf" where this kernel can
+    #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = Guard::Auto)]
+    pub guard: Guard,
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
     #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
@@ -282,6 +286,17 @@ pub enum FastPath {
     Auto,
     /// The kernel's own VXLAN does everything.
     Off,
+}
+
+/// Who refuses forged packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Guard {
+    /// Programs as far as this kernel can, nftables for the rest.
+    Auto,
+    /// The same, and it is a fault if it cannot.
+    Bpf,
+    /// nftables; programs only as the fast path has them.
+    Nftables,
 }
 
 /// How programs are attached.

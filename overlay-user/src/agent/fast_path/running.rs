@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::config::flags::{Aggregates, Attach, NodeFlags};
+use crate::config::flags::{Aggregates, Attach, FastPath, NodeFlags, Xdp};
 use crate::datapath::Error;
 use crate::datapath::maps::{self, Maps};
 use crate::datapath::object;
@@ -11,7 +11,9 @@ use crate::datapath::pins::Pins;
 use crate::datapath::probe::Probes;
 use crate::datapath::programs::{Attachment, Programs};
 use crate::datapath::tables::{Node as TablesOf, Omission, Tables};
+use crate::kernel::guard::Judged;
 use crate::kernel::nic::Nic;
+use crate::kernel::pods::PodLink;
 use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
 use overlay_common::schema::{
@@ -39,6 +41,12 @@ const CONFIRM: Duration = Duration::from_secs(5);
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
+    /// Whether packets are short-cut, or only checked.
+    carries: bool,
+    /// Whether programs and maps were in place when the last round ended.
+    judges: bool,
+    /// Pods that no program judges, by the host end's name.
+    unjudged: BTreeSet<String>,
     /// Where the programs are from, if they are not this build's own.
     pub foreign_programs: Option<String>,
     maps: Maps<V4>,
@@ -104,6 +112,9 @@ impl Running {
         }
         Ok(Self {
             programs,
+            carries: flags.fast_path == FastPath::Auto,
+            judges: false,
+            unjudged: BTreeSet::new(),
             foreign_programs: object.note,
             maps,
             node: None,
@@ -119,6 +130,23 @@ impl Running {
             shares_port: false,
             next_hops_confirmed: Instant::now(),
         })
+    }
+
+    /// Whether packets are short-cut.
+    pub fn carries(&self) -> bool {
+        self.carries
+    }
+
+    /// What the programs judge.
+    pub fn judged(&self, view: &View<'_>) -> Judged {
+        if !self.judges {
+            return Judged::default();
+        }
+        let names = view.pods.pods.iter().map(|pod| pod.name.clone());
+        Judged {
+            nic: Some(view.underlay.name.clone()),
+            pods: names.filter(|name| !self.unjudged.contains(name)).collect(),
+        }
     }
 
     /// Whether the pinned maps are those that we fill: the plugin and the next agent go by the pins.
@@ -167,10 +195,17 @@ impl Running {
 
     pub async fn round(&mut self, view: &View<'_>, backing: &Backing<'_>) -> Result<(), Error> {
         let kernel = view.kernel;
+        self.judges = false;
         let Some((device_ifindex, mac)) = backing.device else {
             return self.deactivate();
         };
         self.sites = sites(view, device_ifindex);
+        if !self.carries {
+            // What only remembers flows has nothing to do where none is short-cut.
+            self.sites
+                .retain(|site| matches!(site.hook, Hook::NetIn | Hook::PodIn));
+            self.deactivate()?;
+        }
         if self.programs.attachment() == Attachment::Clsact {
             let filters = self.filters(kernel).await;
             self.programs.note_filters(filters);
@@ -221,7 +256,7 @@ impl Running {
             .filter(|peer| !backed.contains(&peer.subnet))
             .cloned()
             .collect();
-        if !gap {
+        if !gap && self.carries {
             node.flags |= CONFIG_ACTIVE;
         }
         self.ways.find(kernel, &mut node).await;
@@ -252,7 +287,11 @@ impl Running {
         }
         self.write(config)?;
         self.maps.retire(&tables)?;
-        if gap || newcomers {
+        self.judges = true;
+        self.unjudged = self.unjudged_pods(view, &tables);
+        if !self.carries {
+            self.maps.fill(&tables)?;
+        } else if gap || newcomers {
             // While packets went by the stack, flows may have been translated unseen.
             let network = view.node.config.network();
             if gap {
@@ -263,17 +302,22 @@ impl Running {
             self.maps.fill(&tables)?;
             self.flows_checked = Instant::now();
         }
-        if gap {
+        if gap && self.carries {
             self.write(Config {
                 flags: config.flags | CONFIG_ACTIVE,
                 ..config
             })?;
             tracing::info!("fast path active");
-        } else if self.maps.has_flows()? && self.flows_checked.elapsed() >= FLOWS_RESYNC {
+        } else if self.carries
+            && self.maps.has_flows()?
+            && self.flows_checked.elapsed() >= FLOWS_RESYNC
+        {
             flows::heal(&mut self.maps, view.node.config.network()).await?;
             self.flows_checked = Instant::now();
         }
-        self.refuse_early(view).await;
+        if self.carries || view.node.flags.node.xdp == Xdp::On {
+            self.refuse_early(view).await;
+        }
         let (sites, early) = (&self.sites, &self.early);
         let gone = self.programs.forget_gone(|hook, ifindex| {
             if hook == Hook::NetXdp {
@@ -287,6 +331,15 @@ impl Running {
             tracing::debug!(links = gone, "links of gone devices removed");
         }
         Ok(())
+    }
+
+    /// The pods that are without a program of ours, or without an entry in the tables.
+    fn unjudged_pods(&self, view: &View<'_>, tables: &Tables<V4>) -> BTreeSet<String> {
+        let is_judged = |pod: &&PodLink| {
+            !self.left_out.contains_key(&pod.name) && tables.endpoints.contains_key(&pod.ifindex)
+        };
+        let pods = view.pods.pods.iter().filter(|pod| !is_judged(pod));
+        pods.map(|pod| pod.name.clone()).collect()
     }
 
     pub async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
