@@ -3,6 +3,7 @@
 mod running;
 mod ways;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::backend::Peer;
@@ -10,7 +11,6 @@ use crate::config::flags::{FastPath as Wanted, Guard};
 use crate::datapath::Error;
 use crate::datapath::pins::Pins;
 use crate::datapath::programs::Programs;
-use crate::kernel::guard::Judged;
 use crate::kernel::interface::Underlay;
 use crate::kernel::pods::PodLinks;
 use crate::kernel::{Kernel, sysctl};
@@ -80,14 +80,14 @@ impl FastPath {
         Self::Down { tried: None }
     }
 
-    /// What programs judge on their own, as of the last round; a pod that came since counts, for its
-    /// program comes before this round ends.
-    pub fn judged(&self, view: &View<'_>) -> Judged {
+    /// The pods that programs judge, by the host end's name, as of the last round; a pod that came since
+    /// counts, for its program comes before this round ends.
+    pub fn judged(&self, view: &View<'_>) -> BTreeSet<String> {
         match self {
             Self::Up(running) if view.node.flags.node.guard != Guard::Nftables => {
                 running.judged(view)
             }
-            _ => Judged::default(),
+            _ => BTreeSet::new(),
         }
     }
 

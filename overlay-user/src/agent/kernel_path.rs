@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::backend::Peer;
 use crate::config::SubnetEnv;
 use crate::kernel::apply::Failure;
-use crate::kernel::guard::{self, DEFAULT_LAPSE, Guard, GuardState, Judged};
+use crate::kernel::guard::{self, DEFAULT_LAPSE, Guard, GuardState};
 use crate::kernel::interface::Underlay;
 use crate::kernel::pods::{BRIDGE, PodLinks};
 use crate::kernel::rules::{Driver, RuleSet};
@@ -288,7 +288,7 @@ pub async fn guard_state(
     desired: &Desired,
     subnet: IpNet,
     pods: &PodLinks,
-    judged: Judged,
+    judged: BTreeSet<String>,
 ) -> Option<GuardState> {
     let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) =
         (desired.network, subnet, desired.device.local)

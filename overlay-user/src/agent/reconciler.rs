@@ -242,14 +242,17 @@ impl Reconciler {
         };
         self.fast_path.round(&view, &backing, &mut report).await;
         let judged = self.fast_path.judged(&view);
-        let note = judged.to_string();
+        let guards = match judged.len() {
+            0 => "nftables".to_owned(),
+            pods => format!("eBPF programs what {pods} pods send, nftables all else"),
+        };
         let subnet = self.lease.subnet;
         if let Some(state) =
             guard_state(&self.kernel, &self.node, &desired, subnet, &now, judged).await
         {
             self.kernel_path.narrow_guard(state, &mut report).await;
         }
-        report.note("guarded by", note);
+        report.note("who refuses forged packets", guards);
 
         self.leave_note(&mut report);
 

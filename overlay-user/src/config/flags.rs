@@ -155,8 +155,8 @@ pub struct NodeFlags {
     /// Accelerate pod traffic by eBPF as far as this kernel can, or leave it all to the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
-    /// Who refuses forged packets: eBPF programs and nftables for the rest, or nftables alone; "auto" is
-    /// "bpf" where this kernel can
+    /// Who judges what pods send: eBPF programs, even where they carry nothing, or nftables; "auto" is "bpf"
+    /// where this kernel can
     #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = Guard::Auto)]
     pub guard: Guard,
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
@@ -288,7 +288,7 @@ pub enum FastPath {
     Off,
 }
 
-/// Who refuses forged packets.
+/// Who judges what pods send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Guard {
     /// Programs as far as this kernel can, nftables for the rest.

@@ -1,8 +1,8 @@
 //! The packet-filter set that guards the kernel path against forged sources.
 //!
 //! Two nftables tables of our own. They check what the eBPF programs check, on whatever those hand over
-//! or never see: VXLAN that arrives in fragments, frames of pods before a program is attached. What
-//! programs judge is left out ([`Judged`]). Only ports of pods that the agent knows are guarded, so that
+//! or never see: VXLAN that arrives in fragments, in IPsec, or by another device; frames of pods before a
+//! program is attached. Frames that programs judge are left out. Only ports of pods that the agent knows are guarded, so that
 //! a pod which it has yet to learn of is not cut off.
 //!
 //! Rules are written by `nft`, seldom; elements of sets come and go natively. Whether somebody else
@@ -31,7 +31,7 @@ use netlink::Fingerprint;
 use state::{Delta, Elements, Set, Shape};
 
 pub use counters::{GuardCounters, Reason};
-pub use state::{GuardState, Judged};
+pub use state::GuardState;
 
 const NFT: &str = "nft";
 

@@ -11,7 +11,6 @@ use crate::datapath::pins::Pins;
 use crate::datapath::probe::Probes;
 use crate::datapath::programs::{Attachment, Programs};
 use crate::datapath::tables::{Node as TablesOf, Omission, Tables};
-use crate::kernel::guard::Judged;
 use crate::kernel::nic::Nic;
 use crate::kernel::pods::PodLink;
 use crate::kernel::{Kernel, sysctl};
@@ -137,16 +136,13 @@ impl Running {
         self.carries
     }
 
-    /// What the programs judge.
-    pub fn judged(&self, view: &View<'_>) -> Judged {
+    /// The pods that programs judge.
+    pub fn judged(&self, view: &View<'_>) -> BTreeSet<String> {
         if !self.judges {
-            return Judged::default();
+            return BTreeSet::new();
         }
         let names = view.pods.pods.iter().map(|pod| pod.name.clone());
-        Judged {
-            nic: Some(view.underlay.name.clone()),
-            pods: names.filter(|name| !self.unjudged.contains(name)).collect(),
-        }
+        names.filter(|name| !self.unjudged.contains(name)).collect()
     }
 
     /// Whether the pinned maps are those that we fill: the plugin and the next agent go by the pins.

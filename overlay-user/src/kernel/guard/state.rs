@@ -31,36 +31,13 @@ pub struct GuardState {
     /// Host device of every pod with an address that it may send from. A pod with two attachments may
     /// send from the address of either through both.
     pub pods: BTreeSet<(String, Ipv4Addr)>,
-    /// What eBPF programs judge, so that the guard need not.
-    pub judged: Judged,
+    /// The host devices of pods on which eBPF programs judge every frame, so that the guard need not.
+    pub judged: BTreeSet<String>,
     /// Whether this node's packets are translated by netfilter anyway (`--ip-masq`): the first packet of
     /// a connection then tells of all others where it goes.
     pub translates: bool,
     /// How long the list of leases is believed after the last [`Guard::renew`](super::Guard::renew).
     pub lapse: Duration,
-}
-
-/// What eBPF programs on their hooks refuse on their own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Judged {
-    /// The device on which VXLAN is judged.
-    pub nic: Option<String>,
-    /// The host devices of pods on which every frame is judged.
-    pub pods: BTreeSet<String>,
-}
-
-/// Who guards, for people.
-impl fmt::Display for Judged {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.nic {
-            Some(nic) => write!(
-                f,
-                "eBPF programs on {nic} and {} pods, nftables for the rest",
-                self.pods.len()
-            ),
-            None => write!(f, "nftables"),
-        }
-    }
 }
 
 /// What the rules are made of. As long as it stays, only elements of sets change.
@@ -76,7 +53,6 @@ pub(super) struct Shape {
     pub other_vnis: BTreeSet<u32>,
     /// Prefix lengths of the peers' subnets.
     pub lengths: BTreeSet<u8>,
-    pub nic: Option<String>,
     pub translates: bool,
     /// Whether there are pods for the bridge table to judge.
     pub has_ports: bool,
@@ -142,7 +118,6 @@ impl GuardState {
             vni: self.vni,
             other_vnis: self.other_vnis.clone(),
             lengths: lengths.collect(),
-            nic: self.judged.nic.clone(),
             translates: self.translates,
             has_ports: self.unjudged().next().is_some(),
             lapse: self.lapse,
@@ -170,13 +145,13 @@ impl GuardState {
     fn unjudged(&self) -> impl Iterator<Item = &(String, Ipv4Addr)> {
         self.pods
             .iter()
-            .filter(|(device, _)| !self.judged.pods.contains(device) && is_plain(device))
+            .filter(|(device, _)| !self.judged.contains(device) && is_plain(device))
     }
 
     /// The devices that the guard should judge but cannot name.
     pub(super) fn unnameable(&self) -> impl Iterator<Item = &str> {
         let devices = self.pods.iter().map(|(device, _)| device.as_str());
-        devices.filter(|device| !self.judged.pods.contains(*device) && !is_plain(device))
+        devices.filter(|device| !self.judged.contains(*device) && !is_plain(device))
     }
 }
 
@@ -281,7 +256,7 @@ pub(super) mod tests {
             other_vnis: BTreeSet::new(),
             peers: BTreeSet::from([(Ipv4Addr::new(192, 0, 2, 2), net("10.244.2.0/24"))]),
             pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
-            judged: Judged::default(),
+            judged: BTreeSet::new(),
             translates: false,
             lapse: Duration::from_secs(600),
         }
@@ -334,7 +309,7 @@ pub(super) mod tests {
     fn a_pod_that_a_program_judges_is_not_for_the_bridge() {
         let mut state = state();
         assert!(state.shape().has_ports);
-        state.judged.pods.insert("pod".into());
+        state.judged.insert("pod".into());
         assert!(!state.shape().has_ports);
         assert!(!state.elements().contains_key(&Set::Ports));
     }
