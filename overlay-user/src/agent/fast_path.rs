@@ -208,7 +208,9 @@ impl FastPath {
         match started {
             Ok(running) => *self = Self::Up(Box::new(running)),
             Err(error) => {
-                if tried.as_ref().is_none_or(|(_, last)| *last != error) {
+                if view.node.flags.node.fast_path == Wanted::Off {
+                    tracing::debug!("no programs judge what pods send: {error}");
+                } else if tried.as_ref().is_none_or(|(_, last)| *last != error) {
                     tracing::warn!("the kernel path carries everything: {error}");
                 }
                 // Nobody would keep an earlier agent's tables true.

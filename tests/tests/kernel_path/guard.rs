@@ -142,7 +142,7 @@ fn forged_vxlan_is_refused_and_counted() {
             (
                 known,
                 vxlan(1, 0x0800, [10, 244, 1, 7], 0),
-                Some(Reason::OwnSubnet),
+                Some(Reason::ForeignInnerSource),
             ),
             (
                 known,

@@ -197,9 +197,8 @@ impl Running {
         };
         self.sites = sites(view, device_ifindex);
         if !self.carries {
-            // What only remembers flows has nothing to do where none is short-cut.
-            self.sites
-                .retain(|site| matches!(site.hook, Hook::NetIn | Hook::PodIn));
+            // VXLAN that the kernel opens meets the guard in any case, and is judged there.
+            self.sites.retain(|site| site.hook == Hook::PodIn);
             self.deactivate()?;
         }
         if self.programs.attachment() == Attachment::Clsact {
@@ -366,11 +365,11 @@ impl Running {
     /// Leaves every packet to the kernel; refusals go on.
     fn deactivate(&mut self) -> Result<(), Error> {
         match self.maps.config()? {
-            Some(config) => self.write(Config {
+            Some(config) if config.flags & CONFIG_ACTIVE != 0 => self.write(Config {
                 flags: config.flags & !CONFIG_ACTIVE,
                 ..config
             }),
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 

@@ -104,8 +104,8 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
     );
     text += &format!(
         "chain sources {{\n\
-         {INNER_SOURCE} {own_sources} {own}\n\
          udp dport @kept {foreign}\n\
+         {INNER_SOURCE} {own_sources} {own}\n\
          }}\n\
          chain vxlan {{\n\
          {right}\
