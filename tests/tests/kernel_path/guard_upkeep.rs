@@ -43,7 +43,7 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
         // Others' tables are not ours, whenever they change.
         run("nft add table inet others");
         assert!(guard.is_intact().await.expect("a look"));
-        run("nft add chain inet others chain");
+        run("nft add chain inet others one");
         state.peers.insert((
             Ipv4Addr::new(192, 0, 2, 9),
             "10.244.9.0/24".parse().expect("a net"),
@@ -54,9 +54,9 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
         for harm in [
             "nft flush ruleset",
             "nft delete table bridge overlay_guard",
-            "nft flush chain ip overlay_guard vxlan",
+            "nft flush chain ip overlay_guard checks",
             "nft flush chain bridge overlay_guard guard",
-            "nft insert rule ip overlay_guard vxlan accept",
+            "nft insert rule ip overlay_guard checks accept",
             "nft add table ip overlay_guard \\{ flags dormant\\; \\}",
         ] {
             run(harm);
@@ -106,7 +106,7 @@ fn a_list_of_leases_that_nobody_keeps_is_not_believed_for_ever() {
             });
         };
         let (known, unknown) = ("192.0.2.2", "192.0.2.9");
-        let mut stranger = || send(unknown, vxlan(1, 0x0800, [10, 244, 3, 7], 0));
+        let stranger = || send(unknown, vxlan(1, 0x0800, [10, 244, 3, 7], 0));
         stranger();
         assert_eq!(counted().await, [(Reason::UnknownVtep, 1)]);
 

@@ -87,7 +87,7 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
             let word = vni << 8;
             format!(
                 "{VNI_WORD} {word:#x} {INNER_TYPE} {IPV4} ip daddr {own_vtep} \
-                 ip saddr . {inner} @{set} return\n"
+                 ip saddr . {inner} @{set} accept\n"
             )
         })
         .collect();
@@ -107,8 +107,7 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
          udp dport @kept {foreign}\n\
          {INNER_SOURCE} {own_sources} {own}\n\
          }}\n\
-         chain vxlan {{\n\
-         {right}\
+         chain checks {{\n\
          {others}\
          {VNI} != {vni:#x} {wrong_vni}\n\
          ip saddr != @vteps udp dport @kept {unknown_vtep}\n\
@@ -124,11 +123,12 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
     text += &format!(
         "chain arriving {{\n\
          iifname {bridge} {pod_vxlan}\n\
-         iifname {vxlan} {VNI} {vni:#x} jump overlaid\n\
-         goto vxlan\n\
+         iifname {vxlan} {VNI} {vni:#x} goto overlaid\n\
+         {right}\
+         goto checks\n\
          }}\n\
          chain overlaid {{\n\
-         jump vxlan\n\
+         jump checks\n\
          {pod_vxlan}\n\
          }}\n\
          chain input {{\n\
