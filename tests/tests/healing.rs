@@ -57,7 +57,7 @@ fn kernel_state(node: &Node) -> Result<String> {
          cat /proc/sys/net/ipv4/ip_forward
          cat /run/flannel/subnet.env
          iptables-save | grep -e ^-A -e ^-P
-         nft -s list table inet overlay_guard
+         nft -s list table ip overlay_guard
          nft -s list table bridge overlay_guard
          true",
     )
@@ -166,7 +166,7 @@ fn kernel_state_heals() -> Result<()> {
         ),
         (
             "guard deleted",
-            "nft delete table inet overlay_guard; nft delete table bridge overlay_guard",
+            "nft delete table ip overlay_guard; nft delete table bridge overlay_guard",
         ),
     ] {
         heals(&lab, name, RESYNC, || shell(&node, script).map(drop))?;

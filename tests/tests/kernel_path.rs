@@ -2,6 +2,7 @@
 
 mod kernel_path {
     mod guard;
+    mod guard_upkeep;
     mod heal;
     mod interface;
     mod monitor;

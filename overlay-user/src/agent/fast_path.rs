@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::Peer;
-use crate::config::flags::FastPath as Wanted;
+use crate::config::flags::{FastPath as Wanted, Guard};
 use crate::datapath::Error;
 use crate::datapath::pins::Pins;
 use crate::datapath::programs::Programs;
@@ -78,9 +78,27 @@ pub enum FastPath {
 impl FastPath {
     /// As the flags want it; nothing is done yet.
     pub fn new(settings: &Settings) -> Self {
-        match settings.flags.node.fast_path {
-            Wanted::Off => Self::Off { removed: false },
-            Wanted::Auto | Wanted::Force => Self::Down { tried: None },
+        match (settings.flags.node.fast_path, settings.flags.node.guard) {
+            (Wanted::Off, Guard::Nftables) => Self::Off { removed: false },
+            // Without a fast path programs check all the same, for less than nftables takes.
+            (Wanted::Off, Guard::Auto | Guard::Bpf) | (Wanted::Auto | Wanted::Force, _) => {
+                Self::down()
+            }
+        }
+    }
+
+    fn down() -> Self {
+        Self::Down { tried: None }
+    }
+
+    /// The pods that programs judge, by the host end's name, as of the last round; a pod that came since
+    /// counts, for its program comes before this round ends. None where no program judges any.
+    pub fn judged(&self, view: &View<'_>) -> Option<BTreeSet<String>> {
+        match self {
+            Self::Up(running) if view.settings.flags.node.guard != Guard::Nftables => {
+                Some(running.judged(view))
+            }
+            _ => None,
         }
     }
 
@@ -135,36 +153,49 @@ impl FastPath {
         }
     }
 
-    /// Starts the fast path where it does not run, or takes it off where it is not wanted, and makes the maps ready
-    /// for what the kernel path is about to change: what goes is taken out, and those who come are expected. The
-    /// maps may be an earlier agent's, whose pins say what was true in its time.
-    pub fn prepare(&mut self, view: &View<'_>, report: &mut Report) {
+    /// Notices what ends the work of the programs. To be asked before [`judged`](Self::judged).
+    pub fn look(&mut self, view: &View<'_>) {
         match self {
-            Self::Off { removed } => {
-                if !*removed {
-                    match take_off(&view.settings.pins) {
-                        Ok(()) => *removed = true,
-                        Err(error) => report.problem("fast path", error.to_string()),
-                    }
-                }
-                report.note("fast path", "off: the kernel path carries everything");
-                return;
-            }
             Self::Up(running) if !running.is_pinned() => {
                 tracing::warn!(
                     "the pins of the fast path were removed or replaced: starting it anew"
                 );
-                *self = Self::Down { tried: None };
+                *self = Self::down();
             }
-            Self::Up(_) if !view.underlay.is_ethernet => *self = Self::Down { tried: None },
-            Self::Down { .. } | Self::Up(_) => {}
+            Self::Up(_) if !view.underlay.is_ethernet => *self = Self::down(),
+            Self::Off { .. } | Self::Down { .. } | Self::Up(_) => {}
+        }
+    }
+
+    /// Starts the fast path where it does not run, or takes it off where it is not wanted, and makes the maps
+    /// ready for what the kernel path is about to change: what goes is taken out, and those who come are
+    /// expected. The maps may be an earlier agent's, whose pins say what was true in its time.
+    ///
+    /// What programs judged has to be in the guard by now: they may be taken off.
+    pub fn prepare(&mut self, view: &View<'_>, report: &mut Report) {
+        if view.settings.flags.node.fast_path == Wanted::Off {
+            report.note("fast path", "off: the kernel path carries everything");
+        }
+        if let Self::Off { removed } = self {
+            if !*removed {
+                match take_off(&view.settings.pins) {
+                    Ok(()) => *removed = true,
+                    Err(error) => report.problem("fast path", error.to_string()),
+                }
+            }
+            return;
         }
         self.try_to_start(view, report);
         if let Self::Down {
             tried: Some((_, error)),
         } = self
         {
-            report.note("fast path", format!("down: {error}"));
+            if view.settings.flags.node.fast_path != Wanted::Off {
+                report.note("fast path", format!("down: {error}"));
+            }
+            if view.settings.flags.node.guard == Guard::Bpf {
+                report.problem("guard", format!("--guard=bpf: {error}"));
+            }
         }
         if let Self::Up(running) = self
             && let Err(error) = running.prepare(view)
@@ -195,7 +226,9 @@ impl FastPath {
         match started {
             Ok(running) => *self = Self::Up(Box::new(running)),
             Err(error) => {
-                if tried.as_ref().is_none_or(|(_, last)| *last != error) {
+                if view.settings.flags.node.fast_path == Wanted::Off {
+                    tracing::debug!("no programs judge what pods send: {error}");
+                } else if tried.as_ref().is_none_or(|(_, last)| *last != error) {
                     tracing::warn!("the kernel path carries everything: {error}");
                 }
                 // Nobody would keep an earlier agent's tables true.
@@ -219,7 +252,9 @@ impl FastPath {
         };
         // Connection tracking sees halves of connections when some packets take the fast path and some do not. It
         // may be loaded at any time.
-        if let Err(error) = sysctl::be_liberal_with_tcp() {
+        if running.carries()
+            && let Err(error) = sysctl::be_liberal_with_tcp()
+        {
             report.note("connection tracking", error.to_string());
         }
         if let Some(why) = sysctl::no_tcp_pick_up() {

@@ -1,7 +1,5 @@
 //! The kernel path, carried out: device, neighbours, FDB, routes, guard, subnet.env.
 
-use std::time::{Duration, Instant};
-
 use super::health::Report;
 use super::plan::Plan;
 use super::seen::Seen;
@@ -9,18 +7,17 @@ use super::settings::Settings;
 use crate::backend::Peer;
 use crate::config::SubnetEnv;
 use crate::kernel::apply::Failure;
-use crate::kernel::guard::{self, GuardState};
+use crate::kernel::guard::{self, Guard, GuardState};
 use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
 use crate::reconcile::{Action, diff};
 
-/// How often the guard is written again although nothing changed: somebody may have flushed it.
-const GUARD_RESYNC: Duration = Duration::from_secs(5);
-
 /// What the kernel path remembers between rounds.
 #[derive(Default)]
 pub struct KernelPath {
-    guard: Option<(GuardState, Instant)>,
+    guard: Guard,
+    /// What the guard was last told, which is worth comparing: to apply it takes a moment per peer.
+    guarded: Option<GuardState>,
     guard_unavailable: bool,
     bridge_warned: bool,
     /// What the subnet file holds.
@@ -38,12 +35,19 @@ impl KernelPath {
     pub fn is_due(&self, settings: &Settings) -> bool {
         let forwards = sysctl::forwarding(settings.network().addr()).unwrap_or(true);
         let path = &settings.flags.node.subnet_file;
-        !forwards
-            || self.subnet_env.is_some() && SubnetEnv::read(path).ok() != self.subnet_env
-            || self
-                .guard
-                .as_ref()
-                .is_some_and(|(_, written)| written.elapsed() >= GUARD_RESYNC)
+        !forwards || self.subnet_env.is_some() && SubnetEnv::read(path).ok() != self.subnet_env
+    }
+
+    /// Whether others have changed the guard; keeps it in force while nobody has.
+    pub async fn is_guard_hurt(&mut self) -> bool {
+        if self.guard_unavailable {
+            return false;
+        }
+        let is_intact = match self.guard.renew().await {
+            Ok(()) => self.guard.is_intact().await,
+            Err(error) => Err(error),
+        };
+        !is_intact.unwrap_or(false)
     }
 
     /// Brings the kernel to what is planned; returns the peers that it serves completely.
@@ -55,22 +59,12 @@ impl KernelPath {
         seen: &mut Seen,
         report: &mut Report,
     ) -> Vec<Peer> {
-        // Admit new peers in the guard before adding their routes, because replies arrive at once. Remove departed
-        // peers only after their routes are gone.
-        if let (Some(state), Some((last, _))) = (&plan.guard, &self.guard) {
-            let mut both = state.clone();
-            both.peers.extend(last.peers.iter().copied());
-            self.guard(both, report).await;
-        }
         let served = device_and_peers(kernel, settings, plan, seen, report).await;
         if let Some(bridge) = seen.pods.bridge.as_ref().filter(|bridge| !bridge.up) {
             match kernel.set_up(bridge.ifindex).await {
                 Ok(()) => tracing::warn!(device = bridge.name, "somebody set the device down"),
                 Err(error) => report.problem("kernel", error.to_string()),
             }
-        }
-        if let Some(state) = &plan.guard {
-            self.guard(state.clone(), report).await;
         }
         self.subnet_env(settings, &plan.subnet_env, report);
         if !self.bridge_warned && sysctl::bridge_calls_iptables() != Some(true) {
@@ -82,16 +76,29 @@ impl KernelPath {
         served
     }
 
+    /// Admits new peers before their routes are added, because replies arrive at once; and guards what
+    /// programs are about to leave.
+    pub async fn widen_guard(&mut self, mut state: GuardState, report: &mut Report) {
+        if let Some(last) = &self.guarded {
+            state.peers.extend(last.peers.iter().copied());
+        }
+        self.guard(state, report).await;
+    }
+
+    /// Removes departed peers after their routes are gone; and leaves to programs what they judge.
+    pub async fn narrow_guard(&mut self, state: GuardState, report: &mut Report) {
+        self.guard(state, report).await;
+    }
+
     async fn guard(&mut self, state: GuardState, report: &mut Report) {
-        if self
-            .guard
-            .as_ref()
-            .is_some_and(|(last, written)| *last == state && written.elapsed() < GUARD_RESYNC)
-        {
+        let is_applied = self.guarded.as_ref() == Some(&state);
+        if is_applied && self.guard.is_intact().await.unwrap_or(false) {
             return;
         }
-        match guard::apply(&state).await {
-            Ok(()) => self.guard = Some((state, Instant::now())),
+        let applied = self.guard.apply(&state).await;
+        self.guarded = applied.is_ok().then_some(state);
+        match applied {
+            Ok(change) => tracing::debug!(?change, "guard"),
             Err(error @ guard::Error::Unavailable(_)) => {
                 // Nothing that another round would change: said once, and the node lives on.
                 if !self.guard_unavailable {

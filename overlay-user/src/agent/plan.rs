@@ -1,19 +1,18 @@
 //! What should be, from what was seen: pure, so that tools and tests can ask for it.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::bail;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use overlay_common::vxlan::OVERHEAD;
 
 use super::seen::Seen;
 use super::settings::Settings;
 use crate::backend::{self, Peer};
 use crate::config::SubnetEnv;
-use crate::kernel::guard::GuardState;
+use crate::kernel::guard::{DEFAULT_LAPSE, GuardState};
 use crate::kernel::interface::Underlay;
-use crate::kernel::pods::{BRIDGE, PodLinks};
+use crate::kernel::pods::BRIDGE;
 use crate::kernel::rules::RuleSet;
 use crate::lease::{Attributes, Lease};
 use crate::mac::MacAddr;
@@ -37,7 +36,7 @@ pub struct Situation<'a> {
 pub struct Plan {
     /// Device, neighbours, FDB, routes.
     pub kernel: Desired,
-    /// The guard of the kernel path; none where it is not known who else uses the UDP port.
+    /// The guard of the kernel path, as if no program judged; none where it is not known who else uses the UDP port.
     pub guard: Option<GuardState>,
     /// Masquerading and forwarding.
     pub rules: RuleSet,
@@ -119,18 +118,12 @@ fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<
         port: settings.config.vxlan.port,
         vni: settings.config.vxlan.vni,
         other_vnis: seen.other_vnis.clone()?,
-        peers: peers.collect::<BTreeSet<(Ipv4Addr, Ipv4Net)>>(),
-        pods: guarded(&seen.pods),
+        peers: peers.collect(),
+        pods: seen.pods.sources(),
+        judged: None,
+        translates: settings.flags.node.ip_masq,
+        lapse: DEFAULT_LAPSE,
     })
-}
-
-/// Host devices of pods, each with the address that the pod may send from.
-fn guarded(pods: &PodLinks) -> BTreeSet<(String, Ipv4Addr)> {
-    let pods = pods.pods.iter().filter_map(|pod| match pod.note.address {
-        IpAddr::V4(address) => Some((pod.name.clone(), address)),
-        IpAddr::V6(_) => None,
-    });
-    pods.collect()
 }
 
 /// What this node says of itself in its lease.

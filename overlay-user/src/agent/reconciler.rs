@@ -3,6 +3,7 @@
 //! Any change (a lease, a pod, a netlink event) only starts a round; what to do follows from the state alone,
 //! so a lost event costs time, never correctness.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use super::settings::Settings;
 use super::start::Start;
 use super::underlay::{Footing, Step};
 use crate::backend::{Peer, Peers};
+use crate::kernel::guard::GuardState;
 use crate::kernel::monitor::{Event, Monitor, ROUNDS};
 use crate::kernel::pods::{BRIDGE, PodLinks};
 use crate::kernel::policies::Scope;
@@ -166,7 +168,9 @@ impl Reconciler {
                         if self.failed {
                             self.seen.distrust();
                         }
-                        is_due |= self.failed || self.fast_path.is_surprised().await;
+                        is_due |= self.failed
+                            || self.kernel_path.is_guard_hurt().await
+                            || self.fast_path.is_surprised().await;
                     }
                     if is_due {
                         due = due.or_else(|| Some(Instant::now()));
@@ -265,7 +269,8 @@ impl Reconciler {
 
     /// The order in which everything changes: what goes, goes from the maps first; what comes, comes to the maps last.
     async fn carry_out(&mut self, report: &mut Report) {
-        let peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
+        let mut peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
+        peers.sort();
         let situation = Situation {
             lease: &self.lease,
             mac: self.mac,
@@ -284,6 +289,12 @@ impl Reconciler {
             kernel: &self.kernel,
             hindrance: None,
         };
+        self.fast_path.look(&view);
+        if let Some(guard) = plan.guard.clone() {
+            let judged = self.fast_path.judged(&view);
+            let guard = GuardState { judged, ..guard };
+            self.kernel_path.widen_guard(guard, report).await;
+        }
         self.fast_path.prepare(&view, report);
         let served = self
             .kernel_path
@@ -314,6 +325,18 @@ impl Reconciler {
             peers: &served,
         };
         self.fast_path.carry_out(&mut view, &backing, report).await;
+        let judged = self.fast_path.judged(&view);
+        let by_programs = judged.as_ref().map_or(0, BTreeSet::len);
+        report.note("who refuses forged packets", guards(by_programs));
+        if let Some(guard) = plan.guard {
+            let pods = view.pods.sources();
+            let guard = GuardState {
+                judged,
+                pods,
+                ..guard
+            };
+            self.kernel_path.narrow_guard(guard, report).await;
+        }
         self.path_check.follow(
             &self.settings.device,
             self.lease.subnet.network(),
@@ -358,6 +381,14 @@ impl Reconciler {
             Ok(()) => self.file = file,
             Err(error) => report.problem("note for the tools", error.to_string()),
         }
+    }
+}
+
+/// Who judges what pods and nodes send, for people.
+fn guards(by_programs: usize) -> String {
+    match by_programs {
+        0 => "nftables".to_owned(),
+        pods => format!("eBPF programs what {pods} pods send, nftables all else"),
     }
 }
 

@@ -1,5 +1,8 @@
 //! From flags to a running node: store, underlay, lease, then the reconciler.
 
+use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +96,11 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         return Ok(());
     };
     let (kernel, underlay, mac) = found?;
+    let _namespace = claim_namespace()?;
+    for former in kernel
+        .remove_former(&settings.device, settings.network()).await? {
+        tracing::warn!(device = former, "removed: the network has another VNI now");
+    }
     let previous = previous_subnet(flags);
     let attributes = attributes(&underlay, settings.config.vxlan.vni, mac)?;
     let Some(lease) = until(&cancel, "take a lease", async || {
@@ -135,6 +143,20 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     let reconciler = Reconciler::new(settings, start, kernel, store, health, path_check);
     liveness.expect("reconciler", reconciler.heartbeat(), PATIENCE);
     watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await
+}
+
+/// Makes this the only agent of its network namespace, for as long as the process lives. Two agents with
+/// run directories of their own would write each other's guard, packet-filter rules and pins.
+fn claim_namespace() -> anyhow::Result<UnixListener> {
+    // An abstract name is the network namespace's, and goes with the process.
+    let name = SocketAddr::from_abstract_name("overlay/agent")?;
+    match UnixListener::bind_addr(&name) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
+            "another overlayd runs in this network namespace, with another --run-dir: stop one of \
+             them, or give each a network namespace of its own"
+        ),
+        claimed => claimed.context("bind the abstract socket overlay/agent"),
+    }
 }
 
 /// Tries until it works, with the cause in the log, or until `cancel`.

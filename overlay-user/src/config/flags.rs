@@ -158,6 +158,10 @@ pub struct NodeFlags {
     /// the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
+    /// Who judges what pods send: eBPF programs, even where they carry nothing, or nftables; "auto" is "bpf"
+    /// where this kernel can
+    #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = Guard::Auto)]
+    pub guard: Guard,
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
     #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
@@ -287,6 +291,17 @@ pub enum FastPath {
     Force,
     /// The kernel's own VXLAN does everything.
     Off,
+}
+
+/// Who judges what pods send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Guard {
+    /// Programs as far as this kernel can, nftables for the rest.
+    Auto,
+    /// The same, and it is a fault if it cannot.
+    Bpf,
+    /// nftables; programs only as the fast path has them.
+    Nftables,
 }
 
 /// How programs are attached.

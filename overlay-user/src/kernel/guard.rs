@@ -1,17 +1,22 @@
 //! The packet-filter set that guards the kernel path against forged sources.
 //!
 //! Two nftables tables of our own. They check what the eBPF programs check, on whatever those hand over
-//! or never see: VXLAN that arrives in fragments, frames of pods before a program is attached. Only ports
-//! of pods that the agent knows are guarded, so that a pod which it has yet to learn of is not cut off.
+//! or never see: VXLAN that arrives in fragments, in IPsec, or by another device; frames of pods before a
+//! program is attached. Frames that programs judge are left out. Only ports of pods that the agent knows are guarded, so that
+//! a pod which it has yet to learn of is not cut off.
+//!
+//! Rules are written by `nft`, seldom; elements of sets come and go natively. Whether somebody else
+//! touched the tables is told by the generation of the rule set, which every transaction moves on.
 
 mod counters;
+mod netlink;
 pub mod pod;
+mod state;
 mod text;
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::io;
+use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::{
@@ -22,41 +27,30 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::ToolError;
 use super::dump::{Request, dump};
 use super::tool::run;
+use netlink::Fingerprint;
+use state::{Delta, Elements, Set, Shape};
 
 pub use counters::{GuardCounters, Reason};
+pub use state::GuardState;
 
 const NFT: &str = "nft";
 
 /// The table that an object is in, an attribute of a request (`linux/netfilter/nf_tables.h`).
 const NFTA_OBJ_TABLE: u16 = 1;
 
-/// Name of our tables, one in the family `inet` and one in `bridge`.
+/// Name of our tables, one in the family `ip` and one in `bridge`.
 pub const TABLE: &str = "overlay_guard";
 
-/// What the guard knows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuardState {
-    /// The whole overlay.
-    pub network: Ipv4Net,
-    /// The subnet of this node.
-    pub own_subnet: Ipv4Net,
-    /// The outer address of this node.
-    pub own_vtep: Ipv4Addr,
-    /// Name of the VXLAN device.
-    pub vxlan: String,
-    /// Name of the bridge of the pods.
-    pub bridge: String,
-    /// UDP port of VXLAN, host byte order.
-    pub port: u16,
-    /// Our VNI.
-    pub vni: u32,
-    /// VNIs of other devices that share the port; their packets are not ours to judge.
-    pub other_vnis: BTreeSet<u32>,
-    /// Outer address of every peer with a subnet that it may send from.
-    pub peers: BTreeSet<(Ipv4Addr, Ipv4Net)>,
-    /// Host device of every pod with an address that it may send from.
-    pub pods: BTreeSet<(String, Ipv4Addr)>,
-}
+/// How long the list of leases is believed while nobody keeps it, unless told otherwise.
+pub const DEFAULT_LAPSE: Duration = Duration::from_secs(600);
+
+/// Elements that change natively in one transaction; more are written by `nft`, which makes room for them
+/// in its socket.
+const BULK: usize = 1000;
+/// How often to try again where others make transactions all the time.
+const ATTEMPTS: usize = 3;
+/// How often to look at every element after others made transactions.
+const FULL_LOOK: Duration = Duration::from_secs(600);
 
 /// What can go wrong with the guard.
 #[derive(Debug, thiserror::Error)]
@@ -71,9 +65,9 @@ pub enum Error {
     /// The kernel does not tell its counters.
     #[error("guard: read counters: {0}")]
     Counters(#[source] super::Error),
-    /// The kernel does not take one pod's elements, or give them back.
-    #[error("guard: write a pod's elements: {0}")]
-    Pod(#[source] super::Error),
+    /// The kernel does not tell, or take, what netlink asks of it.
+    #[error("guard: {0}")]
+    Netlink(#[from] super::Error),
     /// There are no tables of ours.
     #[error(
         "guard: there is no table {}: no agent has made it, or somebody deleted it",
@@ -103,36 +97,193 @@ impl Error {
     }
 }
 
-/// Makes the kernel hold the guard for `state`, in one transaction: at no moment is a packet judged by
-/// half a rule set. Counters keep counting. Applying the same state again changes nothing.
-///
-/// # Errors
-/// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
-pub async fn apply(state: &GuardState) -> Result<(), Error> {
-    let rules = text::render(state)?;
-    let error = match run(NFT, &["-f", "-"], &rules).await {
-        Ok(_) => return Ok(()),
-        Err(error) => Error::from_tool(error),
-    };
-    if !matches!(error, Error::Nft(ToolError::Failed { .. })) {
-        return Err(error);
-    }
-    // Tables that another version made may hold sets of other types, which cannot be changed.
-    run(NFT, &["-f", "-"], &(text::removal() + &rules))
-        .await
-        .map_err(Error::from_tool)?;
-    tracing::warn!("guard: tables made anew, counters start from zero: {error}");
-    Ok(())
+/// What [`Guard::apply`] had to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// So many elements were added or removed, natively.
+    Elements(usize),
+    /// The tables were written anew, by `nft`.
+    Whole,
 }
 
-/// Reads how many packets were refused, by reason. Asks the kernel itself: whoever scrapes metrics should not have
-/// two programs started each time.
+/// The guard as this process has written it.
+#[derive(Debug, Default)]
+pub struct Guard {
+    written: Option<Written>,
+}
+
+#[derive(Debug)]
+struct Written {
+    shape: Shape,
+    elements: Elements,
+    fingerprint: Fingerprint,
+    /// The rule set's generation as of our last transaction or look.
+    generation: Option<u32>,
+    /// When every element was last known to be there.
+    looked: Instant,
+    /// When the list of leases was last said to be kept.
+    kept: Instant,
+}
+
+impl Guard {
+    /// A guard that has written nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the kernel hold the guard for `state`, in one transaction: at no moment is a packet judged by
+    /// half a rule set. Counters keep counting. Applying the same state again changes nothing, and starts
+    /// no program, unless somebody else has touched the tables.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
+    pub async fn apply(&mut self, state: &GuardState) -> Result<Change, Error> {
+        let (shape, elements) = (state.shape(), state.elements());
+        for _ in 0..ATTEMPTS {
+            if !self.is_intact().await? {
+                break;
+            }
+            let Some(written) = self.written.as_mut().filter(|it| it.shape == shape) else {
+                break;
+            };
+            let delta = Delta::between(&written.elements, &elements);
+            match delta.len() {
+                0 => return Ok(Change::None),
+                few if few <= BULK => match netlink::change(&delta, written.generation).await {
+                    Ok(()) => {
+                        written.elements = elements;
+                        written.generation = written.generation.map(after);
+                        return Ok(Change::Elements(few));
+                    }
+                    Err(error) if is_overtaken(&error) => {}
+                    Err(error) => {
+                        tracing::debug!("guard: change elements: {error}");
+                        break;
+                    }
+                },
+                _ => break,
+            }
+        }
+        self.write(state, shape, elements).await?;
+        Ok(Change::Whole)
+    }
+
+    /// Whether the kernel still holds what was written last. Costs one question as long as nobody has made
+    /// any transaction in nftables.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn is_intact(&mut self) -> Result<bool, Error> {
+        let Some(written) = &mut self.written else {
+            return Ok(false);
+        };
+        let generation = Some(netlink::generation().await?);
+        if generation == written.generation {
+            return Ok(true);
+        }
+        let mut is_intact = netlink::fingerprint().await? == written.fingerprint;
+        if is_intact && written.looked.elapsed() >= FULL_LOOK {
+            is_intact = written.holds_its_elements().await?;
+            written.looked = Instant::now();
+        }
+        if is_intact {
+            written.generation = generation;
+        } else {
+            tracing::warn!("somebody else has changed the tables {TABLE}");
+            self.written = None;
+        }
+        Ok(is_intact)
+    }
+
+    /// Says that the list of leases is kept true. To be called often; acts ten times in the time after
+    /// which the list is not believed any more.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn renew(&mut self) -> Result<(), Error> {
+        let Some(written) = &mut self.written else {
+            return Ok(());
+        };
+        let Shape { port, lapse, .. } = written.shape;
+        if written.kept.elapsed() >= lapse / 10 {
+            // Whose transactions these were is not known before the next look.
+            netlink::keep(port, lapse).await?;
+            written.kept = Instant::now();
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &mut self,
+        state: &GuardState,
+        shape: Shape,
+        elements: Elements,
+    ) -> Result<(), Error> {
+        for device in state.unnameable() {
+            tracing::warn!(device, "the guard cannot name this device: rename it");
+        }
+        let before = counters().await.unwrap_or_default();
+        let rules = text::render(&shape, &elements, &before)?;
+        self.written = None;
+        let kept = Instant::now();
+        run(NFT, &["-f", "-"], &rules)
+            .await
+            .map_err(Error::from_tool)?;
+        // In this order: what comes in between shows as another generation.
+        let generation = Some(netlink::generation().await?);
+        let fingerprint = netlink::fingerprint().await?;
+        if fingerprint.is_empty() {
+            return Err(Error::Absent);
+        }
+        self.written = Some(Written {
+            shape,
+            elements,
+            fingerprint,
+            generation,
+            looked: Instant::now(),
+            kept,
+        });
+        Ok(())
+    }
+}
+
+impl Written {
+    async fn holds_its_elements(&self) -> Result<bool, Error> {
+        let sources = self.shape.lengths.iter().copied().map(Set::Sources);
+        let sets = [Set::Vteps, Set::Nodes, Set::Ports, Set::Pods];
+        for set in sets.into_iter().chain(sources) {
+            let wanted = self.elements.get(&set).into_iter().flatten();
+            if netlink::keys(set).await? != wanted.map(state::Element::key).collect() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The generation after one transaction more: zero is left out (`nf_tables_commit()`).
+fn after(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
+}
+
+/// Whether others have made a transaction in between.
+fn is_overtaken(error: &super::Error) -> bool {
+    matches!(error, super::Error::Refused { source, .. }
+        if source.raw_os_error() == Some(nix::libc::ERESTART)
+            || source.kind() == io::ErrorKind::Interrupted)
+}
+
+/// Reads how many packets were refused, by reason. Asks the kernel itself: whoever scrapes metrics should
+/// not have two programs started each time.
 ///
 /// # Errors
 /// [`Error::Absent`], or what netlink says.
 pub async fn counters() -> Result<GuardCounters, Error> {
     let mut counters = GuardCounters::default();
-    for family in [NetfilterProtoFamily::Inet, NetfilterProtoFamily::Bridge] {
+    for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::Bridge] {
         let table = DefaultNla::new(NFTA_OBJ_TABLE, format!("{TABLE}\0").into_bytes());
         let request = NfTablesMessage::GetObject(vec![table]);
         let header = NetfilterHeader::new(family, 0, 0);
@@ -195,5 +346,10 @@ mod tests {
             missing.starts_with("guard unavailable: nft: program not found"),
             "{missing}"
         );
+    }
+
+    #[test]
+    fn generations_count_on_past_zero() {
+        assert_eq!((after(7), after(u32::MAX)), (8, 1));
     }
 }

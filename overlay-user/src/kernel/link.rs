@@ -66,6 +66,34 @@ impl Kernel {
         Ok(devices.map(|device| device.vni).collect())
     }
 
+    /// Deletes the VXLAN devices that an agent of this network has made with another VNI, and returns their
+    /// names: nobody keeps them, and what they receive nobody checks. Such a device is called
+    /// `flannel.<VNI>` after its own VNI, and has a host address inside the network, as flannel gives it.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub async fn remove_former(&self, name: &str, network: IpNet) -> Result<Vec<String>, Error> {
+        let links = self.links().await?;
+        let addresses = self.addresses().await?;
+        let mut removed = Vec::new();
+        for link in links.iter().filter(|link| link_name(link) != Some(name)) {
+            let Some(vni) = vxlan(link).map(|device| device.vni) else {
+                continue;
+            };
+            let former = format!("flannel.{vni}");
+            let is_of_network = |address: IpNet| {
+                address.prefix_len() == address.max_prefix_len() && network.contains(&address)
+            };
+            if link_name(link) == Some(&former)
+                && on_device(&addresses, link.header.index).any(is_of_network)
+            {
+                self.delete_link(link.header.index).await?;
+                removed.push(former);
+            }
+        }
+        Ok(removed)
+    }
+
     /// Interface index of the device called `name`.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Pods as the links of this node show them, and the bridge that they hang on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
@@ -85,6 +86,29 @@ pub struct PodLinks {
     pub bridge: Option<BridgeLink>,
     /// Pods, ordered by interface index.
     pub pods: Vec<PodLink>,
+}
+
+impl PodLinks {
+    /// Every host end with each IPv4 address that may come in there. A container with two attachments
+    /// answers by either from the address of the other, as its routes have it: that forges nothing.
+    #[must_use]
+    pub fn sources(&self) -> BTreeSet<(String, Ipv4Addr)> {
+        let mut addresses: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
+        for pod in &self.pods {
+            if let IpAddr::V4(address) = pod.note.address {
+                let of_container = addresses.entry(&pod.note.container).or_default();
+                of_container.push(address);
+            }
+        }
+        let of = |pod: &PodLink| {
+            let all = addresses.get(pod.note.container.as_str());
+            let all = all.into_iter().flatten().copied();
+            let name = pod.name.clone();
+            all.map(move |address| (name.clone(), address))
+                .collect::<Vec<_>>()
+        };
+        self.pods.iter().flat_map(of).collect()
+    }
 }
 
 impl Kernel {
@@ -302,6 +326,46 @@ mod tests {
         message.header.parent = parent;
         message.attributes.push(TcAttribute::Kind(kind.to_owned()));
         message
+    }
+
+    #[test]
+    fn a_container_may_send_from_either_of_its_addresses() {
+        let pod = |name: &str, address: &str, container: &str| PodLink {
+            ifindex: 0,
+            name: name.to_owned(),
+            mac: MacAddr::default(),
+            note: PodNote {
+                address: address.parse().expect("an address"),
+                mac: MacAddr::default(),
+                container: container.to_owned(),
+                interface: "eth0".to_owned(),
+                masqueraded: false,
+            },
+            pod_mac: MacAddr::default(),
+            peer: None,
+            master: 1,
+            netns_id: None,
+            mtu: 1450,
+            up: true,
+            has_foreign_qdisc: false,
+        };
+        let links = PodLinks {
+            bridge: None,
+            pods: vec![
+                pod("a0", "10.244.1.2", "a"),
+                pod("a1", "10.244.1.3", "a"),
+                pod("b0", "10.244.1.4", "b"),
+            ],
+        };
+        let expected = [
+            ("a0", [10, 244, 1, 2]),
+            ("a0", [10, 244, 1, 3]),
+            ("a1", [10, 244, 1, 2]),
+            ("a1", [10, 244, 1, 3]),
+            ("b0", [10, 244, 1, 4]),
+        ];
+        let expected = expected.map(|(name, address)| (name.to_owned(), address.into()));
+        assert_eq!(links.sources(), BTreeSet::from(expected));
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "fast-path-off-and-on",
-        fault: "the agent is started with --fast-path=off, then auto",
+        fault: "the agent is started with --fast-path=off --guard=nftables, then auto",
         invariant: "off leaves no program and no pin",
         run: off_and_on,
         ..Case::USUAL
@@ -161,7 +161,7 @@ fn upgraded(scene: &Scene<'_>) -> Result<()> {
 fn off_and_on(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     node.stop_agent(Signal::SIGTERM)?;
-    node.start_agent(&["--fast-path=off"])?;
+    node.start_agent(&["--fast-path=off", "--guard=nftables"])?;
     shell(&node, "! ls /sys/fs/bpf/overlay").context("pins are left")?;
     ensure!(program_ids(&node)?.is_empty(), "programs are left");
     node.stop_agent(Signal::SIGTERM)?;

@@ -41,7 +41,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "clsact-off-and-on",
-        fault: "the agent is started with --fast-path=off, then auto",
+        fault: "the agent is started with --fast-path=off --guard=nftables, then auto",
         invariant: "off leaves no filter",
         run: off_and_on,
         ..BASE
@@ -89,7 +89,7 @@ fn to_tcx_and_back(scene: &Scene<'_>) -> Result<()> {
 fn off_and_on(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     node.stop_agent(Signal::SIGTERM)?;
-    node.start_agent(&["--fast-path=off"])?;
+    node.start_agent(&["--fast-path=off", "--guard=nftables"])?;
     ensure!(filters(&node)?.is_empty(), "{:?} are left", filters(&node)?);
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&[])

@@ -188,7 +188,7 @@ pub(super) fn footprint(node: &Node) -> Result<String> {
          bridge fdb show dev flannel.1 | grep -v -e 33:33 -e 01:00:5e
          ip route show proto 111
          iptables-save | grep -e ^-A -e ^-P
-         nft -s list table inet overlay_guard; nft -s list table bridge overlay_guard
+         nft -s list table ip overlay_guard; nft -s list table bridge overlay_guard
          cat /run/flannel/subnet.env
          ls -A /run/flannel /run/overlay; find /sys/fs/bpf | sort",
     )

@@ -94,6 +94,12 @@ fn flags_are_explained(node: &Node) -> Result<()> {
         node,
         &[aside, &store, "--healthz-port=0", "--iface-regex=("],
         &["--iface-regex", "("],
+    )?;
+    // Two agents would write each other's rules and pins.
+    gives_up(
+        node,
+        &[aside, &store, "--healthz-port=0"],
+        &["another overlayd", "network namespace"],
     )
 }
 

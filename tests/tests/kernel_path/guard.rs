@@ -5,14 +5,16 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay_user::kernel::guard::{self, GuardCounters, GuardState, Reason};
+use overlay_user::kernel::guard::{
+    self, Change, DEFAULT_LAPSE, Guard, GuardCounters, GuardState, Reason,
+};
 
 use super::namespace::{Namespace, in_namespace, node_with_peer, run};
 
 /// How long a packet may take from one namespace to the next.
 const ON_THE_WAY: Duration = Duration::from_millis(100);
 
-fn state() -> GuardState {
+pub(super) fn state() -> GuardState {
     let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
     GuardState {
         network: net("10.244.0.0/16"),
@@ -29,11 +31,21 @@ fn state() -> GuardState {
             (Ipv4Addr::new(192, 0, 2, 3), net("10.244.3.0/24")),
         ]),
         pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
+        judged: None,
+        translates: false,
+        lapse: DEFAULT_LAPSE,
     }
 }
 
+async fn apply(state: &GuardState) -> Guard {
+    let mut guard = Guard::new();
+    let change = guard.apply(state).await.expect("apply");
+    assert_eq!(change, Change::Whole);
+    guard
+}
+
 /// A VXLAN payload: header, Ethernet, the fixed part of IPv4, and `padding` more bytes.
-fn vxlan(vni: u32, kind: u16, source: [u8; 4], padding: usize) -> Vec<u8> {
+pub(super) fn vxlan(vni: u32, kind: u16, source: [u8; 4], padding: usize) -> Vec<u8> {
     let mut bytes = vec![8, 0, 0, 0];
     bytes.extend((vni << 8).to_be_bytes());
     bytes.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
@@ -58,7 +70,7 @@ async fn counters() -> GuardCounters {
     }
 }
 
-async fn counted() -> Vec<(Reason, u64)> {
+pub(super) async fn counted() -> Vec<(Reason, u64)> {
     let now = counters().await;
     assert_eq!(now.0.len(), Reason::ALL.len());
     now.0
@@ -72,7 +84,7 @@ fn forged_vxlan_is_refused_and_counted() {
     in_namespace(|| async {
         let peer = node_with_peer();
         peer.run("ip addr add 192.0.2.9/24 dev underlay");
-        guard::apply(&state()).await.expect("apply");
+        let mut guard = apply(&state()).await;
         // Nobody has the port, so that what passes shows as an ICMP error; counters tell the rest.
         let send = |from: &'static str, payload: Vec<u8>| {
             peer.within(move || {
@@ -86,7 +98,6 @@ fn forged_vxlan_is_refused_and_counted() {
             (known, vxlan(1, 0x0800, [10, 244, 2, 7], 0), None),
             (known, vxlan(1, 0x0800, [10, 244, 47, 255], 0), None),
             (known, vxlan(1, 0x0800, [198, 51, 100, 7], 0), None),
-            (known, vxlan(1, 0x0806, [10, 244, 3, 7], 0), None),
             (unknown, vxlan(77, 0x0800, [10, 244, 3, 7], 0), None),
             (
                 unknown,
@@ -107,6 +118,21 @@ fn forged_vxlan_is_refused_and_counted() {
                 known,
                 vxlan(1, 0x8100, [10, 244, 2, 7], 0),
                 Some(Reason::InnerVlan),
+            ),
+            (
+                known,
+                vxlan(1, 0x0806, [10, 244, 3, 7], 0),
+                Some(Reason::InnerProtocol),
+            ),
+            (
+                known,
+                vxlan(1, 0x86dd, [10, 244, 2, 7], 0),
+                Some(Reason::InnerProtocol),
+            ),
+            (
+                known,
+                vxlan(1, 0x86dd, [10, 244, 2, 7], 3000),
+                Some(Reason::InnerProtocol),
             ),
             (
                 known,
@@ -147,9 +173,9 @@ fn forged_vxlan_is_refused_and_counted() {
             Ipv4Addr::new(192, 0, 2, 9),
             "10.244.9.0/24".parse().expect("a net"),
         ));
-        for _ in 0..2 {
-            guard::apply(&state).await.expect("apply again");
-        }
+        let change = guard.apply(&state).await.expect("apply again");
+        assert_eq!(change, Change::Elements(3));
+        assert_eq!(guard.apply(&state).await.expect("again"), Change::None);
         send(unknown, vxlan(1, 0x0800, [10, 244, 9, 7], 0));
         assert_eq!(counted().await, expected);
         guard::cleanup().await.expect("cleanup");
@@ -159,46 +185,31 @@ fn forged_vxlan_is_refused_and_counted() {
 }
 
 #[test]
-fn tables_of_another_version_are_replaced() {
+fn tables_of_another_version_are_replaced_and_counters_go_on() {
     in_namespace(|| async {
+        run("nft add table ip overlay_guard");
+        run("nft add set ip overlay_guard vteps \\{ type ether_addr\\; \\}");
+        run("nft add counter ip overlay_guard wrong_vni \\{ packets 7 bytes 700\\; \\}");
         run("nft add table inet overlay_guard");
-        run("nft add set inet overlay_guard sources \\{ type ipv4_addr\\; \\}");
-        guard::apply(&state()).await.expect("apply");
-        assert_eq!(counted().await, []);
-        assert!(run("nft list set inet overlay_guard sources").contains("192.0.2.3"));
+        apply(&state()).await;
+        assert_eq!(counted().await, [(Reason::WrongVni, 7)]);
+        assert!(run("nft list set ip overlay_guard sources_24").contains("192.0.2.3"));
+        assert!(!run("nft list tables").contains("inet"));
     });
 }
 
 #[test]
-fn our_own_sources_do_not_come_from_outside_and_unknown_ports_are_left_alone() {
+fn unknown_ports_are_left_alone() {
     in_namespace(|| async {
         let outside = Namespace::new();
-        for device in ["flannel.1", "unknown"] {
-            let name = format!("{device} type veth peer name {device}");
-            run(&format!("ip link add {name} netns {}", outside.pid()));
-            run(&format!("ip link set {device} up"));
-            outside.run(&format!(
-                "ip link set {device} address 02:00:00:00:00:09 up"
-            ));
-        }
-        run(
-            "ip link add cni0 type bridge && ip link set cni0 up && ip link set unknown master cni0",
-        );
-        run("ip addr add 10.244.1.1/24 dev cni0");
-        guard::apply(&state()).await.expect("apply");
-
-        outside.run("ip addr add 10.244.1.99/24 dev unknown");
+        let name = "unknown type veth peer name unknown";
+        run(&format!("ip link add {name} netns {}", outside.pid()));
+        run("ip link add cni0 type bridge && ip link set cni0 up");
+        run("ip link set unknown master cni0 up && ip addr add 10.244.1.1/24 dev cni0");
+        apply(&state()).await;
+        outside.run("ip link set unknown up && ip addr add 10.244.1.99/24 dev unknown");
         outside.run("ping -c 1 -W 2 10.244.1.1");
         assert_eq!(counted().await, []);
-
-        outside.run("ip link set unknown down");
-        outside.run("ip addr add 10.244.1.98/24 dev flannel.1");
-        outside.run("ip neigh add 10.244.1.1 lladdr ff:ff:ff:ff:ff:ff dev flannel.1");
-        outside.within(|| {
-            let socket = UdpSocket::bind("10.244.1.98:0").expect("bind");
-            socket.send_to(b"x", "10.244.1.1:9").expect("send");
-        });
-        assert_eq!(counted().await, [(Reason::OwnSubnet, 1)]);
     });
 }
 
@@ -217,7 +228,7 @@ fn pods_cannot_pretend() {
         run("ip link set pod master cni0 up");
         pod.run("ip addr add 10.244.1.5/24 dev eth0 && ip link set eth0 up");
         pod.run("ip route add default via 10.244.1.1");
-        guard::apply(&state()).await.expect("apply");
+        apply(&state()).await;
 
         let send = |from: &'static str, to: &'static str| {
             pod.within(move || {

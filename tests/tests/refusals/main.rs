@@ -2,6 +2,7 @@
 //! nothing is delivered. The same on both paths.
 
 mod case;
+mod former_vni;
 mod from_network;
 mod from_pod;
 mod oddities;
@@ -20,16 +21,21 @@ const FOREIGN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 #[test]
 fn forgeries_are_refused_and_oddities_delivered_on_the_fast_path() -> Result<()> {
-    try_everything("refuse-f", "auto")
+    try_everything("refuse-f", "auto", "auto")
 }
 
 #[test]
 fn forgeries_are_refused_and_oddities_delivered_on_the_kernel_path() -> Result<()> {
-    try_everything("refuse-k", "off")
+    try_everything("refuse-k", "off", "nftables")
 }
 
-fn try_everything(name: &str, fast_path: &str) -> Result<()> {
-    let mut stage = Stage::set(name, fast_path)?;
+#[test]
+fn forgeries_are_refused_and_oddities_delivered_where_programs_only_check() -> Result<()> {
+    try_everything("refuse-c", "off", "bpf")
+}
+
+fn try_everything(name: &str, fast_path: &str, guard: &str) -> Result<()> {
+    let mut stage = Stage::set(name, fast_path, guard)?;
     stage.pod_sources();
     stage.pod_vxlan();
     stage.pod_arp();

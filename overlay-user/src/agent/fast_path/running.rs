@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::flags::{Aggregates, Attach, NodeFlags};
+use crate::config::flags::{Aggregates, Attach, FastPath, NodeFlags, Xdp};
 use crate::datapath::Error;
 use crate::datapath::family::UserFamily as _;
 use crate::datapath::maps::{self, Maps};
@@ -15,7 +15,7 @@ use crate::datapath::probe::Probes;
 use crate::datapath::programs::{Attachment, Programs};
 use crate::datapath::tables::{LocalPod, Omission, TableInput, Tables};
 use crate::kernel::nic::Nic;
-use crate::kernel::pods::BRIDGE;
+use crate::kernel::pods::{BRIDGE, PodLink};
 use crate::kernel::xfrm::{self, Traffic};
 use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
@@ -41,6 +41,12 @@ const FLOWS_RESYNC: Duration = Duration::from_secs(20);
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
+    /// Whether packets are short-cut, or only checked.
+    carries: bool,
+    /// Whether programs and maps were in place when the last round ended.
+    judges: bool,
+    /// Pods that no program judges, by the host end's name.
+    unjudged: BTreeSet<String>,
     /// Where the programs are from, if they are not this build's own.
     pub foreign_programs: Option<String>,
     live: Live,
@@ -112,6 +118,9 @@ impl Running {
         }
         Ok(Self {
             programs,
+            carries: flags.fast_path != FastPath::Off,
+            judges: false,
+            unjudged: BTreeSet::new(),
             foreign_programs: object.note,
             follower: Follower::start(live.clone()),
             live,
@@ -129,6 +138,20 @@ impl Running {
             written: Tables::default(),
             shares_port: false,
         })
+    }
+
+    /// Whether packets are short-cut.
+    pub fn carries(&self) -> bool {
+        self.carries
+    }
+
+    /// The pods that programs judge.
+    pub fn judged(&self, view: &View<'_>) -> BTreeSet<String> {
+        if !self.judges {
+            return BTreeSet::new();
+        }
+        let names = view.pods.pods.iter().map(|pod| pod.name.clone());
+        names.filter(|name| !self.unjudged.contains(name)).collect()
     }
 
     /// Whether the pinned maps are those that we fill: the plugin and the next agent go by the pins.
@@ -211,6 +234,7 @@ impl Running {
         backing: &Backing<'_>,
     ) -> Result<(), Error> {
         let kernel = view.kernel;
+        self.judges = false;
         let Some((device_ifindex, mac)) = backing.device else {
             return self.deactivate();
         };
@@ -218,6 +242,16 @@ impl Running {
         let mut known = live.lock().maps.known_pods()?;
         self.second_look(view, &known).await;
         self.sites = sites(view, device_ifindex);
+        if !self.carries {
+            // VXLAN that the kernel opens meets the guard in any case, and is judged there.
+            self.sites.retain(|site| site.hook == Hook::PodIn);
+            self.deactivate()?;
+        }
+        if !self.carries {
+            // VXLAN that the kernel opens meets the guard in any case, and is judged there.
+            self.sites.retain(|site| site.hook == Hook::PodIn);
+            self.deactivate()?;
+        }
         if self.programs.attachment() == Attachment::Clsact {
             let filters = self.filters(kernel).await;
             self.programs.note_filters(filters);
@@ -242,7 +276,7 @@ impl Running {
         let foreign = self.attach()?;
 
         let mut input = self.input(view, mac, backing, &foreign).await;
-        if !gap {
+        if !gap && self.carries {
             input.flags |= CONFIG_ACTIVE;
         }
         self.find_ways(kernel, &mut input).await;
@@ -250,7 +284,7 @@ impl Running {
             return Ok(());
         };
         // Flows are looked for when the fast path comes back: that is a gap, then.
-        let is_hindered = view.hindrance.is_some();
+        let is_hindered = view.hindrance.is_some() || !self.carries;
         if (gap || newcomers) && !is_hindered {
             // While packets went by the stack, flows may have been translated unseen.
             let network = view.settings.network();
@@ -262,6 +296,8 @@ impl Running {
             self.flows_checked = Instant::now();
         }
         live.lock().maps.fill_pods(&tables)?;
+        self.judges = true;
+        self.unjudged = self.unjudged_pods(view, &tables);
         self.written = tables;
         let config = self.written.config;
         if let Some(config) = config.filter(|_| gap && !is_hindered) {
@@ -275,7 +311,9 @@ impl Running {
             flows::heal(&live, view.settings.network()).await?;
             self.flows_checked = Instant::now();
         }
-        self.refuse_early(view).await;
+        if self.carries || view.settings.flags.node.xdp == Xdp::On {
+            self.refuse_early(view).await;
+        }
         self.forget_gone()
     }
 
@@ -422,19 +460,28 @@ impl Running {
         Ok(())
     }
 
+    /// The pods that are without a program of ours, or without an entry in the tables.
+    fn unjudged_pods(&self, view: &View<'_>, tables: &Tables<V4>) -> BTreeSet<String> {
+        let is_judged = |pod: &&PodLink| {
+            !self.left_out.contains_key(&pod.name) && tables.endpoints.contains_key(&pod.ifindex)
+        };
+        let pods = view.pods.pods.iter().filter(|pod| !is_judged(pod));
+        pods.map(|pod| pod.name.clone()).collect()
+    }
+
     /// Leaves every packet to the kernel; refusals go on.
     pub fn deactivate(&mut self) -> Result<(), Error> {
         let live = self.live.clone();
         let maps = &mut live.lock().maps;
         match maps.config()? {
-            Some(config) => self.write(
+            Some(config) if config.flags & CONFIG_ACTIVE != 0 => self.write(
                 maps,
                 Config {
                     flags: config.flags & !CONFIG_ACTIVE,
                     ..config
                 },
             ),
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 

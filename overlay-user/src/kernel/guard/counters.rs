@@ -23,6 +23,8 @@ pub enum Reason {
     WrongVni,
     /// VXLAN around a tagged frame (RFC 7348 §6.1).
     InnerVlan,
+    /// VXLAN around a protocol that the overlay does not carry: ARP, IPv6.
+    InnerProtocol,
     /// VXLAN around a source inside the overlay that is not in the sender's subnet.
     ForeignInnerSource,
     /// VXLAN that a pod sends.
@@ -39,11 +41,12 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::UnknownVtep,
         Self::OtherAddress,
         Self::WrongVni,
         Self::InnerVlan,
+        Self::InnerProtocol,
         Self::ForeignInnerSource,
         Self::PodVxlan,
         Self::OwnSubnet,
@@ -60,6 +63,7 @@ impl Reason {
             Self::OtherAddress => "other_address",
             Self::WrongVni => "wrong_vni",
             Self::InnerVlan => "inner_vlan",
+            Self::InnerProtocol => "inner_protocol",
             Self::ForeignInnerSource => "foreign_inner_source",
             Self::PodVxlan => "pod_vxlan",
             Self::OwnSubnet => "own_subnet",
@@ -69,7 +73,7 @@ impl Reason {
         }
     }
 
-    /// Whether the counter is in the bridge table rather than the inet one.
+    /// Whether the counter is in the table of the bridge.
     pub(super) fn in_bridge(self) -> bool {
         matches!(
             self,

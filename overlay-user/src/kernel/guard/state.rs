@@ -1,0 +1,348 @@
+//! What the guard knows, as rules and as elements of sets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+/// What the guard knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardState {
+    /// The whole overlay.
+    pub network: Ipv4Net,
+    /// The subnet of this node.
+    pub own_subnet: Ipv4Net,
+    /// The outer address of this node.
+    pub own_vtep: Ipv4Addr,
+    /// Name of the VXLAN device.
+    pub vxlan: String,
+    /// Name of the bridge of the pods.
+    pub bridge: String,
+    /// UDP port of VXLAN, host byte order.
+    pub port: u16,
+    /// Our VNI.
+    pub vni: u32,
+    /// VNIs of other devices that share the port; their packets are not ours to judge.
+    pub other_vnis: BTreeSet<u32>,
+    /// Outer address of every peer with a subnet that it may send from.
+    pub peers: BTreeSet<(Ipv4Addr, Ipv4Net)>,
+    /// Host device of every pod with an address that it may send from. A pod with two attachments may
+    /// send from the address of either through both.
+    pub pods: BTreeSet<(String, Ipv4Addr)>,
+    /// The host devices of pods on which eBPF programs judge every frame, so that the guard need not; none
+    /// where no programs can.
+    pub judged: Option<BTreeSet<String>>,
+    /// Whether this node's packets are translated by netfilter anyway (`--ip-masq`): the first packet of
+    /// a connection then tells of all others where it goes.
+    pub translates: bool,
+    /// How long the list of leases is believed after the last [`Guard::renew`](super::Guard::renew).
+    pub lapse: Duration,
+}
+
+/// What the rules are made of. As long as it stays, only elements of sets change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub network: Ipv4Net,
+    pub own_subnet: Ipv4Net,
+    pub own_vtep: Ipv4Addr,
+    pub vxlan: String,
+    pub bridge: String,
+    pub port: u16,
+    pub vni: u32,
+    pub other_vnis: BTreeSet<u32>,
+    /// Prefix lengths of the peers' subnets.
+    pub lengths: BTreeSet<u8>,
+    pub translates: bool,
+    /// Whether there are, or may be at any moment, pods for the bridge table to judge.
+    pub has_ports: bool,
+    pub lapse: Duration,
+}
+
+/// A named set of the guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Set {
+    /// Outer addresses of the peers.
+    Vteps,
+    /// The same with this node's own.
+    Nodes,
+    /// Outer address with inner network, for subnets of this prefix length. Such a set is a hash: a
+    /// change costs the same at any size, which a set of intervals cannot offer (pipapo copies itself
+    /// for each transaction, `net/netfilter/nft_set_pipapo.c`).
+    Sources(u8),
+    /// Our port, as long as somebody keeps the list of leases true.
+    Kept,
+    /// The bridge ports to judge.
+    Ports,
+    /// Bridge port with address.
+    Pods,
+}
+
+/// The family of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    Ip,
+    Bridge,
+}
+
+/// An element of a set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Element {
+    Address(Ipv4Addr),
+    Source(Ipv4Addr, Ipv4Addr),
+    Service(u16),
+    Device(String),
+    Pod(String, Ipv4Addr),
+}
+
+/// What the sets hold.
+pub(super) type Elements = BTreeMap<Set, BTreeSet<Element>>;
+
+/// What to change in one transaction.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Delta {
+    pub removed: Elements,
+    pub added: Elements,
+}
+
+impl GuardState {
+    pub(super) fn shape(&self) -> Shape {
+        let lengths = self.peers.iter().map(|(_, subnet)| subnet.prefix_len());
+        Shape {
+            network: self.network,
+            own_subnet: self.own_subnet,
+            own_vtep: self.own_vtep,
+            vxlan: self.vxlan.clone(),
+            bridge: self.bridge.clone(),
+            port: self.port,
+            vni: self.vni,
+            other_vnis: self.other_vnis.clone(),
+            lengths: lengths.collect(),
+            translates: self.translates,
+            has_ports: self.judged.is_none() || self.unjudged().next().is_some(),
+            lapse: self.lapse,
+        }
+    }
+
+    pub(super) fn elements(&self) -> Elements {
+        let mut elements = Elements::new();
+        let mut add = |set, element| elements.entry(set).or_default().insert(element);
+        add(Set::Nodes, Element::Address(self.own_vtep));
+        for (vtep, subnet) in &self.peers {
+            add(Set::Vteps, Element::Address(*vtep));
+            add(Set::Nodes, Element::Address(*vtep));
+            let source = Element::Source(*vtep, subnet.network());
+            add(Set::Sources(subnet.prefix_len()), source);
+        }
+        for (device, address) in self.unjudged() {
+            add(Set::Ports, Element::Device(device.clone()));
+            add(Set::Pods, Element::Pod(device.clone(), *address));
+        }
+        elements
+    }
+
+    /// The pods that no program judges. One odd name must not leave all others unguarded.
+    fn unjudged(&self) -> impl Iterator<Item = &(String, Ipv4Addr)> {
+        self.pods
+            .iter()
+            .filter(|(device, _)| !self.is_judged(device) && is_plain(device))
+    }
+
+    /// The devices that the guard should judge but cannot name.
+    pub(super) fn unnameable(&self) -> impl Iterator<Item = &str> {
+        let devices = self.pods.iter().map(|(device, _)| device.as_str());
+        devices.filter(|device| !self.is_judged(device) && !is_plain(device))
+    }
+
+    fn is_judged(&self, device: &str) -> bool {
+        self.judged
+            .as_ref()
+            .is_some_and(|judged| judged.contains(device))
+    }
+}
+
+impl Set {
+    pub(super) fn family(self) -> Family {
+        match self {
+            Self::Vteps | Self::Nodes | Self::Sources(_) | Self::Kept => Family::Ip,
+            Self::Ports | Self::Pods => Family::Bridge,
+        }
+    }
+
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Vteps => "vteps".into(),
+            Self::Nodes => "nodes".into(),
+            Self::Sources(length) => format!("sources_{length}"),
+            Self::Kept => "kept".into(),
+            Self::Ports => "ports".into(),
+            Self::Pods => "pods".into(),
+        }
+    }
+}
+
+impl Element {
+    /// The key as the kernel holds it: network byte order, device names in 16 bytes.
+    pub(super) fn key(&self) -> Vec<u8> {
+        let device = |name: &str| {
+            let mut bytes = name.as_bytes().to_vec();
+            bytes.resize(16, 0);
+            bytes
+        };
+        match self {
+            Self::Address(address) => address.octets().into(),
+            Self::Source(vtep, network) => [vtep.octets(), network.octets()].concat(),
+            Self::Service(port) => port.to_be_bytes().into(),
+            Self::Device(name) => device(name),
+            Self::Pod(name, address) => [device(name), address.octets().into()].concat(),
+        }
+    }
+}
+
+/// As `nft` reads it.
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Source(vtep, network) => write!(f, "{vtep} . {:#010x}", network.to_bits()),
+            Self::Service(port) => write!(f, "{port}"),
+            Self::Device(name) => write!(f, "\"{name}\""),
+            Self::Pod(name, address) => write!(f, "\"{name}\" . {address}"),
+        }
+    }
+}
+
+impl Delta {
+    pub(super) fn between(old: &Elements, new: &Elements) -> Self {
+        Self {
+            removed: missing(old, new),
+            added: missing(new, old),
+        }
+    }
+
+    /// Number of elements that change.
+    pub(super) fn len(&self) -> usize {
+        let sets = self.removed.values().chain(self.added.values());
+        sets.map(BTreeSet::len).sum()
+    }
+}
+
+/// What is in `these` and not in `those`.
+fn missing(these: &Elements, those: &Elements) -> Elements {
+    let none = BTreeSet::new();
+    let of = |(set, elements): (&Set, &BTreeSet<Element>)| {
+        let there = those.get(set).unwrap_or(&none);
+        let missing: BTreeSet<_> = elements.difference(there).cloned().collect();
+        (!missing.is_empty()).then_some((*set, missing))
+    };
+    these.iter().filter_map(of).collect()
+}
+
+/// Whether `nft` can quote a device's name: its strings have no escapes, and take a final asterisk for a
+/// wildcard.
+pub(super) fn is_plain(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'*');
+    !name.is_empty() && name.len() <= 15 && name.bytes().all(plain)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn state() -> GuardState {
+        let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
+        GuardState {
+            network: net("10.244.0.0/16"),
+            own_subnet: net("10.244.1.0/24"),
+            own_vtep: Ipv4Addr::new(192, 0, 2, 1),
+            vxlan: "flannel.1".into(),
+            bridge: "cni0".into(),
+            port: 8472,
+            vni: 1,
+            other_vnis: BTreeSet::new(),
+            peers: BTreeSet::from([(Ipv4Addr::new(192, 0, 2, 2), net("10.244.2.0/24"))]),
+            pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
+            judged: None,
+            translates: false,
+            lapse: Duration::from_secs(600),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_comes_touches_its_own_elements_only() {
+        let old = state();
+        let mut new = old.clone();
+        let vtep = Ipv4Addr::new(192, 0, 2, 3);
+        let subnet: Ipv4Net = "10.244.3.0/24".parse().expect("a network");
+        new.peers.insert((vtep, subnet));
+        assert_eq!(old.shape(), new.shape());
+        let delta = Delta::between(&old.elements(), &new.elements());
+        let address = BTreeSet::from([Element::Address(vtep)]);
+        let source = BTreeSet::from([Element::Source(vtep, subnet.network())]);
+        let expected = Elements::from([
+            (Set::Vteps, address.clone()),
+            (Set::Nodes, address),
+            (Set::Sources(24), source),
+        ]);
+        assert_eq!((delta.len(), &delta.added), (3, &expected));
+        assert_eq!(delta.removed, Elements::new());
+        let back = Delta::between(&new.elements(), &old.elements());
+        assert_eq!(back.removed, expected);
+    }
+
+    #[test]
+    fn a_second_subnet_of_a_peer_leaves_its_address_alone() {
+        let old = state();
+        let mut new = old.clone();
+        let subnet = "10.244.9.0/24".parse().expect("a network");
+        new.peers.insert((Ipv4Addr::new(192, 0, 2, 2), subnet));
+        let delta = Delta::between(&old.elements(), &new.elements());
+        assert_eq!(delta.added.keys().collect::<Vec<_>>(), [&Set::Sources(24)]);
+    }
+
+    #[test]
+    fn a_pod_that_comes_does_not_touch_the_peers() {
+        let old = state();
+        let mut new = old.clone();
+        new.pods
+            .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));
+        let delta = Delta::between(&old.elements(), &new.elements());
+        assert!(delta.added.keys().all(|set| set.family() == Family::Bridge));
+        assert_eq!((delta.len(), old.shape() == new.shape()), (2, true));
+    }
+
+    #[test]
+    fn a_pod_that_a_program_judges_is_not_for_the_bridge() {
+        let mut state = state();
+        assert!(state.shape().has_ports);
+        state.judged = Some(["pod".into()].into());
+        assert!(!state.shape().has_ports);
+        assert!(!state.elements().contains_key(&Set::Ports));
+    }
+
+    #[test]
+    fn names_that_would_end_the_string_are_told_apart() {
+        let mut state = state();
+        for name in ["", "a\"b", "veth*", "a b", "sixteen-letters!"] {
+            assert!(!is_plain(name), "{name:?}");
+            state
+                .pods
+                .insert((name.to_owned(), Ipv4Addr::new(10, 244, 1, 7)));
+        }
+        assert!(is_plain("veth1a2b"));
+        assert_eq!(state.unnameable().count(), 5);
+        assert_eq!(state.elements()[&Set::Ports].len(), 1);
+    }
+
+    #[test]
+    fn keys_are_what_the_kernel_compares() {
+        let vtep = Ipv4Addr::new(192, 0, 2, 2);
+        let source = Element::Source(vtep, Ipv4Addr::new(10, 244, 2, 0));
+        assert_eq!(source.key(), [192, 0, 2, 2, 10, 244, 2, 0]);
+        assert_eq!(source.to_string(), "192.0.2.2 . 0x0af40200");
+        let pod = Element::Pod("veth".into(), vtep);
+        assert_eq!(pod.key().len(), 20);
+        assert_eq!(Element::Service(8472).key(), 8472_u16.to_be_bytes());
+    }
+}
