@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromNetwork, from_network};
-use overlay_common::packet::Packet as _;
-use overlay_common::{Hook, Verdict};
+use overlay_common::packet::{ETHERNET_LEN, Packet as _};
+use overlay_common::{Hook, Verdict, vxlan};
 
 use crate::decap::decapsulate;
 use crate::encap::Error;
@@ -24,26 +24,25 @@ pub fn ov_net_in(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn handle(skb: &Skb) -> (Verdict, i32) {
-    match from_network(skb, &Maps) {
+    let (verdict, plain) = match from_network(skb, &Maps) {
         FromNetwork::Decapsulate {
             pod,
             gateway_mac,
             header,
         } => match decapsulate(skb, pod, gateway_mac, header) {
-            Ok(action) => (Verdict::Decapsulated, action),
+            Ok(action) => return (Verdict::Decapsulated, action),
             Err(Error::Untouched) => {
-                skb.set_plain(true);
-                (Verdict::AdjustFailed, TC_ACT_UNSPEC)
+                let inner = ETHERNET_LEN + vxlan::OVERHEAD;
+                (Verdict::AdjustFailed, Some(inner))
             }
-            Err(Error::Changed) => (Verdict::Failed, TC_ACT_SHOT as i32),
+            Err(Error::Changed) => return (Verdict::Failed, TC_ACT_SHOT as i32),
         },
-        FromNetwork::Pass(pass) => {
-            skb.set_plain(pass.plain);
-            (pass.verdict, TC_ACT_UNSPEC)
-        }
+        FromNetwork::Pass(pass) => (pass.verdict, pass.plain),
         FromNetwork::Refuse(verdict) => {
             refusal::tell(skb, Hook::NetIn, verdict);
-            (verdict, TC_ACT_SHOT as i32)
+            return (verdict, TC_ACT_SHOT as i32);
         }
-    }
+    };
+    skb.hand_over(plain);
+    (verdict, TC_ACT_UNSPEC)
 }

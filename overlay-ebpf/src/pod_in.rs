@@ -5,7 +5,7 @@ use aya_ebpf::helpers::bpf_redirect_peer;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromPod, from_pod};
-use overlay_common::packet::Packet as _;
+use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict};
 
 use crate::encap::{Error, encapsulate};
@@ -24,13 +24,13 @@ pub fn ov_pod_in(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn handle(skb: &Skb) -> (Verdict, i32) {
-    match from_pod(skb, &Maps) {
+    let (verdict, plain) = match from_pod(skb, &Maps) {
         FromPod::Redirect(pod) => {
             let ifindex = pod.ifindex;
             skb.take_in();
             // SAFETY: a tc ingress program may redirect to a veth peer.
             let action = unsafe { bpf_redirect_peer(ifindex, 0) };
-            (Verdict::Redirected, action as i32)
+            return (Verdict::Redirected, action as i32);
         }
         FromPod::Encapsulate {
             config,
@@ -39,20 +39,16 @@ fn handle(skb: &Skb) -> (Verdict, i32) {
             len,
             ecn,
         } => match encapsulate(skb, config, peer, header, len, ecn) {
-            Ok(action) => (Verdict::Encapsulated, action),
-            Err(Error::Untouched) => {
-                skb.set_plain(true);
-                (Verdict::AdjustFailed, TC_ACT_UNSPEC)
-            }
-            Err(Error::Changed) => (Verdict::Failed, TC_ACT_SHOT as i32),
+            Ok(action) => return (Verdict::Encapsulated, action),
+            Err(Error::Untouched) => (Verdict::AdjustFailed, Some(ETHERNET_LEN)),
+            Err(Error::Changed) => return (Verdict::Failed, TC_ACT_SHOT as i32),
         },
-        FromPod::Pass(pass) => {
-            skb.set_plain(pass.plain);
-            (pass.verdict, TC_ACT_UNSPEC)
-        }
+        FromPod::Pass(pass) => (pass.verdict, pass.plain),
         FromPod::Refuse(verdict) => {
             refusal::tell(skb, Hook::PodIn, verdict);
-            (verdict, TC_ACT_SHOT as i32)
+            return (verdict, TC_ACT_SHOT as i32);
         }
-    }
+    };
+    skb.hand_over(plain);
+    (verdict, TC_ACT_UNSPEC)
 }

@@ -136,7 +136,12 @@ const SENT_FIELDS: &[Field] = &[
     field(
         "destination",
         30..34,
-        &[Verdict::NotOverlay, Verdict::ForeignMac],
+        &[
+            Verdict::NotOverlay,
+            Verdict::ForeignMac,
+            Verdict::UnknownPod,
+            Verdict::UnknownPeer,
+        ],
     ),
     field("ports", 34..38, &[]),
     field("the rest of the transport header", 38..54, &[]),
@@ -179,7 +184,7 @@ const RECEIVED_FIELDS: &[Field] = &[
     field(
         "inner Ethernet type",
         62..64,
-        &[Verdict::NotIp, Verdict::InnerVlan],
+        &[Verdict::InnerProtocol, Verdict::InnerVlan],
     ),
     field("inner total length", 66..68, &[Verdict::Malformed]),
     field("inner identification", 68..70, &[]),
@@ -191,7 +196,11 @@ const RECEIVED_FIELDS: &[Field] = &[
         76..80,
         &[Verdict::ForeignInnerSource, Verdict::ForeignSource],
     ),
-    field("inner destination", 80..84, &[Verdict::NotOverlay]),
+    field(
+        "inner destination",
+        80..84,
+        &[Verdict::NotOverlay, Verdict::UnknownPod],
+    ),
     field("inner ports", 84..88, &[]),
 ];
 
@@ -370,7 +379,7 @@ proptest! {
 
         let bytes = request.bytes();
         let Leaving::Remember(key) =
-            leaving::<V4, _, _>(&Frame::new(&bytes), &World::new(), Hook::VtepOut, false)
+            leaving::<V4, _, _>(&Frame::new(&bytes), &World::new(), Hook::VtepOut, 0)
         else {
             return Err(TestCaseError::fail("not remembered"));
         };

@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use crate::datapath::Error;
 use crate::datapath::family::UserFamily as _;
-use crate::datapath::maps::Maps;
+use crate::datapath::maps::{Maps, now_ns};
 use crate::kernel::conntrack::{self, Translated};
 use ipnet::IpNet;
-use nix::time::{ClockId, clock_gettime};
 use overlay_common::V4;
 use overlay_common::schema::{Flow, FlowKey};
 
@@ -82,13 +81,6 @@ fn pod_side(connection: Translated, network: IpNet) -> Option<FlowKey<V4>> {
         (V4::from_ip(reply.destination)?, reply.destination_port),
         connection.protocol,
     ))
-}
-
-/// The clock that the programs use.
-pub fn now_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
-    })
 }
 
 #[cfg(test)]

@@ -187,7 +187,7 @@ fn made_up(
             ifindex: VETH_A,
             gso_size: 0,
             vlan: None,
-            plain: false,
+            handed_over: 0,
         };
         mutator.visit(&mut visit, world, &pool);
         let mut frame = visit.frame;

@@ -95,6 +95,18 @@ pub fn cases() -> Vec<Case> {
             Pass(ForeignSource),
         ),
         case(
+            "from the address of the container's other interface",
+            remote().with(|ip| ip.source = POD_B).bytes(),
+            PassPlain(SiblingSource),
+        )
+        .world(World::join),
+        case(
+            "ARP for the address of the container's other interface",
+            arp(MAC_A, POD_B, POD_UNLISTED),
+            Pass(NotIp),
+        )
+        .world(World::join),
+        case(
             "to everybody",
             remote().sent_to([0xff; 6]).bytes(),
             Pass(Group),
@@ -112,17 +124,23 @@ pub fn cases() -> Vec<Case> {
         case(
             "to an unlisted pod here",
             routed(POD_UNLISTED).sent_to(MAC_B).bytes(),
-            PassPlain(NotOverlay),
+            PassPlain(UnknownPod),
         ),
         case(
-            "to the gateway",
-            routed([10, 244, 1, 1]).bytes(),
+            "to an unlisted pod here, by the gateway",
+            routed(POD_UNLISTED).bytes(),
+            PassPlain(UnknownPod),
+        ),
+        case(
+            "to the VXLAN device",
+            routed(VTEP_DEVICE).bytes(),
             Pass(NotOverlay),
         ),
+        case("to the gateway", routed(GATEWAY).bytes(), Pass(NotOverlay)),
         case(
             "to an unlisted subnet",
             routed(POD_NOWHERE).bytes(),
-            PassPlain(NotOverlay),
+            PassPlain(UnknownPeer),
         ),
         case(
             "from a pod on the kernel path",
@@ -328,7 +346,7 @@ pub fn cases() -> Vec<Case> {
         case(
             "the half of that subnet that is no peer's",
             routed([10, 244, 4, 1]).bytes(),
-            PassPlain(NotOverlay),
+            PassPlain(UnknownPeer),
         )
         .world(halves),
         case(

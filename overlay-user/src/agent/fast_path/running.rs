@@ -16,6 +16,7 @@ use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
+    Heartbeat,
 };
 use overlay_common::{Hook, V4};
 
@@ -63,6 +64,8 @@ pub struct Running {
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
     next_hops_confirmed: Instant,
+    /// How long the list of leases holds without an agent; for ever where there is none.
+    leases_outlive_us: Option<Duration>,
 }
 
 impl Running {
@@ -118,6 +121,7 @@ impl Running {
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
+            leases_outlive_us: Some(flags.refuse_without_agent).filter(|time| !time.is_zero()),
         })
     }
 
@@ -250,6 +254,7 @@ impl Running {
             self.maps.retire(&tables)?;
             self.maps.fill(&watched)?;
         }
+        self.tell_of_life()?;
         self.write(config)?;
         self.maps.retire(&tables)?;
         if gap || newcomers {
@@ -290,8 +295,7 @@ impl Running {
     }
 
     pub async fn beat(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
-        let until = flows::now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
-        self.maps.set_heartbeat(until)?;
+        self.tell_of_life()?;
         if self.next_hops_confirmed.elapsed() < CONFIRM {
             return Ok(());
         }
@@ -312,6 +316,17 @@ impl Running {
             self.maps.fill_peers(&tables)?;
         }
         Ok(())
+    }
+
+    /// Tells the programs that the tables are kept.
+    fn tell_of_life(&mut self) -> Result<(), Error> {
+        let now = maps::now_ns();
+        let after =
+            |time: Duration| now.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        self.maps.set_heartbeat(Heartbeat {
+            next_hops_until_ns: after(TRUST),
+            leases_until_ns: self.leases_outlive_us.map_or(u64::MAX, after),
+        })
     }
 
     /// Leaves every packet to the kernel; refusals go on.
