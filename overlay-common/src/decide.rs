@@ -42,7 +42,8 @@ pub trait Tables<F: Family> {
     fn is_vtep(&self, address: F::Addr) -> bool;
     /// Whether the IP stack owns this flow.
     fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool;
-    /// Whether nobody has kept the list of leases for so long that it cannot be held against anybody.
+    /// Whether nobody has kept the list of leases for so long that it cannot be held against
+    /// anybody.
     fn leases_are_stale(&self) -> bool;
 }
 
@@ -51,8 +52,9 @@ pub trait Tables<F: Family> {
 pub struct Pass {
     /// Why.
     pub verdict: Verdict,
-    /// Of plain pod-to-pod traffic, which the fast path might as well have carried: where its IP header starts in
-    /// the frame. When the stack sends it on as it is, that is no reason to remember the flow; see [`mark`].
+    /// Of plain pod-to-pod traffic, which the fast path might as well have carried: where its IP
+    /// header starts in the frame. When the stack sends it on as it is, that is no reason to
+    /// remember the flow; see [`mark`].
     pub plain: Option<u32>,
 }
 

@@ -64,8 +64,8 @@ pub struct Config<F: Family> {
     pub subnet: F::Addr,
     /// See [`Config::subnet`].
     pub subnet_mask: F::Addr,
-    /// This node's address among its pods, the bridge's; all zeros while it has none. The VXLAN device has the
-    /// first address of the subnet.
+    /// This node's address among its pods, the bridge's; all zeros while it has none. The VXLAN
+    /// device has the first address of the subnet.
     pub gateway: F::Addr,
     /// What an address is masked with to find its peer.
     pub peer_mask: F::Addr,
@@ -95,8 +95,8 @@ pub struct Endpoint<F: Family> {
     pub mac: [u8; 6],
     /// `POD_*`.
     pub flags: u16,
-    /// Tells the container; zero where that is not known. Endpoints with the same owner are interfaces of one
-    /// container, which may send from any of its addresses by any of them.
+    /// Tells the container; zero where that is not known. Endpoints with the same owner are
+    /// interfaces of one container, which may send from any of its addresses by any of them.
     pub owner: u32,
 }
 
@@ -135,15 +135,16 @@ pub struct Peer<F: Family> {
     pub flags: u32,
 }
 
-/// A sign of life from the agent, which follows the kernel's neighbour table and the store's leases.
+/// A sign of life from the agent, which follows the kernel's neighbour table and the store's
+/// leases.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Heartbeat {
     /// Until when prepared MAC addresses can be trusted (`CLOCK_MONOTONIC`, nanoseconds). After that the
     /// kernel looks the next hop up packet by packet.
     pub next_hops_until_ns: u64,
-    /// Until when the list of leases holds (`CLOCK_MONOTONIC`, nanoseconds). After that a node that is not in it
-    /// may have joined since, and is left to the kernel.
+    /// Until when the list of leases holds (`CLOCK_MONOTONIC`, nanoseconds). After that a node that
+    /// is not in it may have joined since, and is left to the kernel.
     pub leases_until_ns: u64,
 }
 

@@ -97,8 +97,8 @@ macro_rules! verdicts {
     };
 }
 
-// The numbers are where the counters stand in a map that outlives the agent: a verdict keeps its number, a new
-// one takes the next.
+// The numbers are where the counters stand in a map that outlives the agent: a verdict keeps its
+// number, a new one takes the next.
 verdicts! {
     /// Handed to a pod of this node.
     Redirected = 0 Fast "redirected",
@@ -138,13 +138,15 @@ verdicts! {
     PeersIncomplete = 16 Slow "peers_incomplete",
     /// The destination is in this node's subnet, and the fast path knows no pod with that address.
     UnknownPod = 39 Slow "unknown_pod",
-    /// The destination is in the overlay's network, and the fast path knows no node with that subnet.
+    /// The destination is in the overlay's network, and the fast path knows no node with that
+    /// subnet.
     UnknownPeer = 40 Slow "unknown_peer",
     /// The source is another interface's address of the same container.
     SiblingSource = 42 Slow "sibling_source",
     /// The interface's pod is not known yet.
     UnknownEndpoint = 22 Slow "unknown_endpoint",
-    /// Nobody has kept the list of leases for so long that a sender that is not in it may be honest.
+    /// Nobody has kept the list of leases for so long that a sender that is not in it may be
+    /// honest.
     StaleLeases = 41 Slow "stale_leases",
     /// The kernel would not change the packet; nothing was changed.
     AdjustFailed = 17 Slow "adjust_failed",

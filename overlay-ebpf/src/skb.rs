@@ -35,19 +35,22 @@ impl Skb {
         self.raw
     }
 
-    /// The mark of plain pod-to-pod traffic that a program of ours handed over to the stack, else zero.
+    /// The mark of plain pod-to-pod traffic that a program of ours handed over to the stack, else
+    /// zero.
     ///
-    /// It is kept in `tc_index`, which travels with the buffer through bridge, forwarding, encapsulation,
-    /// decapsulation and veths, and which nothing else in the kernel writes on the way since the dsmark queueing
-    /// discipline is gone (Linux 6.3). It never leaves the machine: on the wire there is no such field. Whoever else
-    /// writes it makes a flow look translated, which costs a short cut and breaks nothing.
+    /// It is kept in `tc_index`, which travels with the buffer through bridge, forwarding,
+    /// encapsulation, decapsulation and veths, and which nothing else in the kernel writes on the
+    /// way since the dsmark queueing discipline is gone (Linux 6.3). It never leaves the machine:
+    /// on the wire there is no such field. Whoever else writes it makes a flow look translated,
+    /// which costs a short cut and breaks nothing.
     #[inline(always)]
     pub fn handed_over(&self) -> u16 {
         // SAFETY: the context is valid for the whole program; the verifier checks the access.
         unsafe { (*self.raw).tc_index as u16 }
     }
 
-    /// Hands the packet over to the stack: `plain` tells where the IP header of plain pod-to-pod traffic starts.
+    /// Hands the packet over to the stack: `plain` tells where the IP header of plain pod-to-pod
+    /// traffic starts.
     #[inline(always)]
     pub fn hand_over(&self, plain: Option<u32>) {
         let mark = plain.map_or(0, |ip_offset| mark::<V4, _>(self, ip_offset));

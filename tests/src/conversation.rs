@@ -157,7 +157,8 @@ impl Side {
     }
 }
 
-/// A socket of the thread's network namespace, connected to `target` from a port that it shares with others.
+/// A socket of the thread's network namespace, connected to `target` from a port that it shares
+/// with others.
 fn connected(transport: Transport, port: u16, target: SocketAddrV4) -> nix::Result<OwnedFd> {
     let kind = match transport {
         Transport::Tcp => SockType::Stream,

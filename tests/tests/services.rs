@@ -124,8 +124,9 @@ fn plain_traffic_beside_services_stays_on_the_fast_path() -> Result<()> {
     wait_until("the flows to be forgotten", SWITCH, || flows() == Some(0))
 }
 
-/// Two sockets of a pod share a source port: one talks to a Service, then the other to the backend itself. For
-/// connection tracking the second clashes with the first, so that the stack gives it another source port.
+/// Two sockets of a pod share a source port: one talks to a Service, then the other to the backend
+/// itself. For connection tracking the second clashes with the first, so that the stack gives it
+/// another source port.
 #[test]
 fn a_connection_that_the_stack_gives_another_port_works_at_once() -> Result<()> {
     const FIRST_PORT: u16 = 40000;

@@ -17,10 +17,11 @@ pub enum Leaving<F: Family> {
 
 /// Decides on a packet that leaves by the IP stack, towards a pod or the VXLAN device.
 ///
-/// `handed_over` is the [`mark`](super::mark()) that a program of ours put on this very packet when it handed it over
-/// as plain pod-to-pod traffic, else zero. Whatever goes between overlay addresses and does not bear its own mark has
-/// been translated (a Service, a host port, a source port that was taken), for the fast path would have carried it:
-/// the replies have to be translated back.
+/// `handed_over` is the [`mark`](super::mark()) that a program of ours put on this very packet when
+/// it handed it over as plain pod-to-pod traffic, else zero. Whatever goes between overlay
+/// addresses and does not bear its own mark has been translated (a Service, a host port, a source
+/// port that was taken), for the fast path would have carried it: the replies have to be translated
+/// back.
 #[inline(always)]
 pub fn leaving<F: Family, P: Packet, T: Tables<F>>(
     packet: &P,

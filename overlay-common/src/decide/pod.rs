@@ -124,8 +124,8 @@ const fn plain(verdict: Verdict) -> Pass {
     Pass::plain(verdict, ETHERNET_LEN)
 }
 
-/// A destination without an entry: in the overlay's network it is a pod that the tables do not list yet, or an address
-/// that the stack translates.
+/// A destination without an entry: in the overlay's network it is a pod that the tables do not list
+/// yet, or an address that the stack translates.
 #[inline(always)]
 fn unlisted<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
     if !in_network(config, destination) || is_this_node(config, destination) {
@@ -137,8 +137,8 @@ fn unlisted<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
     }
 }
 
-/// Whether an address belongs to an interface of the same container. One that answers from one of its interfaces by
-/// the other forges nothing.
+/// Whether an address belongs to an interface of the same container. One that answers from one of
+/// its interfaces by the other forges nothing.
 #[inline(always)]
 fn same_owner<F: Family, T: Tables<F>>(
     tables: &T,

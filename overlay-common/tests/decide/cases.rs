@@ -10,7 +10,7 @@ use overlay_common::schema::{
 };
 use overlay_common::{Hook, V4, Verdict};
 
-use super::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan};
+use super::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan, without_length};
 use super::visit::Outcome::{self, Fast, Pass, PassPlain, Refuse, Remember};
 use super::visit::Visit;
 use super::world::*;

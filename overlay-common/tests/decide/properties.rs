@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use etherparse::{IpFragOffset, IpNumber, Ipv4Options};
 use overlay_common::checksum;
-use overlay_common::decide::{Leaving, leaving};
+use overlay_common::decide::{Leaving, leaving, mark};
 use overlay_common::packet::Frame;
 use overlay_common::{Hook, V4, Verdict};
 use proptest::collection::vec;
@@ -354,6 +354,35 @@ proptest! {
             Outcome::Fast(Verdict::Decapsulated),
         );
         check_field(&mut case, index.get(RECEIVED_FIELDS), &bytes, &[14, 64])?;
+    }
+
+    /// Each translation but one in 32,768 shows; what is no translation never looks like one.
+    #[test]
+    fn the_mark_tells_a_translation(
+        before: (u8, u8, u16, u16), after: (u8, u8, u16, u16), protocol in select(vec![6_u8, 17]),
+        ttl in 1_u8.., tos: u8,
+    ) {
+        let of = |(from, to, source, destination): (u8, u8, u16, u16)| {
+            let mut body = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+            body.extend([0; 16]);
+            Ipv4Frame::protocol([10, 244, 1, from], [10, 244, 2, to], protocol, body)
+        };
+        let marked = |frame: &Ipv4Frame| mark::<V4, _>(&Frame::new(&frame.bytes()), 14);
+        let sent = of(before);
+        prop_assert!(marked(&sent) != 0);
+        let routed = sent.clone().options().with(|ip| {
+            ip.time_to_live = ttl;
+            ip.ecn = (tos & 0b11).try_into().expect("two bits");
+        });
+        prop_assert_eq!(marked(&sent), marked(&routed));
+        // One that a chance leaves as it is has a neighbour with another mark.
+        let (from, to, source, destination) = after;
+        let neighbour = of((from, to, source, destination.wrapping_add(1)));
+        prop_assert!(
+            before == after
+                || marked(&of(after)) != marked(&sent)
+                || marked(&neighbour) != marked(&sent)
+        );
     }
 
     #[test]

@@ -238,8 +238,8 @@ where
         })
     }
 
-    /// The tables that the agent fills, without what changes all the time: the flows, which may be many, and the
-    /// heartbeat.
+    /// The tables that the agent fills, without what changes all the time: the flows, which may be
+    /// many, and the heartbeat.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -262,23 +262,30 @@ where
         let mut counters = Vec::new();
         for hook in Hook::ALL {
             for verdict in Verdict::ALL {
-                let index = counter_index(hook, *verdict);
-                let values = self
-                    .counters
-                    .get(&index, 0)
-                    .map_err(failed("read", COUNTERS))?;
-                let sum = values
-                    .iter()
-                    .fold(Counter::default(), |sum, value| Counter {
-                        packets: sum.packets + value.packets,
-                        bytes: sum.bytes + value.bytes,
-                    });
+                let sum = self.counter(hook, *verdict)?;
                 if sum.packets != 0 {
                     counters.push((hook, *verdict, sum));
                 }
             }
         }
         Ok(counters)
+    }
+
+    /// One counter, summed over all CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counter(&self, hook: Hook, verdict: Verdict) -> Result<Counter, Error> {
+        let values = self
+            .counters
+            .get(&counter_index(hook, verdict), 0)
+            .map_err(failed("read", COUNTERS))?;
+        Ok(values
+            .iter()
+            .fold(Counter::default(), |sum, value| Counter {
+                packets: sum.packets + value.packets,
+                bytes: sum.bytes + value.bytes,
+            }))
     }
 }
 

@@ -268,8 +268,8 @@ impl Tables<V4> {
     }
 }
 
-/// What stands for a container in the tables: FNV-1a of its identifier, which the runtime draws at random, and
-/// never zero.
+/// What stands for a container in the tables: FNV-1a of its identifier, which the runtime draws at
+/// random, and never zero.
 fn owner(container: &str) -> u32 {
     const OFFSET_BASIS: u32 = 0x811c_9dc5;
     const PRIME: u32 = 0x0100_0193;

@@ -310,6 +310,47 @@ pub fn cases() -> Vec<Case> {
         )
         .segments(MTU - 40),
         case(
+            "no length, and a byte less than 64 KiB",
+            without_length(&local(), 14 + 65_535),
+            PassPlain(Malformed),
+        )
+        .segments(MTU - 40),
+        case(
+            "no length, and 64 KiB",
+            without_length(&local(), 14 + 65_536),
+            Fast(Redirected),
+        )
+        .segments(MTU - 40),
+        case(
+            "as long as a tunnel's length can say",
+            filled(remote(), 65_535 - 50),
+            Fast(Encapsulated),
+        )
+        .segments(MTU - 40),
+        case(
+            "a byte longer than a tunnel's length can say",
+            filled(remote(), 65_535 - 49),
+            PassPlain(TooLong),
+        )
+        .segments(MTU - 40),
+        case(
+            "TCP to the VXLAN port of a node",
+            Ipv4Frame::tcp((POD_A, 50000), (PEER_VTEP, PORT), &[0; 16])
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
+                .bytes(),
+            Pass(NotOverlay),
+        ),
+        case(
+            "a later fragment to a node that looks like the VXLAN port",
+            Ipv4Frame::udp((POD_A, 50000), (PEER_VTEP, PORT), &[0; 16])
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
+                .fragment(5, false)
+                .bytes(),
+            Pass(NotOverlay),
+        ),
+        case(
             "more than 64 KiB that no device cuts",
             big(&local()),
             PassPlain(Malformed),
@@ -366,6 +407,12 @@ pub fn cases() -> Vec<Case> {
             Pass(NotOverlay),
         ),
     ]
+}
+
+/// Bytes with so much payload that the IP packet has `len` bytes.
+fn filled(mut frame: Ipv4Frame, len: usize) -> Vec<u8> {
+    frame.body.resize(len - 20, 0);
+    frame.bytes()
 }
 
 /// A peer with half of a /24: everybody is looked up under the longer mask then.

@@ -149,6 +149,12 @@ pub fn cases() -> Vec<Case> {
             .world(|w| w.config = None)
             .handed_over_as(&reply),
         Case::new(to_pod, "ARP", arp(MAC_A, POD_A, POD_B), Pass(NotIp)),
+        Case::new(
+            to_pod,
+            "another type in front of what looks like IPv4",
+            damaged(&reply, |b| b[12..14].copy_from_slice(&[0x86, 0xdd])),
+            Pass(NotIp),
+        ),
         Case::new(to_pod, "no header", vec![0; 15], Pass(NotIp)),
         Case::new(
             to_pod,

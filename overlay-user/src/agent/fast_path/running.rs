@@ -18,7 +18,7 @@ use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
     Heartbeat,
 };
-use overlay_common::{Hook, V4};
+use overlay_common::{Hook, V4, Verdict};
 
 use super::ways::Ways;
 use super::{Backing, View};
@@ -64,6 +64,8 @@ pub struct Running {
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
     next_hops_confirmed: Instant,
+    /// See [`Running::has_unlisted_traffic`].
+    unlisted_packets: u64,
     /// How long the list of leases holds without an agent; for ever where there is none.
     leases_outlive_us: Option<Duration>,
 }
@@ -121,6 +123,7 @@ impl Running {
             flows_checked: Instant::now(),
             shares_port: false,
             next_hops_confirmed: Instant::now(),
+            unlisted_packets: 0,
             leases_outlive_us: Some(flags.refuse_without_agent).filter(|time| !time.is_zero()),
         })
     }
@@ -268,14 +271,17 @@ impl Running {
             self.maps.fill(&tables)?;
             self.flows_checked = Instant::now();
         }
+        let has_flows = self.maps.has_flows()?;
         if gap {
             self.write(Config {
                 flags: config.flags | CONFIG_ACTIVE,
                 ..config
             })?;
             tracing::info!("fast path active");
-        } else if self.maps.has_flows()? && self.flows_checked.elapsed() >= FLOWS_RESYNC {
-            flows::heal(&mut self.maps, view.node.config.network()).await?;
+        } else if self.flows_checked.elapsed() >= FLOWS_RESYNC {
+            if self.has_unlisted_traffic()? || has_flows {
+                flows::heal(&mut self.maps, view.node.config.network()).await?;
+            }
             self.flows_checked = Instant::now();
         }
         self.refuse_early(view).await;
@@ -316,6 +322,16 @@ impl Running {
             self.maps.fill_peers(&tables)?;
         }
         Ok(())
+    }
+
+    /// Whether pods have sent to addresses of the network that no table lists since this was asked
+    /// last. Services may have such addresses, and one translation in 32,768 goes unseen.
+    fn has_unlisted_traffic(&mut self) -> Result<bool, Error> {
+        let mut packets = 0;
+        for verdict in [Verdict::UnknownPod, Verdict::UnknownPeer] {
+            packets += self.maps.counter(Hook::PodIn, verdict)?.packets;
+        }
+        Ok(std::mem::replace(&mut self.unlisted_packets, packets) != packets)
     }
 
     /// Tells the programs that the tables are kept.
