@@ -73,6 +73,13 @@ mod tests {
     }
 
     #[test]
+    fn none_is_zero_where_it_may_be() {
+        assert_eq!(parse_duration_or_zero("0"), Ok(Duration::ZERO));
+        assert_eq!(parse_duration_or_zero("10m"), parse_duration("10m"));
+        assert!(parse_duration("0").is_err() && parse_duration_or_zero("0x").is_err());
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for text in [
             "",
