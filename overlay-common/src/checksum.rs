@@ -64,6 +64,30 @@ mod tests {
         assert!(!is_valid(&words));
     }
 
+    /// RFC 1071, section 1, by its definition: carries are added until there is none.
+    #[test]
+    fn folding_adds_every_carry() {
+        let mut totals = vec![0_u64];
+        for bits in 1..=40 {
+            let power = 1_u64 << bits;
+            totals.extend([
+                power - 1,
+                power,
+                power + 1,
+                power | 0xffff,
+                power | 0xffff_0000,
+            ]);
+        }
+        totals.extend((1..=20).map(|words| words * 0xffff_ffff));
+        for total in totals {
+            let mut wanted = total;
+            while wanted > 0xffff {
+                wanted = wanted % 0x1_0000 + wanted / 0x1_0000;
+            }
+            assert_eq!(u64::from(fold(total)), wanted, "{total:#x}");
+        }
+    }
+
     #[test]
     fn adjusting_equals_computing_anew() {
         let mut words: [u32; 5] = [0x45, 0, 0x1140, 0x0101_a8c0, 0x0201_a8c0];

@@ -19,10 +19,12 @@ use crate::verdict::Verdict;
 use crate::vxlan;
 
 mod leaving;
+mod mark;
 mod network;
 mod pod;
 
 pub use leaving::{Leaving, leaving};
+pub use mark::mark;
 pub use network::{FromNetwork, from_network, refused_early};
 pub use pod::{FromPod, from_pod};
 
@@ -40,6 +42,9 @@ pub trait Tables<F: Family> {
     fn is_vtep(&self, address: F::Addr) -> bool;
     /// Whether the IP stack owns this flow.
     fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool;
+    /// Whether nobody has kept the list of leases for so long that it cannot be held against
+    /// anybody.
+    fn leases_are_stale(&self) -> bool;
 }
 
 /// A packet that is left to the kernel.
@@ -47,27 +52,28 @@ pub trait Tables<F: Family> {
 pub struct Pass {
     /// Why.
     pub verdict: Verdict,
-    /// Whether it is plain pod-to-pod traffic that the fast path might as well have carried. When the stack
-    /// sends it on, that is no reason to remember the flow as translated.
-    pub plain: bool,
+    /// Of plain pod-to-pod traffic, which the fast path might as well have carried: where its IP
+    /// header starts in the frame. When the stack sends it on as it is, that is no reason to
+    /// remember the flow; see [`mark`].
+    pub plain: Option<u32>,
 }
 
 impl Pass {
-    /// Traffic that the stack may translate.
+    /// Traffic that the stack is expected to translate, or whose replies come by it anyway.
     #[inline(always)]
     const fn of(verdict: Verdict) -> Self {
         Self {
             verdict,
-            plain: false,
+            plain: None,
         }
     }
 
     /// Plain pod-to-pod traffic.
     #[inline(always)]
-    const fn plain(verdict: Verdict) -> Self {
+    const fn plain(verdict: Verdict, ip_offset: u32) -> Self {
         Self {
             verdict,
-            plain: true,
+            plain: Some(ip_offset),
         }
     }
 }
@@ -85,6 +91,18 @@ fn in_a_vlan<P: Packet>(packet: &P) -> bool {
 #[inline(always)]
 fn in_network<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
     F::mask(address, config.network_mask) == config.network
+}
+
+/// Whether an address lies in this node's own subnet.
+#[inline(always)]
+fn in_own_subnet<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
+    F::mask(address, config.subnet_mask) == config.subnet
+}
+
+/// Whether an address in the own subnet is this node's: the bridge's, or the VXLAN device's.
+#[inline(always)]
+fn is_this_node<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
+    address == config.gateway || address == config.subnet
 }
 
 /// Whether the packet, or each segment that it stands for, fits `mtu`.

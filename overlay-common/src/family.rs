@@ -26,6 +26,8 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
 
     /// The address as a number, in the same order.
     fn number(address: Self::Addr) -> Self::Number;
+    /// The address as a number to make a hash of; nothing is told of its order.
+    fn word(address: Self::Addr) -> u64;
     /// The network part of an address.
     fn mask(address: Self::Addr, mask: Self::Addr) -> Self::Addr;
     /// Reads the IP header at `offset`; `None` where there is no whole header of this family's version.
@@ -105,6 +107,11 @@ impl Family for V4 {
     #[inline(always)]
     fn number(address: [u8; 4]) -> u32 {
         u32::from_be_bytes(address)
+    }
+
+    #[inline(always)]
+    fn word(address: [u8; 4]) -> u64 {
+        u64::from(u32::from_ne_bytes(address))
     }
 
     #[inline(always)]

@@ -20,7 +20,7 @@ use bytemuck::{Pod as Plain, Zeroable};
 use crate::family::{Family, V4};
 
 /// Version of everything in this module; part of the directory that the maps are pinned in.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// How many pods a node can hold; a Linux bridge has no more ports.
 pub const MAX_PODS: u32 = 1024;
@@ -64,6 +64,9 @@ pub struct Config<F: Family> {
     pub subnet: F::Addr,
     /// See [`Config::subnet`].
     pub subnet_mask: F::Addr,
+    /// This node's address among its pods, the bridge's; all zeros while it has none. The VXLAN
+    /// device has the first address of the subnet.
+    pub gateway: F::Addr,
     /// What an address is masked with to find its peer.
     pub peer_mask: F::Addr,
     /// This node's address on the underlay.
@@ -92,6 +95,9 @@ pub struct Endpoint<F: Family> {
     pub mac: [u8; 6],
     /// `POD_*`.
     pub flags: u16,
+    /// Tells the container; zero where that is not known. Endpoints with the same owner are
+    /// interfaces of one container, which may send from any of its addresses by any of them.
+    pub owner: u32,
 }
 
 /// Where a pod of this node is.
@@ -106,6 +112,8 @@ pub struct Pod {
     pub mac: [u8; 6],
     /// `POD_*`.
     pub flags: u16,
+    /// See [`Endpoint::owner`].
+    pub owner: u32,
 }
 
 /// The outer MAC addresses in [`Peer::header`] are those of the kernel's neighbour table.
@@ -127,13 +135,17 @@ pub struct Peer<F: Family> {
     pub flags: u32,
 }
 
-/// A sign of life from the agent, which follows the kernel's neighbour table.
+/// A sign of life from the agent, which follows the kernel's neighbour table and the store's
+/// leases.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Heartbeat {
     /// Until when prepared MAC addresses can be trusted (`CLOCK_MONOTONIC`, nanoseconds). After that the
     /// kernel looks the next hop up packet by packet.
     pub next_hops_until_ns: u64,
+    /// Until when the list of leases holds (`CLOCK_MONOTONIC`, nanoseconds). After that a node that
+    /// is not in it may have joined since, and is left to the kernel.
+    pub leases_until_ns: u64,
 }
 
 /// A node that holds a lease.
@@ -214,9 +226,9 @@ pub struct Counter {
 }
 
 const _: () = {
-    assert!(size_of::<Config<V4>>() == 64);
-    assert!(size_of::<Endpoint<V4>>() == 12);
-    assert!(size_of::<Pod>() == 16);
+    assert!(size_of::<Config<V4>>() == 68);
+    assert!(size_of::<Endpoint<V4>>() == 16);
+    assert!(size_of::<Pod>() == 20);
     assert!(size_of::<Peer<V4>>() == 76);
     assert!(size_of::<FlowKey<V4>>() == 16);
 };
@@ -255,6 +267,20 @@ mod user {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// They stand in maps that an agent of another build may have filled.
+    #[test]
+    fn flags_are_frozen() {
+        let config = [
+            CONFIG_ACTIVE,
+            CONFIG_PEERS_COMPLETE,
+            CONFIG_SHARED_PORT,
+            CONFIG_AGGREGATES_TO_KERNEL,
+            CONFIG_VTEPS_INCOMPLETE,
+        ];
+        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10]);
+        assert_eq!((POD_KERNEL_PATH, PEER_NEXT_HOP), (0x01, 0x01));
+    }
 
     #[test]
     fn both_directions_of_a_flow_share_a_key() {

@@ -55,17 +55,26 @@ pub enum Kind {
 }
 
 macro_rules! verdicts {
-    ($($(#[doc = $doc:literal])+ $name:ident = $kind:ident $text:literal,)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal $kind:ident $text:literal,)+) => {
         /// How a packet's visit ended.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum Verdict {
-            $($(#[doc = $doc])+ $name,)+
+            $($(#[doc = $doc])+ $name = $number,)+
         }
 
         impl Verdict {
-            /// Every verdict, in the order of the counters.
+            /// Every verdict, like beside like.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The verdict with this number.
+            #[must_use]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
 
             /// What kind of end it is.
             #[must_use]
@@ -88,90 +97,104 @@ macro_rules! verdicts {
     };
 }
 
+// The numbers are where the counters stand in a map that outlives the agent: a verdict keeps its
+// number, a new one takes the next.
 verdicts! {
     /// Handed to a pod of this node.
-    Redirected = Fast "redirected",
+    Redirected = 0 Fast "redirected",
     /// Encapsulated and sent to the peer's node.
-    Encapsulated = Fast "encapsulated",
+    Encapsulated = 1 Fast "encapsulated",
     /// Decapsulated and handed to a pod of this node.
-    Decapsulated = Fast "decapsulated",
+    Decapsulated = 2 Fast "decapsulated",
 
     /// The fast path is switched off or about to start.
-    Inactive = Slow "inactive",
+    Inactive = 3 Slow "inactive",
     /// The flow belongs to the IP stack, which translated it.
-    StackOwned = Slow "stack_owned",
+    StackOwned = 4 Slow "stack_owned",
     /// The pod's veth carries a qdisc or a program of somebody else.
-    PodKernelPath = Slow "pod_kernel_path",
+    PodKernelPath = 5 Slow "pod_kernel_path",
     /// Part of a fragmented datagram.
-    Fragment = Slow "fragment",
+    Fragment = 6 Slow "fragment",
     /// IP options.
-    Options = Slow "options",
+    Options = 7 Slow "options",
     /// The time to live ends here.
-    TtlExpired = Slow "ttl_expired",
+    TtlExpired = 8 Slow "ttl_expired",
     /// Longer than the path allows.
-    TooLong = Slow "too_long",
+    TooLong = 9 Slow "too_long",
     /// An ICMP message that the stack may have to translate: neither an echo nor about plain pod-to-pod traffic.
-    IcmpError = Slow "icmp_error",
+    IcmpError = 10 Slow "icmp_error",
     /// A length or checksum that the IP stack would not take, or padding it would cut.
-    Malformed = Slow "malformed",
+    Malformed = 11 Slow "malformed",
     /// A VLAN tag.
-    VlanTag = Slow "vlan_tag",
+    VlanTag = 12 Slow "vlan_tag",
     /// A second MAC address in the pod, a frame for a MAC address that is not the one expected, or for the
     /// pod itself.
-    ForeignMac = Slow "foreign_mac",
+    ForeignMac = 13 Slow "foreign_mac",
     /// A super-packet that the kernel segments in a way this program cannot describe.
-    Aggregate = Slow "aggregate",
+    Aggregate = 14 Slow "aggregate",
     /// A pair of ECN fields that needs the kernel's judgement.
-    EcnPair = Slow "ecn_pair",
+    EcnPair = 15 Slow "ecn_pair",
     /// Not every lease is known to the fast path.
-    PeersIncomplete = Slow "peers_incomplete",
+    PeersIncomplete = 16 Slow "peers_incomplete",
+    /// The destination is in this node's subnet, and the fast path knows no pod with that address.
+    UnknownPod = 39 Slow "unknown_pod",
+    /// The destination is in the overlay's network, and the fast path knows no node with that
+    /// subnet.
+    UnknownPeer = 40 Slow "unknown_peer",
+    /// The source is another interface's address of the same container.
+    SiblingSource = 42 Slow "sibling_source",
+    /// The interface's pod is not known yet.
+    UnknownEndpoint = 22 Slow "unknown_endpoint",
+    /// Nobody has kept the list of leases for so long that a sender that is not in it may be
+    /// honest.
+    StaleLeases = 41 Slow "stale_leases",
     /// The kernel would not change the packet; nothing was changed.
-    AdjustFailed = Slow "adjust_failed",
+    AdjustFailed = 17 Slow "adjust_failed",
 
     /// Not an IP packet of this family: ARP, IPv6 and others.
-    NotIp = Kernel "not_ip",
+    NotIp = 18 Kernel "not_ip",
     /// Broadcast or multicast.
-    Group = Kernel "group",
-    /// The destination is no pod of this node and no peer's subnet.
-    NotOverlay = Kernel "not_overlay",
+    Group = 19 Kernel "group",
+    /// The destination is outside the overlay's network, or an address of this node itself.
+    NotOverlay = 20 Kernel "not_overlay",
     /// The source is outside the overlay's network.
-    ForeignSource = Kernel "foreign_source",
-    /// The interface's pod is not known yet.
-    UnknownEndpoint = Kernel "unknown_endpoint",
+    ForeignSource = 21 Kernel "foreign_source",
     /// Not VXLAN.
-    NotVxlan = Kernel "not_vxlan",
+    NotVxlan = 23 Kernel "not_vxlan",
     /// VXLAN that is not addressed to this node's VTEP.
-    NotForUs = Kernel "not_for_us",
+    NotForUs = 24 Kernel "not_for_us",
     /// VXLAN of another device that shares the port.
-    ForeignVni = Kernel "foreign_vni",
+    ForeignVni = 25 Kernel "foreign_vni",
     /// VXLAN flags or reserved bits that the kernel's device decides on.
-    VxlanExtension = Kernel "vxlan_extension",
+    VxlanExtension = 26 Kernel "vxlan_extension",
     /// Seen, and left as it is: nothing of it needs to be remembered or refused.
-    Passed = Kernel "passed",
+    Passed = 27 Kernel "passed",
     /// Seen leaving by the IP stack: the flow is remembered as the stack's.
-    Remembered = Kernel "remembered",
+    Remembered = 28 Kernel "remembered",
 
     /// The pod sent from an overlay address that is not its own.
-    SpoofedSource = Refused "spoofed_source",
+    SpoofedSource = 29 Refused "spoofed_source",
     /// The pod announced an overlay address by ARP that is not its own.
-    SpoofedArp = Refused "spoofed_arp",
+    SpoofedArp = 30 Refused "spoofed_arp",
     /// The pod sent VXLAN to a node.
-    PodVxlan = Refused "pod_vxlan",
+    PodVxlan = 31 Refused "pod_vxlan",
     /// VXLAN from an address of no node that holds a lease.
-    UnknownVtep = Refused "unknown_vtep",
+    UnknownVtep = 32 Refused "unknown_vtep",
     /// VXLAN with a VNI that is not ours.
-    WrongVni = Refused "wrong_vni",
-    /// The inner source lies outside the sending node's subnets.
-    ForeignInnerSource = Refused "foreign_inner_source",
+    WrongVni = 33 Refused "wrong_vni",
+    /// The inner source is in the overlay's network, and outside the sending node's subnets.
+    ForeignInnerSource = 34 Refused "foreign_inner_source",
     /// A VLAN tag inside VXLAN (RFC 7348, section 6.1).
-    InnerVlan = Refused "inner_vlan",
+    InnerVlan = 35 Refused "inner_vlan",
+    /// A protocol inside VXLAN that the overlay does not carry: ARP, IPv6 and others.
+    InnerProtocol = 43 Refused "inner_protocol",
     /// A first fragment too short to show whom the packet inside comes from.
-    HidingFragment = Refused "hiding_fragment",
+    HidingFragment = 36 Refused "hiding_fragment",
     /// The pod put a second VLAN tag behind a priority tag: the kernel would take off both later, unseen.
-    StackedVlan = Refused "stacked_vlan",
+    StackedVlan = 37 Refused "stacked_vlan",
 
     /// The packet was changed and could not be finished.
-    Failed = Failed "failed",
+    Failed = 38 Failed "failed",
 }
 
 /// Counters per hook; a round number, so that new verdicts do not move old ones.
@@ -179,7 +202,13 @@ pub const SLOTS_PER_HOOK: u32 = 64;
 /// Counters in all.
 pub const COUNTERS: u32 = SLOTS_PER_HOOK * Hook::ALL.len() as u32;
 
-const _: () = assert!(Verdict::ALL.len() <= SLOTS_PER_HOOK as usize);
+const _: () = {
+    let mut i = 0;
+    while i < Verdict::ALL.len() {
+        assert!((Verdict::ALL[i] as u32) < SLOTS_PER_HOOK);
+        i += 1;
+    }
+};
 
 /// Where the counter of a verdict at a hook stands in `ov_counters`.
 #[must_use]
@@ -204,6 +233,78 @@ mod tests {
                 assert!(counter_index(hook, *verdict) < COUNTERS);
             }
         }
+    }
+
+    /// What is listed here stays; only new lines may come.
+    #[test]
+    fn numbers_are_frozen() {
+        const FROZEN: &[(u32, &str)] = &[
+            (0, "redirected"),
+            (1, "encapsulated"),
+            (2, "decapsulated"),
+            (3, "inactive"),
+            (4, "stack_owned"),
+            (5, "pod_kernel_path"),
+            (6, "fragment"),
+            (7, "options"),
+            (8, "ttl_expired"),
+            (9, "too_long"),
+            (10, "icmp_error"),
+            (11, "malformed"),
+            (12, "vlan_tag"),
+            (13, "foreign_mac"),
+            (14, "aggregate"),
+            (15, "ecn_pair"),
+            (16, "peers_incomplete"),
+            (17, "adjust_failed"),
+            (18, "not_ip"),
+            (19, "group"),
+            (20, "not_overlay"),
+            (21, "foreign_source"),
+            (22, "unknown_endpoint"),
+            (23, "not_vxlan"),
+            (24, "not_for_us"),
+            (25, "foreign_vni"),
+            (26, "vxlan_extension"),
+            (27, "passed"),
+            (28, "remembered"),
+            (29, "spoofed_source"),
+            (30, "spoofed_arp"),
+            (31, "pod_vxlan"),
+            (32, "unknown_vtep"),
+            (33, "wrong_vni"),
+            (34, "foreign_inner_source"),
+            (35, "inner_vlan"),
+            (36, "hiding_fragment"),
+            (37, "stacked_vlan"),
+            (38, "failed"),
+            (39, "unknown_pod"),
+            (40, "unknown_peer"),
+            (41, "stale_leases"),
+            (42, "sibling_source"),
+            (43, "inner_protocol"),
+        ];
+        let mut found: Vec<_> = Verdict::ALL.iter().map(|v| (*v as u32, v.name())).collect();
+        found.sort_unstable();
+        assert_eq!(found, FROZEN);
+        for (number, name) in FROZEN {
+            let verdict = Verdict::from_number(*number);
+            assert_eq!(verdict.map(Verdict::name), Some(*name));
+        }
+        assert_eq!(Verdict::from_number(FROZEN.len() as u32), None);
+    }
+
+    #[test]
+    fn hooks_have_the_names_of_their_programs() {
+        let names = Hook::ALL.map(|hook| (hook as u32, hook.name()));
+        let frozen = [
+            (0, "pod_in"),
+            (1, "net_in"),
+            (2, "pod_out"),
+            (3, "vtep_out"),
+            (4, "net_xdp"),
+        ];
+        assert_eq!(names, frozen);
     }
 
     #[test]

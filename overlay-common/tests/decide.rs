@@ -10,7 +10,10 @@ mod decide {
 }
 
 use decide::cases::all;
-use overlay_common::Verdict;
+use decide::visit::Outcome;
+use etherparse::Ipv4Header;
+use overlay_common::decide::{FromNetwork, from_network};
+use overlay_common::{Hook, V4, Verdict};
 
 #[test]
 fn every_case_ends_as_listed() {
@@ -28,6 +31,33 @@ fn every_case_ends_as_listed() {
         })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// RFC 6040: what met congestion in the tunnel arrives marked, with a checksum to match.
+#[test]
+fn congestion_on_the_way_is_told_to_the_pod() {
+    for case in all()
+        .iter()
+        .filter(|case| case.name.starts_with("congestion"))
+    {
+        let (Hook::NetIn, Outcome::Fast(_)) = (case.visit.hook, case.want) else {
+            continue;
+        };
+        let FromNetwork::Decapsulate { header, .. } =
+            from_network::<V4, _, _>(&case.visit.packet(), &case.world)
+        else {
+            panic!("{}: not decapsulated", case.name);
+        };
+        let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let (ip, _) = Ipv4Header::from_slice(&bytes).expect("a header");
+        assert_eq!(ip.ecn.value(), 0b11, "{}", case.name);
+        assert_eq!(
+            ip.header_checksum,
+            ip.calc_header_checksum(),
+            "{}",
+            case.name
+        );
+    }
 }
 
 #[test]

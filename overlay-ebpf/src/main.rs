@@ -11,6 +11,7 @@ mod maps;
 mod net_in;
 mod net_xdp;
 mod out;
+mod outcome;
 mod pod_in;
 mod probe;
 mod refusal;

@@ -77,6 +77,11 @@ impl Tables<V4> for Maps {
         let any = cfg!(feature = "without-flow-news") || news(NEWEST_FLOW) != news(NO_FLOW_SINCE);
         any && FLOWS.get_ptr(flow).is_some()
     }
+
+    #[inline(always)]
+    fn leases_are_stale(&self) -> bool {
+        !is_ahead(|heartbeat| heartbeat.leases_until_ns)
+    }
 }
 
 /// Remembers that the IP stack owns a flow.
@@ -105,14 +110,18 @@ pub fn remember(flow: &FlowKey<V4>, now_ns: u64) {
 /// Whether the agent lives, and with it what it knows of next hops.
 #[inline(always)]
 pub fn next_hops_are_fresh() -> bool {
-    if cfg!(feature = "without-prepared-next-hop") {
-        return false;
-    }
+    !cfg!(feature = "without-prepared-next-hop")
+        && is_ahead(|heartbeat| heartbeat.next_hops_until_ns)
+}
+
+/// Whether a moment that the agent has set is still to come.
+#[inline(always)]
+fn is_ahead(until_ns: impl FnOnce(&Heartbeat) -> u64) -> bool {
     // SAFETY: the helper takes nothing and cannot fail (Linux 5.11).
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     HEARTBEAT
         .get(0)
-        .is_some_and(|heartbeat| now < heartbeat.next_hops_until_ns)
+        .is_some_and(|heartbeat| now < until_ns(heartbeat))
 }
 
 /// Counts a packet under its verdict.

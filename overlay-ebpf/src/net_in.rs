@@ -1,15 +1,16 @@
 //! tc ingress of the NIC: what the network sends.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromNetwork, from_network};
-use overlay_common::packet::Packet as _;
-use overlay_common::{Hook, Verdict};
+use overlay_common::packet::{ETHERNET_LEN, Packet as _};
+use overlay_common::{Hook, Verdict, vxlan};
 
 use crate::decap::decapsulate;
 use crate::encap::Error;
-use crate::maps::{Maps, count};
+use crate::maps::Maps;
+use crate::outcome::{Outcome, end};
 use crate::refusal;
 use crate::skb::Skb;
 
@@ -17,33 +18,28 @@ use crate::skb::Skb;
 pub fn ov_net_in(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     let bytes = skb.frame_len();
-    let (verdict, action) = handle(&skb);
-    count(Hook::NetIn, verdict, bytes);
-    action
+    end(&skb, Hook::NetIn, bytes, handle(&skb))
 }
 
 #[inline(always)]
-fn handle(skb: &Skb) -> (Verdict, i32) {
+fn handle(skb: &Skb) -> (Verdict, Outcome) {
     match from_network(skb, &Maps) {
         FromNetwork::Decapsulate {
             pod,
             gateway_mac,
             header,
         } => match decapsulate(skb, pod, gateway_mac, header) {
-            Ok(action) => (Verdict::Decapsulated, action),
+            Ok(action) => (Verdict::Decapsulated, Outcome::Done(action)),
             Err(Error::Untouched) => {
-                skb.set_plain(true);
-                (Verdict::AdjustFailed, TC_ACT_UNSPEC)
+                let inner = ETHERNET_LEN + vxlan::OVERHEAD;
+                (Verdict::AdjustFailed, Outcome::HandOver(Some(inner)))
             }
-            Err(Error::Changed) => (Verdict::Failed, TC_ACT_SHOT as i32),
+            Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT as i32)),
         },
-        FromNetwork::Pass(pass) => {
-            skb.set_plain(pass.plain);
-            (pass.verdict, TC_ACT_UNSPEC)
-        }
+        FromNetwork::Pass(pass) => Outcome::pass(pass),
         FromNetwork::Refuse(verdict) => {
             refusal::tell(skb, Hook::NetIn, verdict);
-            (verdict, TC_ACT_SHOT as i32)
+            (verdict, Outcome::Done(TC_ACT_SHOT as i32))
         }
     }
 }

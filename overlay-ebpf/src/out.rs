@@ -24,7 +24,7 @@ pub fn ov_vtep_out(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn watch(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = Skb::new(ctx);
-    let verdict = match leaving(&skb, &Maps, hook, skb.is_plain()) {
+    let verdict = match leaving(&skb, &Maps, hook, skb.handed_over()) {
         Leaving::Remember(flow) => {
             // SAFETY: the helper takes nothing and cannot fail.
             remember(&flow, unsafe { bpf_ktime_get_ns() });

@@ -6,16 +6,12 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
+use overlay_common::V4;
+use overlay_common::decide::mark;
 use overlay_common::packet::Packet;
 
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
-
-/// What `tc_index` holds while the stack carries plain pod-to-pod traffic that a program of ours handed over.
-///
-/// The field travels with the buffer through bridge, forwarding, encapsulation and decapsulation, and nothing
-/// else in the kernel uses it since the dsmark queueing discipline is gone (Linux 6.3).
-const PLAIN: u32 = 0x6f76;
 
 /// Furthest offset that a header of ours can start at: Ethernet and IP with options, twice, and VXLAN.
 pub const FURTHEST: u32 = 0xff;
@@ -39,18 +35,27 @@ impl Skb {
         self.raw
     }
 
-    /// Whether a program of ours handed this packet over as plain pod-to-pod traffic.
+    /// The mark of plain pod-to-pod traffic that a program of ours handed over to the stack, else
+    /// zero.
+    ///
+    /// It is kept in `tc_index`, which travels with the buffer through bridge, forwarding,
+    /// encapsulation, decapsulation and veths, and which nothing else in the kernel writes on the
+    /// way since the dsmark queueing discipline is gone (Linux 6.3). It never leaves the machine:
+    /// on the wire there is no such field. Whoever else writes it makes a flow look translated,
+    /// which costs a short cut and breaks nothing.
     #[inline(always)]
-    pub fn is_plain(&self) -> bool {
+    pub fn handed_over(&self) -> u16 {
         // SAFETY: the context is valid for the whole program; the verifier checks the access.
-        unsafe { (*self.raw).tc_index == PLAIN }
+        unsafe { (*self.raw).tc_index as u16 }
     }
 
-    /// Notes for later hooks whether the stack gets this packet as plain pod-to-pod traffic.
+    /// Hands the packet over to the stack: `plain` tells where the IP header of plain pod-to-pod
+    /// traffic starts.
     #[inline(always)]
-    pub fn set_plain(&self, plain: bool) {
-        // SAFETY: as for `is_plain`; the field is writable for tc programs.
-        unsafe { (*self.raw).tc_index = if plain { PLAIN } else { 0 } }
+    pub fn hand_over(&self, plain: Option<u32>) {
+        let mark = plain.map_or(0, |ip_offset| mark::<V4, _>(self, ip_offset));
+        // SAFETY: as for `handed_over`; the field is writable for tc programs.
+        unsafe { (*self.raw).tc_index = u32::from(mark) }
     }
 
     /// Makes the frame one for this host. A veth took it for another's, because its receiver's MAC address is not its own; it stays
@@ -67,7 +72,7 @@ impl Skb {
     /// all pods' traffic into one queue of the NIC.
     #[inline(always)]
     pub fn reset_queue(&self) {
-        // SAFETY: as for `set_plain`.
+        // SAFETY: as for `hand_over`.
         unsafe { (*self.raw).queue_mapping = 0 }
     }
 }

@@ -3,10 +3,15 @@
 use std::fmt;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::Namespace;
 use crate::traffic::{PATIENCE, pattern};
@@ -152,6 +157,23 @@ impl Side {
     }
 }
 
+/// A socket of the thread's network namespace, connected to `target` from a port that it shares
+/// with others.
+fn connected(transport: Transport, port: u16, target: SocketAddrV4) -> nix::Result<OwnedFd> {
+    let kind = match transport {
+        Transport::Tcp => SockType::Stream,
+        Transport::Udp => SockType::Datagram,
+    };
+    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    // On Linux it limits connect(2), too.
+    let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
+    setsockopt(&socket, sockopt::SendTimeout, &patience)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+    connect(socket.as_raw_fd(), &SockaddrIn::from(target))?;
+    Ok(socket)
+}
+
 /// An open conversation.
 pub struct Conversation {
     client: Side,
@@ -174,22 +196,30 @@ impl Conversation {
         target: SocketAddrV4,
         servers: &[Server],
     ) -> Result<Self> {
+        Self::open_from(place, 0, transport, target, servers)
+    }
+
+    /// The same from a port of the client's choice, which other sockets of `place` may use too.
+    ///
+    /// # Errors
+    /// When nobody answers in time.
+    pub fn open_from(
+        place: &Namespace,
+        port: u16,
+        transport: Transport,
+        target: SocketAddrV4,
+        servers: &[Server],
+    ) -> Result<Self> {
         let greeting = pattern(transport.speech());
+        let connected = place.inside(|| connected(transport, port, target))?;
+        let connected = connected.with_context(|| format!("connect to {target}"))?;
         let client = match transport {
-            Transport::Tcp => {
-                let stream =
-                    place.inside(|| TcpStream::connect_timeout(&target.into(), PATIENCE))?;
-                Side::tcp(stream.with_context(|| format!("connect to {target}"))?)?
-            }
+            Transport::Tcp => Side::tcp(TcpStream::from(connected))?,
             Transport::Udp => {
-                let socket = place.inside(|| -> std::io::Result<UdpSocket> {
-                    let socket = UdpSocket::bind("0.0.0.0:0")?;
-                    socket.connect(target)?;
-                    socket.set_read_timeout(Some(PATIENCE))?;
-                    socket.send(&greeting)?;
-                    Ok(socket)
-                })?;
-                Side::Udp(socket.with_context(|| format!("send to {target}"))?)
+                let socket = UdpSocket::from(connected);
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.send(&greeting).context("send the greeting")?;
+                Side::Udp(socket)
             }
         };
         let (answered_by, accepted) = wait_for("somebody to answer", PATIENCE, || {

@@ -112,12 +112,12 @@ fn leftovers(node: &Node) -> Result<Vec<String>> {
     let pods = status["pods"].as_array().context("no pods in the status")?;
     left.extend(pods.iter().map(ToString::to_string));
     for map in ["ov_pods", "ov_endpoints"] {
-        let pin = format!("/sys/fs/bpf/overlay/v1/maps/{map}");
+        let pin = format!("/sys/fs/bpf/overlay/v2/maps/{map}");
         let entries = node.json(["bpftool", "--json", "map", "dump", "pinned", &pin])?;
         let entries = entries.as_array().context("a dump is a list")?;
         left.extend(entries.iter().map(|entry| format!("{map}: {entry}")));
     }
-    let pins = node.run(["ls", "/sys/fs/bpf/overlay/v1/links"])?;
+    let pins = node.run(["ls", "/sys/fs/bpf/overlay/v2/links"])?;
     left.extend(
         pins.lines()
             .filter(|pin| pin.starts_with("pod_"))

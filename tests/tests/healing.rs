@@ -19,7 +19,7 @@ const RESYNC: Duration = Duration::from_secs(10);
 /// How long a store may take to be reached over a new way.
 const RECONNECT: Duration = Duration::from_secs(30);
 /// Where the maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v1/maps";
+const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
 
 fn endpoint(pod: &Pod) -> Endpoint {
     pod.into()
@@ -344,7 +344,7 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
             dump(&node, map).is_ok_and(|entries| entries.len() == left)
         })?;
     }
-    let links = node.run(["ls", "/sys/fs/bpf/overlay/v1/links"])?;
+    let links = node.run(["ls", "/sys/fs/bpf/overlay/v2/links"])?;
     ensure!(
         links.lines().count() == 2 + 2 * left,
         "links of gone pods are left:\n{links}"

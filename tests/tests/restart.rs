@@ -15,7 +15,7 @@ const FIRST: Duration = Duration::from_secs(30);
 
 /// How many entries a pinned map has.
 fn entries(node: &Node, map: &str) -> Result<usize> {
-    let pin = format!("/sys/fs/bpf/overlay/v1/maps/{map}");
+    let pin = format!("/sys/fs/bpf/overlay/v2/maps/{map}");
     let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;
     Ok(entries.as_array().map_or(0, Vec::len))
 }

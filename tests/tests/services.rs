@@ -12,10 +12,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::conversation::{Conversation, Server, Transport};
+use overlay_tests::kube_proxy::Service;
 use overlay_tests::status::{Counts, status, wait_for_path};
 use overlay_tests::{Pod, wait_until};
 use services::cases::{both_speak, failures};
-use services::cluster::{BOTH, Cluster, LOCAL, PORT, REMOTE};
+use services::cluster::{BOTH, Cluster, INSIDE_LOCAL, INSIDE_REMOTE, LOCAL, PORT, REMOTE};
 use services::long_lived::{SWITCH, all_speak, detach_all};
 
 /// A plain conversation between pods, which must see each other.
@@ -121,6 +122,40 @@ fn plain_traffic_beside_services_stays_on_the_fast_path() -> Result<()> {
     node.run(["conntrack", "-F"])?;
     detach_all(&node)?;
     wait_until("the flows to be forgotten", SWITCH, || flows() == Some(0))
+}
+
+/// Two sockets of a pod share a source port: one talks to a Service, then the other to the backend
+/// itself. For connection tracking the second clashes with the first, so that the stack gives it
+/// another source port.
+#[test]
+fn a_connection_that_the_stack_gives_another_port_works_at_once() -> Result<()> {
+    const FIRST_PORT: u16 = 40000;
+    let cluster = Cluster::up("svc-port", "auto")?;
+    let lab = &cluster.lab;
+    let client = lab.pod(1, 1);
+    let mut opened = Vec::new();
+    let ways = [LOCAL, REMOTE, INSIDE_LOCAL, INSIDE_REMOTE];
+    for (number, service) in ways.into_iter().enumerate() {
+        for transport in Transport::ALL {
+            let servers = cluster.servers(service, transport);
+            let port = FIRST_PORT + u16::try_from(number)?;
+            let Service { name, address, .. } = cluster.services[service];
+            let backend = cluster.services[service].backends[0];
+            for target in [address, backend] {
+                let what = format!("{transport} from port {port} to {target}, behind {name}");
+                let place = client.namespace();
+                let conversation =
+                    Conversation::open_from(&place, port, transport, target, &servers)
+                        .with_context(|| what.clone())?;
+                both_speak(&conversation).with_context(|| what.clone())?;
+                ensure!(conversation.seen() == client.address(), "{what}");
+                opened.push((what, conversation));
+            }
+            // Each keeps its own, whichever speaks.
+            all_speak(&opened, "all are open")?;
+        }
+    }
+    Ok(())
 }
 
 /// The agent learns of a pod when the pod may long have been talking.

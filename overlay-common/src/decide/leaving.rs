@@ -2,6 +2,7 @@
 
 use super::{
     ETHERNET_LEN, Ethernet, Family, FlowKey, Fragment, Packet, Tables, Verdict, flow, in_network,
+    in_own_subnet, mark,
 };
 use crate::verdict::Hook;
 
@@ -16,19 +17,18 @@ pub enum Leaving<F: Family> {
 
 /// Decides on a packet that leaves by the IP stack, towards a pod or the VXLAN device.
 ///
-/// `plain` says that a program of ours handed this very packet over as plain pod-to-pod traffic. Everything
-/// else that goes between overlay addresses has been translated (a Service, a host port), for the fast path
-/// would have carried it: the replies have to be translated back.
+/// `handed_over` is the [`mark`](super::mark()) that a program of ours put on this very packet when
+/// it handed it over as plain pod-to-pod traffic, else zero. Whatever goes between overlay
+/// addresses and does not bear its own mark has been translated (a Service, a host port, a source
+/// port that was taken), for the fast path would have carried it: the replies have to be translated
+/// back.
 #[inline(always)]
 pub fn leaving<F: Family, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
     hook: Hook,
-    plain: bool,
+    handed_over: u16,
 ) -> Leaving<F> {
-    if plain {
-        return Leaving::Pass(Verdict::Passed);
-    }
     let Some(config) = tables.config() else {
         return Leaving::Pass(Verdict::Inactive);
     };
@@ -39,11 +39,16 @@ pub fn leaving<F: Family, P: Packet, T: Tables<F>>(
     let Some(ip) = ip else {
         return Leaving::Pass(Verdict::NotIp);
     };
+    // Of a datagram that the stack took apart, the first part tells.
+    let is_plain = handed_over != 0
+        && (ip.fragment == Fragment::Later || handed_over == mark::of(packet, &ip, ETHERNET_LEN));
+    if is_plain {
+        return Leaving::Pass(Verdict::Passed);
+    }
     // Replies to addresses that are no pods reach the stack anyway.
     let from_own_pod = tables.pod(ip.source).is_some();
-    let from_peers_pod = hook == Hook::PodOut
-        && in_network(config, ip.source)
-        && F::mask(ip.source, config.subnet_mask) != config.subnet;
+    let from_peers_pod =
+        hook == Hook::PodOut && in_network(config, ip.source) && !in_own_subnet(config, ip.source);
     if !from_own_pod && !from_peers_pod {
         return Leaving::Pass(Verdict::Passed);
     }

@@ -3,8 +3,8 @@
 use super::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
     CONFIG_VTEPS_INCOMPLETE, Config, ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
-    Packet, Pass, Peer, Pod, Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network, same_mac,
-    vxlan,
+    Packet, Pass, Peer, Pod, Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network,
+    in_own_subnet, is_this_node, same_mac, vxlan,
 };
 use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
@@ -50,8 +50,14 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
     };
 
     // The sender is who it says it is. Is there a pod for it?
-    let Some(pod) = tables.pod(inner.ip.destination) else {
-        return pass(Verdict::NotOverlay);
+    let to = inner.ip.destination;
+    let Some(pod) = tables.pod(to) else {
+        let is_pod = in_own_subnet(config, to) && !is_this_node(config, to);
+        return FromNetwork::Pass(if is_pod {
+            Pass::plain(Verdict::UnknownPod, inner.offset)
+        } else {
+            Pass::of(Verdict::NotOverlay)
+        });
     };
     let ecn = match is_ordinary(
         packet,
@@ -63,7 +69,7 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
         pod,
     ) {
         Ok(ecn) => ecn,
-        Err(verdict) => return FromNetwork::Pass(Pass::plain(verdict)),
+        Err(verdict) => return FromNetwork::Pass(Pass::plain(verdict, inner.offset)),
     };
     // In the kernel's order: the VXLAN device settles the ECN field, then forwarding takes a hop.
     let header = match ecn {
@@ -192,23 +198,42 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
     }
 
     // Not plainly right: find out what it is.
-    Err(if !tables.is_vtep(outer.source) {
-        if config.flags & CONFIG_VTEPS_INCOMPLETE == 0 {
-            FromNetwork::Refuse(Verdict::UnknownVtep)
-        } else {
-            pass(Verdict::PeersIncomplete)
-        }
-    } else if ethernet.is_tagged() {
-        FromNetwork::Refuse(Verdict::InnerVlan)
-    } else if ethernet.ethertype != F::ETHERTYPE {
-        pass(Verdict::NotIp)
+    let is_node = tables.is_vtep(outer.source);
+    let all_listed = if is_node {
+        config.flags & CONFIG_PEERS_COMPLETE != 0
     } else {
-        match ip {
-            None => pass(Verdict::Malformed),
-            Some(ip) if !in_network(config, ip.source) => pass(Verdict::ForeignSource),
-            Some(_) if config.flags & CONFIG_PEERS_COMPLETE == 0 => pass(Verdict::PeersIncomplete),
-            Some(_) => FromNetwork::Refuse(Verdict::ForeignInnerSource),
-        }
+        config.flags & CONFIG_VTEPS_INCOMPLETE == 0
+    };
+    // Why what is not listed may be honest all the same.
+    let doubt = if !all_listed {
+        Some(Verdict::PeersIncomplete)
+    } else if tables.leases_are_stale() {
+        Some(Verdict::StaleLeases)
+    } else {
+        None
+    };
+    if !is_node && doubt.is_none() {
+        return Err(FromNetwork::Refuse(Verdict::UnknownVtep));
+    }
+    if ethernet.is_tagged() {
+        return Err(FromNetwork::Refuse(Verdict::InnerVlan));
+    }
+    if ethernet.ethertype != F::ETHERTYPE {
+        return Err(FromNetwork::Refuse(Verdict::InnerProtocol));
+    }
+    let Some(ip) = ip else {
+        return Err(pass(Verdict::Malformed));
+    };
+    // Whatever the list of leases lacks, this node's own subnet is no other's.
+    if in_own_subnet(config, ip.source) {
+        return Err(FromNetwork::Refuse(Verdict::ForeignInnerSource));
+    }
+    if is_node && !in_network(config, ip.source) {
+        return Err(pass(Verdict::ForeignSource));
+    }
+    Err(match doubt {
+        Some(verdict) => pass(verdict),
+        None => FromNetwork::Refuse(Verdict::ForeignInnerSource),
     })
 }
 

@@ -3,7 +3,7 @@
 use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
     Packet, Pass, Peer, Pod, Tables, Transport, UDP, Verdict, fits, flow, in_a_vlan, in_network,
-    is_whole, same_mac, vxlan,
+    in_own_subnet, is_this_node, is_whole, same_mac, vxlan,
 };
 
 /// What to do with a packet from a pod.
@@ -54,28 +54,33 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
         return FromPod::Refuse(Verdict::StackedVlan);
     }
     if ethernet.ethertype != F::ETHERTYPE {
-        return not_ip(packet, config, endpoint, &ethernet);
+        return not_ip(packet, config, tables, endpoint, &ethernet);
     }
     let Some(ip) = F::parse(packet, ETHERNET_LEN) else {
         return FromPod::Pass(Pass::of(Verdict::Malformed));
     };
 
     // Nobody can pretend to be somebody else: before any hand-over.
-    if ip.source != endpoint.address && in_network(config, ip.source) {
+    let is_own = ip.source == endpoint.address;
+    let is_sibling = !is_own && in_network(config, ip.source);
+    if is_sibling && !same_owner(tables, endpoint, ip.source) {
         return FromPod::Refuse(Verdict::SpoofedSource);
     }
     if is_vxlan_to_node(packet, config, tables, &ip) {
         return FromPod::Refuse(Verdict::PodVxlan);
     }
 
-    if ip.source != endpoint.address {
+    if is_sibling {
+        return FromPod::Pass(plain(Verdict::SiblingSource));
+    }
+    if !is_own {
         return FromPod::Pass(Pass::of(Verdict::ForeignSource));
     }
     if ethernet.destination[0] & 1 != 0 {
         return FromPod::Pass(Pass::of(Verdict::Group));
     }
     // Pods are in this node's own subnet, but for those that are left of an earlier one.
-    let to_peer = if in_own_subnet(config, &ip) {
+    let to_peer = if in_own_subnet(config, ip.destination) {
         None
     } else {
         tables.peer(F::mask(ip.destination, config.peer_mask))
@@ -85,20 +90,17 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
         None => tables.pod(ip.destination),
     };
     if to_pod.is_none() && to_peer.is_none() {
-        return FromPod::Pass(Pass {
-            verdict: Verdict::NotOverlay,
-            plain: is_unlisted(config, &ethernet, &ip),
-        });
+        return FromPod::Pass(unlisted(config, ip.destination));
     }
 
     // From here on it is plain pod-to-pod traffic, whoever carries it.
     if let Err(verdict) = is_ordinary(packet, config, tables, endpoint, &ethernet, &ip) {
-        return FromPod::Pass(Pass::plain(verdict));
+        return FromPod::Pass(plain(verdict));
     }
     if let Some(pod) = to_pod {
         return match to_local(packet, &ethernet, &ip, pod) {
             Ok(()) => FromPod::Redirect(pod),
-            Err(verdict) => FromPod::Pass(Pass::plain(verdict)),
+            Err(verdict) => FromPod::Pass(plain(verdict)),
         };
     }
     let Some(peer) = to_peer else {
@@ -112,34 +114,58 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
             len: ip.total_len,
             ecn: ip.ecn,
         },
-        Err(verdict) => FromPod::Pass(Pass::plain(verdict)),
+        Err(verdict) => FromPod::Pass(plain(verdict)),
     }
 }
 
-/// Whether a destination without an entry is a pod all the same, on this node or another, that the tables do
-/// not list yet. What is sent to this node's own gateway address may well be translated (a host port).
+/// Plain pod-to-pod traffic: what a pod sends starts with one Ethernet header.
 #[inline(always)]
-fn is_unlisted<F: Family>(config: &Config<F>, ethernet: &Ethernet, ip: &Ip<F>) -> bool {
-    in_network(config, ip.destination)
-        && (!in_own_subnet(config, ip) || !same_mac(ethernet.destination, config.bridge_mac))
+const fn plain(verdict: Verdict) -> Pass {
+    Pass::plain(verdict, ETHERNET_LEN)
 }
 
-/// Whether a packet goes to this node's own subnet.
+/// A destination without an entry: in the overlay's network it is a pod that the tables do not list
+/// yet, or an address that the stack translates.
 #[inline(always)]
-fn in_own_subnet<F: Family>(config: &Config<F>, ip: &Ip<F>) -> bool {
-    F::mask(ip.destination, config.subnet_mask) == config.subnet
+fn unlisted<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
+    if !in_network(config, destination) || is_this_node(config, destination) {
+        Pass::of(Verdict::NotOverlay)
+    } else if in_own_subnet(config, destination) {
+        plain(Verdict::UnknownPod)
+    } else {
+        plain(Verdict::UnknownPeer)
+    }
+}
+
+/// Whether an address belongs to an interface of the same container. One that answers from one of
+/// its interfaces by the other forges nothing.
+#[inline(always)]
+fn same_owner<F: Family, T: Tables<F>>(
+    tables: &T,
+    endpoint: &Endpoint<F>,
+    address: F::Addr,
+) -> bool {
+    endpoint.owner != 0
+        && tables
+            .pod(address)
+            .is_some_and(|pod| pod.owner == endpoint.owner)
 }
 
 /// An announcement of somebody else's address would draw that pod's traffic; all else is not ours.
 #[inline(always)]
-fn not_ip<'t, F: Family, P: Packet>(
+fn not_ip<'t, F: Family, P: Packet, T: Tables<F>>(
     packet: &P,
     config: &Config<F>,
+    tables: &T,
     endpoint: &Endpoint<F>,
     ethernet: &Ethernet,
 ) -> FromPod<'t, F> {
     match F::announced(packet, ethernet.ethertype, ETHERNET_LEN) {
-        Some(sender) if sender != endpoint.address && in_network(config, sender) => {
+        Some(sender)
+            if sender != endpoint.address
+                && in_network(config, sender)
+                && !same_owner(tables, endpoint, sender) =>
+        {
             FromPod::Refuse(Verdict::SpoofedArp)
         }
         _ => FromPod::Pass(Pass::of(Verdict::NotIp)),
@@ -160,7 +186,9 @@ fn is_vxlan_to_node<F: Family, P: Packet, T: Tables<F>>(
     match Transport::parse(packet, ETHERNET_LEN + ip.header_len, ip.protocol) {
         Transport::Ports { destination, .. } => {
             destination == config.port
-                && (ip.destination == config.vtep || tables.is_vtep(ip.destination))
+                && (ip.destination == config.vtep
+                    || is_this_node(config, ip.destination)
+                    || tables.is_vtep(ip.destination))
         }
         _ => false,
     }

@@ -2,13 +2,15 @@
 
 use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
 use etherparse::{EtherType, IcmpEchoHeader, Icmpv4Type, IpEcn};
+use overlay_common::decide::mark;
+use overlay_common::packet::{ETHERNET_LEN, Frame};
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
     CONFIG_VTEPS_INCOMPLETE, FlowKey, POD_KERNEL_PATH,
 };
 use overlay_common::{Hook, V4, Verdict};
 
-use super::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan};
+use super::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan, without_length};
 use super::visit::Outcome::{self, Fast, Pass, PassPlain, Refuse, Remember};
 use super::visit::Visit;
 use super::world::*;
@@ -39,7 +41,7 @@ impl Case {
             },
             gso_size: 0,
             vlan: None,
-            plain: false,
+            handed_over: 0,
         };
         Self {
             name,
@@ -69,8 +71,9 @@ impl Case {
         self
     }
 
-    fn plain(mut self) -> Self {
-        self.visit.plain = true;
+    /// Handed over as plain when it was `frame`.
+    fn handed_over_as(mut self, frame: &Ipv4Frame) -> Self {
+        self.visit.handed_over = mark::<V4, _>(&Frame::new(&frame.bytes()), ETHERNET_LEN);
         self
     }
 

@@ -108,7 +108,11 @@ impl Ipv4Frame {
 
 /// A frame with so much payload that its length does not fit the IP header, which leaves the field empty.
 pub fn big(frame: &Ipv4Frame) -> Vec<u8> {
-    const BEYOND: usize = 100_000;
+    without_length(frame, 100_000)
+}
+
+/// A frame of `len` bytes whose IP header leaves the length empty.
+pub fn without_length(frame: &Ipv4Frame, len: usize) -> Vec<u8> {
     let mut bytes = frame.bytes();
     let header = &mut bytes[14..34];
     header[2..4].fill(0);
@@ -119,7 +123,7 @@ pub fn big(frame: &Ipv4Frame) -> Vec<u8> {
         .sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    bytes.resize(BEYOND, 0);
+    bytes.resize(len, 0);
     bytes
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use etherparse::{IpFragOffset, IpNumber, Ipv4Options};
 use overlay_common::checksum;
-use overlay_common::decide::{Leaving, leaving};
+use overlay_common::decide::{Leaving, leaving, mark};
 use overlay_common::packet::Frame;
 use overlay_common::{Hook, V4, Verdict};
 use proptest::collection::vec;
@@ -136,7 +136,12 @@ const SENT_FIELDS: &[Field] = &[
     field(
         "destination",
         30..34,
-        &[Verdict::NotOverlay, Verdict::ForeignMac],
+        &[
+            Verdict::NotOverlay,
+            Verdict::ForeignMac,
+            Verdict::UnknownPod,
+            Verdict::UnknownPeer,
+        ],
     ),
     field("ports", 34..38, &[]),
     field("the rest of the transport header", 38..54, &[]),
@@ -179,7 +184,7 @@ const RECEIVED_FIELDS: &[Field] = &[
     field(
         "inner Ethernet type",
         62..64,
-        &[Verdict::NotIp, Verdict::InnerVlan],
+        &[Verdict::InnerProtocol, Verdict::InnerVlan],
     ),
     field("inner total length", 66..68, &[Verdict::Malformed]),
     field("inner identification", 68..70, &[]),
@@ -191,7 +196,11 @@ const RECEIVED_FIELDS: &[Field] = &[
         76..80,
         &[Verdict::ForeignInnerSource, Verdict::ForeignSource],
     ),
-    field("inner destination", 80..84, &[Verdict::NotOverlay]),
+    field(
+        "inner destination",
+        80..84,
+        &[Verdict::NotOverlay, Verdict::UnknownPod],
+    ),
     field("inner ports", 84..88, &[]),
 ];
 
@@ -347,6 +356,35 @@ proptest! {
         check_field(&mut case, index.get(RECEIVED_FIELDS), &bytes, &[14, 64])?;
     }
 
+    /// Each translation but one in 32,768 shows; what is no translation never looks like one.
+    #[test]
+    fn the_mark_tells_a_translation(
+        before: (u8, u8, u16, u16), after: (u8, u8, u16, u16), protocol in select(vec![6_u8, 17]),
+        ttl in 1_u8.., tos: u8,
+    ) {
+        let of = |(from, to, source, destination): (u8, u8, u16, u16)| {
+            let mut body = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+            body.extend([0; 16]);
+            Ipv4Frame::protocol([10, 244, 1, from], [10, 244, 2, to], protocol, body)
+        };
+        let marked = |frame: &Ipv4Frame| mark::<V4, _>(&Frame::new(&frame.bytes()), 14);
+        let sent = of(before);
+        prop_assert!(marked(&sent) != 0);
+        let routed = sent.clone().options().with(|ip| {
+            ip.time_to_live = ttl;
+            ip.ecn = (tos & 0b11).try_into().expect("two bits");
+        });
+        prop_assert_eq!(marked(&sent), marked(&routed));
+        // One that a chance leaves as it is has a neighbour with another mark.
+        let (from, to, source, destination) = after;
+        let neighbour = of((from, to, source, destination.wrapping_add(1)));
+        prop_assert!(
+            before == after
+                || marked(&of(after)) != marked(&sent)
+                || marked(&neighbour) != marked(&sent)
+        );
+    }
+
     #[test]
     fn a_flow_of_the_stack_is_its_own_in_both_directions(
         near: u16, far: u16, host: u8, protocol in select(vec![6_u8, 17, 132, 33, 136]),
@@ -370,7 +408,7 @@ proptest! {
 
         let bytes = request.bytes();
         let Leaving::Remember(key) =
-            leaving::<V4, _, _>(&Frame::new(&bytes), &World::new(), Hook::VtepOut, false)
+            leaving::<V4, _, _>(&Frame::new(&bytes), &World::new(), Hook::VtepOut, 0)
         else {
             return Err(TestCaseError::fail("not remembered"));
         };

@@ -17,8 +17,8 @@ pub struct Visit {
     pub ifindex: u32,
     pub gso_size: u32,
     pub vlan: Option<u16>,
-    /// Whether a program of ours handed it over as plain pod-to-pod traffic.
-    pub plain: bool,
+    /// The mark with which a program of ours handed it over as plain pod-to-pod traffic, else zero.
+    pub handed_over: u16,
 }
 
 impl Visit {
@@ -40,7 +40,7 @@ impl Visit {
     /// What the decision says, with something between it and the packet.
     pub fn decide_as(&self, packet: &impl Packet, tables: &impl Tables<V4>) -> Outcome {
         let passed = |pass: overlay_common::decide::Pass| {
-            if pass.plain {
+            if pass.plain.is_some() {
                 Outcome::PassPlain(pass.verdict)
             } else {
                 Outcome::Pass(pass.verdict)
@@ -63,7 +63,7 @@ impl Visit {
                 None => Outcome::Pass(Verdict::Passed),
             },
             Hook::PodOut | Hook::VtepOut => {
-                match leaving::<V4, _, _>(packet, tables, self.hook, self.plain) {
+                match leaving::<V4, _, _>(packet, tables, self.hook, self.handed_over) {
                     Leaving::Remember(key) => Outcome::Remember(key),
                     Leaving::Pass(verdict) => Outcome::Pass(verdict),
                 }

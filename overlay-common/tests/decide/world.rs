@@ -34,6 +34,9 @@ pub const PEER_VTEP: [u8; 4] = [192, 168, 0, 2];
 pub const OTHER_VTEP: [u8; 4] = [192, 168, 0, 3];
 pub const STRANGER: [u8; 4] = [192, 168, 0, 99];
 
+/// This node among its pods: the bridge, and the VXLAN device.
+pub const GATEWAY: [u8; 4] = [10, 244, 1, 1];
+pub const VTEP_DEVICE: [u8; 4] = [10, 244, 1, 0];
 pub const POD_A: [u8; 4] = [10, 244, 1, 2];
 pub const POD_B: [u8; 4] = [10, 244, 1, 3];
 /// A pod that the tables do not list, on this node.
@@ -58,6 +61,7 @@ pub struct World {
     pub peers: BTreeMap<[u8; 4], Peer<V4>>,
     pub vteps: BTreeMap<[u8; 4], Vtep>,
     pub flows: HashSet<FlowKey<V4>>,
+    pub leases_are_stale: bool,
 }
 
 impl World {
@@ -68,11 +72,16 @@ impl World {
             mtu: MTU,
             mac,
             flags: 0,
+            owner: ifindex,
         };
-        let endpoint = |address, mac| Endpoint {
-            address,
-            mac,
-            flags: 0,
+        let endpoint = |(ifindex, address, mac)| {
+            let endpoint = Endpoint {
+                address,
+                mac,
+                flags: 0,
+                owner: ifindex,
+            };
+            (ifindex, endpoint)
         };
         Self {
             config: Some(Config {
@@ -84,6 +93,7 @@ impl World {
                 network_mask: [255, 255, 0, 0],
                 subnet: [10, 244, 1, 0],
                 subnet_mask: [255, 255, 255, 0],
+                gateway: GATEWAY,
                 peer_mask: [255, 255, 255, 0],
                 vtep: VTEP,
                 vtep_mac: VTEP_MAC,
@@ -93,10 +103,9 @@ impl World {
                 source_port_count: 28231,
                 underlay_mac: NIC_MAC,
             }),
-            endpoints: BTreeMap::from([
-                (VETH_A, endpoint(POD_A, MAC_A)),
-                (VETH_B, endpoint(POD_B, MAC_B)),
-            ]),
+            endpoints: [(VETH_A, POD_A, MAC_A), (VETH_B, POD_B, MAC_B)]
+                .map(endpoint)
+                .into(),
             pods: BTreeMap::from([(POD_A, pod(VETH_A, MAC_A)), (POD_B, pod(VETH_B, MAC_B))]),
             peers: BTreeMap::from([
                 ([10, 244, 2, 0], peer(PEER_VTEP)),
@@ -107,6 +116,7 @@ impl World {
                 (OTHER_VTEP, Vtep { subnets: 1 }),
             ]),
             flows: HashSet::new(),
+            leases_are_stale: false,
         }
     }
 
@@ -120,6 +130,18 @@ impl World {
 
     pub fn set_flags(&mut self, flags: u32) {
         self.config().flags |= flags;
+    }
+
+    /// Makes pods A and B two interfaces of one container.
+    pub fn join(&mut self) {
+        self.join_under(7);
+    }
+
+    /// Gives all pods one owner.
+    pub fn join_under(&mut self, owner: u32) {
+        let endpoints = self.endpoints.values_mut().map(|it| &mut it.owner);
+        let pods = self.pods.values_mut().map(|it| &mut it.owner);
+        endpoints.chain(pods).for_each(|it| *it = owner);
     }
 
     pub fn pod(&mut self, address: [u8; 4]) -> &mut Pod {
@@ -174,6 +196,10 @@ impl Tables<V4> for World {
 
     fn is_stack_owned(&self, flow: &FlowKey<V4>) -> bool {
         self.flows.contains(flow)
+    }
+
+    fn leases_are_stale(&self) -> bool {
+        self.leases_are_stale
     }
 }
 

@@ -127,6 +127,21 @@ impl FastPath {
         }
     }
 
+    /// Tells the programs that the list of leases is kept, and compares the flows with connection tracking now and
+    /// then.
+    pub async fn beat(&mut self, network: IpNet) {
+        let Self::Up(running) = self else {
+            return;
+        };
+        let result = match running.keep_leases() {
+            Ok(()) => running.heal_flows(network).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            tracing::warn!("keep the fast path's tables: {error:#}");
+        }
+    }
+
     /// Leaves every packet to the kernel at once; the next round says whether that stays so.
     pub fn step_aside(&mut self) {
         if let Self::Up(running) = self

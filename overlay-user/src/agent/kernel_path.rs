@@ -38,16 +38,16 @@ impl KernelPath {
         !forwards || self.subnet_env.is_some() && SubnetEnv::read(path).ok() != self.subnet_env
     }
 
-    /// Whether others have changed the guard; keeps it in force while nobody has.
-    pub async fn is_guard_hurt(&mut self) -> bool {
-        if self.guard_unavailable {
-            return false;
+    /// Keeps what the guard refuses by the list of leases in force.
+    pub async fn keep_guard(&mut self) {
+        if let Err(error) = self.guard.renew().await {
+            tracing::warn!("keep the guard: {error}");
         }
-        let is_intact = match self.guard.renew().await {
-            Ok(()) => self.guard.is_intact().await,
-            Err(error) => Err(error),
-        };
-        !is_intact.unwrap_or(false)
+    }
+
+    /// Whether others have changed the guard.
+    pub async fn is_guard_hurt(&mut self) -> bool {
+        !self.guard_unavailable && !self.guard.is_intact().await.unwrap_or(false)
     }
 
     /// Brings the kernel to what is planned; returns the peers that it serves completely.

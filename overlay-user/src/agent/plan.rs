@@ -1,6 +1,7 @@
 //! What should be, from what was seen: pure, so that tools and tests can ask for it.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::bail;
 use ipnet::IpNet;
@@ -10,7 +11,7 @@ use super::seen::Seen;
 use super::settings::Settings;
 use crate::backend::{self, Peer};
 use crate::config::SubnetEnv;
-use crate::kernel::guard::{DEFAULT_LAPSE, GuardState};
+use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
 use crate::kernel::pods::BRIDGE;
 use crate::kernel::rules::RuleSet;
@@ -122,8 +123,14 @@ fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<
         pods: seen.pods.sources(),
         judged: None,
         translates: settings.flags.node.ip_masq,
-        lapse: DEFAULT_LAPSE,
+        lapse: lapse(settings.flags.node.refuse_without_agent),
     })
+}
+
+/// How long the guard outlives the agent. nftables has no time without end for what it calls a timeout.
+fn lapse(wanted: Duration) -> Duration {
+    const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+    if wanted.is_zero() { FOR_EVER } else { wanted }
 }
 
 /// What this node says of itself in its lease.

@@ -154,6 +154,8 @@ impl Reconciler {
                     due = due.or_else(soon);
                 }
                 _ = tick.tick() => {
+                    self.fast_path.beat(self.settings.network()).await;
+                    self.kernel_path.keep_guard().await;
                     let policies_changed = self.hindrance.find_again().await;
                     if policies_changed && self.hindrance.reason().is_some() {
                         self.fast_path.step_aside();

@@ -98,7 +98,9 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     let (kernel, underlay, mac) = found?;
     let _namespace = claim_namespace()?;
     for former in kernel
-        .remove_former(&settings.device, settings.network()).await? {
+        .remove_former(&settings.device, settings.network())
+        .await?
+    {
         tracing::warn!(device = former, "removed: the network has another VNI now");
     }
     let previous = previous_subnet(flags);

@@ -13,6 +13,7 @@ use super::guard::{self, Agent};
 use super::netlink::{Link, Netlink};
 use super::netns::Netns;
 use super::{Error, bridge, masquerade, release, sysctl, veth};
+use crate::datapath::tables::LocalPod;
 use crate::deadline::Deadline;
 use crate::ipam::{Attachment, Range, Store};
 use crate::mac::MacAddr;
@@ -119,7 +120,15 @@ impl Place<'_> {
         })?;
 
         // Before the pod can send anything.
-        guard::raise(self.agent, &port, address, end.mac).await;
+        let guarded = LocalPod {
+            ifindex: port.index,
+            address,
+            mac: end.mac,
+            mtu: port.mtu,
+            kernel_path: true,
+            container: attachment.container.clone(),
+        };
+        guard::raise(self.agent, &port.name, &guarded).await;
 
         let interface = &attachment.interface;
         netns.run(|| {

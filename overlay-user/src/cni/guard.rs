@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use nix::time::{ClockId, clock_gettime};
 
 use super::netlink::Link;
+use crate::datapath::tables::LocalPod;
 use crate::datapath::{self, pins, pods};
-use crate::kernel::guard::pod;
-use crate::mac::MacAddr;
+use crate::kernel::guard;
 use crate::observe::agent_file::AgentLock;
 
 /// Where an agent keeps its run directory, unless it is told otherwise.
@@ -52,11 +52,12 @@ impl Agent {
 
 /// Guards a pod whose interface is not up yet. The pod works without, so that what fails is only
 /// reported.
-pub async fn raise(agent: &Agent, port: &Link, address: IpAddr, mac: MacAddr) {
+pub async fn raise(agent: &Agent, port: &str, pod: &LocalPod) {
+    let address = pod.address;
     // Attaching by tcx waits some 10 ms for RCU, four times as long as all the rest: not where the
     // agent is about to.
     if !agent.takes_over() {
-        match pods::guard(&agent.pins, &port.name, port.index, address, mac) {
+        match pods::guard(&agent.pins, port, pod) {
             Ok(_) | Err(datapath::Error::Family(_)) => {}
             Err(error) => {
                 tracing::warn!(%address, %error, "unguarded by programs before an agent runs");
@@ -64,7 +65,7 @@ pub async fn raise(agent: &Agent, port: &Link, address: IpAddr, mac: MacAddr) {
         }
     }
     if let IpAddr::V4(address) = address
-        && let Err(error) = pod::admit(&port.name, address).await
+        && let Err(error) = guard::pod::admit(port, address).await
     {
         tracing::warn!(%address, %error, "unguarded by nftables before an agent runs");
     }
@@ -76,7 +77,7 @@ pub async fn lower(agent: &Agent, port: &Link, address: IpAddr) {
         tracing::warn!(%address, %error, "the fast path still knows the device");
     }
     if let IpAddr::V4(address) = address
-        && let Err(error) = pod::dismiss(&port.name, address).await
+        && let Err(error) = guard::pod::dismiss(&port.name, address).await
     {
         tracing::warn!(%address, %error, "the guard still knows the pod");
     }

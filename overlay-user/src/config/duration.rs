@@ -17,6 +17,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, ParseDurationError> {
         .ok_or_else(|| ParseDurationError(text.to_owned()))
 }
 
+/// Like [`parse_duration`], and `0` for none.
+///
+/// # Errors
+/// [`ParseDurationError`] shows the text and a good example.
+pub fn parse_duration_or_zero(text: &str) -> Result<Duration, ParseDurationError> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    parse_duration(text)
+}
+
 fn sum(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -59,6 +70,13 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn none_is_zero_where_it_may_be() {
+        assert_eq!(parse_duration_or_zero("0"), Ok(Duration::ZERO));
+        assert_eq!(parse_duration_or_zero("10m"), parse_duration("10m"));
+        assert!(parse_duration("0").is_err() && parse_duration_or_zero("0x").is_err());
     }
 
     #[test]

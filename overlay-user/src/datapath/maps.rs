@@ -1,9 +1,11 @@
 //! The pinned maps, typed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use nix::time::{ClockId, clock_gettime};
 use overlay_common::Family;
 use overlay_common::schema::{
     CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat,
@@ -245,13 +247,13 @@ where
         Ok(())
     }
 
-    /// Lets the programs trust the prepared next hops until a moment of `CLOCK_MONOTONIC`.
+    /// Tells the programs for how long what the agent knows may be trusted.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn set_heartbeat(&mut self, next_hops_until_ns: u64) -> Result<(), Error> {
+    pub fn set_heartbeat(&mut self, heartbeat: Heartbeat) -> Result<(), Error> {
         self.heartbeat
-            .set(0, Heartbeat { next_hops_until_ns }, 0)
+            .set(0, heartbeat, 0)
             .map_err(failed("update", HEARTBEAT))
     }
 
@@ -260,13 +262,19 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn dump(&self) -> Result<Tables<F>, Error> {
+        let heartbeat = self
+            .heartbeat
+            .get(&0, 0)
+            .map_err(failed("read", HEARTBEAT))?;
         Ok(Tables {
             flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
+            leases_are_stale: heartbeat.leases_until_ns <= now_ns(),
             ..self.tables()?
         })
     }
 
-    /// The tables that the agent fills, without the flows: those may be many, and change all the time.
+    /// The tables that the agent fills, without what changes all the time: the flows, which may be
+    /// many, and the heartbeat.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -286,17 +294,7 @@ where
         let mut counters = Vec::new();
         for hook in Hook::ALL {
             for verdict in Verdict::ALL {
-                let index = counter_index(hook, *verdict);
-                let values = self
-                    .counters
-                    .get(&index, 0)
-                    .map_err(failed("read", COUNTERS))?;
-                let sum = values
-                    .iter()
-                    .fold(Counter::default(), |sum, value| Counter {
-                        packets: sum.packets + value.packets,
-                        bytes: sum.bytes + value.bytes,
-                    });
+                let sum = self.counter(hook, *verdict)?;
                 if sum.packets != 0 {
                     counters.push((hook, *verdict, sum));
                 }
@@ -304,6 +302,31 @@ where
         }
         Ok(counters)
     }
+
+    /// One counter, summed over all CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counter(&self, hook: Hook, verdict: Verdict) -> Result<Counter, Error> {
+        let values = self
+            .counters
+            .get(&counter_index(hook, verdict), 0)
+            .map_err(failed("read", COUNTERS))?;
+        Ok(values
+            .iter()
+            .fold(Counter::default(), |sum, value| Counter {
+                packets: sum.packets + value.packets,
+                bytes: sum.bytes + value.bytes,
+            }))
+    }
+}
+
+/// The clock that the programs use (`CLOCK_MONOTONIC`), in nanoseconds.
+#[must_use]
+pub fn now_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+    })
 }
 
 /// The kernel's ids of the pinned maps, in the order of [`ALL`].

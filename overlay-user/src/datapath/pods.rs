@@ -9,8 +9,8 @@ use overlay_common::{Hook, V4};
 use super::family::UserFamily as _;
 use super::maps::Maps;
 use super::pins::Pins;
+use super::tables::{LocalPod, owner};
 use super::{Error, programs};
-use crate::mac::MacAddr;
 
 /// Tells the programs of a pod, and attaches the one that judges what the pod sends to the pod's
 /// host end, as long as no agent does: what is forged is refused, all else is left to the kernel.
@@ -19,24 +19,19 @@ use crate::mac::MacAddr;
 /// # Errors
 /// [`Error::Map`], [`Error::Attach`], [`Error::Link`] where the kernel refuses, [`Error::Family`]
 /// for an address that no pod can have.
-pub fn guard(
-    root: &Path,
-    interface: &str,
-    ifindex: u32,
-    address: IpAddr,
-    mac: MacAddr,
-) -> Result<bool, Error> {
+pub fn guard(root: &Path, interface: &str, pod: &LocalPod) -> Result<bool, Error> {
     let pins = Pins::new(root);
     if !pins.programs().exists() {
         return Ok(false);
     }
     let endpoint = Endpoint {
-        address: V4::from_ip(address).ok_or(Error::Family(address))?,
-        mac: mac.0,
+        address: V4::from_ip(pod.address).ok_or(Error::Family(pod.address))?,
+        mac: pod.mac.0,
         flags: POD_KERNEL_PATH,
+        owner: owner(&pod.container),
     };
-    Maps::<V4>::remember_pod(&pins, ifindex, endpoint)?;
-    programs::attach_offered(&pins, interface, ifindex)
+    Maps::<V4>::remember_pod(&pins, pod.ifindex, endpoint)?;
+    programs::attach_offered(&pins, interface, pod.ifindex)
 }
 
 /// Until when the last sign of life of an agent whose programs are at work holds

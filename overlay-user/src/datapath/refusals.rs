@@ -147,9 +147,7 @@ impl<'a> Refusal<'a> {
         let verdict: u32 = words.next()?.parse().ok()?;
         Some(Self {
             hook: Hook::ALL.into_iter().find(|known| *known as u32 == hook)?,
-            verdict: *Verdict::ALL
-                .iter()
-                .find(|known| **known as u32 == verdict)?,
+            verdict: Verdict::from_number(verdict)?,
             ifindex: words.next()?.parse().ok()?,
             from: words.next()?,
             to: words.next()?,

@@ -30,6 +30,8 @@ pub struct Tables<F: UserFamily> {
     pub vteps: BTreeMap<F::Addr, Vtep>,
     /// The keys of `ov_flows`.
     pub flows: HashSet<FlowKey<F>>,
+    /// Whether the moment in `ov_heartbeat` has passed until which the list of leases holds.
+    pub leases_are_stale: bool,
 }
 
 /// A node, as far as its tables depend on it.
@@ -47,6 +49,8 @@ pub struct TableInput {
     pub vtep_mac: MacAddr,
     /// MAC address of the bridge; zeros while there is none.
     pub bridge_mac: MacAddr,
+    /// The bridge's address in this node's subnet, while it has one.
+    pub gateway: Option<IpAddr>,
     /// VXLAN network identifier.
     pub vni: u32,
     /// UDP port of VXLAN.
@@ -87,6 +91,8 @@ pub struct LocalPod {
     pub mtu: u32,
     /// Whether something on its veth forbids short cuts.
     pub kernel_path: bool,
+    /// The runtime's identifier of its container.
+    pub container: String,
 }
 
 /// Something that the tables have no room or form for; the kernel path serves it.
@@ -124,6 +130,7 @@ impl<F: UserFamily> Default for Tables<F> {
             peers: BTreeMap::new(),
             vteps: BTreeMap::new(),
             flows: HashSet::new(),
+            leases_are_stale: false,
         }
     }
 }
@@ -189,6 +196,7 @@ impl Tables<V4> {
             network_mask,
             subnet,
             subnet_mask,
+            gateway: node.gateway.and_then(V4::from_ip).unwrap_or_default(),
             peer_mask: V4::netmask(peer_len),
             vtep,
             vtep_mac: node.vtep_mac.0,
@@ -225,10 +233,12 @@ impl Tables<V4> {
                 continue;
             }
             let flags = if pod.kernel_path { POD_KERNEL_PATH } else { 0 };
+            let owner = owner(&pod.container);
             let endpoint = Endpoint {
                 address,
                 mac: pod.mac.0,
                 flags,
+                owner,
             };
             self.endpoints.insert(pod.ifindex, endpoint);
             let entry = Pod {
@@ -236,6 +246,7 @@ impl Tables<V4> {
                 mtu: pod.mtu,
                 mac: pod.mac.0,
                 flags,
+                owner,
             };
             if let Some(first) = self.pods.insert(address, entry) {
                 // Nobody can tell which is right: neither gets a short cut.
@@ -255,6 +266,15 @@ impl Tables<V4> {
             }
         }
     }
+}
+
+/// What stands for a container in the tables: FNV-1a of its identifier, which the runtime draws at
+/// random, and never zero.
+pub fn owner(container: &str) -> u32 {
+    const OFFSET_BASIS: u32 = 0x811c_9dc5;
+    const PRIME: u32 = 0x0100_0193;
+    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(PRIME);
+    container.bytes().fold(OFFSET_BASIS, mix).max(1)
 }
 
 /// The prefix length that leaves fewest subnets without a place, of equals the shortest.
@@ -360,6 +380,10 @@ impl<F: UserFamily> decide::Tables<F> for Tables<F> {
     fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool {
         self.flows.contains(flow)
     }
+
+    fn leases_are_stale(&self) -> bool {
+        self.leases_are_stale
+    }
 }
 
 #[cfg(test)]
@@ -389,6 +413,7 @@ mod tests {
             vtep: IpAddr::from([192, 168, 0, 1]),
             vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]),
             bridge_mac: MacAddr([2, 0, 0, 0, 1, 0]),
+            gateway: Some(IpAddr::from([10, 244, 1, 1])),
             vni: 1,
             port: 8472,
             source_ports: (32768, 60999),
@@ -407,6 +432,7 @@ mod tests {
             mac: MacAddr([2, 0, 0, 0, 2, last]),
             mtu: 1450,
             kernel_path: false,
+            container: format!("container-{ifindex}"),
         }
     }
 
@@ -516,6 +542,27 @@ mod tests {
         assert_eq!((tables.peers.len(), tables.vteps.len()), (1, 2));
         let config = tables.config.expect("a configuration");
         assert_eq!(config.flags & CONFIG_PEERS_COMPLETE, 0);
+    }
+
+    #[test]
+    fn interfaces_of_a_container_have_one_owner() {
+        // Of the published test vectors of FNV-1a with 32 bits.
+        assert_eq!((owner("a"), owner("foobar")), (0xe40c_292c, 0xbf9c_f968));
+        let second = LocalPod {
+            container: pod(7, 2).container,
+            ..pod(8, 3)
+        };
+        let node = TableInput {
+            pods: vec![pod(7, 2), second, pod(9, 4)],
+            ..node(&[])
+        };
+        let (tables, _) = Tables::of(&node);
+        let owners = [7, 8, 9].map(|ifindex| tables.endpoints[&ifindex].owner);
+        assert_eq!(owners[0], owners[1]);
+        assert_ne!(owners[0], owners[2]);
+        for endpoint in tables.endpoints.values() {
+            assert_eq!(tables.pods[&endpoint.address].owner, endpoint.owner);
+        }
     }
 
     #[test]

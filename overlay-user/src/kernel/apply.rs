@@ -72,6 +72,7 @@ impl Kernel {
                 self.disable_learning(ifindex, &device.name, device.vni)
                     .await
             }
+            Action::ForbidAutoconfiguration => sysctl::forbid_autoconfiguration(&device.name),
             Action::SetMtu(mtu) => self.set_mtu(ifindex, *mtu).await,
             Action::AddAddress(address) => self.add_address(ifindex, *address).await,
             Action::RemoveAddress(address) => self.remove_address(ifindex, *address).await,

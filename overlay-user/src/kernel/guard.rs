@@ -41,9 +41,6 @@ const NFTA_OBJ_TABLE: u16 = 1;
 /// Name of our tables, one in the family `ip` and one in `bridge`.
 pub const TABLE: &str = "overlay_guard";
 
-/// How long the list of leases is believed while nobody keeps it, unless told otherwise.
-pub const DEFAULT_LAPSE: Duration = Duration::from_secs(600);
-
 /// Elements that change natively in one transaction; more are written by `nft`, which makes room for them
 /// in its socket.
 const BULK: usize = 1000;

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::{
@@ -82,6 +83,7 @@ impl Kernel {
             mtu: link_mtu(link),
             up: link.header.flags.contains(LinkFlags::Up),
             addresses: on_device(&addresses, link.header.index).collect(),
+            configures_itself: configures_itself(link),
         }))
     }
 }
@@ -125,6 +127,26 @@ pub fn link_mtu(link: &LinkMessage) -> u32 {
         _ => None,
     };
     link.attributes.iter().find_map(mtu).unwrap_or(0)
+}
+
+/// Whether IPv6 configures a device by itself; a kernel without IPv6 says nothing of it.
+fn configures_itself(link: &LinkMessage) -> bool {
+    let specs = link
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            LinkAttribute::AfSpecUnspec(specs) => Some(specs),
+            _ => None,
+        });
+    let inet6 = specs.flatten().filter_map(|spec| match spec {
+        AfSpecUnspec::Inet6(inet6) => Some(inet6),
+        _ => None,
+    });
+    inet6.flatten().any(|attribute| match attribute {
+        AfSpecInet6::DevConf(settings) => settings.accept_ra != 0,
+        AfSpecInet6::AddrGenMode(mode) => *mode != In6AddrGenMode::None,
+        _ => false,
+    })
 }
 
 /// What kind of VXLAN device this is, if it is one.

@@ -38,6 +38,23 @@ pub fn enable_forwarding(address: IpAddr) -> Result<(), Error> {
     write(forwarding_file(address), "1")
 }
 
+/// Keeps IPv6 from configuring a device by itself, as from what other nodes advertise: no router
+/// advertisements, no link-local address. A kernel without IPv6 has nothing to set.
+///
+/// # Errors
+/// [`Error::Sysctl`].
+pub fn forbid_autoconfiguration(device: &str) -> Result<(), Error> {
+    let directory = format!("/proc/sys/net/ipv6/conf/{device}");
+    if !Path::new(&directory).exists() {
+        return Ok(());
+    }
+    // IN6_ADDR_GEN_MODE_NONE of include/uapi/linux/if_link.h.
+    for (name, value) in [("accept_ra", "0"), ("addr_gen_mode", "1")] {
+        write(&format!("{directory}/{name}"), value)?;
+    }
+    Ok(())
+}
+
 /// Makes connection tracking accept TCP segments outside the window it knows of. It sees only part of a
 /// connection when the fast path carries the rest, and would call the remainder invalid.
 ///
@@ -83,7 +100,7 @@ fn read(path: &'static str) -> Result<String, Error> {
     }
 }
 
-fn write(path: &'static str, value: &str) -> Result<(), Error> {
+fn write(path: &str, value: &str) -> Result<(), Error> {
     fs::write(Path::new(path), value).map_err(|source| Error::Sysctl {
         call: "write",
         path: path.to_owned(),

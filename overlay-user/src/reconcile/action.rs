@@ -46,6 +46,8 @@ pub enum Action {
     CreateDevice(Device),
     /// Stop the device from learning FDB entries.
     DisableLearning,
+    /// Keep IPv6 from configuring the device by itself.
+    ForbidAutoconfiguration,
     /// Set the device's MTU.
     SetMtu(u32),
     /// Put an address on the device.
@@ -87,6 +89,7 @@ impl Action {
             | Self::DeleteDevice(_)
             | Self::CreateDevice(_)
             | Self::DisableLearning
+            | Self::ForbidAutoconfiguration
             | Self::SetMtu(_)
             | Self::AddAddress(_)
             | Self::RemoveAddress(_)
@@ -102,6 +105,7 @@ impl fmt::Display for Action {
             Self::DeleteDevice(reason) => write!(f, "delete device because {reason}"),
             Self::CreateDevice(device) => write!(f, "create device {}", device.name),
             Self::DisableLearning => f.write_str("disable learning"),
+            Self::ForbidAutoconfiguration => f.write_str("forbid IPv6 autoconfiguration"),
             Self::SetMtu(mtu) => write!(f, "set mtu {mtu}"),
             Self::AddAddress(address) => write!(f, "add address {address}"),
             Self::RemoveAddress(address) => write!(f, "remove address {address}"),

@@ -60,10 +60,15 @@ fn device(desired: &Desired, observed: &Observed, actions: &mut Vec<Action>) -> 
             if have.vxlan.as_ref().is_some_and(|vxlan| vxlan.learning) {
                 actions.push(Action::DisableLearning);
             }
+            if have.configures_itself {
+                actions.push(Action::ForbidAutoconfiguration);
+            }
             if have.mtu != want.mtu {
                 actions.push(Action::SetMtu(want.mtu));
             }
-            let stale = |a: &&IpNet| **a != want.address && desired.network.contains(&a.addr());
+            let stale = |a: &&IpNet| {
+                **a != want.address && (desired.network.contains(&a.addr()) || is_link_local(a))
+            };
             actions.extend(
                 have.addresses
                     .iter()
@@ -83,11 +88,18 @@ fn device(desired: &Desired, observed: &Observed, actions: &mut Vec<Action>) -> 
             let mac = want.mac.or_else(|| have.as_ref().map(|have| have.mac));
             actions.extend(reason.map(Action::DeleteDevice));
             actions.push(create(mac));
+            // Before the device is up: it would have an address by then.
+            actions.push(Action::ForbidAutoconfiguration);
             actions.push(Action::AddAddress(want.address));
             actions.push(Action::SetUp);
             false
         }
     }
+}
+
+/// Whether IPv6 gave a device this address by itself.
+fn is_link_local(address: &IpNet) -> bool {
+    matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local())
 }
 
 fn recreate_reason(want: &Device, have: &ObservedDevice) -> Option<RecreateReason> {

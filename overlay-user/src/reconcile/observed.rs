@@ -38,6 +38,9 @@ pub struct ObservedDevice {
     pub up: bool,
     /// Its addresses with their prefix lengths.
     pub addresses: BTreeSet<IpNet>,
+    /// Whether IPv6 configures the device by itself: from router advertisements, or with a
+    /// link-local address.
+    pub configures_itself: bool,
 }
 
 /// A unicast route of the main table.

@@ -69,7 +69,7 @@ struct Shared {
 pub fn is_expressible(visit: &Visit) -> bool {
     /// More than that does not fit the page that the kernel makes them in.
     const LONGEST: usize = 3000;
-    visit.vlan.is_none() && !visit.plain && visit.frame.len() <= LONGEST
+    visit.vlan.is_none() && visit.handed_over == 0 && visit.frame.len() <= LONGEST
 }
 
 /// Runs the fuzzer.

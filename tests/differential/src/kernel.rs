@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::{Program, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
-use overlay_common::schema::{Config, Counter, Flow, FlowKey};
+use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat};
 use overlay_common::{Hook, V4, Verdict};
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
@@ -131,8 +131,11 @@ impl Kernel {
         let config = tables.config.unwrap_or_else(Config::zeroed);
         self.maps.set_config(&config)?;
         self.alive = !self.alive;
-        let until = if self.alive { u64::MAX } else { 0 };
-        self.maps.set_heartbeat(until)?;
+        let until = |is_ahead| if is_ahead { u64::MAX } else { 0 };
+        self.maps.set_heartbeat(Heartbeat {
+            next_hops_until_ns: until(self.alive),
+            leases_until_ns: until(!world.leases_are_stale),
+        })?;
         self.maps.retire(&tables)?;
         self.maps.fill(&tables)?;
         let since = Flow {
@@ -249,7 +252,7 @@ pub fn flow_order(key: &FlowKey<V4>) -> FlowOrder {
 
 /// The name of a counter.
 pub fn counter_name((hook, verdict): (Hook, u32)) -> String {
-    let verdict = Verdict::ALL.get(verdict as usize);
+    let verdict = Verdict::from_number(verdict);
     format!(
         "{} {}",
         hook.name(),
@@ -265,5 +268,6 @@ fn tables(world: &World) -> Tables<V4> {
         peers: world.peers.clone(),
         vteps: world.vteps.clone(),
         flows: world.flows.clone(),
+        leases_are_stale: world.leases_are_stale,
     }
 }

@@ -51,6 +51,7 @@ const POD: u32 = LENGTH + 6;
 const PEER: u32 = LENGTH + 7;
 const VTEP: u32 = LENGTH + 8;
 const FLOW: u32 = LENGTH + 9;
+const LEASES: u32 = LENGTH + 10;
 
 impl<P: Packet> Packet for Watched<'_, P> {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
@@ -110,5 +111,11 @@ impl Tables<V4> for Watched<'_, World> {
         let owned = self.0.is_stack_owned(flow);
         self.1.step(FLOW, u32::from(owned));
         owned
+    }
+
+    fn leases_are_stale(&self) -> bool {
+        let stale = self.0.leases_are_stale;
+        self.1.step(LEASES, u32::from(stale));
+        stale
     }
 }

@@ -47,6 +47,14 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
+fn is_false(truth: &bool) -> bool {
+    !truth
+}
+
+fn nowhere() -> Ipv4Addr {
+    Ipv4Addr::UNSPECIFIED
+}
+
 /// See [`World`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,6 +65,8 @@ pub struct TablesText {
     peers: BTreeMap<Ipv4Addr, PeerText>,
     vteps: BTreeMap<Ipv4Addr, u32>,
     flows: Vec<FlowText>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    leases_are_stale: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -67,6 +77,9 @@ struct ConfigText {
     vni: u32,
     network: (Ipv4Addr, Ipv4Addr),
     subnet: (Ipv4Addr, Ipv4Addr),
+    /// Absent in recordings from before there was such a field.
+    #[serde(default = "nowhere")]
+    gateway: Ipv4Addr,
     peer_mask: Ipv4Addr,
     vtep: Ipv4Addr,
     vtep_mac: MacAddr,
@@ -84,6 +97,8 @@ struct EndpointText {
     address: Ipv4Addr,
     mac: MacAddr,
     flags: u16,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    owner: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,6 +108,8 @@ struct PodText {
     mtu: u32,
     mac: MacAddr,
     flags: u16,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    owner: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -220,7 +237,7 @@ impl PacketText {
             ifindex: self.interface,
             gso_size: self.segment_size,
             vlan: None,
-            plain: false,
+            handed_over: 0,
         })
     }
 }
@@ -233,6 +250,7 @@ impl TablesText {
             vni: config.vni,
             network: (config.network.into(), config.network_mask.into()),
             subnet: (config.subnet.into(), config.subnet_mask.into()),
+            gateway: config.gateway.into(),
             peer_mask: config.peer_mask.into(),
             vtep: config.vtep.into(),
             vtep_mac: MacAddr(config.vtep_mac),
@@ -246,6 +264,7 @@ impl TablesText {
                 address: endpoint.address.into(),
                 mac: MacAddr(endpoint.mac),
                 flags: endpoint.flags,
+                owner: endpoint.owner,
             };
             (*ifindex, text)
         };
@@ -255,6 +274,7 @@ impl TablesText {
                 mtu: pod.mtu,
                 mac: MacAddr(pod.mac),
                 flags: pod.flags,
+                owner: pod.owner,
             };
             (Ipv4Addr::from(*address), text)
         };
@@ -280,6 +300,7 @@ impl TablesText {
             peers: world.peers.iter().map(peer).collect(),
             vteps: world.vteps.iter().map(vtep).collect(),
             flows: world.flows.iter().map(flow).collect(),
+            leases_are_stale: world.leases_are_stale,
         }
     }
 
@@ -293,6 +314,7 @@ impl TablesText {
             network_mask: config.network.1.octets(),
             subnet: config.subnet.0.octets(),
             subnet_mask: config.subnet.1.octets(),
+            gateway: config.gateway.octets(),
             peer_mask: config.peer_mask.octets(),
             vtep: config.vtep.octets(),
             vtep_mac: config.vtep_mac.0,
@@ -307,6 +329,7 @@ impl TablesText {
                 address: text.address.octets(),
                 mac: text.mac.0,
                 flags: text.flags,
+                owner: text.owner,
             };
             (*ifindex, endpoint)
         };
@@ -316,6 +339,7 @@ impl TablesText {
                 mtu: text.mtu,
                 mac: text.mac.0,
                 flags: text.flags,
+                owner: text.owner,
             };
             (address.octets(), pod)
         };
@@ -347,6 +371,7 @@ impl TablesText {
                 .map(|(address, subnets)| (address.octets(), Vtep { subnets: *subnets }))
                 .collect(),
             flows: self.flows.iter().map(flow).collect(),
+            leases_are_stale: self.leases_are_stale,
         })
     }
 }

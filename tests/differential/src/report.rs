@@ -98,7 +98,5 @@ impl fmt::Display for Report {
 }
 
 fn name(verdict: u32) -> &'static str {
-    Verdict::ALL
-        .get(verdict as usize)
-        .map_or("?", |verdict| verdict.name())
+    Verdict::from_number(verdict).map_or("?", Verdict::name)
 }

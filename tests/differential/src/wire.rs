@@ -201,7 +201,11 @@ fn unforged(
     };
     let in_network =
         number(packet.ip.source) & number(config.network_mask) == number(config.network);
-    let forged = in_network && packet.ip.source != endpoint.address;
+    let of_same_container = world
+        .pods
+        .get(&packet.ip.source)
+        .is_some_and(|pod| endpoint.owner != 0 && pod.owner == endpoint.owner);
+    let forged = in_network && packet.ip.source != endpoint.address && !of_same_container;
     // A tag beside the packet makes it another network's.
     if forged && visit.vlan.is_none() && verdict.kind() != Kind::Refused {
         return Err(format!(

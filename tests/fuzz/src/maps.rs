@@ -2,8 +2,8 @@
 //! works on any of it.
 
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
-use overlay_common::decide::{from_network, from_pod, leaving};
-use overlay_common::packet::Frame;
+use overlay_common::decide::{from_network, from_pod, leaving, mark};
+use overlay_common::packet::{ETHERNET_LEN, Frame};
 use overlay_common::schema::{Config, Endpoint, FlowKey, Peer, Pod, Vtep};
 use overlay_common::{Hook, V4, vxlan};
 use overlay_user::datapath::family::UserFamily as _;
@@ -25,6 +25,7 @@ pub fn map_dump(data: &[u8]) {
         peers: [(subnet, peer)].into(),
         vteps: [(vtep, Vtep { subnets: 1 })].into(),
         flows: [flow].into(),
+        leases_are_stale: address[3] % 2 == 1,
     };
 
     for mask in [config.network_mask, config.subnet_mask, config.peer_mask] {
@@ -43,7 +44,9 @@ pub fn map_dump(data: &[u8]) {
             let _ = from_pod::<V4, _, _>(&packet, &tables);
             let _ = from_network::<V4, _, _>(&packet, &tables);
             for hook in [Hook::PodOut, Hook::VtepOut] {
-                let _ = leaving::<V4, _, _>(&packet, &tables, hook, false);
+                for handed_over in [0, mark::<V4, _>(&packet, ETHERNET_LEN)] {
+                    let _ = leaving::<V4, _, _>(&packet, &tables, hook, handed_over);
+                }
             }
         }
     }

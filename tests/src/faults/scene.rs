@@ -17,7 +17,7 @@ pub(super) const REPAIR: Duration = Duration::from_secs(40);
 /// Between two looks at what must stay as it is.
 const LOOK: Duration = Duration::from_millis(500);
 /// Where the programs' links and the maps are pinned.
-pub(super) const PINS: &str = "/sys/fs/bpf/overlay/v1";
+pub(super) const PINS: &str = "/sys/fs/bpf/overlay/v2";
 
 /// Where a case plays.
 #[derive(Clone, Copy)]

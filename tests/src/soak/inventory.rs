@@ -25,7 +25,7 @@ const CONNTRACK_FADE: u64 = 30;
 /// Time-out of addresses that a bridge has learned, in seconds: the kernel's default.
 const BRIDGE_FADE: u64 = 300;
 /// Where the maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v1/maps";
+const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
 
 /// What `wc -l` counts: the quantity, its rule and the command.
 const LINES: &[(&str, Rule, &str)] = &[
@@ -74,7 +74,7 @@ const LINES: &[(&str, Rule, &str)] = &[
     (
         "pinned links",
         Rule::Same,
-        "ls /sys/fs/bpf/overlay/v1/links",
+        "ls /sys/fs/bpf/overlay/v2/links",
     ),
     ("IPAM files", Rule::Same, "find /var/lib/cni -type f"),
     (

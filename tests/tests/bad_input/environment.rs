@@ -138,7 +138,7 @@ fn subnet_file(node: &Node) -> Result<()> {
 
 /// What is pinned is not what the agent left.
 fn pins(node: &Node) -> Result<()> {
-    const MAPS: &str = "/sys/fs/bpf/overlay/v1/maps";
+    const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
     let swap = |script: &str| -> Result<usize> {
         node.stop_agent(Signal::SIGTERM)?;
         node.run(["sh", "-ec", script])?;

@@ -4,8 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::corpus::{Corpus, Fast};
 use crate::wire::{
-    ARP, BROADCAST, DF, IPV4, IPV6, Ip, MF, NOBODY, TCP, UDP, UdpChecksum, VLAN, Vxlan, arp,
-    ethernet, tagged, tcp,
+    BROADCAST, DF, IPV4, Ip, MF, NOBODY, TCP, UDP, UdpChecksum, VLAN, Vxlan, ethernet, tagged, tcp,
 };
 
 /// From the peer's node to the receiving pod.
@@ -318,27 +317,7 @@ impl Tunnel {
             let frame = ethernet(to, from, IPV4, &self.plain(corpus).bytes());
             self.add(corpus, name, &self.outer(&Vxlan::of(frame)), fast);
         }
-        let id = corpus.id();
-        let mark = [
-            crate::corpus::MAGIC.to_vec(),
-            (id - crate::corpus::FIRST_ID).to_be_bytes().to_vec(),
-        ]
-        .concat();
-        let question = arp(1, (theirs, self.source), ([0; 6], self.destination));
-        let frame = ethernet(BROADCAST, theirs, ARP, &[question, mark].concat());
-        self.add(
-            corpus,
-            "ARP inside",
-            &self.outer(&Vxlan::of(frame)),
-            Fast::No,
-        );
-        let frame = ethernet(ours, theirs, IPV6, &[0x60; 60]);
-        self.add(
-            corpus,
-            "IPv6 inside",
-            &self.outer(&Vxlan::of(frame)),
-            Fast::No,
-        );
+        // Of other protocols inside, none arrives: see `refusals`.
     }
 
     fn outer_frames(&self, corpus: &mut Corpus) {

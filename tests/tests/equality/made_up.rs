@@ -187,7 +187,7 @@ fn made_up(
             ifindex: VETH_A,
             gso_size: 0,
             vlan: None,
-            plain: false,
+            handed_over: 0,
         };
         mutator.visit(&mut visit, world, &pool);
         let mut frame = visit.frame;
@@ -222,6 +222,7 @@ fn sending_node(lab: &Lab) -> Result<World> {
         address: sender.address().octets(),
         mac: mac(&sender.namespace(), "eth0")?,
         flags: 0,
+        owner: 0,
     };
     world.endpoints = BTreeMap::from([(VETH_A, endpoint)]);
     Ok(world)
@@ -237,6 +238,8 @@ fn node_world(node: &Node, other: &Node, pods: &[Pod]) -> Result<World> {
     let subnet = |node: &Node| Ok::<_, anyhow::Error>(node.subnet()?.network().octets());
     let config = world.config();
     config.subnet = subnet(node)?;
+    config.gateway = config.subnet;
+    config.gateway[3] += 1;
     config.vtep = node.underlay_address().octets();
     config.vtep_mac = mac(&node.namespace(), "flannel.1")?;
     config.bridge_mac = mac(&node.namespace(), "cni0")?;
@@ -252,6 +255,7 @@ fn node_world(node: &Node, other: &Node, pods: &[Pod]) -> Result<World> {
             mtu: 1450,
             mac: mac(&pod.namespace(), "eth0")?,
             flags: 0,
+            owner: 0,
         };
         world.pods.insert(pod.address().octets(), entry);
     }

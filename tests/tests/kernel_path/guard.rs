@@ -5,9 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay_user::kernel::guard::{
-    self, Change, DEFAULT_LAPSE, Guard, GuardCounters, GuardState, Reason,
-};
+use overlay_user::kernel::guard::{self, Change, Guard, GuardCounters, GuardState, Reason};
 
 use super::namespace::{Namespace, in_namespace, node_with_peer, run};
 
@@ -33,7 +31,7 @@ pub(super) fn state() -> GuardState {
         pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
         judged: None,
         translates: false,
-        lapse: DEFAULT_LAPSE,
+        lapse: Duration::from_secs(600),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::case::{Case, End, From, Pod, mark, marked};
 /// How long a packet may take through the lab, and a counter to show it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the lab must be silent before what has not arrived counts as refused.
-const QUIET: Duration = Duration::from_millis(300);
+pub(super) const QUIET: Duration = Duration::from_millis(300);
 /// A node that exists only as a lease.
 const THIRD: (&str, &str) = ("10.244.250.0-24", "192.168.66.77");
 /// The cluster address of a Service whose only backend is a node's VXLAN port.
@@ -213,6 +213,7 @@ impl Stage {
             ("unknown_vtep", self.fast_path),
             ("wrong_vni", self.fast_path),
             ("inner_vlan", self.fast_path),
+            ("inner_protocol", self.fast_path),
             ("foreign_inner_source", self.fast_path),
         ];
         for (reason, expected) in reasons {
@@ -273,7 +274,7 @@ pub(super) fn mac(namespace: &Namespace, device: &str) -> Result<Mac> {
     }
 }
 
-fn status(node: &Node) -> Result<Value> {
+pub(super) fn status(node: &Node) -> Result<Value> {
     node.json(["overlayctl", "status", "--output", "json"])
 }
 

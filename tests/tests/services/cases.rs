@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_tests::conversation::{Conversation, Transport};
 use overlay_tests::{Namespace, Pod, lab};
 
-use super::cluster::{ANYWHERE, BOTH, Cluster, HOST_PORT, LOCAL, LOCAL_ONLY, MASQUERADED, REMOTE};
+use super::cluster::{
+    ANYWHERE, BOTH, Cluster, HOST_PORT, INSIDE_LOCAL, INSIDE_REMOTE, LOCAL, LOCAL_ONLY,
+    MASQUERADED, REMOTE,
+};
 
 /// Both sides speak, the server last and first.
 pub fn both_speak(conversation: &Conversation) -> Result<()> {
@@ -71,6 +74,20 @@ pub fn cases(cluster: &Cluster) -> Result<Vec<Case>> {
             pod(&near_client),
             service(REMOTE),
             REMOTE,
+            own(&near_client),
+        ),
+        case(
+            "an address inside the network, backend on the same node",
+            pod(&near_client),
+            service(INSIDE_LOCAL),
+            INSIDE_LOCAL,
+            own(&near_client),
+        ),
+        case(
+            "an address inside the network, backend on another node",
+            pod(&near_client),
+            service(INSIDE_REMOTE),
+            INSIDE_REMOTE,
             own(&near_client),
         ),
         case(

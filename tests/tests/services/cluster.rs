@@ -27,6 +27,10 @@ pub const BOTH: usize = 3;
 pub const ANYWHERE: usize = 4;
 /// With a node port that leads to that node's pods only.
 pub const LOCAL_ONLY: usize = 5;
+/// Like [`LOCAL`] and [`REMOTE`], at addresses inside the overlay's network.
+pub const INSIDE_LOCAL: usize = 6;
+/// See [`INSIDE_LOCAL`].
+pub const INSIDE_REMOTE: usize = 7;
 
 /// A lab of two nodes with two pods each, on which kube-proxy serves.
 pub struct Cluster {
@@ -74,6 +78,14 @@ impl Cluster {
                 node_port: Some(30002),
                 local_only: true,
                 ..service("ONLY", 6, &[near])
+            },
+            Service {
+                address: SocketAddrV4::new(Ipv4Addr::new(10, 244, 200, 1), SERVICE_PORT),
+                ..service("INNEAR", 7, &[near])
+            },
+            Service {
+                address: SocketAddrV4::new(Ipv4Addr::new(10, 244, 200, 2), SERVICE_PORT),
+                ..service("INFAR", 8, &[far])
             },
         ];
         let network = "10.244.0.0/16".parse()?;

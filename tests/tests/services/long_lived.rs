@@ -51,7 +51,7 @@ pub fn detach_all(node: &Node) -> Result<()> {
         "only {before} programs of {} are attached",
         node.name()
     );
-    node.run(["sh", "-c", "rm /sys/fs/bpf/overlay/v1/links/*"])?;
+    node.run(["sh", "-c", "rm /sys/fs/bpf/overlay/v2/links/*"])?;
     wait_until("the programs to be back", SWITCH, || {
         status(node).is_ok_and(|status| attached(&status) == before)
     })

@@ -9,6 +9,7 @@ pub fn cases() -> Vec<Case> {
     let stranger = || outer(&inner().bytes()).with(|ip| ip.source = STRANGER);
     // A pod of the other peer, sent by the peer.
     let foreign = || between((POD_OTHER, 80), (POD_A, 40000));
+    let ipv6 = || ethernet(PEER_VTEP_MAC, VTEP_MAC, EtherType::IPV6.0, &[0x60; 60]);
     let short = |len: usize| {
         carrying(&vxlan(VNI, &inner().bytes())[..len])
             .fragment(0, true)
@@ -67,6 +68,26 @@ pub fn cases() -> Vec<Case> {
             Refuse(ForeignInnerSource),
         ),
         case(
+            "this node's own pod, before every lease is known",
+            outer(&between((POD_B, 80), (POD_A, 40000)).bytes()).bytes(),
+            Refuse(ForeignInnerSource),
+        )
+        .world(|w| w.clear_flags(CONFIG_PEERS_COMPLETE)),
+        case(
+            "this node's own pod, from a node that found no room",
+            outer(&between((POD_B, 80), (POD_A, 40000)).bytes())
+                .with(|ip| ip.source = STRANGER)
+                .bytes(),
+            Refuse(ForeignInnerSource),
+        )
+        .world(|w| w.set_flags(CONFIG_VTEPS_INCOMPLETE)),
+        case(
+            "this node's own pod, long after the agent has gone",
+            outer(&between((POD_B, 80), (POD_A, 40000)).bytes()).bytes(),
+            Refuse(ForeignInnerSource),
+        )
+        .world(|w| w.leases_are_stale = true),
+        case(
             "nobody's pod",
             outer(&between((POD_NOWHERE, 80), (POD_A, 40000)).bytes()).bytes(),
             Refuse(ForeignInnerSource),
@@ -112,6 +133,45 @@ pub fn cases() -> Vec<Case> {
             "a priority tag inside",
             outer(&tagged(inner().bytes(), 0)).bytes(),
             Refuse(InnerVlan),
+        ),
+        case(
+            "ARP inside",
+            outer(&arp(PEER_VTEP_MAC, POD_REMOTE, POD_A)).bytes(),
+            Refuse(InnerProtocol),
+        ),
+        case("IPv6 inside", outer(&ipv6()).bytes(), Refuse(InnerProtocol)),
+        case(
+            "IPv6 inside, in a first fragment",
+            outer(&ipv6()).fragment(0, true).bytes(),
+            Refuse(InnerProtocol),
+        ),
+        case(
+            "IPv6 inside, from a node that found no room",
+            outer(&ipv6()).with(|ip| ip.source = STRANGER).bytes(),
+            Refuse(InnerProtocol),
+        )
+        .world(|w| w.set_flags(CONFIG_VTEPS_INCOMPLETE)),
+        case(
+            "IPv6 inside, long after the agent has gone",
+            outer(&ipv6()).with(|ip| ip.source = STRANGER).bytes(),
+            Refuse(InnerProtocol),
+        )
+        .world(|w| w.leases_are_stale = true),
+        case(
+            "IPv6 inside, switched off",
+            outer(&ipv6()).bytes(),
+            Refuse(InnerProtocol),
+        )
+        .world(|w| w.config().flags = 0),
+        case(
+            "LLDP inside",
+            outer(&ethernet(PEER_VTEP_MAC, VTEP_MAC, 0x88cc, &[0; 46])).bytes(),
+            Refuse(InnerProtocol),
+        ),
+        case(
+            "a length in the place of the Ethernet type inside",
+            outer(&ethernet(PEER_VTEP_MAC, VTEP_MAC, 46, &[0; 46])).bytes(),
+            Refuse(InnerProtocol),
         ),
         case(
             "a fragment that hides the VNI",

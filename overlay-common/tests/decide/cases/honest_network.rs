@@ -111,11 +111,6 @@ pub fn cases() -> Vec<Case> {
         )
         .world(|w| w.set_flags(CONFIG_SHARED_PORT)),
         case(
-            "ARP from a peer",
-            outer(&arp(PEER_VTEP_MAC, POD_REMOTE, POD_A)).bytes(),
-            Pass(NotIp),
-        ),
-        case(
             "a peer's own address",
             with_inner(between((OUTSIDE, 80), (POD_A, 40000))).bytes(),
             Pass(ForeignSource),
@@ -135,8 +130,54 @@ pub fn cases() -> Vec<Case> {
         case(
             "for an unlisted pod",
             with_inner(between((POD_REMOTE, 80), (POD_UNLISTED, 40000))).bytes(),
+            PassPlain(UnknownPod),
+        ),
+        case(
+            "for an unlisted pod, with outer options",
+            with_inner(between((POD_REMOTE, 80), (POD_UNLISTED, 40000)))
+                .options()
+                .bytes(),
+            PassPlain(UnknownPod),
+        ),
+        case(
+            "for this node's bridge",
+            with_inner(between((POD_REMOTE, 80), (GATEWAY, 40000))).bytes(),
             Pass(NotOverlay),
         ),
+        case(
+            "for this node's VXLAN device",
+            with_inner(between((POD_REMOTE, 80), (VTEP_DEVICE, 40000))).bytes(),
+            Pass(NotOverlay),
+        ),
+        case(
+            "for another node",
+            with_inner(between((POD_REMOTE, 80), (POD_OTHER, 40000))).bytes(),
+            Pass(NotOverlay),
+        ),
+        case(
+            "an unknown lease, long after the agent has gone",
+            with_inner(between((POD_NOWHERE, 80), (POD_A, 40000))).bytes(),
+            Pass(StaleLeases),
+        )
+        .world(|w| w.leases_are_stale = true),
+        case(
+            "another peer's pod, long after the agent has gone",
+            with_inner(between((POD_OTHER, 80), (POD_A, 40000))).bytes(),
+            Pass(StaleLeases),
+        )
+        .world(|w| w.leases_are_stale = true),
+        case(
+            "an unknown node, long after the agent has gone",
+            packet().with(|ip| ip.source = STRANGER).bytes(),
+            Pass(StaleLeases),
+        )
+        .world(|w| w.leases_are_stale = true),
+        case(
+            "a known node, long after the agent has gone",
+            packet().bytes(),
+            Fast(Decapsulated),
+        )
+        .world(|w| w.leases_are_stale = true),
         case("a priority tag", packet().bytes(), PassPlain(VlanTag)).tag(0xe000),
         case(
             "for a pod on the kernel path",

@@ -95,6 +95,18 @@ pub fn cases() -> Vec<Case> {
             Pass(ForeignSource),
         ),
         case(
+            "from the address of the container's other interface",
+            remote().with(|ip| ip.source = POD_B).bytes(),
+            PassPlain(SiblingSource),
+        )
+        .world(World::join),
+        case(
+            "ARP for the address of the container's other interface",
+            arp(MAC_A, POD_B, POD_UNLISTED),
+            Pass(NotIp),
+        )
+        .world(World::join),
+        case(
             "to everybody",
             remote().sent_to([0xff; 6]).bytes(),
             Pass(Group),
@@ -112,17 +124,23 @@ pub fn cases() -> Vec<Case> {
         case(
             "to an unlisted pod here",
             routed(POD_UNLISTED).sent_to(MAC_B).bytes(),
-            PassPlain(NotOverlay),
+            PassPlain(UnknownPod),
         ),
         case(
-            "to the gateway",
-            routed([10, 244, 1, 1]).bytes(),
+            "to an unlisted pod here, by the gateway",
+            routed(POD_UNLISTED).bytes(),
+            PassPlain(UnknownPod),
+        ),
+        case(
+            "to the VXLAN device",
+            routed(VTEP_DEVICE).bytes(),
             Pass(NotOverlay),
         ),
+        case("to the gateway", routed(GATEWAY).bytes(), Pass(NotOverlay)),
         case(
             "to an unlisted subnet",
             routed(POD_NOWHERE).bytes(),
-            PassPlain(NotOverlay),
+            PassPlain(UnknownPeer),
         ),
         case(
             "from a pod on the kernel path",
@@ -292,6 +310,47 @@ pub fn cases() -> Vec<Case> {
         )
         .segments(MTU - 40),
         case(
+            "no length, and a byte less than 64 KiB",
+            without_length(&local(), 14 + 65_535),
+            PassPlain(Malformed),
+        )
+        .segments(MTU - 40),
+        case(
+            "no length, and 64 KiB",
+            without_length(&local(), 14 + 65_536),
+            Fast(Redirected),
+        )
+        .segments(MTU - 40),
+        case(
+            "as long as a tunnel's length can say",
+            filled(remote(), 65_535 - 50),
+            Fast(Encapsulated),
+        )
+        .segments(MTU - 40),
+        case(
+            "a byte longer than a tunnel's length can say",
+            filled(remote(), 65_535 - 49),
+            PassPlain(TooLong),
+        )
+        .segments(MTU - 40),
+        case(
+            "TCP to the VXLAN port of a node",
+            Ipv4Frame::tcp((POD_A, 50000), (PEER_VTEP, PORT), &[0; 16])
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
+                .bytes(),
+            Pass(NotOverlay),
+        ),
+        case(
+            "a later fragment to a node that looks like the VXLAN port",
+            Ipv4Frame::udp((POD_A, 50000), (PEER_VTEP, PORT), &[0; 16])
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
+                .fragment(5, false)
+                .bytes(),
+            Pass(NotOverlay),
+        ),
+        case(
             "more than 64 KiB that no device cuts",
             big(&local()),
             PassPlain(Malformed),
@@ -328,7 +387,7 @@ pub fn cases() -> Vec<Case> {
         case(
             "the half of that subnet that is no peer's",
             routed([10, 244, 4, 1]).bytes(),
-            PassPlain(NotOverlay),
+            PassPlain(UnknownPeer),
         )
         .world(halves),
         case(
@@ -348,6 +407,12 @@ pub fn cases() -> Vec<Case> {
             Pass(NotOverlay),
         ),
     ]
+}
+
+/// Bytes with so much payload that the IP packet has `len` bytes.
+fn filled(mut frame: Ipv4Frame, len: usize) -> Vec<u8> {
+    frame.body.resize(len - 20, 0);
+    frame.bytes()
 }
 
 /// A peer with half of a /24: everybody is looked up under the longer mask then.

@@ -118,7 +118,7 @@ pub fn cases() -> Vec<Case> {
         ),
         case(
             "ARP for the gateway's address",
-            arp(MAC_A, [10, 244, 1, 1], POD_A),
+            arp(MAC_A, GATEWAY, POD_A),
             Refuse(SpoofedArp),
         ),
         case(
@@ -143,6 +143,34 @@ pub fn cases() -> Vec<Case> {
             to_node(VTEP).bytes(),
             Refuse(PodVxlan),
         ),
+        case(
+            "VXLAN to this node's bridge",
+            to_node(GATEWAY).bytes(),
+            Refuse(PodVxlan),
+        ),
+        case(
+            "VXLAN to this node's VXLAN device",
+            to_node(VTEP_DEVICE).bytes(),
+            Refuse(PodVxlan),
+        ),
+        case(
+            "VXLAN from the address of the container's other interface",
+            to_node(VTEP).with(|ip| ip.source = POD_B).bytes(),
+            Refuse(PodVxlan),
+        )
+        .world(World::join),
+        case(
+            "another's address, though no owner is known",
+            routed(POD_REMOTE).with(|ip| ip.source = POD_B).bytes(),
+            Refuse(SpoofedSource),
+        )
+        .world(|world| world.join_under(0)),
+        case(
+            "ARP for another's address, though no owner is known",
+            arp(MAC_A, POD_B, POD_A),
+            Refuse(SpoofedArp),
+        )
+        .world(|world| world.join_under(0)),
         case(
             "VXLAN in a first fragment",
             to_node(PEER_VTEP).fragment(0, true).bytes(),

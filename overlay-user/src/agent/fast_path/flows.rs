@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use overlay_common::V4;
 use overlay_common::schema::{Flow, FlowKey};
 
-use super::follower::now_ns;
 use super::live::Live;
+use crate::datapath::maps::now_ns;
 
 /// A flow that connection tracking does not know stays this long: others translate too (IPVS), and keep
 /// sending.
@@ -53,12 +53,13 @@ async fn settle(live: &Live, network: IpNet, patience: Duration) -> Result<(), E
     Ok(())
 }
 
-/// The flows on the pods' side of a translation: what the stack sends, and gets back, untranslated. None where the kernel
-/// has no connection tracking to ask. An answer that is lost is an error: whoever does not know the flows must not take
-/// their replies past the stack.
+/// The flows on either side of a translation: what reaches the stack, and what it sends on. None
+/// where the kernel has no connection tracking to ask. An answer that is lost is an error: whoever
+/// does not know the flows must not take their replies past the stack.
 async fn translated(network: IpNet) -> Result<Option<HashSet<FlowKey<V4>>>, Error> {
-    match conntrack::translated(network, |connection| pod_side(connection, network)).await {
-        Ok(flows) => Ok(Some(flows.into_iter().collect())),
+    let pick = |connection| Some(sides(connection, network)).filter(|sides| *sides != [None; 2]);
+    match conntrack::translated(network, pick).await {
+        Ok(connections) => Ok(Some(connections.into_iter().flatten().flatten().collect())),
         Err(error) if conntrack::is_absent(&error) => {
             tracing::debug!("no connection tracking to ask: {error}");
             Ok(None)
@@ -67,17 +68,23 @@ async fn translated(network: IpNet) -> Result<Option<HashSet<FlowKey<V4>>>, Erro
     }
 }
 
-/// The responder's side of a connection, if both its ends are in the overlay.
-fn pod_side(connection: Translated, network: IpNet) -> Option<FlowKey<V4>> {
-    let reply = connection.reply;
-    if !network.contains(&reply.source) || !network.contains(&reply.destination) {
-        return None;
-    }
-    Some(FlowKey::new(
-        (V4::from_ip(reply.source)?, reply.source_port),
-        (V4::from_ip(reply.destination)?, reply.destination_port),
-        connection.protocol,
-    ))
+/// The initiator's and the responder's side of a connection, each where both its ends are in the
+/// overlay.
+///
+/// The responder's is what a Service makes of it. The initiator's is in the overlay too where the
+/// stack took another source port: packets that the fast path carried past the stack would keep the
+/// port that is taken.
+fn sides(connection: Translated, network: IpNet) -> [Option<FlowKey<V4>>; 2] {
+    [connection.original, connection.reply].map(|side| {
+        if !network.contains(&side.source) || !network.contains(&side.destination) {
+            return None;
+        }
+        Some(FlowKey::new(
+            (V4::from_ip(side.source)?, side.source_port),
+            (V4::from_ip(side.destination)?, side.destination_port),
+            connection.protocol,
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -104,7 +111,22 @@ mod tests {
             reply: tuple("10.244.2.3", 8080, "10.244.1.2", 40000),
         };
         let key = FlowKey::new(([10, 244, 1, 2], 40000), ([10, 244, 2, 3], 8080), 6);
-        assert_eq!(pod_side(connection, network), Some(key));
+        assert_eq!(sides(connection, network), [None, Some(key)]);
+    }
+
+    #[test]
+    fn a_connection_with_another_source_port_is_remembered_by_both() {
+        let network = "10.244.0.0/16".parse().expect("a network");
+        let connection = Translated {
+            protocol: 6,
+            original: tuple("10.244.1.2", 40000, "10.244.2.3", 8080),
+            reply: tuple("10.244.2.3", 8080, "10.244.1.2", 39119),
+        };
+        let key = |port| FlowKey::new(([10, 244, 1, 2], port), ([10, 244, 2, 3], 8080), 6);
+        assert_eq!(
+            sides(connection, network),
+            [Some(key(40000)), Some(key(39119))]
+        );
     }
 
     #[test]
@@ -115,6 +137,6 @@ mod tests {
             original: tuple("10.244.1.2", 40000, "192.0.2.1", 80),
             reply: tuple("192.0.2.1", 80, "192.168.0.1", 40000),
         };
-        assert_eq!(pod_side(connection, network), None);
+        assert_eq!(sides(connection, network), [None; 2]);
     }
 }

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -112,8 +111,7 @@ async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
                 }
             }
             _ = beat.tick() => {
-                let until = now_ns() + u64::try_from(TRUST.as_nanos()).unwrap_or(0);
-                live.lock().maps.set_heartbeat(until)?;
+                live.lock().keep_next_hops(TRUST)?;
                 beats = beats.wrapping_add(1);
                 if beats.is_multiple_of(CONFIRM) {
                     confirm(live, &kernel).await;
@@ -185,11 +183,4 @@ async fn confirm(live: &Live, kernel: &Kernel) {
             tracing::debug!("confirm {address}: {error}");
         }
     }
-}
-
-/// The clock that the programs use.
-pub fn now_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
-    })
 }

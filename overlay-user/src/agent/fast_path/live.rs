@@ -6,12 +6,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use overlay_common::V4;
+use overlay_common::schema::Heartbeat;
 
 use super::ways::{Exit, Ways};
 use crate::datapath::Error;
-use crate::datapath::maps::Maps;
+use crate::datapath::maps::{Maps, now_ns};
 use crate::datapath::tables::with_next_hop;
 use crate::kernel::next_hop::routes_by;
 use crate::kernel::{self, Kernel};
@@ -25,6 +27,28 @@ pub struct Inner {
     pub maps: Maps<V4>,
     /// The ways as the maps have them, or are about to.
     pub ways: Ways,
+    /// Until when the programs may trust what the agent knows.
+    heartbeat: Heartbeat,
+}
+
+impl Inner {
+    /// Lets the programs trust next hops for so long from now on.
+    pub fn keep_next_hops(&mut self, time: Duration) -> Result<(), Error> {
+        self.heartbeat.next_hops_until_ns = after(time);
+        self.maps.set_heartbeat(self.heartbeat)
+    }
+
+    /// Lets the programs refuse by the list of leases for so long from now on; for ever where no time is given.
+    pub fn keep_leases(&mut self, time: Option<Duration>) -> Result<(), Error> {
+        self.heartbeat.leases_until_ns = time.map_or(u64::MAX, after);
+        self.maps.set_heartbeat(self.heartbeat)
+    }
+}
+
+/// A moment of the clock that the programs use.
+fn after(time: Duration) -> u64 {
+    let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    now_ns().saturating_add(time)
 }
 
 /// Shared between rounds and the follower.
@@ -34,8 +58,14 @@ pub struct Live(Arc<Mutex<Inner>>);
 impl Live {
     /// Over opened maps; no ways are known yet.
     pub fn new(maps: Maps<V4>) -> Self {
-        let ways = Ways::default();
-        Self(Arc::new(Mutex::new(Inner { maps, ways })))
+        Self(Arc::new(Mutex::new(Inner {
+            maps,
+            ways: Ways::default(),
+            heartbeat: Heartbeat {
+                next_hops_until_ns: 0,
+                leases_until_ns: 0,
+            },
+        })))
     }
 
     /// Both, to the exclusion of others.

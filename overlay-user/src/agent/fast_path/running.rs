@@ -19,10 +19,11 @@ use crate::kernel::pods::{BRIDGE, PodLink};
 use crate::kernel::xfrm::{self, Traffic};
 use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
+use ipnet::IpNet;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
 };
-use overlay_common::{Hook, V4};
+use overlay_common::{Hook, V4, Verdict};
 use tokio::sync::Notify;
 
 use super::follower::Follower;
@@ -75,6 +76,10 @@ pub struct Running {
     written: Tables<V4>,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
+    /// See [`Running::has_unlisted_traffic`].
+    unlisted_packets: u64,
+    /// How long the list of leases holds without an agent; for ever where there is none.
+    leases_outlive_us: Option<Duration>,
 }
 
 impl Running {
@@ -137,6 +142,8 @@ impl Running {
             flows_checked: Instant::now(),
             written: Tables::default(),
             shares_port: false,
+            unlisted_packets: 0,
+            leases_outlive_us: Some(flags.refuse_without_agent).filter(|time| !time.is_zero()),
         })
     }
 
@@ -176,13 +183,11 @@ impl Running {
     pub async fn is_surprised(&mut self) -> bool {
         let others_wrote = self.live.lock().maps.look_at_peers().unwrap_or(true);
         let pods_differ = self.pods_differ().unwrap_or(true);
-        let flows_are_due = self.flows_checked.elapsed() >= FLOWS_RESYNC
-            && self.live.lock().maps.has_flows().unwrap_or(true);
         let ipsec = match &self.traffic {
             Some(traffic) => ipsec(traffic).await,
             None => None,
         };
-        others_wrote || pods_differ || flows_are_due || ipsec != self.ipsec
+        others_wrote || pods_differ || ipsec != self.ipsec
     }
 
     /// Whether the entries of pods are not those that were written last.
@@ -304,12 +309,6 @@ impl Running {
             let flags = config.flags | CONFIG_ACTIVE;
             self.write(&mut live.lock().maps, Config { flags, ..config })?;
             tracing::info!("fast path active");
-        } else if !gap
-            && self.flows_checked.elapsed() >= FLOWS_RESYNC
-            && live.lock().maps.has_flows()?
-        {
-            flows::heal(&live, view.settings.network()).await?;
-            self.flows_checked = Instant::now();
         }
         if self.carries || view.settings.flags.node.xdp == Xdp::On {
             self.refuse_early(view).await;
@@ -439,6 +438,8 @@ impl Running {
             maps.retire(&tables)?;
             maps.fill(&watched)?;
         }
+        inner.keep_leases(self.leases_outlive_us)?;
+        let maps = &mut inner.maps;
         self.write(maps, config)?;
         maps.retire(&tables)?;
         Ok(Some((tables, newcomers)))
@@ -467,6 +468,36 @@ impl Running {
         };
         let pods = view.pods.pods.iter().filter(|pod| !is_judged(pod));
         pods.map(|pod| pod.name.clone()).collect()
+    }
+
+    /// Whether the flows have to be compared with connection tracking: not where there are none, and where pods have
+    /// not sent to addresses of the network that no table lists. Services may have such addresses, and one
+    /// translation in 32,768 goes unseen.
+    fn flows_are_due(&mut self) -> Result<bool, Error> {
+        if self.flows_checked.elapsed() < FLOWS_RESYNC {
+            return Ok(false);
+        }
+        let maps = &mut self.live.lock().maps;
+        let mut packets = 0;
+        for verdict in [Verdict::UnknownPod, Verdict::UnknownPeer] {
+            packets += maps.counter(Hook::PodIn, verdict)?.packets;
+        }
+        let is_news = std::mem::replace(&mut self.unlisted_packets, packets) != packets;
+        self.flows_checked = Instant::now();
+        Ok(maps.has_flows()? || is_news)
+    }
+
+    /// Compares the flows with connection tracking, if that is due.
+    pub async fn heal_flows(&mut self, network: IpNet) -> Result<(), Error> {
+        if self.carries && self.flows_are_due()? {
+            flows::heal(&self.live, network).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the programs that the list of leases is kept.
+    pub fn keep_leases(&self) -> Result<(), Error> {
+        self.live.lock().keep_leases(self.leases_outlive_us)
     }
 
     /// Leaves every packet to the kernel; refusals go on.

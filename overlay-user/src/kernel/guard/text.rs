@@ -1,6 +1,5 @@
 //! The guard as text for `nft -f`.
 
-
 use ipnet::Ipv4Net;
 
 use super::state::{Elements, Set, Shape, is_plain};

@@ -66,11 +66,15 @@ fn applied(mut kernel: Observed, actions: &[Action]) -> Observed {
                     mtu: new.mtu,
                     up: false,
                     addresses: [].into(),
+                    configures_itself: true,
                 });
             }
             Action::DisableLearning => {
                 let vxlan = device.and_then(|device| device.vxlan.as_mut());
                 vxlan.expect("a VXLAN device").learning = false;
+            }
+            Action::ForbidAutoconfiguration => {
+                device.expect("a device").configures_itself = false;
             }
             Action::SetMtu(mtu) => device.expect("a device").mtu = mtu,
             Action::SetUp => device.expect("a device").up = true,
@@ -124,10 +128,34 @@ fn position(actions: &[Action], wanted: impl Fn(&Action) -> bool) -> usize {
 }
 
 #[test]
+fn ipv6_does_not_configure_the_device() {
+    let desired = desired(&[peer(2)]);
+    let mut kernel = settled(&desired);
+    let device = kernel.device.as_mut().expect("a device");
+    device.configures_itself = true;
+    device.addresses.insert(net("fe80::1/64"));
+    // Somebody's own.
+    device.addresses.insert(net("2001:db8::1/64"));
+    let (actions, kernel) = settle(&desired, kernel);
+    let expected = [
+        Action::ForbidAutoconfiguration,
+        Action::RemoveAddress(net("fe80::1/64")),
+    ];
+    assert_eq!(actions, expected);
+    let device = kernel.device.expect("a device");
+    assert!(device.addresses.contains(&net("2001:db8::1/64")));
+}
+
+#[test]
 fn an_empty_kernel_gets_everything_in_order() {
     let (actions, _) = settle(&desired(&[peer(2), peer(3)]), Observed::default());
     let device = position(&actions, |a| matches!(a, Action::CreateDevice(_)));
+    let quiet = position(&actions, |a| *a == Action::ForbidAutoconfiguration);
     let up = position(&actions, |a| *a == Action::SetUp);
+    assert!(
+        device < quiet && quiet < up,
+        "an address comes with the device's being up"
+    );
     let neighbour = position(&actions, |a| matches!(a, Action::SetNeighbour(..)));
     let fdb = position(&actions, |a| matches!(a, Action::SetFdb(..)));
     let route = position(&actions, |a| matches!(a, Action::AddRoute(_)));

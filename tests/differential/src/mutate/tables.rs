@@ -53,7 +53,8 @@ impl Mutator {
     }
 
     fn change_flags(&mut self, world: &mut World) {
-        let bits = self.below(16) as u32;
+        let bits = self.below(32) as u32;
+        world.leases_are_stale = self.chance(1, 4);
         if let Some(config) = &mut world.config {
             // Mostly active: there is little to see otherwise.
             config.flags = if self.chance(7, 8) { bits | 1 } else { bits };
@@ -96,7 +97,7 @@ impl Mutator {
         let Some(config) = &mut world.config else {
             return;
         };
-        match self.below(6) {
+        match self.below(7) {
             0 => config.vni = self.one_of([0, 1, 4096, 0x00ff_ffff, random & 0x00ff_ffff]),
             1 => config.port = self.one_of([0, 4789, 8472, 80, 40000, random as u16]),
             2 => {
@@ -105,6 +106,7 @@ impl Mutator {
             }
             3 => config.underlay_ifindex = self.one_of([NIC, 0, 77]),
             4 => config.vtep = self.one_of([config.vtep, address]),
+            5 => config.gateway = self.one_of([config.gateway, [0; 4], address]),
             _ => config.vtep_mac = self.one_of([config.vtep_mac, config.bridge_mac, NIC_MAC]),
         }
     }
@@ -124,12 +126,14 @@ impl Mutator {
                 _ => drop(world.pods.remove(&address)),
             }
         }
+        let owner = world.pods.get(&address).map_or(0, |pod| pod.owner);
         if self.chance(1, 3)
             && let Some(endpoint) = world.endpoints.get_mut(&ifindex)
         {
-            match self.below(3) {
+            match self.below(4) {
                 0 => endpoint.flags ^= POD_KERNEL_PATH,
                 1 => endpoint.address = address,
+                2 => endpoint.owner = owner,
                 _ => drop(world.endpoints.remove(&ifindex)),
             }
         }
@@ -149,16 +153,19 @@ impl Mutator {
         } else {
             0
         };
+        let owner = self.one_of([0, ifindex, INTERFACES[0]]);
         let endpoint = Endpoint {
             address,
             mac,
             flags,
+            owner,
         };
         let pod = Pod {
             ifindex,
             mtu: self.mtu(),
             mac,
             flags,
+            owner,
         };
         world.endpoints.insert(ifindex, endpoint);
         world.pods.insert(address, pod);

@@ -41,6 +41,7 @@ pub(super) fn local_pods<'a>(
         mac: pod.pod_mac,
         mtu: pod.mtu,
         kernel_path: pod.has_foreign_qdisc || has_foreign_program(pod.ifindex),
+        container: pod.note.container.clone(),
     };
     pods.into_iter().filter(|pod| pod.up).map(local).collect()
 }
@@ -52,18 +53,18 @@ pub(super) fn table_input(
     peers: &[Peer],
     pods: Vec<LocalPod>,
 ) -> TableInput {
+    let bridge = view.pods.bridge.as_ref();
     TableInput {
         network: view.settings.config.network(),
         subnet: view.subnet,
         underlay_ifindex: view.underlay.ifindex,
         vtep: view.underlay.public_address,
         vtep_mac: mac,
-        bridge_mac: view
-            .pods
-            .bridge
-            .as_ref()
-            .map(|bridge| bridge.mac)
-            .unwrap_or_default(),
+        bridge_mac: bridge.map(|bridge| bridge.mac).unwrap_or_default(),
+        gateway: bridge.and_then(|bridge| {
+            let mut addresses = bridge.addresses.iter().map(ipnet::IpNet::addr);
+            addresses.find(|address| view.subnet.contains(address))
+        }),
         vni: view.settings.config.vxlan.vni,
         port: view.settings.config.vxlan.port,
         source_ports: (32768, 60999),
@@ -98,6 +99,7 @@ mod tests {
             address: [10, 244, 1, 2],
             mac: [2, 0, 0, 0, 0, 2],
             flags,
+            owner: 1,
         };
         tables.endpoints.insert(7, endpoint);
         tables

@@ -1,0 +1,140 @@
+//! Wire formats, against vectors and parsers that share no code with the data path.
+
+use std::net::Ipv4Addr;
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, TcpHeader, TcpOptionElement, UdpHeader,
+};
+use overlay_common::packet::{Frame, Transport, segment_header_len};
+use overlay_common::schema::FlowKey;
+use overlay_common::vxlan::{self, Tunnel};
+use overlay_common::{Family as _, V4};
+
+/// `udp_flow_src_port()` of include/net/udp.h, worked out with numbers of any size.
+#[test]
+fn source_ports_are_the_kernels() {
+    for (hash, wide, narrow) in [
+        (0, 1024, 32768),
+        (1, 1024, 32768),
+        (0x1234_5678, 18234, 40299),
+        (0x8000_0000, 33279, 46883),
+        (0xdead_beef, 25281, 43383),
+        (0xffff_ffff, 1024, 32768),
+    ] {
+        assert_eq!(vxlan::source_port(hash, 1024, 64511), wide, "{hash:#x}");
+        assert_eq!(vxlan::source_port(hash, 32768, 28231), narrow, "{hash:#x}");
+    }
+}
+
+#[test]
+fn a_prepared_header_reads_back() {
+    let tunnel = Tunnel {
+        source: [192, 168, 0, 1],
+        destination: [192, 168, 0, 2],
+        port: 8472,
+        vni: 0x12_3456,
+        source_mac: [2, 0, 0, 0, 0, 1],
+        destination_mac: [2, 0, 0, 0, 0, 2],
+        outer_macs: ([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1]),
+    };
+    let header = vxlan::prepare(&tunnel);
+    let (ethernet, rest) = Ethernet2Header::from_slice(&header).expect("Ethernet");
+    let outer = Ethernet2Header {
+        destination: tunnel.outer_macs.0,
+        source: tunnel.outer_macs.1,
+        ether_type: EtherType::IPV4,
+    };
+    assert_eq!(ethernet, outer);
+    let (ip, rest) = Ipv4Header::from_slice(rest).expect("IPv4");
+    assert_eq!(
+        (ip.source, ip.destination),
+        (tunnel.source, tunnel.destination)
+    );
+    assert_eq!((ip.time_to_live, ip.protocol), (64, IpNumber::UDP));
+    assert!(!ip.dont_fragment && !ip.is_fragmenting_payload());
+    assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+    let (udp, rest) = UdpHeader::from_slice(rest).expect("UDP");
+    assert_eq!((udp.destination_port, udp.checksum), (tunnel.port, 0));
+    let (vxlan, rest) = rest.split_at(8);
+    assert_eq!(vxlan, [8, 0, 0, 0, 0x12, 0x34, 0x56, 0]);
+    let (ethernet, rest) = Ethernet2Header::from_slice(rest).expect("Ethernet");
+    let inner = Ethernet2Header {
+        destination: tunnel.destination_mac,
+        source: tunnel.source_mac,
+        ether_type: EtherType::IPV4,
+    };
+    assert_eq!((ethernet, rest), (inner, &[][..]));
+}
+
+/// Of the protocols of which the kernel knows ports; see `skb_flow_dissector` and `nf_nat`.
+#[test]
+fn ports_are_read_of_protocols_that_have_some() {
+    let ports = [0x9c, 0x40, 0x1f, 0x90, 0, 0, 0, 0];
+    for protocol in 0..=u8::MAX {
+        let number = IpNumber(protocol);
+        if number == IpNumber::ICMP {
+            continue;
+        }
+        let (source, destination) = match number {
+            IpNumber::TCP
+            | IpNumber::UDP
+            | IpNumber::DCCP
+            | IpNumber::SCTP
+            | IpNumber::UDP_LITE => (40000, 8080),
+            _ => (0, 0),
+        };
+        let wanted = Transport::Ports {
+            source,
+            destination,
+        };
+        assert_eq!(
+            Transport::parse(&Frame::new(&ports), 0, protocol),
+            wanted,
+            "{number:?}"
+        );
+    }
+}
+
+#[test]
+fn headers_that_every_segment_repeats_are_counted() {
+    let mut tcp = TcpHeader::new(40000, 8080, 1, 1024);
+    for options in [&[][..], &[TcpOptionElement::Timestamp(1, 2)]] {
+        tcp.set_options(options).expect("room for options");
+        let bytes = [&[0; 4][..], &tcp.to_bytes()].concat();
+        for ip in [20, 24] {
+            assert_eq!(
+                segment_header_len::<V4, _>(&Frame::new(&bytes), 4, ip, IpNumber::TCP.0),
+                Some(ip + tcp.header_len() as u32)
+            );
+        }
+    }
+    assert_eq!(tcp.header_len(), 32);
+    let nothing = Frame::new(&[]);
+    for (protocol, wanted) in [
+        (IpNumber::UDP, Some(20 + UdpHeader::LEN as u32)),
+        (IpNumber::TCP, None),
+        (IpNumber::SCTP, None),
+        (IpNumber::ENCAPSULATING_SECURITY_PAYLOAD, None),
+    ] {
+        let found = segment_header_len::<V4, _>(&nothing, 0, 20, protocol.0);
+        assert_eq!(found, wanted, "{protocol:?}");
+    }
+}
+
+#[test]
+fn addresses_are_in_the_order_of_their_numbers() {
+    let addresses = [
+        [0, 0, 0, 0],
+        [10, 244, 1, 2],
+        [10, 244, 2, 1],
+        [255, 0, 0, 0],
+    ];
+    for address in addresses {
+        assert_eq!(V4::number(address), Ipv4Addr::from(address).to_bits());
+    }
+    for pair in addresses.windows(2) {
+        let key = FlowKey::<V4>::new((pair[1], 1), (pair[0], 2), 6);
+        assert_eq!((key.low, key.low_port), (pair[0], 2));
+        assert_eq!((key.high, key.high_port), (pair[1], 1));
+    }
+}

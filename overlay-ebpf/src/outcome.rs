@@ -1,0 +1,40 @@
+//! How a packet's visit to an ingress hook ends.
+
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use overlay_common::decide::Pass;
+use overlay_common::{Hook, Verdict};
+
+use crate::maps::count;
+use crate::skb::Skb;
+
+/// What is left to be done with a packet when its verdict is known.
+pub enum Outcome {
+    /// This tc action.
+    Done(i32),
+    /// The kernel gets it; see [`Pass::plain`].
+    HandOver(Option<u32>),
+}
+
+impl Outcome {
+    /// Leaves a packet to the kernel.
+    #[inline(always)]
+    pub fn pass(pass: Pass) -> (Verdict, Self) {
+        (pass.verdict, Self::HandOver(pass.plain))
+    }
+}
+
+/// Counts a packet of `bytes` bytes and ends its visit; returns the tc action.
+///
+/// First the counter, then the mark: a verifier that has no verdict to tell them apart by walks
+/// through the mark once for all of them.
+#[inline(always)]
+pub fn end(skb: &Skb, hook: Hook, bytes: u32, (verdict, outcome): (Verdict, Outcome)) -> i32 {
+    count(hook, verdict, bytes);
+    match outcome {
+        Outcome::Done(action) => action,
+        Outcome::HandOver(plain) => {
+            skb.hand_over(plain);
+            TC_ACT_UNSPEC
+        }
+    }
+}
