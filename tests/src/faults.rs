@@ -12,6 +12,7 @@ mod cluster;
 mod devices;
 mod layouts;
 mod maps;
+mod marked;
 mod memory;
 mod nodes;
 mod page;

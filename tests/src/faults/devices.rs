@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::scene::{REPAIR, Scene, shell};
 use super::{Case, tools};
@@ -60,7 +60,7 @@ pub(super) const CASES: &[Case] = &[
         name: "vxlan-device-deleted",
         fault: "flannel.1 is deleted",
         invariant: "it is made anew with its MAC address, so that peers need not learn another",
-        run: |scene| shell(&scene.node(), "ip link delete flannel.1").map(drop),
+        run: vxlan_deleted,
         ..Case::USUAL
     },
     Case {
@@ -148,6 +148,22 @@ fn wait_mtu(node: &Node, mtu: u32) -> Result<()> {
         device.is_ok_and(|text| text.trim() == mtu.to_string())
             && file.is_ok_and(|text| text.contains(&format!("FLANNEL_MTU={mtu}\n")))
     })
+}
+
+fn vxlan_deleted(scene: &Scene<'_>) -> Result<()> {
+    let node = scene.node();
+    let device = |of: &str| {
+        let text = node.read_file(format!("/sys/class/net/flannel.1/{of}"))?;
+        anyhow::Ok(text.trim().to_owned())
+    };
+    let (index, mac) = (device("ifindex")?, device("address")?);
+    shell(&node, "ip link delete flannel.1")?;
+    wait_until("another device", REPAIR, || {
+        device("ifindex").is_ok_and(|another| another != index)
+    })?;
+    let another = device("address")?;
+    ensure!(another == mac, "the MAC address {mac} became {another}");
+    Ok(())
 }
 
 fn mac_changed(scene: &Scene<'_>) -> Result<()> {
