@@ -110,7 +110,7 @@ fn surroundings(node: &Node) -> Result<String> {
         "nft list ruleset",
         "find /sys/fs/bpf",
         "find /run -xdev",
-        "find /var/lib/cni /etc/cni /opt/cni",
+        "find /var/lib/cni/networks",
         "tc qdisc show",
     ] {
         let text = node.run(line.split(' '))?;

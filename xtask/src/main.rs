@@ -8,6 +8,8 @@ mod faults;
 mod flood;
 mod fuzz;
 mod lab;
+#[cfg(test)]
+mod pages;
 mod setup;
 mod shell;
 mod soak;

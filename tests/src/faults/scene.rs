@@ -109,8 +109,8 @@ impl Scene<'_> {
     pub(super) fn without_programs(&self, damage: &str) -> Result<()> {
         self.unseen_by_the_agent(|| {
             shell(&self.node(), damage)?;
-            let left = shell(&self.node(), "bpftool net show")?;
-            ensure!(!left.contains("ov_"), "programs are left:\n{left}");
+            let left = program_ids(&self.node())?;
+            ensure!(left.is_empty(), "programs are left: {left:?}");
             self.talk()
         })
     }
