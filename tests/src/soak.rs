@@ -265,3 +265,23 @@ fn progress(
         took.as_secs()
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_of_which_no_round_was_done_is_a_failure() {
+        let done = |kind| {
+            let rounds = Rounds {
+                done: usize::from(kind != Kind::Kill),
+                disturbed: 3,
+                ..Rounds::default()
+            };
+            (kind, rounds)
+        };
+        let all: BTreeMap<Kind, Rounds> = Kind::ALL.map(done).into();
+        assert_eq!(never_done(&all), ["agent killed: no round was done"]);
+        assert_eq!(never_done(&BTreeMap::new()).len(), Kind::ALL.len());
+    }
+}

@@ -205,3 +205,32 @@ impl Receiver {
 fn is_late(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_finds_the_buffer_full_is_no_loss_of_the_network() {
+        const SENT: u64 = 5000;
+        let open = || UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let (client, socket) = (open(), open());
+        let wait = Some(Duration::from_millis(50));
+        socket.set_read_timeout(wait).expect("a timeout");
+        let receiver = Receiver {
+            socket,
+            sockets: File::open(UDP_SOCKETS).expect("the table of sockets"),
+            end: Arc::new(OnceLock::new()),
+        };
+        let target = receiver.socket.local_addr().expect("an address");
+        let mut datagram = [0; DATAGRAM];
+        for number in 0..SENT {
+            datagram[..8].copy_from_slice(&number.to_be_bytes());
+            client.send_to(&datagram, target).expect("sent");
+        }
+        let (at, end) = (Instant::now() - STRAGGLERS, &receiver.end);
+        assert!(end.set(End { at, sent: SENT }).is_ok());
+        let loss = receiver.run().expect("a count");
+        assert!(loss.overrun > 0 && loss.lost == 0, "{loss:?}");
+    }
+}
