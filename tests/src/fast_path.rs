@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use overlay_common::verdict::{Hook, Verdict};
 
 use crate::{AGENT_FLAGS_ENV, Node, wait_until};
 
@@ -41,15 +42,26 @@ pub fn left_by_request() -> &'static [&'static str] {
     }
 }
 
-/// How many packets have ended in `verdict` at `hook` on a node since its programs were loaded; 0 where the
-/// fast path is off.
+/// How many packets have ended in `verdict` at `hook` on a node since its programs were loaded.
 ///
 /// # Errors
-/// When the agent does not answer.
+/// When the agent does not answer, counts nothing at all, or knows no such hook or verdict.
 pub fn packets(node: &Node, hook: &str, verdict: &str) -> Result<u64> {
+    ensure!(
+        Hook::ALL.iter().any(|known| known.name() == hook)
+            && Verdict::ALL.iter().any(|known| known.name() == verdict),
+        "there is no counter of {verdict} at {hook}"
+    );
     let answer = node
         .http_get("/metrics")
         .with_context(|| format!("ask {} for its counters", node.name()))?;
+    // The counter of what never happened is left out.
+    ensure!(
+        answer.body.contains("# TYPE overlay_datapath_packets "),
+        "{} counts no packets:\n{}",
+        node.name(),
+        answer.body
+    );
     let hook = format!("hook=\"{hook}\"");
     let verdict = format!("verdict=\"{verdict}\"");
     let line = answer

@@ -12,6 +12,7 @@ mod cluster;
 mod devices;
 mod layouts;
 mod maps;
+mod marked;
 mod memory;
 mod nodes;
 mod page;
@@ -40,7 +41,8 @@ pub struct Case {
     pub invariant: &'static str,
     /// The lab that it needs.
     pub stage: Stage,
-    /// Most datagrams that may be lost. Two pairs of pods send [`crate::pace::RATE`] a second each way.
+    /// Most datagrams that may be lost: none where the wire is left alone, else about twice what was
+    /// measured. Two pairs of pods send [`crate::pace::RATE`] a second each way.
     pub budget: u64,
     /// Whether packets have no way for a while: then connections may break.
     pub cuts_wire: bool,
@@ -64,8 +66,8 @@ impl Case {
     };
 }
 
-/// A fault that leaves the wire alone may not cost what an eighth of a second of the traffic is.
-const UNCUT: u64 = 500;
+/// A fault that leaves the wire alone costs nothing.
+const UNCUT: u64 = 0;
 
 /// Every case, those of one stage together.
 #[must_use]
@@ -129,11 +131,8 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_the_wire_alone_has_the_small_budget() {
-        assert!(
-            all()
-                .iter()
-                .all(|case| case.cuts_wire || case.budget <= UNCUT)
-        );
+    fn what_leaves_the_wire_alone_may_lose_nothing() {
+        let mut uncut = all().into_iter().filter(|case| !case.cuts_wire);
+        assert!(uncut.all(|case| case.budget == UNCUT));
     }
 }

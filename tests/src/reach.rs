@@ -12,6 +12,8 @@ use crate::{Lab, Node, Pod, interrupt};
 
 /// Sizes of datagrams, in bytes: from one byte over the edges of one packet to many fragments.
 const DATAGRAMS: &[usize] = &[1, 512, 1400, 1422, 1423, 9000, 60_000];
+/// The longest datagram that the pods' network carries in one packet.
+const LONGEST_UNCUT: usize = 1422;
 /// Payload of echoes, in bytes.
 const ECHOES: &[usize] = &[8, 1400, 20_000];
 /// Bytes over a TCP connection: more than one window.
@@ -40,15 +42,16 @@ pub enum Relation {
 }
 
 impl Relation {
-    /// A node's and the outside's way back to a pod is narrower than the underlay on which it begins.
-    fn answers(self) -> Answers {
+    /// A node's and the outside's way back to a pod is narrower than the underlay on which it begins: who answers
+    /// with more than the pods' network carries in one packet has to learn that.
+    fn answers(self, length: usize) -> Answers {
         match self {
-            Self::PodToOwnNode | Self::PodToRemoteNode | Self::PodToOutside => Answers::Twice,
-            Self::PodToPodSameNode
-            | Self::PodToPodAcrossNodes
-            | Self::NodeToOwnPod
-            | Self::NodeToRemotePod
-            | Self::Localhost => Answers::Once,
+            Self::PodToOwnNode | Self::PodToRemoteNode | Self::PodToOutside
+                if length > LONGEST_UNCUT =>
+            {
+                Answers::Twice
+            }
+            _ => Answers::Once,
         }
     }
 }
@@ -265,7 +268,7 @@ fn converse(pair: &Pair, protocol: Protocol, bytes: usize) -> Check {
     } = pair;
     let seen = match protocol {
         Protocol::Tcp => traffic::tcp(from, to, bytes),
-        Protocol::Udp => traffic::udp(from, to, bytes, relation.answers()),
+        Protocol::Udp => traffic::udp(from, to, bytes, relation.answers(bytes)),
         Protocol::Icmp => traffic::icmp(from, to, bytes),
     };
     let failure = match seen {

@@ -3,8 +3,8 @@
 //! Three nodes. Node 1's agent is restarted, killed, switched and upgraded; node 2's lives through the whole
 //! run, so that its memory can be watched; node 3 leaves the cluster and joins it again. Every round does one
 //! [`Kind`] of change while numbered datagrams and a TCP connection run between pods of nodes 1 and 2 and of
-//! node 1, none of whose packets needs to be lost; beside them, connections by way of Services are kept open
-//! from the first round to the last.
+//! node 1, none of whose packets may be lost; beside them, connections by way of Services are kept open from the
+//! first round to the last. A round that fails while the machine does not let this run is done again.
 //!
 //! At the end all that came is gone again, and what is there is held against what was there before.
 
@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 pub use kind::Kind;
@@ -32,6 +32,8 @@ use stall::Stalls;
 
 /// Failed rounds after which going on tells nothing new.
 const ENOUGH: usize = 10;
+/// How often a round is begun that stalls of the machine spoil.
+const ATTEMPTS: usize = 5;
 
 /// How long the run is.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +62,7 @@ pub struct Findings {
     /// How often one of them broke and had to be opened again.
     pub broken: usize,
     /// How often, and how long at most, the machine did not let this run; rounds that fail meanwhile are
-    /// done again and say nothing.
+    /// done again.
     pub stalls: Stall,
     /// Everything that was counted.
     pub series: Vec<Series>,
@@ -116,24 +118,13 @@ pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
             if failures.len() >= ENOUGH || lap > 1 && Instant::now() >= end {
                 break;
             }
-            let before = stalls.so_far().count;
             let sums = rounds.entry(kind).or_default();
-            let wrong = round(&mut stage, kind, lap, sums)?;
-            interrupt::check()?;
-            if wrong.is_none() {
-                sums.done += 1;
-            } else {
-                if stalls.so_far().count > before {
-                    sums.disturbed += 1;
-                } else {
-                    broken += wrong.broken.len();
-                    for what in wrong.broken.into_iter().chain(wrong.other) {
-                        let failure = format!("{kind}, lap {lap}: {what}");
-                        say(&failure);
-                        failures.push(failure);
-                    }
-                }
-                stage.restore().context("after a round that failed")?;
+            let wrong = undisturbed_round(&mut stage, kind, lap, sums, &stalls)?;
+            broken += wrong.broken.len();
+            for what in wrong.broken.into_iter().chain(wrong.other) {
+                let failure = format!("{kind}, lap {lap}: {what}");
+                say(&failure);
+                failures.push(failure);
             }
             samples.add(inventory::take(&stage)?);
         }
@@ -150,6 +141,9 @@ pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
     });
     interrupt::check()?;
     samples.settle(inventory::take(&stage)?);
+    if failures.len() < ENOUGH {
+        failures.extend(never_done(&rounds));
+    }
     let series = samples.judge(plan.settle);
     failures.extend(series.iter().filter_map(Series::complaint));
     let findings = Findings {
@@ -179,6 +173,46 @@ impl Wrong {
     }
 }
 
+/// Kinds of which no round came to a good end.
+fn never_done(rounds: &BTreeMap<Kind, Rounds>) -> Vec<String> {
+    let never = |kind: &Kind| rounds.get(kind).is_none_or(|rounds| rounds.done == 0);
+    let kinds = Kind::ALL.into_iter().filter(never);
+    kinds
+        .map(|kind| format!("{kind}: no round was done"))
+        .collect()
+}
+
+/// One round, begun again for as long as it fails in a stall of the machine. After a failure the lab is as before.
+///
+/// # Errors
+/// When the lab cannot be put right, or the user interrupts.
+fn undisturbed_round(
+    stage: &mut Stage,
+    kind: Kind,
+    lap: usize,
+    sums: &mut Rounds,
+    stalls: &Stalls,
+) -> Result<Wrong> {
+    for _ in 0..ATTEMPTS {
+        let before = stalls.so_far().count;
+        let wrong = round(stage, kind, lap, sums)?;
+        interrupt::check()?;
+        if wrong.is_none() {
+            sums.done += 1;
+            return Ok(wrong);
+        }
+        stage.restore().context("after a round that failed")?;
+        if stalls.so_far().count == before {
+            return Ok(wrong);
+        }
+        sums.disturbed += 1;
+    }
+    Ok(Wrong {
+        broken: Vec::new(),
+        other: Some(format!("stalls of the machine spoiled it {ATTEMPTS} times")),
+    })
+}
+
 /// One change under traffic.
 ///
 /// # Errors
@@ -194,19 +228,24 @@ fn round(stage: &mut Stage, kind: Kind, lap: usize, sums: &mut Rounds) -> Result
 fn change(stage: &Stage, kind: Kind, lap: usize, sums: &mut Rounds) -> Result<()> {
     let traffic = stage.traffic()?;
     let played = kind.play(stage, lap);
-    let outcomes: Vec<Result<_>> = traffic
+    let outcomes: Vec<_> = traffic
         .into_iter()
-        .map(|(pair, traffic)| traffic.finish().context(pair))
+        .map(|(pair, traffic)| (pair, traffic.finish()))
         .collect();
     played?;
-    for outcome in outcomes {
-        let outcome = outcome?;
+    let mut losses = Vec::new();
+    for (pair, outcome) in outcomes {
+        let outcome = outcome.with_context(|| pair.clone())?;
         for loss in outcome.datagrams {
             sums.sent += loss.sent;
             sums.silence_ms = sums.silence_ms.max(loss.silence.as_millis());
         }
         sums.lost += outcome.lost();
+        if outcome.lost() > 0 {
+            losses.push(format!("{pair}: {outcome}"));
+        }
     }
+    ensure!(losses.is_empty(), "{}", losses.join("; "));
     Ok(())
 }
 
@@ -225,4 +264,24 @@ fn progress(
         "lap {lap} after {} s: {done} rounds, {lost} datagrams lost, the steady agent has {memory} KiB",
         took.as_secs()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_of_which_no_round_was_done_is_a_failure() {
+        let done = |kind| {
+            let rounds = Rounds {
+                done: usize::from(kind != Kind::Kill),
+                disturbed: 3,
+                ..Rounds::default()
+            };
+            (kind, rounds)
+        };
+        let all: BTreeMap<Kind, Rounds> = Kind::ALL.map(done).into();
+        assert_eq!(never_done(&all), ["agent killed: no round was done"]);
+        assert_eq!(never_done(&BTreeMap::new()).len(), Kind::ALL.len());
+    }
 }

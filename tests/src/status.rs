@@ -5,6 +5,7 @@ use std::ops::Sub;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use overlay_common::verdict::Verdict;
 use serde_json::Value;
 
 use crate::{Lab, Node, wait_until};
@@ -45,8 +46,14 @@ impl Counts {
             decapsulated: number("decapsulated")?,
             slow: slow
                 .iter()
-                .map(|(cause, packets)| (cause.clone(), packets.as_u64().unwrap_or_default()))
-                .collect(),
+                .map(|(cause, packets)| {
+                    let packets = packets.as_u64();
+                    Ok((
+                        cause.clone(),
+                        packets.with_context(|| format!("no number of {cause}"))?,
+                    ))
+                })
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -56,7 +63,14 @@ impl Counts {
     }
 
     /// Packets left to the kernel for this cause.
+    ///
+    /// # Panics
+    /// When there is no such cause.
     pub fn slow(&self, cause: &str) -> u64 {
+        assert!(
+            Verdict::ALL.iter().any(|known| known.name() == cause),
+            "there is no cause {cause}"
+        );
         self.slow.get(cause).copied().unwrap_or_default()
     }
 

@@ -337,7 +337,7 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
     }
     let outcome = running.finish()?;
     println!("churn of pods: {outcome}");
-    ensure!(outcome.lost() < 100, "{outcome}");
+    ensure!(outcome.lost() == 0, "{outcome}");
     let left = node.pods().len();
     for map in ["ov_pods", "ov_endpoints"] {
         wait_until(&format!("{left} entries in {map}"), SOON, || {
@@ -424,7 +424,7 @@ fn nodes_come_and_go() -> Result<()> {
     );
     let outcome = running.finish()?;
     println!("a node left and came back, traffic of two others: {outcome}");
-    ensure!(outcome.lost() < 100, "{outcome}");
+    ensure!(outcome.lost() == 0, "{outcome}");
     traffic::tcp(
         &endpoint(&lab.pod(1, 1)),
         &endpoint(&lab.pod(2, 1)),

@@ -8,6 +8,8 @@ mod faults;
 mod flood;
 mod fuzz;
 mod lab;
+#[cfg(test)]
+mod pages;
 mod scale;
 mod setup;
 mod shell;

@@ -229,12 +229,14 @@ impl Reconciler {
             .judge(self.seen.underlay.as_ref(), std::time::Instant::now());
         match step {
             Step::Stay => return Ok(()),
-            Step::Wait => {
+            Step::Wait | Step::Readdress => {
                 let name = &self.footing.underlay().name;
                 report.note("underlay", format!("{name} has lost its address; waiting"));
-                return Ok(());
             }
             Step::Choose | Step::GoBack => {}
+        }
+        if step == Step::Wait {
+            return Ok(());
         }
         let network = self.settings.network();
         let criteria = &self.settings.criteria;

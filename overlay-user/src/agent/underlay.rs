@@ -9,6 +9,8 @@ use ipnet::IpNet;
 
 use crate::kernel::interface::Underlay;
 
+/// How long the address may be gone before another one of the same device is taken.
+const READDRESSED: Duration = Duration::from_secs(3);
 /// How long the address may be gone before another device is chosen.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -38,6 +40,8 @@ pub enum Step {
     Stay,
     /// Wait for the address to come back.
     Wait,
+    /// Wait, unless the choice is the same device with another address.
+    Readdress,
     /// Choose anew, whatever comes out.
     Choose,
     /// Go back if the first device is the choice again.
@@ -83,10 +87,10 @@ impl Footing {
             }
             _ => {
                 let lost = *self.lost.get_or_insert(now);
-                if now.duration_since(lost) < GRACE {
-                    Step::Wait
-                } else {
-                    Step::Choose
+                match now.duration_since(lost) {
+                    gone if gone < READDRESSED => Step::Wait,
+                    gone if gone < GRACE => Step::Readdress,
+                    _ => Step::Choose,
                 }
             }
         }
@@ -94,11 +98,16 @@ impl Footing {
 
     /// Takes a new choice, made because of `step`. True if that is another device or address.
     pub fn take(&mut self, step: Step, choice: Underlay) -> bool {
-        if step == Step::GoBack && !is_same(&choice, &self.first) {
+        let is_refused = match step {
+            Step::GoBack => !is_same(&choice, &self.first),
+            Step::Readdress => choice.ifindex != self.current.ifindex,
+            _ => false,
+        };
+        if is_refused {
             return false;
         }
         let moves = choice != self.current;
-        if is_same(&choice, &self.first) {
+        if is_same(&choice, &self.first) || step == Step::Readdress {
             self.first = choice.clone();
         }
         self.current = choice;
@@ -156,12 +165,32 @@ mod tests {
         assert_eq!(footing.judge(Some(&gone), start), Step::Wait);
         assert_eq!(footing.judge(None, start + GRACE), Step::Stay, "no answer");
         let later = start + GRACE - Duration::from_secs(1);
+        assert_eq!(footing.judge(Some(&gone), later), Step::Readdress);
+        assert!(!footing.take(Step::Readdress, underlay("eth1", 3)));
         assert_eq!(footing.judge(Some(&sighting(&eth0)), later), Step::Stay);
         assert_eq!(
             footing.judge(Some(&gone), start + GRACE),
             Step::Wait,
             "anew"
         );
+    }
+
+    #[test]
+    fn another_address_of_the_same_device_is_taken_soon() {
+        let (eth0, start) = (underlay("eth0", 2), Instant::now());
+        let mut footing = Footing::new(eth0.clone());
+        let address = [192, 0, 2, 77].into();
+        let readdressed = Underlay {
+            address,
+            public_address: address,
+            ..eth0
+        };
+        let seen = sighting(&readdressed);
+        assert_eq!(footing.judge(Some(&seen), start), Step::Wait);
+        let later = start + READDRESSED;
+        assert_eq!(footing.judge(Some(&seen), later), Step::Readdress);
+        assert!(footing.take(Step::Readdress, readdressed));
+        assert_eq!(footing.judge(Some(&seen), later), Step::Stay);
     }
 
     #[test]

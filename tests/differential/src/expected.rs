@@ -21,8 +21,15 @@ const XDP_PASS: i32 = 2;
 /// # Errors
 /// The difference, in a sentence.
 pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result<Verdict, String> {
-    if may_be_refused(visit, want) && ran.action == UNSPEC && ran.frame == visit.frame {
-        return Ok(Verdict::AdjustFailed);
+    if is_declined(visit, want) {
+        return if ran.action == UNSPEC && ran.frame == visit.frame {
+            Ok(Verdict::AdjustFailed)
+        } else {
+            Err(format!(
+                "{want:?}: a super-packet without a segmentation type is changed, or not passed on: {}",
+                ran.action
+            ))
+        };
     }
     let early = visit.hook == Hook::NetXdp;
     let action = match want {
@@ -55,9 +62,10 @@ pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result
     Ok(want.verdict())
 }
 
-/// A made-up super-packet has a segment size, but no segmentation type: the kernel may decline to change
-/// what it could not segment afterwards.
-fn may_be_refused(visit: &Visit, want: Outcome) -> bool {
+/// A made-up super-packet has a segment size, but no segmentation type (`BPF_PROG_TEST_RUN` sets none), so that the
+/// kernel declines to change it (`bpf_skb_net_grow()` and `bpf_skb_net_shrink()` in net/core/filter.c). Real ones are
+/// for `offloads`.
+fn is_declined(visit: &Visit, want: Outcome) -> bool {
     let changes = [Verdict::Encapsulated, Verdict::Decapsulated];
     visit.gso_size != 0 && changes.contains(&want.verdict())
 }

@@ -6,17 +6,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
 
+use super::marked::Marked;
 use super::scene::{
-    REPAIR, Scene, ensure_attached, ensure_same, footprint, hooks, in_map, program_ids, shell,
+    PINS, REPAIR, Scene, ensure_attached, ensure_same, footprint, hooks, in_map, program_ids, shell,
 };
 use super::{Case, tools};
-use crate::{interrupt, wait_until};
+use crate::status::Counts;
+use crate::{Node, interrupt, wait_until};
 
 /// How long the agent is away.
 const AWAY: Duration = Duration::from_secs(1);
-/// Longer than the programs trust next hops without a sign of life of the agent.
-const FROZEN: Duration = Duration::from_secs(7);
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -119,10 +120,58 @@ fn frozen(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     let agent = node.agent().context("an agent")?;
     agent.signal(Signal::SIGSTOP)?;
-    let looked = tools::answer(&node);
-    sleep(FROZEN);
+    let looked = tools::answer(&node).and_then(|()| over_wrong_next_hops(scene));
     agent.signal(Signal::SIGCONT)?;
     looked
+}
+
+/// Waits until the programs no longer trust the agent's next hops, and sees that packets arrive although those are wrong.
+fn over_wrong_next_hops(scene: &Scene<'_>) -> Result<()> {
+    let node = scene.node();
+    wait_until("the programs to trust no next hop", REPAIR, || {
+        trusted_until(&node).is_ok_and(|until| until < now())
+    })?;
+    let pin = format!("{PINS}/maps/ov_peers");
+    let peers = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;
+    let bytes = |of: &str| -> Result<Vec<String>> {
+        let bytes = peers[0][of].as_array().context("no peer")?;
+        let bytes = bytes.iter().filter_map(|byte| byte.as_str());
+        Ok(bytes.map(str::to_owned).collect())
+    };
+    let (key, right) = (bytes("key")?.join(" "), bytes("value")?);
+    // The outer frame's destination comes first.
+    let mut wrong = right.clone();
+    wrong[..6].fill("0x02".to_owned());
+    let write = |value: &[String]| {
+        let value = value.join(" ");
+        shell(
+            &node,
+            &format!("bpftool map update pinned {pin} key {key} value {value}"),
+        )
+    };
+    write(&wrong)?;
+    let before = Counts::of(&node)?.encapsulated;
+    let talked = scene.talk();
+    let carried = Counts::of(&node)?.encapsulated - before;
+    write(&right)?;
+    talked?;
+    ensure!(carried > 0, "the programs encapsulated nothing meanwhile");
+    Ok(())
+}
+
+/// When the programs stop trusting prepared next hops, in nanoseconds of the monotonic clock.
+fn trusted_until(node: &Node) -> Result<u64> {
+    let pin = format!("{PINS}/maps/ov_heartbeat");
+    let entries = node.json(["bpftool", "map", "dump", "pinned", &pin])?;
+    let until = &entries[0]["value"]["next_hops_until_ns"];
+    until
+        .as_u64()
+        .with_context(|| format!("no such time in {entries}"))
+}
+
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn restarted(scene: &Scene<'_>) -> Result<()> {
@@ -149,13 +198,15 @@ fn upgraded(scene: &Scene<'_>) -> Result<()> {
     let own = scene.lab.options().bin_dir.join("overlayd");
     let build = fs::read(&own).with_context(|| format!("read {}", own.display()))?;
     let other = scene.put("other-overlayd", &build)?;
+    let marked = Marked::start(scene)?;
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent_from(&other, &[])?;
     wait_until("other programs on every hook", REPAIR, || {
         program_ids(&node).is_ok_and(|after| {
             after.len() == hooks(&node) && after.iter().all(|id| !before.contains(id))
         })
-    })
+    })?;
+    marked.ensure_met_once().context("during the upgrade")
 }
 
 fn off_and_on(scene: &Scene<'_>) -> Result<()> {

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
+use super::marked::{self, Marked};
 use super::scene::{PINS, REPAIR, Scene, filters, hooks, shell};
 use super::{Case, Stage};
 use crate::{Node, wait_until};
@@ -25,10 +26,11 @@ pub(super) const CASES: &[Case] = &[
         fault: "every filter is deleted by hand",
         invariant: "the kernel path carries everything until they are back",
         run: |scene| {
-            let script = "for device in $(ls /sys/class/net); do
-                              tc filter del dev $device ingress; tc filter del dev $device egress
-                          done; true";
-            shell(&scene.node(), script).map(drop)
+            scene.without_programs(
+                "for device in $(tc qdisc show | sed -n 's/^qdisc clsact .* dev \\([^ ]*\\) .*/\\1/p'); do
+                     tc filter del dev $device ingress && tc filter del dev $device egress || exit
+                 done",
+            )
         },
         ..BASE
     },
@@ -57,6 +59,7 @@ fn wait_filters(node: &Node) -> Result<()> {
 fn killed(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     let before = filters(&node)?;
+    let marked = Marked::start(scene)?;
     node.stop_agent(Signal::SIGKILL)?;
     ensure!(
         filters(&node)? == before,
@@ -69,7 +72,7 @@ fn killed(scene: &Scene<'_>) -> Result<()> {
         after.iter().all(|filter| !before.contains(filter)),
         "{before:?} became {after:?}"
     );
-    Ok(())
+    marked.ensure_met_once()
 }
 
 fn to_tcx_and_back(scene: &Scene<'_>) -> Result<()> {
@@ -78,12 +81,13 @@ fn to_tcx_and_back(scene: &Scene<'_>) -> Result<()> {
     node.start_agent(&["--attach=auto"])?;
     scene.wait_recovered()?;
     ensure!(filters(&node)?.is_empty(), "{:?} are left", filters(&node)?);
+    marked::ensure_met_once(scene)?;
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&[])?;
     wait_filters(&node)?;
     let links = shell(&node, &format!("ls {PINS}/links"))?;
     ensure!(links.is_empty(), "{links} are left");
-    Ok(())
+    marked::ensure_met_once(scene)
 }
 
 fn off_and_on(scene: &Scene<'_>) -> Result<()> {

@@ -1,9 +1,12 @@
 //! Builds of the agent that lay their maps out differently take over from each other.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::Case;
+use super::marked;
 use super::scene::{PINS, REPAIR, Scene, ensure_logged, hooks, program_ids, shell};
 use crate::{Node, wait_until};
 
@@ -41,6 +44,7 @@ pub(super) const CASES: &[Case] = &[
 fn over_maps(scene: &Scene<'_>, values: [(&str, usize); 2]) -> Result<()> {
     let node = scene.node();
     node.stop_agent(Signal::SIGTERM)?;
+    let before = map_ids(&node)?;
     for (map, value) in values {
         let pin = format!("{PINS}/maps/{map}");
         shell(
@@ -51,11 +55,32 @@ fn over_maps(scene: &Scene<'_>, values: [(&str, usize); 2]) -> Result<()> {
         )?;
     }
     node.start_agent(&[])?;
-    let (map, value) = values[0];
-    ensure_logged(
-        &node,
-        &format!("pinned map {map} is a hash, key 4 B, value {value} B"),
-    )
+    for (map, value) in values {
+        let why = format!("pinned map {map} is a hash, key 4 B, value {value} B");
+        ensure_logged(&node, &why)?;
+    }
+    let after = map_ids(&node)?;
+    ensure!(
+        after.keys().eq(before.keys()) && after.iter().all(|(map, id)| before[map] != *id),
+        "not all maps are new: {before:?} became {after:?}"
+    );
+    Ok(())
+}
+
+/// The kernel's ids of the pinned maps, by name.
+fn map_ids(node: &Node) -> Result<BTreeMap<String, u64>> {
+    let names = shell(node, &format!("ls {PINS}/maps"))?;
+    names
+        .lines()
+        .map(|name| {
+            let pin = format!("{PINS}/maps/{name}");
+            let map = node.json(["bpftool", "-j", "map", "show", "pinned", &pin])?;
+            let id = map["id"]
+                .as_u64()
+                .with_context(|| format!("no id: {map}"))?;
+            Ok((name.to_owned(), id))
+        })
+        .collect()
 }
 
 fn over_another_version(scene: &Scene<'_>) -> Result<()> {
@@ -71,7 +96,7 @@ fn over_another_version(scene: &Scene<'_>) -> Result<()> {
         shell(&node, &format!("ls {other}")).is_err(),
         "{other} is left"
     );
-    Ok(())
+    marked::ensure_met_once(scene)
 }
 
 fn there_and_back(scene: &Scene<'_>) -> Result<()> {

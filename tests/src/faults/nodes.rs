@@ -9,15 +9,12 @@ use super::Case;
 use super::scene::{REPAIR, Scene, shell};
 use crate::{Node, wait_until};
 
-/// Until the node has told the store, and its peers have heard, on a slow machine.
-const BUDGET: u64 = 40_000;
-
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "node-address-changed",
         fault: "the node's address changes while its agent runs, and changes back",
         invariant: "the lease says so, and peers follow",
-        budget: BUDGET,
+        budget: 46_000,
         cuts_wire: true,
         run: |scene| {
             for last in [101, 1] {
@@ -32,7 +29,7 @@ pub(super) const CASES: &[Case] = &[
         name: "node-back-with-another-address",
         fault: "the agent ends, the node's address changes, the agent starts; and all that back",
         invariant: "the node goes on with its lease; peers take it for the same node, whose MAC address it has",
-        budget: BUDGET,
+        budget: 11_000,
         cuts_wire: true,
         run: |scene| {
             for last in [101, 1] {

@@ -15,9 +15,11 @@ Every row is a case of `cargo xtask faults`. While something is broken on purpos
 on one) send each other {RATE} numbered datagrams a second each way, and keep a TCP connection each. After every case all
 nodes are ready again, with every pod on the fast path, without help.
 
-- *may lose*: the budget. A run that loses more fails.
+- *may lose*: the budget: nothing where the wire is left alone, else about twice what was measured. A run that
+  loses more fails.
 - *lost*: what the run lost that wrote this page, and the longest time without an arrival on any of the four ways.
-- Connections may break only where the wire itself is cut (*cut*); anywhere else one broken connection fails the run.
+- Connections may break (nothing moves for 5 s) only where the wire itself is cut (*cut*); anywhere else one broken
+  connection fails the run.
 
 Written by `cargo xtask faults --write docs/faults.md`.
 

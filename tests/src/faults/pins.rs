@@ -7,8 +7,12 @@ use nix::sys::signal::Signal;
 
 use super::scene::{PINS, REPAIR, Scene, in_map, program_ids, shell};
 use super::{Case, tools};
-use crate::{Node, wait_until};
+use crate::wait_until;
 
+/// Detaches every program.
+const DETACH: &str = "for link in /sys/fs/bpf/overlay/v1/links/*; do
+                          bpftool link detach pinned $link || exit
+                      done";
 /// How long the BPF file system is away.
 const AWAY: Duration = Duration::from_secs(3);
 
@@ -17,7 +21,7 @@ pub(super) const CASES: &[Case] = &[
         name: "programs-detached",
         fault: "every program is detached by hand",
         invariant: "the kernel path carries everything until they are back",
-        run: |scene| detach(&scene.node()),
+        run: |scene| scene.without_programs(DETACH),
         ..Case::USUAL
     },
     Case {
@@ -31,7 +35,7 @@ pub(super) const CASES: &[Case] = &[
         name: "link-pins-removed",
         fault: "the pins of the links are removed, and the programs with them",
         invariant: "the kernel path carries everything until they are back",
-        run: |scene| shell(&scene.node(), &format!("rm {PINS}/links/*")).map(drop),
+        run: |scene| scene.without_programs(&format!("rm {PINS}/links/*")),
         ..Case::USUAL
     },
     Case {
@@ -45,7 +49,7 @@ pub(super) const CASES: &[Case] = &[
         name: "all-pins-removed",
         fault: "everything pinned is removed",
         invariant: "the kernel path carries everything until it is back",
-        run: |scene| shell(&scene.node(), "rm -r /sys/fs/bpf/overlay").map(drop),
+        run: |scene| scene.without_programs("rm -r /sys/fs/bpf/overlay"),
         ..Case::USUAL
     },
     Case {
@@ -57,15 +61,10 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-fn detach(node: &Node) -> Result<()> {
-    let script = format!("for link in {PINS}/links/*; do bpftool link detach pinned $link; done");
-    shell(node, &script).map(drop)
-}
-
 fn killed_and_detached(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     node.stop_agent(Signal::SIGKILL)?;
-    detach(&node)?;
+    shell(&node, DETACH)?;
     ensure!(program_ids(&node)?.is_empty(), "programs are left");
     scene.talk()?;
     node.start_agent(&[])

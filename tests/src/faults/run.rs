@@ -35,6 +35,8 @@ pub struct Outcome {
     pub sent: u64,
     /// Datagrams that did not arrive.
     pub lost: u64,
+    /// Datagrams that arrived and found the buffer of the test's receiver full.
+    pub overrun: u64,
     /// Most that may be lost.
     pub budget: u64,
     /// The longest time without an arrival, in milliseconds.
@@ -59,11 +61,13 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}: lost {} of {} datagrams (at most {}), longest silence {} ms, {} connections broken, {:.1} s: {}",
+            "{}: lost {} of {} datagrams (at most {}; {} overran the receiver), longest silence {} ms, \
+             {} connections broken, {:.1} s: {}",
             self.case,
             self.lost,
             self.sent,
             self.budget,
+            self.overrun,
             self.silence_ms,
             self.broken,
             self.seconds,
@@ -114,6 +118,7 @@ fn play(case: &Case, lab: &Lab, settings: &Settings) -> Outcome {
         invariant: case.invariant,
         sent: 0,
         lost: 0,
+        overrun: 0,
         budget: case.budget,
         silence_ms: 0,
         broken: 0,
@@ -147,9 +152,14 @@ fn under_traffic(case: &Case, scene: &Scene<'_>, outcome: &mut Outcome) -> Resul
         (lab.pod(1, 1), lab.pod(2, 1)),
         (lab.pod(1, 1), lab.pod(1, 2)),
     ];
+    let start = if case.cuts_wire {
+        Traffic::start_before_a_cut
+    } else {
+        Traffic::start
+    };
     let running: Vec<_> = pairs
         .iter()
-        .map(|(a, b)| Traffic::start(&a.into(), &b.into()))
+        .map(|(a, b)| start(&a.into(), &b.into()))
         .collect::<Result<_>>()
         .context("before the fault")?;
     sleep(CALM);
@@ -164,6 +174,7 @@ fn under_traffic(case: &Case, scene: &Scene<'_>, outcome: &mut Outcome) -> Resul
         for loss in datagrams {
             outcome.sent += loss.sent;
             outcome.lost += loss.lost;
+            outcome.overrun += loss.overrun;
             let silence = u64::try_from(loss.silence.as_millis()).unwrap_or(u64::MAX);
             outcome.silence_ms = outcome.silence_ms.max(silence);
         }

@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::run::Settings;
@@ -92,6 +93,26 @@ impl Scene<'_> {
         let agent = self.lab.options().bin_dir.join("overlayd");
         let script = format!("#!/bin/sh\n{line} {} \"$@\"\n", agent.display());
         self.put(name, script.as_bytes())
+    }
+
+    /// Damages the first node while its agent is stopped, so that the damage can be seen and lasts.
+    pub(super) fn unseen_by_the_agent(&self, damage: impl FnOnce() -> Result<()>) -> Result<()> {
+        let agent = self.node().agent().context("an agent")?;
+        agent.signal(Signal::SIGSTOP)?;
+        let result = damage();
+        agent.signal(Signal::SIGCONT)?;
+        result
+    }
+
+    /// Takes programs off their hooks while the agent is stopped, and sees that none is left on one and that the kernel
+    /// path carries everything.
+    pub(super) fn without_programs(&self, damage: &str) -> Result<()> {
+        self.unseen_by_the_agent(|| {
+            shell(&self.node(), damage)?;
+            let left = program_ids(&self.node())?;
+            ensure!(left.is_empty(), "programs are left: {left:?}");
+            self.talk()
+        })
     }
 
     /// Writes a program, or another file, to the first node.

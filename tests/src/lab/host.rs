@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -14,6 +15,8 @@ use super::state::{NodeRecord, Shared};
 use super::{store, underlay};
 use crate::{Namespace, command};
 
+/// How often a mount namespace is made that cannot be bound.
+const BINDS: usize = 100;
 /// flannel's CNI configuration, with the one plugin that is ours.
 const LIST: &str = r#"{
   "name": "cbr0",
@@ -69,21 +72,27 @@ fn create_mounts(shared: &Shared, name: &str, namespace: &str, file: &Path) -> R
         fs::create_dir_all(directory).with_context(|| format!("create {directory}"))?;
     }
     let shared_store = (options.store == StoreKind::Dir).then(|| store::directory(shared));
-    let made = Namespace::new(namespace).inside(|| {
-        unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
-        become_host(&run, shared_store.as_deref(), &options.bin_dir)?;
-        File::open("/proc/thread-self/ns/mnt").context("open /proc/thread-self/ns/mnt")
-    })??;
     File::create(file).with_context(|| format!("create {}", file.display()))?;
-    let handle = format!("/proc/self/fd/{}", made.as_raw_fd());
-    mount(
-        Some(handle.as_str()),
-        file,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .with_context(|| format!("bind a mount namespace to {}", file.display()))
+    let bind_new = || -> Result<nix::Result<()>> {
+        let made = Namespace::new(namespace).inside(|| {
+            unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
+            become_host(&run, shared_store.as_deref(), &options.bin_dir)?;
+            File::open("/proc/thread-self/ns/mnt").context("open /proc/thread-self/ns/mnt")
+        })??;
+        let handle = format!("/proc/self/fd/{}", made.as_raw_fd());
+        let (handle, flags) = (Some(handle.as_str()), MsFlags::MS_BIND);
+        Ok(mount(handle, file, None::<&str>, flags, None::<&str>))
+    };
+    // A mount namespace holds only ones with higher numbers, so that no two hold each other. In a mount namespace of
+    // its own this process may have a higher number than the new one, because every CPU has numbers of its own to give.
+    let mut bound = bind_new()?;
+    for _ in 0..BINDS {
+        if bound != Err(Errno::EINVAL) {
+            break;
+        }
+        bound = bind_new()?;
+    }
+    bound.with_context(|| format!("bind a mount namespace to {}", file.display()))
 }
 
 /// Mounts over whatever a host has for itself. `run` becomes `/run`.

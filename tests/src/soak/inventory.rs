@@ -27,63 +27,93 @@ const BRIDGE_FADE: u64 = 300;
 /// Where the maps are pinned.
 const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
 
-/// What `wc -l` counts: the quantity, its rule and the command.
-const LINES: &[(&str, Rule, &str)] = &[
-    ("devices", Rule::Same, "ip -o link show"),
-    ("veths", Rule::Same, "ip -o link show type veth"),
-    ("addresses", Rule::Same, "ip -o -4 address show"),
-    ("namespace ids", Rule::Same, "ip netns list-id"),
-    ("routes", Rule::Same, "ip -4 route show table all"),
-    ("routes of ours", Rule::Same, "ip -4 route show proto 111"),
-    (
+/// Lines that a command prints.
+struct Lines {
+    quantity: &'static str,
+    rule: Rule,
+    /// Shell; when it fails there is no count.
+    command: &'static str,
+    /// Which of its lines count.
+    counts: fn(&str) -> bool,
+}
+
+/// Every line counts, unless another says otherwise.
+const fn every(quantity: &'static str, rule: Rule, command: &'static str) -> Lines {
+    Lines {
+        quantity,
+        rule,
+        command,
+        counts: |_| true,
+    }
+}
+
+const LINES: &[Lines] = &[
+    every("devices", Rule::Same, "ip -o link show"),
+    every("veths", Rule::Same, "ip -o link show type veth"),
+    every("addresses", Rule::Same, "ip -o -4 address show"),
+    every("namespace ids", Rule::Same, "ip netns list-id"),
+    every("routes", Rule::Same, "ip -4 route show table all"),
+    every("routes of ours", Rule::Same, "ip -4 route show proto 111"),
+    every(
         "neighbours on the VXLAN device",
         Rule::Same,
         "ip -4 neighbour show dev flannel.1",
     ),
-    (
-        "FDB entries of the VXLAN device",
-        Rule::Same,
-        "bridge fdb show dev flannel.1 | grep dst",
-    ),
-    (
+    Lines {
+        counts: |line| line.contains("dst"),
+        ..every(
+            "FDB entries of the VXLAN device",
+            Rule::Same,
+            "bridge fdb show dev flannel.1",
+        )
+    },
+    every(
         "FDB entries of the bridge",
         Rule::Fades(BRIDGE_FADE),
         "bridge fdb show br cni0",
     ),
     // Those of nodes that never were are the kernel's to collect.
-    (
+    every(
         "neighbours on the underlay",
         Rule::Told,
         "ip -4 neighbour show dev eth0",
     ),
     // An empty clsact may be somebody else's, so the agent leaves it.
-    (
-        "qdiscs besides clsact",
-        Rule::Same,
-        "tc qdisc show | grep -v clsact",
-    ),
-    ("clsact qdiscs", Rule::Told, "tc qdisc show | grep clsact"),
-    (
-        "filters by clsact",
-        Rule::Same,
-        "for device in $(ls /sys/class/net); do
-             tc filter show dev $device ingress; tc filter show dev $device egress
-         done | grep ov_",
-    ),
-    ("pins", Rule::Same, "find /sys/fs/bpf -type f"),
-    (
+    Lines {
+        counts: |line| !line.contains("clsact"),
+        ..every("qdiscs besides clsact", Rule::Same, "tc qdisc show")
+    },
+    Lines {
+        counts: |line| line.contains("clsact"),
+        ..every("clsact qdiscs", Rule::Told, "tc qdisc show")
+    },
+    Lines {
+        counts: |line| line.contains("ov_"),
+        ..every(
+            "filters by clsact",
+            Rule::Same,
+            "tc qdisc show | sed -n 's/^qdisc clsact .* dev \\([^ ]*\\) .*/\\1/p' | while read -r device; do
+                 tc filter show dev $device ingress && tc filter show dev $device egress || exit
+             done",
+        )
+    },
+    every("pins", Rule::Same, "find /sys/fs/bpf -type f"),
+    every(
         "pinned links",
         Rule::Same,
         "ls /sys/fs/bpf/overlay/v2/links",
     ),
-    ("IPAM files", Rule::Same, "find /var/lib/cni -type f"),
-    (
+    every("IPAM files", Rule::Same, "find /var/lib/cni -type f"),
+    every(
         "files in /run",
         Rule::Same,
         "find /run/flannel /run/overlay /run/lock -type f",
     ),
-    ("iptables rules", Rule::Same, "iptables-save | grep ^-A"),
-    (
+    Lines {
+        counts: |line| line.starts_with("-A"),
+        ..every("iptables rules", Rule::Same, "iptables-save")
+    },
+    every(
         "tracked connections",
         Rule::Fades(CONNTRACK_FADE),
         "conntrack -L",
@@ -150,13 +180,11 @@ fn kib(text: &str, name: &str) -> Result<u64> {
 }
 
 fn lines(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
-    let script: String = LINES
-        .iter()
-        .map(|(_, _, command)| format!("{{ {command}; }} 2>/dev/null | wc -l\n"))
-        .collect();
-    let counts = node.run(["sh", "-c", &script])?;
-    for ((quantity, rule, _), count) in LINES.iter().zip(counts.lines()) {
-        note(quantity, *rule, count.trim().parse()?);
+    for lines in LINES {
+        let what = || format!("count {} of {}", lines.quantity, node.name());
+        let text = node.run(["sh", "-c", lines.command]).with_context(what)?;
+        let count = text.lines().filter(|line| (lines.counts)(line)).count();
+        note(lines.quantity, lines.rule, count as u64);
     }
     Ok(())
 }
@@ -171,12 +199,17 @@ fn maps(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
     ] {
         let pin = format!("{MAPS}/{map}");
         let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;
-        note(&format!("entries of {map}"), rule, length(&entries));
+        let count = length(&entries).with_context(|| format!("count the entries of {map}"))?;
+        note(&format!("entries of {map}"), rule, count);
     }
     let status = crate::status::status(node)?;
-    let hooks = status["attachments"].as_array().into_iter().flatten();
-    let programs = hooks.map(|hook| length(&hook["programs"])).sum();
-    note("attached programs", Rule::Same, programs);
+    let hooks = status["attachments"].as_array().context("no attachments")?;
+    let programs = hooks.iter().map(|hook| length(&hook["programs"]));
+    note(
+        "attached programs",
+        Rule::Same,
+        programs.sum::<Result<_>>()?,
+    );
     Ok(())
 }
 
@@ -184,9 +217,10 @@ fn maps(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
 fn packet_filter(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
     let ruleset = node.json(["nft", "-j", "list", "ruleset"])?;
     let objects = ruleset["nftables"].as_array().context("no nftables")?;
+    // A set without elements has no list of them.
     let elements = |object: &Value| {
-        let sets = ["set", "map"].map(|kind| length(&object[kind]["elem"]));
-        sets.iter().sum::<u64>()
+        let sets = ["set", "map"].map(|kind| object[kind]["elem"].as_array().map_or(0, Vec::len));
+        sets.iter().sum::<usize>() as u64
     };
     note("nftables objects", Rule::Same, objects.len() as u64);
     note(
@@ -206,9 +240,10 @@ fn machine(stage: &Stage, inventory: &mut Inventory) -> Result<()> {
         inventory.insert(name, (value, rule));
     };
     let prefix = stage.lab.options().prefix;
-    let ours = fs::read_dir(crate::netns::NETNS_DIR)?
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    let names = fs::read_dir(crate::netns::NETNS_DIR)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<Vec<_>>>()?;
+    let ours = names.iter().filter(|name| name.starts_with(&prefix));
     note("namespaces of the lab", Rule::Same, ours.count() as u64);
     let memory = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     for (quantity, field) in [
@@ -221,6 +256,9 @@ fn machine(stage: &Stage, inventory: &mut Inventory) -> Result<()> {
     Ok(())
 }
 
-fn length(value: &Value) -> u64 {
-    value.as_array().map_or(0, Vec::len) as u64
+fn length(value: &Value) -> Result<u64> {
+    let list = value
+        .as_array()
+        .with_context(|| format!("not a list: {value}"))?;
+    Ok(list.len() as u64)
 }

@@ -15,6 +15,8 @@ use super::cluster::Cluster;
 
 /// How long an agent may take to bring the fast path up or down.
 pub const SWITCH: Duration = Duration::from_secs(20);
+/// Where maps are pinned.
+const MAPS: &str = "/sys/fs/bpf/overlay/v1/maps";
 /// Silence in a conversation, long enough for the agent to do all it wants meanwhile.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -90,6 +92,78 @@ pub fn all_speak(opened: &[(String, Conversation)], now: &str) -> Result<()> {
         .collect();
     ensure!(failures.is_empty(), "{now}:\n{}", failures.join("\n"));
     Ok(())
+}
+
+/// Waits until a node has every map pinned again, and the fast path serves.
+fn wait_for_maps(node: &Node, maps: &str) -> Result<()> {
+    wait_until("the maps to be pinned again", SWITCH, || {
+        pinned(node).is_ok_and(|now| now == maps)
+    })?;
+    wait_for_state(node, "active")
+}
+
+fn pinned(node: &Node) -> Result<String> {
+    node.run(["ls", MAPS])
+}
+
+/// Fills the table of flows that the IP stack owns with others, as many as it holds.
+fn fill_flows(node: &Node) -> Result<()> {
+    let pin = format!("{MAPS}/ov_flows");
+    let map = node.json(["bpftool", "-j", "map", "show", "pinned", &pin])?;
+    let size = |key: &str| {
+        let size = map[key]
+            .as_u64()
+            .with_context(|| format!("the map's {key}"))?;
+        anyhow::Ok(usize::try_from(size)?)
+    };
+    let (key, value) = (size("bytes_key")?, size("bytes_value")?);
+    let script = format!(
+        "seq 0 {} | awk '{{ printf \"map update pinned {pin} key 0 %d %d %d {}value {}\\n\", \
+             int($1 / 65536), int($1 / 256) % 256, $1 % 256 }}' > /run/flows
+         bpftool batch file /run/flows > /dev/null",
+        size("max_entries")? - 1,
+        "0 ".repeat(key - 4),
+        "0 ".repeat(value)
+    );
+    node.run(["sh", "-ec", &script]).map(drop)
+}
+
+/// What the programs know of the conversations lies in maps.
+#[test]
+fn conversations_outlive_maps_that_are_lost_old_or_full() -> Result<()> {
+    let cluster = Cluster::up("svc-maps", "auto")?;
+    let lab = &cluster.lab;
+    let maps = pinned(&lab.node(1))?;
+    let mut opened = Vec::new();
+    open_all(&cluster, &mut opened, "on the first maps")?;
+    for node in lab.nodes() {
+        node.run(["sh", "-c", &format!("rm {MAPS}/*")])?;
+    }
+    all_speak(&opened, "the maps are lost")?;
+    for node in lab.nodes() {
+        wait_for_maps(&node, &maps)?;
+    }
+    all_speak(&opened, "the maps are made anew")?;
+    open_all(&cluster, &mut opened, "after the loss")?;
+
+    for node in lab.nodes() {
+        node.stop_agent(Signal::SIGTERM)?;
+        let pin = format!("{MAPS}/ov_flows");
+        let other = "type hash key 4 value 4 entries 16 name ov_flows";
+        let script = format!("rm {pin} && bpftool map create {pin} {other}");
+        node.run(["sh", "-c", &script])?;
+        node.start_agent(&[])?;
+        wait_for_maps(&node, &maps)?;
+    }
+    all_speak(&opened, "the maps were of an older layout")?;
+    open_all(&cluster, &mut opened, "after the older layout")?;
+
+    for node in lab.nodes() {
+        fill_flows(&node)?;
+    }
+    all_speak(&opened, "the table of flows is full")?;
+    open_all(&cluster, &mut opened, "with the table of flows full")?;
+    all_speak(&opened, "all are open")
 }
 
 #[test]

@@ -1,0 +1,194 @@
+//! What the pages name exists: tests by their names, commands by what clap takes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+use overlay_tests::hostile::Kind;
+
+use crate::{Arguments, workspace};
+
+/// Where tests are.
+const SOURCES: [&str; 5] = [
+    "overlay-common",
+    "overlay-ebpf",
+    "overlay-user",
+    "tests",
+    "xtask",
+];
+/// Names of the kernel's that look like those of tests.
+const KERNELS: [&str; 2] = ["bpf_ktime_get_coarse_ns", "nf_conntrack_tcp_be_liberal"];
+/// A name with so many underscores is a sentence: a test's.
+const SENTENCE: usize = 3;
+
+/// The pages, with their names.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = workspace::root();
+    let docs = fs::read_dir(root.join("docs")).expect("docs");
+    let docs = docs.map(|entry| entry.expect("an entry of docs").path());
+    let pages = docs.filter(|path| path.extension().is_some_and(|it| it == "md"));
+    pages
+        .chain([root.join("README.md")])
+        .map(|path| {
+            let text = fs::read_to_string(&path).expect("a page");
+            (path, text)
+        })
+        .collect()
+}
+
+/// What a line has between backticks.
+fn spans(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+fn is_name(span: &str) -> bool {
+    span.bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+/// Every file of Rust below a directory.
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).expect("a directory of sources") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                sources(&path, found);
+            }
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The names of all tests, and of the modules and programs that hold them.
+struct Names {
+    tests: BTreeSet<String>,
+    places: BTreeSet<String>,
+}
+
+impl Names {
+    fn collect() -> Self {
+        let mut files = Vec::new();
+        for directory in SOURCES {
+            sources(&workspace::root().join(directory), &mut files);
+        }
+        let (mut tests, mut places) = (BTreeSet::new(), BTreeSet::new());
+        for path in files {
+            let stem = path.file_stem().expect("a name").to_string_lossy();
+            let directory = path.parent().and_then(Path::file_name).expect("a parent");
+            places.extend([stem.into_owned(), directory.to_string_lossy().into_owned()]);
+            let text = fs::read_to_string(&path).expect("a source");
+            let mut marked = false;
+            for line in text.lines().map(str::trim) {
+                marked |= line == "#[test]";
+                if let Some((_, rest)) = line.split_once("fn ").filter(|_| marked) {
+                    let name = rest.split('(').next().unwrap_or_default();
+                    tests.insert(name.to_owned());
+                    marked = false;
+                }
+            }
+        }
+        Self { tests, places }
+    }
+
+    /// Whether a name in a column of tests means something.
+    fn knows(&self, span: &str) -> bool {
+        if let Some(end) = span.strip_prefix('…') {
+            return self.tests.iter().any(|test| test.ends_with(end));
+        }
+        if Kind::ALL.iter().any(|kind| kind.name() == span) {
+            return true;
+        }
+        let parts: Vec<&str> = span.split("::").collect();
+        let is_place = |part: &&str| self.places.contains(*part);
+        parts.split_last().is_some_and(|(last, before)| {
+            before.iter().all(is_place) && (self.tests.contains(*last) || is_place(last))
+        })
+    }
+}
+
+/// The last cells of tables whose last column is called `test`.
+fn column_of_tests(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut is_in_one = false;
+    for line in text.lines() {
+        let Some(row) = line.strip_suffix('|') else {
+            is_in_one = false;
+            continue;
+        };
+        let last = row.rsplit('|').next().unwrap_or_default().trim();
+        if is_in_one {
+            found.push(last);
+        }
+        is_in_one |= last == "test";
+    }
+    found
+}
+
+#[test]
+fn every_test_that_a_page_names_exists() {
+    let names = Names::collect();
+    assert!(names.tests.len() > 100, "{} tests found", names.tests.len());
+    let mut wrong = Vec::new();
+    for (path, text) in pages() {
+        for line in text.lines() {
+            for span in spans(line) {
+                let is_sentence = is_name(span) && span.matches('_').count() >= SENTENCE;
+                if is_sentence && !names.tests.contains(span) && !KERNELS.contains(&span) {
+                    wrong.push(format!("{}: no test {span}", path.display()));
+                }
+            }
+        }
+        for cell in column_of_tests(&text) {
+            let unknown = spans(cell).filter(|span| !names.knows(span));
+            wrong.extend(unknown.map(|span| format!("{}: what is {span}?", path.display())));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The commands of a page: in spans and in blocks of code.
+fn commands(text: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    let mut in_block = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            in_block = !in_block;
+        } else if in_block {
+            // What it is for stands in a column of its own.
+            let command = line.trim().split("  ").next().unwrap_or_default();
+            commands.push(command.split(" #").next().unwrap_or_default().to_owned());
+        } else {
+            commands.extend(spans(line).map(str::to_owned));
+        }
+    }
+    commands.retain(|command| command.starts_with("cargo xtask"));
+    commands
+}
+
+#[test]
+fn every_command_that_a_page_names_is_taken() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for (path, text) in pages() {
+        for command in commands(&text) {
+            count += 1;
+            let words = command.split_whitespace().skip(1);
+            // A word in capitals stands for one of several.
+            let is_form = (command.split(' '))
+                .any(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase()));
+            let Err(error) = Arguments::try_parse_from(words) else {
+                continue;
+            };
+            let is_taken = error.kind() == ErrorKind::DisplayHelp
+                || is_form && error.kind() == ErrorKind::InvalidValue;
+            if !is_taken {
+                wrong.push(format!("{}: `{command}`: {error}", path.display()));
+            }
+        }
+    }
+    assert!(count > 10, "{count} commands found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
