@@ -6,6 +6,7 @@ mod demo;
 mod deny;
 mod faults;
 mod flood;
+mod fresh;
 mod fuzz;
 mod lab;
 mod setup;
@@ -49,6 +50,7 @@ enum Command {
     Fuzz(fuzz::Arguments),
     Soak(soak::Arguments),
     Flood(flood::Arguments),
+    Fresh(fresh::Arguments),
     Vmtest(vmtest::Arguments),
 }
 
@@ -78,5 +80,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),
+        Command::Fresh(arguments) => fresh::run(&arguments),
     }
 }
