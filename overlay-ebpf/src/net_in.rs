@@ -35,7 +35,7 @@ fn handle(skb: &Skb) -> (Verdict, i32) {
                 skb.set_plain(true);
                 (Verdict::AdjustFailed, TC_ACT_UNSPEC)
             }
-            Err(Error::Changed) => (Verdict::Failed, TC_ACT_SHOT as i32),
+            Err(Error::Changed) => (Verdict::Failed, TC_ACT_SHOT),
         },
         FromNetwork::Pass(pass) => {
             skb.set_plain(pass.plain);
@@ -43,7 +43,7 @@ fn handle(skb: &Skb) -> (Verdict, i32) {
         }
         FromNetwork::Refuse(verdict) => {
             refusal::tell(skb, Hook::NetIn, verdict);
-            (verdict, TC_ACT_SHOT as i32)
+            (verdict, TC_ACT_SHOT)
         }
     }
 }

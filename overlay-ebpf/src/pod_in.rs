@@ -44,7 +44,7 @@ fn handle(skb: &Skb) -> (Verdict, i32) {
                 skb.set_plain(true);
                 (Verdict::AdjustFailed, TC_ACT_UNSPEC)
             }
-            Err(Error::Changed) => (Verdict::Failed, TC_ACT_SHOT as i32),
+            Err(Error::Changed) => (Verdict::Failed, TC_ACT_SHOT),
         },
         FromPod::Pass(pass) => {
             skb.set_plain(pass.plain);
@@ -52,7 +52,7 @@ fn handle(skb: &Skb) -> (Verdict, i32) {
         }
         FromPod::Refuse(verdict) => {
             refusal::tell(skb, Hook::PodIn, verdict);
-            (verdict, TC_ACT_SHOT as i32)
+            (verdict, TC_ACT_SHOT)
         }
     }
 }

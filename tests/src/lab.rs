@@ -156,6 +156,14 @@ impl Lab {
         pod::add(&self.shared, node)
     }
 
+    /// Makes a network namespace that belongs to nothing of ours, and goes with the lab.
+    ///
+    /// # Errors
+    /// When it exists, or `ip` refuses.
+    pub fn add_namespace(&self, name: &str) -> Result<Namespace> {
+        add_namespace(&self.shared, name).map(Namespace::new)
+    }
+
     /// The namespaces of a node (`n1`), a pod (`n1p1`), the underlay (`underlay`), the store (`store`) or
     /// the host beyond the cluster (`outside`).
     ///

@@ -4,10 +4,12 @@ mod bench;
 mod build;
 mod demo;
 mod deny;
+mod environment;
 mod faults;
 mod flood;
 mod fresh;
 mod fuzz;
+mod isolation;
 mod lab;
 mod setup;
 mod shell;
@@ -55,6 +57,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    environment::settle();
     let arguments = Arguments::parse();
     match run(arguments.command) {
         Ok(code) => code,

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::scene::{PINS, REPAIR, Scene, in_map, program_ids, shell};
 use super::{Case, tools};
-use crate::{Node, wait_until};
+use crate::{fast_path, wait_until};
 
 /// How long the BPF file system is away.
 const AWAY: Duration = Duration::from_secs(3);
@@ -17,7 +17,7 @@ pub(super) const CASES: &[Case] = &[
         name: "programs-detached",
         fault: "every program is detached by hand",
         invariant: "the kernel path carries everything until they are back",
-        run: |scene| detach(&scene.node()),
+        run: |scene| fast_path::detach(&scene.node()),
         ..Case::USUAL
     },
     Case {
@@ -31,7 +31,8 @@ pub(super) const CASES: &[Case] = &[
         name: "link-pins-removed",
         fault: "the pins of the links are removed, and the programs with them",
         invariant: "the kernel path carries everything until they are back",
-        run: |scene| shell(&scene.node(), &format!("rm {PINS}/links/*")).map(drop),
+        // Where programs are filters there is none, unless a NIC has one for XDP.
+        run: |scene| shell(&scene.node(), &format!("rm -f {PINS}/links/*")).map(drop),
         ..Case::USUAL
     },
     Case {
@@ -57,15 +58,10 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-fn detach(node: &Node) -> Result<()> {
-    let script = format!("for link in {PINS}/links/*; do bpftool link detach pinned $link; done");
-    shell(node, &script).map(drop)
-}
-
 fn killed_and_detached(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     node.stop_agent(Signal::SIGKILL)?;
-    detach(&node)?;
+    fast_path::detach(&node)?;
     ensure!(program_ids(&node)?.is_empty(), "programs are left");
     scene.talk()?;
     node.start_agent(&[])

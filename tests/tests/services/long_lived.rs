@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::conversation::{Conversation, Transport};
+use overlay_tests::fast_path;
 use overlay_tests::status::status;
 use overlay_tests::{Lab, Node, wait_until};
 use serde_json::json;
@@ -51,7 +52,7 @@ pub fn detach_all(node: &Node) -> Result<()> {
         "only {before} programs of {} are attached",
         node.name()
     );
-    node.run(["sh", "-c", "rm /sys/fs/bpf/overlay/v1/links/*"])?;
+    fast_path::detach(node)?;
     wait_until("the programs to be back", SWITCH, || {
         status(node).is_ok_and(|status| attached(&status) == before)
     })

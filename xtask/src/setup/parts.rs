@@ -54,14 +54,6 @@ impl Part {
             Witness::File(path) => Path::new(path).exists() || local(path).exists(),
         }
     }
-
-    /// The program that it brings, if that is what it is there for.
-    pub const fn program(&self) -> Option<&'static str> {
-        match self.witness {
-            Witness::Program(name) | Witness::StaticProgram(name) => Some(name),
-            Witness::File(_) => None,
-        }
-    }
 }
 
 /// A file below `/usr` as it would lie below `/usr/local`.

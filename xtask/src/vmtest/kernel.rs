@@ -33,7 +33,7 @@ pub const ALL: &[Series] = &[
 ];
 
 /// What CI runs: what stable distributions have.
-pub const ALWAYS: &[&str] = &["6.1", "6.12"];
+pub const ALWAYS: [&str; 2] = ["6.1", "6.12"];
 const NEWEST: &str = "newest";
 
 const fn series(name: &'static str, suite: Suite) -> Series {
