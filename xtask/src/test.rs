@@ -51,11 +51,11 @@ pub struct Arguments {
 /// The tests that every variant of the data path has to pass.
 const OF_EVERY_VARIANT: &[&str] = &["equality", "offloads", "reachability", "faults", "healing"];
 
-/// Another variant of the data path.
-struct Variant<'a> {
+/// A variant of the data path.
+struct Variant {
     /// A feature of the programs.
-    programs: Option<&'a str>,
-    agent_flags: &'a [String],
+    programs: Option<String>,
+    agent_flags: Vec<String>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -64,11 +64,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         "loading programs and making namespaces needs root: run `cargo xtask test` with sudo"
     );
     let filter = arguments.filter.as_deref();
-    let variant = Variant {
-        programs: arguments.programs.as_deref(),
-        agent_flags: &arguments.agent_flag,
+    let asked = Variant {
+        programs: arguments.programs.clone(),
+        agent_flags: arguments.agent_flag.clone(),
     };
-    let everything = filter.is_none() && variant.is_usual();
+    let is_usual = asked.is_usual();
+    let everything = filter.is_none() && is_usual;
+    let mut variant = if everything {
+        Variant::another()
+    } else {
+        asked
+    };
     let mut run = Run::default();
     run.part("setup", |_| set_up(everything))?;
     if run.is_broken() {
@@ -96,14 +102,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Ok(())
         })?;
     }
-    run.part("build", |_| build_tests())?;
-    let usual = variant.programs_flag()?;
+    run.part("build", |_| {
+        variant.build()?;
+        build::binaries(false)?;
+        fetch()
+    })?;
     isolation::enter()?;
-    if !variant.is_usual() {
-        run.cargo_test(
-            "in labs",
-            &mut variant.command(usual, OF_EVERY_VARIANT, filter),
-        )?;
+    if !is_usual {
+        run.cargo_test("in labs", &mut variant.command(OF_EVERY_VARIANT, filter))?;
         return close(run, filter);
     }
     unit_tests(&mut run, filter)?;
@@ -114,7 +120,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 vmtest::for_ci(&kernels, &mut done.count)
             })?;
         }
-        another_data_path(&mut run)?;
+        // A short lap; all of it is for `--programs` and `--agent-flag`.
+        run.cargo_test(
+            "another data path",
+            &mut variant.command(&["reachability"], None),
+        )?;
         run.part("fuzz", |_| fuzz::try_out(FUZZ_SECONDS))?;
         // That it works; no figure passes or fails.
         run.part("bench", |_| bench::try_out())?;
@@ -145,12 +155,12 @@ fn clippy() -> Result<()> {
     shell::run(shell::cargo(&arguments).args(["--", "-D", "warnings"]))
 }
 
-/// Builds whatever the tests run.
-fn build_tests() -> Result<()> {
-    build::binaries(false)?;
-    let all = ["--workspace", "--exclude", "overlay-ebpf"];
-    shell::run(shell::cargo(&["build", "--bins"]).args(all))?;
-    shell::run(shell::cargo(&["test", "--no-run"]).args(all))
+/// Fetches the crates that tests are built from.
+fn fetch() -> Result<()> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    shell::run(&mut shell::cargo(&[
+        "fetch", "--quiet", "--locked", "--target", &target,
+    ]))
 }
 
 fn cargo_test(arguments: &[&str]) -> Command {
@@ -197,36 +207,37 @@ fn labs(run: &mut Run, filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// A short lap over the data path as it is with the flags that the README recommends for other networks.
-fn another_data_path(run: &mut Run) -> Result<()> {
-    let flags = ["--aggregates=kernel".to_owned()];
-    let variant = Variant {
-        programs: None,
-        agent_flags: &flags,
-    };
-    let mut command = variant.command(None, &["reachability"], None);
-    run.cargo_test("another data path", &mut command)
-}
+impl Variant {
+    /// One that differs from the usual one as far as can be: without a short cut, and with aggregates left to the
+    /// kernel, as the README tells some to have it.
+    fn another() -> Self {
+        Self {
+            programs: Some("without-flow-news".to_owned()),
+            agent_flags: vec!["--aggregates=kernel".to_owned()],
+        }
+    }
 
-impl Variant<'_> {
     fn is_usual(&self) -> bool {
         self.programs.is_none() && self.agent_flags.is_empty()
     }
 
-    /// Builds the programs, and returns the flag that has agents take them.
-    fn programs_flag(&self) -> Result<Option<String>> {
-        let object = self.programs.map(build::programs_with).transpose()?;
-        Ok(object.map(|object| format!("--programs={}", object.display())))
+    /// Builds its programs, and has agents take them.
+    fn build(&mut self) -> Result<()> {
+        if let Some(feature) = &self.programs {
+            let object = build::programs_with(feature)?;
+            let flag = format!("--programs={}", object.display());
+            self.agent_flags.push(flag);
+        }
+        Ok(())
     }
 
     /// Runs some of the end-to-end tests.
-    fn command(&self, programs: Option<String>, files: &[&str], filter: Option<&str>) -> Command {
-        let flags: Vec<String> = self.agent_flags.iter().cloned().chain(programs).collect();
+    fn command(&self, files: &[&str], filter: Option<&str>) -> Command {
         let mut command = cargo_test(&["--package", "overlay-tests"]);
         command.args(files.iter().map(|file| format!("--test={file}")));
         command.arg("--").args(filter);
         command.arg(format!("--test-threads={LABS_AT_A_TIME}"));
-        command.env(overlay_tests::AGENT_FLAGS_ENV, flags.join(" "));
+        command.env(overlay_tests::AGENT_FLAGS_ENV, self.agent_flags.join(" "));
         command
     }
 }
