@@ -37,24 +37,34 @@ fn is_test(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists()
 }
 
-/// The error of a filter that chose no test: what there is that is like it.
-pub fn none(filter: &str) -> Result<()> {
-    let mut list = shell::cargo(&[
-        "test",
-        "--quiet",
+/// How cargo is asked for tests: as they have been run, so that nothing is built again.
+const LISTS: [&[&str]; 3] = [
+    &[
         "--workspace",
         "--exclude",
         "overlay-ebpf",
-    ]);
-    list.args(["--lib", "--bins", "--tests", "--", "--list"]);
-    let shown = command::show(&list);
-    let output = list.output().with_context(|| format!("start `{shown}`"))?;
-    let output = command::require_success(&shown, output)?;
-    let listed = String::from_utf8_lossy(&output.stdout);
-    let tests = listed
-        .lines()
-        .filter_map(|line| line.strip_suffix(": test"));
-    let names: BTreeSet<String> = tests.map(str::to_owned).chain(files()?).collect();
+        "--lib",
+        "--bins",
+    ],
+    &["--package", "overlay-common", "--test", "*"],
+    &["--package", "overlay-tests", "--test", "*"],
+];
+
+/// The error of a filter that chose no test: what there is that is like it.
+pub fn none(filter: &str) -> Result<()> {
+    let mut names: BTreeSet<String> = files()?.into_iter().collect();
+    for arguments in LISTS {
+        let mut list = shell::cargo(&["test", "--quiet"]);
+        list.args(arguments).args(["--", "--list"]);
+        let shown = command::show(&list);
+        let output = list.output().with_context(|| format!("start `{shown}`"))?;
+        let output = command::require_success(&shown, output)?;
+        let listed = String::from_utf8_lossy(&output.stdout);
+        let tests = listed
+            .lines()
+            .filter_map(|line| line.strip_suffix(": test"));
+        names.extend(tests.map(str::to_owned));
+    }
     let close = close(filter, &names);
     ensure!(
         !names.iter().any(|name| name.contains(filter)),
