@@ -39,14 +39,8 @@ pub fn decapsulate(
 ) -> Result<i32, Error> {
     let raw = skb.as_ptr();
     // SAFETY: on failure the kernel leaves the buffer as it was.
-    let shrunk = unsafe {
-        bpf_skb_adjust_room(
-            raw,
-            -(vxlan::OVERHEAD as i32),
-            BPF_ADJ_ROOM_MAC as u32,
-            FLAGS,
-        )
-    };
+    let shrunk =
+        unsafe { bpf_skb_adjust_room(raw, -(vxlan::OVERHEAD as i32), BPF_ADJ_ROOM_MAC, FLAGS) };
     if shrunk != 0 {
         return Err(Error::Untouched);
     }

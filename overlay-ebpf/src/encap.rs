@@ -57,7 +57,7 @@ pub fn encapsulate(
     let hash = unsafe { bpf_get_hash_recalc(raw) };
     // SAFETY: on failure with a fixed segment size the kernel leaves the buffer as it was.
     let grown =
-        unsafe { bpf_skb_adjust_room(raw, vxlan::OVERHEAD as i32, BPF_ADJ_ROOM_MAC as u32, FLAGS) };
+        unsafe { bpf_skb_adjust_room(raw, vxlan::OVERHEAD as i32, BPF_ADJ_ROOM_MAC, FLAGS) };
     if grown != 0 {
         return Err(Error::Untouched);
     }

@@ -34,12 +34,12 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
                 let inner = ETHERNET_LEN + vxlan::OVERHEAD;
                 (Verdict::AdjustFailed, Outcome::HandOver(Some(inner)))
             }
-            Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT as i32)),
+            Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
         },
         FromNetwork::Pass(pass) => Outcome::pass(pass),
         FromNetwork::Refuse(verdict) => {
             refusal::tell(skb, Hook::NetIn, verdict);
-            (verdict, Outcome::Done(TC_ACT_SHOT as i32))
+            (verdict, Outcome::Done(TC_ACT_SHOT))
         }
     }
 }

@@ -40,12 +40,12 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
         } => match encapsulate(skb, config, peer, header, len, ecn) {
             Ok(action) => (Verdict::Encapsulated, Outcome::Done(action)),
             Err(Error::Untouched) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
-            Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT as i32)),
+            Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
         },
         FromPod::Pass(pass) => Outcome::pass(pass),
         FromPod::Refuse(verdict) => {
             refusal::tell(skb, Hook::PodIn, verdict);
-            (verdict, Outcome::Done(TC_ACT_SHOT as i32))
+            (verdict, Outcome::Done(TC_ACT_SHOT))
         }
     }
 }

@@ -24,7 +24,5 @@ pub fn ov_probe_decap(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn adjust(ctx: &TcContext, by: i32, flags: u64) -> i32 {
     // SAFETY: the buffer is the kernel's scratch copy of a packet of ours.
-    -unsafe {
-        bpf_skb_adjust_room(Skb::new(ctx).as_ptr(), by, BPF_ADJ_ROOM_MAC as u32, flags) as i32
-    }
+    -unsafe { bpf_skb_adjust_room(Skb::new(ctx).as_ptr(), by, BPF_ADJ_ROOM_MAC, flags) as i32 }
 }

@@ -29,6 +29,43 @@ pub fn wait_serving(node: &Node) -> Result<()> {
     .with_context(|| node.agent_log_tail())
 }
 
+/// Whether the kernel attaches programs by tcx links (Linux 6.6); else they are filters of a clsact qdisc.
+///
+/// # Errors
+/// When the kernel has no fast path at all, or the agent's program cannot be asked.
+pub fn has_tcx(node: &Node) -> Result<bool> {
+    let probes = node.json(["overlayd", "probe", "--output", "json"])?;
+    let tcx = probes.as_array().and_then(|probes| {
+        let mut probes = probes.iter();
+        probes.find(|probe| probe["feature"] == "tcx links")
+    });
+    let answer = &tcx.context("`overlayd probe` tells nothing of tcx")?["answer"];
+    Ok(answer["answer"] == "yes")
+}
+
+/// Takes every program of ours off the hooks of pods and of the underlay, as an operator would.
+///
+/// # Errors
+/// When a tool is missing or fails.
+pub fn detach(node: &Node) -> Result<()> {
+    node.run(["sh", "-ec", detach_script(node)?]).map(drop)
+}
+
+/// What the shell of a node has to run for [`detach`].
+///
+/// # Errors
+/// When the node does not tell what its kernel can do.
+pub fn detach_script(node: &Node) -> Result<&'static str> {
+    Ok(if has_tcx(node)? {
+        "for link in /sys/fs/bpf/overlay/v2/links/*; do bpftool link detach pinned $link; done"
+    } else {
+        // A device without the qdisc has no filters, which tc calls an error.
+        "for device in $(ls /sys/class/net); do
+             for way in ingress egress; do tc filter del dev $device $way 2>/dev/null || true; done
+         done"
+    })
+}
+
 /// The slow-path causes of packets that this run's agents were told to leave to the kernel path, by flags for all of them.
 pub fn left_by_request() -> &'static [&'static str] {
     let flags = std::env::var(AGENT_FLAGS_ENV).unwrap_or_default();

@@ -48,6 +48,16 @@ pub fn programs_with(feature: &str) -> Result<PathBuf> {
     Ok(object)
 }
 
+/// Lints the eBPF programs, as if they were for this machine: clippy comes with rustup's compiler, which has no
+/// `core` for the BPF target.
+pub fn lint_programs() -> Result<()> {
+    let mut command = shell::cargo(&["clippy", "--package", "overlay-ebpf"]);
+    // As in `compiler`: only that crate may use what a stable compiler otherwise refuses.
+    command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
+    // Nothing is linked, so that it does not matter how the `core` of this machine panics.
+    shell::run(command.args(["--", "-D", "warnings", "-C", "panic=abort"]))
+}
+
 /// Puts what the compiler made where it is looked for.
 fn keep(built: &Path, object: &Path) -> Result<()> {
     let new = fs::read(built).with_context(|| format!("read {}", built.display()))?;
@@ -117,13 +127,6 @@ fn compiler(toolchain: &Toolchain) -> Command {
         "LD_LIBRARY_PATH",
     ] {
         command.env_remove(inherited);
-    }
-    if let Some(bin) = shell::cargo_bin() {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let directories = std::env::split_paths(&path).chain([bin]);
-        if let Ok(path) = std::env::join_paths(directories) {
-            command.env("PATH", path);
-        }
     }
     command
 }

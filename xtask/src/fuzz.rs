@@ -2,13 +2,15 @@
 
 mod inputs;
 
+use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use overlay_tests::command::show;
-use overlay_tests::{flags, interrupt};
+use overlay_tests::{StoreKind, flags, interrupt};
 
 use crate::lab::Output;
 use crate::{build, setup, shell, workspace};
@@ -27,7 +29,7 @@ use crate::{build, setup, shell, workspace};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask fuzz --seconds 3600 --jobs 2      an hour of packets on two CPUs
-  cargo xtask fuzz --seed 7 --output json       the same packets as last time with seed 7
+  cargo xtask fuzz --seed 7 --corpus new.jsonl  the same packets as last time with seed 7 and a new corpus
   cargo xtask fuzz --lab                        4000 of each kind by the kernel path as well
   cargo xtask fuzz --target leases              what the store may say
   cargo xtask fuzz --target all --seconds 600   all parsers in ten minutes")]
@@ -37,9 +39,13 @@ pub struct Arguments {
     /// A target of tests/fuzz, or `all`.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
+    /// Where packets that lead new ways are kept; target/fuzz/programs.jsonl unless told otherwise. With the same
+    /// seed and the same corpus the same packets are made up.
+    #[arg(long, value_name = "FILE", conflicts_with = "target")]
+    corpus: Option<PathBuf>,
     /// Send made-up packets through a lab of two nodes, by the kernel path and by the fast path, and compare what
     /// arrives; takes about a minute, whatever --seconds says.
-    #[arg(long, conflicts_with_all = ["target", "seconds", "jobs", "output"])]
+    #[arg(long, conflicts_with_all = ["target", "seconds", "jobs", "output", "corpus"])]
     lab: bool,
 }
 
@@ -75,16 +81,32 @@ fn lab(seed: Option<u64>) -> Result<()> {
     shell::run(&mut command)
 }
 
-/// For a while, as a part of the tests.
+/// The targets of tests/fuzz compile.
+pub fn check_targets() -> Result<()> {
+    inputs::check()
+}
+
+/// For a while, as a part of the tests. Every time other packets; what repeats them is told.
 pub fn try_out(seconds: u64) -> Result<()> {
+    let corpus = corpora().join("try-out.jsonl");
+    if corpus.exists() {
+        fs::remove_file(&corpus).with_context(|| format!("remove {}", corpus.display()))?;
+    }
+    let seed = RandomState::new().hash_one(seconds);
+    shell::progress(&format!(
+        "the same packets again: rm -f {corpus}; cargo xtask fuzz --seconds {seconds} --seed {seed} \
+         --corpus {corpus}",
+        corpus = corpus.display()
+    ));
     let code = programs(&Arguments {
         flags: flags::Fuzz {
             seconds,
-            seed: None,
+            seed: Some(seed),
             jobs: 1,
             output: Output::Table,
         },
         target: None,
+        corpus: Some(corpus),
         lab: false,
     })?;
     ensure!(
@@ -100,9 +122,13 @@ fn programs(arguments: &Arguments) -> Result<ExitCode> {
         "loading programs into the kernel needs root: run `cargo xtask fuzz` with sudo"
     );
     setup::ensure_protoc()?;
+    setup::ensure_lab(StoreKind::Dir)?;
     build::programs(build::Warnings::Shown)?;
     let mut command = shell::cargo(&["run", "--package", "overlay-differential", "--"]);
     command.args(arguments.flags.words());
+    if let Some(corpus) = &arguments.corpus {
+        command.arg("--corpus").arg(corpus);
+    }
     let shown = show(&command);
     // Ctrl-C reaches it as well, and it ends with what it has reached.
     let status = command

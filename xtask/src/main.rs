@@ -4,9 +4,12 @@ mod bench;
 mod build;
 mod demo;
 mod deny;
+mod environment;
 mod faults;
 mod flood;
+mod fresh;
 mod fuzz;
+mod isolation;
 mod lab;
 #[cfg(test)]
 mod pages;
@@ -53,10 +56,12 @@ enum Command {
     Soak(soak::Arguments),
     Flood(flood::Arguments),
     Scale(scale::Arguments),
+    Fresh(fresh::Arguments),
     Vmtest(vmtest::Arguments),
 }
 
 fn main() -> ExitCode {
+    environment::settle();
     let arguments = Arguments::parse();
     match run(arguments.command) {
         Ok(code) => code,
@@ -83,5 +88,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),
         Command::Scale(arguments) => scale::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Fresh(arguments) => fresh::run(&arguments),
     }
 }

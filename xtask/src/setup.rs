@@ -1,10 +1,11 @@
 //! `cargo xtask setup`: finds or installs what building and trying the overlay takes.
 
 mod install;
+mod kernel;
 mod parts;
 mod toolchain;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use overlay_tests::StoreKind;
 
 pub use toolchain::{DEBIAN_CARGO, DEBIAN_RUSTC, Toolchain};
@@ -52,6 +53,26 @@ pub fn ensure_toolchain() -> Result<Toolchain> {
         shell::progress(&format!("setup: {lack}"));
         install::toolchain()
     })
+}
+
+/// The parts of rustup's toolchain that check and lint.
+pub fn ensure_components() -> Result<()> {
+    for (component, command) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
+        let there = shell::cargo(&[command, "--version"]).output();
+        ensure!(
+            there.is_ok_and(|output| output.status.success()),
+            "{component} is missing: `rustup component add {component}`"
+        );
+    }
+    Ok(())
+}
+
+/// Loads what this machine's kernel has as modules, and says what it lacks.
+pub fn ready_kernel() {
+    kernel::load_modules();
+    for lack in kernel::lacks() {
+        shell::progress(&lack);
+    }
 }
 
 /// What a plain `cargo build` of the agent takes: the protobuf compiler and its files.

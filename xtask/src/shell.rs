@@ -80,13 +80,10 @@ pub fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Looks for a program on the PATH, then where system tools and cargo's own binaries lie, which is often
-/// not on the PATH of root or of CI.
+/// Looks for a program on the PATH, which has been completed (`environment`).
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
-        .chain(cargo_bin())
         .map(|directory| directory.join(program))
         .find(|path| is_program(path))
 }

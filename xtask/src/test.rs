@@ -1,16 +1,16 @@
 //! `cargo xtask test`: everything that must hold, with the time that each part took.
 
-use std::fmt;
-use std::io::{BufRead as _, BufReader};
-use std::ops::AddAssign;
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+mod count;
+mod names;
+mod parts;
 
-use anyhow::{Context, Result, bail, ensure};
-use overlay_tests::interrupt;
-use serde::Serialize;
+use std::process::{Command, ExitCode};
 
-use crate::{bench, build, deny, fuzz, scale, setup, shell, soak, vmtest};
+use anyhow::{Result, ensure};
+
+use crate::{bench, build, deny, fuzz, isolation, scale, setup, shell, soak, vmtest};
+pub use count::{Count, closing_line};
+use parts::Run;
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -18,63 +18,44 @@ const LABS_AT_A_TIME: usize = 2;
 /// How long packets are made up; hours are for `cargo xtask fuzz`.
 const FUZZ_SECONDS: u64 = 40;
 
-/// Run every test: format, clippy, unit tests, programs in the kernel, end-to-end tests in labs.
+/// Run every test: format, lints, unit tests, programs in the kernel, end-to-end tests in labs, other kernels.
 ///
-/// Needs root, for the programs and the labs. Runs everything even if an early part fails; the exit code is
-/// 0 only if all passed. The last line is `N passed, N failed`.
+/// Needs root, for the programs and the labs, which are made in namespaces of their own: two runs do not meet, and
+/// nothing is left, whatever ends a run. Runs everything even if an early part fails; the exit code is 0 only if
+/// all passed. The last lines name what failed, and end with `N passed, N failed, N ignored`; ignored are tests
+/// that are made for machines with other kernels or for measuring.
+///
+/// With a filter only tests run: format, lints, licences, the fuzz targets, other kernels, the other data path,
+/// fuzz, bench and soak are left out. A filter that is the name of a file in tests/tests means all tests in it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  cargo xtask test                 everything
-  cargo xtask test reachability    only tests whose name contains that word
+  cargo xtask test                 everything, about half an hour on two cores
+  cargo xtask test reachability    all tests in tests/tests/reachability.rs
+  cargo xtask test pods            only tests whose name contains that word
   cargo xtask test --programs without-flow-news
                                    what must hold without that short cut, too
   cargo xtask test --agent-flag=--aggregates=kernel")]
 pub struct Arguments {
-    /// Run only tests whose name contains this; leaves out format and clippy.
+    /// Run only tests whose name contains this, or all in the file of this name.
     filter: Option<String>,
-    /// Equality, offloads, reachability and faults only, with eBPF programs that were built with this feature.
+    /// Equality, offloads, reachability, faults and healing only, with eBPF programs that were built with this
+    /// feature.
     #[arg(long, value_name = "FEATURE")]
     programs: Option<String>,
-    /// Equality, offloads, reachability and faults only, with agents that have this flag; may be repeated.
+    /// Equality, offloads, reachability, faults and healing only, with agents that have this flag; may be
+    /// repeated.
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     agent_flag: Vec<String>,
 }
 
 /// The tests that every variant of the data path has to pass.
-const OF_EVERY_VARIANT: [&str; 5] = ["equality", "offloads", "reachability", "faults", "healing"];
+const OF_EVERY_VARIANT: &[&str] = &["equality", "offloads", "reachability", "faults", "healing"];
 
-/// How many tests passed and failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Count {
-    pub passed: usize,
-    pub failed: usize,
-}
-
-impl AddAssign for Count {
-    fn add_assign(&mut self, more: Self) {
-        self.passed += more.passed;
-        self.failed += more.failed;
-    }
-}
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed", self.passed, self.failed)
-    }
-}
-
-/// A finished part.
-struct Part {
-    name: &'static str,
-    took: Duration,
-    failure: Option<String>,
-}
-
-/// The run so far.
-#[derive(Default)]
-struct Run {
-    parts: Vec<Part>,
-    count: Count,
+/// A variant of the data path.
+struct Variant {
+    /// A feature of the programs.
+    programs: Option<String>,
+    agent_flags: Vec<String>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -83,64 +64,85 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         "loading programs and making namespaces needs root: run `cargo xtask test` with sudo"
     );
     let filter = arguments.filter.as_deref();
+    let asked = Variant {
+        programs: arguments.programs.clone(),
+        agent_flags: arguments.agent_flag.clone(),
+    };
+    let is_usual = asked.is_usual();
+    let everything = filter.is_none() && is_usual;
+    let mut variant = if everything {
+        Variant::another()
+    } else {
+        asked
+    };
     let mut run = Run::default();
-    run.part("setup", || {
-        setup::ensure_tests().and_then(|()| setup::ensure_toolchain().map(drop))
-    })?;
-    if arguments.programs.is_some() || !arguments.agent_flag.is_empty() {
-        run.variant(arguments)?;
+    run.part("setup", |_| set_up(everything))?;
+    if run.is_broken() {
+        // Whatever is missing now would be missing in each of the other parts.
         return Ok(run.close());
     }
-    if filter.is_none() {
-        run.part("format", || {
+    // First what may fetch something: there is no network where labs are made.
+    if everything {
+        run.part("format", |_| {
             shell::run(&mut shell::cargo(&["fmt", "--all", "--check"]))
         })?;
     }
     // Before clippy: the agent's build script embeds the programs.
-    run.part("eBPF programs", || build::programs(build::Warnings::Denied))?;
-    if filter.is_none() {
-        run.part("clippy", clippy)?;
-        run.part("licences, bans, sources", deny::check)?;
+    run.part("eBPF programs", |_| {
+        build::programs(build::Warnings::Denied)
+    })?;
+    let mut kernels = None;
+    if everything {
+        run.part("clippy", |_| clippy())?;
+        run.part("clippy of the programs", |_| build::lint_programs())?;
+        run.part("licences, bans, sources", |_| deny::check())?;
+        run.part("fuzz targets", |_| fuzz::check_targets())?;
+        run.part("fetch other kernels", |_| {
+            kernels = Some(vmtest::fetch_for_ci()?);
+            Ok(())
+        })?;
     }
-    run.part("build", || build::binaries(false))?;
-    run.tests(
-        "unit tests",
-        &[
-            "--workspace",
-            "--exclude",
-            "overlay-ebpf",
-            "--lib",
-            "--bins",
-        ],
-        filter,
-        None,
-    )?;
-    for (name, package, threads) in [
-        ("decision", "overlay-common", None),
-        (
-            "in the kernel and labs",
-            "overlay-tests",
-            Some(LABS_AT_A_TIME),
-        ),
-    ] {
-        run.tests(
-            name,
-            &["--package", package, "--test", "*"],
-            filter,
-            threads,
+    run.part("build", |_| {
+        variant.build()?;
+        build::binaries(false)?;
+        fetch()
+    })?;
+    isolation::enter()?;
+    if !is_usual {
+        run.cargo_test("in labs", &mut variant.command(OF_EVERY_VARIANT, filter))?;
+        return close(run, filter);
+    }
+    unit_tests(&mut run, filter)?;
+    labs(&mut run, filter)?;
+    if everything {
+        if let Some(kernels) = kernels {
+            run.part("other kernels", |done| {
+                vmtest::for_ci(&kernels, &mut done.count)
+            })?;
+        }
+        // A short lap; all of it is for `--programs` and `--agent-flag`.
+        run.cargo_test(
+            "another data path",
+            &mut variant.command(&["reachability"], None),
         )?;
-    }
-    if filter.is_none() {
-        let mut count = Count::default();
-        run.part("other kernels", || vmtest::for_ci(&mut count))?;
-        run.count += count;
-        run.part("fuzz", || fuzz::try_out(FUZZ_SECONDS))?;
+        run.part("fuzz", |_| fuzz::try_out(FUZZ_SECONDS))?;
         // That it works; no figure passes or fails.
-        run.part("bench", bench::try_out)?;
-        run.part("scale", scale::try_out)?;
-        run.part("soak", soak::try_out)?;
+        run.part("bench", |_| bench::try_out())?;
+        run.part("scale", |_| scale::try_out())?;
+        run.part("soak", |_| soak::try_out())?;
     }
-    Ok(run.close())
+    close(run, filter)
+}
+
+/// What the parts take, and what the kernel of this machine lacks for them.
+fn set_up(everything: bool) -> Result<()> {
+    setup::ensure_tests()?;
+    setup::ensure_toolchain()?;
+    if everything {
+        setup::ensure_components()?;
+    }
+    setup::ready_kernel();
+    Ok(())
 }
 
 fn clippy() -> Result<()> {
@@ -154,145 +156,99 @@ fn clippy() -> Result<()> {
     shell::run(shell::cargo(&arguments).args(["--", "-D", "warnings"]))
 }
 
-impl Run {
-    /// Does one part and goes on if it fails, unless the user interrupts.
-    fn part(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        shell::progress(name);
-        let start = Instant::now();
-        let failure = work().err().map(|error| format!("{error:#}"));
-        interrupt::check()?;
-        if let Some(failure) = &failure {
-            eprintln!("error: {failure}");
-        }
-        self.parts.push(Part {
-            name,
-            took: start.elapsed(),
-            failure,
-        });
-        Ok(())
-    }
-
-    /// Tests another variant of the data path.
-    fn variant(&mut self, arguments: &Arguments) -> Result<()> {
-        self.part("eBPF programs", || build::programs(build::Warnings::Denied))?;
-        self.part("build", || build::binaries(false))?;
-        let mut flags = arguments.agent_flag.clone();
-        if let Some(feature) = &arguments.programs {
-            let object = build::programs_with(feature)?;
-            flags.push(format!("--programs={}", object.display()));
-        }
-        let mut command = shell::cargo(&["test", "--no-fail-fast", "--package", "overlay-tests"]);
-        command.args(OF_EVERY_VARIANT.map(|test| format!("--test={test}")));
-        command.arg("--").args(&arguments.filter);
-        command.arg(format!("--test-threads={LABS_AT_A_TIME}"));
-        command.env(overlay_tests::AGENT_FLAGS_ENV, flags.join(" "));
-        self.cargo_test("in labs", &mut command)
-    }
-
-    fn tests(
-        &mut self,
-        name: &'static str,
-        arguments: &[&str],
-        filter: Option<&str>,
-        threads: Option<usize>,
-    ) -> Result<()> {
-        let mut command = shell::cargo(&["test", "--no-fail-fast"]);
-        command.args(arguments).arg("--").args(filter);
-        if let Some(threads) = threads {
-            command.arg(format!("--test-threads={threads}"));
-        }
-        self.cargo_test(name, &mut command)
-    }
-
-    fn cargo_test(&mut self, name: &'static str, command: &mut Command) -> Result<()> {
-        let mut count = Count::default();
-        self.part(name, || run_tests(command, &mut count))?;
-        self.count += count;
-        Ok(())
-    }
-
-    /// Says how long each part took, and ends with the sum of all tests.
-    fn close(mut self) -> ExitCode {
-        println!();
-        for Part {
-            name,
-            took,
-            failure,
-        } in &self.parts
-        {
-            let state = if failure.is_some() { "FAILED" } else { "ok" };
-            println!("{name:<24} {:>7.1} s  {state}", took.as_secs_f32());
-        }
-        let broken = self
-            .parts
-            .iter()
-            .filter(|part| part.failure.is_some())
-            .count();
-        if self.count.failed == 0 {
-            // A part that failed without a failing test, such as format, counts as one.
-            self.count.failed = broken;
-        }
-        println!("{}", self.count);
-        if broken == 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
-    }
+/// Fetches the crates that tests are built from.
+fn fetch() -> Result<()> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    shell::run(&mut shell::cargo(&[
+        "fetch", "--quiet", "--locked", "--target", &target,
+    ]))
 }
 
-/// Runs cargo's tests, passes on what they write, and adds up their closing lines.
-fn run_tests(command: &mut Command, count: &mut Count) -> Result<()> {
-    let shown = overlay_tests::command::show(command);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start `{shown}`"))?;
-    let output = child.stdout.take().context("the output of cargo test")?;
-    for line in BufReader::new(output).lines() {
-        let line = line.context("read the output of cargo test")?;
-        println!("{line}");
-        *count += closing_line(&line).unwrap_or_default();
+fn cargo_test(arguments: &[&str]) -> Command {
+    let mut command = shell::cargo(&["test", "--no-fail-fast"]);
+    command.args(arguments);
+    command
+}
+
+fn unit_tests(run: &mut Run, filter: Option<&str>) -> Result<()> {
+    let all = [
+        "--workspace",
+        "--exclude",
+        "overlay-ebpf",
+        "--lib",
+        "--bins",
+    ];
+    let mut units = cargo_test(&all);
+    run.cargo_test("unit tests", units.arg("--").args(filter))?;
+    let mut decision = cargo_test(&["--package", "overlay-common", "--test", "*"]);
+    run.cargo_test("decision", decision.arg("--").args(filter))
+}
+
+/// The tests of the programs in the kernel and those in labs.
+fn labs(run: &mut Run, filter: Option<&str>) -> Result<()> {
+    const NAME: &str = "in the kernel and labs";
+    let files = names::files()?;
+    let mut part = |files: &[&String], filter: Option<&str>| {
+        let mut command = cargo_test(&["--package", "overlay-tests"]);
+        for file in files {
+            command.args(["--test", file]);
+        }
+        let threads = format!("--test-threads={LABS_AT_A_TIME}");
+        run.cargo_test(NAME, command.arg("--").args(filter).arg(threads))
+    };
+    let (whole, others): (Vec<_>, Vec<_>) = files
+        .iter()
+        .partition(|file| filter.is_none_or(|filter| *file == filter));
+    if !whole.is_empty() {
+        part(&whole, None)?;
     }
-    let status = child
-        .wait()
-        .with_context(|| format!("wait for `{shown}`"))?;
-    if !status.success() {
-        bail!("`{shown}` failed ({status})");
+    if !others.is_empty() {
+        part(&others, filter)?;
     }
     Ok(())
 }
 
-/// The numbers in `test result: ok. 3 passed; 0 failed; …`.
-pub fn closing_line(line: &str) -> Option<Count> {
-    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
-    let number = |what: &str| {
-        numbers
-            .split("; ")
-            .find_map(|part| part.strip_suffix(what)?.trim().parse().ok())
-    };
-    Some(Count {
-        passed: number("passed")?,
-        failed: number("failed")?,
-    })
+impl Variant {
+    /// One that differs from the usual one as far as can be: without a short cut, and with aggregates left to the
+    /// kernel, as the README tells some to have it.
+    fn another() -> Self {
+        Self {
+            programs: Some("without-flow-news".to_owned()),
+            agent_flags: vec!["--aggregates=kernel".to_owned()],
+        }
+    }
+
+    fn is_usual(&self) -> bool {
+        self.programs.is_none() && self.agent_flags.is_empty()
+    }
+
+    /// Builds its programs, and has agents take them.
+    fn build(&mut self) -> Result<()> {
+        if let Some(feature) = &self.programs {
+            let object = build::programs_with(feature)?;
+            let flag = format!("--programs={}", object.display());
+            self.agent_flags.push(flag);
+        }
+        Ok(())
+    }
+
+    /// Runs some of the end-to-end tests.
+    fn command(&self, files: &[&str], filter: Option<&str>) -> Command {
+        let mut command = cargo_test(&["--package", "overlay-tests"]);
+        command.args(files.iter().map(|file| format!("--test={file}")));
+        command.arg("--").args(filter);
+        command.arg(format!("--test-threads={LABS_AT_A_TIME}"));
+        command.env(overlay_tests::AGENT_FLAGS_ENV, self.agent_flags.join(" "));
+        command
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn closing_lines_are_understood() {
-        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; \
-                    finished in 0.01s";
-        assert_eq!(
-            closing_line(line),
-            Some(Count {
-                passed: 12,
-                failed: 3
-            })
-        );
-        assert_eq!(closing_line("test result: maybe"), None);
-        assert_eq!(closing_line("running 3 tests"), None);
+/// Ends a run; one in which no test ran has failed, and says what there is.
+fn close(mut run: Run, filter: Option<&str>) -> Result<ExitCode> {
+    if let Some(filter) = filter
+        && run.count().is_nothing()
+    {
+        run.part("filter", |_| names::none(filter))?;
     }
+    Ok(run.close())
 }

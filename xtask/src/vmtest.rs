@@ -1,6 +1,6 @@
 //! `cargo xtask vmtest`: the programs, the agent and a lab in kernels other than this machine's.
 
-mod apt;
+pub mod apt;
 mod guest;
 mod initramfs;
 mod kernel;
@@ -47,15 +47,21 @@ const LIMIT: u64 = 1800;
 /// is set up with; they are unpacked below target/vmtest and never installed.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  cargo xtask vmtest                             the kernels that CI runs
+  cargo xtask vmtest                             6.1 and 6.12
   cargo xtask vmtest --kernel all                every kernel of the matrix
   cargo xtask vmtest --kernel 5.10 -- lab        tests whose name contains `lab`, on 5.10
+  cargo xtask vmtest --kernel 6.1 --suite healing,services -- long
+                                                 end-to-end tests, on Debian 12's own kernel
   cargo xtask vmtest --kernel all --record       write down anew how large the programs are
   cargo xtask vmtest --output json               for scripts")]
 pub struct Arguments {
     /// Kernels: 5.10, 6.1, 6.12, 6.18, newest, or all.
     #[arg(long, value_delimiter = ',', value_name = "SERIES,…", default_values = ALWAYS)]
     kernel: Vec<String>,
+    /// Instead of the tests that are made for machines: these files of end-to-end tests in tests/tests. Those that
+    /// need containerd, systemd or files of the repository fail there.
+    #[arg(long, value_delimiter = ',', value_name = "FILE,…", conflicts_with_all = ["record", "prepare"])]
+    suite: Vec<String>,
     /// What to print on stdout: a table for people, or JSON.
     #[arg(long, short, value_enum, default_value = "table")]
     output: Output,
@@ -94,7 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure_protoc()?;
     if arguments.prepare {
         let cache = cache()?;
-        public::prepare(&cache, &guest::gather(&cache)?)?;
+        public::prepare(&cache, &guest::gather(&cache, &arguments.tests())?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let reports = reports(arguments)?;
@@ -117,10 +123,17 @@ fn cache() -> Result<PathBuf> {
 
 /// Tests on every wanted kernel.
 fn reports(arguments: &Arguments) -> Result<Vec<Report>> {
+    reports_on(arguments, &fetch(&arguments.kernel)?)
+}
+
+fn fetch(names: &[String]) -> Result<Vec<Kernel>> {
+    kernel::fetch(&cache()?, &kernel::named(names)?, Flavour::Cloud)
+}
+
+/// Tests on kernels that are there.
+fn reports_on(arguments: &Arguments, kernels: &[Kernel]) -> Result<Vec<Report>> {
     let cache = cache()?;
-    let wanted = kernel::named(&arguments.kernel)?;
-    let kernels = kernel::fetch(&cache, &wanted, Flavour::Cloud)?;
-    let files = guest::gather(&cache)?;
+    let files = guest::gather(&cache, &arguments.tests())?;
     let mut sizes = Sizes::default();
     let mut reports = Vec::new();
     for kernels in kernels.chunks(arguments.at_once.get()) {
@@ -236,34 +249,57 @@ fn commands(arguments: &Arguments, kernel: &Kernel) -> Vec<String> {
         filter += arguments.filter.as_deref().unwrap_or_default();
         guest::command_line(test, &program, &filter)
     };
-    guest::TESTS
-        .iter()
-        .copied()
-        .filter(|test| kernel.series.loads_programs || *test != guest::PROGRAMS)
-        .map(line)
+    let tests = arguments.tests().into_iter();
+    tests
+        .filter(|test| kernel.series.loads_programs || test != guest::PROGRAMS)
+        .map(|test| line(&test))
         .collect()
+}
+
+impl Arguments {
+    /// The tests that machines run, by the names of their files.
+    fn tests(&self) -> Vec<String> {
+        if self.suite.is_empty() {
+            guest::TESTS.iter().map(ToString::to_string).collect()
+        } else {
+            self.suite.clone()
+        }
+    }
 }
 
 /// What takes minutes more and shows what other tests show on this machine's own kernel, or what is the same on
 /// every kernel.
 const NOT_IN_CI: &[&str] = &["underlays::", "virtio::"];
 
-/// The kernels that CI runs, for `cargo xtask test`; adds up their tests.
-pub fn for_ci(count: &mut Count) -> Result<()> {
-    setup::ensure_machines()?;
-    let reports = reports(&Arguments {
-        kernel: ALWAYS.iter().map(|name| (*name).to_owned()).collect(),
+/// The kernels that CI runs: one that cannot load the programs, and what stable distributions have.
+const IN_CI: [&str; 3] = ["5.10", "6.1", "6.12"];
+
+/// Kernels that have been fetched.
+pub struct Kernels(Vec<Kernel>);
+
+/// Fetches the kernels that CI runs.
+pub fn fetch_for_ci() -> Result<Kernels> {
+    fetch(&IN_CI.map(str::to_owned)).map(Kernels)
+}
+
+/// Tests the kernels that CI runs, for `cargo xtask test`; adds up their tests.
+pub fn for_ci(kernels: &Kernels, count: &mut Count) -> Result<()> {
+    let arguments = Arguments {
+        kernel: Vec::new(),
+        suite: Vec::new(),
         output: Output::Table,
         record: false,
         prepare: false,
         kvm: false,
-        at_once: AT_ONCE,
+        // The oldest has little to do.
+        at_once: NonZeroUsize::new(IN_CI.len()).unwrap_or(AT_ONCE),
         cpus: 1,
         memory: MEMORY,
         limit: LIMIT,
         filter: None,
         skipped: NOT_IN_CI,
-    })?;
+    };
+    let reports = reports_on(&arguments, &kernels.0)?;
     eprintln!("{}", report::render(&reports));
     let mut failed = Vec::new();
     for report in &reports {

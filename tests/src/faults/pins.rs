@@ -7,12 +7,8 @@ use nix::sys::signal::Signal;
 
 use super::scene::{PINS, REPAIR, Scene, in_map, program_ids, shell};
 use super::{Case, tools};
-use crate::wait_until;
+use crate::{fast_path, wait_until};
 
-/// Detaches every program.
-const DETACH: &str = "for link in /sys/fs/bpf/overlay/v1/links/*; do
-                          bpftool link detach pinned $link || exit
-                      done";
 /// How long the BPF file system is away.
 const AWAY: Duration = Duration::from_secs(3);
 
@@ -21,7 +17,7 @@ pub(super) const CASES: &[Case] = &[
         name: "programs-detached",
         fault: "every program is detached by hand",
         invariant: "the kernel path carries everything until they are back",
-        run: |scene| scene.without_programs(DETACH),
+        run: |scene| scene.without_programs(fast_path::detach_script(&scene.node())?),
         ..Case::USUAL
     },
     Case {
@@ -35,7 +31,7 @@ pub(super) const CASES: &[Case] = &[
         name: "link-pins-removed",
         fault: "the pins of the links are removed, and the programs with them",
         invariant: "the kernel path carries everything until they are back",
-        run: |scene| scene.without_programs(&format!("rm {PINS}/links/*")),
+        run: link_pins_removed,
         ..Case::USUAL
     },
     Case {
@@ -64,10 +60,20 @@ pub(super) const CASES: &[Case] = &[
 fn killed_and_detached(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     node.stop_agent(Signal::SIGKILL)?;
-    shell(&node, DETACH)?;
+    fast_path::detach(&node)?;
     ensure!(program_ids(&node)?.is_empty(), "programs are left");
     scene.talk()?;
     node.start_agent(&[])
+}
+
+fn link_pins_removed(scene: &Scene<'_>) -> Result<()> {
+    let node = scene.node();
+    // Where programs are filters they have no links to remove.
+    if fast_path::has_tcx(&node)? {
+        scene.without_programs(&format!("rm {PINS}/links/*"))
+    } else {
+        scene.without_programs(fast_path::detach_script(&node)?)
+    }
 }
 
 fn map_pins_removed(scene: &Scene<'_>) -> Result<()> {

@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
-use super::options::Options;
+use super::options::{Options, PREFIX_ENV};
 use super::teardown;
 use crate::process::Process;
 
@@ -104,21 +104,40 @@ pub(super) fn lock(prefix: &str) -> Result<File> {
     }
 }
 
+/// Why a lab cannot be made where there is another of the same prefix, and the cure.
+fn obstacle(old: &Remains, new: &Options) -> Option<String> {
+    let pid = old.owner.pid;
+    if !old.complete {
+        let made = || format!("process {pid} is making this lab");
+        return old.owner.is_alive().then(made);
+    }
+    if new.ephemeral {
+        // The lab of a test: nothing that anybody would want to be taken down by hand.
+        return Some(format!(
+            "process {pid} has a lab with the prefix {:?}: another run of the same test is under way; \
+             `cargo xtask test` runs in namespaces of its own, or set {PREFIX_ENV}=x-",
+            new.prefix
+        ));
+    }
+    let prefix = match new.prefix.as_str() {
+        "" => String::new(),
+        prefix => format!("{PREFIX_ENV}={prefix} "),
+    };
+    Some(format!(
+        "a lab is up already: enter it with `{prefix}cargo xtask lab exec n1 -- bash`, take it down with \
+         `{prefix}cargo xtask lab down`, or start over with --force"
+    ))
+}
+
 impl Shared {
     /// Begins a new lab, over the remains of one that never came up.
     pub fn create(options: Options) -> Result<Self> {
         let directory = directory(&options.prefix);
         let _lock = lock(&options.prefix)?;
-        if let Some(old) = remains(&directory)? {
-            if old.complete {
-                bail!(
-                    "a lab is up already: enter it with `cargo xtask lab exec n1 -- bash`, take it down with \
-                     `cargo xtask lab down`, or start over with --force"
-                );
-            }
-            if old.owner.is_alive() {
-                bail!("process {} is making this lab", old.owner.pid);
-            }
+        if let Some(old) = remains(&directory)?
+            && let Some(obstacle) = obstacle(&old, &options)
+        {
+            bail!(obstacle);
         }
         teardown::remove_locked(&options.prefix)?;
         fs::create_dir_all(&directory)
@@ -226,4 +245,52 @@ fn save(directory: &Path, state: &State) -> Result<()> {
     let text = serde_json::to_vec_pretty(state).context("write the lab's state as JSON")?;
     fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
     fs::rename(&new, &path).with_context(|| format!("replace {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remains(options: &Options, complete: bool) -> Remains {
+        Remains {
+            options: Kind {
+                prefix: options.prefix.clone(),
+                ephemeral: options.ephemeral,
+            },
+            owner: Process::current().unwrap(),
+            complete,
+            namespaces: Vec::new(),
+            processes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_test_never_advises_to_take_a_lab_down() {
+        let options = Options::for_test("some");
+        let advice = obstacle(&remains(&options, true), &options).unwrap();
+        assert!(!advice.contains("lab down"), "{advice}");
+        assert!(advice.contains(PREFIX_ENV), "{advice}");
+    }
+
+    #[test]
+    fn advice_is_for_the_lab_of_the_prefix() {
+        let options = Options {
+            prefix: "x-".to_owned(),
+            ..Options::default()
+        };
+        let advice = obstacle(&remains(&options, true), &options).unwrap();
+        assert!(
+            advice.contains(&format!("{PREFIX_ENV}=x- cargo xtask lab down")),
+            "{advice}"
+        );
+    }
+
+    #[test]
+    fn only_the_remains_of_a_lab_that_is_not_being_made_are_replaced() {
+        let options = Options::default();
+        let mut old = remains(&options, false);
+        assert!(obstacle(&old, &options).is_some());
+        old.owner.started -= 1;
+        assert_eq!(obstacle(&old, &options), None);
+    }
 }

@@ -13,7 +13,7 @@ use crate::{NOTICED, lab};
 /// How long nothing more must come.
 const QUIET: Duration = Duration::from_millis(500);
 /// Where the data path is pinned.
-const PINS: &str = "/sys/fs/bpf/overlay/v1";
+const PINS: &str = "/sys/fs/bpf/overlay/v2";
 
 /// Sends from an address to another; says whether any of it arrives there.
 fn arrives(from: &Pod, source: std::net::Ipv4Addr, to: &Pod) -> Result<bool> {

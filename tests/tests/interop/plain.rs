@@ -67,8 +67,7 @@ impl Plain {
             public: node.underlay_address(),
             mac: mac.to_owned(),
         };
-        let pod = Namespace::new(format!("{}{}plain", lab.options().prefix, node.name()));
-        command::ip(&format!("netns add {}", pod.name()))?;
+        let pod = lab.add_namespace(&format!("{}plain", node.name()))?;
         let plain = Self { node, pod, lease };
         plain.make_device()?;
         let (gateway, address) = (plain.gateway(), plain.address());
@@ -88,8 +87,7 @@ impl Plain {
         command::ip_batch(
             plain.pod.name(),
             &format!(
-                "link set lo up\n\
-                 address add {address}/{length} dev eth0\n\
+                "address add {address}/{length} dev eth0\n\
                  link set eth0 up\n\
                  route add default via {gateway}\n"
             ),
@@ -147,14 +145,6 @@ impl Plain {
             name: "the plain pod".to_owned(),
             namespace: self.pod.clone(),
             address: self.address(),
-        }
-    }
-}
-
-impl Drop for Plain {
-    fn drop(&mut self) {
-        if let Err(error) = command::ip(&format!("netns delete {}", self.pod.name())) {
-            eprintln!("{error:#}");
         }
     }
 }

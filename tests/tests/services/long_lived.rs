@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::conversation::{Conversation, Transport};
+use overlay_tests::fast_path;
 use overlay_tests::status::status;
 use overlay_tests::{Lab, Node, wait_until};
 use serde_json::json;
@@ -16,7 +17,7 @@ use super::cluster::Cluster;
 /// How long an agent may take to bring the fast path up or down.
 pub const SWITCH: Duration = Duration::from_secs(20);
 /// Where maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v1/maps";
+const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
 /// Silence in a conversation, long enough for the agent to do all it wants meanwhile.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -53,7 +54,7 @@ pub fn detach_all(node: &Node) -> Result<()> {
         "only {before} programs of {} are attached",
         node.name()
     );
-    node.run(["sh", "-c", "rm /sys/fs/bpf/overlay/v2/links/*"])?;
+    fast_path::detach(node)?;
     wait_until("the programs to be back", SWITCH, || {
         status(node).is_ok_and(|status| attached(&status) == before)
     })

@@ -88,7 +88,8 @@ pub fn run(against: Option<&str>, output: Output) -> Result<()> {
 fn measure(tree: &Path, target: &Path, object: &Path) -> Result<Costs> {
     setup::ensure_protoc()?;
     shell::progress(&format!("running the programs of {}", object.display()));
-    let answer = workspace::root().join("target/program-costs.json");
+    let answer =
+        workspace::root().join(format!("target/program-costs-{}.json", std::process::id()));
     let mut command = shell::cargo(&["test", "--quiet", "--package", "overlay-tests"]);
     command.args(["--test", "programs", "--", "--ignored", "--exact", RUNNER]);
     command

@@ -73,6 +73,16 @@ pub fn run(wanted: &Wanted<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Compiles the targets with the compiler's checks alone. Nothing is linked, so that libFuzzer itself, which takes
+/// a C++ compiler, need not be built.
+pub fn check() -> Result<()> {
+    let mut command = shell::cargo(&["check", "--locked", "--bins", "--manifest-path"]);
+    command.arg(directory().join("Cargo.toml"));
+    command.arg("--target-dir").arg(workspace::target());
+    command.env("CUSTOM_LIBFUZZER_PATH", "/nowhere/libfuzzer.a");
+    shell::run(&mut command)
+}
+
 /// The names of the files that libFuzzer is linked to.
 fn targets() -> Result<Vec<String>> {
     let directory = directory().join("fuzz_targets");

