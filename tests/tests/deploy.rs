@@ -66,7 +66,8 @@ fn the_conflist_maps_host_ports_by_the_real_portmap() -> Result<()> {
     let mut config = second.clone();
     config["name"] = list["name"].clone();
     config["cniVersion"] = list["cniVersion"].clone();
-    config["prevResult"] = pod.cni_result().clone();
+    let version = list["cniVersion"].as_str().context("no cniVersion")?;
+    config["prevResult"] = pod.previous_result(version);
     let mapping = json!({"hostPort": HOST_PORT, "containerPort": PORT, "protocol": "tcp"});
     config["runtimeConfig"] = json!({"portMappings": [mapping]});
 
@@ -108,6 +109,15 @@ fn script(container: &str) -> Result<String> {
         .join("\n"))
 }
 
+/// The command of an init container without a script, as one line for a shell.
+fn run_line(container: &str) -> Result<String> {
+    let name = format!("- name: {container}\n");
+    let (_, after) = DAEMON_SET.split_once(&name).context("no such container")?;
+    let (_, command) = after.split_once("command: [").context("no command")?;
+    let (command, _) = command.split_once(']').context("no end of the command")?;
+    Ok(command.replace(", ", " "))
+}
+
 #[test]
 fn the_init_containers_do_what_they_are_for() -> Result<()> {
     let lab = Lab::up(Options {
@@ -130,22 +140,22 @@ fn the_init_containers_do_what_they_are_for() -> Result<()> {
     let tables = run("nft list tables")?;
     ensure!(!tables.contains("overlay_init"), "{tables}");
 
-    // The image's files, where the node has directories of its own.
+    // The image's plugin, beside the node's own ones.
     let plugin = lab.options().bin_dir.join("overlay-cni");
-    let image = format!(
+    let install = run_line("install-cni")?.replace("/opt/overlay/", "/run/image/");
+    run(&format!(
         "mkdir -p /run/image /opt/cni/bin /etc/cni/net.d; rm -f /opt/cni/bin/flannel /etc/cni/net.d/*
-         cp {} /run/image/overlay-cni; printf '%s' '{CONFLIST}' > /run/image/cni-conf.json",
+         cp {} /run/image/overlay-cni; cp {PLUGINS}/portmap /opt/cni/bin/",
         plugin.display()
-    );
-    run(&image)?;
-    let install = script("install-cni")?
-        .replace("/opt/overlay/", "/run/image/")
-        .replace("/etc/kube-flannel/", "/run/image/");
+    ))?;
     // Twice: the second time over what the first has left.
     for _ in 0..2 {
         run(&install)?;
-        run("cmp /run/image/overlay-cni /opt/cni/bin/flannel
-             cmp /run/image/cni-conf.json /etc/cni/net.d/10-flannel.conflist")?;
+        run("cmp /run/image/overlay-cni /opt/cni/bin/flannel")?;
+        let list: Value =
+            serde_json::from_str(&node.read_file("/etc/cni/net.d/10-flannel.conflist")?)?;
+        let wanted: Value = serde_json::from_str(CONFLIST)?;
+        ensure!(list["plugins"] == wanted["plugins"], "installed: {list}");
         let left = run("find /opt/cni/bin /etc/cni/net.d -name '.*'")?;
         ensure!(left.is_empty(), "left behind: {left}");
         let version =

@@ -137,7 +137,9 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
 
         shell(&node, &rule.remove)?;
         fast_path::wait_serving(&node).with_context(|| add.clone())?;
-        ensure!(policies(&node)?.is_none(), "{add} is not forgotten");
+        wait_until(&format!("{add} to be forgotten"), SOON, || {
+            policies(&node).is_ok_and(|found| found.is_none())
+        })?;
         let before = fast_path::packets(&node, "pod_in", verdict)?;
         ensure!(reaches(&pod, to)?, "after {add}");
         ensure!(

@@ -28,7 +28,7 @@ fn bandwidth(pod: &Pod, verb: &str) -> Result<()> {
         "runtimeConfig": {"bandwidth": {
             "ingressRate": RATE, "ingressBurst": BURST, "egressRate": RATE, "egressBurst": BURST,
         }},
-        "prevResult": pod.cni_result(),
+        "prevResult": pod.previous_result("1.0.0"),
     });
     let place = node.namespace();
     let mut plugin = place.command("/opt/cni/bin/bandwidth");

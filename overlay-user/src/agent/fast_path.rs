@@ -119,11 +119,14 @@ impl FastPath {
     }
 
     /// Whether something of ours is missing for which the kernel sends no event: a program, a pin, the
-    /// configuration.
+    /// configuration; or what would not load is to be tried again.
     pub fn is_disturbed(&mut self) -> bool {
         match self {
             Self::Up(running) => running.is_disturbed(),
-            _ => false,
+            Self::Down { tried } => tried
+                .as_ref()
+                .is_none_or(|(when, _)| when.elapsed() >= RETRY),
+            Self::Off { removed } => !*removed,
         }
     }
 

@@ -171,6 +171,7 @@ impl Reconciler {
                             self.seen.distrust();
                         }
                         is_due |= self.failed
+                            || self.seen.are_pods_due()
                             || self.kernel_path.is_guard_hurt().await
                             || self.fast_path.is_surprised().await;
                     }

@@ -15,6 +15,10 @@ use crate::reconcile::{Observed, ObservedDevice};
 /// How often everything is looked at although no event says so.
 const NOW_AND_THEN: Duration = Duration::from_secs(60);
 
+/// How long pods are looked at again and again after one has come or changed: other plugins of its list may change
+/// its MAC address, of which no event tells here.
+const YOUNG: Duration = Duration::from_secs(30);
+
 /// What was seen.
 #[derive(Debug)]
 pub struct Seen {
@@ -31,6 +35,8 @@ pub struct Seen {
     /// Whether neighbours, FDB and routes may differ from `observed`.
     peers_are_old: bool,
     looked: Instant,
+    /// When a pod came or changed.
+    pods_changed: Instant,
 }
 
 impl Default for Seen {
@@ -43,6 +49,7 @@ impl Default for Seen {
             devices_are_old: true,
             peers_are_old: true,
             looked: Instant::now(),
+            pods_changed: Instant::now(),
         }
     }
 }
@@ -94,6 +101,13 @@ impl Seen {
         is_due
     }
 
+    /// Whether the pods are to be looked at although no event says so, and lets the next refreshment do it.
+    pub fn are_pods_due(&mut self) -> bool {
+        let are_due = !self.pods.pods.is_empty() && self.pods_changed.elapsed() < YOUNG;
+        self.devices_are_old |= are_due;
+        are_due
+    }
+
     /// Looks at what may have changed; `underlay` is the index of the underlay's device.
     ///
     /// # Errors
@@ -111,7 +125,10 @@ impl Seen {
             self.underlay = sight(kernel, underlay).await.ok();
             let others = kernel.other_vnis(&settings.device, settings.config.vxlan.port);
             self.other_vnis = others.await.ok().or_else(|| self.other_vnis.take());
-            self.pods = kernel.pods(BRIDGE).await?;
+            let pods = kernel.pods(BRIDGE).await?;
+            if pods != self.pods {
+                (self.pods, self.pods_changed) = (pods, Instant::now());
+            }
             let device = kernel.observe_device(&settings.device).await?;
             let index = |device: &ObservedDevice| (device.ifindex, device.up);
             self.peers_are_old |=

@@ -40,7 +40,7 @@ pub enum Step {
     Stay,
     /// Wait for the address to come back.
     Wait,
-    /// Wait, unless the choice is the same device with another address.
+    /// Wait, unless the choice is the same device with another address, or another device of its name.
     Readdress,
     /// Choose anew, whatever comes out.
     Choose,
@@ -87,10 +87,13 @@ impl Footing {
             }
             _ => {
                 let lost = *self.lost.get_or_insert(now);
-                match now.duration_since(lost) {
-                    gone if gone < READDRESSED => Step::Wait,
-                    gone if gone < GRACE => Step::Readdress,
-                    _ => Step::Choose,
+                let gone = now.duration_since(lost);
+                if gone >= GRACE {
+                    Step::Choose
+                } else if gone >= READDRESSED || seen.device.is_none() {
+                    Step::Readdress
+                } else {
+                    Step::Wait
                 }
             }
         }
@@ -100,7 +103,9 @@ impl Footing {
     pub fn take(&mut self, step: Step, choice: Underlay) -> bool {
         let is_refused = match step {
             Step::GoBack => !is_same(&choice, &self.first),
-            Step::Readdress => choice.ifindex != self.current.ifindex,
+            Step::Readdress => {
+                choice.ifindex != self.current.ifindex && choice.name != self.current.name
+            }
             _ => false,
         };
         if is_refused {
@@ -194,12 +199,22 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_is_made_anew_is_taken_at_once() {
+        let (eth0, start) = (underlay("eth0", 2), Instant::now());
+        let mut footing = Footing::new(eth0.clone());
+        let gone = Sighting::default();
+        assert_eq!(footing.judge(Some(&gone), start), Step::Readdress);
+        assert!(footing.take(Step::Readdress, Underlay { ifindex: 9, ..eth0 }));
+    }
+
+    #[test]
     fn a_lost_address_is_replaced_in_the_end_and_taken_back_when_it_returns() {
         let (eth0, eth1) = (underlay("eth0", 2), underlay("eth1", 3));
         let start = Instant::now();
         let mut footing = Footing::new(eth0.clone());
         let gone = Sighting::default();
-        assert_eq!(footing.judge(Some(&gone), start), Step::Wait);
+        assert_eq!(footing.judge(Some(&gone), start), Step::Readdress);
+        assert!(!footing.take(Step::Readdress, eth1.clone()));
         assert_eq!(footing.judge(Some(&gone), start + GRACE), Step::Choose);
         assert!(footing.take(Step::Choose, eth1.clone()));
         let seen = sighting(&eth1);

@@ -60,6 +60,13 @@ impl Pod {
         &self.record.result
     }
 
+    /// The same as a runtime hands it on to a plugin that speaks `version` of CNI.
+    pub fn previous_result(&self, version: &str) -> Value {
+        let mut result = self.record.result.clone();
+        result["cniVersion"] = version.into();
+        result
+    }
+
     /// Runs a program in the pod; see [`Namespace::exec`].
     ///
     /// # Errors

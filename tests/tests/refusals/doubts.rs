@@ -38,10 +38,6 @@ impl Stage {
         let own = self.own();
         wait_for_path(&node, &own.0.to_string(), "fast")?;
         node.stop_agent(Signal::SIGKILL)?;
-        // The programs alone; the guard in the packet filter has tests of its own.
-        for family in ["inet", "bridge"] {
-            node.run(["nft", "flush", "table", family, "overlay_guard"])?;
-        }
 
         let newcomer = RawSocket::open(&self.lab.namespace("outside")?, "eth0")?;
         let listener = RawSocket::open(&self.lab.pod(1, 1).namespace(), "eth0")?;

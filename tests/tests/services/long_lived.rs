@@ -31,7 +31,7 @@ fn restart(lab: &Lab, signal: Signal, fast_path: &str) -> Result<()> {
             if fast_path == "auto" {
                 "active"
             } else {
-                "absent"
+                "inactive"
             },
         )?;
     }

@@ -35,6 +35,9 @@ const BATCH_GENID: u16 = 1;
 /// Elements of one message: the length of an attribute has 16 bits, and an element takes at most 40.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
 
+/// The chain that is on the hook of bridges, where there is anything for the guard to judge.
+pub(super) const BRIDGE_HOOK: &str = "prerouting";
+
 /// Rules and tables of ours as the kernel numbers them; numbers are never given again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fingerprint {
@@ -48,6 +51,11 @@ impl Fingerprint {
     /// Whether there is none of our tables.
     pub(super) fn is_empty(&self) -> bool {
         self.tables.is_empty()
+    }
+
+    /// Whether what pods send meets the guard: the chain on the hook of bridges is there only then.
+    pub(super) fn judges_pods(&self) -> bool {
+        self.rules.iter().any(|(chain, _)| chain == BRIDGE_HOOK)
     }
 }
 
