@@ -25,6 +25,7 @@ mod look;
 pub mod monitor;
 pub mod neighbour;
 pub mod next_hop;
+mod nftables;
 pub mod nic;
 pub mod observe;
 pub mod pods;
@@ -35,6 +36,7 @@ pub mod rules;
 pub mod sysctl;
 pub(crate) mod tool;
 pub mod xfrm;
+mod xtables;
 
 pub use cleanup::cleanup;
 pub use tool::ToolError;

@@ -107,14 +107,18 @@ impl Task {
             let Some(wanted) = rules.borrow_and_update().clone() else {
                 continue;
             };
-            let witness = Witness::look();
-            let is_untouched = witness.is_some() && witness == self.witness;
+            let witness = Witness::look(self.witness.as_ref()).await;
+            let is_untouched = match (&witness, &self.witness) {
+                (Some(now), Some(last)) => now.agrees_with(last),
+                _ => false,
+            };
             if is_untouched && outcome.borrow().in_force.as_ref() == Some(&wanted) {
+                self.witness = witness;
                 continue;
             }
             let error = self.ensure(&wanted).await.err();
             self.witness = match error {
-                None => Witness::look(),
+                None => Witness::look(None).await,
                 Some(_) => None,
             };
             let now = Outcome {

@@ -26,6 +26,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::ToolError;
 use super::dump::{Request, dump};
+use super::nftables::generation;
 use super::tool::run;
 use netlink::Fingerprint;
 use state::{Delta, Elements, Set, Shape};
@@ -177,7 +178,7 @@ impl Guard {
         let Some(written) = &mut self.written else {
             return Ok(false);
         };
-        let generation = Some(netlink::generation().await?);
+        let generation = generation().await?;
         if generation == written.generation {
             return Ok(true);
         }
@@ -230,7 +231,7 @@ impl Guard {
             .await
             .map_err(Error::from_tool)?;
         // In this order: what comes in between shows as another generation.
-        let generation = Some(netlink::generation().await?);
+        let generation = generation().await?;
         let fingerprint = netlink::fingerprint().await?;
         if fingerprint.is_empty() {
             return Err(Error::Absent);

@@ -25,8 +25,9 @@ use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::nftables::generation;
+use super::xtables::Info;
 use judge::{Hit, Missing, judge};
-use legacy::Info;
 use nftables::BaseChain;
 
 pub use judge::Scope;
@@ -140,7 +141,7 @@ impl Policies {
 
     async fn look(&mut self, scope: &Scope) -> Result<(), Error> {
         let key = Key {
-            generation: nftables::generation().await?,
+            generation: generation().await?,
             tables: legacy::tables(scope)?,
             scope: scope.clone(),
         };

@@ -9,9 +9,8 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_netfilter::nftables::{
-    DataAttribute, GenAttribute, GenMessage, ListAttribute, NfTablesMessage, RuleAttribute,
-    RuleMessage, SetElementAttribute, SetElementList, SetElementMessage, TableAttribute,
-    TableMessage,
+    DataAttribute, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, SetElementAttribute,
+    SetElementList, SetElementMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -57,36 +56,6 @@ impl Fingerprint {
     pub(super) fn judges_pods(&self) -> bool {
         self.rules.iter().any(|(chain, _)| chain == BRIDGE_HOOK)
     }
-}
-
-/// Number of the last transaction of this network namespace (`NFT_MSG_GETGEN`).
-pub(super) async fn generation() -> Result<u32, Error> {
-    const CALL: &str = "NFT_MSG_GETGEN";
-    let request = NfTablesMessage::GetGen(GenMessage {
-        attributes: Vec::new(),
-    });
-    let mut channel = Channel::open(CALL)?;
-    channel
-        .send(&message(
-            NetfilterProtoFamily::Unspec,
-            0,
-            request,
-            NLM_F_REQUEST,
-        ))
-        .await?;
-    channel
-        .answer(|answer| match answer.payload {
-            NetlinkPayload::InnerMessage(NetfilterMessage {
-                inner: NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(found)),
-                ..
-            }) => found.attributes.iter().find_map(|it| match it {
-                GenAttribute::Id(id) => Some(Ok(*id)),
-                _ => None,
-            }),
-            NetlinkPayload::Error(error) => Some(Err(error.to_io())),
-            _ => None,
-        })
-        .await
 }
 
 /// What is there of our tables.
@@ -353,10 +322,6 @@ impl Channel {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(Error::Socket)?;
         socket.socket_mut().bind_auto().map_err(Error::Socket)?;
         Ok(Self { socket, call })
-    }
-
-    async fn send(&mut self, message: &Sent) -> Result<(), Error> {
-        self.send_bytes(&bytes(&mut message.clone())).await
     }
 
     async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {

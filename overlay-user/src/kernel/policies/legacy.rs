@@ -1,39 +1,27 @@
-//! Rules of iptables-legacy, read by socket options (`linux/netfilter_ipv4/ip_tables.h`).
-//!
-//! A table is asked for only if it is there: to ask for another one would make it.
+//! Rules of iptables-legacy (`linux/netfilter_ipv4/ip_tables.h`).
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::mem::size_of;
-use std::os::fd::AsRawFd as _;
 
 use ipnet::IpNet;
-use nix::libc;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::super::Error;
+#[cfg(test)]
+use super::super::xtables::INFO;
+use super::super::xtables::{self, IPT_SO_GET_ENTRIES, Info, get};
 use super::judge::{Effect, Match, Rule, Scope, match_address, match_device};
 use super::name::text;
 
-/// The tables of this network namespace, by name.
-const TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 /// Those whose rules may do more than translate addresses.
 const FILTERS: [&str; 4] = ["raw", "mangle", "filter", "security"];
-/// Socket options.
-const IPT_SO_GET_INFO: i32 = 64;
-const IPT_SO_GET_ENTRIES: i32 = 65;
 /// Hooks that packets from pod to pod come by, with the chains' names.
 const HOOKS: [(usize, &str); 3] = [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")];
 
 /// Layout of `struct ipt_getinfo`: name, hooks that are valid, where their chains begin and end,
 /// entries, bytes.
-const NAME: usize = 32;
 const VALID_HOOKS: usize = 32;
 const HOOK_ENTRIES: usize = 36;
 const UNDERFLOWS: usize = 56;
 const SIZE: usize = 80;
-const INFO: usize = 84;
 /// Where the entries begin in `struct ipt_get_entries`.
 const ENTRIES: usize = 40;
 
@@ -65,15 +53,6 @@ const EXTENSION_NAME: usize = 2;
 const EXTENSION_NAME_LENGTH: usize = 29;
 const EXTENSION_DATA: usize = 32;
 
-/// A table as it is now: what tells whether rules came or went. A rule that is replaced by one of
-/// the same size does not show.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Info {
-    /// `filter`, …
-    pub table: String,
-    bytes: Vec<u8>,
-}
-
 /// A table's chains by name; those of its own on hooks apart, with whether their policy is to drop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -89,33 +68,10 @@ pub struct Table {
 /// What the socket says.
 pub fn tables(scope: &Scope) -> Result<Vec<Info>, Error> {
     // The options of ip6tables are others, and the overlay carries IPv4.
-    if !matches!(scope.network, IpNet::V4(_)) {
-        return Ok(Vec::new());
+    match scope.network {
+        IpNet::V4(_) => xtables::infos(&FILTERS),
+        IpNet::V6(_) => Ok(Vec::new()),
     }
-    let names = match fs::read_to_string(TABLES) {
-        Ok(names) => names,
-        // Without the module there is no such file.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => {
-            return Err(Error::Refused {
-                call: "read",
-                object: TABLES.to_owned(),
-                source,
-            });
-        }
-    };
-    let mut found = Vec::new();
-    for table in FILTERS
-        .into_iter()
-        .filter(|table| names.lines().any(|name| name == *table))
-    {
-        let bytes = get(IPT_SO_GET_INFO, table, INFO, 0)?;
-        found.push(Info {
-            table: table.to_owned(),
-            bytes,
-        });
-    }
-    Ok(found)
 }
 
 /// Reads the rules of a table.
@@ -132,44 +88,6 @@ pub fn read(info: &Info, scope: &Scope) -> Result<Table, Error> {
         object: info.table.clone(),
         reason: "entries that make no sense".to_owned(),
     })
-}
-
-/// Asks for something about a table: a struct of `length` bytes that begins with its name and,
-/// behind that, a size.
-fn get(option: i32, table: &str, length: usize, size: usize) -> Result<Vec<u8>, Error> {
-    let refused = |source| Error::Refused {
-        call: "getsockopt IPT_SO_GET",
-        object: table.to_owned(),
-        source,
-    };
-    // Any socket of the family will do.
-    let socket = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .map_err(|errno| refused(errno.into()))?;
-    let mut answer = vec![0; length];
-    answer[..table.len()].copy_from_slice(table.as_bytes());
-    let size = u32::try_from(size).unwrap_or(0);
-    answer[NAME..NAME + size_of::<u32>()].copy_from_slice(&size.to_ne_bytes());
-    let mut written = libc::socklen_t::try_from(length).unwrap_or(0);
-    // SAFETY: the kernel reads and writes at most `written` bytes, which `answer` has, and knows no
-    // other pointer.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            option,
-            answer.as_mut_ptr().cast(),
-            &raw mut written,
-        )
-    };
-    if result < 0 {
-        return Err(refused(io::Error::last_os_error()));
-    }
-    Ok(answer)
 }
 
 /// A table from its info and its entries; `None` if they make no sense.

@@ -1,21 +1,19 @@
-//! Chains and rules of nf_tables, asked for by netlink: which generation of them is in force, the
-//! chains on hooks, and the rules of single chains. Never all rules, of which kube-proxy may have a
+//! Chains and rules of nf_tables, asked for by netlink: the chains on hooks, and the rules of single
+//! chains. Never all rules, of which kube-proxy may have a
 //! hundred thousand.
 
 mod rule;
 
 use netlink_packet_core::{DefaultNla, Nla as _};
+use netlink_packet_netfilter::NetfilterMessageInner;
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenAttribute, GenMessage, Hook, NfTablesMessage, RuleAttribute,
-    RuleMessage,
+    ChainAttribute, ChainMessage, Hook, NfTablesMessage, RuleAttribute, RuleMessage,
 };
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner};
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::libc;
 
 use super::super::Error;
-use super::super::dump::{Request, ask, dump};
+use super::super::dump::dump;
+use super::super::nftables::request;
 use super::judge::{Match, Rule, Scope, match_device};
 use super::name::text;
 
@@ -28,39 +26,6 @@ const NFTA_DEVICE_PREFIX: u16 = 2;
 const PRE_ROUTING: u32 = 0;
 const FORWARD: u32 = 2;
 const POST_ROUTING: u32 = 4;
-
-/// The number of the rule set in force: each transaction makes a new one. `None` where the kernel
-/// has no nf_tables.
-///
-/// # Errors
-/// What netlink says.
-pub async fn generation() -> Result<Option<u32>, Error> {
-    let message = NfTablesMessage::GetGen(GenMessage { attributes: vec![] });
-    let found = ask(
-        request(Family::Unspec, message, "NFT_MSG_GETGEN"),
-        |answer| {
-            let NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(message)) = answer.inner
-            else {
-                return None;
-            };
-            message
-                .attributes
-                .into_iter()
-                .find_map(|attribute| match attribute {
-                    GenAttribute::Id(id) => Some(id),
-                    _ => None,
-                })
-        },
-    );
-    match found.await {
-        Ok(found) => Ok(found.first().copied()),
-        // Nobody answers for nf_tables, or for netfilter at all.
-        Err(error) if matches!(error.errno(), Some(libc::EINVAL | libc::EPROTONOSUPPORT)) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
 
 /// The chains of `family` that packets of `scope` meet.
 ///
@@ -96,19 +61,6 @@ pub async fn rules(base: &BaseChain, chain: &str, scope: &Scope) -> Result<Vec<R
         _ => None,
     });
     rules.await
-}
-
-fn request(
-    family: Family,
-    message: NfTablesMessage,
-    call: &'static str,
-) -> Request<NetfilterMessage> {
-    Request {
-        protocol: NETLINK_NETFILTER,
-        message: NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message),
-        call,
-        object: "nf_tables",
-    }
 }
 
 /// A chain on a hook.

@@ -1,66 +1,64 @@
-//! Whether anybody has touched the packet filter: asked of the kernel for next to nothing, where `iptables-save` would
+//! Whether anybody has touched the rules of ours: asked of the kernel for next to nothing, where `iptables-save` would
 //! list every rule of every Service.
 
-use std::fs;
+use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, NfTablesMessage};
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
+use crate::kernel::nftables::{generation, rule_handles};
+use crate::kernel::xtables::{Info, infos};
 
-/// The state of the packet filter: equal ones mean that nobody has changed a rule in between.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where rules of ours are, and the chains that lead there: table and chain, as `iptables-nft` and `nft` write them.
+const CHAINS: [(&str, &str); 6] = [
+    ("nat", "POSTROUTING"),
+    ("nat", "FLANNEL-POSTRTG"),
+    ("filter", "FORWARD"),
+    ("filter", "FLANNEL-FWD"),
+    ("flannel-ipv4", "postrtg"),
+    ("flannel-ipv4", "forward"),
+];
+/// The tables of iptables-legacy that they may be in.
+const LEGACY: [&str; 2] = ["nat", "filter"];
+
+/// The state of the packet filter. Rules that are replaced by others of the same size show in nf_tables only.
+#[derive(Clone, Debug)]
 pub struct Witness {
-    /// The number of the ruleset, which every transaction of nf_tables raises.
-    generation: u32,
+    /// The number of the rule set, which every transaction of nf_tables raises.
+    generation: Option<u32>,
+    /// The numbers of the rules in each of [`CHAINS`].
+    handles: Vec<Vec<u64>>,
+    legacy: Vec<Info>,
 }
 
 impl Witness {
-    /// Looks; none where that cannot be told: without nf_tables, or with tables of iptables-legacy, which count nothing.
+    /// Looks; what the rules are is only asked where others have made a transaction since the `last` look. None where
+    /// the kernel does not tell.
+    pub async fn look(last: Option<&Self>) -> Option<Self> {
+        let generation = generation().await.ok()?;
+        let legacy = infos(&LEGACY).ok()?;
+        let handles = match last {
+            Some(last) if last.generation == generation => last.handles.clone(),
+            _ => handles(generation).await?,
+        };
+        Some(Self {
+            generation,
+            handles,
+            legacy,
+        })
+    }
+
+    /// Whether nobody has changed a rule in between.
     #[must_use]
-    pub fn look() -> Option<Self> {
-        let legacy = ["ip_tables_names", "ip6_tables_names"]
-            .map(|names| fs::read_to_string(format!("/proc/thread-self/net/{names}")));
-        if legacy.iter().flatten().any(|names| !names.is_empty()) {
-            return None;
-        }
-        let generation = generation()?;
-        Some(Self { generation })
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        (&self.handles, &self.legacy) == (&other.handles, &other.legacy)
     }
 }
 
-/// The number of the ruleset of the thread's network namespace (`NFT_MSG_GETGEN`).
-fn generation() -> Option<u32> {
-    let mut socket = Socket::new(NETLINK_NETFILTER).ok()?;
-    socket.bind_auto().ok()?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    let ask = NetfilterMessage::new(
-        NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
-        NfTablesMessage::GetGen(GenMessage {
-            attributes: Vec::new(),
-        }),
-    );
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(ask));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).ok()?;
-    let (answer, _) = socket.recv_from_full().ok()?;
-    match NetlinkMessage::<NetfilterMessage>::deserialize(&answer)
-        .ok()?
-        .payload
-    {
-        NetlinkPayload::InnerMessage(NetfilterMessage {
-            inner: NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(generation)),
-            ..
-        }) => generation.attributes.iter().find_map(|it| match it {
-            GenAttribute::Id(id) => Some(*id),
-            _ => None,
-        }),
-        _ => None,
+async fn handles(generation: Option<u32>) -> Option<Vec<Vec<u64>>> {
+    let mut handles = Vec::new();
+    // A kernel without nf_tables has no rules there.
+    if generation.is_some() {
+        for (table, chain) in CHAINS {
+            handles.push(rule_handles(Family::IPv4, table, chain).await.ok()?);
+        }
     }
+    Some(handles)
 }

@@ -1,0 +1,99 @@
+//! Tables of iptables-legacy, asked for by socket options (`linux/netfilter_ipv4/ip_tables.h`).
+//!
+//! A table is asked for only if it is there: to ask for another one would make it.
+
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::AsRawFd as _;
+
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::Error;
+
+/// The tables of this network namespace, by name.
+const TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+/// Socket options.
+const IPT_SO_GET_INFO: i32 = 64;
+pub(super) const IPT_SO_GET_ENTRIES: i32 = 65;
+/// Length of a table's name in `struct ipt_getinfo`, and of the whole struct.
+const NAME: usize = 32;
+pub(super) const INFO: usize = 84;
+
+/// A table as it is now: what tells whether rules came or went. A rule that is replaced by one of
+/// the same size does not show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// `filter`, …
+    pub table: String,
+    /// `struct ipt_getinfo`.
+    pub bytes: Vec<u8>,
+}
+
+/// Those of the tables `wanted` that are in this network namespace.
+///
+/// # Errors
+/// What the socket says.
+pub fn infos(wanted: &[&str]) -> Result<Vec<Info>, Error> {
+    let names = match fs::read_to_string(TABLES) {
+        Ok(names) => names,
+        // Without the module there is no such file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(Error::Refused {
+                call: "read",
+                object: TABLES.to_owned(),
+                source,
+            });
+        }
+    };
+    wanted
+        .iter()
+        .filter(|table| names.lines().any(|name| name == **table))
+        .map(|table| {
+            Ok(Info {
+                table: (*table).to_owned(),
+                bytes: get(IPT_SO_GET_INFO, table, INFO, 0)?,
+            })
+        })
+        .collect()
+}
+
+/// Asks for something about a table: a struct of `length` bytes that begins with its name and,
+/// behind that, a size.
+pub(super) fn get(option: i32, table: &str, length: usize, size: usize) -> Result<Vec<u8>, Error> {
+    let refused = |source| Error::Refused {
+        call: "getsockopt IPT_SO_GET",
+        object: table.to_owned(),
+        source,
+    };
+    // Any socket of the family will do.
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(|errno| refused(errno.into()))?;
+    let mut answer = vec![0; length];
+    answer[..table.len()].copy_from_slice(table.as_bytes());
+    let size = u32::try_from(size).unwrap_or(0);
+    answer[NAME..NAME + size_of::<u32>()].copy_from_slice(&size.to_ne_bytes());
+    let mut written = libc::socklen_t::try_from(length).unwrap_or(0);
+    // SAFETY: the kernel reads and writes at most `written` bytes, which `answer` has, and knows no
+    // other pointer.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            option,
+            answer.as_mut_ptr().cast(),
+            &raw mut written,
+        )
+    };
+    if result < 0 {
+        return Err(refused(io::Error::last_os_error()));
+    }
+    Ok(answer)
+}
