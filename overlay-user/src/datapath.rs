@@ -116,6 +116,9 @@ pub enum Error {
     /// Which flows the IP stack translates is not known.
     #[error("connection tracking does not answer: {0}")]
     Flows(#[source] crate::kernel::Error),
+    /// How the other nodes are reached is not known.
+    #[error("the routes to the other nodes are not known: {0}")]
+    Ways(#[source] crate::kernel::Error),
     /// An address of a family that the maps do not hold.
     #[error("{0} is not an address of the overlay's family")]
     Family(std::net::IpAddr),

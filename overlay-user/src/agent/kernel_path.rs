@@ -98,7 +98,10 @@ impl KernelPath {
         let applied = self.guard.apply(&state).await;
         self.guarded = applied.is_ok().then_some(state);
         match applied {
-            Ok(change) => tracing::debug!(?change, "guard"),
+            Ok(change) => {
+                self.guard_unavailable = false;
+                tracing::debug!(?change, "guard");
+            }
             Err(error @ guard::Error::Unavailable(_)) => {
                 // Nothing that another round would change: said once, and the node lives on.
                 if !self.guard_unavailable {

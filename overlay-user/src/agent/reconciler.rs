@@ -170,10 +170,11 @@ impl Reconciler {
                         if self.failed {
                             self.seen.distrust();
                         }
+                        // Every one is asked, because each takes note of what it sees.
                         is_due |= self.failed
-                            || self.seen.are_pods_due()
-                            || self.kernel_path.is_guard_hurt().await
-                            || self.fast_path.is_surprised().await;
+                            | self.seen.are_pods_due()
+                            | self.kernel_path.is_guard_hurt().await
+                            | self.fast_path.is_surprised().await;
                     }
                     if is_due {
                         due = due.or_else(|| Some(Instant::now()));

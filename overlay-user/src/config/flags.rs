@@ -174,7 +174,7 @@ pub struct NodeFlags {
     /// Log whose packets the eBPF programs refuse, and why: to find out who sends them
     #[arg(long, env = "OVERLAY_LOG_REFUSED", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
     pub log_refused: bool,
-    /// How long the eBPF programs refuse by the list of leases after the agent is gone; 0 for ever
+    /// How long programs and guard refuse by the list of leases after the agent is gone; 0 for ever
     #[arg(long, env = "OVERLAY_REFUSE_WITHOUT_AGENT", default_value = "10m", value_parser = parse_duration_or_zero, value_name = "TIME")]
     pub refuse_without_agent: Duration,
     /// Who decapsulates TCP super-packets: "kernel" is for nodes whose pods pass them on to tap devices

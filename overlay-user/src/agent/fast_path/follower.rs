@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::ensure;
+
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::live::Live;
 use crate::kernel::monitor::{Event, Monitor, NEXT_HOPS};
@@ -27,6 +29,8 @@ const TRUST: Duration = Duration::from_secs(5);
 const CONFIRM: u32 = 5;
 /// How many next hops are confirmed at a time: each costs the kernel a packet and the follower three events.
 const CONFIRMATIONS: usize = 200;
+/// How often everything is asked again although no event says so: some changes tell of none.
+const NOW_AND_THEN: u32 = 60;
 /// How long to wait before a broken netlink socket is opened anew.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -86,15 +90,15 @@ impl Due {
 async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
     let mut monitor = Monitor::subscribe(NEXT_HOPS)?;
     let kernel = Kernel::connect()?;
-    let mut beat = interval(BEAT);
+    // What came before the subscription went unseen.
+    let all = live.lock().ways.all();
+    live.look_at_neighbours(&kernel).await?;
+    live.ask(all).await?;
+    live.prepare_next_hops()?;
+    let mut beat = interval_at(Instant::now(), BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut beats = 0_u32;
-    // What came before the subscription went unseen.
-    let mut due = Due {
-        at: Some(Instant::now()),
-        ask: live.lock().ways.all().into_iter().collect(),
-        look: true,
-    };
+    let mut due = Due::default();
     loop {
         tokio::select! {
             event = monitor.next() => note(live, &event?, &mut due),
@@ -111,10 +115,17 @@ async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
                 }
             }
             _ = beat.tick() => {
+                // One answer that was late spoils a connection.
+                ensure!(!kernel.is_closed(), "the netlink connection is of no use any more");
                 live.lock().keep_next_hops(TRUST)?;
                 beats = beats.wrapping_add(1);
                 if beats.is_multiple_of(CONFIRM) {
                     confirm(live, &kernel).await;
+                }
+                if beats.is_multiple_of(NOW_AND_THEN) {
+                    due.ask.extend(live.lock().ways.all());
+                    due.look = true;
+                    due.soon();
                 }
             }
         }

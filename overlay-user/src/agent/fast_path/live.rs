@@ -117,11 +117,17 @@ impl Live {
 
     /// Reads all neighbours of the underlay's device.
     pub async fn look_at_neighbours(&self, kernel: &Kernel) -> Result<(), kernel::Error> {
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             let (exit, as_of) = self.exit();
             let neighbours = kernel.neighbours_on(exit.ifindex).await?;
-            let mut inner = self.lock();
-            if inner.ways.exit() == exit && inner.ways.learn_neighbours(neighbours, as_of) {
+            let ways = &mut self.lock().ways;
+            // Under a storm of changes the last answer is the best there is.
+            let as_of = if attempt == ATTEMPTS {
+                ways.news()
+            } else {
+                as_of
+            };
+            if ways.exit() == exit && ways.learn_neighbours(neighbours, as_of) {
                 break;
             }
         }
@@ -132,6 +138,10 @@ impl Live {
     pub fn prepare_next_hops(&self) -> Result<usize, Error> {
         let inner = &mut *self.lock();
         let (maps, ways) = (&mut inner.maps, &inner.ways);
+        // Before the first round nothing is known that could be better than what an earlier agent has left.
+        if ways.exit().source.is_none() {
+            return Ok(0);
+        }
         let mac = ways.exit().mac.unwrap_or_default();
         maps.update_peers(|peer| {
             let next_hop = ways.mac(peer.vtep.into());

@@ -17,7 +17,7 @@ use crate::datapath::tables::{LocalPod, Omission, TableInput, Tables};
 use crate::kernel::nic::Nic;
 use crate::kernel::pods::{BRIDGE, PodLink};
 use crate::kernel::xfrm::{self, Traffic};
-use crate::kernel::{Kernel, sysctl};
+use crate::kernel::{self, Kernel, sysctl};
 use crate::mac::MacAddr;
 use ipnet::IpNet;
 use overlay_common::schema::{
@@ -172,7 +172,12 @@ impl Running {
             return true;
         }
         let programs = &mut self.programs;
-        !self.sites.iter().all(|site| {
+        let left_out = &self.left_out;
+        let mut sites = self
+            .sites
+            .iter()
+            .filter(|site| !site.is_pod() || !left_out.contains_key(&site.interface));
+        !sites.all(|site| {
             programs
                 .presence(site.hook, &site.interface, site.ifindex)
                 .is_ok_and(|presence| presence.ours)
@@ -241,17 +246,13 @@ impl Running {
         let kernel = view.kernel;
         self.judges = false;
         let Some((device_ifindex, mac)) = backing.device else {
+            self.sites.clear();
             return self.deactivate();
         };
         let live = self.live.clone();
         let mut known = live.lock().maps.known_pods()?;
         self.second_look(view, &known).await;
         self.sites = sites(view, device_ifindex);
-        if !self.carries {
-            // VXLAN that the kernel opens meets the guard in any case, and is judged there.
-            self.sites.retain(|site| site.hook == Hook::PodIn);
-            self.deactivate()?;
-        }
         if !self.carries {
             // VXLAN that the kernel opens meets the guard in any case, and is judged there.
             self.sites.retain(|site| site.hook == Hook::PodIn);
@@ -284,7 +285,7 @@ impl Running {
         if !gap && self.carries {
             input.flags |= CONFIG_ACTIVE;
         }
-        self.find_ways(kernel, &mut input).await;
+        let ways = self.find_ways(kernel, &mut input).await;
         let Some((tables, newcomers)) = self.fill(&mut input, &known)? else {
             return Ok(());
         };
@@ -313,7 +314,8 @@ impl Running {
         if self.carries || view.settings.flags.node.xdp == Xdp::On {
             self.refuse_early(view).await;
         }
-        self.forget_gone()
+        self.forget_gone()?;
+        ways.map_err(Error::Ways)
     }
 
     /// Looks at the pods once more before something is written of them: what was done so far took its time, and a
@@ -374,8 +376,12 @@ impl Running {
         input
     }
 
-    /// Finds the ways to the peers. Where that fails, the kernel looks the next hop up packet by packet.
-    async fn find_ways(&mut self, kernel: &Kernel, input: &mut TableInput) {
+    /// Finds the ways to the peers. A peer without one is left to the kernel path.
+    async fn find_ways(
+        &mut self,
+        kernel: &Kernel,
+        input: &mut TableInput,
+    ) -> Result<(), kernel::Error> {
         let traffic = Traffic {
             own: input.vtep,
             peers: input.peers.iter().map(|(peer, _)| peer.vtep).collect(),
@@ -395,9 +401,7 @@ impl Running {
             source: Some(input.vtep),
             mac: mac.ok().flatten().filter(|mac| *mac != MacAddr::default()),
         };
-        if let Err(error) = self.live.find(kernel, exit, &vteps).await {
-            tracing::warn!("look for routes to the peers: {error}");
-        }
+        self.live.find(kernel, exit, &vteps).await
     }
 
     /// Writes the maps; returns what they hold in the end, and whether a pod is new. Of the ways, what is known at

@@ -35,8 +35,12 @@ pub struct Ways {
     exit: Exit,
     /// The next hop to each VTEP; none where packets leave by another device, or cannot leave.
     next_hops: BTreeMap<IpAddr, Option<NextHop>>,
+    /// The VTEPs that the kernel is asked about for the first time: a change may overtake the answer.
+    asked: BTreeSet<IpAddr>,
     /// The usable neighbours of the underlay's device.
     neighbours: BTreeMap<IpAddr, Neighbour>,
+    /// Whether `neighbours` has been looked at.
+    knows_neighbours: bool,
     /// The addresses in `next_hops`.
     used: HashSet<IpAddr>,
     /// How many changes the kernel has told of: an answer from before one of them is not to be believed.
@@ -54,7 +58,7 @@ impl Ways {
         self.news
     }
 
-    /// Takes another exit. True if the neighbours have to be looked at, since they are those of another device.
+    /// Takes another exit. True if the neighbours have to be looked at, since those of this device are not known.
     pub fn leave_by(&mut self, exit: Exit) -> bool {
         let is_other = (exit.ifindex, exit.source) != (self.exit.ifindex, self.exit.source);
         if is_other {
@@ -64,20 +68,25 @@ impl Ways {
             };
         }
         self.exit = exit;
-        is_other
+        !self.knows_neighbours
     }
 
     /// Forgets all VTEPs but these; returns those whose way is still to be found.
     pub fn keep(&mut self, vteps: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
         self.next_hops.retain(|vtep, _| vteps.contains(vtep));
         let is_unknown = |vtep: &&IpAddr| !self.next_hops.contains_key(vtep);
-        vteps.iter().filter(is_unknown).copied().collect()
+        let unknown: Vec<_> = vteps.iter().filter(is_unknown).copied().collect();
+        self.asked = unknown.iter().copied().collect();
+        unknown
     }
 
     /// Takes the kernel's answers, asked for when the news was `as_of`; false if they may be too old.
     pub fn learn(&mut self, answers: BTreeMap<IpAddr, Option<NextHop>>, as_of: u64) -> bool {
         if self.news != as_of {
             return false;
+        }
+        for vtep in answers.keys() {
+            self.asked.remove(vtep);
         }
         self.next_hops.extend(answers);
         let next_hops = self.next_hops.values().flatten();
@@ -89,7 +98,7 @@ impl Ways {
     pub fn learn_neighbours(&mut self, all: BTreeMap<IpAddr, Neighbour>, as_of: u64) -> bool {
         let is_fresh = self.news == as_of;
         if is_fresh {
-            self.neighbours = all;
+            (self.neighbours, self.knows_neighbours) = (all, true);
         }
         is_fresh
     }
@@ -115,7 +124,7 @@ impl Ways {
 
     /// The VTEPs whose way may be another, because a route to `destination` has changed.
     pub fn within(&mut self, destination: IpNet) -> Vec<IpAddr> {
-        let vteps = self.next_hops.keys();
+        let vteps = self.next_hops.keys().chain(&self.asked);
         let vteps: Vec<_> = vteps
             .filter(|vtep| destination.contains(*vtep))
             .copied()
@@ -127,7 +136,8 @@ impl Ways {
     /// All VTEPs, because anything may have changed.
     pub fn all(&mut self) -> Vec<IpAddr> {
         self.news += 1;
-        self.next_hops.keys().copied().collect()
+        let vteps = self.next_hops.keys().chain(&self.asked);
+        vteps.copied().collect()
     }
 
     /// The next hop to a VTEP.
@@ -237,6 +247,17 @@ mod tests {
     }
 
     #[test]
+    fn a_change_that_overtakes_the_first_answer_is_noticed() {
+        let mut ways = ways();
+        assert_eq!(ways.keep(&[at(2), at(3), at(4)].into()), [at(4)]);
+        let asked = ways.news();
+        let host = "192.0.2.4/32".parse().expect("a prefix");
+        assert_eq!(ways.within(host), [at(4)]);
+        assert!(!ways.learn([(at(4), None)].into(), asked), "too old");
+        assert!(ways.learn([(at(4), None)].into(), ways.news()));
+    }
+
+    #[test]
     fn routes_to_nobody_are_no_news() {
         let mut ways = ways();
         let before = ways.news();
@@ -251,6 +272,8 @@ mod tests {
         let mut ways = ways();
         ways.neighbour(at(254), Some(neighbour(1)));
         let exit = ways.exit();
+        assert!(ways.leave_by(exit), "nobody has looked at the neighbours");
+        assert!(ways.learn_neighbours(BTreeMap::new(), ways.news()));
         assert!(!ways.leave_by(exit));
         assert!(ways.leave_by(Exit { ifindex: 3, ..exit }));
         assert_eq!(ways.keep(&[at(2)].into()), [at(2)]);
