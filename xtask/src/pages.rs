@@ -19,18 +19,22 @@ const SOURCES: [&str; 5] = [
     "xtask",
 ];
 /// Names of the kernel's that look like those of tests.
-const KERNELS: [&str; 2] = ["bpf_ktime_get_coarse_ns", "nf_conntrack_tcp_be_liberal"];
+const KERNELS: [&str; 3] = [
+    "bpf_ktime_get_coarse_ns",
+    "nf_conntrack_tcp_be_liberal",
+    "nf_conntrack_tcp_loose",
+];
 /// A name with so many underscores is a sentence: a test's.
 const SENTENCE: usize = 3;
 
-/// The pages, with their names.
+/// The pages, with their names: those in `docs` and at the root.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = workspace::root();
-    let docs = fs::read_dir(root.join("docs")).expect("docs");
-    let docs = docs.map(|entry| entry.expect("an entry of docs").path());
-    let pages = docs.filter(|path| path.extension().is_some_and(|it| it == "md"));
-    pages
-        .chain([root.join("README.md")])
+    [root.join("docs"), root.to_owned()]
+        .into_iter()
+        .flat_map(|directory| fs::read_dir(directory).expect("a directory of pages"))
+        .map(|entry| entry.expect("an entry of a directory of pages").path())
+        .filter(|path| path.extension().is_some_and(|it| it == "md"))
         .map(|path| {
             let text = fs::read_to_string(&path).expect("a page");
             (path, text)
