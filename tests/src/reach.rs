@@ -12,8 +12,8 @@ use crate::{Lab, Node, Pod, interrupt};
 
 /// Sizes of datagrams, in bytes: from one byte over the edges of one packet to many fragments.
 const DATAGRAMS: &[usize] = &[1, 512, 1400, 1422, 1423, 9000, 60_000];
-/// The longest datagram that the pods' network carries in one packet.
-const LONGEST_UNCUT: usize = 1422;
+/// IPv4 and UDP headers, in bytes.
+const HEADERS: usize = 28;
 /// Payload of echoes, in bytes.
 const ECHOES: &[usize] = &[8, 1400, 20_000];
 /// Bytes over a TCP connection: more than one window.
@@ -44,10 +44,10 @@ pub enum Relation {
 impl Relation {
     /// A node's and the outside's way back to a pod is narrower than the underlay on which it begins: who answers
     /// with more than the pods' network carries in one packet has to learn that.
-    fn answers(self, length: usize) -> Answers {
+    fn answers(self, length: usize, mtu: usize) -> Answers {
         match self {
             Self::PodToOwnNode | Self::PodToRemoteNode | Self::PodToOutside
-                if length > LONGEST_UNCUT =>
+                if length + HEADERS > mtu =>
             {
                 Answers::Twice
             }
@@ -94,6 +94,8 @@ pub struct Pair {
     pub to: Endpoint,
     /// The source address that the receiver must see.
     pub source: Ipv4Addr,
+    /// What the pods' network carries in one packet, in bytes.
+    pub mtu: usize,
 }
 
 /// What came of one conversation.
@@ -141,7 +143,7 @@ impl fmt::Display for Check {
 /// Every pair of the lab that must be able to talk.
 ///
 /// # Errors
-/// When a node has no lease.
+/// When a node has no lease, or no file for the plugin.
 pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
     let pods = lab.pods();
     let nodes = lab.nodes();
@@ -207,8 +209,20 @@ pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
             Ipv4Addr::LOCALHOST,
         ));
     }
+    let mtu = mtu(lab)?;
+    pairs.iter_mut().for_each(|pair| pair.mtu = mtu);
     pairs.sort_by_key(|pair| pair.relation);
     Ok(pairs)
+}
+
+/// What the plugin gives the pods' interfaces: less where the underlay is a tunnel.
+fn mtu(lab: &Lab) -> Result<usize> {
+    let text = lab.node(1).read_file("/run/flannel/subnet.env")?;
+    let mtu = text
+        .lines()
+        .find_map(|line| line.strip_prefix("FLANNEL_MTU="));
+    mtu.and_then(|mtu| mtu.parse().ok())
+        .with_context(|| format!("no FLANNEL_MTU in {text}"))
 }
 
 /// Failures of one pair after which it is given up: each costs seconds, and the rest tells nothing new.
@@ -265,10 +279,11 @@ fn converse(pair: &Pair, protocol: Protocol, bytes: usize) -> Check {
         from,
         to,
         source,
+        mtu,
     } = pair;
     let seen = match protocol {
         Protocol::Tcp => traffic::tcp(from, to, bytes),
-        Protocol::Udp => traffic::udp(from, to, bytes, relation.answers(bytes)),
+        Protocol::Udp => traffic::udp(from, to, bytes, relation.answers(bytes, *mtu)),
         Protocol::Icmp => traffic::icmp(from, to, bytes),
     };
     let failure = match seen {
@@ -292,6 +307,7 @@ fn pair(relation: Relation, from: Endpoint, to: Endpoint, source: Ipv4Addr) -> P
         from,
         to,
         source,
+        mtu: 0,
     }
 }
 
