@@ -120,7 +120,7 @@ fn fits<F: Family, P: Packet>(
         return Ok(ip.total_len <= mtu);
     }
     let transport = ip_offset + ip.header_len;
-    match segment_header_len::<F, P>(packet, transport, ip.header_len, ip.protocol) {
+    match segment_header_len(packet, transport, ip.header_len, ip.protocol) {
         Some(headers) => Ok(gso_size + headers <= mtu),
         None => Err(Verdict::Aggregate),
     }

@@ -3,8 +3,6 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::IpProto;
 
-use crate::family::Family;
-
 /// A frame, starting at its Ethernet header.
 pub trait Packet {
     /// `N` 32-bit words from byte `offset` on, in memory order; `None` beyond the end.
@@ -163,7 +161,7 @@ impl Transport {
 ///
 /// `None` for protocols that are not segmented (or not by a kernel that we know).
 #[inline(always)]
-pub fn segment_header_len<F: Family, P: Packet>(
+pub fn segment_header_len<P: Packet>(
     packet: &P,
     transport_offset: u32,
     ip_header_len: u32,

@@ -103,7 +103,7 @@ fn headers_that_every_segment_repeats_are_counted() {
         let bytes = [&[0; 4][..], &tcp.to_bytes()].concat();
         for ip in [20, 24] {
             assert_eq!(
-                segment_header_len::<V4, _>(&Frame::new(&bytes), 4, ip, IpNumber::TCP.0),
+                segment_header_len(&Frame::new(&bytes), 4, ip, IpNumber::TCP.0),
                 Some(ip + tcp.header_len() as u32)
             );
         }
@@ -116,7 +116,7 @@ fn headers_that_every_segment_repeats_are_counted() {
         (IpNumber::SCTP, None),
         (IpNumber::ENCAPSULATING_SECURITY_PAYLOAD, None),
     ] {
-        let found = segment_header_len::<V4, _>(&nothing, 0, 20, protocol.0);
+        let found = segment_header_len(&nothing, 0, 20, protocol.0);
         assert_eq!(found, wanted, "{protocol:?}");
     }
 }

@@ -20,10 +20,10 @@ use super::policies::Hindrance;
 use super::rules::RulesUpkeep;
 use super::seen::Seen;
 use super::settings::Settings;
-use super::start::Start;
 use super::underlay::{Footing, Step};
 use crate::backend::{Peer, Peers};
 use crate::kernel::guard::GuardState;
+use crate::kernel::interface::Underlay;
 use crate::kernel::monitor::{Event, Monitor, ROUNDS};
 use crate::kernel::pods::{BRIDGE, PodLinks};
 use crate::kernel::policies::Scope;
@@ -43,6 +43,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 const RESYNC: Duration = Duration::from_secs(5);
 /// How often what sends no events and is quickly looked at is looked at: programs, pins, sysctls, the subnet file.
 const TICK: Duration = Duration::from_secs(1);
+
+/// What the agent starts with.
+pub struct Start {
+    /// The underlay's device.
+    pub underlay: Underlay,
+    /// This node's lease.
+    pub lease: Lease,
+    /// MAC address of the VXLAN device.
+    pub mac: MacAddr,
+    /// What the tools are told.
+    pub file: AgentFile,
+}
 
 /// The agent's state between rounds.
 pub struct Reconciler {

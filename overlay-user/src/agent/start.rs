@@ -9,7 +9,6 @@ use std::time::Duration;
 use crate::config::{AgentFlags, SubnetEnv};
 use crate::kernel::interface::{self, Underlay};
 use crate::kernel::{self, Kernel};
-use crate::lease::Lease;
 use crate::liveness::Liveness;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::{AgentFile, AgentLock};
@@ -22,24 +21,12 @@ use tokio_util::sync::CancellationToken;
 use super::health::Health;
 use super::path_check::PathCheck;
 use super::plan::attributes;
-use super::reconciler::Reconciler;
+use super::reconciler::{Reconciler, Start};
 use super::settings::{self, Settings};
 use super::watchdog::{self, PATIENCE};
 
 /// How long to wait before asking again for what is not there yet.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What the agent starts with.
-pub struct Start {
-    /// The underlay's device.
-    pub underlay: Underlay,
-    /// This node's lease.
-    pub lease: Lease,
-    /// MAC address of the VXLAN device.
-    pub mac: MacAddr,
-    /// What the tools are told.
-    pub file: AgentFile,
-}
 
 /// Runs the agent until `cancel`.
 pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Result<()> {
