@@ -9,6 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::health::Report;
 use super::settings::Settings;
+use crate::kernel::ToolError;
 use crate::kernel::rules::{Driver, RuleSet, Witness};
 
 /// The rules that are wanted, and what came of them.
@@ -116,12 +117,14 @@ impl Task {
                 self.witness = witness;
                 continue;
             }
-            let error = self.ensure(&wanted).await.err();
-            self.witness = match error {
-                // What others did while the rules were looked at shows as another state at the next look.
-                None => witness,
-                Some(_) => None,
+            let ensured = self.ensure(&wanted).await;
+            // The look from before is as good as the rules that were found: what others did meanwhile shows at the
+            // next look. After a write there is none, so that the rules are looked at once more.
+            self.witness = match ensured {
+                Ok(false) => witness,
+                Ok(true) | Err(_) => None,
             };
+            let error = ensured.err();
             let now = Outcome {
                 in_force: error.is_none().then_some(wanted),
                 error: error.map(|error| error.to_string()),
@@ -134,7 +137,8 @@ impl Task {
         }
     }
 
-    async fn ensure(&mut self, rules: &RuleSet) -> Result<(), crate::kernel::ToolError> {
+    /// Makes the kernel hold the rules; true if anything had to be written.
+    async fn ensure(&mut self, rules: &RuleSet) -> Result<bool, ToolError> {
         let (driver, others) = match (self.nftables, rules.masquerade || rules.forward) {
             (_, false) => (Driver::None, &[Driver::Iptables, Driver::Nftables][..]),
             (true, true) => (Driver::Nftables, &[Driver::Iptables][..]),
@@ -148,9 +152,10 @@ impl Task {
             }
             self.tidied = true;
         }
-        if driver.ensure(rules).await? {
+        let changed = driver.ensure(rules).await?;
+        if changed {
             tracing::info!("packet-filter rules written");
         }
-        Ok(())
+        Ok(changed)
     }
 }
