@@ -13,6 +13,7 @@
 //! command, and the next lab of the same name, can take it away.
 
 mod agent;
+mod groups;
 mod host;
 mod node;
 mod options;
@@ -163,6 +164,38 @@ impl Lab {
     pub fn add_namespace(&self, name: &str) -> Result<Namespace> {
         let namespace = add_namespace(&self.shared, name)?;
         Ok(Namespace::new(namespace).with_programs(self.options().bin_dir))
+    }
+
+    /// Makes a control group in every hierarchy, for a node whose processes are to be apart from those of others.
+    ///
+    /// # Errors
+    /// On a machine without control groups of version 1.
+    pub fn add_control_groups(&self, node: usize) -> Result<Vec<PathBuf>> {
+        let name = format!("overlay-lab-{}n{node}", self.shared.prefix());
+        let groups = groups::create(&name)?;
+        self.shared
+            .update(|state| state.control_groups.extend(groups.iter().cloned()))?;
+        Ok(groups)
+    }
+
+    /// Makes a process go with the lab: it is ended when the lab is taken down.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn adopt(&self, process: Process) -> Result<()> {
+        self.shared.update(|state| {
+            state.processes.retain(Process::is_alive);
+            state.processes.push(process);
+        })
+    }
+
+    /// Takes a node's network namespace away, with all that is in it, and plugs a new one into the underlay, as
+    /// after a reboot. Its processes have to be gone.
+    ///
+    /// # Errors
+    /// When a namespace or a link cannot be made.
+    pub fn renew_network(&self, node: usize) -> Result<()> {
+        host::renew_network(&self.shared, node)
     }
 
     /// The namespaces of a node (`n1`), a pod (`n1p1`), the underlay (`underlay`), the store (`store`) or

@@ -3,15 +3,17 @@
 pub mod table;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
 pub use overlay_tests::flags::Output;
+use overlay_tests::kubernetes::Cluster;
 use overlay_tests::lab::{PREFIX_ENV, prefix_from_env};
 use overlay_tests::{Lab, Options, StoreKind};
 
-use crate::{build, setup};
+use crate::{build, kubernetes, setup, shell};
 
 /// Nodes, pods and a store on this machine, to play with.
 ///
@@ -26,6 +28,8 @@ use crate::{build, setup};
   cargo xtask lab exec n1 -- overlayctl status
   cargo xtask lab exec n2 -- tcpdump -ni eth0 udp port 8472
   cargo xtask lab status --output json
+  cargo xtask lab up --kubernetes --nodes 2
+  cargo xtask lab kubectl get nodes -o wide
   cargo xtask lab down")]
 pub struct Arguments {
     #[command(subcommand)]
@@ -43,6 +47,12 @@ enum Command {
         /// What; put `--` before it.
         #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
+    },
+    /// Run kubectl against the cluster of `lab up --kubernetes`.
+    Kubectl {
+        /// What kubectl is asked.
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Show nodes, pods and store with their namespaces and addresses.
     Status {
@@ -72,6 +82,10 @@ struct Up {
     /// MTU of every link between the nodes, in bytes.
     #[arg(long, default_value_t = 1500, value_name = "BYTES")]
     underlay_mtu: u32,
+    /// A real Kubernetes: API server, controllers and scheduler beside etcd, and on every node containerd, kubelet and
+    /// kube-proxy, with the overlay applied by its manifest. Pods are then made by `lab kubectl`.
+    #[arg(long, conflicts_with_all = ["pods", "store", "fast_path"])]
+    kubernetes: bool,
     /// Replace a lab that is up.
     #[arg(long)]
     force: bool,
@@ -98,6 +112,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Up(arguments) => up(&arguments)?,
         Command::Exec { name, command } => return exec(&prefix, &name, &command),
+        Command::Kubectl { arguments } => return kubectl(&prefix, &arguments),
         Command::Status { output } => status(&Lab::attach(&prefix)?, output)?,
         Command::Down => {
             let was_up = Lab::remove(&prefix)?;
@@ -119,7 +134,11 @@ fn up(arguments: &Up) -> Result<()> {
         Store::Etcd => StoreKind::Etcd,
         Store::Dir => StoreKind::Dir,
     };
-    setup::ensure_lab(store)?;
+    if arguments.kubernetes {
+        kubernetes::ensure()?;
+    } else {
+        setup::ensure_lab(store)?;
+    }
     if !arguments.no_build {
         build::programs(build::Warnings::Shown)?;
         build::binaries(false)?;
@@ -139,10 +158,45 @@ fn up(arguments: &Up) -> Result<()> {
     if arguments.force {
         Lab::remove(&options.prefix)?;
     }
+    if arguments.kubernetes {
+        return up_kubernetes(options);
+    }
     let lab = Lab::up(options)?.keep();
     status(&lab, Output::Table)?;
     tell_how_to_enter(&lab);
     Ok(())
+}
+
+/// A cluster with the overlay as its network.
+fn up_kubernetes(options: Options) -> Result<()> {
+    let cluster = Cluster::up(options)?;
+    shell::progress("the overlay's manifest");
+    cluster.apply_overlay()?;
+    cluster.wait_nodes_ready()?;
+    let cluster = cluster.keep();
+    print!("{}", cluster.kubectl(["get", "nodes", "--output=wide"])?);
+    let prefix = match cluster.lab().options().prefix.as_str() {
+        "" => String::new(),
+        prefix => format!("{PREFIX_ENV}={prefix} "),
+    };
+    eprintln!(
+        "\nask the cluster: {prefix}cargo xtask lab kubectl get pods --all-namespaces\n\
+         enter a node:    {prefix}cargo xtask lab exec n1 -- bash\n\
+         take it down:    {prefix}cargo xtask lab down"
+    );
+    Ok(())
+}
+
+fn kubectl(prefix: &str, arguments: &[OsString]) -> Result<ExitCode> {
+    let cluster = Cluster::attach(Lab::attach(prefix)?)
+        .context("this lab has no Kubernetes: start one with `cargo xtask lab up --kubernetes`")?;
+    let mut command = cluster.kubectl_command(arguments)?;
+    let status = cluster
+        .place()?
+        .start(&mut command)?
+        .wait()
+        .context("wait for kubectl")?;
+    Ok(exit_code(status))
 }
 
 /// Says what one can do with a lab that stays up.
@@ -176,15 +230,26 @@ pub fn status(lab: &Lab, output: Output) -> Result<()> {
 fn exec(prefix: &str, name: &str, line: &[OsString]) -> Result<ExitCode> {
     let lab = Lab::attach(prefix)?;
     let namespace = lab.namespace(name)?;
+    // A node of a cluster has more namespaces, in which its processes are.
+    if let Some(cluster) = Cluster::attach(Lab::attach(prefix)?)
+        && let Some(node) = cluster.nodes().into_iter().find(|node| node.name() == name)
+    {
+        let status = node.command(line)?.status().context("start nsenter")?;
+        return Ok(exit_code(status));
+    }
     let (program, arguments) = line.split_first().context("nothing to run")?;
     let mut command = namespace.command(program);
     let status = namespace
         .start(command.args(arguments))?
         .wait()
         .with_context(|| format!("wait for {}", program.to_string_lossy()))?;
-    use std::os::unix::process::ExitStatusExt as _;
+    Ok(exit_code(status))
+}
+
+/// How a program ended, as shells tell it.
+fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status
         .code()
         .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything one does with this repository.
 
+mod apt;
 mod bench;
 mod build;
 mod demo;
@@ -10,6 +11,7 @@ mod flood;
 mod fresh;
 mod fuzz;
 mod isolation;
+mod kubernetes;
 mod lab;
 #[cfg(test)]
 mod pages;

@@ -10,7 +10,7 @@ use overlay_tests::StoreKind;
 
 pub use toolchain::{DEBIAN_CARGO, DEBIAN_RUSTC, Toolchain};
 
-use crate::shell;
+use crate::{kubernetes, shell};
 use parts::Part;
 
 /// Find or install the eBPF toolchain and the real parts of the lab.
@@ -22,6 +22,9 @@ pub struct Arguments {
     /// Only look and report; install nothing. Exits non-zero when something is missing.
     #[arg(long)]
     check: bool,
+    /// Build the programs of a Kubernetes cluster, too, for `lab up --kubernetes` and the tests.
+    #[arg(long, conflicts_with = "check")]
+    kubernetes: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -35,15 +38,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Ok(found) => println!("{:<20} {:<8} {found}", "eBPF toolchain", "found"),
         Err(lack) => println!("{:<20} {:<8} {lack}", "eBPF toolchain", "missing"),
     }
-    if missing.is_empty() && toolchain.is_ok() {
-        return Ok(());
+    if !missing.is_empty() || toolchain.is_err() {
+        if arguments.check {
+            bail!("parts are missing: run `cargo xtask setup` as root");
+        }
+        install::packages(&missing)?;
+        let found = toolchain.or_else(|_| install::toolchain())?;
+        println!("everything is there; eBPF programs are built with {found}");
     }
-    if arguments.check {
-        bail!("parts are missing: run `cargo xtask setup` as root");
+    if arguments.kubernetes {
+        kubernetes::programs()?;
     }
-    install::packages(&missing)?;
-    let found = toolchain.or_else(|_| install::toolchain())?;
-    println!("everything is there; eBPF programs are built with {found}");
     Ok(())
 }
 
@@ -88,8 +93,14 @@ pub fn ensure_lab(store: StoreKind) -> Result<()> {
         parts::Needed::Build
         | parts::Needed::Measuring
         | parts::Needed::Tests
+        | parts::Needed::Cluster
         | parts::Needed::Machines => false,
     })
+}
+
+/// What a Kubernetes cluster takes besides the lab, and what its images are made from.
+pub fn ensure_cluster() -> Result<()> {
+    ensure(|part| part.needed == parts::Needed::Cluster)
 }
 
 /// What measuring takes besides the lab.

@@ -1,6 +1,5 @@
 //! `cargo xtask vmtest`: the programs, the agent and a lab in kernels other than this machine's.
 
-pub mod apt;
 mod guest;
 mod initramfs;
 mod kernel;

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -13,10 +14,12 @@ use nix::sched::{CloneFlags, unshare};
 use super::options::StoreKind;
 use super::state::{NodeRecord, Shared};
 use super::{store, underlay};
-use crate::{Namespace, command};
+use crate::{Namespace, command, wait_until};
 
 /// How often a mount namespace is made that cannot be bound.
 const BINDS: usize = 100;
+/// How long the kernel may take to end a network namespace.
+const CABLE_GONE: Duration = Duration::from_secs(20);
 /// flannel's CNI configuration, with the one plugin that is ours.
 const LIST: &str = r#"{
   "name": "cbr0",
@@ -47,11 +50,7 @@ pub(super) fn create(shared: &Shared, number: usize) -> Result<()> {
     let mount_file = shared.directory().join(format!("{name}.mnt"));
     create_mounts(shared, &name, &namespace, &mount_file)
         .with_context(|| format!("make the mount namespace of {name}"))?;
-    underlay::plug(shared, &name, &namespace, address)?;
-    command::ip_batch(
-        &namespace,
-        &format!("route add default via {}\n", underlay::OUTSIDE_GATEWAY),
-    )?;
+    plug(shared, number, &namespace)?;
     shared.update(|state| {
         state.nodes.push(NodeRecord {
             name,
@@ -61,6 +60,28 @@ pub(super) fn create(shared: &Shared, number: usize) -> Result<()> {
             agent: None,
         });
     })
+}
+
+/// Puts a new network namespace in the place of the one that node `number` has.
+pub(super) fn renew_network(shared: &Shared, number: usize) -> Result<()> {
+    let namespace = format!("{}n{number}", shared.prefix());
+    command::ip(&format!("netns delete {namespace}"))?;
+    // The kernel takes a namespace away some time after its name, and the cable's other end with it.
+    let wire = format!("{}{}", shared.prefix(), underlay::WIRE);
+    wait_until("the old cable to be gone", CABLE_GONE, || {
+        command::ip(&format!("-n {wire} link show n{number}")).is_err()
+    })?;
+    command::ip(&format!("netns add {namespace}"))?;
+    command::ip(&format!("-n {namespace} link set lo up"))?;
+    plug(shared, number, &namespace)
+}
+
+/// The cable to the underlay, and the default route.
+fn plug(shared: &Shared, number: usize, namespace: &str) -> Result<()> {
+    let address = underlay::node_address(number);
+    underlay::plug(shared, &format!("n{number}"), namespace, address)?;
+    let route = format!("route add default via {}\n", underlay::OUTSIDE_GATEWAY);
+    command::ip_batch(namespace, &route)
 }
 
 /// Makes a mount namespace that looks like a host of its own and keeps it alive on `file`.

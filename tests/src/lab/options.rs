@@ -110,7 +110,7 @@ impl Options {
         Ok(())
     }
 
-    pub(super) fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         if self.verbose {
             eprintln!("lab: {text}");
         }

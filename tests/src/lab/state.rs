@@ -36,6 +36,8 @@ pub(super) struct State {
     pub store_processes: BTreeMap<usize, Process>,
     /// Every process that may still run.
     pub processes: Vec<Process>,
+    /// Every control group, written down after it was made.
+    pub control_groups: Vec<PathBuf>,
 }
 
 /// As much of a lab's state as it takes to take it away. Labs outlive the build that made them, and the state of
@@ -47,6 +49,9 @@ pub(super) struct Remains {
     pub complete: bool,
     pub namespaces: Vec<String>,
     pub processes: Vec<Process>,
+    /// Later than the others.
+    #[serde(default)]
+    pub control_groups: Vec<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -168,6 +173,7 @@ impl Shared {
             pods: Vec::new(),
             store_processes: BTreeMap::new(),
             processes: Vec::new(),
+            control_groups: Vec::new(),
         };
         save(&directory, &state)?;
         Ok(Self {
@@ -261,6 +267,7 @@ mod tests {
             complete,
             namespaces: Vec::new(),
             processes: Vec::new(),
+            control_groups: Vec::new(),
         }
     }
 

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::state;
+use super::{groups, state};
 use crate::command;
 use crate::process::Process;
 
@@ -54,6 +54,11 @@ pub(super) fn remove_locked(prefix: &str) -> Result<bool> {
     // A state that cannot be read stays: without it nobody would ever find what it tells of.
     if let Some(found) = state::remains(&directory)? {
         end_all(&found.processes, &mut failures);
+        for group in &found.control_groups {
+            if let Err(error) = groups::remove(group) {
+                failures.push(format!("{error:#}"));
+            }
+        }
         for name in &found.namespaces {
             if Path::new(crate::netns::NETNS_DIR).join(name).exists()
                 && let Err(error) = command::ip(&format!("netns delete {name}"))

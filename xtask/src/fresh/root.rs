@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use overlay_tests::{command, interrupt};
 
-use crate::vmtest::apt::Mirrors;
+use crate::apt::Mirrors;
 use crate::{shell, workspace};
 
 /// Where roots are kept, in the repository.

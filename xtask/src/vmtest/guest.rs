@@ -1,7 +1,7 @@
 //! What runs inside a machine: tests, the overlay's binaries, and the programs that these call, with the
 //! libraries of all of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use overlay_tests::command;
+use overlay_tests::image::shared_libraries;
 use overlay_tests::interrupt;
 
 use crate::{shell, workspace};
@@ -135,7 +136,7 @@ pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
             .path();
         files.insert(path.clone(), File::Copy(path));
     }
-    for library in libraries(&programs)? {
+    for library in shared_libraries(&programs)? {
         files.insert(library.clone(), File::Copy(library));
     }
     Ok(files)
@@ -194,23 +195,4 @@ fn executables(command: &mut Command, wanted: &[&str]) -> Result<Vec<(String, Pa
 fn strip(from: &Path, to: &Path) -> Result<()> {
     let mut command = Command::new("strip");
     shell::run(command.arg("--strip-debug").arg("-o").arg(to).arg(from))
-}
-
-/// The shared libraries of programs, the loader included, where the loader looks for them.
-fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
-    let mut command = Command::new("ldd");
-    let output = command.args(programs).output().context("start `ldd`")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    // `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)` for the loader.
-    let path = |line: &str| {
-        let line = line.trim();
-        let line = line.split_once("=> ").map_or(line, |(_, path)| path);
-        let path = line.split_once(" (")?.0;
-        path.starts_with('/').then(|| PathBuf::from(path))
-    };
-    let found: BTreeSet<PathBuf> = text.lines().filter_map(path).collect();
-    if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
-        bail!("a library is missing: {}", missing.trim());
-    }
-    Ok(found)
 }

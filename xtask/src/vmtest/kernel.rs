@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::apt::{Apt, Suite};
+use crate::apt::{Apt, Suite};
 use crate::shell;
 
 /// A line of kernels that Debian serves.

@@ -1,4 +1,4 @@
-//! Debian's kernels by apt, from suites that this machine need not have configured, and never installed.
+//! Debian's packages by apt, from suites that this machine need not have configured, and never installed.
 //!
 //! A private configuration names the suites; where they are served is taken from the machine's own sources.
 
@@ -14,7 +14,7 @@ use crate::shell;
 /// Debian's keys, which sign every suite.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A suite of Debian, as far as kernels go.
+/// A suite of Debian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Suite {
     /// `NAME-security`, on its own mirrors.
@@ -31,6 +31,15 @@ pub struct Apt {
 impl Apt {
     /// Sets it up in `directory`, for these suites, and fetches their package lists.
     pub fn new(directory: &Path, suites: &[Suite]) -> Result<Self> {
+        Self::with(directory, suites, &["deb"])
+    }
+
+    /// The same with the suites' source packages.
+    pub fn with_sources(directory: &Path, suites: &[Suite]) -> Result<Self> {
+        Self::with(directory, suites, &["deb", "deb-src"])
+    }
+
+    fn with(directory: &Path, suites: &[Suite], kinds: &[&str]) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial"] {
             let path = directory.join(part);
             fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
@@ -38,12 +47,13 @@ impl Apt {
         let mirrors = Mirrors::of_this_machine()?;
         let sources: String = suites
             .iter()
-            .map(|suite| {
+            .flat_map(|suite| kinds.iter().map(move |kind| (suite, kind)))
+            .map(|(suite, kind)| {
                 let (mirror, name) = match suite {
                     Suite::Security(name) => (&mirrors.security, format!("{name}-security")),
                     Suite::Main(name) => (&mirrors.main, (*name).to_owned()),
                 };
-                format!("deb [arch=amd64 signed-by={KEYRING}] {mirror} {name} main\n")
+                format!("{kind} [arch=amd64 signed-by={KEYRING}] {mirror} {name} main\n")
             })
             .collect();
         let write = |name: &str, text: &str| {
@@ -70,7 +80,7 @@ impl Apt {
                 .args(["-qq", "update"])
                 .stdout(std::io::stderr()),
         )
-        .context("fetch the package lists of the kernels' suites")?;
+        .context("fetch lists of packages")?;
         Ok(apt)
     }
 
@@ -111,6 +121,29 @@ impl Apt {
             .collect())
     }
 
+    /// The version of a package that would be installed.
+    pub fn version(&self, package: &str) -> Result<String> {
+        version(&self.answer(&["show", "--no-all-versions", package])?)
+            .with_context(|| format!("Debian serves no package {package}"))
+    }
+
+    /// The version of a source package.
+    pub fn source_version(&self, package: &str) -> Result<String> {
+        version(&self.answer(&["showsrc", package])?)
+            .with_context(|| format!("Debian serves no source package {package}"))
+    }
+
+    /// Fetches the files of a source package into `directory`; their digests are checked.
+    pub fn fetch_source(&self, package: &str, directory: &Path) -> Result<()> {
+        let mut fetch = self.command("apt-get");
+        fetch
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "source"])
+            .args(["--download-only", package])
+            .current_dir(directory)
+            .stdout(std::io::stderr());
+        shell::run(&mut fetch)
+    }
+
     /// Fetches packages and unpacks them below `root`.
     pub fn unpack(&self, packages: &[String], root: &Path) -> Result<()> {
         let fetched = root.with_extension("fetched");
@@ -134,6 +167,14 @@ impl Apt {
     }
 }
 
+/// What the first paragraph about a package says of its version.
+fn version(about: &str) -> Option<String> {
+    let line = about
+        .lines()
+        .find_map(|line| line.strip_prefix("Version: "))?;
+    Some(line.to_owned())
+}
+
 /// Where Debian is served for this machine.
 pub struct Mirrors {
     pub main: String,
@@ -148,7 +189,7 @@ impl Mirrors {
     pub fn of_this_machine() -> Result<Self> {
         let format = ["indextargets", "--format", "$(LABEL) $(REPO_URI)"];
         let targets = command::run("apt-get", format)
-            .context("kernels come from Debian's packages, by apt-get")?;
+            .context("kernels and Kubernetes come from Debian's packages, by apt-get")?;
         let of = |label: &str| {
             let line = targets
                 .lines()
@@ -159,7 +200,7 @@ impl Mirrors {
             (Some(main), Some(security)) => Ok(Self { main, security }),
             _ => bail!(
                 "apt knows no mirror of Debian and of its security updates on this machine: \
-                 kernels cannot be fetched (has `apt-get update` run?)"
+                 neither kernels nor Kubernetes can be fetched (has `apt-get update` run?)"
             ),
         }
     }

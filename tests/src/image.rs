@@ -1,0 +1,203 @@
+//! Container images, written without a daemon: an archive in the layout of the Open Container Initiative
+//! (image-spec v1.0.2), with one layer. The same content makes the same bytes.
+
+mod contents;
+mod tree;
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+pub use contents::{ENTRYPOINT, PATH, overlay, probe, shared_libraries};
+pub use tree::Tree;
+
+/// What the parts of an image are, as registries call them.
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// An image that is to be written.
+pub struct Image<'a> {
+    /// Its full name: registry, path and tag.
+    pub name: &'a str,
+    /// Its files.
+    pub tree: Tree,
+    /// What runs where nobody says otherwise.
+    pub entrypoint: &'a [&'a str],
+    /// The PATH of what runs.
+    pub path: &'a str,
+    /// 0 is quick, 9 is small.
+    pub compression: u32,
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Of the files together, in bytes.
+    pub unpacked: u64,
+    /// Of what a registry keeps and a node fetches, in bytes.
+    pub compressed: u64,
+}
+
+/// A part of an image, found by its digest.
+struct Blob {
+    digest: String,
+    content: Vec<u8>,
+}
+
+impl Blob {
+    fn new(content: Vec<u8>) -> Self {
+        Self {
+            digest: hex(&content),
+            content,
+        }
+    }
+
+    fn json(value: &Value) -> Self {
+        Self::new(value.to_string().into_bytes())
+    }
+
+    /// How other parts name it.
+    fn descriptor(&self, kind: &str) -> Value {
+        json!({
+            "mediaType": kind,
+            "digest": format!("sha256:{}", self.digest),
+            "size": self.content.len(),
+        })
+    }
+}
+
+impl Image<'_> {
+    /// Writes the archive, which `ctr image import`, `skopeo` and others read.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, path: &Path) -> Result<Size> {
+        let layer = self.tree.archive()?;
+        let unpacked = u64::try_from(layer.len()).context("a layer's length")?;
+        let diff_id = hex(&layer);
+        // Without a name and a time in gzip's header.
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::new(self.compression));
+        gzip.write_all(&layer).context("compress a layer")?;
+        let layer = Blob::new(gzip.finish().context("compress a layer")?);
+        let config = Blob::json(&json!({
+            "architecture": architecture(),
+            "os": "linux",
+            "config": {
+                "Entrypoint": self.entrypoint,
+                "Env": [format!("PATH={}", self.path)],
+            },
+            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff_id}")]},
+        }));
+        let manifest = Blob::json(&json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config.descriptor(CONFIG),
+            "layers": [layer.descriptor(LAYER)],
+        }));
+        let mut listed = manifest.descriptor(MANIFEST);
+        let (_, tag) = self.name.rsplit_once(':').context("a name with a tag")?;
+        // The first is the standard's, the second what containerd names the image by.
+        listed["annotations"] = json!({
+            "org.opencontainers.image.ref.name": tag,
+            "io.containerd.image.name": self.name,
+        });
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [listed]});
+
+        let blobs = [layer, config, manifest];
+        let compressed = blobs.iter().map(|blob| blob.content.len()).sum::<usize>();
+        let mut archive = Tree::default();
+        archive.file(
+            "oci-layout",
+            json!({"imageLayoutVersion": "1.0.0"}).to_string(),
+        )?;
+        archive.file("index.json", index.to_string())?;
+        for blob in blobs {
+            archive.file(format!("blobs/sha256/{}", blob.digest), blob.content)?;
+        }
+        let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+        let mut file = BufWriter::new(file);
+        file.write_all(&archive.archive()?)
+            .and_then(|()| file.flush())
+            .with_context(|| format!("write {}", path.display()))?;
+        Ok(Size {
+            unpacked,
+            compressed: u64::try_from(compressed).context("an image's length")?,
+        })
+    }
+}
+
+fn hex(content: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(64);
+    for byte in Sha256::digest(content) {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// This machine's architecture, as registries call it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(name: &str) -> Vec<u8> {
+        let mut tree = Tree::default();
+        tree.program("bin/one", b"#!/bin/sh\n".to_vec()).unwrap();
+        tree.link("sh", "bin/one").unwrap();
+        let image = Image {
+            name: "localhost/one:1",
+            tree,
+            entrypoint: &["/sh"],
+            path: "/bin",
+            compression: 9,
+        };
+        let path = std::env::temp_dir().join(format!("overlay-{}-{name}", std::process::id()));
+        let size = image.write(&path).unwrap();
+        assert!(size.compressed > 0 && size.compressed < size.unpacked);
+        let archive = std::fs::read(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        archive
+    }
+
+    #[test]
+    fn the_same_content_makes_the_same_bytes() {
+        assert_eq!(written("a"), written("b"));
+    }
+
+    #[test]
+    fn every_part_is_there_under_its_digest() {
+        let archive = written("c");
+        let mut parts = 0;
+        for entry in tar::Archive::new(archive.as_slice()).entries().unwrap() {
+            use std::io::Read as _;
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().to_string_lossy().into_owned();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            if let Some(digest) = path.strip_prefix("blobs/sha256/")
+                && !digest.is_empty()
+            {
+                assert_eq!(hex(&content), digest);
+                parts += 1;
+            }
+        }
+        assert_eq!(parts, 3);
+    }
+}

@@ -1,0 +1,282 @@
+//! A node of the cluster: containerd, kubelet and kube-proxy in namespaces of its own, and what outlives a reboot.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::control_plane::{write, write_client};
+use super::images::PROBE_IMAGE;
+use super::programs::bin_dir;
+use super::{Cluster, POD_NETWORK};
+use crate::process::Process;
+use crate::wait::wait_for;
+use crate::{command, wait_until};
+
+/// What a node's first process does.
+const INIT: &str = include_str!("node.sh");
+/// Enters control groups and namespaces and becomes the parent of a node's first process, with which it ends.
+const ENTER: &str = r#"set -eu
+network=$1 home=$2 name=$3
+shift 3
+for group; do echo $$ > "$group/cgroup.procs"; done
+exec nsenter --net="$network" unshare --mount --pid --uts --ipc --cgroup --fork --kill-child \
+    bash "$home/node.sh" "$home" "$name""#;
+/// Where a distribution has the reference plugins, and which of them pods here may take.
+const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+const PLUGINS: [&str; 4] = ["loopback", "portmap", "bridge", "host-local"];
+const UP: Duration = Duration::from_secs(60);
+const GONE: Duration = Duration::from_secs(20);
+
+/// A node of the cluster.
+pub struct Node<'a> {
+    cluster: &'a Cluster,
+    number: usize,
+}
+
+impl<'a> Node<'a> {
+    pub(super) fn new(cluster: &'a Cluster, number: usize) -> Self {
+        Self { cluster, number }
+    }
+
+    /// `n1`, `n2`, …, as its Node object is called too.
+    pub fn name(&self) -> String {
+        format!("n{}", self.number)
+    }
+
+    /// The lab's node below: its network namespace, its address on the underlay.
+    pub fn below(&self) -> crate::Node {
+        self.cluster.lab.node(self.number)
+    }
+
+    /// Runs a program in all namespaces of the node. A bad exit status is the caller's to judge.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn exec<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<Output> {
+        let mut command = self.command(line)?;
+        let shown = command::show(&command);
+        command
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("start `{shown}`"))
+    }
+
+    /// The same for one that must succeed; returns what it writes.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails.
+    pub fn run<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<String> {
+        let line: Vec<S> = line.into_iter().collect();
+        let words: Vec<_> = line
+            .iter()
+            .map(|word| word.as_ref().to_string_lossy())
+            .collect();
+        let shown = format!("{}: {}", self.name(), words.join(" "));
+        let output = command::require_success(&shown, self.exec(&line)?)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A program to be started in all namespaces of the node.
+    ///
+    /// # Errors
+    /// When the node is down.
+    pub fn command<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Result<Command> {
+        let init = self.init()?;
+        let mut command = Command::new("nsenter");
+        command.args(["--all", "--target", &init.pid.to_string(), "--"]);
+        command.args(line);
+        Ok(command)
+    }
+
+    /// Makes what outlives reboots, starts the node, and gives it images.
+    pub(super) fn create(&self, archives: &[PathBuf]) -> Result<()> {
+        let home = self.home();
+        let plugins = home.join("disk/opt/cni/bin");
+        fs::create_dir_all(&plugins).with_context(|| format!("create {}", plugins.display()))?;
+        for name in PLUGINS {
+            let from = Path::new(REFERENCE_PLUGINS).join(name);
+            fs::copy(&from, plugins.join(name))
+                .with_context(|| format!("copy {}", from.display()))?;
+        }
+        let directory = self.cluster.directory();
+        write_client(&directory, &self.name(), &home)?;
+        write_client(&directory, "proxy", &home)?;
+        write(&home, "containerd.toml", &containerd_config())?;
+        write(&home, "kubelet.json", &kubelet_config().to_string())?;
+        write(&home, "proxy.json", &proxy_config(&self.name()).to_string())?;
+        write(&home, "node.sh", INIT)?;
+        let groups = self.cluster.lab.add_control_groups(self.number)?;
+        let groups = serde_json::to_string(&groups).context("write paths as JSON")?;
+        write(&home, "groups.json", &groups)?;
+        self.start()?;
+        for archive in archives {
+            // The node sees its own directory, and no other of the lab.
+            let archive_in_node = home.join(archive.file_name().unwrap_or_default());
+            fs::hard_link(archive, &archive_in_node)
+                .with_context(|| format!("link {}", archive_in_node.display()))?;
+            let name = archive.file_name().unwrap_or_default().to_string_lossy();
+            let path = format!("/run/node/{name}");
+            self.run(["ctr", "--namespace=k8s.io", "image", "import", &path])?;
+            fs::remove_file(&archive_in_node)
+                .with_context(|| format!("remove {}", archive_in_node.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Starts the node's processes and waits for containerd.
+    ///
+    /// # Errors
+    /// When they do not come up.
+    pub fn start(&self) -> Result<()> {
+        let home = self.home();
+        let groups = fs::read(home.join("groups.json")).context("read groups.json")?;
+        let groups: Vec<PathBuf> =
+            serde_json::from_slice(&groups).context("understand groups.json")?;
+        let log = home.join("node.log");
+        let open = File::options().create(true).append(true).open(&log);
+        let output = open.with_context(|| format!("open {}", log.display()))?;
+        let errors = output.try_clone().context("duplicate a file handle")?;
+        let network = self.below().namespace().path();
+        let inherited = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new("bash");
+        command
+            .env(
+                "PATH",
+                format!("{}:{inherited}:/usr/sbin:/sbin", bin_dir().display()),
+            )
+            .args(["-c", ENTER, "enter"])
+            .args([&network, &home])
+            .arg(self.name())
+            .args(groups)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors);
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let child = command.spawn().context("start bash")?;
+        let parent = Process::of(child.id())?;
+        self.cluster.lab.adopt(parent.clone())?;
+        let pid = parent.pid;
+        let init = wait_for("a node's first process", UP, || {
+            let path = format!("/proc/{pid}/task/{pid}/children");
+            let children = fs::read_to_string(path).ok()?;
+            Process::of(children.split_whitespace().next()?.parse().ok()?).ok()
+        })?;
+        self.cluster.lab.adopt(init.clone())?;
+        let record = serde_json::to_string(&init).context("write a process as JSON")?;
+        write(&home, "init.json", &record)?;
+        let up = || {
+            let ask = [
+                "ctr",
+                "--address=/run/containerd/containerd.sock",
+                "version",
+            ];
+            self.exec(ask).is_ok_and(|output| output.status.success())
+        };
+        let what = format!("containerd of {}", self.name());
+        wait_until(&what, UP, || !init.is_alive() || up())?;
+        if !init.is_alive() {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            bail!("{} has ended: {said}", self.name());
+        }
+        Ok(())
+    }
+
+    /// Ends every process of the node at once, as a loss of power does: its `/run` goes with its mount namespace, and
+    /// the network namespaces of its pods with the last process and mount that held them.
+    ///
+    /// # Errors
+    /// When they do not end.
+    pub fn power_off(&self) -> Result<()> {
+        let init = self.init()?;
+        init.signal(Signal::SIGKILL)?;
+        init.wait_gone(GONE)
+    }
+
+    /// Loses power, and starts with a network that has nothing but its cable.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn reboot(&self) -> Result<()> {
+        self.power_off()?;
+        self.cluster.lab.renew_network(self.number)?;
+        self.start()
+    }
+
+    /// A file with the last words of a program of the node: `kubelet`, `containerd`, `proxy`.
+    pub fn log(&self, program: &str) -> PathBuf {
+        self.home().join(format!("{program}.log"))
+    }
+
+    fn init(&self) -> Result<Process> {
+        let path = self.home().join("init.json");
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
+    }
+
+    fn home(&self) -> PathBuf {
+        self.cluster.directory().join(self.name())
+    }
+}
+
+/// Without the privilege to lower it (CAP_SYS_RESOURCE), a container's OOM score stays what it is.
+fn containerd_config() -> String {
+    format!(
+        r#"version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+[grpc]
+address = "/run/containerd/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{PROBE_IMAGE}"
+restrict_oom_score_adj = true
+disable_apparmor = true
+"#
+    )
+}
+
+fn kubelet_config() -> Value {
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        // Nobody but the lab reaches it.
+        "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
+        "authorization": {"mode": "AlwaysAllow"},
+        "cgroupDriver": "cgroupfs",
+        "failSwapOn": false,
+        "oomScoreAdj": 0,
+        "readOnlyPort": 0,
+        "resolvConf": "",
+        // The machine below is shared: no node may evict pods because another one needs memory or disk.
+        "enforceNodeAllocatable": [],
+        "evictionHard": {"memory.available": "10Mi"},
+        "imageGCHighThresholdPercent": 100,
+        "nodeStatusUpdateFrequency": "4s",
+        "serializeImagePulls": false,
+    })
+}
+
+fn proxy_config(name: &str) -> Value {
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "clientConnection": {"kubeconfig": "/run/node/proxy.conf"},
+        "mode": "iptables",
+        "clusterCIDR": POD_NETWORK,
+        "hostnameOverride": name,
+        "oomScoreAdj": 0,
+        // Settings of the whole machine.
+        "conntrack": {
+            "maxPerCore": 0,
+            "min": 0,
+            "tcpCloseWaitTimeout": "0s",
+            "tcpEstablishedTimeout": "0s",
+        },
+    })
+}

@@ -1,0 +1,43 @@
+//! The programs of Kubernetes, which `cargo xtask setup --kubernetes` builds.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+
+/// Environment variable with their directory.
+pub const BIN_DIR_ENV: &str = "OVERLAY_KUBERNETES_DIR";
+
+/// Their names.
+pub const NAMES: [&str; 6] = [
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+];
+
+/// Where they are.
+pub fn bin_dir() -> PathBuf {
+    std::env::var_os(BIN_DIR_ENV).map_or_else(
+        || {
+            let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+            workspace
+                .unwrap_or(Path::new("."))
+                .join("target/kubernetes/bin")
+        },
+        PathBuf::from,
+    )
+}
+
+pub(super) fn check() -> Result<()> {
+    for name in NAMES {
+        let path = bin_dir().join(name);
+        ensure!(
+            path.is_file(),
+            "{} is missing: build it with `cargo xtask setup --kubernetes`",
+            path.display()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! Control groups of a node: one in each hierarchy of version 1, below that of this process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Makes a group called `name` in every hierarchy and returns their directories.
+///
+/// # Errors
+/// On a machine without the hierarchies of version 1.
+pub(super) fn create(name: &str) -> Result<Vec<PathBuf>> {
+    let groups: Vec<PathBuf> = own()?.iter().map(|own| own.join(name)).collect();
+    for group in &groups {
+        fs::create_dir(group).with_context(|| format!("create {}", group.display()))?;
+        // A group of `cpuset` takes no process before it says where its processes may run.
+        for setting in ["cpuset.cpus", "cpuset.mems"] {
+            let from = group.with_file_name(setting);
+            if from.exists() {
+                fs::copy(&from, group.join(setting))
+                    .with_context(|| format!("copy {}", from.display()))?;
+            }
+        }
+    }
+    Ok(groups)
+}
+
+/// Removes a group with those in it. No process may be left inside.
+pub(super) fn remove(group: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(group) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path())?;
+        }
+    }
+    fs::remove_dir(group).with_context(|| format!("remove control group {}", group.display()))
+}
+
+/// The directories of this process's own groups.
+fn own() -> Result<Vec<PathBuf>> {
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let (mounts, groups) = (read("/proc/self/mountinfo")?, read("/proc/self/cgroup")?);
+    let own: Vec<PathBuf> = groups
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            Some(mount_of(&mounts, controllers)?.join(path.trim_start_matches('/')))
+        })
+        .collect();
+    ensure!(
+        !own.is_empty(),
+        "this machine has no control groups of version 1, which kubelet 1.20 and a cluster here need"
+    );
+    Ok(own)
+}
+
+/// Where a hierarchy of version 1 is mounted whole.
+fn mount_of(mounts: &str, controllers: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let (mut before, mut after) = (before.split(' ').skip(3), after.split(' '));
+        let (root, target) = (before.next()?, before.next()?);
+        let (kind, options) = (after.next()?, after.nth(1)?);
+        let here = kind == "cgroup"
+            && root == "/"
+            && controllers
+                .split(',')
+                .all(|one| options.split(',').any(|option| option == one));
+        (here && !controllers.is_empty()).then(|| PathBuf::from(target))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hierarchy_is_found_by_all_of_its_controllers() {
+        let mounts = "36 30 0:31 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+                      37 30 0:32 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+                      38 30 0:33 /user /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      39 30 0:34 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let found = |controllers| mount_of(mounts, controllers);
+        assert_eq!(
+            found("cpu,cpuacct"),
+            Some("/sys/fs/cgroup/cpu,cpuacct".into())
+        );
+        assert_eq!(found("name=systemd"), Some("/sys/fs/cgroup/systemd".into()));
+        assert_eq!(found("memory"), None);
+        assert_eq!(found("pids"), None);
+        assert_eq!(found(""), None);
+    }
+}
