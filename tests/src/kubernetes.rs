@@ -7,6 +7,7 @@ mod control_plane;
 mod images;
 mod manifest;
 mod node;
+mod pod;
 mod programs;
 mod wait;
 
@@ -21,6 +22,7 @@ use anyhow::{Context as _, Result};
 pub use control_plane::API_SERVER;
 pub use images::{OVERLAY_IMAGE, PROBE_IMAGE};
 pub use node::Node;
+pub use pod::pod;
 pub use programs::{BIN_DIR_ENV, NAMES as PROGRAMS, bin_dir};
 
 use crate::{Lab, Namespace, Options, StoreKind, command, interrupt};

@@ -25,7 +25,7 @@ mod teardown;
 mod underlay;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -171,11 +171,17 @@ impl Lab {
     /// # Errors
     /// On a machine without control groups of version 1.
     pub fn add_control_groups(&self, node: usize) -> Result<Vec<PathBuf>> {
-        let name = format!("overlay-lab-{}n{node}", self.shared.prefix());
-        let groups = groups::create(&name)?;
+        let groups = groups::create(&format!("{}n{node}", self.shared.prefix()))?;
+        let paths: Vec<PathBuf> = groups.iter().map(|group| group.path.clone()).collect();
         self.shared
-            .update(|state| state.control_groups.extend(groups.iter().cloned()))?;
-        Ok(groups)
+            .update(|state| state.control_groups.extend(paths.iter().cloned()))?;
+        let mut held = self
+            .shared
+            .groups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        held.extend(groups);
+        Ok(paths)
     }
 
     /// Makes a process go with the lab: it is ended when the lab is taken down.

@@ -23,6 +23,8 @@ pub const NETNS_DIR: &str = "/run/netns";
 #[derive(Clone, Debug)]
 pub struct Namespace {
     name: String,
+    /// The file that stands for the network namespace, where `ip netns` has no name for it.
+    network: Option<PathBuf>,
     mount: Option<PathBuf>,
     programs: Option<PathBuf>,
 }
@@ -32,8 +34,18 @@ impl Namespace {
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
+            network: None,
             mount: None,
             programs: None,
+        }
+    }
+
+    /// The network namespace of a process, which `ip netns` need not know, seeing the files of the machine. It is there
+    /// as long as the process is.
+    pub fn of_process(name: impl Into<String>, pid: i32) -> Self {
+        Self {
+            network: Some(format!("/proc/{pid}/ns/net").into()),
+            ..Self::new(name)
         }
     }
 
@@ -60,7 +72,8 @@ impl Namespace {
 
     /// The file that stands for the network namespace.
     pub fn path(&self) -> PathBuf {
-        Path::new(NETNS_DIR).join(&self.name)
+        let named = || Path::new(NETNS_DIR).join(&self.name);
+        self.network.clone().unwrap_or_else(named)
     }
 
     /// The file that stands for the mount namespace, where there is one.

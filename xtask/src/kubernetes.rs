@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use overlay_tests::StoreKind;
-use overlay_tests::kubernetes::PROGRAMS;
+use overlay_tests::kubernetes::{BIN_DIR_ENV, PROGRAMS};
 
 use crate::apt::{Apt, Suite};
 use crate::{setup, shell, workspace};
@@ -29,7 +29,7 @@ const RECIPE: u32 = 1;
 pub fn ensure() -> Result<()> {
     setup::ensure_lab(StoreKind::Etcd)?;
     setup::ensure_cluster()?;
-    if current().is_none() {
+    if std::env::var_os(BIN_DIR_ENV).is_none() && current().is_none() {
         programs()?;
     }
     Ok(())

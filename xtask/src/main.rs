@@ -10,6 +10,7 @@ mod faults;
 mod flood;
 mod fresh;
 mod fuzz;
+mod image;
 mod isolation;
 mod kubernetes;
 mod lab;
@@ -59,6 +60,7 @@ enum Command {
     Flood(flood::Arguments),
     Scale(scale::Arguments),
     Fresh(fresh::Arguments),
+    Image(image::Arguments),
     Vmtest(vmtest::Arguments),
 }
 
@@ -91,5 +93,6 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Flood(arguments) => flood::run(&arguments),
         Command::Scale(arguments) => scale::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fresh(arguments) => fresh::run(&arguments),
+        Command::Image(arguments) => image::run(&arguments).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -14,8 +14,8 @@ use crate::command;
 const BUSYBOX: &str = "/bin/busybox";
 /// What our manifests and flannel's call, and what people want who look into the container.
 const APPLETS: &[&str] = &[
-    "sh", "cat", "chmod", "cp", "env", "grep", "ip", "ls", "mkdir", "mv", "ping", "rm", "sed",
-    "sleep", "test", "true",
+    "sh", "basename", "cat", "chmod", "cp", "dirname", "env", "grep", "ip", "ls", "mkdir", "mv",
+    "ping", "rm", "sed", "sleep", "test", "true",
 ];
 /// What a pod of a test runs besides.
 const PROBE_APPLETS: &[&str] = &["httpd", "nc", "nslookup", "timeout", "wget"];
@@ -41,6 +41,17 @@ const PROGRAMS: [&str; 3] = ["overlayd", "overlayctl", "overlay-cni"];
 const PROGRAMS_DIR: &str = "/opt/overlay";
 /// Starts the agent with the variant of iptables that the host's own rules are in.
 const STARTER: &str = include_str!("../../../deploy/flanneld.sh");
+/// What else flannel's manifests and scripts call.
+const SCRIPTS: [(&str, &str); 2] = [
+    (
+        "/opt/bin/install-conf",
+        include_str!("../../../deploy/install-conf.sh"),
+    ),
+    (
+        "/opt/bin/mk-docker-opts.sh",
+        include_str!("../../../deploy/mk-docker-opts.sh"),
+    ),
+];
 
 /// The PATH in both images.
 pub const PATH: &str = "/opt/overlay:/usr/sbin:/bin";
@@ -62,6 +73,9 @@ pub fn overlay(bin_dir: &Path) -> Result<Tree> {
         tree.program(place, stripped(&bin_dir.join(name))?)?;
     }
     tree.program(ENTRYPOINT, STARTER)?;
+    for (place, script) in SCRIPTS {
+        tree.program(place, script)?;
+    }
     tree.link("/flannel", format!("{PROGRAMS_DIR}/overlay-cni"))?;
 
     let mut loaded: Vec<PathBuf> = PROGRAMS.iter().map(|name| bin_dir.join(name)).collect();
@@ -161,4 +175,20 @@ pub fn shared_libraries(programs: &[PathBuf]) -> Result<Vec<PathBuf>> {
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dockerfile_makes_the_same_image() {
+        let file = include_str!("../../../deploy/Dockerfile");
+        for line in [
+            format!("ENV PATH={PATH}"),
+            format!("ENTRYPOINT [\"{ENTRYPOINT}\"]"),
+        ] {
+            assert!(file.lines().any(|found| found == line), "{line}");
+        }
+    }
 }

@@ -74,11 +74,6 @@ impl Tree {
         self.add(path.as_ref(), Entry::Link(target.as_ref().to_owned()))
     }
 
-    /// Every path, from the root, with directories.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.0.keys().map(PathBuf::as_path)
-    }
-
     fn add(&mut self, path: &Path, entry: Entry) -> Result<()> {
         let path = path.strip_prefix("/").unwrap_or(path);
         for parent in path.ancestors().skip(1) {
@@ -93,7 +88,10 @@ impl Tree {
     }
 
     /// All of it as a tar archive.
-    pub(super) fn archive(&self) -> Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// When a path does not fit in one.
+    pub fn archive(&self) -> Result<Vec<u8>> {
         let mut archive = Builder::new(Vec::new());
         for (path, entry) in &self.0 {
             let mut header = Header::new_gnu();

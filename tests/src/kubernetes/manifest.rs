@@ -1,10 +1,17 @@
 //! The overlay's own manifest, as it is deployed.
 
-use anyhow::Result;
+use std::ffi::OsStr;
 
-use super::Cluster;
+use anyhow::{Context as _, Result};
+
+use super::{Cluster, Node};
 
 const MANIFEST: &str = include_str!("../../../deploy/daemonset.yaml");
+/// What the manifest calls its namespace and its DaemonSet.
+const NAMESPACE: &str = "--namespace=overlay";
+const DAEMON_SET: &str = "daemonset/overlay";
+/// How long a rollout may take: a node after the other, and an agent is not Ready before its probe asks it.
+const ROLLOUT: &str = "--timeout=180s";
 
 impl Cluster {
     /// Applies the overlay's manifest, changed in what a lab cannot have.
@@ -13,10 +20,52 @@ impl Cluster {
     /// When the API server refuses it.
     pub fn apply_overlay(&self) -> Result<()> {
         let endpoints = self.lab().store_endpoint();
-        self.apply(
-            &MANIFEST
-                .replace("http://127.0.0.1:2379", &endpoints)
-                .replace(", SYS_RESOURCE", ""),
-        )
+        let manifest = MANIFEST
+            .replace("http://127.0.0.1:2379", &endpoints)
+            // For kernels before 5.11 only, and not every machine has it to give.
+            .replace(", SYS_RESOURCE", "");
+        self.apply(&manifest)
+    }
+
+    /// Waits until an agent of the DaemonSet's latest revision is Ready on every node.
+    ///
+    /// # Errors
+    /// When that takes too long; what `kubectl describe` says is part of the error.
+    pub fn wait_overlay_ready(&self) -> Result<()> {
+        self.kubectl(["rollout", "status", NAMESPACE, DAEMON_SET, ROLLOUT])
+            .map(drop)
+            .with_context(|| {
+                let told = self.kubectl(["describe", NAMESPACE, "pods"]);
+                let logs = self.kubectl(["logs", NAMESPACE, DAEMON_SET, "--tail=20"]);
+                format!("{}\n{}", told.unwrap_or_default(), logs.unwrap_or_default())
+            })
+    }
+
+    /// Starts every agent anew, one node at a time as the manifest has it, and waits for the end.
+    ///
+    /// # Errors
+    /// When it does not come to its end.
+    pub fn restart_overlay(&self) -> Result<()> {
+        self.kubectl(["rollout", "restart", NAMESPACE, DAEMON_SET])?;
+        self.wait_overlay_ready()
+    }
+
+    /// Runs a program in the DaemonSet's container on a node.
+    ///
+    /// # Errors
+    /// When there is no such container, or the program fails.
+    pub fn exec_overlay<S: AsRef<OsStr>>(
+        &self,
+        node: &Node,
+        line: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
+        let on_node = format!("--field-selector=spec.nodeName={}", node.name());
+        let pods = self.json(["get", NAMESPACE, "pods", &on_node])?;
+        let name = pods["items"][0]["metadata"]["name"]
+            .as_str()
+            .with_context(|| format!("no agent on {}", node.name()))?;
+        let words = ["exec", NAMESPACE, name, "--"].map(ToOwned::to_owned);
+        let line = line.into_iter().map(|word| word.as_ref().to_owned());
+        self.kubectl(words.into_iter().map(Into::into).chain(line))
     }
 }

@@ -1,28 +1,65 @@
 //! Control groups of a node: one in each hierarchy of version 1, below that of this process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Makes a group called `name` in every hierarchy and returns their directories.
+/// What the names of all groups begin with.
+const PREFIX: &str = "overlay-lab-";
+
+/// A group that this process keeps others from sweeping away, as long as this value lives.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub path: PathBuf,
+    #[expect(dead_code, reason = "held for its lock, which ends with the file")]
+    lock: File,
+}
+
+/// Makes a group in every hierarchy, whose name ends in `name`, after sweeping away what earlier labs have left whose
+/// process was killed. Control groups are the machine's: labs in other namespaces have theirs beside these.
 ///
 /// # Errors
 /// On a machine without the hierarchies of version 1.
-pub(super) fn create(name: &str) -> Result<Vec<PathBuf>> {
-    let groups: Vec<PathBuf> = own()?.iter().map(|own| own.join(name)).collect();
-    for group in &groups {
-        fs::create_dir(group).with_context(|| format!("create {}", group.display()))?;
-        // A group of `cpuset` takes no process before it says where its processes may run.
-        for setting in ["cpuset.cpus", "cpuset.mems"] {
-            let from = group.with_file_name(setting);
-            if from.exists() {
-                fs::copy(&from, group.join(setting))
-                    .with_context(|| format!("copy {}", from.display()))?;
-            }
+pub(super) fn create(name: &str) -> Result<Vec<Group>> {
+    let own = own()?;
+    own.iter().for_each(|own| sweep(own));
+    let free = |number: &u32| {
+        let name = format!("{PREFIX}{name}.{number}");
+        own.iter().all(|own| !own.join(&name).exists())
+    };
+    let number = (0..).find(free).context("a free name")?;
+    let name = format!("{PREFIX}{name}.{number}");
+    own.iter().map(|own| create_in(own, &name)).collect()
+}
+
+fn create_in(parent: &Path, name: &str) -> Result<Group> {
+    let path = parent.join(name);
+    fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+    let lock = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+    lock.lock_shared()
+        .with_context(|| format!("lock {}", path.display()))?;
+    // A group of `cpuset` takes no process before it says where its processes may run.
+    for setting in ["cpuset.cpus", "cpuset.mems"] {
+        let from = parent.join(setting);
+        if from.exists() {
+            fs::copy(&from, path.join(setting))
+                .with_context(|| format!("copy {}", from.display()))?;
         }
     }
-    Ok(groups)
+    Ok(Group { path, lock })
+}
+
+/// Removes groups of labs that nobody holds and no process is in.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX)
+            && File::open(entry.path()).is_ok_and(|group| group.try_lock().is_ok())
+        {
+            // Where it has processes, it belongs to a lab that is up.
+            let _ = remove(&entry.path());
+        }
+    }
 }
 
 /// Removes a group with those in it. No process may be left inside.

@@ -11,6 +11,7 @@ use nix::mount::{MsFlags, mount};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
+use super::groups::Group;
 use super::options::{Options, PREFIX_ENV};
 use super::teardown;
 use crate::process::Process;
@@ -87,6 +88,8 @@ pub(super) struct PodRecord {
 pub(super) struct Shared {
     directory: PathBuf,
     state: Mutex<State>,
+    /// Control groups that this process has made.
+    pub groups: Mutex<Vec<Group>>,
 }
 
 /// Directory of the lab with this prefix.
@@ -179,6 +182,7 @@ impl Shared {
         Ok(Self {
             directory,
             state: Mutex::new(state),
+            groups: Mutex::default(),
         })
     }
 
@@ -194,6 +198,7 @@ impl Shared {
         Ok(Self {
             directory,
             state: Mutex::new(state),
+            groups: Mutex::default(),
         })
     }
 

@@ -1,0 +1,152 @@
+//! What pods, Services and nodes reach, and what kubectl shows of them.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::conversation::{Conversation, Server, Transport};
+use overlay_tests::kubernetes::Cluster;
+use overlay_tests::traffic::Endpoint;
+use overlay_tests::{Namespace, wait_until};
+use serde_json::{Value, json};
+
+use crate::{PATIENCE, cluster, talk};
+
+/// The pods' port, and those that lead to it from elsewhere.
+const PORT: u16 = 8080;
+const HOST_PORT: u16 = 31_500;
+const NODE_PORT: u16 = 30_080;
+const SERVICE_PORT: u16 = 80;
+
+#[test]
+fn pods_services_and_nodes_reach_each_other() -> Result<()> {
+    let cluster = cluster("k8s-reach")?;
+    let mapped = |protocol: &str| json!({"containerPort": PORT, "hostPort": HOST_PORT, "protocol": protocol});
+    let ports = json!([mapped("TCP"), mapped("UDP")]);
+    let one = cluster.run_pod("one", 1, &json!([]))?;
+    let beside = cluster.run_pod("beside", 1, &json!([]))?;
+    let other = cluster.run_pod("other", 2, &ports)?;
+
+    talk(&one, &other).context("across nodes")?;
+    talk(&one, &beside).context("on one node")?;
+    services(&cluster, &one, &other)?;
+    kubectl(&cluster)?;
+    cluster.down()
+}
+
+/// ClusterIP, NodePort on either node, hostPort, and the Service of the server by itself.
+fn services(cluster: &Cluster, client: &Endpoint, server: &Endpoint) -> Result<()> {
+    cluster.apply(&service(&server.name).to_string())?;
+    let made = cluster.json(["get", "service", &server.name])?;
+    let cluster_ip: Ipv4Addr = made["spec"]["clusterIP"]
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .with_context(|| format!("no address: {made}"))?;
+    let nodes = cluster.nodes();
+    let [first, second] = [&nodes[0], &nodes[1]].map(|node| node.below().underlay_address());
+    let outside = cluster.lab().namespace("outside")?;
+    let ways: [(&str, &Namespace, Ipv4Addr, u16); 6] = [
+        (
+            "a pod, by ClusterIP",
+            &client.namespace,
+            cluster_ip,
+            SERVICE_PORT,
+        ),
+        (
+            "the server itself, by ClusterIP",
+            &server.namespace,
+            cluster_ip,
+            SERVICE_PORT,
+        ),
+        (
+            "a pod, by NodePort of the server's node",
+            &client.namespace,
+            second,
+            NODE_PORT,
+        ),
+        (
+            "outside, by NodePort of the other node",
+            &outside,
+            first,
+            NODE_PORT,
+        ),
+        ("outside, by hostPort", &outside, second, HOST_PORT),
+        (
+            "a pod of another node, by hostPort",
+            &client.namespace,
+            second,
+            HOST_PORT,
+        ),
+    ];
+    for transport in Transport::ALL {
+        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT);
+        let servers = [Server::open(&server.namespace, transport, any)?];
+        for (who, from, address, port) in ways {
+            let target = SocketAddrV4::new(address, port);
+            let open = || Conversation::open(from, transport, target, &servers);
+            let what = format!("{who}, {transport}");
+            // kube-proxy takes a moment to write its rules.
+            wait_until(&what, PATIENCE, || open().is_ok())
+                .with_context(|| format!("{:?}", open().err()))?;
+            let conversation = open().context(what.clone())?;
+            conversation.server_speaks().context(what.clone())?;
+            conversation.client_speaks().context(what)?;
+        }
+    }
+    // The API server's own Service.
+    let api = cluster.json(["get", "service", "kubernetes"])?;
+    let api = api["spec"]["clusterIP"].as_str().context("no address")?;
+    let target = SocketAddrV4::new(api.parse()?, 443);
+    let connected = client
+        .namespace
+        .inside(|| std::net::TcpStream::connect_timeout(&target.into(), PATIENCE))?;
+    connected
+        .context("the API by its Service from a pod")
+        .map(drop)
+}
+
+fn service(name: &str) -> Value {
+    let port = |protocol: &str| {
+        json!({
+            "name": protocol.to_lowercase(),
+            "protocol": protocol,
+            "port": SERVICE_PORT,
+            "targetPort": PORT,
+            "nodePort": NODE_PORT,
+        })
+    };
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {
+            "type": "NodePort",
+            "selector": {"app": name},
+            "ports": [port("TCP"), port("UDP")],
+        },
+    })
+}
+
+/// What goes by way of the kubelet, and what an operator looks at.
+fn kubectl(cluster: &Cluster) -> Result<()> {
+    let said = cluster.kubectl([
+        "exec",
+        "one",
+        "--",
+        "sh",
+        "-c",
+        "echo word > /proc/1/fd/1; hostname",
+    ])?;
+    ensure!(said.trim() == "one", "exec: {said}");
+    wait_until("the word in the log", PATIENCE, || {
+        cluster
+            .kubectl(["logs", "one"])
+            .is_ok_and(|log| log.trim() == "word")
+    })?;
+    for node in cluster.nodes() {
+        let status = cluster.exec_overlay(&node, ["overlayctl", "status", "--output=json"])?;
+        let status: Value = serde_json::from_str(&status).context("the status as JSON")?;
+        ensure!(status["fast_path"]["state"] == "active", "{status}");
+        ensure!(status["problems"] == json!([]), "{status}");
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! What the cluster goes through: agents, pods and nodes that come and go.
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::kubernetes::{Cluster, Node};
+use overlay_tests::pace::Traffic;
+use overlay_tests::wait_until;
+use serde_json::json;
+
+use crate::{PATIENCE, cluster, talk};
+
+/// What the agents have leased.
+fn subnets(cluster: &Cluster) -> Result<Vec<String>> {
+    let subnet = |node: &Node| {
+        let file = node.run(["cat", "/run/flannel/subnet.env"])?;
+        let line = file
+            .lines()
+            .find(|line| line.starts_with("FLANNEL_SUBNET="));
+        line.map(str::to_owned).context("no FLANNEL_SUBNET")
+    };
+    cluster.nodes().iter().map(subnet).collect()
+}
+
+/// Everything on a node that belongs to a pod.
+fn leftovers(node: &Node) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    let mut add = |lines: String, keep: &dyn Fn(&str) -> bool| {
+        left.extend(lines.lines().filter(|line| keep(line)).map(str::to_owned));
+    };
+    // The node's own end of the underlay's cable is a veth too.
+    let links = node.run(["ip", "-o", "link", "show", "type", "veth"])?;
+    add(links, &|line| !line.contains(": eth0@"));
+    let files = node.run(["find", "/var/lib/cni", "-type", "f"])?;
+    add(files, &|file| {
+        !file.ends_with("/lock") && !file.contains("/last_reserved_ip.")
+    });
+    add(node.run(["ls", "/run/netns"])?, &|_| true);
+    for map in ["ov_pods", "ov_endpoints"] {
+        let pin = format!("/sys/fs/bpf/overlay/v2/maps/{map}");
+        let dump = node.run(["bpftool", "--json", "map", "dump", "pinned", &pin])?;
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&dump).context("a dump")?;
+        left.extend(entries.iter().map(|entry| format!("{map}: {entry}")));
+    }
+    Ok(left)
+}
+
+fn wait_clean(node: &Node) -> Result<()> {
+    let look = || leftovers(node);
+    wait_until(&format!("{} to be clean", node.name()), PATIENCE, || {
+        look().is_ok_and(|left| left.is_empty())
+    })
+    .with_context(|| format!("{:?}", look()))
+}
+
+#[test]
+fn agents_and_pods_are_made_anew() -> Result<()> {
+    let cluster = cluster("k8s-anew")?;
+    let one = cluster.run_pod("one", 1, &json!([]))?;
+    let other = cluster.run_pod("other", 2, &json!([]))?;
+    talk(&one, &other).context("before")?;
+
+    let before = subnets(&cluster)?;
+    let traffic = Traffic::start(&one, &other)?;
+    cluster.restart_overlay()?;
+    let outcome = traffic.finish()?;
+    println!("rolling restart: {outcome}");
+    ensure!(outcome.lost() == 0, "rolling restart: {outcome}");
+    ensure!(subnets(&cluster)? == before, "the leases have changed");
+
+    cluster.delete_pod("one")?;
+    let one = cluster.run_pod("one", 1, &json!([]))?;
+    talk(&one, &other).context("after a pod was made anew")?;
+
+    for name in ["one", "other"] {
+        cluster.delete_pod(name)?;
+    }
+    for node in cluster.nodes() {
+        wait_clean(&node)?;
+    }
+    cluster.down()
+}
+
+#[test]
+fn a_node_reboots() -> Result<()> {
+    let cluster = cluster("k8s-boot")?;
+    let one = cluster.run_pod("one", 1, &json!([]))?;
+    cluster.run_pod("other", 2, &json!([]))?;
+    let node = cluster.node(2);
+    node.reboot()?;
+    cluster.wait_nodes_ready()?;
+    cluster.wait_overlay_ready()?;
+    // The kubelet starts the pod's container again, in a new sandbox.
+    let talks = || {
+        let other = cluster.endpoint("other")?;
+        talk(&one, &other)
+    };
+    wait_until("the pod to be back", PATIENCE, || talks().is_ok())
+        .with_context(|| format!("{:?}", talks().err()))?;
+    for name in ["one", "other"] {
+        cluster.delete_pod(name)?;
+    }
+    for node in cluster.nodes() {
+        wait_clean(&node)?;
+    }
+    cluster.down()
+}
