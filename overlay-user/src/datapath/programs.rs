@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
@@ -350,8 +350,13 @@ fn attached_ids(hook: Hook, interface: &str, ifindex: u32) -> Result<Vec<u32>, E
 
 /// The program that a pinned link holds.
 fn pinned_program(pin: &Path) -> Option<u32> {
-    let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
-    Some(link.info().ok()?.program_id())
+    pinned_link(pin).ok()
+}
+
+/// The same, with what the kernel says where there is none.
+fn pinned_link(pin: &Path) -> Result<u32, LinkError> {
+    let link = FdLink::from(PinnedLink::from_pin(pin)?);
+    Ok(link.info()?.program_id())
 }
 
 fn attach_failed<'a>(

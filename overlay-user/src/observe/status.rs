@@ -191,7 +191,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         unchecked: None,
         problems: Vec::new(),
     };
-    let needed = [Capability::NetAdmin, Capability::SysAdmin];
+    let needed = [Capability::NetAdmin, Capability::Bpf];
     if let Some(missing) = privilege::missing(&needed) {
         let text = format!("this process lacks {missing}, and cannot see everything");
         status.problems.push(text);
@@ -363,8 +363,8 @@ impl Status {
                 continue;
             };
             let there = match hook {
-                Hook::NetXdp => programs::on_link(&path).map(|program| vec![program]),
-                _ => programs::on_hook(hook, &device),
+                Hook::NetXdp => programs::on_link(hook, &path).map(|program| vec![program]),
+                _ => programs::on_hook(hook, &device, ifindex, &path),
             };
             match there {
                 Ok(programs) => self.attachments.push(Attachment {
@@ -376,7 +376,7 @@ impl Status {
             }
         }
         self.attachments
-            .extend(filters::attachments(&kernel).await?);
+            .extend(filters::attachments(&kernel, &mut self.problems).await?);
         self.attachments
             .sort_by(|a, b| (&a.device, a.hook).cmp(&(&b.device, b.hook)));
         Ok(())

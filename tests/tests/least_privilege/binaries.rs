@@ -153,11 +153,8 @@ fn tools_run_with_their_own_sets() -> Result<()> {
 
     let (code, text) = run(&node, STATUS, "overlayctl status")?;
     ensure!(code == 0 && text.contains("ov_net_in"), "{code}: {text}");
-    let (code, text) = run(&node, &without(STATUS, "sys_admin"), "overlayctl status")?;
-    ensure!(
-        code == 3 && text.contains("CAP_SYS_ADMIN"),
-        "{code}: {text}"
-    );
+    let (code, text) = run(&node, &without(STATUS, "bpf"), "overlayctl status")?;
+    ensure!(code == 3 && text.contains("CAP_BPF"), "{code}: {text}");
     let (code, text) = run(&node, &without(STATUS, "net_admin"), "overlayctl status")?;
     ensure!(
         code == 3 && text.contains("CAP_NET_ADMIN"),

@@ -24,8 +24,8 @@ const FAST_PATH: &[&str] = &["net_admin", "net_raw", "bpf", "perfmon"];
 const KERNEL_PATH: &[&str] = &["net_admin", "net_raw"];
 /// The CNI plugin, as the container runtime has to run it.
 const PLUGIN: &[&str] = &["net_admin", "net_raw", "sys_admin"];
-/// `overlayctl status`: it opens programs by their ids.
-const STATUS: &[&str] = &["net_admin", "sys_admin"];
+/// `overlayctl status`, in the agent's container too.
+const STATUS: &[&str] = &["net_admin", "bpf"];
 /// `overlayd cleanup`.
 const CLEANUP: &[&str] = &["net_admin", "net_raw", "bpf"];
 

@@ -1,62 +1,74 @@
 //! What sits on a hook, for those who look.
+//!
+//! To open a program by its id takes `CAP_SYS_ADMIN`, which the agent's container has not. The pinned links tell without
+//! it which of the programs are ours, and what they are is known.
 
 use std::path::Path;
 
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{ProgramInfo, SchedClassifier};
+use aya::programs::ProgramInfo;
 use overlay_common::Hook;
 
 use super::super::Error;
-use super::{attach_failed, direction, link_failed};
+use super::{attached_ids, link_failed, name, pinned_link};
 
 /// What sits on a hook.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct OnHook {
     /// The kernel's id of the program.
     pub id: u32,
-    /// Its name.
-    pub name: String,
-    /// How many instructions the verifier walked through (Linux 5.16).
+    /// Its name; absent where it is not ours and this process may not ask.
+    pub name: Option<String>,
+    /// How many instructions the verifier walked through (Linux 5.16); absent where this process may not ask.
     pub verified_instructions: Option<u32>,
 }
 
-/// The programs on an interface's tc hook, in the order they run.
+/// The programs on an interface's tc hook, in the order they run. `pin` is the link that holds ours.
 ///
 /// # Errors
-/// [`Error::Attach`]; needs `CAP_SYS_ADMIN`.
-pub fn on_hook(hook: Hook, interface: &str) -> Result<Vec<OnHook>, Error> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, direction(hook))
-        .map_err(attach_failed("bpf_prog_query", hook, interface))?;
-    Ok(programs.iter().map(describe).collect())
+/// [`Error::Attach`]; needs `CAP_NET_ADMIN`.
+pub fn on_hook(
+    hook: Hook,
+    interface: &str,
+    ifindex: u32,
+    pin: &Path,
+) -> Result<Vec<OnHook>, Error> {
+    let ids = attached_ids(hook, interface, ifindex)?;
+    let ours = pinned_link(pin).map_err(|error| link_failed("inspect", pin, &error))?;
+    let describe = |id| describe(id, (id == ours).then_some(hook));
+    Ok(ids.into_iter().map(describe).collect())
 }
 
 /// The program that a pinned link holds: all that there is on a hook that takes one program only.
 ///
 /// # Errors
-/// [`Error::Link`]; needs `CAP_SYS_ADMIN`.
-pub fn on_link(pin: &Path) -> Result<OnHook, Error> {
-    let failed = |error: &dyn std::error::Error| link_failed("inspect", pin, error);
-    let link = PinnedLink::from_pin(pin).map_err(|error| failed(&error))?;
-    let id = FdLink::from(link)
-        .info()
-        .map_err(|error| failed(&error))?
-        .program_id();
-    by_id(id).ok_or_else(|| failed(&std::io::Error::from(std::io::ErrorKind::NotFound)))
+/// [`Error::Link`]; needs `CAP_BPF`.
+pub fn on_link(hook: Hook, pin: &Path) -> Result<OnHook, Error> {
+    let id = pinned_link(pin).map_err(|error| link_failed("inspect", pin, &error))?;
+    Ok(describe(id, Some(hook)))
 }
 
-/// A loaded program, by the kernel's id.
+/// A loaded program, by the kernel's id; nothing where it is gone, or without `CAP_SYS_ADMIN`.
 #[must_use]
 pub fn by_id(id: u32) -> Option<OnHook> {
     let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
     loaded
         .find(|info| info.id() == id)
-        .map(|info| describe(&info))
+        .map(|info| of_info(&info))
 }
 
-fn describe(info: &ProgramInfo) -> OnHook {
+/// A program by its id, or what is known of ours without asking for it.
+fn describe(id: u32, ours: Option<Hook>) -> OnHook {
+    by_id(id).unwrap_or_else(|| OnHook {
+        id,
+        name: ours.map(|hook| name(hook).to_owned()),
+        verified_instructions: None,
+    })
+}
+
+fn of_info(info: &ProgramInfo) -> OnHook {
     OnHook {
         id: info.id(),
-        name: info.name_as_str().unwrap_or_default().to_owned(),
+        name: info.name_as_str().map(str::to_owned),
         verified_instructions: info.verified_instruction_count(),
     }
 }

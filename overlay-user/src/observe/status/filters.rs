@@ -5,10 +5,14 @@ use overlay_common::Hook;
 use super::Attachment;
 use crate::datapath::programs::{self, CLSACT_PRIORITY, OnHook};
 use crate::kernel::{self, Kernel};
+use crate::privilege::{self, Capability};
 
 /// Our programs that are filters of a clsact qdisc, with those of others on the same side of the device, in the
-/// order they run.
-pub(super) async fn attachments(kernel: &Kernel) -> Result<Vec<Attachment>, kernel::Error> {
+/// order they run. What may be ours and cannot be opened, because that takes `CAP_SYS_ADMIN`, is added to `problems`.
+pub(super) async fn attachments(
+    kernel: &Kernel,
+    problems: &mut Vec<String>,
+) -> Result<Vec<Attachment>, kernel::Error> {
     let mut attachments = Vec::new();
     for (ifindex, device) in kernel.clsact_devices().await? {
         let mut filters = kernel.filters(ifindex).await?;
@@ -18,9 +22,22 @@ pub(super) async fn attachments(kernel: &Kernel) -> Result<Vec<Attachment>, kern
             let programs: Vec<(u16, OnHook)> = side
                 .filter_map(|filter| Some((filter.priority, programs::by_id(filter.program?)?)))
                 .collect();
+            let hidden = filters.iter().any(|filter| {
+                filter.egress == egress
+                    && filter.priority == CLSACT_PRIORITY
+                    && filter
+                        .program
+                        .is_some_and(|id| programs::by_id(id).is_none())
+            });
+            if hidden && let Some(missing) = privilege::missing(&[Capability::SysAdmin]) {
+                problems.push(format!(
+                    "this process lacks {missing}, and cannot see the programs of clsact on {device}"
+                ));
+            }
             let is_of = |hook: &Hook| {
                 programs.iter().any(|(priority, program)| {
-                    *priority == CLSACT_PRIORITY && program.name == programs::name(*hook)
+                    *priority == CLSACT_PRIORITY
+                        && program.name.as_deref() == Some(programs::name(*hook))
                 })
             };
             if let Some(hook) = Hook::ALL.into_iter().find(is_of) {

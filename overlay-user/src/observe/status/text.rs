@@ -35,7 +35,10 @@ pub fn render(status: &Status) -> String {
             let programs: Vec<String> = attachment
                 .programs
                 .iter()
-                .map(|program| format!("{} ({})", program.name, program.id))
+                .map(|program| {
+                    let name = program.name.as_deref();
+                    format!("{} ({})", name.unwrap_or("of others"), program.id)
+                })
                 .collect();
             vec![
                 attachment.device.clone(),
