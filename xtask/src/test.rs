@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 
-use crate::{bench, build, deny, fuzz, isolation, scale, setup, shell, soak, vmtest};
+use crate::{bench, build, deny, fuzz, isolation, kubernetes, scale, setup, shell, soak, vmtest};
 pub use count::{Count, closing_line};
 use parts::Run;
 
@@ -48,6 +48,8 @@ pub struct Arguments {
     agent_flag: Vec<String>,
 }
 
+/// The tests that run on a real cluster.
+const KUBERNETES: &str = "kubernetes";
 /// The tests that every variant of the data path has to pass.
 const OF_EVERY_VARIANT: &[&str] = &["equality", "offloads", "reachability", "faults", "healing"];
 
@@ -77,6 +79,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let mut run = Run::default();
     run.part("setup", |_| set_up(everything))?;
+    if is_usual && filter.is_none_or(|filter| filter == KUBERNETES) {
+        run.part("Kubernetes", |_| kubernetes::ensure())?;
+    }
     if run.is_broken() {
         // Whatever is missing now would be missing in each of the other parts.
         return Ok(run.close());
