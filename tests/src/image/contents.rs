@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -132,7 +133,11 @@ fn shell(tree: &mut Tree, applets: &[&str]) -> Result<()> {
 
 /// A program without what only debuggers read.
 fn stripped(program: &Path) -> Result<Vec<u8>> {
-    let bare = program.with_extension("stripped");
+    // Several images may be made at a time.
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("overlay-stripped-{}-{number}", std::process::id());
+    let bare = std::env::temp_dir().join(name);
     let arguments = [OsStr::new("-o"), bare.as_os_str(), program.as_os_str()];
     command::run("strip", arguments)?;
     let content = fs::read(&bare).with_context(|| format!("read {}", bare.display()))?;

@@ -1,5 +1,7 @@
 //! A real Kubernetes: API server, kubelets, containers, kube-proxy, and the overlay by its manifest and image.
 
+mod churn;
+mod leftovers;
 mod reach;
 mod upkeep;
 

@@ -6,6 +6,7 @@ use overlay_tests::pace::Traffic;
 use overlay_tests::wait_until;
 use serde_json::json;
 
+use crate::leftovers::wait_clean;
 use crate::{PATIENCE, cluster, talk};
 
 /// What the agents have leased.
@@ -18,37 +19,6 @@ fn subnets(cluster: &Cluster) -> Result<Vec<String>> {
         line.map(str::to_owned).context("no FLANNEL_SUBNET")
     };
     cluster.nodes().iter().map(subnet).collect()
-}
-
-/// Everything on a node that belongs to a pod.
-fn leftovers(node: &Node) -> Result<Vec<String>> {
-    let mut left = Vec::new();
-    let mut add = |lines: String, keep: &dyn Fn(&str) -> bool| {
-        left.extend(lines.lines().filter(|line| keep(line)).map(str::to_owned));
-    };
-    // The node's own end of the underlay's cable is a veth too.
-    let links = node.run(["ip", "-o", "link", "show", "type", "veth"])?;
-    add(links, &|line| !line.contains(": eth0@"));
-    let files = node.run(["find", "/var/lib/cni", "-type", "f"])?;
-    add(files, &|file| {
-        !file.ends_with("/lock") && !file.contains("/last_reserved_ip.")
-    });
-    add(node.run(["ls", "/run/netns"])?, &|_| true);
-    for map in ["ov_pods", "ov_endpoints"] {
-        let pin = format!("/sys/fs/bpf/overlay/v2/maps/{map}");
-        let dump = node.run(["bpftool", "--json", "map", "dump", "pinned", &pin])?;
-        let entries: Vec<serde_json::Value> = serde_json::from_str(&dump).context("a dump")?;
-        left.extend(entries.iter().map(|entry| format!("{map}: {entry}")));
-    }
-    Ok(left)
-}
-
-fn wait_clean(node: &Node) -> Result<()> {
-    let look = || leftovers(node);
-    wait_until(&format!("{} to be clean", node.name()), PATIENCE, || {
-        look().is_ok_and(|left| left.is_empty())
-    })
-    .with_context(|| format!("{:?}", look()))
 }
 
 #[test]

@@ -1,0 +1,39 @@
+//! What pods leave behind on a node: nothing.
+
+use anyhow::{Context as _, Result};
+use overlay_tests::kubernetes::Node;
+use overlay_tests::wait_until;
+
+use crate::PATIENCE;
+
+/// Everything on a node that belongs to a pod.
+fn leftovers(node: &Node) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    let mut add = |lines: String, keep: &dyn Fn(&str) -> bool| {
+        left.extend(lines.lines().filter(|line| keep(line)).map(str::to_owned));
+    };
+    // The node's own end of the underlay's cable is a veth too.
+    let links = node.run(["ip", "-o", "link", "show", "type", "veth"])?;
+    add(links, &|line| !line.contains(": eth0@"));
+    let files = node.run(["find", "/var/lib/cni", "-type", "f"])?;
+    add(files, &|file| {
+        !file.ends_with("/lock") && !file.contains("/last_reserved_ip.")
+    });
+    add(node.run(["ls", "/run/netns"])?, &|_| true);
+    for map in ["ov_pods", "ov_endpoints"] {
+        let pin = format!("/sys/fs/bpf/overlay/v2/maps/{map}");
+        let dump = node.run(["bpftool", "--json", "map", "dump", "pinned", &pin])?;
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&dump).context("a dump")?;
+        left.extend(entries.iter().map(|entry| format!("{map}: {entry}")));
+    }
+    Ok(left)
+}
+
+/// Waits until nothing on a node belongs to a pod.
+pub fn wait_clean(node: &Node) -> Result<()> {
+    let look = || leftovers(node);
+    wait_until(&format!("{} to be clean", node.name()), PATIENCE, || {
+        look().is_ok_and(|left| left.is_empty())
+    })
+    .with_context(|| format!("{:?}", look()))
+}
