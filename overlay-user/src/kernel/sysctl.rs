@@ -41,6 +41,10 @@ pub fn enable_forwarding(address: IpAddr) -> Result<(), Error> {
 /// Keeps IPv6 from configuring a device by itself, as from what other nodes advertise: no router
 /// advertisements, no link-local address. A kernel without IPv6 has nothing to set.
 ///
+/// In a container that is not privileged these files are read-only, and no init container can write them before the
+/// device is made. The device then stays as it is: a second line of defence is missing, no more, because programs and
+/// guard refuse IPv6 inside VXLAN where the overlay carries none.
+///
 /// # Errors
 /// [`Error::Sysctl`].
 pub fn forbid_autoconfiguration(device: &str) -> Result<(), Error> {
@@ -50,7 +54,14 @@ pub fn forbid_autoconfiguration(device: &str) -> Result<(), Error> {
     }
     // IN6_ADDR_GEN_MODE_NONE of include/uapi/linux/if_link.h.
     for (name, value) in [("accept_ra", "0"), ("addr_gen_mode", "1")] {
-        write(&format!("{directory}/{name}"), value)?;
+        match write(&format!("{directory}/{name}"), value) {
+            Err(Error::Sysctl { path, source, .. })
+                if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
+            {
+                tracing::debug!(path, "read-only");
+            }
+            result => result?,
+        }
     }
     Ok(())
 }
