@@ -1,6 +1,6 @@
 #!/bin/sh
-# Turns the agent's subnet.env into options for Docker's daemon, with the flags and the output of flannel's script of
-# this name.
+# Turns the agent's subnet.env into options for Docker's daemon, with the flags and the output of
+# flannel's script of this name.
 usage() {
     cat << 'END'
 usage: mk-docker-opts.sh [-f FILE] [-d FILE] [-i] [-c] [-m] [-k KEY]

@@ -1,5 +1,5 @@
-//! Container images, written without a daemon: an archive in the layout of the Open Container Initiative
-//! (image-spec v1.0.2), with one layer. The same content makes the same bytes.
+//! Container images, written without a daemon: an archive in the layout of the Open Container
+//! Initiative (image-spec v1.0.2), with one layer. The same content makes the same bytes.
 
 mod contents;
 mod tree;

@@ -1,7 +1,9 @@
-//! A Kubernetes cluster on a lab's nodes: a real API server, controller manager and scheduler beside the lab's etcd, and
-//! a real containerd, kubelet and kube-proxy in namespaces of each node's own.
+//! A Kubernetes cluster on a lab's nodes: a real API server, controller manager and scheduler
+//! beside the lab's etcd, and a real containerd, kubelet and kube-proxy in namespaces of each
+//! node's own.
 //!
-//! The lab takes all of it away: whatever is started is written down with the lab's other processes.
+//! The lab takes all of it away: whatever is started is written down with the lab's other
+//! processes.
 
 mod control_plane;
 mod images;
@@ -38,8 +40,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster on a lab without agents of its own, and gives every node the images. Nodes are not ready
-    /// before a network is applied.
+    /// Starts a cluster on a lab without agents of its own, and gives every node the images. Nodes
+    /// are not ready before a network is applied.
     ///
     /// # Errors
     /// When a program is missing or does not come up. Whatever was made until then is taken away.
@@ -109,7 +111,8 @@ impl Cluster {
             .collect()
     }
 
-    /// A kubectl with an administrator's rights, to be started by [`Namespace::start`] of [`Cluster::place`].
+    /// A kubectl with an administrator's rights, to be started by [`Namespace::start`] of
+    /// [`Cluster::place`].
     ///
     /// # Errors
     /// When the lab has lost its parts.
@@ -158,7 +161,8 @@ impl Cluster {
         serde_json::from_str(&text).with_context(|| format!("`{shown}` answers {text}"))
     }
 
-    /// Applies a manifest. This Kubernetes does not know all fields of today's manifests and is told to pass over them.
+    /// Applies a manifest. This Kubernetes does not know all fields of today's manifests and is
+    /// told to pass over them.
     ///
     /// # Errors
     /// When the API server refuses it.

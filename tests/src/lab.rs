@@ -166,7 +166,8 @@ impl Lab {
         Ok(Namespace::new(namespace).with_programs(self.options().bin_dir))
     }
 
-    /// Makes a control group in every hierarchy, for a node whose processes are to be apart from those of others.
+    /// Makes a control group in every hierarchy, for a node whose processes are to be apart from
+    /// those of others.
     ///
     /// # Errors
     /// On a machine without control groups of version 1.
@@ -195,8 +196,8 @@ impl Lab {
         })
     }
 
-    /// Takes a node's network namespace away, with all that is in it, and plugs a new one into the underlay, as
-    /// after a reboot. Its processes have to be gone.
+    /// Takes a node's network namespace away, with all that is in it, and plugs a new one into the
+    /// underlay, as after a reboot. Its processes have to be gone.
     ///
     /// # Errors
     /// When a namespace or a link cannot be made.

@@ -40,8 +40,8 @@ impl Namespace {
         }
     }
 
-    /// The network namespace of a process, which `ip netns` need not know, seeing the files of the machine. It is there
-    /// as long as the process is.
+    /// The network namespace of a process, which `ip netns` need not know, seeing the files of the
+    /// machine. It is there as long as the process is.
     pub fn of_process(name: impl Into<String>, pid: i32) -> Self {
         Self {
             network: Some(format!("/proc/{pid}/ns/net").into()),

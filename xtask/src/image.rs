@@ -14,9 +14,9 @@ const MIB: f64 = 1024.0 * 1024.0;
 
 /// Write the container image of the overlay as an OCI archive, without a daemon.
 ///
-/// It holds overlayd, overlayctl and overlay-cni, also under the paths that flannel's images have, iptables in both
-/// variants, nft, what these load, and a shell. The same programs make the same bytes. Beside the archive its files are
-/// written for deploy/Dockerfile.
+/// It holds overlayd, overlayctl and overlay-cni, also under the paths that flannel's images have,
+/// iptables in both variants, nft, what these load, and a shell. The same programs make the same
+/// bytes. Beside the archive its files are written for deploy/Dockerfile.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask image

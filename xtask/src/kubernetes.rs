@@ -1,5 +1,6 @@
-//! The programs of a Kubernetes cluster, built from the source package of Debian 12, which carries all that they are
-//! built from. Debian's own packages have the client and the node's programs only.
+//! The programs of a Kubernetes cluster, built from the source package of Debian 12, which carries
+//! all that they are built from. Debian's own packages have the client and the node's programs
+//! only.
 
 mod build;
 mod openapi;

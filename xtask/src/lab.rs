@@ -82,8 +82,9 @@ struct Up {
     /// MTU of every link between the nodes, in bytes.
     #[arg(long, default_value_t = 1500, value_name = "BYTES")]
     underlay_mtu: u32,
-    /// A real Kubernetes: API server, controllers and scheduler beside etcd, and on every node containerd, kubelet and
-    /// kube-proxy, with the overlay applied by its manifest. Pods are then made by `lab kubectl`.
+    /// A real Kubernetes: API server, controllers and scheduler beside etcd, and on every node
+    /// containerd, kubelet and kube-proxy, with the overlay applied by its manifest. Pods are then
+    /// made by `lab kubectl`.
     #[arg(long, conflicts_with_all = ["pods", "store", "fast_path"])]
     kubernetes: bool,
     /// Replace a lab that is up.

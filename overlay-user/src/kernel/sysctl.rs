@@ -41,9 +41,10 @@ pub fn enable_forwarding(address: IpAddr) -> Result<(), Error> {
 /// Keeps IPv6 from configuring a device by itself, as from what other nodes advertise: no router
 /// advertisements, no link-local address. A kernel without IPv6 has nothing to set.
 ///
-/// In a container that is not privileged these files are read-only, and no init container can write them before the
-/// device is made. The device then stays as it is: a second line of defence is missing, no more, because programs and
-/// guard refuse IPv6 inside VXLAN where the overlay carries none.
+/// In a container that is not privileged these files are read-only, and no init container can write
+/// them before the device is made. The device then stays as it is: a second line of defence is
+/// missing, no more, because programs and guard refuse IPv6 inside VXLAN where the overlay carries
+/// none.
 ///
 /// # Errors
 /// [`Error::Sysctl`].

@@ -20,7 +20,8 @@ const APPLETS: &[&str] = &[
 ];
 /// What a pod of a test runs besides.
 const PROBE_APPLETS: &[&str] = &["httpd", "nc", "nslookup", "timeout", "wget"];
-/// The packet-filter programs: iptables of both variants, each of which is one program under many names, and nft.
+/// The packet-filter programs: iptables of both variants, each of which is one program under many
+/// names, and nft.
 const VARIANTS: [(&str, &str); 2] = [
     ("nft", "/usr/sbin/xtables-nft-multi"),
     ("legacy", "/usr/sbin/xtables-legacy-multi"),
@@ -59,10 +60,12 @@ pub const PATH: &str = "/opt/overlay:/usr/sbin:/bin";
 /// What the image of the overlay starts.
 pub const ENTRYPOINT: &str = "/opt/bin/flanneld";
 
-/// The overlay: agent, operator's tool and plugin from `bin_dir` under the paths that both of flannel's images
-/// have, the packet-filter programs with the libraries that they load, and a shell.
+/// The overlay: agent, operator's tool and plugin from `bin_dir` under the paths that both of
+/// flannel's images have, the packet-filter programs with the libraries that they load, and a
+/// shell.
 ///
-/// There are no certificate authorities: those of an API server and of an etcd are files of their own.
+/// There are no certificate authorities: those of an API server and of an etcd are files of their
+/// own.
 ///
 /// # Errors
 /// When a program or a library is missing.
@@ -159,7 +162,8 @@ fn extensions() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The shared libraries that programs and modules load, the loader included, where the loader looks for them.
+/// The shared libraries that programs and modules load, the loader included, where the loader looks
+/// for them.
 ///
 /// # Errors
 /// When one is missing.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use tar::{Builder, EntryType, Header};
 
-/// Directories, files and links, in the order of their names; everything belongs to root and has no time.
+/// Directories, files and links, in the order of their names; everything belongs to root and has no
+/// time.
 #[derive(Clone, Debug, Default)]
 pub struct Tree(BTreeMap<PathBuf, Entry>);
 

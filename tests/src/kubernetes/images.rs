@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::image::{self, Image};
 
-/// The overlay, under the name that the manifests say (`overlay:latest`) as containerd completes it.
+/// The overlay, under the name that the manifests say (`overlay:latest`) as containerd completes
+/// it.
 pub const OVERLAY_IMAGE: &str = "docker.io/library/overlay:latest";
 /// What pods of tests run, and the sandbox of every pod.
 pub const PROBE_IMAGE: &str = "localhost/overlay-probe:lab";

@@ -10,7 +10,8 @@ const MANIFEST: &str = include_str!("../../../deploy/daemonset.yaml");
 /// What the manifest calls its namespace and its DaemonSet.
 const NAMESPACE: &str = "--namespace=overlay";
 const DAEMON_SET: &str = "daemonset/overlay";
-/// How long a rollout may take: a node after the other, and an agent is not Ready before its probe asks it.
+/// How long a rollout may take: a node after the other, and an agent is not Ready before its probe
+/// asks it.
 const ROLLOUT: &str = "--timeout=180s";
 
 impl Cluster {

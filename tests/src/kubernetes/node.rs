@@ -1,4 +1,5 @@
-//! A node of the cluster: containerd, kubelet and kube-proxy in namespaces of its own, and what outlives a reboot.
+//! A node of the cluster: containerd, kubelet and kube-proxy in namespaces of its own, and what
+//! outlives a reboot.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -20,7 +21,8 @@ use crate::{command, wait_until};
 
 /// What a node's first process does.
 const INIT: &str = include_str!("node.sh");
-/// Enters control groups and namespaces and becomes the parent of a node's first process, with which it ends.
+/// Enters control groups and namespaces and becomes the parent of a node's first process, with
+/// which it ends.
 const ENTER: &str = r#"set -eu
 network=$1 home=$2 name=$3
 shift 3
@@ -188,8 +190,9 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Ends every process of the node at once, as a loss of power does: its `/run` goes with its mount namespace, and
-    /// the network namespaces of its pods with the last process and mount that held them.
+    /// Ends every process of the node at once, as a loss of power does: its `/run` goes with its
+    /// mount namespace, and the network namespaces of its pods with the last process and mount that
+    /// held them.
     ///
     /// # Errors
     /// When they do not end.
@@ -253,7 +256,8 @@ fn kubelet_config() -> Value {
         "oomScoreAdj": 0,
         "readOnlyPort": 0,
         "resolvConf": "",
-        // The machine below is shared: no node may evict pods because another one needs memory or disk.
+        // The machine below is shared: no node may evict pods because another one needs memory or
+        // disk.
         "enforceNodeAllocatable": [],
         "evictionHard": {"memory.available": "10Mi"},
         "imageGCHighThresholdPercent": 100,

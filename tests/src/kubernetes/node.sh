@@ -1,5 +1,6 @@
-# The first process of a node of the cluster: makes the namespaces it was started in look like a machine of its own,
-# starts containerd, the kubelet and kube-proxy, and ends when one of them does. The kernel ends everything else with it.
+# The first process of a node of the cluster: makes the namespaces it was started in look like a
+# machine of its own, starts containerd, the kubelet and kube-proxy, and ends when one of them does.
+# The kernel ends everything else with it.
 #
 # Arguments: the node's directory, with its configuration and what it keeps over a reboot; its name.
 set -eu

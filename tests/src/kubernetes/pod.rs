@@ -11,8 +11,8 @@ use crate::Namespace;
 use crate::traffic::Endpoint;
 
 impl Cluster {
-    /// Makes a pod on node `number` that does nothing, and waits until it is Ready. `ports` is what its container
-    /// declares, as `hostPort` needs it.
+    /// Makes a pod on node `number` that does nothing, and waits until it is Ready. `ports` is what
+    /// its container declares, as `hostPort` needs it.
     ///
     /// # Errors
     /// When it does not become Ready; what `kubectl describe` says is part of the error.
@@ -75,7 +75,8 @@ pub fn pod(name: &str, number: usize, ports: &Value) -> Value {
     })
 }
 
-/// A process whose control groups are those of a container, in the process namespace of this process.
+/// A process whose control groups are those of a container, in the process namespace of this
+/// process.
 fn process_in_group(container: &str) -> Option<i32> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;

@@ -16,8 +16,9 @@ pub(super) struct Group {
     lock: File,
 }
 
-/// Makes a group in every hierarchy, whose name ends in `name`, after sweeping away what earlier labs have left whose
-/// process was killed. Control groups are the machine's: labs in other namespaces have theirs beside these.
+/// Makes a group in every hierarchy, whose name ends in `name`, after sweeping away what earlier
+/// labs have left whose process was killed. Control groups are the machine's: labs in other
+/// namespaces have theirs beside these.
 ///
 /// # Errors
 /// On a machine without the hierarchies of version 1.

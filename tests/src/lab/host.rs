@@ -66,7 +66,8 @@ pub(super) fn create(shared: &Shared, number: usize) -> Result<()> {
 pub(super) fn renew_network(shared: &Shared, number: usize) -> Result<()> {
     let namespace = format!("{}n{number}", shared.prefix());
     command::ip(&format!("netns delete {namespace}"))?;
-    // The kernel takes a namespace away some time after its name, and the cable's other end with it.
+    // The kernel takes a namespace away some time after its name, and the cable's other end with
+    // it.
     let wire = format!("{}{}", shared.prefix(), underlay::WIRE);
     wait_until("the old cable to be gone", CABLE_GONE, || {
         command::ip(&format!("-n {wire} link show n{number}")).is_err()

@@ -1,4 +1,5 @@
-//! A real Kubernetes: API server, kubelets, containers, kube-proxy, and the overlay by its manifest and image.
+//! A real Kubernetes: API server, kubelets, containers, kube-proxy, and the overlay by its manifest
+//! and image.
 
 mod churn;
 mod leftovers;

@@ -1,4 +1,5 @@
-//! Building Kubernetes as it was built before Go had modules: the source package has no metadata of its vendored ones.
+//! Building Kubernetes as it was built before Go had modules: the source package has no metadata of
+//! its vendored ones.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +17,8 @@ use crate::shell;
 const PACKAGE: &str = "k8s.io/kubernetes";
 /// Below the unpacked packages of the compiler.
 const GOROOT: &str = "usr/lib/go-1.19";
-/// Packages with variables that say which version this is; clients complain about one that says nothing.
+/// Packages with variables that say which version this is; clients complain about one that says
+/// nothing.
 const VERSIONED: [&str; 2] = [
     "k8s.io/component-base/version",
     "k8s.io/client-go/pkg/version",

@@ -1,7 +1,7 @@
 //! What sits on a hook, for those who look.
 //!
-//! To open a program by its id takes `CAP_SYS_ADMIN`, which the agent's container has not. The pinned links tell without
-//! it which of the programs are ours, and what they are is known.
+//! To open a program by its id takes `CAP_SYS_ADMIN`, which the agent's container has not. The
+//! pinned links tell without it which of the programs are ours, and what they are is known.
 
 use std::path::Path;
 
@@ -18,11 +18,13 @@ pub struct OnHook {
     pub id: u32,
     /// Its name; absent where it is not ours and this process may not ask.
     pub name: Option<String>,
-    /// How many instructions the verifier walked through (Linux 5.16); absent where this process may not ask.
+    /// How many instructions the verifier walked through (Linux 5.16); absent where this process
+    /// may not ask.
     pub verified_instructions: Option<u32>,
 }
 
-/// The programs on an interface's tc hook, in the order they run. `pin` is the link that holds ours.
+/// The programs on an interface's tc hook, in the order they run. `pin` is the link that holds
+/// ours.
 ///
 /// # Errors
 /// [`Error::Attach`]; needs `CAP_NET_ADMIN`.

@@ -7,8 +7,9 @@ use crate::datapath::programs::{self, CLSACT_PRIORITY, OnHook};
 use crate::kernel::{self, Kernel};
 use crate::privilege::{self, Capability};
 
-/// Our programs that are filters of a clsact qdisc, with those of others on the same side of the device, in the
-/// order they run. What may be ours and cannot be opened, because that takes `CAP_SYS_ADMIN`, is added to `problems`.
+/// Our programs that are filters of a clsact qdisc, with those of others on the same side of the
+/// device, in the order they run. What may be ours and cannot be opened, because that takes
+/// `CAP_SYS_ADMIN`, is added to `problems`.
 pub(super) async fn attachments(
     kernel: &Kernel,
     problems: &mut Vec<String>,
