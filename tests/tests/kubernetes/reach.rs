@@ -134,7 +134,7 @@ fn kubectl(cluster: &Cluster) -> Result<()> {
         "--",
         "sh",
         "-c",
-        "echo word > /proc/1/fd/1; hostname",
+        "echo word > /proc/1/fd/1; cat /etc/hostname",
     ])?;
     ensure!(said.trim() == "one", "exec: {said}");
     wait_until("the word in the log", PATIENCE, || {
