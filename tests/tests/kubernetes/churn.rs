@@ -17,31 +17,37 @@ const AT_A_TIME: usize = 10;
 fn a_hundred_pods_leave_nothing() -> Result<()> {
     let cluster = cluster("k8s-churn")?;
     for first in (0..PODS).step_by(AT_A_TIME) {
-        let names: Vec<String> = (first..first + AT_A_TIME)
-            .map(|number| format!("pod{number}"))
+        let batch = format!("from{first}");
+        let pods: Vec<_> = (first..first + AT_A_TIME)
+            .map(|number| {
+                let mut pod = pod(&format!("pod{number}"), 1, &json!([]));
+                pod["metadata"]["labels"]["batch"] = json!(batch);
+                pod
+            })
             .collect();
-        let pods: Vec<_> = names.iter().map(|name| pod(name, 1, &json!([]))).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
         cluster.apply(&list.to_string())?;
-        let all = ["--for=condition=Ready", "pods", "--all", "--timeout=90s"];
-        cluster.kubectl(["wait"].into_iter().chain(all))?;
-        let pods = cluster.json(["get", "pods"])?;
+        let these = format!("--selector=batch={batch}");
+        cluster.kubectl([
+            "wait",
+            "--for=condition=Ready",
+            "pods",
+            &these,
+            "--timeout=90s",
+        ])?;
+        let pods = cluster.json(["get", "pods", &these])?;
         let pods = pods["items"].as_array().context("a list")?;
         let mut addresses: Vec<_> = pods
             .iter()
-            .map(|pod| pod["status"]["podIP"].as_str())
+            .filter_map(|pod| pod["status"]["podIP"].as_str())
             .collect();
         addresses.sort_unstable();
         addresses.dedup();
         ensure!(addresses.len() == AT_A_TIME, "addresses: {addresses:?}");
-        cluster.kubectl([
-            "delete",
-            "pods",
-            "--all",
-            "--grace-period=1",
-            "--timeout=90s",
-        ])?;
+        // The next ones are made while these go.
+        cluster.kubectl(["delete", "pods", &these, "--grace-period=1", "--wait=false"])?;
     }
+    cluster.kubectl(["wait", "--for=delete", "pods", "--all", "--timeout=120s"])?;
     wait_clean(&cluster.node(1))?;
     cluster.down()
 }
