@@ -50,7 +50,7 @@ fn agents_and_pods_are_made_anew() -> Result<()> {
 }
 
 #[test]
-fn a_node_reboots() -> Result<()> {
+fn a_node_reboots_and_comes_back_after_its_deletion() -> Result<()> {
     let cluster = cluster("k8s-boot")?;
     let one = cluster.run_pod("one", 1, &json!([]))?;
     cluster.run_pod("other", 2, &json!([]))?;
@@ -65,7 +65,16 @@ fn a_node_reboots() -> Result<()> {
     };
     wait_until("the pod to be back", PATIENCE, || talks().is_ok())
         .with_context(|| format!("{:?}", talks().err()))?;
-    for name in ["one", "other"] {
+    cluster.delete_pod("other")?;
+
+    // A kubelet registers its node when it starts.
+    cluster.kubectl(["delete", "node", &node.name()])?;
+    node.reboot()?;
+    cluster.wait_nodes_ready()?;
+    let new = cluster.run_pod("new", 2, &json!([]))?;
+    talk(&one, &new).context("after the Node was deleted and added again")?;
+    cluster.wait_overlay_ready()?;
+    for name in ["one", "new"] {
         cluster.delete_pod(name)?;
     }
     for node in cluster.nodes() {
