@@ -8,9 +8,7 @@ use overlay_common::schema::{Endpoint, Heartbeat, Pod};
 use super::super::Error;
 use super::super::family::UserFamily;
 use super::super::pins::Pins;
-use super::{
-    DEVICES, ENDPOINTS, HEARTBEAT, Maps, PODS, devices, failed, missing_is_none, open,
-};
+use super::{DEVICES, ENDPOINTS, HEARTBEAT, Maps, PODS, devices, failed, missing_is_none, open};
 
 impl<F: UserFamily> Maps<F>
 where
