@@ -150,10 +150,9 @@ fn a_container_made_without_an_agent_may_answer_by_its_other_interface() -> Resu
     let own = first["ips"][0]["address"].as_str().context("an address")?;
     let own = own.split('/').next().unwrap_or(own);
     let before = (refused(&node)?, slow(&node, "sibling_source")?);
-    let script =
-        format!("ip route add {target}/32 dev net1; ping -c2 -i0.2 -W1 -I {own} {target}; true");
-    let netns = format!("--net={}", container.netns);
-    node.run(["nsenter", &netns, "sh", "-c", &script])?;
+    inside(&format!(
+        "ip route add {target}/32 dev net1; ping -c2 -i0.2 -W1 -I {own} {target}; true"
+    ))?;
     ensure!(refused(&node)? == before.0, "refused: {}", status(&node)?);
     ensure!(
         slow(&node, "sibling_source")? > before.1,
