@@ -23,8 +23,78 @@ impl Explained {
     }
 }
 
+/// The same number.
+const FIRST_FLAG: &str = "shifted by nothing, either way is the same";
+/// Bits that are never both set.
+const DISJOINT: &str = "the two sides have no bit in common";
+/// An assertion of the compiler's.
+const COMPILED: &str = "an assertion at compile time, which holds";
+
+const fn explained(
+    file: &'static str,
+    text: &'static str,
+    change: &'static str,
+    because: &'static str,
+) -> Explained {
+    Explained {
+        file,
+        text,
+        change,
+        because,
+    }
+}
+
 /// All of them.
-pub const ALL: &[Explained] = &[];
+pub const ALL: &[Explained] = &[
+    explained(
+        "overlay-common/src/schema.rs",
+        "pub const CONFIG_ACTIVE: u32 = 1 << 0;",
+        "replace << with >>",
+        FIRST_FLAG,
+    ),
+    explained(
+        "overlay-common/src/schema.rs",
+        "pub const POD_KERNEL_PATH: u16 = 1 << 0;",
+        "replace << with >>",
+        FIRST_FLAG,
+    ),
+    explained(
+        "overlay-common/src/schema.rs",
+        "pub const PEER_NEXT_HOP: u32 = 1 << 0;",
+        "replace << with >>",
+        FIRST_FLAG,
+    ),
+    explained(
+        "overlay-common/src/verdict.rs",
+        "while i < Verdict::ALL.len() {",
+        "replace < with ==",
+        COMPILED,
+    ),
+    explained(
+        "overlay-common/src/verdict.rs",
+        "while i < Verdict::ALL.len() {",
+        "replace < with >",
+        COMPILED,
+    ),
+    explained(
+        "overlay-common/src/decide/mark.rs",
+        "let ends = F::word(ip.source) ^ F::word(ip.destination).rotate_left(32);",
+        "replace ^ with | in of",
+        DISJOINT,
+    ),
+    explained(
+        "overlay-common/src/decide/mark.rs",
+        "let rest = u64::from(first) << 8 | u64::from(ip.protocol);",
+        "replace | with ^ in of",
+        DISJOINT,
+    ),
+    explained(
+        "overlay-common/src/decide/mark.rs",
+        "IS_MARK | (mixed >> 49) as u16",
+        "replace | with ^ in of",
+        DISJOINT,
+    ),
+];
 
 #[cfg(test)]
 mod tests {
