@@ -30,7 +30,7 @@ mkdir -p "/sys/fs/cgroup/$GROUP"
 echo $$ > "/sys/fs/cgroup/$GROUP/cgroup.procs"
 mkdir -p "$DIRECTORY/units/overlayd.service.d"
 printf '[Service]\nExecStart=\nExecStart=/usr/local/bin/overlayd %s\nStandardOutput=append:%s\nStandardError=inherit\n%s\n' \
-    "$*" "$LOG" "$MORE" > "$DIRECTORY/units/overlayd.service.d/test.conf"
+    "$*" "$DIRECTORY/log" "$MORE" > "$DIRECTORY/units/overlayd.service.d/test.conf"
 exec unshare --pid --fork --kill-child --mount --cgroup --uts --ipc sh -ec '
     umount /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -83,7 +83,6 @@ impl Service {
         let variables = [
             ("DIRECTORY", quoted(self.directory.path())),
             ("AGENT", quoted(&self.agent)),
-            ("LOG", quoted(&self.node.agent_log())),
             ("GROUP", format!("'{}'", self.group)),
             ("MORE", format!("'{more}'")),
             ("SYSTEMD", format!("'{SYSTEMD}'")),
@@ -97,6 +96,12 @@ impl Service {
         );
         executable(&script, &text)?;
         self.node.start_agent_from(&script, &[]).map(drop)
+    }
+
+    /// What the agent has logged.
+    fn log(&self) -> String {
+        let log = fs::read_to_string(self.directory.path().join("log"));
+        log.unwrap_or_else(|error| format!("no log: {error}"))
     }
 
     /// What the kernel says of the agent's process.
@@ -172,7 +177,7 @@ fn the_agent_serves_as_the_unit_has_it_run() -> Result<()> {
     let service = Service::of(&lab, lab.node(1))?;
 
     service.start("")?;
-    node.wait_ready(PATIENCE)?;
+    node.wait_ready(PATIENCE).with_context(|| service.log())?;
     fast_path::wait_serving(&node)?;
     let before = fast_path::packets(&node, "net_in", "decapsulated")?;
     let target = lab.pod(2, 1).address().to_string();
@@ -205,7 +210,7 @@ fn the_agent_serves_as_the_unit_has_it_run() -> Result<()> {
             .map_or_else(|error| error.to_string(), |answer| answer.body);
         last.contains("fast path: down")
     })
-    .with_context(|| format!("{last}\n{}", node.agent_log_tail()))?;
+    .with_context(|| format!("{last}\n{}", service.log()))?;
     drop(service);
     lab.down()
 }

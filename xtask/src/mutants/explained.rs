@@ -94,6 +94,12 @@ pub const ALL: &[Explained] = &[
         "replace | with ^ in of",
         DISJOINT,
     ),
+    explained(
+        "overlay-user/src/ipam.rs",
+        "if Holder::read(&path) == Holder::Unreadable {",
+        "replace == with != in Store::reserve",
+        "a line of the log, and nothing else",
+    ),
 ];
 
 #[cfg(test)]
