@@ -145,7 +145,14 @@ impl Drop for Service {
     }
 }
 
-/// The capabilities of the unit as the kernel writes them.
+/// The capabilities that a process can come to have, as `/proc/PID/status` writes them.
+fn bounding_set() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|it| it.strip_prefix("CapBnd:\t"));
+    u64::from_str_radix(line.context("no CapBnd")?, 16).context("CapBnd")
+}
+
+/// The capabilities of the unit as the kernel writes them. A container may have fewer to give.
 fn capability_mask(unit: &str) -> Result<String> {
     let line = unit
         .lines()
@@ -164,7 +171,7 @@ fn capability_mask(unit: &str) -> Result<String> {
     for name in line.split(' ') {
         mask |= 1 << number(name).with_context(|| format!("a number for {name}"))?;
     }
-    Ok(format!("{mask:016x}"))
+    Ok(format!("{:016x}", mask & bounding_set()?))
 }
 
 #[test]
