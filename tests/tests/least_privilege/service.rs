@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::wait::wait_for;
-use overlay_tests::{Lab, Node, Options, command, fast_path, wait_until};
+use overlay_tests::{Lab, Node, Options, fast_path, wait_until};
 
 use crate::units::deploy;
 use crate::{PATIENCE, executable};
@@ -128,19 +128,21 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Without processes, control groups can be removed, the innermost first.
         let _ = self.node.stop_agent(Signal::SIGKILL);
+        // Without processes, which end a moment later, control groups can be removed, the innermost first.
         let remove = format!(
-            "mount -t cgroup2 cgroup2 /sys/fs/cgroup; \
-             find /sys/fs/cgroup/{} -depth -type d -exec rmdir '{{}}' ';'",
+            "mount -t cgroup2 cgroup2 /sys/fs/cgroup
+             find /sys/fs/cgroup/{0} -depth -type d -exec rmdir '{{}}' ';'
+             [ ! -d /sys/fs/cgroup/{0} ]",
             self.group
         );
-        let mut shell = Command::new("unshare");
-        let shell = shell.args(["--mount", "sh", "-c", &remove]);
-        let removed = shell.output().map_err(Into::into);
-        let removed = removed.and_then(|output| command::require_success("rmdir", output));
-        if let Err(error) = removed {
-            eprintln!("the control group {} is left: {error:#}", self.group);
+        let is_gone = || {
+            let mut shell = Command::new("unshare");
+            let output = shell.args(["--mount", "sh", "-c", &remove]).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        if let Err(error) = wait_until("the control group to be empty", PATIENCE, is_gone) {
+            eprintln!("{} is left: {error:#}", self.group);
         }
     }
 }
