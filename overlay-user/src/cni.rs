@@ -22,11 +22,10 @@ mod error;
 pub mod guard;
 pub mod install;
 pub mod masquerade;
-pub mod netlink;
-pub mod netns;
 pub mod release;
 pub mod request;
 mod result;
+mod route;
 pub mod sysctl;
 pub mod veth;
 
@@ -78,7 +77,7 @@ pub async fn answer(
         .version(request.command())
         .map_err(|error| error.to_json(&current))?;
     let answer = match deadline {
-        Ok(deadline) => serve_until(deadline, &request, &conf, version, &agent).await,
+        Ok(deadline) => serve(deadline, &request, &conf, version, &agent).await,
         Err(error) => Err(error),
     };
     answer.map_err(|error| error.to_json(&version.to_string()))
@@ -113,22 +112,8 @@ async fn read_until(
     }
 }
 
-/// Whoever waits for a lock or a program looks at the deadline; what is left is the kernel, for which it is a
-/// little longer.
-async fn serve_until(
-    deadline: Deadline,
-    request: &Request,
-    conf: &NetConf,
-    version: SpecVersion,
-    agent: &Agent,
-) -> Result<Option<Value>, Error> {
-    let limit = deadline.allowed() + 2 * add::UNDO;
-    let served = serve(deadline, request, conf, version, agent);
-    tokio::time::timeout(limit, served)
-        .await
-        .unwrap_or(Err(Error::Silent(limit.as_secs())))
-}
-
+/// Whatever waits looks at the deadline: for a lock, a program, or the kernel. What takes back a failed ADD has
+/// [`add::UNDO`] of its own.
 async fn serve(
     deadline: Deadline,
     request: &Request,

@@ -98,7 +98,7 @@ pub enum Error {
 
 /// The directory of one network, locked against every other process for as long as this value lives.
 #[derive(Debug)]
-pub struct Store {
+pub struct AddressBook {
     dir: PathBuf,
     _lock: File,
 }
@@ -109,7 +109,7 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 /// Where a reservation is written before it gets its name.
 const UNFINISHED: &str = ".unfinished";
 
-impl Store {
+impl AddressBook {
     /// Locks `dir`, and makes it if it is not there. Waits for whoever holds the lock.
     ///
     /// # Errors
@@ -265,7 +265,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`Store::entries`].
+    /// As [`AddressBook::entries`].
     pub fn held_by(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, Error> {
         let mut entries = self.entries()?;
         entries.retain(|(_, holder)| holder.is(attachment));
@@ -276,7 +276,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`Store::entries`] and [`Store::free`].
+    /// As [`AddressBook::entries`] and [`AddressBook::free`].
     pub fn release(&self, attachment: &Attachment) -> Result<(), Error> {
         self.held_by(attachment)?
             .into_iter()

@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod lease;
 pub mod liveness;
 pub mod mac;
+pub mod marks;
 pub mod observe;
 pub mod pod;
 pub mod privilege;

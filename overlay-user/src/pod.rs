@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::mac::MacAddr;
+use crate::marks::POD_NOTE_TAG;
 
 /// What the host end of a veth pair says about its pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,8 +30,6 @@ pub struct PodNote {
 #[error("not a pod's note: {0:?}")]
 pub struct ParsePodNoteError(String);
 
-/// First word of every note, with the version of its form.
-const TAG: &str = "overlay/1";
 /// Last word of the note of a pod that the plugin masquerades.
 const MASQUERADED: &str = "masqueraded";
 
@@ -38,7 +37,7 @@ impl fmt::Display for PodNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{TAG} {} {} {} {}",
+            "{POD_NOTE_TAG} {} {} {} {}",
             self.address, self.mac, self.interface, self.container
         )?;
         if self.masqueraded {
@@ -58,7 +57,7 @@ impl FromStr for PodNote {
             [words @ .., MASQUERADED] if words.len() == 5 => (words, true),
             words => (words, false),
         };
-        let [TAG, address, mac, interface, container] = *words else {
+        let [POD_NOTE_TAG, address, mac, interface, container] = *words else {
             return Err(bad());
         };
         Ok(Self {

@@ -13,9 +13,3 @@ pub use action::{Action, RecreateReason};
 pub use desired::{Desired, Device};
 pub use diff::diff;
 pub use observed::{Change, Observed, ObservedDevice, Route, VxlanAttributes, is_of_interest};
-
-/// `rtm_protocol` of every route that is ours; see `/etc/iproute2/rt_protos` for numbers that are taken.
-pub const ROUTE_PROTOCOL: u8 = 111;
-
-/// `RTPROT_BOOT` of `linux/rtnetlink.h`: what flannel leaves its routes with.
-pub const FLANNEL_ROUTE_PROTOCOL: u8 = 3;

@@ -1,5 +1,5 @@
-//! Everybody reaches everybody, the receiver sees the sender's own address, and plain pod traffic takes the
-//! fast path.
+//! Everybody reaches everybody, the receiver sees the sender's own address, and plain pod traffic
+//! takes the fast path.
 
 use anyhow::{Result, ensure};
 use overlay_tests::fast_path::left_by_request;
@@ -20,7 +20,8 @@ fn lab(name: &str, store: StoreKind, fast_path: &str) -> Result<Lab> {
     })
 }
 
-/// Checks that plain traffic took the fast path on every node, and that whatever did not is explained.
+/// Checks that plain traffic took the fast path on every node, and that whatever did not is
+/// explained.
 fn plain_traffic_took_the_fast_path(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let counts = Counts::of(&node)?;

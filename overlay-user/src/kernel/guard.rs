@@ -28,6 +28,7 @@ use super::ToolError;
 use super::dump::{Request, dump};
 use super::nftables::generation;
 use super::tool::run;
+use crate::marks::GUARD_TABLE as TABLE;
 use netlink::Fingerprint;
 use state::{Delta, Elements, Set, Shape};
 
@@ -38,9 +39,6 @@ const NFT: &str = "nft";
 
 /// The table that an object is in, an attribute of a request (`linux/netfilter/nf_tables.h`).
 const NFTA_OBJ_TABLE: u16 = 1;
-
-/// Name of our tables, one in the family `ip` and one in `bridge`.
-pub const TABLE: &str = "overlay_guard";
 
 /// Elements that change natively in one transaction; more are written by `nft`, which makes room for them
 /// in its socket.

@@ -79,7 +79,8 @@ fn health_is_told_to_the_node_only() -> Result<()> {
     Ok(())
 }
 
-/// The unit's own words; that the agent works under them is for `systemd-run` on a host with systemd.
+/// The unit's own words; that the agent works under them is for `systemd-run` on a host with
+/// systemd.
 #[test]
 fn the_unit_is_valid_and_hardened() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -99,7 +100,8 @@ fn the_unit_is_valid_and_hardened() -> Result<()> {
             String::from_utf8_lossy(&text).into_owned(),
         ))
     };
-    // Nothing but the one unit is looked at: what a machine without systemd says of others does not count.
+    // Nothing but the one unit is looked at: what a machine without systemd says of others does not
+    // count.
     let (fine, text) = run(&["verify", "--man=no", "--recursive-errors=no"])?;
     ensure!(fine && !text.contains("overlayd.service"), "{text}");
     // 0 is safest, 10 is a service without any protection.
