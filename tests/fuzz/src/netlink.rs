@@ -4,7 +4,7 @@
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::conntrack::ConntrackMessage;
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
-use overlay_user::kernel::{conntrack, monitor, observe, pods};
+use overlay_user::kernel::{attributes, conntrack, monitor, pods};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 
 /// The upper byte of the type of such messages (`NFNL_SUBSYS_CTNETLINK`).
