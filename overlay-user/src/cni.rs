@@ -1,6 +1,7 @@
 //! The CNI plugin: gives pods their interface on the overlay, and takes it back.
 //!
-//! It reads flannel's configuration, needs no daemon, and leaves on disk what flannel's plugins leave:
+//! It reads flannel's configuration, needs no daemon, and leaves on disk what flannel's plugins
+//! leave:
 //!
 //! | verb | module |
 //! |---|---|
@@ -47,8 +48,8 @@ pub use result::versions;
 
 use crate::deadline::Deadline;
 
-/// How long a call may take: well below the two minutes after which runtimes give up without telling what was
-/// waited for.
+/// How long a call may take: well below the two minutes after which runtimes give up without
+/// telling what was waited for.
 const CALL: Duration = Duration::from_secs(30);
 
 /// Answers one call: variables of the environment by way of `variable`, the configuration from
@@ -112,8 +113,8 @@ async fn read_until(
     }
 }
 
-/// Whatever waits looks at the deadline: for a lock, a program, or the kernel. What takes back a failed ADD has
-/// [`add::UNDO`] of its own.
+/// Whatever waits looks at the deadline: for a lock, a program, or the kernel. What takes back a
+/// failed ADD has [`add::UNDO`] of its own.
 async fn serve(
     deadline: Deadline,
     request: &Request,
@@ -144,8 +145,8 @@ impl NetConf {
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if it is not JSON of the right shape, [`Error::Config`] if the network's name could
-    /// not be that of a directory.
+    /// [`Error::Decode`] if it is not JSON of the right shape, [`Error::Config`] if the network's
+    /// name could not be that of a directory.
     pub fn read(mut input: impl Read) -> Result<Self, Error> {
         let mut text = String::new();
         input
@@ -171,7 +172,8 @@ impl NetConf {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`], code 1, if the plugin does not speak it, or it does not know the command.
+    /// [`Error::Protocol`], code 1, if the plugin does not speak it, or it does not know the
+    /// command.
     pub fn version(&self, command: Cmd) -> Result<SpecVersion, Error> {
         let version = match self.cni_version.as_str() {
             // Says the specification.

@@ -219,15 +219,15 @@ impl Kernel {
         })
     }
 
-    /// Whether the connection is of no use any more: it has broken, or an answer is overdue, and the kernel begins
-    /// no other dump on this socket before that one is read.
+    /// Whether the connection is of no use any more: it has broken, or an answer is overdue, and
+    /// the kernel begins no other dump on this socket before that one is read.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.task.is_finished() || self.is_late.load(Ordering::Relaxed)
     }
 
-    /// Runs one request under the deadline. Once one was late, all that follow on this connection are: a round that asks a
-    /// thousand things of a stuck kernel shall not wait for each.
+    /// Runs one request under the deadline. Once one was late, all that follow on this connection
+    /// are: a round that asks a thousand things of a stuck kernel shall not wait for each.
     async fn request<T>(
         &self,
         call: &'static str,
@@ -248,8 +248,9 @@ impl Kernel {
         })
     }
 
-    /// Collects one dump under the deadline. The request is on its way when the stream is made, and the kernel
-    /// refuses another dump on the same socket until this one is read to its end (`EBUSY`).
+    /// Collects one dump under the deadline. The request is on its way when the stream is made, and
+    /// the kernel refuses another dump on the same socket until this one is read to its end
+    /// (`EBUSY`).
     async fn dump<T>(
         &self,
         call: &'static str,

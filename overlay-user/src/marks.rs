@@ -1,8 +1,9 @@
-//! The marks by which this project knows its own objects in the kernel. Whatever bears one is ours to change and to
-//! remove; whatever does not is never touched. They outlive an agent, so that a change of one loses sight of what
-//! earlier versions made.
+//! The marks by which this project knows its own objects in the kernel. Whatever bears one is ours
+//! to change and to remove; whatever does not is never touched. They outlive an agent, so that a
+//! change of one loses sight of what earlier versions made.
 
-/// `rtm_protocol` of every route that is ours; see `/etc/iproute2/rt_protos` for numbers that are taken.
+/// `rtm_protocol` of every route that is ours; see `/etc/iproute2/rt_protos` for numbers that are
+/// taken.
 pub const ROUTE_PROTOCOL: u8 = 111;
 
 /// `RTPROT_BOOT` of `linux/rtnetlink.h`: what flannel leaves its routes with.

@@ -1,8 +1,8 @@
 //! What the kernel should hold against what it holds: a pure difference.
 //!
-//! [`Desired`] comes from leases, [`Observed`] from the kernel ([`crate::kernel::observe`]), and [`diff`]
-//! names the [`Action`]s between them. Nothing here has a memory: whatever was lost or changed behind our
-//! back, by whomever, shows in the next difference.
+//! [`Desired`] comes from leases, [`Observed`] from the kernel ([`crate::kernel::observe`]), and
+//! [`diff`] names the [`Action`]s between them. Nothing here has a memory: whatever was lost or
+//! changed behind our back, by whomever, shows in the next difference.
 
 mod action;
 mod desired;

@@ -51,7 +51,7 @@ pub async fn add(
     }
 
     let range = Range::new(network.subnet)?;
-    // The lock is held no longer than this; another ADD need not wait for our devices.
+    // The lock is held for this block only, so that another ADD need not wait for our devices.
     let address = {
         let book = AddressBook::lock(&conf.ipam_dir(), deadline)?;
         match asked.address {
@@ -59,7 +59,8 @@ pub async fn add(
             None => book.allocate(&range, 0, attachment)?,
         }
     };
-    // A pod whose namespace went without DEL, with no agent to see it go.
+    // The address may be in the maps still, because its former pod vanished without DEL while no
+    // agent ran.
     release::forget(&[address], agent);
     let place = Place {
         conf,
@@ -119,7 +120,7 @@ impl Place<'_> {
             ))
         })?;
 
-        // Before the pod can send anything.
+        // The guard comes first, because the pod can send as soon as its interface is up.
         let guarded = LocalPod {
             ifindex: port.index,
             address,
@@ -132,11 +133,12 @@ impl Place<'_> {
 
         let interface = &attachment.interface;
         netns.run(|| {
-            // With this the kernel tells the neighbours of the pod whenever its Ethernet address is
-            // set.
+            // With this setting the kernel tells the pod's neighbours whenever the pod's Ethernet
+            // address is set.
             sysctl::try_set(&format!("ipv4/conf/{interface}/arp_notify"), "1");
             if address.is_ipv6() {
-                // Its address is nobody else's; it may use it at once.
+                // The address is nobody else's, so the pod may use it without detection of
+                // duplicates.
                 sysctl::try_set(&format!("ipv6/conf/{interface}/accept_dad"), "0");
             }
         })?;
@@ -151,11 +153,11 @@ impl Place<'_> {
             masquerade::add(attachment, address, &network.networks, *deadline).await?;
         }
         veth::wait_for_port(host, &port).await?;
-        // Who remembers the pod that had the address before learns of this one; earlier, the bridge
-        // would not have let it through.
+        // Neighbours that remember the address's former pod learn this pod's Ethernet address. This
+        // comes after the port is up, because the bridge would drop the announcement before.
         pod.set_mac(&end, end.mac).await?;
 
-        // Last: from here on the agent knows of the pod, and it can be reached.
+        // The note is last, because the agent lets traffic to the pod as soon as it reads the note.
         self.is_still_ours(address)?;
         let note = PodNote {
             address,
@@ -169,7 +171,8 @@ impl Place<'_> {
         Ok(([bridge, port], end))
     }
 
-    /// A runtime that has given this ADD up calls DEL, which cannot remove what is not made yet.
+    /// Fails if a DEL has taken the address back. A runtime calls DEL for an ADD that takes too
+    /// long, and DEL cannot remove devices that ADD makes afterwards.
     fn is_still_ours(&self, address: IpAddr) -> Result<(), Error> {
         if AddressBook::is_held(&self.conf.ipam_dir(), address, self.attachment) {
             return Ok(());
@@ -206,7 +209,8 @@ impl Place<'_> {
     }
 }
 
-/// Removes the host end over a connection of its own, because that of the failed ADD may be out of time.
+/// Removes the host end over a connection of its own, because that of the failed ADD may be out of
+/// time.
 async fn remove(attachment: &Attachment, deadline: Deadline) -> Result<Option<Link>, Error> {
     veth::remove(&Kernel::connect_until(deadline)?, attachment).await
 }

@@ -26,8 +26,8 @@ pub async fn ensure(host: &Kernel, network: &Network) -> Result<Link, Error> {
     let mut bridge = find(host, network).await?;
     if bridge.is_none() {
         is_alone(host, network).await?;
-        // Its own from the start: the bridge's identifier is made of the address that it is made
-        // with.
+        // The bridge is made with an address of its own, because the kernel derives the bridge's
+        // identifier from the first address.
         let [_, tail @ ..] = rand::random::<[u8; 6]>();
         let mac = [&[LOCAL_UNICAST], &tail[..]].concat();
         let request = LinkBridge::new(&network.bridge)
@@ -58,8 +58,8 @@ pub async fn ensure(host: &Kernel, network: &Network) -> Result<Link, Error> {
     Ok(bridge)
 }
 
-/// That no other device has the gateway's address: the node would have a route to one of the two
-/// only, and the agent serves the pods of one.
+/// Refuses if another device has the gateway's address, because the node would have a route to one
+/// of the two only, and the agent serves the pods of one bridge.
 async fn is_alone(host: &Kernel, network: &Network) -> Result<(), Error> {
     let Some(holder) = host.holder(network.subnet).await? else {
         return Ok(());
@@ -116,8 +116,8 @@ async fn ensure_gateway(host: &Kernel, network: &Network, bridge: &Link) -> Resu
         tracing::warn!(bridge = bridge.name, %other, %subnet, "replacing the bridge's address");
         host.remove_address(bridge.index, other).await?;
     }
-    // Unless told its own address, a bridge that somebody else made takes that of a port, and
-    // changes it as pods come and go.
+    // The bridge's own address is set explicitly, because a bridge that somebody else made takes
+    // the address of one of its ports, and changes it as pods come and go.
     let pin = LinkUnspec::new_with_index(bridge.index)
         .address(bridge.mac.0.to_vec())
         .build();
@@ -143,7 +143,7 @@ async fn has_ports(host: &Kernel, bridge: &Link) -> Result<bool, Error> {
         .any(|link| link.master == Some(bridge.index)))
 }
 
-/// A gateway forwards.
+/// Has the node forward packets, as a gateway must.
 fn enable_forwarding(subnet: IpNet) -> Result<(), Error> {
     let key = if subnet.addr().is_ipv4() {
         "ipv4/ip_forward"
@@ -159,7 +159,8 @@ fn enable_forwarding(subnet: IpNet) -> Result<(), Error> {
             source,
         }
     };
-    // Writing is not tried in vain: where /proc/sys is read-only, the administrator has done it.
+    // The setting is read first, because /proc/sys may be read-only on nodes whose administrator
+    // has set it.
     if fs::read_to_string(&path).map_err(failed("read"))?.trim() == "1" {
         return Ok(());
     }

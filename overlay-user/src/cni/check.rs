@@ -169,7 +169,7 @@ impl<'a> Expected<'a> {
             return changed(format!("{name} lacks the address {lost}"));
         }
         let routes = pod.routes_through(end).await?;
-        // Plugins behind us may have changed our routes; then the result says so too.
+        // Later plugins of the list may have changed our routes; then the result says so too.
         for route in &self.result.routes {
             let gateway = route.gw.unwrap_or(network.subnet.addr());
             if !routes.contains(&(route.dst.trunc(), Some(gateway))) {
@@ -210,8 +210,8 @@ impl<'a> Expected<'a> {
             return changed(format!("hairpin mode of {name} is not {}", network.hairpin));
         }
         if *name == own {
-            // The MAC address is that of ADD; plugins behind us may have given another, which the
-            // agent finds.
+            // The note's MAC address is not compared: later plugins of the list may have set
+            // another, which the agent finds by itself.
             let is_of_pod = |note: PodNote| {
                 (&note.container, &note.interface) == (&attachment.container, &attachment.interface)
                     && Some(note.address) == self.addresses.first().map(IpNet::addr)

@@ -42,7 +42,7 @@ pub async fn del(
         Some(book) => book.held_by(attachment)?,
         None => Vec::new(),
     };
-    // The device knows as well, should the file be damaged.
+    // The note on the device tells the address as well, in case the file is damaged.
     let noted = host
         .all_links()
         .await?
@@ -65,8 +65,8 @@ pub async fn del(
     }
     remove_file(&conf.data_dir.join(&attachment.container))?;
     release(conf, attachment, deadline)?;
-    // An ADD that its runtime has given up may still be at work: what it made meanwhile it was not
-    // told of, and what it makes from now on it takes back itself.
+    // An ADD that its runtime has given up may still be at work. Remove what that ADD has made
+    // since the device was removed above; what it makes from now on, that ADD undoes itself.
     veth::remove(&host, attachment).await?;
     if let (Some(address), Some(book)) = (noted, open_book(conf, deadline)?) {
         let entries = book.entries()?;
@@ -77,9 +77,9 @@ pub async fn del(
     Ok(())
 }
 
-/// Removes the interface of a pod that flannel's own plugin added: its host end has a name that
-/// nobody can guess. A namespace may have been given to another pod since, so it must have our
-/// address.
+/// Removes the interface of a pod that flannel's own plugin added, from inside the pod, because the
+/// name of its host end cannot be derived. The interface must have one of `addresses`, because the
+/// namespace may belong to another pod by now.
 async fn remove_foreign_end(
     netns: &Netns,
     attachment: &Attachment,
@@ -140,7 +140,8 @@ pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(),
             addresses: &[address],
             masqueraded: masquerades(conf) || masquerading.contains(&address),
         };
-        // Where the device stays, so does the address: it may still answer.
+        // The address is released only if the device is gone, because a device that stays may
+        // answer.
         let cut = pod.disconnect(&host, agent, deadline).await;
         outcome = outcome.and(cut.and_then(|()| release(conf, &attachment, deadline)));
     }
@@ -192,7 +193,8 @@ impl Stale {
                 Holder::Container(container) if !is_alive(valid, &container) => {
                     stale.addresses.insert(address);
                 }
-                // Whoever got this address has a note, unless the crash came before.
+                // A living holder of this address has a note, unless its ADD crashed before the
+                // note.
                 Holder::Unreadable if !noted.contains(&address) => {
                     tracing::warn!(%address, "freeing an address whose file names no holder");
                     stale.addresses.insert(address);
@@ -231,7 +233,7 @@ impl Pod<'_> {
                 guard::lower(agent, &port, *address, deadline).await;
             }
         }
-        // Others may hold the lock of iptables for long.
+        // iptables is last, because others may hold its lock for long.
         if self.masqueraded {
             for address in self.addresses {
                 masquerade::remove(self.attachment, *address, deadline).await?;
@@ -248,8 +250,8 @@ fn masquerades(conf: &NetConf) -> bool {
     conf.network().is_ok_and(|network| network.ip_masq)
 }
 
-/// Takes pods out of the fast path's tables: they must not point at a device that is gone, or that
-/// is not yet there.
+/// Takes pods out of the fast path's tables, because an entry must not point at a device that is
+/// gone or not made yet.
 pub fn forget(addresses: &[IpAddr], agent: &Agent) {
     for address in addresses {
         // A broken map must not keep a pod from being made or deleted; the agent repairs it.

@@ -25,7 +25,8 @@ const PORT_UP_INTERVAL: Duration = Duration::from_millis(5);
 /// Name of the host end: `veth` and a hash, so that whoever knows the attachment finds it again.
 #[must_use]
 pub fn host_name(attachment: &Attachment) -> String {
-    // FNV-1a: stable for ever, and nobody gains by a collision, which `make` reports.
+    // FNV-1a, because its values never change. A collision gains nobody anything: `make` reports
+    // it.
     let hash = attachment
         .file_content()
         .bytes()
@@ -102,7 +103,7 @@ pub async fn make(
     Ok(port)
 }
 
-/// Waits until the host end carries packets: before, the pod's first ones would be lost.
+/// Waits until the host end carries packets, because the pod's first packets would be lost before.
 ///
 /// # Errors
 ///
@@ -183,7 +184,7 @@ mod tests {
             container: "c0ffee".into(),
             interface: "eth0".into(),
         };
-        // A change here loses sight of every pod that runs during an upgrade.
+        // With other names, the plugin would not find the pods that were made before an upgrade.
         assert_eq!(host_name(&attachment), "veth24295bae");
         let second = Attachment {
             interface: "net1".into(),

@@ -1,5 +1,5 @@
-//! Devices one by one, by their names: what the CNI plugin makes, changes and looks at, in the host's network
-//! namespace or a pod's.
+//! Devices one by one, by their names: what the CNI plugin makes, changes and looks at, in the
+//! host's network namespace or a pod's.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

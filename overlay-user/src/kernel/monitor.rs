@@ -78,9 +78,9 @@ pub struct Neighbour {
     pub ifindex: u32,
     /// The address.
     pub address: IpAddr,
-    /// Its MAC address; none where the kernel does not know it, or knows it no more.
+    /// The neighbour's MAC address; none while the kernel does not know it.
     pub mac: Option<MacAddr>,
-    /// What the kernel makes of it; none where the entry is gone.
+    /// The state of the entry; none where the entry is gone.
     pub state: Option<NeighbourState>,
 }
 
@@ -142,8 +142,8 @@ impl Monitor {
                     self.pending.reverse();
                 }
                 Err(error) => {
-                    // ENOBUFS when the socket is full. It takes nothing, and says nothing of it,
-                    // until it is empty again; a new one takes events from now on.
+                    // ENOBUFS when the socket is full. A full socket drops events silently until it
+                    // is empty again; a new socket takes events from now on.
                     tracing::warn!("netlink events: {error}; subscribing anew");
                     self.socket = open(self.groups).map_err(Error::Socket)?;
                     return Ok(Event::Overrun);

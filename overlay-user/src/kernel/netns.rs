@@ -49,8 +49,8 @@ impl Netns {
     ///
     /// # Errors
     ///
-    /// [`NetnsError::Enter`] if there is none, [`NetnsError::Own`] if it is the one that this process
-    /// runs in: a pod's interface set up there would cut the host off.
+    /// [`NetnsError::Enter`] if there is none, [`NetnsError::Own`] if it is the one that this
+    /// process runs in: a pod's interface set up there would cut the host off.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         let failed = |source| NetnsError::Enter {
             path: path.to_owned(),

@@ -22,8 +22,8 @@ use crate::liveness::Heartbeat;
 const QUEUE: usize = 256;
 /// Longest pause between attempts to set this node's lease right.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// Pause after each time it was set right, so that two nodes with one public IP do not fight flat
-/// out.
+/// Pause after each time the lease was set right, so that two nodes with one public IP do not
+/// overwrite each other without pause.
 const AFTER_MENDING: Duration = Duration::from_millis(200);
 /// After an outage, or a jump of the clock that leases end by, other nodes have this long to renew
 /// leases that ended meanwhile. Until then their leases stay in force, so that a store that comes
