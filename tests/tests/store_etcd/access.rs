@@ -8,7 +8,7 @@ use etcd_client::{Client, ConnectOptions, Permission};
 use overlay_user::store::{Error, Location, etcd};
 use tokio::time::{sleep, timeout};
 
-use crate::server::{Server, key};
+use crate::server::{Server, free_port};
 use crate::support::{LARGE, attributes, config, open, run, start};
 use crate::{PREFIX, TTL};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_client::PutOptions;
 use overlay_user::lease::AllocateError;
-use overlay_user::store::{Error, etcd};
+use overlay_user::store::Error;
 use tokio::time::{sleep, timeout};
 
 use crate::server::{Server, key};
@@ -48,7 +48,7 @@ fn keys_and_values_are_flannels_to_the_byte() {
         assert_eq!(lease.subnet.to_string(), "10.3.6.0/24");
         assert_eq!(server.leases().await[0].lease(), kvs[0].lease());
         // The network moves: the old lease is of no use and goes.
-        let moved = config(r#"{"Network":"10.9.0.0/16"}"#);
+        let moved = crate::support::config(r#"{"Network":"10.9.0.0/16"}"#);
         let lease = again
             .acquire(&moved, attributes(1), previous)
             .await

@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use overlay_user::store::StoreHealth;
 use tokio::time::{sleep, timeout};
 
-use crate::server::Server;
+use crate::server::{Server, free_port};
 use crate::support::{LARGE, attributes, run, start};
 use crate::{SHORT, TTL};
 

@@ -18,9 +18,9 @@ use crate::PREFIX;
 /// An etcd of one test's own.
 pub struct Server {
     child: Child,
-    data: TempDir,
+    pub data: TempDir,
     scheme: &'static str,
-    port: u16,
+    pub port: u16,
     peer_port: u16,
 }
 
@@ -138,7 +138,7 @@ impl Drop for Server {
 }
 
 /// A port below those that the kernel gives to outgoing connections.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = 20_000 + u16::try_from(std::process::id() % 10_000).expect("small");
     loop {

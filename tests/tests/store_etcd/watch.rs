@@ -3,8 +3,8 @@
 use etcd_client::{Txn, TxnOp};
 use overlay_user::store::{Location, StoreHealth, etcd};
 
-use crate::server::{Server, key};
-use crate::support::{LARGE, open, run, see_each_other, start};
+use crate::server::{Server, free_port};
+use crate::support::{LARGE, run, see_each_other, start};
 use crate::{PREFIX, SHORT, TTL};
 
 #[test]
