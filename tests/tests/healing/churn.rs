@@ -10,7 +10,7 @@ use overlay_tests::{Lab, Node, Options, Pod, fast_path, wait_until};
 use serde_json::json;
 
 use crate::kernel_state::kernel_state;
-use crate::{MAPS, SOON, endpoint, lab, shell};
+use crate::{MAPS, SOON, dump, endpoint, lab, shell};
 
 /// Whether the pinned map has an entry for an address.
 fn in_map(node: &Node, address: Ipv4Addr) -> bool {

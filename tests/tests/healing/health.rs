@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use overlay_tests::traffic;
 use overlay_tests::{Node, Options, wait_until};
 
-use crate::{RECONNECT, SOON, endpoint, lab, shell};
+use crate::{RECONNECT, SOON, dump, endpoint, lab, shell};
 
 #[test]
 fn health_tells_the_truth() -> Result<()> {

@@ -57,3 +57,22 @@ fn talk(lab: &Lab) -> Result<()> {
     }
     Ok(())
 }
+
+/// A pinned map as JSON, entries in order.
+fn dump(node: &Node, map: &str) -> Result<Vec<String>> {
+    let entries = node.json([
+        "bpftool",
+        "-j",
+        "map",
+        "dump",
+        "pinned",
+        &format!("{MAPS}/{map}"),
+    ])?;
+    let entries = entries.as_array().cloned().unwrap_or_default();
+    let mut lines: Vec<String> = entries
+        .iter()
+        .map(|entry| entry["key"].to_string() + &entry["value"].to_string())
+        .collect();
+    lines.sort();
+    Ok(lines)
+}

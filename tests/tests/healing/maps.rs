@@ -4,29 +4,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use overlay_tests::{Node, Options, wait_until};
+use overlay_tests::{Options, wait_until};
 use serde_json::Value;
 
-use crate::{MAPS, RESYNC, lab, talk};
-
-/// A pinned map as JSON, entries in order.
-fn dump(node: &Node, map: &str) -> Result<Vec<String>> {
-    let entries = node.json([
-        "bpftool",
-        "-j",
-        "map",
-        "dump",
-        "pinned",
-        &format!("{MAPS}/{map}"),
-    ])?;
-    let entries = entries.as_array().cloned().unwrap_or_default();
-    let mut lines: Vec<String> = entries
-        .iter()
-        .map(|entry| entry["key"].to_string() + &entry["value"].to_string())
-        .collect();
-    lines.sort();
-    Ok(lines)
-}
+use crate::{MAPS, RESYNC, dump, lab, talk};
 
 /// Words of a key as `bpftool` takes them, from its JSON.
 fn hex(bytes: &Value) -> Vec<String> {
