@@ -10,6 +10,6 @@ mod watch;
 
 use std::time::Duration;
 
-pub const TTL: Duration = Duration::from_secs(24 * 3600);
-pub const SHORT: Duration = Duration::from_secs(6);
-pub const PREFIX: &str = "/coreos.com/network";
+const TTL: Duration = Duration::from_secs(24 * 3600);
+const SHORT: Duration = Duration::from_secs(6);
+const PREFIX: &str = "/coreos.com/network";
