@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
-use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, POD_KERNEL_PATH};
+use overlay_common::schema::{ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, POD_KERNEL_PATH};
 use overlay_common::verdict::Kind;
 use overlay_common::{Hook, V4, Verdict};
 
 pub use text::render;
 pub use view::{
-    AgentView, FastPathView, HookView, NodeView, PeerView, PodView, RefusedView, Status,
+    AbiView, AgentView, FastPathView, HookView, NodeView, PeerView, PodView, RefusedView, Status,
 };
 
 use super::agent_file::{AgentFile, AgentLock};
@@ -58,8 +58,17 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         unreachable: Vec::new(),
         tcp_pick_up: kernel::sysctl::no_tcp_pick_up(),
         unchecked: None,
+        abi: AbiView {
+            own: ABI_VERSION,
+            pinned: Vec::new(),
+        },
         problems: Vec::new(),
     };
+    match pins.versions() {
+        Ok(versions) => status.abi.pinned = versions,
+        Err(error) => status.problems.push(error.to_string()),
+    }
+    status.problems.extend(status.abi.problem());
     let needed = [Capability::NetAdmin, Capability::SysAdmin];
     if let Some(missing) = privilege::missing(&needed) {
         let text = format!("this process lacks {missing}, and cannot see everything");

@@ -46,6 +46,8 @@ pub struct Status {
     pub tcp_pick_up: Option<&'static str>,
     /// Why no peer is asked for an answer, if so.
     pub unchecked: Option<String>,
+    /// What is pinned of the data path.
+    pub abi: AbiView,
     /// What could not be read, and why.
     pub problems: Vec<String>,
 }
@@ -57,6 +59,31 @@ pub struct AgentView {
     pub running: bool,
     /// Its process, or that of the last one.
     pub pid: Option<u32>,
+}
+
+/// Versions of the maps' layout.
+#[derive(Clone, Debug, Serialize)]
+pub struct AbiView {
+    /// The one that this build reads.
+    pub own: u32,
+    /// Those that agents have pinned something of.
+    pub pinned: Vec<u32>,
+}
+
+impl AbiView {
+    /// Why this build sees nothing of what is pinned, if so.
+    pub(super) fn problem(&self) -> Option<String> {
+        if self.pinned.is_empty() || self.pinned.contains(&self.own) {
+            return None;
+        }
+        let pinned: Vec<_> = self.pinned.iter().map(u32::to_string).collect();
+        Some(format!(
+            "the pinned maps are of ABI version {}, and this overlayctl reads version {}: use the \
+             one that came with the agent",
+            pinned.join(" and "),
+            self.own
+        ))
+    }
 }
 
 /// This node.
