@@ -14,6 +14,7 @@ mod fresh;
 mod fuzz;
 mod isolation;
 mod lab;
+mod mutants;
 #[cfg(test)]
 mod pages;
 mod parts;
@@ -58,6 +59,7 @@ enum Command {
     Bench(bench::Arguments),
     Faults(faults::Arguments),
     Fuzz(fuzz::Arguments),
+    Mutants(mutants::Arguments),
     Soak(soak::Arguments),
     Flood(flood::Arguments),
     Scale(scale::Arguments),
@@ -91,6 +93,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),
         Command::Scale(arguments) => scale::run(&arguments).map(|()| ExitCode::SUCCESS),

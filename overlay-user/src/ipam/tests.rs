@@ -1,6 +1,7 @@
 //! Directories of addresses.
 
 use std::fs;
+use std::time::Instant;
 
 use super::*;
 
@@ -11,8 +12,10 @@ fn attachment(container: &str) -> Attachment {
     }
 }
 
+const SOON: Duration = Duration::from_millis(50);
+
 fn soon() -> Deadline {
-    Deadline::after(Duration::from_millis(50))
+    Deadline::after(SOON)
 }
 
 fn range() -> Range {
@@ -119,7 +122,9 @@ fn corrupt_files_are_taken_but_do_not_block() {
 fn whoever_has_the_lock_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
     let held = AddressBook::lock(dir.path(), soon()).expect("a lock");
+    let start = Instant::now();
     let error = AddressBook::lock(dir.path(), soon()).expect_err("it is taken");
+    assert!(start.elapsed() >= SOON, "given up before the time was over");
     let own = format!("locked by process {} (", std::process::id());
     assert!(error.to_string().contains(&own), "{error}");
     drop(held);
@@ -136,6 +141,7 @@ fn freeing_twice_is_fine() {
     book.release(&attachment("b")).expect("nothing to release");
     assert_eq!(book.held_by(&attachment("a")).expect("listed"), [address]);
     book.release(&attachment("a")).expect("released");
+    assert_eq!(book.entries().expect("listed"), []);
     book.free(address).expect("free already");
     assert_eq!(book.entries().expect("listed"), []);
 }

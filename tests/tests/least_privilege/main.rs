@@ -7,6 +7,7 @@
 mod binaries;
 mod files;
 mod secrets;
+mod service;
 mod units;
 
 use std::fs;
