@@ -3,8 +3,11 @@
 mod apt;
 mod bench;
 mod build;
+mod check;
+mod count;
 mod demo;
 mod deny;
+mod dist;
 mod environment;
 mod faults;
 mod flood;
@@ -17,6 +20,7 @@ mod lab;
 mod mutants;
 #[cfg(test)]
 mod pages;
+mod parts;
 mod scale;
 mod setup;
 mod shell;
@@ -33,8 +37,8 @@ use overlay_tests::interrupt;
 
 /// Everything one does with this repository.
 ///
-/// Begin with `cargo xtask demo`: it builds the overlay and shows it at work between three nodes that are
-/// namespaces of this machine. The machine's own network is never touched.
+/// Begin with `cargo xtask demo`: it builds the overlay and shows it at work between three nodes
+/// that are namespaces of this machine. The machine's own network is never touched.
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
@@ -51,6 +55,7 @@ struct Arguments {
 enum Command {
     Setup(setup::Arguments),
     Build(build::Arguments),
+    Check(check::Arguments),
     Demo(demo::Arguments),
     Lab(lab::Arguments),
     Test(test::Arguments),
@@ -84,6 +89,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup(arguments) => setup::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Build(arguments) => build::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Check(check::Arguments {}) => check::run(),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),

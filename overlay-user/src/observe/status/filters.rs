@@ -2,9 +2,10 @@
 
 use overlay_common::Hook;
 
-use super::Attachment;
-use crate::datapath::programs::{self, CLSACT_PRIORITY, OnHook};
+use super::view::HookView;
+use crate::datapath::programs::{self, OnHook};
 use crate::kernel::{self, Kernel};
+use crate::marks::CLSACT_PRIORITY;
 use crate::privilege::{self, Capability};
 
 /// Our programs that are filters of a clsact qdisc, with those of others on the same side of the
@@ -13,7 +14,7 @@ use crate::privilege::{self, Capability};
 pub(super) async fn attachments(
     kernel: &Kernel,
     problems: &mut Vec<String>,
-) -> Result<Vec<Attachment>, kernel::Error> {
+) -> Result<Vec<HookView>, kernel::Error> {
     let mut attachments = Vec::new();
     for (ifindex, device) in kernel.clsact_devices().await? {
         let mut filters = kernel.filters(ifindex).await?;
@@ -42,7 +43,7 @@ pub(super) async fn attachments(
                 })
             };
             if let Some(hook) = Hook::ALL.into_iter().find(is_of) {
-                attachments.push(Attachment {
+                attachments.push(HookView {
                     hook: hook.name(),
                     device: device.clone(),
                     programs: programs.into_iter().map(|(_, program)| program).collect(),
