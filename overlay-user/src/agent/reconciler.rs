@@ -11,17 +11,17 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::fast_path::{Backing, FastPath, View};
+use super::fast_path::{Backing, FastPath, Outlet, View};
 use super::health::{Health, Report};
-use super::kernel_path::{self, KernelPath};
+use super::kernel_path::KernelPath;
 use super::path_check::PathCheck;
-use super::plan::{Plan, Situation, attributes};
+use super::plan::{self, Plan, attributes};
 use super::policies::Hindrance;
 use super::rules::RulesUpkeep;
 use super::seen::Seen;
 use super::settings::Settings;
 use super::underlay::{Footing, Step};
-use crate::backend::{Peer, Peers};
+use crate::backend::{Here, Peer, Peers};
 use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
 use crate::kernel::monitor::{Event, Monitor, ROUNDS};
@@ -50,7 +50,7 @@ pub struct Start {
     pub underlay: Underlay,
     /// This node's lease.
     pub lease: Lease,
-    /// MAC address of the VXLAN device.
+    /// MAC address of the backend's device.
     pub mac: MacAddr,
     /// What the tools are told.
     pub file: AgentFile,
@@ -210,8 +210,9 @@ impl Reconciler {
         if let Err(error) = self.see(&mut report).await {
             report.problem("kernel", format!("look at the kernel: {error}"));
         } else {
-            self.judge_leases(&state, &mut report);
-            self.carry_out(&mut report).await;
+            let here = self.here();
+            self.judge_leases(&here, &state, &mut report);
+            self.carry_out(&here, &mut report).await;
         }
         self.failed = !report.is_ready();
         self.leave_note(&mut report);
@@ -273,34 +274,28 @@ impl Reconciler {
         Ok(())
     }
 
+    fn here(&self) -> Here {
+        let (underlay, on_link) = (self.footing.underlay(), self.footing.on_link());
+        plan::here(&self.settings, &self.lease, self.mac, underlay, on_link)
+    }
+
     /// Makes peers of leases.
-    fn judge_leases(&mut self, state: &LeaseState, report: &mut Report) {
-        let underlay = self.seen.underlay.as_ref();
-        self.peers.update(
-            &self.settings.network(),
-            &self.lease,
-            underlay.map_or(&[][..], |underlay| &underlay.addresses),
-            &state.leases,
-        );
+    fn judge_leases(&mut self, here: &Here, state: &LeaseState, report: &mut Report) {
+        let backend = &*self.settings.backend;
+        self.peers.update(backend, here, &state.leases);
         report.reject(self.peers.rejected());
     }
 
     /// The order in which everything changes: what goes, goes from the maps first; what comes, comes to the maps last.
-    async fn carry_out(&mut self, report: &mut Report) {
+    async fn carry_out(&mut self, here: &Here, report: &mut Report) {
         let mut peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
         peers.sort();
-        let situation = Situation {
-            lease: &self.lease,
-            mac: self.mac,
-            underlay: self.footing.underlay(),
-            peers: &peers,
-        };
-        let plan = Plan::of(&self.settings, &situation, &self.seen);
+        let plan = Plan::of(&self.settings, here, &peers, &self.seen);
         let mut view = View {
             settings: &self.settings,
             underlay: self.footing.underlay(),
             subnet: self.lease.subnet,
-            mtu: plan.kernel.device.mtu,
+            mtu: plan.mtu,
             pods: &mut self.seen.pods.clone(),
             other_vnis: self.seen.other_vnis.clone(),
             peers: &peers,
@@ -316,18 +311,25 @@ impl Reconciler {
         self.fast_path.prepare(&view, report);
         let served = self
             .kernel_path
-            .carry_out(&self.kernel, &self.settings, &plan, &mut self.seen, report)
+            .carry_out(
+                &self.kernel,
+                &self.settings,
+                &plan,
+                &peers,
+                &mut self.seen,
+                report,
+            )
             .await;
         self.rules.want(&plan.rules);
         self.rules.outcome().borrow().tell(&plan.rules, report);
-        let device = kernel_path::device(&self.seen);
-        if let Some((_, mac)) = device
+        let link = self.seen.observed.link.as_ref();
+        if let Some(mac) = link.map(|link| link.mac)
             && mac != self.mac
         {
             tracing::warn!(old = %self.mac, new = %mac, "the device's MAC address was changed; telling the others");
             self.mac = mac;
         }
-        match attributes(view.underlay, self.settings.config.vxlan.vni, self.mac) {
+        match attributes(&self.settings, view.underlay, self.mac) {
             Ok(attributes) => self.store.publish(attributes),
             Err(error) => report.problem("underlay", format!("{error:#}")),
         }
@@ -338,8 +340,10 @@ impl Reconciler {
             report.note("network policies", note);
         }
         report.policies = self.hindrance.policies().to_vec();
+        let outlets = outlets(&self.settings, &self.seen, here);
         let backing = Backing {
-            device,
+            outlets: &outlets,
+            mac: self.mac,
             peers: &served,
         };
         self.fast_path.carry_out(&mut view, &backing, report).await;
@@ -355,11 +359,11 @@ impl Reconciler {
             };
             self.kernel_path.narrow_guard(guard, report).await;
         }
-        self.path_check.follow(
-            &self.settings.device,
-            self.lease.subnet.network(),
-            self.peers.believed(),
-        );
+        if let Some(device) = &self.settings.device {
+            let source = self.lease.subnet.network();
+            self.path_check
+                .follow(device, source, self.peers.believed());
+        }
         report.pods = view.pods.pods.len();
         report.peers = served.len();
     }
@@ -402,6 +406,23 @@ impl Reconciler {
     }
 }
 
+/// Where the IP stack sends to other nodes: nowhere while the backend's device is not there.
+fn outlets(settings: &Settings, seen: &Seen, here: &Here) -> Vec<Outlet> {
+    let link = seen.observed.link.as_ref();
+    if settings.device.is_some() && link.is_none() {
+        return Vec::new();
+    }
+    let device = link.map(|link| Outlet {
+        name: link.name.clone(),
+        ifindex: link.ifindex,
+    });
+    let nic = settings.backend.has_direct_ways().then(|| Outlet {
+        name: here.nic.name.clone(),
+        ifindex: here.nic.ifindex,
+    });
+    device.into_iter().chain(nic).collect()
+}
+
 /// Who judges what pods and nodes send, for people.
 fn guards(by_programs: usize) -> String {
     match by_programs {
@@ -430,9 +451,14 @@ fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Event, kernel
 fn scope(settings: &Settings, pods: &PodLinks) -> Scope {
     let bridge = pods.bridge.as_ref();
     let bridge = bridge.map_or(BRIDGE, |bridge| &bridge.name);
+    let device = settings.device.as_deref();
     Scope {
         network: settings.network(),
-        devices: [bridge, &settings.device].map(str::to_owned).into(),
+        devices: [bridge]
+            .into_iter()
+            .chain(device)
+            .map(str::to_owned)
+            .collect(),
         ports: pods.pods.iter().map(|pod| pod.name.clone()).collect(),
     }
 }

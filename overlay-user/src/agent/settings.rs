@@ -1,7 +1,10 @@
 //! What does not change while the agent runs.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 
+use crate::backend::{self, Backend};
 use crate::config::{AgentFlags, NetworkConfig};
 use crate::datapath::pins::Pins;
 use crate::kernel::interface::Criteria;
@@ -15,8 +18,10 @@ pub struct Settings {
     pub config: NetworkConfig,
     /// How the underlay's device is chosen.
     pub criteria: Criteria,
-    /// Name of the VXLAN device.
-    pub device: String,
+    /// How packets get to other nodes.
+    pub backend: Arc<dyn Backend>,
+    /// Name of the device that the backend makes, if it makes one.
+    pub device: Option<String>,
     /// The pins of the fast path.
     pub pins: Pins,
 }
@@ -25,10 +30,12 @@ impl Settings {
     /// What follows from the flags and the configuration.
     #[must_use]
     pub fn new(flags: &AgentFlags, config: NetworkConfig) -> Self {
+        let backend = backend::of(&config.backend);
         Self {
             flags: flags.clone(),
             criteria: criteria(flags),
-            device: format!("flannel.{}", config.vxlan.vni),
+            device: backend.device(),
+            backend,
             pins: pins(flags),
             config,
         }

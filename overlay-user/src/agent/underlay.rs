@@ -29,6 +29,8 @@ pub struct Footing {
     current: Underlay,
     /// What was chosen at the start.
     first: Underlay,
+    /// Its prefixes when it was last seen with its address.
+    on_link: Vec<IpNet>,
     /// Since when the device or its address has been gone.
     lost: Option<Instant>,
 }
@@ -54,6 +56,7 @@ impl Footing {
         Self {
             first: underlay.clone(),
             current: underlay,
+            on_link: Vec::new(),
             lost: None,
         }
     }
@@ -61,6 +64,12 @@ impl Footing {
     /// The device.
     pub fn underlay(&self) -> &Underlay {
         &self.current
+    }
+
+    /// The prefixes of the device: the addresses in them are reached without a router. A device that has
+    /// lost its address for a moment keeps those that it had.
+    pub fn on_link(&self) -> &[IpNet] {
+        &self.on_link
     }
 
     /// Takes what was seen into account; `None` where the kernel did not tell, which means nothing.
@@ -72,6 +81,9 @@ impl Footing {
             .addresses
             .iter()
             .any(|it| it.addr() == self.current.address);
+        if has_address {
+            self.on_link.clone_from(&seen.addresses);
+        }
         match &seen.device {
             Some((name, mtu)) if has_address && *mtu != 0 => {
                 if (name, *mtu) != (&self.current.name, self.current.mtu) {
@@ -117,6 +129,9 @@ impl Footing {
         }
         self.current = choice;
         self.lost = None;
+        if moves {
+            self.on_link.clear();
+        }
         moves
     }
 

@@ -317,7 +317,7 @@ fn peer_entry(
         port: node.port,
         vni: node.vni,
         source_mac: node.vtep_mac.0,
-        destination_mac: peer.mac.0,
+        destination_mac: peer.mac().unwrap_or_default().0,
         outer_macs: way
             .next_hop
             .map_or_else(Default::default, |mac| (mac.0, node.underlay_mac.0)),
@@ -396,7 +396,9 @@ mod tests {
             let peer = backend::Peer {
                 subnet: subnet.parse().expect("a subnet"),
                 vtep: IpAddr::from([192, 168, (i >> 7) as u8, (i & 127) as u8 + 2]),
-                mac: MacAddr([2, 0, 0, 0, (i >> 7) as u8, (i & 127) as u8 + 2]),
+                way: backend::Way::Vxlan {
+                    mac: MacAddr([2, 0, 0, 0, (i >> 7) as u8, (i & 127) as u8 + 2]),
+                },
             };
             (
                 peer,

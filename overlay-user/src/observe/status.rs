@@ -29,7 +29,7 @@ use crate::kernel::pods::BRIDGE;
 use crate::kernel::{self, Kernel, guard};
 use crate::mac::MacAddr;
 use crate::privilege::{self, Capability};
-use crate::reconcile::{Observed, ROUTE_PROTOCOL};
+use crate::reconcile::{KernelState, ROUTE_PROTOCOL};
 
 /// Everything `overlayctl status` shows.
 #[derive(Clone, Debug, Serialize)]
@@ -101,9 +101,11 @@ pub struct Peer {
     pub subnet: String,
     /// The node's underlay address.
     pub vtep: IpAddr,
-    /// MAC address of its VXLAN device.
-    pub mac: MacAddr,
-    /// Longest inner packet on the fast path; absent where only the kernel path reaches it.
+    /// `vxlan`, or `direct` where packets go there as they are.
+    pub way: &'static str,
+    /// MAC address of its VXLAN device, where that is how it is reached.
+    pub mac: Option<MacAddr>,
+    /// Longest packet of a pod on the fast path; absent where only the kernel path reaches it.
     pub mtu: Option<u32>,
 }
 
@@ -227,9 +229,9 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
     }
     status.describe(&tables);
     let vni = tables.config.map_or(DEFAULT_VNI, |config| config.vni);
-    let device = device.unwrap_or_else(|| format!("flannel.{vni}"));
+    let device = device.unwrap_or_else(|| Some(format!("flannel.{vni}")));
     if let Err(error) = status
-        .look_at_kernel(pins, &tables, &device, &subnet_file)
+        .look_at_kernel(pins, &tables, device.as_deref(), &subnet_file)
         .await
     {
         status.problems.push(error.to_string());
@@ -323,7 +325,7 @@ impl Status {
         &mut self,
         pins: &Pins,
         tables: &Tables<V4>,
-        device: &str,
+        device: Option<&str>,
         subnet_file: &Path,
     ) -> Result<(), kernel::Error> {
         let kernel = Kernel::connect()?;
@@ -346,7 +348,7 @@ impl Status {
         if let Some(network) = self.network(tables, subnet_file) {
             let observed = kernel.observe(device, network).await?;
             self.peers = peers(&observed, tables);
-            if let (Some(node), Some(found)) = (&mut self.node, &observed.device) {
+            if let (Some(node), Some(found)) = (&mut self.node, &observed.link) {
                 node.vtep_mac = found.mac;
                 if let Some(vxlan) = &found.vxlan {
                     (node.vni, node.port) = (vxlan.vni, vxlan.port);
@@ -384,15 +386,20 @@ impl Status {
 }
 
 /// The other nodes: those that the kernel has routes to, and how the fast path reaches them.
-fn peers(observed: &Observed, tables: &Tables<V4>) -> Vec<Peer> {
+fn peers(observed: &KernelState, tables: &Tables<V4>) -> Vec<Peer> {
     let ours = observed
         .routes
         .iter()
         .filter(|route| route.protocol == ROUTE_PROTOCOL);
     let mut peers: Vec<Peer> = ours
         .filter_map(|route| {
-            let mac = *observed.neighbours.get(&route.gateway?)?;
-            let vtep = *observed.fdb.get(&mac)?;
+            let gateway = route.gateway?;
+            let mac = observed.neighbours.get(&gateway).copied();
+            let (way, vtep) = match mac {
+                Some(mac) => ("vxlan", *observed.fdb.get(&mac)?),
+                None if route.onlink => return None,
+                None => ("direct", gateway),
+            };
             let key = V4::from_ip(route.subnet.network())?;
             let entry = tables
                 .peers
@@ -402,6 +409,7 @@ fn peers(observed: &Observed, tables: &Tables<V4>) -> Vec<Peer> {
             Some(Peer {
                 subnet,
                 vtep,
+                way,
                 mac,
                 mtu: entry.map(|entry| entry.mtu),
             })

@@ -245,14 +245,14 @@ impl Running {
     ) -> Result<(), Error> {
         let kernel = view.kernel;
         self.judges = false;
-        let Some((device_ifindex, mac)) = backing.device else {
+        if backing.outlets.is_empty() {
             self.sites.clear();
             return self.deactivate();
-        };
+        }
         let live = self.live.clone();
         let mut known = live.lock().maps.known_pods()?;
         self.second_look(view, &known).await;
-        self.sites = sites(view, device_ifindex);
+        self.sites = sites(view, backing.outlets);
         if !self.carries {
             // VXLAN that the kernel opens meets the guard in any case, and is judged there.
             self.sites.retain(|site| site.hook == Hook::PodIn);
@@ -281,7 +281,7 @@ impl Running {
         }
         let foreign = self.attach()?;
 
-        let mut input = self.input(view, mac, backing, &foreign).await;
+        let mut input = self.input(view, backing, &foreign).await;
         if !gap && self.carries {
             input.flags |= CONFIG_ACTIVE;
         }
@@ -342,7 +342,6 @@ impl Running {
     async fn input(
         &mut self,
         view: &View<'_>,
-        mac: MacAddr,
         backing: &Backing<'_>,
         foreign: &[u32],
     ) -> TableInput {
@@ -352,7 +351,7 @@ impl Running {
             .iter()
             .filter(|pod| !self.left_out.contains_key(&pod.name));
         let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
-        let mut input = table_input(view, mac, backing.peers, pods);
+        let mut input = table_input(view, backing.mac, backing.peers, pods);
         input.source_ports = sysctl::local_port_range().unwrap_or(input.source_ports);
         // Where the kernel does not tell, what it told last holds.
         if let Some(others) = &view.other_vnis {

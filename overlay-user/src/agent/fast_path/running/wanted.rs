@@ -54,6 +54,7 @@ pub(super) fn table_input(
     pods: Vec<LocalPod>,
 ) -> TableInput {
     let bridge = view.pods.bridge.as_ref();
+    let vxlan = view.settings.config.vxlan();
     TableInput {
         network: view.settings.config.network(),
         subnet: view.subnet,
@@ -65,8 +66,8 @@ pub(super) fn table_input(
             let mut addresses = bridge.addresses.iter().map(ipnet::IpNet::addr);
             addresses.find(|address| view.subnet.contains(address))
         }),
-        vni: view.settings.config.vxlan.vni,
-        port: view.settings.config.vxlan.port,
+        vni: vxlan.map_or(0, |vxlan| vxlan.vni),
+        port: vxlan.map_or(0, |vxlan| vxlan.port),
         source_ports: (32768, 60999),
         flags: 0,
         underlay_mac: MacAddr::default(),
