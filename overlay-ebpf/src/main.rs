@@ -6,6 +6,7 @@
 #![no_main]
 
 mod decap;
+mod direct;
 mod encap;
 mod maps;
 mod net_in;

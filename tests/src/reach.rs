@@ -94,7 +94,8 @@ pub struct Pair {
     pub to: Endpoint,
     /// The source address that the receiver must see.
     pub source: Ipv4Addr,
-    /// What the pods' network carries in one packet, in bytes.
+    /// What the pods' network carries in one packet, in bytes; without end where it carries as much as the
+    /// underlay.
     pub mtu: usize,
 }
 
@@ -165,7 +166,8 @@ pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
         for node in &nodes {
             let own = node.name() == pod.node().name();
             let subnet = node.subnet()?;
-            // A node talks to its pods from the bridge's address, to others from that of its VTEP.
+            // A node talks to its pods from the bridge's address, to others from that of the device that
+            // leads there.
             let gateway = subnet.hosts().next().context("a subnet without hosts")?;
             let (to_pod, source, from_pod, seen) = if own {
                 (
@@ -176,9 +178,13 @@ pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
                 )
             } else {
                 let masqueraded = pod.node().underlay_address();
+                let outlet = match lab.options().has_tunnels() {
+                    true => subnet.network(),
+                    false => node.underlay_address(),
+                };
                 (
                     Relation::NodeToRemotePod,
-                    subnet.network(),
+                    outlet,
                     Relation::PodToRemoteNode,
                     masqueraded,
                 )
@@ -209,7 +215,10 @@ pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
             Ipv4Addr::LOCALHOST,
         ));
     }
-    let mtu = mtu(lab)?;
+    let mtu = match mtu(lab)? {
+        mtu if mtu < lab.options().underlay_mtu as usize => mtu,
+        _ => usize::MAX,
+    };
     pairs.iter_mut().for_each(|pair| pair.mtu = mtu);
     pairs.sort_by_key(|pair| pair.relation);
     Ok(pairs)

@@ -266,6 +266,9 @@ impl Reconciler {
                     self.seen
                         .refresh(&self.kernel, &self.settings, ifindex)
                         .await?;
+                    if let Some(seen) = &self.seen.underlay {
+                        self.footing.learn_link(seen);
+                    }
                 }
             }
             Err(error) if step == Step::Choose => report.problem("underlay", error.to_string()),
@@ -333,7 +336,7 @@ impl Reconciler {
             Ok(attributes) => self.store.publish(attributes),
             Err(error) => report.problem("underlay", format!("{error:#}")),
         }
-        let scope = scope(&self.settings, view.pods);
+        let scope = scope(&self.settings, &here.nic.name, view.pods);
         self.hindrance.find(scope).await;
         view.hindrance = self.hindrance.reason();
         if let Some(note) = self.hindrance.note() {
@@ -448,15 +451,18 @@ fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Event, kernel
 }
 
 /// The packets whose short cut passes by netfilter.
-fn scope(settings: &Settings, pods: &PodLinks) -> Scope {
+fn scope(settings: &Settings, nic: &str, pods: &PodLinks) -> Scope {
     let bridge = pods.bridge.as_ref();
     let bridge = bridge.map_or(BRIDGE, |bridge| &bridge.name);
     let device = settings.device.as_deref();
+    // Packets that nothing is around meet the rules for the NIC.
+    let nic = settings.backend.has_direct_ways().then_some(nic);
     Scope {
         network: settings.network(),
         devices: [bridge]
             .into_iter()
             .chain(device)
+            .chain(nic)
             .map(str::to_owned)
             .collect(),
         ports: pods.pods.iter().map(|pod| pod.name.clone()).collect(),

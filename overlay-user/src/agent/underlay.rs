@@ -72,18 +72,22 @@ impl Footing {
         &self.on_link
     }
 
+    /// Takes the prefixes from what was seen of the device, if it has its address. True if it has.
+    pub fn learn_link(&mut self, seen: &Sighting) -> bool {
+        let mut addresses = seen.addresses.iter();
+        let has_address = addresses.any(|it| it.addr() == self.current.address);
+        if has_address {
+            self.on_link.clone_from(&seen.addresses);
+        }
+        has_address
+    }
+
     /// Takes what was seen into account; `None` where the kernel did not tell, which means nothing.
     pub fn judge(&mut self, seen: Option<&Sighting>, now: Instant) -> Step {
         let Some(seen) = seen else {
             return Step::Stay;
         };
-        let has_address = seen
-            .addresses
-            .iter()
-            .any(|it| it.addr() == self.current.address);
-        if has_address {
-            self.on_link.clone_from(&seen.addresses);
-        }
+        let has_address = self.learn_link(seen);
         match &seen.device {
             Some((name, mtu)) if has_address && *mtu != 0 => {
                 if (name, *mtu) != (&self.current.name, self.current.mtu) {
@@ -193,6 +197,23 @@ mod tests {
             Step::Wait,
             "anew"
         );
+    }
+
+    #[test]
+    fn the_link_is_known_while_the_address_is_gone_for_a_moment() {
+        let (eth0, start) = (underlay("eth0", 2), Instant::now());
+        let mut footing = Footing::new(eth0.clone());
+        let seen = sighting(&eth0);
+        footing.judge(Some(&seen), start);
+        assert_eq!(footing.on_link(), seen.addresses);
+        let gone = Sighting {
+            addresses: Vec::new(),
+            ..seen.clone()
+        };
+        footing.judge(Some(&gone), start);
+        assert_eq!(footing.on_link(), seen.addresses);
+        footing.take(Step::Choose, underlay("eth1", 3));
+        assert_eq!(footing.on_link(), []);
     }
 
     #[test]

@@ -144,8 +144,10 @@ pub struct FastPath {
     pub complete: bool,
     /// Share of pod-to-pod packets that took it, 0 to 1; absent before there were any.
     pub hit_ratio: Option<f64>,
-    /// Packets handed from pod to pod on this node.
+    /// Packets handed to a pod of this node, from another one or as a node on the link sent them.
     pub redirected: u64,
+    /// Packets sent to another node on the link as they are.
+    pub routed: u64,
     /// Packets encapsulated.
     pub encapsulated: u64,
     /// Packets decapsulated.
@@ -254,6 +256,7 @@ impl Status {
             let packets = counter.packets;
             match verdict {
                 Verdict::Redirected => fast_path.redirected += packets,
+                Verdict::Routed => fast_path.routed += packets,
                 Verdict::Encapsulated => fast_path.encapsulated += packets,
                 Verdict::Decapsulated => fast_path.decapsulated += packets,
                 _ => {}
@@ -272,7 +275,10 @@ impl Status {
                 _ => {}
             }
         }
-        let fast = fast_path.redirected + fast_path.encapsulated + fast_path.decapsulated;
+        let fast = fast_path.redirected
+            + fast_path.routed
+            + fast_path.encapsulated
+            + fast_path.decapsulated;
         let all = fast + fast_path.slow + fast_path.failed;
         #[expect(clippy::cast_precision_loss, reason = "a ratio")]
         {

@@ -21,7 +21,8 @@ use crate::kernel::{self, Kernel, sysctl};
 use crate::mac::MacAddr;
 use ipnet::IpNet;
 use overlay_common::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE,
+    CONFIG_SHARED_PORT, Config,
 };
 use overlay_common::{Hook, V4, Verdict};
 use tokio::sync::Notify;
@@ -357,11 +358,9 @@ impl Running {
         if let Some(others) = &view.other_vnis {
             self.shares_port = !others.is_empty();
         }
-        input.flags = if self.shares_port {
-            CONFIG_SHARED_PORT
-        } else {
-            0
-        };
+        if self.shares_port {
+            input.flags |= CONFIG_SHARED_PORT;
+        }
         if view.settings.flags.node.aggregates == Aggregates::Kernel {
             input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
         }
@@ -434,7 +433,7 @@ impl Running {
             self.write(
                 maps,
                 Config {
-                    flags: config.flags & CONFIG_SHARED_PORT,
+                    flags: config.flags & (CONFIG_SHARED_PORT | CONFIG_DIRECT),
                     ..config
                 },
             )?;

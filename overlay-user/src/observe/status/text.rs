@@ -131,9 +131,10 @@ fn fast_path(fast_path: &FastPath) -> String {
         ", not every lease has a place in it"
     };
     format!(
-        "fast path  {}{complete}: {ratio}\n           {} redirected, {} encapsulated, {} decapsulated, {} slow, {} failed; {} flows owned by the stack",
+        "fast path  {}{complete}: {ratio}\n           {} redirected, {} routed, {} encapsulated, {} decapsulated, {} slow, {} failed; {} flows owned by the stack",
         fast_path.state,
         fast_path.redirected,
+        fast_path.routed,
         fast_path.encapsulated,
         fast_path.decapsulated,
         fast_path.slow,
