@@ -46,7 +46,9 @@ fn takes_the_short_cut(lab: &Lab) -> Result<()> {
     let [one, two] = [(1, 1), (2, 1)].map(|(node, pod)| reach::of_pod(&lab.pod(node, pod)));
     let unproven = || -> Result<u64> {
         let nodes = lab.nodes().into_iter();
-        nodes.map(|node| packets(&node, "net_in", "unproven_source")).sum()
+        nodes
+            .map(|node| packets(&node, "net_in", "unproven_source"))
+            .sum()
     };
     wait_until("next hops to be known", PATIENCE, || {
         let talk = || -> Result<bool> {
