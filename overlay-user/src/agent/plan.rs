@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 use ipnet::IpNet;
 
+use super::fast_path::Outlet;
 use super::seen::Seen;
 use super::settings::Settings;
 use crate::backend::{Here, Nic, Peer};
@@ -123,6 +124,24 @@ fn guard(settings: &Settings, here: &Here, peers: &[Peer], seen: &Seen) -> Optio
 fn lapse(wanted: Duration) -> Duration {
     const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
     if wanted.is_zero() { FOR_EVER } else { wanted }
+}
+
+/// Where the IP stack sends to other nodes: nowhere while the backend's device is not there.
+#[must_use]
+pub fn outlets(settings: &Settings, seen: &Seen, here: &Here) -> Vec<Outlet> {
+    let link = seen.observed.link.as_ref();
+    if settings.device.is_some() && link.is_none() {
+        return Vec::new();
+    }
+    let device = link.map(|link| Outlet {
+        name: link.name.clone(),
+        ifindex: link.ifindex,
+    });
+    let nic = settings.backend.has_direct_ways().then(|| Outlet {
+        name: here.nic.name.clone(),
+        ifindex: here.nic.ifindex,
+    });
+    device.into_iter().chain(nic).collect()
 }
 
 /// What this node says of itself in its lease.

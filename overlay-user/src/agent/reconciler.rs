@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::fast_path::{Backing, FastPath, Outlet, View};
+use super::fast_path::{Backing, FastPath, View};
 use super::health::{Health, Report};
 use super::kernel_path::KernelPath;
 use super::path_check::PathCheck;
@@ -343,7 +343,7 @@ impl Reconciler {
             report.note("network policies", note);
         }
         report.policies = self.hindrance.policies().to_vec();
-        let outlets = outlets(&self.settings, &self.seen, here);
+        let outlets = plan::outlets(&self.settings, &self.seen, here);
         let backing = Backing {
             outlets: &outlets,
             mac: self.mac,
@@ -407,23 +407,6 @@ impl Reconciler {
             Err(error) => report.problem("note for the tools", error.to_string()),
         }
     }
-}
-
-/// Where the IP stack sends to other nodes: nowhere while the backend's device is not there.
-fn outlets(settings: &Settings, seen: &Seen, here: &Here) -> Vec<Outlet> {
-    let link = seen.observed.link.as_ref();
-    if settings.device.is_some() && link.is_none() {
-        return Vec::new();
-    }
-    let device = link.map(|link| Outlet {
-        name: link.name.clone(),
-        ifindex: link.ifindex,
-    });
-    let nic = settings.backend.has_direct_ways().then(|| Outlet {
-        name: here.nic.name.clone(),
-        ifindex: here.nic.ifindex,
-    });
-    device.into_iter().chain(nic).collect()
 }
 
 /// Who judges what pods and nodes send, for people.
