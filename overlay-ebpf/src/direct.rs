@@ -49,8 +49,8 @@ pub fn deliver(skb: &Skb, pod: &Pod, gateway_mac: [u8; 6], ip: [u32; 5]) -> Resu
     Ok(unsafe { bpf_redirect_peer(pod.ifindex, 0) } as i32)
 }
 
-/// Writes the headers anew. The sum over an IP header with a right checksum stays, so that what the device
-/// has summed up stays true.
+/// Writes the headers anew. The sum over an IP header with a right checksum stays, so that what the
+/// device has summed up stays true.
 #[inline(always)]
 fn rewrite(skb: &Skb, destination: [u8; 6], source: [u8; 6], ip: [u32; 5]) -> Result<(), Error> {
     let front = Front {
@@ -61,8 +61,8 @@ fn rewrite(skb: &Skb, destination: [u8; 6], source: [u8; 6], ip: [u32; 5]) -> Re
         ip,
     };
     let start = offset_of!(Front, destination);
-    // SAFETY: the helper reads as many bytes as the struct has from `destination` on, and checks the
-    // buffer's bounds.
+    // SAFETY: the helper reads as many bytes as the struct has from `destination` on, and checks
+    // the buffer's bounds.
     let failed = unsafe {
         bpf_skb_store_bytes(
             skb.as_ptr(),

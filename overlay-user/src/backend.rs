@@ -1,5 +1,5 @@
-//! How packets get to other nodes: a [`Backend`] for each way, named as flannel names it. Pure: nothing
-//! here touches the kernel or the store.
+//! How packets get to other nodes: a [`Backend`] for each way, named as flannel names it. Pure:
+//! nothing here touches the kernel or the store.
 
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
 //! What the kernel should hold against what it holds: a pure difference.
 //!
 //! One [`KernelState`] comes from leases ([`crate::backend`]), one from the kernel
-//! ([`crate::kernel::observe`]), and [`diff`] names the [`Action`]s between them. Nothing here has a
-//! memory: whatever was lost or changed behind our back, by whomever, shows in the next difference.
+//! ([`crate::kernel::observe`]), and [`diff`] names the [`Action`]s between them. Nothing here has
+//! a memory: whatever was lost or changed behind our back, by whomever, shows in the next
+//! difference.
 
 mod action;
 mod diff;
@@ -12,7 +13,8 @@ pub use action::{Action, RecreateReason};
 pub use diff::diff;
 pub use state::{Change, KernelState, Link, Route, VxlanAttributes, is_of_interest};
 
-/// `rtm_protocol` of every route that is ours; see `/etc/iproute2/rt_protos` for numbers that are taken.
+/// `rtm_protocol` of every route that is ours; see `/etc/iproute2/rt_protos` for numbers that are
+/// taken.
 pub const ROUTE_PROTOCOL: u8 = 111;
 
 /// `RTPROT_BOOT` of `linux/rtnetlink.h`: what flannel leaves its routes with.

@@ -1,9 +1,9 @@
 //! What comes from the network without encapsulation: packets of pods of nodes on the same link.
 //!
-//! No outer header tells which node sent it. What is known is the MAC address that a node's frames come
-//! from, by the kernel's neighbour table: what comes from there takes the short cut. Nothing else is refused
-//! for its MAC address, because honest nodes may send from another one than they answer ARP with (bonding
-//! in the modes balance-tlb and balance-alb, two devices on one link).
+//! No outer header tells which node sent it. What is known is the MAC address that a node's frames
+//! come from, by the kernel's neighbour table: what comes from there takes the short cut. Nothing
+//! else is refused for its MAC address, because honest nodes may send from another one than they
+//! answer ARP with (bonding in the modes balance-tlb and balance-alb, two devices on one link).
 
 use super::network::{Arrived, FromNetwork, pass};
 use super::{

@@ -19,8 +19,8 @@ use crate::lease::{Attributes, Lease};
 use crate::mac::MacAddr;
 use crate::reconcile::KernelState;
 
-/// This node, with its lease, the MAC address of the backend's device, the underlay's device and the
-/// prefixes of that.
+/// This node, with its lease, the MAC address of the backend's device, the underlay's device and
+/// the prefixes of that.
 #[must_use]
 pub fn here(
     settings: &Settings,
@@ -50,7 +50,8 @@ pub struct Plan {
     pub kernel: KernelState,
     /// Longest packet of a pod, in bytes.
     pub mtu: u32,
-    /// The guard of the kernel path, as if no program judged; none where it is not known who else uses the UDP port.
+    /// The guard of the kernel path, as if no program judged; none where it is not known who else
+    /// uses the UDP port.
     pub guard: Option<GuardState>,
     /// Masquerading and forwarding.
     pub rules: RuleSet,
@@ -120,7 +121,8 @@ fn guard(settings: &Settings, here: &Here, peers: &[Peer], seen: &Seen) -> Optio
     })
 }
 
-/// How long the guard outlives the agent. nftables has no time without end for what it calls a timeout.
+/// How long the guard outlives the agent. nftables has no time without end for what it calls a
+/// timeout.
 fn lapse(wanted: Duration) -> Duration {
     const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
     if wanted.is_zero() { FOR_EVER } else { wanted }

@@ -129,8 +129,8 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await
 }
 
-/// Makes this the only agent of its network namespace, for as long as the process lives. Two agents with
-/// run directories of their own would write each other's guard, packet-filter rules and pins.
+/// Makes this the only agent of its network namespace, for as long as the process lives. Two agents
+/// with run directories of their own would write each other's guard, packet-filter rules and pins.
 fn claim_namespace() -> anyhow::Result<UnixListener> {
     // An abstract name is the network namespace's, and goes with the process.
     let name = SocketAddr::from_abstract_name("overlay/agent")?;
@@ -164,7 +164,8 @@ async fn until<T>(
     }
 }
 
-/// Connects to the kernel, chooses the underlay's device and finds the MAC address of the backend's.
+/// Connects to the kernel, chooses the underlay's device and finds the MAC address of the
+/// backend's.
 async fn find(settings: &Settings) -> anyhow::Result<(Kernel, Underlay, MacAddr)> {
     let kernel = Kernel::connect()?;
     let network = settings.config.network();

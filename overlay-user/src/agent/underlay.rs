@@ -1,7 +1,8 @@
 //! Follows the underlay's device through renaming, another MTU, and the loss of its address.
 //!
-//! An address that is gone for a moment, as while a DHCP lease is renewed, is no reason to move to another device:
-//! every peer would have to learn of that. Neither is an address or a default route that comes later.
+//! An address that is gone for a moment, as while a DHCP lease is renewed, is no reason to move to
+//! another device: every peer would have to learn of that. Neither is an address or a default route
+//! that comes later.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,8 @@ pub enum Step {
     Stay,
     /// Wait for the address to come back.
     Wait,
-    /// Wait, unless the choice is the same device with another address, or another device of its name.
+    /// Wait, unless the choice is the same device with another address, or another device of its
+    /// name.
     Readdress,
     /// Choose anew, whatever comes out.
     Choose,
@@ -66,8 +68,8 @@ impl Footing {
         &self.current
     }
 
-    /// The prefixes of the device: the addresses in them are reached without a router. A device that has
-    /// lost its address for a moment keeps those that it had.
+    /// The prefixes of the device: the addresses in them are reached without a router. A device
+    /// that has lost its address for a moment keeps those that it had.
     pub fn on_link(&self) -> &[IpNet] {
         &self.on_link
     }

@@ -1,7 +1,7 @@
 //! What is asked of every lease before its backend is asked for the way.
 //!
-//! A lease decides where this node sends packets and whose packets it believes, so each field is taken
-//! for hostile until shown otherwise, and a bad lease never costs a good one its place.
+//! A lease decides where this node sends packets and whose packets it believes, so each field is
+//! taken for hostile until shown otherwise, and a bad lease never costs a good one its place.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -51,8 +51,8 @@ pub fn judge(backend: &dyn Backend, here: &Here, lease: &Lease) -> Result<Peer, 
     })
 }
 
-/// Whether the address can be that of one remote host. Class E (240.0.0.0/4) and 0.0.0.0/8 cannot be
-/// routed to by a Linux host in general; link-local ones can, on one segment.
+/// Whether the address can be that of one remote host. Class E (240.0.0.0/4) and 0.0.0.0/8 cannot
+/// be routed to by a Linux host in general; link-local ones can, on one segment.
 fn is_host(address: Ipv4Addr) -> bool {
     let first = address.octets()[0];
     first != 0 && first < 224 && !address.is_loopback()

@@ -10,8 +10,8 @@ use crate::lease::{Attributes, Lease, RejectReason};
 use crate::mac::MacAddr;
 use crate::reconcile::{KernelState, Link, ROUTE_PROTOCOL, Route};
 
-/// How packets get to other nodes: what the leases say about it, and what the kernel should hold for it.
-/// It reads leases and names kernel state, and touches nothing.
+/// How packets get to other nodes: what the leases say about it, and what the kernel should hold
+/// for it. It reads leases and names kernel state, and touches nothing.
 pub trait Backend: Debug + Send + Sync {
     /// Its name in leases and in the network configuration.
     fn name(&self) -> &'static str;
@@ -105,8 +105,8 @@ impl Here {
 pub struct Peer {
     /// The node's pods have their addresses here.
     pub subnet: IpNet,
-    /// The node's address on the underlay: with VXLAN the outer destination of packets to the node, and
-    /// the only outer source they are taken from.
+    /// The node's address on the underlay: with VXLAN the outer destination of packets to the node,
+    /// and the only outer source they are taken from.
     pub vtep: IpAddr,
     /// How packets get there.
     pub way: Way,

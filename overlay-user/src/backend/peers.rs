@@ -2,8 +2,8 @@
 //!
 //! Each lease is judged on its own, once. Among those that are good on their own, a peer that is
 //! believed stays; of the others, the one whose lease comes first in the order of keys is believed
-//! unless it contradicts a peer that is. So a newcomer cannot push out a peer, and the result depends
-//! on nothing but the peers that were believed before and the leases as they are now.
+//! unless it contradicts a peer that is. So a newcomer cannot push out a peer, and the result
+//! depends on nothing but the peers that were believed before and the leases as they are now.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -34,8 +34,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Takes in the leases as they are now. Where `here` has changed, every lease is judged anew; what was
-    /// believed stays if it is still good.
+    /// Takes in the leases as they are now. Where `here` has changed, every lease is judged anew;
+    /// what was believed stays if it is still good.
     pub fn update(&mut self, backend: &dyn Backend, here: &Here, leases: &Leases) {
         let same_here = self.here.as_ref() == Some(here);
         let before = std::mem::replace(&mut self.leases, leases.clone());
@@ -82,10 +82,11 @@ impl Peers {
         &self.rejected
     }
 
-    /// Believes those `accepted` before first, then the others, as long as none contradicts another.
+    /// Believes those `accepted` before first, then the others, as long as none contradicts
+    /// another.
     fn choose(&mut self, mut candidates: BTreeMap<SubnetKey, Peer>, mut accepted: HashSet<Peer>) {
-        // Two keys name one IPv4 subnet if one is a dual-stack lease's. If both name one peer, the order
-        // decides whose it is.
+        // Two keys name one IPv4 subnet if one is a dual-stack lease's. If both name one peer, the
+        // order decides whose it is.
         let twins: Vec<_> = candidates
             .iter()
             .filter(|(_, peer)| self.believed.peers.get(&peer.subnet) == Some(peer))
@@ -128,8 +129,8 @@ impl Peers {
     }
 }
 
-/// Peers that do not contradict each other: no two share addresses, and no two nodes share a MAC address,
-/// because the forwarding database has one entry for each. One node may hold two subnets.
+/// Peers that do not contradict each other: no two share addresses, and no two nodes share a MAC
+/// address, because the forwarding database has one entry for each. One node may hold two subnets.
 #[derive(Debug, Default)]
 struct Believed {
     peers: PeerMap,
@@ -142,7 +143,8 @@ struct Believed {
 impl Believed {
     /// Adds a peer, unless something speaks against it.
     fn add(&mut self, key: SubnetKey, peer: &Peer) -> Result<(), RejectReason> {
-        // Those that are there do not overlap: only the next one on either side can contain it, or lie in it.
+        // Those that are there do not overlap: only the next one on either side can contain it, or
+        // lie in it.
         let before = self.keys.range(..=peer.subnet).next_back();
         let after = self.keys.range(peer.subnet..).next();
         for (other, _) in before.into_iter().chain(after) {

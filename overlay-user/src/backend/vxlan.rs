@@ -42,8 +42,8 @@ impl Backend for Vxlan {
         self.0.mtu.unwrap_or(underlay).saturating_sub(OVERHEAD)
     }
 
-    /// `BackendData` is `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds
-    /// it there by its place.
+    /// `BackendData` is `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock
+    /// flanneld finds it there by its place.
     fn attributes(&self, public_ip: Ipv4Addr, mac: MacAddr) -> Attributes {
         Attributes {
             public_ip,
@@ -94,8 +94,8 @@ impl Backend for Vxlan {
         })
     }
 
-    /// The peer's subnet by way of the subnet's base address, which nothing on the wire answers for, hence
-    /// `onlink` and a permanent neighbour.
+    /// The peer's subnet by way of the subnet's base address, which nothing on the wire answers
+    /// for, hence `onlink` and a permanent neighbour.
     fn entries(&self, here: &Here, peer: &Peer) -> Entries {
         let Way::Vxlan { mac } = peer.way else {
             return Entries::direct(here, peer);

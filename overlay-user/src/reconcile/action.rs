@@ -35,8 +35,8 @@ impl fmt::Display for RecreateReason {
     }
 }
 
-/// One change to the kernel's network. Neighbours, FDB entries and addresses are those of the backend's
-/// device.
+/// One change to the kernel's network. Neighbours, FDB entries and addresses are those of the
+/// backend's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Switch IP forwarding on.
@@ -74,8 +74,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// What the kernel holds after this, where that is plain: not so where the device itself changes, because what
-    /// hangs on it may change with it.
+    /// What the kernel holds after this, where that is plain: not so where the device itself
+    /// changes, because what hangs on it may change with it.
     #[must_use]
     pub fn change(&self) -> Option<Change> {
         Some(match self {

@@ -63,8 +63,8 @@ pub struct Route {
     pub metric: u32,
 }
 
-/// Whether a route can matter to the overlay of `network`: what leads into it, and what is ours. Of all other
-/// routes, which may be a million, nothing is kept.
+/// Whether a route can matter to the overlay of `network`: what leads into it, and what is ours. Of
+/// all other routes, which may be a million, nothing is kept.
 #[must_use]
 pub fn is_of_interest(network: IpNet, route: &Route) -> bool {
     route.protocol == ROUTE_PROTOCOL || network.contains(&route.subnet)
@@ -85,8 +85,8 @@ pub enum Change {
     Removed(Route),
 }
 
-/// Everything that [`super::diff`] judges. As observed, it comes from one look and the changes since;
-/// as desired, from leases and configuration.
+/// Everything that [`super::diff`] judges. As observed, it comes from one look and the changes
+/// since; as desired, from leases and configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelState {
     /// The overlay that this is about.
@@ -104,8 +104,8 @@ pub struct KernelState {
 }
 
 impl KernelState {
-    /// Takes a change into account; neighbours and FDB entries are those of the device. Returns whether that was
-    /// news.
+    /// Takes a change into account; neighbours and FDB entries are those of the device. Returns
+    /// whether that was news.
     pub fn apply(&mut self, change: &Change) -> bool {
         match change {
             Change::Neighbour(address, mac) => {

@@ -38,8 +38,8 @@ fn a_pod_of_this_node_is_not_on_the_link_says_the_guard() -> Result<()> {
     Ok(())
 }
 
-/// Sends to a pod of the second node, from a host that is no node: as its neighbour, then as a pod of the
-/// first node. Only the latter arrives.
+/// Sends to a pod of the second node, from a host that is no node: as its neighbour, then as a pod
+/// of the first node. Only the latter arrives.
 fn forge(lab: &Lab) -> Result<()> {
     let outside = lab.namespace("outside")?;
     let (from, to) = (mac(&outside)?, mac(&lab.node(2).namespace())?);

@@ -1,4 +1,5 @@
-//! Packets that travel without encapsulation, judged by RFC 1812 and what the tables say of the link.
+//! Packets that travel without encapsulation, judged by RFC 1812 and what the tables say of the
+//! link.
 
 use overlay_common::V4;
 use overlay_common::schema::Config;
