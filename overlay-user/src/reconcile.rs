@@ -12,10 +12,3 @@ mod state;
 pub use action::{Action, RecreateReason};
 pub use diff::diff;
 pub use state::{Change, KernelState, Link, Route, VxlanAttributes, is_of_interest};
-
-/// `rtm_protocol` of every route that is ours; see `/etc/iproute2/rt_protos` for numbers that are
-/// taken.
-pub const ROUTE_PROTOCOL: u8 = 111;
-
-/// `RTPROT_BOOT` of `linux/rtnetlink.h`: what flannel leaves its routes with.
-pub const FLANNEL_ROUTE_PROTOCOL: u8 = 3;

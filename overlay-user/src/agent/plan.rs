@@ -13,10 +13,10 @@ use crate::backend::{Here, Nic, Peer};
 use crate::config::SubnetEnv;
 use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
-use crate::kernel::pods::BRIDGE;
 use crate::kernel::rules::RuleSet;
 use crate::lease::{Attributes, Lease};
 use crate::mac::MacAddr;
+use crate::marks::BRIDGE;
 use crate::reconcile::KernelState;
 
 /// This node, with its lease, the MAC address of the backend's device, the underlay's device and

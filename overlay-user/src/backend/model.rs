@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::{Attributes, Lease, RejectReason};
 use crate::mac::MacAddr;
-use crate::reconcile::{KernelState, Link, ROUTE_PROTOCOL, Route};
+use crate::marks::ROUTE_PROTOCOL;
+use crate::reconcile::{KernelState, Link, Route};
 
 /// How packets get to other nodes: what the leases say about it, and what the kernel should hold
 /// for it. It reads leases and names kernel state, and touches nothing.

@@ -11,7 +11,8 @@ use super::model::{Backend, Entries, Here, Peer, Way};
 use crate::config::{VxlanConfig, fold_keys};
 use crate::lease::{Attributes, Lease, RejectReason, excerpt};
 use crate::mac::MacAddr;
-use crate::reconcile::{Link, ROUTE_PROTOCOL, Route, VxlanAttributes};
+use crate::marks::ROUTE_PROTOCOL;
+use crate::reconcile::{Link, Route, VxlanAttributes};
 
 /// See [the module](self).
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{
-    Action, FLANNEL_ROUTE_PROTOCOL, KernelState, Link, ROUTE_PROTOCOL, RecreateReason, Route,
-    VxlanAttributes,
+    Action, KernelState, Link, RecreateReason, Route, VxlanAttributes,
 };
+use crate::marks::{FLANNEL_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
 /// Names the changes that turn `observed` into `desired`, in the order to apply them: what is added comes
 /// before the routes that lead to it, and what is removed goes after them. Empty when nothing is to do.
