@@ -12,8 +12,9 @@ use crate::packet::{
     ETHERNET_LEN, Ethernet, Packet, TCP, Transport, UDP, same_mac, segment_header_len,
 };
 use crate::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
-    CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey, POD_KERNEL_PATH, Peer, Pod,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE,
+    CONFIG_SHARED_PORT, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey, PEER_DIRECT,
+    PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod,
 };
 use crate::verdict::Verdict;
 use crate::vxlan;
@@ -22,6 +23,7 @@ mod leaving;
 mod mark;
 mod network;
 mod pod;
+mod routed;
 
 pub use leaving::{Leaving, leaving};
 pub use mark::mark;

@@ -46,6 +46,9 @@ pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
 /// Not every node is in `ov_vteps`: a sender that is not there may be honest.
 pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
 
+/// Packets of some nodes' pods come by the NIC without encapsulation.
+pub const CONFIG_DIRECT: u32 = 1 << 5;
+
 /// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program that
 /// somebody attached on purpose.
 pub const POD_KERNEL_PATH: u16 = 1 << 0;
@@ -81,7 +84,7 @@ pub struct Config<F: Family> {
     pub vtep_mac: [u8; 6],
     /// MAC address of the bridge: the pods' gateway.
     pub bridge_mac: [u8; 6],
-    /// UDP port of VXLAN.
+    /// UDP port of VXLAN; zero where nothing is encapsulated.
     pub port: u16,
     /// Lowest source port of encapsulated packets.
     pub source_port_min: u16,
@@ -127,6 +130,10 @@ pub struct Pod {
 /// The outer MAC addresses in [`Peer::header`] are those of the kernel's neighbour table.
 pub const PEER_NEXT_HOP: u32 = 1 << 0;
 
+/// Packets go to the peer as they are: of [`Peer::header`] only the outer MAC addresses count, and
+/// frames of its pods come from the first of them.
+pub const PEER_DIRECT: u32 = 1 << 1;
+
 /// How to reach a peer's subnet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +144,7 @@ pub struct Peer<F: Family> {
     pub header: [u8; 64],
     /// The peer's address on the underlay.
     pub vtep: F::Addr,
-    /// Longest inner IP packet that fits the path, in bytes.
+    /// Longest IP packet of a pod that fits the path, in bytes.
     pub mtu: u32,
     /// `PEER_*`.
     pub flags: u32,
@@ -285,9 +292,11 @@ mod tests {
             CONFIG_SHARED_PORT,
             CONFIG_AGGREGATES_TO_KERNEL,
             CONFIG_VTEPS_INCOMPLETE,
+            CONFIG_DIRECT,
         ];
-        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10]);
-        assert_eq!((POD_KERNEL_PATH, PEER_NEXT_HOP), (0x01, 0x01));
+        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x20]);
+        assert_eq!(POD_KERNEL_PATH, 0x01);
+        assert_eq!((PEER_NEXT_HOP, PEER_DIRECT), (0x01, 0x02));
     }
 
     #[test]

@@ -10,7 +10,8 @@ pub enum Hook {
     NetIn = 1,
     /// tc egress of a pod's host veth: what the IP stack or the bridge sends to the pod.
     PodOut = 2,
-    /// tc egress of the VXLAN device: what the IP stack sends to other nodes.
+    /// tc egress of the VXLAN device, and of the NIC where packets leave without encapsulation: what the IP
+    /// stack sends to other nodes.
     VtepOut = 3,
     /// XDP of the NIC: what the network sends, before the kernel makes a socket buffer of it.
     NetXdp = 4,
@@ -106,6 +107,8 @@ verdicts! {
     Encapsulated = 1 Fast "encapsulated",
     /// Decapsulated and handed to a pod of this node.
     Decapsulated = 2 Fast "decapsulated",
+    /// Sent to the peer's node as it is, which is on the same link.
+    Routed = 44 Fast "routed",
 
     /// The fast path is switched off or about to start.
     Inactive = 3 Slow "inactive",
@@ -148,6 +151,9 @@ verdicts! {
     /// Nobody has kept the list of leases for so long that a sender that is not in it may be
     /// honest.
     StaleLeases = 41 Slow "stale_leases",
+    /// Without encapsulation, from the overlay's network, and not from the MAC address of the node
+    /// with that subnet.
+    UnprovenSource = 45 Slow "unproven_source",
     /// The kernel would not change the packet; nothing was changed.
     AdjustFailed = 17 Slow "adjust_failed",
 
@@ -182,7 +188,8 @@ verdicts! {
     UnknownVtep = 32 Refused "unknown_vtep",
     /// VXLAN with a VNI that is not ours.
     WrongVni = 33 Refused "wrong_vni",
-    /// The inner source is in the overlay's network, and outside the sending node's subnets.
+    /// The inner source is in the overlay's network, and outside the sending node's subnets; or, without
+    /// encapsulation, in this node's own.
     ForeignInnerSource = 34 Refused "foreign_inner_source",
     /// A VLAN tag inside VXLAN (RFC 7348, section 6.1).
     InnerVlan = 35 Refused "inner_vlan",
@@ -283,6 +290,8 @@ mod tests {
             (41, "stale_leases"),
             (42, "sibling_source"),
             (43, "inner_protocol"),
+            (44, "routed"),
+            (45, "unproven_source"),
         ];
         let mut found: Vec<_> = Verdict::ALL.iter().map(|v| (*v as u32, v.name())).collect();
         found.sort_unstable();

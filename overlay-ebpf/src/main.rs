@@ -10,6 +10,7 @@
 )]
 
 mod decap;
+mod direct;
 mod encap;
 mod maps;
 mod net_in;

@@ -8,6 +8,7 @@ use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict, vxlan};
 
 use crate::decap::decapsulate;
+use crate::direct::deliver;
 use crate::encap::Error;
 use crate::maps::Maps;
 use crate::outcome::{Outcome, end};
@@ -35,6 +36,14 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
                 (Verdict::AdjustFailed, Outcome::HandOver(Some(inner)))
             }
             Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
+        },
+        FromNetwork::Deliver {
+            pod,
+            gateway_mac,
+            header,
+        } => match deliver(skb, pod, gateway_mac, header) {
+            Ok(action) => (Verdict::Redirected, Outcome::Done(action)),
+            Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
         },
         FromNetwork::Pass(pass) => Outcome::pass(pass),
         FromNetwork::Refuse(verdict) => {

@@ -1,4 +1,5 @@
-//! tc egress of pods' host veths and of the VXLAN device: what the IP stack sends.
+//! tc egress of pods' host veths, and of the devices that lead to other nodes: what the IP stack
+//! sends.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::helpers::bpf_ktime_get_ns;

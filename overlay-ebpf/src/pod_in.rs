@@ -8,6 +8,7 @@ use overlay_common::decide::{FromPod, from_pod};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict};
 
+use crate::direct::route;
 use crate::encap::{Error, encapsulate};
 use crate::maps::Maps;
 use crate::outcome::{Outcome, end};
@@ -41,6 +42,14 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
             Ok(action) => (Verdict::Encapsulated, Outcome::Done(action)),
             Err(Error::Untouched) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
             Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
+        },
+        FromPod::Route {
+            config,
+            peer,
+            header,
+        } => match route(skb, config, peer, header) {
+            Ok(action) => (Verdict::Routed, Outcome::Done(action)),
+            Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
         },
         FromPod::Pass(pass) => Outcome::pass(pass),
         FromPod::Refuse(verdict) => {

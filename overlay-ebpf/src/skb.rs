@@ -58,6 +58,12 @@ impl Skb {
         unsafe { (*self.raw).tc_index = u32::from(mark) }
     }
 
+    /// Marks plain pod-to-pod traffic that a program of ours sends on itself.
+    #[inline(always)]
+    pub fn mark_plain(&self, ip_offset: u32) {
+        self.hand_over(Some(ip_offset));
+    }
+
     /// Makes the frame one for this host. A veth took it for another's, because its receiver's MAC address is not its own; it stays
     /// so through `bpf_redirect_peer` before Linux 6.15 (c43272299488), and the receiver's IP stack would drop it.
     #[inline(always)]

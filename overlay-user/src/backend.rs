@@ -1,7 +1,26 @@
-//! How a peer is reached, as told by its lease. Pure: nothing here touches the kernel or the store.
+//! How packets get to other nodes: a [`Backend`] for each way, named as flannel names it. Pure:
+//! nothing here touches the kernel or the store.
 
+use std::sync::Arc;
+
+use crate::config::BackendConfig;
+
+mod host_gw;
+pub(crate) mod judge;
+mod model;
 pub mod peers;
-pub mod vxlan;
+mod vxlan;
 
+pub use host_gw::HostGw;
+pub use model::{Backend, Entries, Here, Nic, Peer, Way};
 pub use peers::{PeerMap, Peers};
-pub use vxlan::{Peer, own_attributes};
+pub use vxlan::Vxlan;
+
+/// The backend that the network configuration names.
+#[must_use]
+pub fn of(config: &BackendConfig) -> Arc<dyn Backend> {
+    match config {
+        BackendConfig::Vxlan(config) => Arc::new(Vxlan(*config)),
+        BackendConfig::HostGw => Arc::new(HostGw),
+    }
+}

@@ -12,7 +12,7 @@ pub mod subnet_env;
 
 pub use flags::AgentFlags;
 pub(crate) use fold::fold_keys;
-pub use net_conf::{NetworkConfig, VxlanConfig};
+pub use net_conf::{BackendConfig, NetworkConfig, VxlanConfig};
 pub use pool::SubnetPool;
 pub use secret::Secret;
 pub use subnet_env::SubnetEnv;

@@ -32,7 +32,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use agent::{Agent, FLAGS_ENV as AGENT_FLAGS_ENV};
 pub use node::Node;
-pub use options::{BIN_DIR_ENV, Options, PREFIX_ENV, StoreKind, prefix_from_env};
+pub use options::{BIN_DIR_ENV, BackendKind, Options, PREFIX_ENV, StoreKind, prefix_from_env};
 pub use pod::Pod;
 pub use report::{NodeReport, PodReport, Report, StoreReport, UnderlayReport};
 pub use underlay::{OUTSIDE_ADDRESS, OUTSIDE_GATEWAY, UNDERLAY_SUBNET};

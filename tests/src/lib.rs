@@ -42,7 +42,7 @@ pub mod status;
 pub mod traffic;
 pub mod wait;
 
-pub use lab::{AGENT_FLAGS_ENV, Agent, Lab, Node, Options, Pod, StoreKind};
+pub use lab::{AGENT_FLAGS_ENV, Agent, BackendKind, Lab, Node, Options, Pod, StoreKind};
 pub use netns::Namespace;
 pub use process::{Process, Running};
 pub use wait::wait_until;

@@ -16,8 +16,10 @@ const NOTICED: Duration = Duration::from_secs(10);
 /// Packets by verdict, or the difference of two such counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Handed from pod to pod on the node.
+    /// Handed to a pod of the node, from another one or as a node on the link sent them.
     pub redirected: u64,
+    /// Sent to another node on the link as they are.
+    pub routed: u64,
     /// Encapsulated.
     pub encapsulated: u64,
     /// Decapsulated.
@@ -42,6 +44,7 @@ impl Counts {
         let slow = status["slow_path"].as_object().context("no slow_path")?;
         Ok(Self {
             redirected: number("redirected")?,
+            routed: number("routed")?,
             encapsulated: number("encapsulated")?,
             decapsulated: number("decapsulated")?,
             slow: slow
@@ -59,7 +62,7 @@ impl Counts {
 
     /// Packets that took the fast path.
     pub fn fast(&self) -> u64 {
-        self.redirected + self.encapsulated + self.decapsulated
+        self.redirected + self.routed + self.encapsulated + self.decapsulated
     }
 
     /// Packets left to the kernel for this cause.
@@ -97,6 +100,7 @@ impl Sub for &Counts {
         });
         Counts {
             redirected: self.redirected.saturating_sub(earlier.redirected),
+            routed: self.routed.saturating_sub(earlier.routed),
             encapsulated: self.encapsulated.saturating_sub(earlier.encapsulated),
             decapsulated: self.decapsulated.saturating_sub(earlier.decapsulated),
             slow: slow.filter(|(_, packets)| *packets > 0).collect(),

@@ -11,7 +11,7 @@ use clap::{Subcommand, ValueEnum};
 pub use overlay_tests::flags::Output;
 use overlay_tests::kubernetes::Cluster;
 use overlay_tests::lab::{PREFIX_ENV, prefix_from_env};
-use overlay_tests::{Lab, Options, StoreKind};
+use overlay_tests::{BackendKind, Lab, Options, StoreKind};
 
 use crate::{build, kubernetes, setup, shell};
 
@@ -24,6 +24,7 @@ use crate::{build, kubernetes, setup, shell};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask lab up --nodes 3 --pods 2
+  cargo xtask lab up --backend host-gw
   cargo xtask lab exec n1p1 -- ping -c3 10.244.9.2
   cargo xtask lab exec n1 -- overlayctl status
   cargo xtask lab exec n2 -- tcpdump -ni eth0 udp port 8472
@@ -75,6 +76,10 @@ struct Up {
     /// Where leases are kept: a real etcd, or a directory that all nodes see.
     #[arg(long, value_enum, default_value = "etcd")]
     store: Store,
+    /// How packets get from node to node: in VXLAN; in VXLAN but for nodes on one link, which here
+    /// all are; or as they are.
+    #[arg(long, value_enum, default_value = "vxlan")]
+    backend: Backend,
     /// The agents' --fast-path: auto takes the eBPF path where the kernel can and passes by no
     /// rules of others, force passes by them as well, off leaves all to the kernel.
     #[arg(long, value_enum, default_value = "auto")]
@@ -99,6 +104,13 @@ struct Up {
 enum Store {
     Etcd,
     Dir,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Backend {
+    Vxlan,
+    DirectRouting,
+    HostGw,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -155,7 +167,12 @@ fn up(arguments: &Up) -> Result<()> {
         },
         underlay_mtu: arguments.underlay_mtu,
         ..Options::default()
-    };
+    }
+    .with_backend(match arguments.backend {
+        Backend::Vxlan => BackendKind::Vxlan,
+        Backend::DirectRouting => BackendKind::DirectRouting,
+        Backend::HostGw => BackendKind::HostGw,
+    });
     if arguments.force {
         Lab::remove(&options.prefix)?;
     }

@@ -15,7 +15,7 @@ pub enum Leaving<F: Family> {
     Pass(Verdict),
 }
 
-/// Decides on a packet that leaves by the IP stack, towards a pod or the VXLAN device.
+/// Decides on a packet that leaves by the IP stack, towards a pod or another node.
 ///
 /// `handed_over` is the [`mark`](super::mark()) that a program of ours put on this very packet when
 /// it handed it over as plain pod-to-pod traffic, else zero. Whatever goes between overlay
@@ -46,7 +46,7 @@ pub fn leaving<F: Family, P: Packet, T: Tables<F>>(
         return Leaving::Pass(Verdict::Passed);
     }
     // Replies to addresses that are no pods reach the stack anyway.
-    let from_own_pod = tables.pod(ip.source).is_some();
+    let from_own_pod = in_network(config, ip.destination) && tables.pod(ip.source).is_some();
     let from_peers_pod =
         hook == Hook::PodOut && in_network(config, ip.source) && !in_own_subnet(config, ip.source);
     if !from_own_pod && !from_peers_pod {

@@ -4,7 +4,7 @@ use super::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
     CONFIG_VTEPS_INCOMPLETE, Config, ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
     Packet, Pass, Peer, Pod, Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network,
-    in_own_subnet, is_this_node, same_mac, vxlan,
+    in_own_subnet, is_this_node, routed, same_mac, vxlan,
 };
 use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
@@ -19,6 +19,15 @@ pub enum FromNetwork<'t, F: Family> {
         /// The MAC address that it comes from in the pod's eyes: the bridge's.
         gateway_mac: [u8; 6],
         /// The inner IP header, already one hop further on.
+        header: F::Header,
+    },
+    /// Hand it to a pod of this node: it came without encapsulation.
+    Deliver {
+        /// Whereto.
+        pod: &'t Pod,
+        /// The MAC address that it comes from in the pod's eyes: the bridge's.
+        gateway_mac: [u8; 6],
+        /// Its IP header, already one hop further on.
         header: F::Header,
     },
     /// Leave it to the kernel.
@@ -40,8 +49,18 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
     let Some(config) = tables.config() else {
         return pass(Verdict::Inactive);
     };
-    let (outer, udp_length_and_checksum) = match outer(packet, config) {
-        Ok(outer) => outer,
+    let Some(arrived) = Arrived::parse(packet) else {
+        return pass(Verdict::NotVxlan);
+    };
+    if routed::concerns(config, &arrived) {
+        return match routed::sender(packet, config, tables, &arrived) {
+            Ok(()) => routed::receiver(packet, config, tables, &arrived),
+            Err(end) => end,
+        };
+    }
+    let outer = arrived.ip;
+    let udp_length_and_checksum = match to_vtep(packet, config, &outer) {
+        Ok(second_word) => second_word,
         Err(verdict) => return pass(verdict),
     };
     let inner = match inner(packet, config, tables, &outer) {
@@ -93,27 +112,47 @@ pub fn refused_early<F: Family, P: Packet, T: Tables<F>>(
     tables: &T,
 ) -> Option<Verdict> {
     let config = tables.config()?;
-    let (outer, _) = outer(packet, config).ok()?;
-    match inner(packet, config, tables, &outer) {
+    let arrived = Arrived::parse(packet)?;
+    if routed::concerns(config, &arrived) {
+        return match routed::sender(packet, config, tables, &arrived) {
+            Err(FromNetwork::Refuse(verdict)) => Some(verdict),
+            _ => None,
+        };
+    }
+    to_vtep(packet, config, &arrived.ip).ok()?;
+    match inner(packet, config, tables, &arrived.ip) {
         Err(FromNetwork::Refuse(verdict)) => Some(verdict),
         _ => None,
     }
 }
 
-/// Outer IP header and the second word of the UDP header (length and checksum) of VXLAN that is for this node; or
-/// why it is none of our business.
-#[inline(always)]
-fn outer<F: Family, P: Packet>(packet: &P, config: &Config<F>) -> Result<(Ip<F>, u32), Verdict> {
-    // The cheapest question first: most of what is not ours ends here.
-    let Some(ethernet) = Ethernet::parse(packet, 0) else {
-        return Err(Verdict::NotVxlan);
-    };
-    if ethernet.ethertype != F::ETHERTYPE {
-        return Err(Verdict::NotVxlan);
+/// An IP packet as the network sends it.
+pub(super) struct Arrived<F: Family> {
+    pub(super) ethernet: Ethernet,
+    pub(super) ip: Ip<F>,
+}
+
+impl<F: Family> Arrived<F> {
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Option<Self> {
+        // The cheapest question first: most of what is not ours ends here.
+        let ethernet = Ethernet::parse(packet, 0)?;
+        if ethernet.ethertype != F::ETHERTYPE {
+            return None;
+        }
+        let ip = F::parse(packet, ETHERNET_LEN)?;
+        Some(Self { ethernet, ip })
     }
-    let Some(outer) = F::parse(packet, ETHERNET_LEN) else {
-        return Err(Verdict::NotVxlan);
-    };
+}
+
+/// The second word of the UDP header (length and checksum) of VXLAN that is for this node; or why it is none
+/// of our business.
+#[inline(always)]
+fn to_vtep<F: Family, P: Packet>(
+    packet: &P,
+    config: &Config<F>,
+    outer: &Ip<F>,
+) -> Result<u32, Verdict> {
     if outer.protocol != UDP || outer.fragment == Fragment::Later {
         return Err(Verdict::NotVxlan);
     }
@@ -128,11 +167,11 @@ fn outer<F: Family, P: Packet>(packet: &P, config: &Config<F>) -> Result<(Ip<F>,
     if in_a_vlan(packet) || !packet.to_this_host() || outer.destination != config.vtep {
         return Err(Verdict::NotForUs);
     }
-    Ok((outer, udp_length_and_checksum))
+    Ok(udp_length_and_checksum)
 }
 
 #[inline(always)]
-fn pass<'t, F: Family>(verdict: Verdict) -> FromNetwork<'t, F> {
+pub(super) fn pass<'t, F: Family>(verdict: Verdict) -> FromNetwork<'t, F> {
     FromNetwork::Pass(Pass::of(verdict))
 }
 

@@ -1,9 +1,9 @@
 //! What a pod sends.
 
 use super::{
-    CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
-    Packet, Pass, Peer, Pod, Tables, Transport, UDP, Verdict, fits, flow, in_a_vlan, in_network,
-    in_own_subnet, is_this_node, is_whole, same_mac, vxlan,
+    CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, PEER_DIRECT,
+    POD_KERNEL_PATH, Packet, Pass, Peer, Pod, Tables, Transport, UDP, Verdict, fits, flow,
+    in_a_vlan, in_network, in_own_subnet, is_this_node, is_whole, same_mac, vxlan,
 };
 
 /// What to do with a packet from a pod.
@@ -23,6 +23,15 @@ pub enum FromPod<'t, F: Family> {
         len: u32,
         /// Its ECN field.
         ecn: u8,
+    },
+    /// Send it to the peer as it is.
+    Route {
+        /// From where.
+        config: &'t Config<F>,
+        /// Whereto.
+        peer: &'t Peer<F>,
+        /// Its IP header, already one hop further on.
+        header: F::Header,
     },
     /// Leave it to the kernel.
     Pass(Pass),
@@ -107,6 +116,11 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
         return FromPod::Pass(Pass::of(Verdict::NotOverlay));
     };
     match to_remote(packet, config, &ethernet, &ip, peer) {
+        Ok(()) if peer.flags & PEER_DIRECT != 0 => FromPod::Route {
+            config,
+            peer,
+            header: F::forwarded(ip.header),
+        },
         Ok(()) => FromPod::Encapsulate {
             config,
             peer,
@@ -255,7 +269,7 @@ fn to_local<F: Family, P: Packet>(
     Ok(())
 }
 
-/// What the IP stack and the VXLAN device would do.
+/// What the IP stack would do, and where there is a tunnel the VXLAN device.
 #[inline(always)]
 fn to_remote<F: Family, P: Packet>(
     packet: &P,
@@ -271,7 +285,8 @@ fn to_remote<F: Family, P: Packet>(
         return Err(Verdict::TtlExpired);
     }
     // The outer lengths have 16 bits, and nobody takes a tunnel's for empty.
-    if packet.frame_len() - ETHERNET_LEN > u32::from(u16::MAX) - vxlan::OVERHEAD {
+    let is_direct = peer.flags & PEER_DIRECT != 0;
+    if !is_direct && packet.frame_len() - ETHERNET_LEN > u32::from(u16::MAX) - vxlan::OVERHEAD {
         return Err(Verdict::TooLong);
     }
     if !fits(packet, ip, ETHERNET_LEN, peer.mtu)? {

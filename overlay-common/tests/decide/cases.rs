@@ -15,6 +15,7 @@ use super::visit::Outcome::{self, Fast, Pass, PassPlain, Refuse, Remember};
 use super::visit::Visit;
 use super::world::*;
 
+mod direct;
 mod forging_network;
 mod honest_network;
 mod honest_pod;
@@ -110,6 +111,7 @@ pub fn all() -> Vec<Case> {
         honest_network::cases(),
         forging_network::cases(),
         leaving::cases(),
+        direct::cases(),
     ]
     .concat();
     let early: Vec<Case> = cases.iter().filter_map(Case::early).collect();

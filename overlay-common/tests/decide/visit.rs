@@ -50,11 +50,13 @@ impl Visit {
             Hook::PodIn => match from_pod::<V4, _, _>(packet, tables) {
                 FromPod::Redirect(_) => Outcome::Fast(Verdict::Redirected),
                 FromPod::Encapsulate { .. } => Outcome::Fast(Verdict::Encapsulated),
+                FromPod::Route { .. } => Outcome::Fast(Verdict::Routed),
                 FromPod::Pass(pass) => passed(pass),
                 FromPod::Refuse(verdict) => Outcome::Refuse(verdict),
             },
             Hook::NetIn => match from_network::<V4, _, _>(packet, tables) {
                 FromNetwork::Decapsulate { .. } => Outcome::Fast(Verdict::Decapsulated),
+                FromNetwork::Deliver { .. } => Outcome::Fast(Verdict::Redirected),
                 FromNetwork::Pass(pass) => passed(pass),
                 FromNetwork::Refuse(verdict) => Outcome::Refuse(verdict),
             },

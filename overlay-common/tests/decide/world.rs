@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use overlay_common::V4;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
-    ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, Config, Endpoint, FlowKey, PEER_NEXT_HOP,
-    Peer, Pod, Vtep,
+    ABI_VERSION, CONFIG_ACTIVE, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE, Config, Endpoint, FlowKey,
+    PEER_DIRECT, PEER_NEXT_HOP, Peer, Pod, Vtep,
 };
 use overlay_common::vxlan::{self, Tunnel};
 
@@ -51,6 +51,8 @@ pub const OUTSIDE: [u8; 4] = [8, 8, 8, 8];
 pub const VNI: u32 = 1;
 pub const PORT: u16 = 8472;
 pub const MTU: u32 = 1450;
+/// Without encapsulation.
+pub const DIRECT_MTU: u32 = 1500;
 
 /// The tables of a node, as maps.
 #[derive(Clone, Debug)]
@@ -142,6 +144,16 @@ impl World {
         let endpoints = self.endpoints.values_mut().map(|it| &mut it.owner);
         let pods = self.pods.values_mut().map(|it| &mut it.owner);
         endpoints.chain(pods).for_each(|it| *it = owner);
+    }
+
+    /// Puts the peer's node on the link: its pods' packets travel as they are.
+    pub fn go_direct(&mut self) {
+        self.set_flags(CONFIG_DIRECT);
+        let peer = self.peers.get_mut(&[10, 244, 2, 0]).expect("a peer");
+        peer.header = [0; 64];
+        peer.header[..6].copy_from_slice(&PEER_NIC_MAC);
+        peer.header[6..12].copy_from_slice(&NIC_MAC);
+        (peer.mtu, peer.flags) = (DIRECT_MTU, PEER_DIRECT | PEER_NEXT_HOP);
     }
 
     pub fn pod(&mut self, address: [u8; 4]) -> &mut Pod {

@@ -47,15 +47,17 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     for network in networks {
         let device = match (&agent, config) {
             (Some(agent), _) => agent.device.clone(),
-            (None, Some(config)) => format!("flannel.{}", config.vni),
+            (None, Some(config)) => Some(format!("flannel.{}", config.vni)),
             (None, None) => device_of_our_routes(network)
                 .await
-                .unwrap_or_else(|| "flannel.1".to_owned()),
+                .or_else(|| Some("flannel.1".to_owned())),
         };
-        if vxlan.is_none() {
-            vxlan = vxlan_device(&device, network).await;
+        if vxlan.is_none()
+            && let Some(device) = &device
+        {
+            vxlan = vxlan_device(device).await;
         }
-        if let Err(leftovers) = kernel::cleanup(&device, network).await {
+        if let Err(leftovers) = kernel::cleanup(device.as_deref(), network).await {
             problems.extend(leftovers.0.iter().map(ToString::to_string));
         }
     }
@@ -87,12 +89,12 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     )
 }
 
-/// The VXLAN device, by the routes that carry our protocol.
+/// The VXLAN device, by the routes that carry our protocol and lead to it.
 async fn device_of_our_routes(network: IpNet) -> Option<String> {
-    let observed = kernel::Kernel::connect().ok()?.observe("", network).await;
+    let observed = kernel::Kernel::connect().ok()?.observe(None, network).await;
     let mut routes = observed.ok()?.routes.into_iter();
     routes
-        .find(|route| route.protocol == ROUTE_PROTOCOL)?
+        .find(|route| route.protocol == ROUTE_PROTOCOL && route.onlink)?
         .device
 }
 
@@ -105,9 +107,9 @@ struct Identity {
 }
 
 /// The identity that the VXLAN device shows, while it is there.
-async fn vxlan_device(name: &str, network: IpNet) -> Option<Identity> {
-    let observed = kernel::Kernel::connect().ok()?.observe(name, network).await;
-    let device = observed.ok()?.device?;
+async fn vxlan_device(name: &str) -> Option<Identity> {
+    let link = kernel::Kernel::connect().ok()?.observe_device(name).await;
+    let device = link.ok()??;
     Some(Identity {
         mac: device.mac,
         address: device.vxlan?.local,
@@ -136,7 +138,7 @@ async fn release(
         bail!("public address {address}: the underlay is IPv4");
     };
     let mac = identity.map_or_else(MacAddr::default, |identity| identity.mac);
-    let attributes = backend::own_attributes(address, config.vxlan.vni, mac);
+    let attributes = backend::of(&config.backend).attributes(address, mac);
     if store
         .release(subnet, &attributes)
         .await

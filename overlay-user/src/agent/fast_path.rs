@@ -37,7 +37,7 @@ pub struct View<'a> {
     pub underlay: &'a Underlay,
     /// This node's subnet.
     pub subnet: IpNet,
-    /// Longest inner packet that fits the underlay.
+    /// Longest packet of a pod that fits the underlay.
     pub mtu: u32,
     /// The pods, as of the last look.
     pub pods: &'a mut PodLinks,
@@ -51,10 +51,21 @@ pub struct View<'a> {
     pub hindrance: Option<String>,
 }
 
+/// A device by which the IP stack sends to other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlet {
+    /// Name.
+    pub name: String,
+    /// Interface index.
+    pub ifindex: u32,
+}
+
 /// What the kernel path backs by now: nothing else may be short-cut.
 pub struct Backing<'a> {
-    /// Index and MAC address of the VXLAN device, if it is there.
-    pub device: Option<(u32, MacAddr)>,
+    /// Where the IP stack sends to other nodes; nowhere while the backend's device is not there.
+    pub outlets: &'a [Outlet],
+    /// MAC address of the backend's device.
+    pub mac: MacAddr,
     /// The peers that it serves completely.
     pub peers: &'a [Peer],
 }

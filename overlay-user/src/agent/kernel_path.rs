@@ -9,7 +9,6 @@ use crate::config::SubnetEnv;
 use crate::kernel::apply::Failure;
 use crate::kernel::guard::{self, Guard, GuardState};
 use crate::kernel::{Kernel, sysctl};
-use crate::mac::MacAddr;
 use crate::reconcile::{Action, diff};
 
 /// What the kernel path remembers between rounds.
@@ -22,12 +21,6 @@ pub struct KernelPath {
     bridge_warned: bool,
     /// What the subnet file holds.
     subnet_env: Option<SubnetEnv>,
-}
-
-/// Index and MAC address of the VXLAN device, if it is there.
-pub fn device(seen: &Seen) -> Option<(u32, MacAddr)> {
-    let device = seen.observed.device.as_ref()?;
-    Some((device.ifindex, device.mac))
 }
 
 impl KernelPath {
@@ -56,10 +49,11 @@ impl KernelPath {
         kernel: &Kernel,
         settings: &Settings,
         plan: &Plan,
+        peers: &[Peer],
         seen: &mut Seen,
         report: &mut Report,
     ) -> Vec<Peer> {
-        let served = device_and_peers(kernel, settings, plan, seen, report).await;
+        let served = device_and_peers(kernel, settings, plan, peers, seen, report).await;
         if let Some(bridge) = seen.pods.bridge.as_ref().filter(|bridge| !bridge.up) {
             match kernel.set_up(bridge.ifindex).await {
                 Ok(()) => tracing::warn!(device = bridge.name, "somebody set the device down"),
@@ -129,19 +123,20 @@ impl KernelPath {
     }
 }
 
-/// The VXLAN device and what leads to the peers; returns the peers that are served completely.
+/// The backend's device and what leads to the peers; returns the peers that are served completely.
 async fn device_and_peers(
     kernel: &Kernel,
     settings: &Settings,
     plan: &Plan,
+    peers: &[Peer],
     seen: &mut Seen,
     report: &mut Report,
 ) -> Vec<Peer> {
     let desired = &plan.kernel;
-    if seen.observed.device.is_none() {
-        match kernel.reclaim_name(&desired.device).await {
+    if let (Some(link), None) = (&desired.link, &seen.observed.link) {
+        match kernel.reclaim_name(link).await {
             Ok(true) => {
-                tracing::warn!(device = desired.device.name, "somebody renamed the device");
+                tracing::warn!(device = link.name, "somebody renamed the device");
                 if let Err(error) = seen.look_at_peers(kernel, settings).await {
                     report.problem("kernel", format!("look at the kernel: {error}"));
                     return Vec::new();
@@ -167,16 +162,17 @@ async fn device_and_peers(
         _ => {
             if let Err(error) = seen.look_at_peers(kernel, settings).await {
                 report.problem("kernel", format!("look at the kernel: {error}"));
-                seen.observed.device = None;
+                seen.observed.link = None;
+                return Vec::new();
             }
         }
     }
     // Without its device nobody is served.
-    if seen.observed.device.is_none() {
+    if desired.link.is_some() && seen.observed.link.is_none() {
         return Vec::new();
     }
     let is_served = |peer: &&Peer| !failures.iter().any(|failure| concerns(failure, peer));
-    desired.peers.values().filter(is_served).cloned().collect()
+    peers.iter().filter(is_served).cloned().collect()
 }
 
 /// Whether a failure leaves a peer without a complete kernel path.
@@ -184,9 +180,9 @@ fn concerns(failure: &Failure, peer: &Peer) -> bool {
     match &failure.action {
         Action::AddRoute(route) | Action::ReplaceRoute(route) => route.subnet == peer.subnet,
         Action::SetNeighbour(address, _) => *address == peer.subnet.network(),
-        Action::SetFdb(mac, _) => *mac == peer.mac,
+        Action::SetFdb(mac, _) => Some(*mac) == peer.mac(),
         // Without its device nobody is served.
-        Action::DeleteDevice(_) | Action::CreateDevice(_) | Action::SetUp => true,
+        Action::DeleteDevice(_) | Action::CreateDevice(..) | Action::SetUp => true,
         _ => false,
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::bail;
 use ipnet::IpNet;
-use overlay_common::vxlan::OVERHEAD;
 
+use super::fast_path::Outlet;
 use super::seen::Seen;
 use super::settings::Settings;
-use crate::backend::{self, Peer};
+use crate::backend::{Here, Nic, Peer};
 use crate::config::SubnetEnv;
 use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
@@ -17,27 +17,41 @@ use crate::kernel::rules::RuleSet;
 use crate::lease::{Attributes, Lease};
 use crate::mac::MacAddr;
 use crate::marks::BRIDGE;
-use crate::reconcile::{Desired, Device};
+use crate::reconcile::KernelState;
 
-/// What a round is about, besides the kernel's state: leases and the place of this node.
-#[derive(Clone, Copy, Debug)]
-pub struct Situation<'a> {
-    /// This node's lease.
-    pub lease: &'a Lease,
-    /// MAC address of the VXLAN device.
-    pub mac: MacAddr,
-    /// The underlay's device.
-    pub underlay: &'a Underlay,
-    /// The other nodes.
-    pub peers: &'a [Peer],
+/// This node, with its lease, the MAC address of the backend's device, the underlay's device and
+/// the prefixes of that.
+#[must_use]
+pub fn here(
+    settings: &Settings,
+    lease: &Lease,
+    mac: MacAddr,
+    underlay: &Underlay,
+    on_link: &[IpNet],
+) -> Here {
+    Here {
+        network: settings.network(),
+        subnet: lease.subnet,
+        public_ip: underlay.public_address,
+        mac,
+        nic: Nic {
+            name: underlay.name.clone(),
+            ifindex: underlay.ifindex,
+            mtu: underlay.mtu,
+        },
+        on_link: on_link.to_vec(),
+    }
 }
 
 /// What the kernel path should be.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Device, neighbours, FDB, routes.
-    pub kernel: Desired,
-    /// The guard of the kernel path, as if no program judged; none where it is not known who else uses the UDP port.
+    /// Device, addresses, neighbours, FDB, routes.
+    pub kernel: KernelState,
+    /// Longest packet of a pod, in bytes.
+    pub mtu: u32,
+    /// The guard of the kernel path, as if no program judged; none where it is not known who else
+    /// uses the UDP port.
     pub guard: Option<GuardState>,
     /// Masquerading and forwarding.
     pub rules: RuleSet,
@@ -46,35 +60,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan for a situation.
+    /// The plan for this node and its peers.
     #[must_use]
-    pub fn of(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Self {
-        let network = settings.network();
-        let subnet = situation.lease.subnet;
-        let mtu = settings.config.vxlan.mtu.unwrap_or(situation.underlay.mtu);
-        let kernel = Desired {
-            network,
-            device: Device {
-                name: settings.device.clone(),
-                vni: settings.config.vxlan.vni,
-                port: settings.config.vxlan.port,
-                underlay: situation.underlay.ifindex,
-                local: situation.underlay.public_address,
-                mtu: mtu.saturating_sub(OVERHEAD),
-                address: IpNet::from(subnet.network()),
-                mac: Some(situation.mac),
-            },
-            peers: situation
-                .peers
-                .iter()
-                .map(|peer| (peer.subnet, peer.clone()))
-                .collect(),
-            forwarding: true,
-        };
+    pub fn of(settings: &Settings, here: &Here, peers: &[Peer], seen: &Seen) -> Self {
+        let (network, subnet) = (here.network, here.subnet);
+        let mtu = settings.backend.mtu(here.nic.mtu);
         let flags = &settings.flags.node;
         let gateway = subnet.hosts().next().unwrap_or(subnet.addr());
         Self {
-            guard: guard(settings, situation, seen),
+            kernel: settings.backend.state(here, peers),
+            mtu,
+            guard: guard(settings, here, peers, seen),
             rules: RuleSet {
                 network,
                 subnet,
@@ -86,24 +82,21 @@ impl Plan {
                 networks: vec![network],
                 subnet: IpNet::new(gateway, subnet.prefix_len()).ok(),
                 subnet_v6: None,
-                mtu: kernel.device.mtu,
+                mtu,
                 ip_masq: flags.ip_masq,
             },
-            kernel,
         }
     }
 }
 
-fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<GuardState> {
-    let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) = (
-        settings.network(),
-        situation.lease.subnet,
-        situation.underlay.public_address,
-    ) else {
+fn guard(settings: &Settings, here: &Here, peers: &[Peer], seen: &Seen) -> Option<GuardState> {
+    let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) =
+        (here.network, here.subnet, here.public_ip)
+    else {
         return None;
     };
-    let peers = situation
-        .peers
+    let vxlan = settings.config.vxlan();
+    let peers = peers
         .iter()
         .filter_map(|peer| match (peer.vtep, peer.subnet) {
             (IpAddr::V4(vtep), IpNet::V4(subnet)) => Some((vtep, subnet)),
@@ -115,9 +108,10 @@ fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<
         own_subnet,
         own_vtep,
         vxlan: settings.device.clone(),
+        nic: (settings.backend.has_direct_ways()).then(|| here.nic.name.clone()),
         bridge: bridge.map_or_else(|| BRIDGE.to_owned(), |bridge| bridge.name.clone()),
-        port: settings.config.vxlan.port,
-        vni: settings.config.vxlan.vni,
+        port: vxlan.map_or(0, |vxlan| vxlan.port),
+        vni: vxlan.map_or(0, |vxlan| vxlan.vni),
         other_vnis: seen.other_vnis.clone()?,
         peers: peers.collect(),
         pods: seen.pods.sources(),
@@ -127,19 +121,42 @@ fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<
     })
 }
 
-/// How long the guard outlives the agent. nftables has no time without end for what it calls a timeout.
+/// How long the guard outlives the agent. nftables has no time without end for what it calls a
+/// timeout.
 fn lapse(wanted: Duration) -> Duration {
     const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
     if wanted.is_zero() { FOR_EVER } else { wanted }
+}
+
+/// Where the IP stack sends to other nodes: nowhere while the backend's device is not there.
+#[must_use]
+pub fn outlets(settings: &Settings, seen: &Seen, here: &Here) -> Vec<Outlet> {
+    let link = seen.observed.link.as_ref();
+    if settings.device.is_some() && link.is_none() {
+        return Vec::new();
+    }
+    let device = link.map(|link| Outlet {
+        name: link.name.clone(),
+        ifindex: link.ifindex,
+    });
+    let nic = settings.backend.has_direct_ways().then(|| Outlet {
+        name: here.nic.name.clone(),
+        ifindex: here.nic.ifindex,
+    });
+    device.into_iter().chain(nic).collect()
 }
 
 /// What this node says of itself in its lease.
 ///
 /// # Errors
 /// The underlay is not of the overlay's family.
-pub fn attributes(underlay: &Underlay, vni: u32, mac: MacAddr) -> anyhow::Result<Attributes> {
+pub fn attributes(
+    settings: &Settings,
+    underlay: &Underlay,
+    mac: MacAddr,
+) -> anyhow::Result<Attributes> {
     match underlay.public_address {
-        IpAddr::V4(address) => Ok(backend::own_attributes(address, vni, mac)),
+        IpAddr::V4(address) => Ok(settings.backend.attributes(address, mac)),
         IpAddr::V6(address) => bail!("public address {address}: the underlay is IPv4"),
     }
 }

@@ -13,15 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::fast_path::{Backing, FastPath, View};
 use super::health::{Health, Report};
-use super::kernel_path::{self, KernelPath};
+use super::kernel_path::KernelPath;
 use super::path_check::PathCheck;
-use super::plan::{Plan, Situation, attributes};
+use super::plan::{self, Plan, attributes};
 use super::policies::Hindrance;
 use super::rules::RulesUpkeep;
 use super::seen::Seen;
 use super::settings::Settings;
 use super::underlay::{Footing, Step};
-use crate::backend::{Peer, Peers};
+use crate::backend::{Here, Peer, Peers};
 use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
 use crate::kernel::monitor::{Event, Monitor, ROUNDS};
@@ -51,7 +51,7 @@ pub struct Start {
     pub underlay: Underlay,
     /// This node's lease.
     pub lease: Lease,
-    /// MAC address of the VXLAN device.
+    /// MAC address of the backend's device.
     pub mac: MacAddr,
     /// What the tools are told.
     pub file: AgentFile,
@@ -211,8 +211,9 @@ impl Reconciler {
         if let Err(error) = self.see(&mut report).await {
             report.problem("kernel", format!("look at the kernel: {error}"));
         } else {
-            self.judge_leases(&state, &mut report);
-            self.carry_out(&mut report).await;
+            let here = self.here();
+            self.judge_leases(&here, &state, &mut report);
+            self.carry_out(&here, &mut report).await;
         }
         self.failed = !report.is_ready();
         self.leave_note(&mut report);
@@ -266,6 +267,9 @@ impl Reconciler {
                     self.seen
                         .refresh(&self.kernel, &self.settings, ifindex)
                         .await?;
+                    if let Some(seen) = &self.seen.underlay {
+                        self.footing.learn_link(seen);
+                    }
                 }
             }
             Err(error) if step == Step::Choose => report.problem("underlay", error.to_string()),
@@ -274,34 +278,28 @@ impl Reconciler {
         Ok(())
     }
 
+    fn here(&self) -> Here {
+        let (underlay, on_link) = (self.footing.underlay(), self.footing.on_link());
+        plan::here(&self.settings, &self.lease, self.mac, underlay, on_link)
+    }
+
     /// Makes peers of leases.
-    fn judge_leases(&mut self, state: &LeaseState, report: &mut Report) {
-        let underlay = self.seen.underlay.as_ref();
-        self.peers.update(
-            &self.settings.network(),
-            &self.lease,
-            underlay.map_or(&[][..], |underlay| &underlay.addresses),
-            &state.leases,
-        );
+    fn judge_leases(&mut self, here: &Here, state: &LeaseState, report: &mut Report) {
+        let backend = &*self.settings.backend;
+        self.peers.update(backend, here, &state.leases);
         report.reject(self.peers.rejected());
     }
 
     /// The order in which everything changes: what goes, goes from the maps first; what comes, comes to the maps last.
-    async fn carry_out(&mut self, report: &mut Report) {
+    async fn carry_out(&mut self, here: &Here, report: &mut Report) {
         let mut peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
         peers.sort();
-        let situation = Situation {
-            lease: &self.lease,
-            mac: self.mac,
-            underlay: self.footing.underlay(),
-            peers: &peers,
-        };
-        let plan = Plan::of(&self.settings, &situation, &self.seen);
+        let plan = Plan::of(&self.settings, here, &peers, &self.seen);
         let mut view = View {
             settings: &self.settings,
             underlay: self.footing.underlay(),
             subnet: self.lease.subnet,
-            mtu: plan.kernel.device.mtu,
+            mtu: plan.mtu,
             pods: &mut self.seen.pods.clone(),
             other_vnis: self.seen.other_vnis.clone(),
             peers: &peers,
@@ -317,30 +315,39 @@ impl Reconciler {
         self.fast_path.prepare(&view, report);
         let served = self
             .kernel_path
-            .carry_out(&self.kernel, &self.settings, &plan, &mut self.seen, report)
+            .carry_out(
+                &self.kernel,
+                &self.settings,
+                &plan,
+                &peers,
+                &mut self.seen,
+                report,
+            )
             .await;
         self.rules.want(&plan.rules);
         self.rules.outcome().borrow().tell(&plan.rules, report);
-        let device = kernel_path::device(&self.seen);
-        if let Some((_, mac)) = device
+        let link = self.seen.observed.link.as_ref();
+        if let Some(mac) = link.map(|link| link.mac)
             && mac != self.mac
         {
             tracing::warn!(old = %self.mac, new = %mac, "the device's MAC address was changed; telling the others");
             self.mac = mac;
         }
-        match attributes(view.underlay, self.settings.config.vxlan.vni, self.mac) {
+        match attributes(&self.settings, view.underlay, self.mac) {
             Ok(attributes) => self.store.publish(attributes),
             Err(error) => report.problem("underlay", format!("{error:#}")),
         }
-        let scope = scope(&self.settings, view.pods);
+        let scope = scope(&self.settings, &here.nic.name, view.pods);
         self.hindrance.find(scope).await;
         view.hindrance = self.hindrance.reason();
         if let Some(note) = self.hindrance.note() {
             report.note("network policies", note);
         }
         report.policies = self.hindrance.policies().to_vec();
+        let outlets = plan::outlets(&self.settings, &self.seen, here);
         let backing = Backing {
-            device,
+            outlets: &outlets,
+            mac: self.mac,
             peers: &served,
         };
         self.fast_path.carry_out(&mut view, &backing, report).await;
@@ -356,11 +363,11 @@ impl Reconciler {
             };
             self.kernel_path.narrow_guard(guard, report).await;
         }
-        self.path_check.follow(
-            &self.settings.device,
-            self.lease.subnet.network(),
-            self.peers.believed(),
-        );
+        if let Some(device) = &self.settings.device {
+            let source = self.lease.subnet.network();
+            self.path_check
+                .follow(device, source, self.peers.believed());
+        }
         report.pods = view.pods.pods.len();
         report.peers = served.len();
     }
@@ -428,12 +435,20 @@ fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Event, kernel
 }
 
 /// The packets whose short cut passes by netfilter.
-fn scope(settings: &Settings, pods: &PodLinks) -> Scope {
+fn scope(settings: &Settings, nic: &str, pods: &PodLinks) -> Scope {
     let bridge = pods.bridge.as_ref();
     let bridge = bridge.map_or(BRIDGE, |bridge| &bridge.name);
+    let device = settings.device.as_deref();
+    // Packets that nothing is around meet the rules for the NIC.
+    let nic = settings.backend.has_direct_ways().then_some(nic);
     Scope {
         network: settings.network(),
-        devices: [bridge, &settings.device].map(str::to_owned).into(),
+        devices: [bridge]
+            .into_iter()
+            .chain(device)
+            .chain(nic)
+            .map(str::to_owned)
+            .collect(),
         ports: pods.pods.iter().map(|pod| pod.name.clone()).collect(),
     }
 }

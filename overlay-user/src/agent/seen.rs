@@ -11,7 +11,7 @@ use crate::kernel::monitor::Event;
 use crate::kernel::pods::PodLinks;
 use crate::kernel::{Error, Kernel, sysctl};
 use crate::marks::BRIDGE;
-use crate::reconcile::{Observed, ObservedDevice};
+use crate::reconcile::{KernelState, Link};
 
 /// How often everything is looked at although no event says so.
 const NOW_AND_THEN: Duration = Duration::from_secs(60);
@@ -23,8 +23,8 @@ const YOUNG: Duration = Duration::from_secs(30);
 /// What was seen.
 #[derive(Debug)]
 pub struct Seen {
-    /// The VXLAN device, and all that leads to it.
-    pub observed: Observed,
+    /// The backend's device, and all that leads to peers.
+    pub observed: KernelState,
     /// The bridge and the pods on it.
     pub pods: PodLinks,
     /// VNIs of other devices on the UDP port; none while the kernel has not told.
@@ -43,7 +43,7 @@ pub struct Seen {
 impl Default for Seen {
     fn default() -> Self {
         Self {
-            observed: Observed::default(),
+            observed: KernelState::default(),
             pods: PodLinks::default(),
             other_vnis: None,
             underlay: None,
@@ -58,7 +58,7 @@ impl Default for Seen {
 impl Seen {
     /// Takes an event into account. True if it may ask for a round.
     pub fn note(&mut self, event: &Event) -> bool {
-        let device = self.observed.device.as_ref().map(|device| device.ifindex);
+        let device = self.observed.link.as_ref().map(|link| link.ifindex);
         match event {
             Event::Neighbour(neighbour) if Some(neighbour.ifindex) == device => {
                 self.observed.apply(&neighbour.permanent())
@@ -124,17 +124,24 @@ impl Seen {
         if self.devices_are_old {
             kernel.look();
             self.underlay = sight(kernel, underlay).await.ok();
-            let others = kernel.other_vnis(&settings.device, settings.config.vxlan.port);
-            self.other_vnis = others.await.ok().or_else(|| self.other_vnis.take());
+            self.other_vnis = match (&settings.device, settings.config.vxlan()) {
+                (Some(device), Some(vxlan)) => {
+                    let others = kernel.other_vnis(device, vxlan.port).await.ok();
+                    others.or_else(|| self.other_vnis.take())
+                }
+                _ => Some(BTreeSet::new()),
+            };
             let pods = kernel.pods(BRIDGE).await?;
             if pods != self.pods {
                 (self.pods, self.pods_changed) = (pods, Instant::now());
             }
-            let device = kernel.observe_device(&settings.device).await?;
-            let index = |device: &ObservedDevice| (device.ifindex, device.up);
-            self.peers_are_old |=
-                device.as_ref().map(index) != self.observed.device.as_ref().map(index);
-            self.observed.device = device;
+            if let Some(device) = &settings.device {
+                let link = kernel.observe_device(device).await?;
+                let index = |link: &Link| (link.ifindex, link.up);
+                self.peers_are_old |=
+                    link.as_ref().map(index) != self.observed.link.as_ref().map(index);
+                self.observed.link = link;
+            }
             self.devices_are_old = false;
         }
         if self.peers_are_old {
@@ -153,7 +160,8 @@ impl Seen {
         settings: &Settings,
     ) -> Result<(), Error> {
         self.peers_are_old = true;
-        self.observed = kernel.observe(&settings.device, settings.network()).await?;
+        let device = settings.device.as_deref();
+        self.observed = kernel.observe(device, settings.network()).await?;
         self.peers_are_old = false;
         self.looked = Instant::now();
         Ok(())

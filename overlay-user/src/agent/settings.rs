@@ -1,9 +1,11 @@
 //! What does not change while the agent runs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::backend::{self, Backend};
 use crate::config::flags::{StoreFlags, StoreKind};
 use crate::config::{AgentFlags, NetworkConfig};
 use crate::datapath::pins::Pins;
@@ -19,8 +21,10 @@ pub struct Settings {
     pub config: NetworkConfig,
     /// How the underlay's device is chosen.
     pub criteria: Criteria,
-    /// Name of the VXLAN device.
-    pub device: String,
+    /// How packets get to other nodes.
+    pub backend: Arc<dyn Backend>,
+    /// Name of the device that the backend makes, if it makes one.
+    pub device: Option<String>,
     /// The pins of the fast path.
     pub pins: Pins,
 }
@@ -29,10 +33,12 @@ impl Settings {
     /// What follows from the flags and the configuration.
     #[must_use]
     pub fn new(flags: &AgentFlags, config: NetworkConfig) -> Self {
+        let backend = backend::of(&config.backend);
         Self {
             flags: flags.clone(),
             criteria: criteria(flags),
-            device: format!("flannel.{}", config.vxlan.vni),
+            device: backend.device(),
+            backend,
             pins: pins(flags),
             config,
         }

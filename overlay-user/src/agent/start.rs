@@ -61,7 +61,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     for note in &config.notes {
         tracing::warn!("{note}");
     }
-    tracing::info!(network = %config.network(), vni = config.vxlan.vni, port = config.vxlan.port, "network configuration");
+    tracing::info!(network = %config.network(), backend = ?config.backend, "network configuration");
     let settings = Settings::new(flags, config);
     let Some(found) = until(&cancel, "look at the kernel's network", async || {
         match find(&settings).await {
@@ -77,13 +77,16 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     let (kernel, underlay, mac) = found?;
     let _namespace = claim_namespace()?;
     for former in kernel
-        .remove_former(&settings.device, settings.network())
+        .remove_former(settings.device.as_deref(), settings.network())
         .await?
     {
-        tracing::warn!(device = former, "removed: the network has another VNI now");
+        tracing::warn!(
+            device = former,
+            "removed: the network has another VNI or backend now"
+        );
     }
     let previous = previous_subnet(flags);
-    let attributes = attributes(&underlay, settings.config.vxlan.vni, mac)?;
+    let attributes = attributes(&settings, &underlay, mac)?;
     let Some(lease) = until(&cancel, "take a lease", async || {
         store
             .acquire(&settings.config, attributes.clone(), previous)
@@ -126,8 +129,8 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await
 }
 
-/// Makes this the only agent of its network namespace, for as long as the process lives. Two agents with
-/// run directories of their own would write each other's guard, packet-filter rules and pins.
+/// Makes this the only agent of its network namespace, for as long as the process lives. Two agents
+/// with run directories of their own would write each other's guard, packet-filter rules and pins.
 fn claim_namespace() -> anyhow::Result<UnixListener> {
     // An abstract name is the network namespace's, and goes with the process.
     let name = SocketAddr::from_abstract_name("overlay/agent")?;
@@ -161,7 +164,8 @@ async fn until<T>(
     }
 }
 
-/// Connects to the kernel, chooses the underlay's device and finds the VXLAN device's MAC address.
+/// Connects to the kernel, chooses the underlay's device and finds the MAC address of the
+/// backend's.
 async fn find(settings: &Settings) -> anyhow::Result<(Kernel, Underlay, MacAddr)> {
     let kernel = Kernel::connect()?;
     let network = settings.config.network();
@@ -180,7 +184,10 @@ async fn find(settings: &Settings) -> anyhow::Result<(Kernel, Underlay, MacAddr)
             underlay.name
         );
     }
-    let mac = device_mac(&kernel, &settings.device, network).await?;
+    let mac = match &settings.device {
+        Some(device) => device_mac(&kernel, device).await?,
+        None => MacAddr::default(),
+    };
     Ok((kernel, underlay, mac))
 }
 
@@ -194,19 +201,17 @@ fn is_late(error: &anyhow::Error) -> bool {
 }
 
 /// The MAC address of the VXLAN device: an existing one keeps its own, for peers know it.
-async fn device_mac(kernel: &Kernel, device: &str, network: IpNet) -> anyhow::Result<MacAddr> {
-    let observed = kernel.observe(device, network).await?;
-    Ok(
-        match observed.device.filter(|device| device.vxlan.is_some()) {
-            Some(device) => device.mac,
-            None => {
-                let mut bytes: [u8; 6] = rand::random();
-                // Unicast, locally administered.
-                bytes[0] = bytes[0] & 0xfe | 0x02;
-                MacAddr(bytes)
-            }
-        },
-    )
+async fn device_mac(kernel: &Kernel, device: &str) -> anyhow::Result<MacAddr> {
+    let link = kernel.observe_device(device).await?;
+    Ok(match link.filter(|link| link.vxlan.is_some()) {
+        Some(link) => link.mac,
+        None => {
+            let mut bytes: [u8; 6] = rand::random();
+            // Unicast, locally administered.
+            bytes[0] = bytes[0] & 0xfe | 0x02;
+            MacAddr(bytes)
+        }
+    })
 }
 
 /// The subnet of the last time, if its file can be read.

@@ -1,7 +1,8 @@
 //! Follows the underlay's device through renaming, another MTU, and the loss of its address.
 //!
-//! An address that is gone for a moment, as while a DHCP lease is renewed, is no reason to move to another device:
-//! every peer would have to learn of that. Neither is an address or a default route that comes later.
+//! An address that is gone for a moment, as while a DHCP lease is renewed, is no reason to move to
+//! another device: every peer would have to learn of that. Neither is an address or a default route
+//! that comes later.
 
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub struct Footing {
     current: Underlay,
     /// What was chosen at the start.
     first: Underlay,
+    /// Its prefixes when it was last seen with its address.
+    on_link: Vec<IpNet>,
     /// Since when the device or its address has been gone.
     lost: Option<Instant>,
 }
@@ -40,7 +43,8 @@ pub enum Step {
     Stay,
     /// Wait for the address to come back.
     Wait,
-    /// Wait, unless the choice is the same device with another address, or another device of its name.
+    /// Wait, unless the choice is the same device with another address, or another device of its
+    /// name.
     Readdress,
     /// Choose anew, whatever comes out.
     Choose,
@@ -54,6 +58,7 @@ impl Footing {
         Self {
             first: underlay.clone(),
             current: underlay,
+            on_link: Vec::new(),
             lost: None,
         }
     }
@@ -63,15 +68,28 @@ impl Footing {
         &self.current
     }
 
+    /// The prefixes of the device: the addresses in them are reached without a router. A device
+    /// that has lost its address for a moment keeps those that it had.
+    pub fn on_link(&self) -> &[IpNet] {
+        &self.on_link
+    }
+
+    /// Takes the prefixes from what was seen of the device, if it has its address. True if it has.
+    pub fn learn_link(&mut self, seen: &Sighting) -> bool {
+        let mut addresses = seen.addresses.iter();
+        let has_address = addresses.any(|it| it.addr() == self.current.address);
+        if has_address {
+            self.on_link.clone_from(&seen.addresses);
+        }
+        has_address
+    }
+
     /// Takes what was seen into account; `None` where the kernel did not tell, which means nothing.
     pub fn judge(&mut self, seen: Option<&Sighting>, now: Instant) -> Step {
         let Some(seen) = seen else {
             return Step::Stay;
         };
-        let has_address = seen
-            .addresses
-            .iter()
-            .any(|it| it.addr() == self.current.address);
+        let has_address = self.learn_link(seen);
         match &seen.device {
             Some((name, mtu)) if has_address && *mtu != 0 => {
                 if (name, *mtu) != (&self.current.name, self.current.mtu) {
@@ -117,6 +135,9 @@ impl Footing {
         }
         self.current = choice;
         self.lost = None;
+        if moves {
+            self.on_link.clear();
+        }
         moves
     }
 
@@ -178,6 +199,23 @@ mod tests {
             Step::Wait,
             "anew"
         );
+    }
+
+    #[test]
+    fn the_link_is_known_while_the_address_is_gone_for_a_moment() {
+        let (eth0, start) = (underlay("eth0", 2), Instant::now());
+        let mut footing = Footing::new(eth0.clone());
+        let seen = sighting(&eth0);
+        footing.judge(Some(&seen), start);
+        assert_eq!(footing.on_link(), seen.addresses);
+        let gone = Sighting {
+            addresses: Vec::new(),
+            ..seen.clone()
+        };
+        footing.judge(Some(&gone), start);
+        assert_eq!(footing.on_link(), seen.addresses);
+        footing.take(Step::Choose, underlay("eth1", 3));
+        assert_eq!(footing.on_link(), []);
     }
 
     #[test]

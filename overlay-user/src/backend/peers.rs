@@ -2,8 +2,8 @@
 //!
 //! Each lease is judged on its own, once. Among those that are good on their own, a peer that is
 //! believed stays; of the others, the one whose lease comes first in the order of keys is believed
-//! unless it contradicts a peer that is. So a newcomer cannot push out a peer, and the result depends
-//! on nothing but the peers that were believed before and the leases as they are now.
+//! unless it contradicts a peer that is. So a newcomer cannot push out a peer, and the result
+//! depends on nothing but the peers that were believed before and the leases as they are now.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::backend::vxlan::{Ground, Peer};
+use super::judge::judge;
+use super::model::{Backend, Here, Peer};
 use crate::lease::{Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey};
 use crate::mac::MacAddr;
 use crate::shared_map::SharedMap;
@@ -22,7 +23,8 @@ pub type PeerMap = SharedMap<IpNet, Peer>;
 /// The peers that are believed, and the leases that are not.
 #[derive(Debug, Default)]
 pub struct Peers {
-    ground: Option<Ground>,
+    /// What the leases were judged against.
+    here: Option<Here>,
     /// The leases that everything here was made from.
     leases: Leases,
     believed: Believed,
@@ -32,21 +34,18 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Takes in the leases as they are now. `network` is the overlay's, `own` this node's lease, whose
-    /// backend data holds our VNI and MAC; `on_link` are the prefixes of the underlay's device, whose
-    /// broadcast addresses no node has. Where one of these changed, every lease is judged anew; what
-    /// was believed stays if it is still good.
-    pub fn update(&mut self, network: &IpNet, own: &Lease, on_link: &[IpNet], leases: &Leases) {
-        let ground = Ground::new(network, own, on_link);
-        let same_ground = self.ground.as_ref() == Some(&ground);
+    /// Takes in the leases as they are now. Where `here` has changed, every lease is judged anew;
+    /// what was believed stays if it is still good.
+    pub fn update(&mut self, backend: &dyn Backend, here: &Here, leases: &Leases) {
+        let same_here = self.here.as_ref() == Some(here);
         let before = std::mem::replace(&mut self.leases, leases.clone());
         // To be judged or gone, what of them was believed until now, and what is good on its own.
         let mut accepted = HashSet::new();
         let mut candidates = BTreeMap::new();
-        let mut judge = |peers: &mut Self, key: &SubnetKey, lease: Option<&Arc<Lease>>| {
+        let mut look_at = |peers: &mut Self, key: &SubnetKey, lease: Option<&Arc<Lease>>| {
             accepted.extend(peers.believed.remove(key));
             peers.contradicted.remove(key);
-            match lease.map(|lease| ground.judge(lease)) {
+            match lease.map(|lease| judge(backend, here, lease)) {
                 Some(Ok(peer)) => {
                     candidates.insert(*key, peer);
                 }
@@ -55,18 +54,20 @@ impl Peers {
             }
         };
         let nothing = Leases::default();
-        let compared = if same_ground { &before } else { &nothing };
+        let compared = if same_here { &before } else { &nothing };
         for it in leases.differences(compared) {
-            judge(self, it.key, it.now);
+            look_at(self, it.key, it.now);
         }
-        if !same_ground {
+        if !same_here {
             for (key, _) in before.iter().filter(|(key, _)| !leases.contains_key(*key)) {
-                judge(self, key, None);
+                look_at(self, key, None);
             }
         }
         candidates.append(&mut self.contradicted);
         self.choose(candidates, accepted);
-        self.ground = Some(ground);
+        if !same_here {
+            self.here = Some(here.clone());
+        }
     }
 
     /// The peers that are believed.
@@ -81,10 +82,11 @@ impl Peers {
         &self.rejected
     }
 
-    /// Believes those `accepted` before first, then the others, as long as none contradicts another.
+    /// Believes those `accepted` before first, then the others, as long as none contradicts
+    /// another.
     fn choose(&mut self, mut candidates: BTreeMap<SubnetKey, Peer>, mut accepted: HashSet<Peer>) {
-        // Two keys name one IPv4 subnet if one is a dual-stack lease's. If both name one peer, the order
-        // decides whose it is.
+        // Two keys name one IPv4 subnet if one is a dual-stack lease's. If both name one peer, the
+        // order decides whose it is.
         let twins: Vec<_> = candidates
             .iter()
             .filter(|(_, peer)| self.believed.peers.get(&peer.subnet) == Some(peer))
@@ -127,8 +129,8 @@ impl Peers {
     }
 }
 
-/// Peers that do not contradict each other: no two share addresses, and no two nodes share a MAC address, because
-/// the forwarding database has one entry for each. One node may hold two subnets.
+/// Peers that do not contradict each other: no two share addresses, and no two nodes share a MAC
+/// address, because the forwarding database has one entry for each. One node may hold two subnets.
 #[derive(Debug, Default)]
 struct Believed {
     peers: PeerMap,
@@ -141,7 +143,8 @@ struct Believed {
 impl Believed {
     /// Adds a peer, unless something speaks against it.
     fn add(&mut self, key: SubnetKey, peer: &Peer) -> Result<(), RejectReason> {
-        // Those that are there do not overlap: only the next one on either side can contain it, or lie in it.
+        // Those that are there do not overlap: only the next one on either side can contain it, or
+        // lie in it.
         let before = self.keys.range(..=peer.subnet).next_back();
         let after = self.keys.range(peer.subnet..).next();
         for (other, _) in before.into_iter().chain(after) {
@@ -149,12 +152,14 @@ impl Believed {
                 return Err(RejectReason::Overlaps(*other));
             }
         }
-        let (holder, count) = self.nodes.entry(peer.mac).or_insert((peer.vtep, 0));
-        if *holder != peer.vtep {
-            let (mac, holder) = (peer.mac, *holder);
-            return Err(RejectReason::MacTaken { mac, holder });
+        if let Some(mac) = peer.mac() {
+            let (holder, count) = self.nodes.entry(mac).or_insert((peer.vtep, 0));
+            if *holder != peer.vtep {
+                let holder = *holder;
+                return Err(RejectReason::MacTaken { mac, holder });
+            }
+            *count += 1;
         }
-        *count += 1;
         self.keys.insert(peer.subnet, key);
         self.peers.insert(peer.subnet, peer.clone());
         Ok(())
@@ -167,10 +172,12 @@ impl Believed {
         }
         self.keys.remove(&key.subnet);
         let peer = self.peers.remove(&key.subnet)?;
-        if let Some((_, count)) = self.nodes.get_mut(&peer.mac) {
+        if let Some(mac) = peer.mac()
+            && let Some((_, count)) = self.nodes.get_mut(&mac)
+        {
             *count -= 1;
             if *count == 0 {
-                self.nodes.remove(&peer.mac);
+                self.nodes.remove(&mac);
             }
         }
         Some(peer)

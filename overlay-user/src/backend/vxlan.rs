@@ -1,133 +1,119 @@
-//! Peers that are reached by VXLAN (RFC 7348), read from leases that anybody may have written.
-//!
-//! A lease decides where this node sends packets and whose packets it believes, so each field is taken
-//! for hostile until shown otherwise, and a bad lease never costs a good one its place.
+//! `vxlan`: packets travel in UDP (RFC 7348), by a device that the kernel's VXLAN driver serves.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use overlay_common::vxlan::OVERHEAD;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config::fold_keys;
+use super::model::{Backend, Entries, Here, Peer, Way};
+use crate::config::{VxlanConfig, fold_keys};
 use crate::lease::{Attributes, Lease, RejectReason, excerpt};
 use crate::mac::MacAddr;
+use crate::marks::ROUTE_PROTOCOL;
+use crate::reconcile::{Link, Route, VxlanAttributes};
 
-/// The backend's name in leases and in the network configuration.
-pub const TYPE: &str = "vxlan";
+/// See [the module](self).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Vxlan(pub VxlanConfig);
 
-/// A longer prefix has no room for a gateway and a pod.
-const LONGEST_SUBNET: u8 = 30;
-
-/// Another node, with all that is needed to send to its pods.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Peer {
-    /// The node's pods have their addresses here.
-    pub subnet: IpNet,
-    /// Outer destination of packets to the node, and the only outer source they are taken from.
-    pub vtep: IpAddr,
-    /// Inner destination MAC of packets to the node.
-    pub mac: MacAddr,
-}
-
-/// `BackendData` of a vxlan lease.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// `BackendData` of a lease.
+#[derive(Deserialize)]
 struct Data {
     /// Absent in leases of flannel from before 2021.
     vni: Option<u64>,
     vtepmac: MacAddr,
 }
 
-/// What this node publishes: `{"VNI":1,"VtepMAC":"…"}` with the MAC last, because a stock flanneld
-/// finds it there by its place.
-#[must_use]
-pub fn own_attributes(public_ip: Ipv4Addr, vni: u32, mac: MacAddr) -> Attributes {
-    Attributes {
-        public_ip,
-        public_ipv6: None,
-        backend_type: Some(TYPE.to_owned()),
-        backend_data: Some(json!({ "VNI": vni, "VtepMAC": mac })),
-        backend_v6_data: None,
+impl Backend for Vxlan {
+    fn name(&self) -> &'static str {
+        "vxlan"
     }
-}
 
-/// What the other nodes' leases are judged against.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ground {
-    network: IpNet,
-    own: IpNet,
-    own_address: Ipv4Addr,
-    /// Absent where this node's lease says nothing that can be read.
-    own_data: Option<Data>,
-    on_link: Vec<IpNet>,
-}
+    fn device(&self) -> Option<String> {
+        Some(format!("flannel.{}", self.0.vni))
+    }
 
-impl Ground {
-    /// `network` is the overlay's, `own` this node's lease, whose backend data holds our VNI and MAC;
-    /// `on_link` are the prefixes of the underlay's device, whose broadcast addresses no node has.
-    pub fn new(network: &IpNet, own: &Lease, on_link: &[IpNet]) -> Self {
-        Self {
-            network: *network,
-            own: own.subnet,
-            own_address: own.attributes.public_ip,
-            own_data: data(own.attributes.backend_data.as_ref()).ok(),
-            on_link: on_link.to_vec(),
+    fn has_direct_ways(&self) -> bool {
+        self.0.direct_routing
+    }
+
+    fn mtu(&self, underlay: u32) -> u32 {
+        self.0.mtu.unwrap_or(underlay).saturating_sub(OVERHEAD)
+    }
+
+    /// `BackendData` is `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock
+    /// flanneld finds it there by its place.
+    fn attributes(&self, public_ip: Ipv4Addr, mac: MacAddr) -> Attributes {
+        Attributes {
+            public_ip,
+            public_ipv6: None,
+            backend_type: Some(self.name().to_owned()),
+            backend_data: Some(json!({ "VNI": self.0.vni, "VtepMAC": mac })),
+            backend_v6_data: None,
         }
     }
 
-    /// Judges a lease on its own.
-    pub fn judge(&self, lease: &Lease) -> Result<Peer, RejectReason> {
-        let Lease {
-            subnet, attributes, ..
-        } = lease;
-        let network = &self.network;
-        if !network.contains(subnet) {
-            return Err(RejectReason::OutsideNetwork(*network));
+    fn way(&self, here: &Here, lease: &Lease) -> Result<Way, RejectReason> {
+        let Data { vni, vtepmac: mac } = data(lease.attributes.backend_data.as_ref())?;
+        if !mac.is_unicast() {
+            return Err(RejectReason::Mac(mac));
         }
-        if subnet.prefix_len() > LONGEST_SUBNET {
-            return Err(RejectReason::TooSmall(subnet.prefix_len()));
+        if mac == here.mac {
+            let holder = here.public_ip;
+            return Err(RejectReason::MacTaken { mac, holder });
         }
-        if lease.overlaps(&self.own) {
-            return Err(RejectReason::OverlapsOwn(self.own));
-        }
-        let kind = attributes.backend_type.as_deref().unwrap_or_default();
-        if kind != TYPE {
-            return Err(RejectReason::BackendType(excerpt(kind)));
-        }
-        let vtep = attributes.public_ip;
-        let is_broadcast = |prefix| is_broadcast(prefix, vtep);
-        if !is_host(vtep) || self.on_link.iter().any(is_broadcast) {
-            return Err(RejectReason::PublicIp(vtep.into()));
-        }
-        if network.contains(&IpAddr::V4(vtep)) {
-            return Err(RejectReason::PublicIpInside(vtep.into()));
-        }
-        if vtep == self.own_address {
-            return Err(RejectReason::PublicIpOwn(vtep.into()));
-        }
-        let data = data(attributes.backend_data.as_ref())?;
-        if !data.vtepmac.is_unicast() {
-            return Err(RejectReason::Mac(data.vtepmac));
-        }
-        if let Some(ours) = &self.own_data {
-            if ours.vtepmac == data.vtepmac {
-                let holder = self.own_address.into();
-                return Err(RejectReason::MacTaken {
-                    mac: data.vtepmac,
-                    holder,
-                });
+        match vni {
+            Some(theirs) if theirs != u64::from(self.0.vni) => {
+                let ours = self.0.vni;
+                Err(RejectReason::Vni { theirs, ours })
             }
-            if let (Some(theirs), Some(Ok(ours))) = (data.vni, ours.vni.map(u32::try_from))
-                && theirs != u64::from(ours)
-            {
-                return Err(RejectReason::Vni { theirs, ours });
+            _ if self.0.direct_routing && here.is_on_link(lease.attributes.public_ip.into()) => {
+                Ok(Way::Direct)
             }
+            _ => Ok(Way::Vxlan { mac }),
         }
-        Ok(Peer {
-            subnet: *subnet,
-            vtep: vtep.into(),
-            mac: data.vtepmac,
+    }
+
+    fn link(&self, here: &Here) -> Option<Link> {
+        Some(Link {
+            name: self.device()?,
+            ifindex: 0,
+            vxlan: Some(VxlanAttributes {
+                vni: self.0.vni,
+                port: self.0.port,
+                underlay: here.nic.ifindex,
+                local: Some(here.public_ip),
+                learning: false,
+            }),
+            mac: here.mac,
+            mtu: self.mtu(here.nic.mtu),
+            up: true,
+            addresses: [IpNet::from(here.subnet.network())].into(),
+            configures_itself: false,
         })
+    }
+
+    /// The peer's subnet by way of the subnet's base address, which nothing on the wire answers
+    /// for, hence `onlink` and a permanent neighbour.
+    fn entries(&self, here: &Here, peer: &Peer) -> Entries {
+        let Way::Vxlan { mac } = peer.way else {
+            return Entries::direct(here, peer);
+        };
+        let gateway = peer.subnet.network();
+        Entries {
+            route: Route {
+                subnet: peer.subnet,
+                gateway: Some(gateway),
+                device: self.device(),
+                onlink: true,
+                protocol: ROUTE_PROTOCOL,
+                metric: 0,
+            },
+            neighbour: Some((gateway, mac)),
+            fdb: Some((mac, peer.vtep)),
+        }
     }
 }
 
@@ -137,30 +123,43 @@ fn data(value: Option<&Value>) -> Result<Data, RejectReason> {
         .map_err(|error| RejectReason::BackendData(excerpt(&error.to_string())))
 }
 
-/// Whether the address can be that of one remote host. Class E (240.0.0.0/4) and 0.0.0.0/8 cannot be
-/// routed to by a Linux host in general; link-local ones can, on one segment.
-fn is_host(address: Ipv4Addr) -> bool {
-    let first = address.octets()[0];
-    first != 0 && first < 224 && !address.is_loopback()
-}
-
-/// Whether an address stands for everybody on a link: its last one, and of old (RFC 1122, section 3.3.6) its first.
-fn is_broadcast(prefix: &IpNet, address: Ipv4Addr) -> bool {
-    let address = IpAddr::V4(address);
-    prefix.prefix_len() < 31 && (address == prefix.broadcast() || address == prefix.network())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::judge::tests::{here, lease, mac};
     use super::*;
 
     #[test]
     fn own_data_is_flannels_to_the_byte() {
+        let attributes = Vxlan::default().attributes([192, 168, 64, 3].into(), mac(0x44));
         assert_eq!(
-            own_attributes([192, 168, 64, 3].into(), 1, MacAddr([2, 0, 0, 0, 0, 0x44]))
-                .to_json()
-                .expect("JSON"),
+            attributes.to_json().expect("JSON"),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:44"}}"#
         );
+    }
+
+    #[test]
+    fn direct_routing_is_for_peers_on_the_link_only() {
+        let direct = Vxlan(VxlanConfig {
+            direct_routing: true,
+            ..VxlanConfig::default()
+        });
+        let here = here();
+        let near = lease(&direct, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
+        let far = lease(&direct, "10.244.3.0/24", [192, 168, 1, 2], mac(3));
+        let way = |backend: &Vxlan, lease: &Lease| backend.way(&here, lease).expect("a way");
+        assert_eq!(way(&direct, &near), Way::Direct);
+        assert_eq!(way(&direct, &far), Way::Vxlan { mac: mac(3) });
+        assert_eq!(way(&Vxlan::default(), &near), Way::Vxlan { mac: mac(2) });
+
+        let peer = |lease: &Lease| Peer {
+            subnet: lease.subnet,
+            vtep: lease.attributes.public_ip.into(),
+            way: way(&direct, lease),
+        };
+        let state = direct.state(&here, &[peer(&near), peer(&far)]);
+        let devices = state.routes.iter().map(|route| route.device.as_deref());
+        assert_eq!(Vec::from_iter(devices), [Some("eth0"), Some("flannel.1")]);
+        assert_eq!((state.neighbours.len(), state.fdb.len()), (1, 1));
+        assert_eq!(state.link.expect("a device").mtu, 1450);
     }
 }

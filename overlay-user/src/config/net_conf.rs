@@ -28,9 +28,18 @@ pub struct NetworkConfig {
     /// Packet-filter rules by nftables instead of iptables (`EnableNFTables`).
     pub nftables: bool,
     /// How peers are reached.
-    pub vxlan: VxlanConfig,
+    pub backend: BackendConfig,
     /// Things that the operator should know about this configuration, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// The backend and its options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendConfig {
+    /// `vxlan`.
+    Vxlan(VxlanConfig),
+    /// `host-gw`, which has no options.
+    HostGw,
 }
 
 /// Options of the vxlan backend.
@@ -42,6 +51,8 @@ pub struct VxlanConfig {
     pub port: u16,
     /// MTU of the *underlay* in bytes; absent: that of the chosen interface.
     pub mtu: Option<u32>,
+    /// Peers on the link that the underlay's device is on are reached without encapsulation.
+    pub direct_routing: bool,
 }
 
 impl Default for VxlanConfig {
@@ -50,6 +61,7 @@ impl Default for VxlanConfig {
             vni: DEFAULT_VNI,
             port: DEFAULT_PORT,
             mtu: None,
+            direct_routing: false,
         }
     }
 }
@@ -136,21 +148,21 @@ impl NetworkConfig {
             raw.subnetmax.filter(set),
         )?;
         let mut notes = Vec::new();
-        let vxlan = match raw.backend {
-            Some(backend) if !backend.is_null() => VxlanConfig::parse(backend)?,
+        let backend = match raw.backend {
+            Some(backend) if !backend.is_null() => BackendConfig::parse(backend)?,
             _ => {
                 notes.push(
                     "the network configuration names no Backend: using vxlan, as flannel's \
                      documentation says (flanneld itself would take udp)"
                         .to_owned(),
                 );
-                VxlanConfig::default()
+                BackendConfig::Vxlan(VxlanConfig::default())
             }
         };
         Ok(Self {
             pool,
             nftables: raw.enablenftables.unwrap_or(false),
-            vxlan,
+            backend,
             notes,
         })
     }
@@ -160,23 +172,35 @@ impl NetworkConfig {
     pub fn network(&self) -> IpNet {
         self.pool.network()
     }
+
+    /// Options of the vxlan backend; none where the backend is another.
+    #[must_use]
+    pub fn vxlan(&self) -> Option<&VxlanConfig> {
+        match &self.backend {
+            BackendConfig::Vxlan(vxlan) => Some(vxlan),
+            BackendConfig::HostGw => None,
+        }
+    }
+}
+
+impl BackendConfig {
+    fn parse(backend: Value) -> Result<Self, NetConfError> {
+        let raw: RawBackend = serde_json::from_value(fold_keys(backend))?;
+        let kind = raw.r#type.as_deref().unwrap_or_default().to_lowercase();
+        match kind.as_str() {
+            "vxlan" => Ok(Self::Vxlan(VxlanConfig::new(&raw)?)),
+            "host-gw" => Ok(Self::HostGw),
+            _ => Err(NetConfError::NotSupported {
+                setting: format!("backend type {kind:?}"),
+                cure: "set Backend to {\"Type\":\"vxlan\"} or {\"Type\":\"host-gw\"}",
+            }),
+        }
+    }
 }
 
 impl VxlanConfig {
-    fn parse(backend: Value) -> Result<Self, NetConfError> {
-        let raw: RawBackend = serde_json::from_value(fold_keys(backend))?;
-        let kind = raw.r#type.unwrap_or_default().to_lowercase();
-        if kind != "vxlan" {
-            return Err(NetConfError::NotSupported {
-                setting: format!("backend type {kind:?}"),
-                cure: "set Backend to {\"Type\":\"vxlan\"}",
-            });
-        }
-        for (name, asked) in [
-            ("Learning", raw.learning),
-            ("GBP", raw.gbp),
-            ("DirectRouting", raw.directrouting),
-        ] {
+    fn new(raw: &RawBackend) -> Result<Self, NetConfError> {
+        for (name, asked) in [("Learning", raw.learning), ("GBP", raw.gbp)] {
             if asked {
                 return Err(NetConfError::NotSupported {
                     setting: format!("{name}=true of the vxlan backend"),
@@ -192,6 +216,7 @@ impl VxlanConfig {
             vni,
             port: raw.port.filter(|port| *port > 0).unwrap_or(DEFAULT_PORT),
             mtu: raw.mtu.filter(|mtu| *mtu > 0),
+            direct_routing: raw.directrouting,
         })
     }
 }
@@ -213,28 +238,26 @@ mod tests {
         assert_eq!(config.pool.min().to_string(), "10.3.5.0");
         assert_eq!(config.pool.max().to_string(), "10.3.8.0");
         assert!(config.nftables);
-        assert_eq!(
-            config.vxlan,
-            VxlanConfig {
-                vni: 7,
-                port: 4789,
-                mtu: Some(1400)
-            }
-        );
+        let expected = VxlanConfig {
+            vni: 7,
+            port: 4789,
+            mtu: Some(1400),
+            direct_routing: false,
+        };
+        assert_eq!(config.vxlan(), Some(&expected));
         assert!(config.notes.is_empty());
     }
 
     #[test]
     fn an_absent_backend_is_vxlan_and_is_said() {
         let config = NetworkConfig::parse(r#"{"network":"10.3.0.0/16"}"#).expect("usable");
-        assert_eq!(
-            config.vxlan,
-            VxlanConfig {
-                vni: 1,
-                port: 8472,
-                mtu: None
-            }
-        );
+        let expected = VxlanConfig {
+            vni: 1,
+            port: 8472,
+            mtu: None,
+            direct_routing: false,
+        };
+        assert_eq!(config.vxlan(), Some(&expected));
         assert_eq!(config.pool.min().to_string(), "10.3.1.0");
         assert_eq!(config.notes.len(), 1);
     }
@@ -247,7 +270,24 @@ mod tests {
         )
         .expect("usable");
         assert_eq!(config.pool.subnet_len(), 24);
-        assert_eq!(config.vxlan, VxlanConfig::default());
+        assert_eq!(config.vxlan(), Some(&VxlanConfig::default()));
+    }
+
+    #[test]
+    fn backends_are_told_by_their_type() {
+        let parse = |backend: &str| {
+            let json = format!(r#"{{"Network":"10.3.0.0/16","Backend":{backend}}}"#);
+            NetworkConfig::parse(&json).expect("usable").backend
+        };
+        assert_eq!(parse(r#"{"Type":"host-gw"}"#), BackendConfig::HostGw);
+        let direct = VxlanConfig {
+            direct_routing: true,
+            ..VxlanConfig::default()
+        };
+        assert_eq!(
+            parse(r#"{"Type":"vxlan","Directrouting":true}"#),
+            BackendConfig::Vxlan(direct)
+        );
     }
 
     #[test]
@@ -263,8 +303,8 @@ mod tests {
             (r#"{"Network":"10.3.0.0/16","EnableIPv4":false}"#, "IPv4"),
             (r#"{"Network":"10.3.0.0/16","Backend":{}}"#, "backend type"),
             (
-                r#"{"Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}}"#,
-                "host-gw",
+                r#"{"Network":"10.3.0.0/16","Backend":{"Type":"wireguard"}}"#,
+                "wireguard",
             ),
             (
                 r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","GBP":true}}"#,
@@ -273,10 +313,6 @@ mod tests {
             (
                 r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Learning":true}}"#,
                 "Learning",
-            ),
-            (
-                r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Directrouting":true}}"#,
-                "DirectRouting",
             ),
             (
                 r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,

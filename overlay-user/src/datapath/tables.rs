@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use overlay_common::decide;
 use overlay_common::schema::{
     ABI_VERSION, CONFIG_PEERS_COMPLETE, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey,
-    MAX_PEERS, MAX_PODS, PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod, Vtep,
+    MAX_PEERS, MAX_PODS, PEER_DIRECT, PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod, Vtep,
 };
 use overlay_common::{V4, vxlan};
 
@@ -311,13 +311,22 @@ fn peer_entry(
 ) -> Option<Peer<V4>> {
     V4::from_ip(peer.subnet.network())?;
     let vtep = V4::from_ip(peer.vtep)?;
+    if peer.way == backend::Way::Direct {
+        let entry = Peer {
+            header: [0; 64],
+            vtep,
+            mtu: way.mtu,
+            flags: PEER_DIRECT,
+        };
+        return Some(with_next_hop(&entry, way.next_hop, node.underlay_mac));
+    }
     let header = vxlan::prepare(&vxlan::Tunnel {
         source,
         destination: vtep,
         port: node.port,
         vni: node.vni,
         source_mac: node.vtep_mac.0,
-        destination_mac: peer.mac.0,
+        destination_mac: peer.mac().unwrap_or_default().0,
         outer_macs: way
             .next_hop
             .map_or_else(Default::default, |mac| (mac.0, node.underlay_mac.0)),
@@ -396,7 +405,9 @@ mod tests {
             let peer = backend::Peer {
                 subnet: subnet.parse().expect("a subnet"),
                 vtep: IpAddr::from([192, 168, (i >> 7) as u8, (i & 127) as u8 + 2]),
-                mac: MacAddr([2, 0, 0, 0, (i >> 7) as u8, (i & 127) as u8 + 2]),
+                way: backend::Way::Vxlan {
+                    mac: MacAddr([2, 0, 0, 0, (i >> 7) as u8, (i & 127) as u8 + 2]),
+                },
             };
             (
                 peer,
@@ -513,6 +524,20 @@ mod tests {
             [Omission::Peer("10.0.4.0/30".parse().expect("a subnet"))]
         );
         assert_eq!(tables.peers.len(), 512);
+    }
+
+    #[test]
+    fn of_a_peer_on_the_link_only_the_mac_addresses_are_prepared() {
+        let mut node = node(&["10.244.2.0/24"]);
+        node.peers[0].0.way = backend::Way::Direct;
+        let entry = |node: &TableInput| Tables::of(node).0.peers[&[10, 244, 2, 0]];
+        let known = entry(&node);
+        assert_eq!(known.flags, PEER_DIRECT | PEER_NEXT_HOP);
+        assert_eq!(known.header[..6], [2, 0, 0, 0, 9, 9]);
+        assert_eq!(known.header[6..12], node.underlay_mac.0);
+        assert_eq!(known.header[12..], [0; 52]);
+        node.peers[0].1.next_hop = None;
+        assert_eq!(entry(&node).flags, PEER_DIRECT);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Applying a difference.
 
+use std::collections::BTreeMap;
+
 use super::route::IfPresent;
 use super::{Error, Kernel, sysctl};
-use crate::reconcile::{Action, Desired};
+use crate::reconcile::{Action, KernelState, Route};
 
 /// An action that did not work; the next round tries again.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +20,7 @@ pub struct Failure {
 /// Whether nothing more is to be tried after `error`. Of a kernel that does not answer, thousands
 /// of actions would only say the same again.
 fn ends_the_round(action: &Action, error: &Error) -> bool {
-    matches!(action, Action::DeleteDevice(_) | Action::CreateDevice(_))
+    matches!(action, Action::DeleteDevice(_) | Action::CreateDevice(..))
         || matches!(error, Error::NoDevice(_) | Error::Deadline { .. })
 }
 
@@ -26,12 +28,12 @@ impl Kernel {
     /// Applies `actions` in their order. One that fails does not stop those that do not depend on
     /// it, so that one bad peer cannot cut off the others; without a device, however, or when the
     /// kernel does not answer, nothing more is tried.
-    pub async fn apply(&self, desired: &Desired, actions: &[Action]) -> Vec<Failure> {
+    pub async fn apply(&self, desired: &KernelState, actions: &[Action]) -> Vec<Failure> {
         let mut failures = Vec::new();
-        let mut ifindex = None;
+        let mut known = Indices::new();
         for action in actions {
-            tracing::debug!(device = desired.device.name, "{action}");
-            let result = self.apply_one(desired, action, &mut ifindex).await;
+            tracing::debug!("{action}");
+            let result = self.apply_one(desired, action, &mut known).await;
             if let Err(error) = result {
                 let fatal = ends_the_round(action, &error);
                 failures.push(Failure {
@@ -48,31 +50,42 @@ impl Kernel {
 
     async fn apply_one(
         &self,
-        desired: &Desired,
+        desired: &KernelState,
         action: &Action,
-        known: &mut Option<u32>,
+        known: &mut Indices,
     ) -> Result<(), Error> {
-        let device = &desired.device;
         match action {
-            Action::EnableForwarding => return sysctl::enable_forwarding(desired.network.addr()),
-            Action::CreateDevice(device) => {
-                *known = None;
-                return self.create_vxlan(device).await;
+            Action::EnableForwarding => {
+                let network = desired.network.unwrap_or_default();
+                return sysctl::enable_forwarding(network.addr());
+            }
+            Action::CreateDevice(device, vxlan) => {
+                known.clear();
+                return self.create_vxlan(device, vxlan).await;
+            }
+            Action::AddRoute(route) => {
+                let ifindex = self.ifindex_of(route, known).await?;
+                return self.install_route(ifindex, route, IfPresent::Fail).await;
+            }
+            Action::ReplaceRoute(route) => {
+                let ifindex = self.ifindex_of(route, known).await?;
+                return self.install_route(ifindex, route, IfPresent::Replace).await;
             }
             Action::RemoveRoute(route) => return self.remove_route(None, route).await,
             _ => {}
         }
-        let ifindex = match *known {
-            Some(ifindex) => ifindex,
-            None => *known.insert(self.ifindex(&device.name).await?),
+        let Some(device) = &desired.link else {
+            return Ok(());
         };
+        let (name, vxlan) = (&device.name, device.vxlan.as_ref());
+        let ifindex = self.known_ifindex(name, known).await?;
         match action {
             Action::DeleteDevice(_) => self.delete_link(ifindex).await,
             Action::DisableLearning => {
-                self.disable_learning(ifindex, &device.name, device.vni)
-                    .await
+                let vni = vxlan.map_or(0, |vxlan| vxlan.vni);
+                self.disable_learning(ifindex, name, vni).await
             }
-            Action::ForbidAutoconfiguration => sysctl::forbid_autoconfiguration(&device.name),
+            Action::ForbidAutoconfiguration => sysctl::forbid_autoconfiguration(name),
             Action::SetMtu(mtu) => self.set_mtu(ifindex, *mtu).await,
             Action::AddAddress(address) => self.add_address(ifindex, *address).await,
             Action::RemoveAddress(address) => self.remove_address(ifindex, *address).await,
@@ -81,7 +94,8 @@ impl Kernel {
                 Err(Error::Refused { source, .. })
                     if source.kind() == std::io::ErrorKind::AddrInUse =>
                 {
-                    Err(Error::PortTaken { port: device.port })
+                    let port = vxlan.map_or(0, |vxlan| vxlan.port);
+                    Err(Error::PortTaken { port })
                 }
                 result => result,
             },
@@ -89,14 +103,32 @@ impl Kernel {
             Action::RemoveNeighbour(address) => self.remove_neighbour(ifindex, *address).await,
             Action::SetFdb(mac, vtep) => self.set_fdb(ifindex, *mac, *vtep).await,
             Action::RemoveFdb(mac, vtep) => self.remove_fdb(ifindex, *mac, *vtep).await,
-            Action::AddRoute(route) => self.install_route(ifindex, route, IfPresent::Fail).await,
-            Action::ReplaceRoute(route) => {
-                self.install_route(ifindex, route, IfPresent::Replace).await
-            }
-            Action::EnableForwarding | Action::CreateDevice(_) | Action::RemoveRoute(_) => Ok(()),
+            Action::EnableForwarding
+            | Action::CreateDevice(..)
+            | Action::AddRoute(_)
+            | Action::ReplaceRoute(_)
+            | Action::RemoveRoute(_) => Ok(()),
         }
     }
+
+    /// Index of the device that a route of ours leads to.
+    async fn ifindex_of(&self, route: &Route, known: &mut Indices) -> Result<u32, Error> {
+        let device = route.device.as_deref().unwrap_or_default();
+        self.known_ifindex(device, known).await
+    }
+
+    async fn known_ifindex(&self, name: &str, known: &mut Indices) -> Result<u32, Error> {
+        if let Some(ifindex) = known.get(name) {
+            return Ok(*ifindex);
+        }
+        let ifindex = self.ifindex(name).await?;
+        known.insert(name.to_owned(), ifindex);
+        Ok(ifindex)
+    }
 }
+
+/// Devices by name, as asked for in this round.
+type Indices = BTreeMap<String, u32>;
 
 #[cfg(test)]
 mod tests {

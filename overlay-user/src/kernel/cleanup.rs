@@ -36,13 +36,13 @@ impl fmt::Display for Leftovers {
 }
 
 /// Removes what the agent put into this network namespace: routes of ours in the family of
-/// `network`, the VXLAN device called `device`, the packet-filter rules of both drivers, and the
-/// guard. The bridge and the pods stay, and so does what others made. Goes on past errors; what is
-/// gone already is fine.
+/// `network`, the VXLAN device called `device` if there may be one, the packet-filter rules of both
+/// drivers, and the guard. The bridge and the pods stay, and so does what others made. Goes on past
+/// errors; what is gone already is fine.
 ///
 /// # Errors
 /// Everything that could not be removed.
-pub async fn cleanup(device: &str, network: IpNet) -> Result<(), Leftovers> {
+pub async fn cleanup(device: Option<&str>, network: IpNet) -> Result<(), Leftovers> {
     let mut leftovers = Vec::new();
     match Kernel::connect() {
         Ok(kernel) => kernel.cleanup(device, network, &mut leftovers).await,
@@ -62,7 +62,7 @@ pub async fn cleanup(device: &str, network: IpNet) -> Result<(), Leftovers> {
 }
 
 impl Kernel {
-    async fn cleanup(&self, device: &str, network: IpNet, leftovers: &mut Vec<Leftover>) {
+    async fn cleanup(&self, device: Option<&str>, network: IpNet, leftovers: &mut Vec<Leftover>) {
         match self.observe(device, network).await {
             Ok(observed) => {
                 for route in observed
@@ -73,7 +73,7 @@ impl Kernel {
                     leftovers.extend(self.remove_route(None, route).await.err().map(Into::into));
                 }
                 // A device of another kind with this name is somebody else's.
-                if let Some(found) = observed.device.filter(|found| found.vxlan.is_some()) {
+                if let Some(found) = observed.link.filter(|found| found.vxlan.is_some()) {
                     leftovers.extend(self.delete_link(found.ifindex).await.err().map(Into::into));
                 }
             }

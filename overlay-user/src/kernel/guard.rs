@@ -204,6 +204,9 @@ impl Guard {
             return Ok(());
         };
         let Shape { port, lapse, .. } = written.shape;
+        if written.shape.vxlan.is_none() {
+            return Ok(());
+        }
         if written.kept.elapsed() >= lapse / 10 {
             // Whose transactions these were is not known before the next look.
             netlink::keep(port, lapse).await?;
@@ -249,8 +252,9 @@ impl Guard {
 impl Written {
     async fn holds_its_elements(&self) -> Result<bool, Error> {
         let sources = self.shape.lengths.iter().copied().map(Set::Sources);
-        let sets = [Set::Vteps, Set::Nodes, Set::Ports, Set::Pods];
-        for set in sets.into_iter().chain(sources) {
+        let tunnel = [Set::Vteps, Set::Nodes].into_iter().chain(sources);
+        let tunnel = tunnel.filter(|_| self.shape.vxlan.is_some());
+        for set in [Set::Ports, Set::Pods].into_iter().chain(tunnel) {
             let wanted = self.elements.get(&set).into_iter().flatten();
             if netlink::keys(set).await? != wanted.map(state::Element::key).collect() {
                 return Ok(false);

@@ -11,7 +11,7 @@ use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 use super::attributes::{link_mac, link_mtu, link_name, on_device, vxlan};
 use super::{Error, Kernel, gone_is_fine};
 use crate::mac::MacAddr;
-use crate::reconcile::Device;
+use crate::reconcile::{Link, VxlanAttributes};
 
 impl Kernel {
     /// Name and MTU of a device; `None` when there is none with this index.
@@ -66,18 +66,23 @@ impl Kernel {
         Ok(devices.map(|device| device.vni).collect())
     }
 
-    /// Deletes the VXLAN devices that an agent of this network has made with another VNI, and
-    /// returns their names. Nobody maintains those devices, and nobody checks what they receive.
-    /// Such a device is called `flannel.<VNI>` after its own VNI, and has a host address inside the
-    /// network, as flannel gives it.
+    /// Deletes the VXLAN devices that an agent of this network has made with another VNI than that of
+    /// the device called `name`, or with another backend than now, and returns their names. Nobody
+    /// maintains those devices, and nobody checks what they receive. Such a device is called
+    /// `flannel.<VNI>` after its own VNI, and has a host address inside the network, as flannel
+    /// gives it.
     ///
     /// # Errors
     /// What netlink says.
-    pub async fn remove_former(&self, name: &str, network: IpNet) -> Result<Vec<String>, Error> {
+    pub async fn remove_former(
+        &self,
+        name: Option<&str>,
+        network: IpNet,
+    ) -> Result<Vec<String>, Error> {
         let links = self.links().await?;
         let addresses = self.addresses().await?;
         let mut removed = Vec::new();
-        for link in links.iter().filter(|link| link_name(link) != Some(name)) {
+        for link in links.iter().filter(|link| link_name(link) != name) {
             let Some(vni) = vxlan(link).map(|device| device.vni) else {
                 continue;
             };
@@ -113,20 +118,19 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub async fn create_vxlan(&self, device: &Device) -> Result<(), Error> {
+    pub async fn create_vxlan(&self, device: &Link, vxlan: &VxlanAttributes) -> Result<(), Error> {
         self.look_away();
-        let mut message = LinkVxlan::new(&device.name, device.vni)
-            .dev(device.underlay)
-            .port(device.port)
-            .learning(false)
-            .mtu(device.mtu);
-        message = match device.local {
-            IpAddr::V4(address) => message.local(address),
-            IpAddr::V6(address) => message.local6(address),
+        let mut message = LinkVxlan::new(&device.name, vxlan.vni)
+            .dev(vxlan.underlay)
+            .port(vxlan.port)
+            .learning(vxlan.learning)
+            .mtu(device.mtu)
+            .address(device.mac.0.to_vec());
+        message = match vxlan.local {
+            Some(IpAddr::V4(address)) => message.local(address),
+            Some(IpAddr::V6(address)) => message.local6(address),
+            None => message,
         };
-        if let Some(MacAddr(bytes)) = device.mac {
-            message = message.address(bytes.to_vec());
-        }
         let call = self.handle.link().add(message.build()).execute();
         self.request("RTM_NEWLINK", &device.name, call).await
     }
@@ -137,7 +141,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub async fn reclaim_name(&self, device: &Device) -> Result<bool, Error> {
+    pub async fn reclaim_name(&self, device: &Link) -> Result<bool, Error> {
         let links = self.links().await?;
         if links
             .iter()
@@ -145,8 +149,11 @@ impl Kernel {
         {
             return Ok(false);
         }
+        let vni = |it: &VxlanAttributes| it.vni;
         let is_ours = |link: &&LinkMessage| {
-            link_mac(link) == device.mac && vxlan(link).is_some_and(|it| it.vni == device.vni)
+            link_mac(link) == Some(device.mac)
+                && vxlan(link).is_some()
+                && vxlan(link).as_ref().map(vni) == device.vxlan.as_ref().map(vni)
         };
         let Some(ifindex) = links.iter().find(is_ours).map(|link| link.header.index) else {
             return Ok(false);

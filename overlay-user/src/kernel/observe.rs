@@ -13,16 +13,20 @@ use super::attributes::{
 };
 use super::route::family;
 use super::{Error, Kernel, sysctl};
-use crate::reconcile::{Observed, ObservedDevice, is_of_interest};
+use crate::reconcile::{KernelState, Link, is_of_interest};
 
 impl Kernel {
-    /// Reads what [`crate::reconcile::diff`] judges: the device called `device` with all that hangs
-    /// on it, the main table's routes and the forwarding switch, in the address family of
-    /// `network`.
+    /// Reads what [`crate::reconcile::diff`] judges: the device called `device`, if the backend makes
+    /// one, with all that hangs on it; the main table's routes and the forwarding switch, in the
+    /// address family of `network`.
     ///
     /// # Errors
     /// What netlink or `/proc` says.
-    pub async fn observe(&self, device: &str, network: IpNet) -> Result<Observed, Error> {
+    pub async fn observe(
+        &self,
+        device: Option<&str>,
+        network: IpNet,
+    ) -> Result<KernelState, Error> {
         let links = self.links().await?;
         let names: BTreeMap<u32, &str> = links
             .iter()
@@ -30,7 +34,7 @@ impl Kernel {
             .collect();
         let name = |ifindex| names.get(&ifindex).map(|name| (*name).to_owned());
         let routes = self.routes(family(network)).await?;
-        let mut observed = Observed {
+        let mut observed = KernelState {
             network: Some(network),
             routes: routes
                 .iter()
@@ -38,10 +42,12 @@ impl Kernel {
                 .filter(|route| is_of_interest(network, route))
                 .collect(),
             forwarding: sysctl::forwarding(network.addr())?,
-            ..Observed::default()
+            ..KernelState::default()
         };
-        observed.device = self.observe_device(device).await?;
-        let Some(ifindex) = observed.device.as_ref().map(|device| device.ifindex) else {
+        if let Some(device) = device {
+            observed.link = self.observe_device(device).await?;
+        }
+        let Some(ifindex) = observed.link.as_ref().map(|link| link.ifindex) else {
             return Ok(observed);
         };
         let same_family = |address: &IpAddr| address.is_ipv4() == network.addr().is_ipv4();
@@ -66,13 +72,14 @@ impl Kernel {
     ///
     /// # Errors
     /// What netlink says.
-    pub async fn observe_device(&self, name: &str) -> Result<Option<ObservedDevice>, Error> {
+    pub async fn observe_device(&self, name: &str) -> Result<Option<Link>, Error> {
         let links = self.links().await?;
         let Some(link) = links.iter().find(|link| link_name(link) == Some(name)) else {
             return Ok(None);
         };
         let addresses = self.addresses().await?;
-        Ok(Some(ObservedDevice {
+        Ok(Some(Link {
+            name: name.to_owned(),
             ifindex: link.header.index,
             vxlan: vxlan(link),
             mac: link_mac(link).unwrap_or_default(),

@@ -43,8 +43,15 @@ pub enum RejectReason {
     #[error("the subnet overlaps the lease {0}")]
     Overlaps(IpNet),
     /// The node is reached in a way that this one does not speak.
-    #[error("the backend type is {0:?}; all nodes of a network must use vxlan")]
-    BackendType(String),
+    #[error(
+        "the backend type is {theirs:?}; here it is {ours}, and all nodes of a network must use the same"
+    )]
+    BackendType {
+        /// What the lease says.
+        theirs: String,
+        /// What the network configuration says.
+        ours: &'static str,
+    },
     /// The backend's data is absent or malformed.
     #[error("the backend data is not {{\"VNI\":…,\"VtepMAC\":…}}: {0}")]
     BackendData(String),
@@ -70,6 +77,12 @@ pub enum RejectReason {
     /// No node can have this address.
     #[error("the public IP {0} is not the address of one host")]
     PublicIp(IpAddr),
+    /// The backend needs a link that all nodes share.
+    #[error(
+        "the public IP {0} is behind a router as seen from {1}: host-gw needs all nodes on one link; \
+         use vxlan, with DirectRouting if some of them are"
+    )]
+    NotOnLink(IpAddr, String),
     /// Packets to the peer would be encapsulated for ever.
     #[error("the public IP {0} lies inside the overlay")]
     PublicIpInside(IpAddr),

@@ -84,8 +84,8 @@ impl AgentLock {
 pub struct AgentFile {
     /// Its process.
     pub pid: u32,
-    /// Name of the VXLAN device.
-    pub device: String,
+    /// Name of the device that the backend makes, if it makes one.
+    pub device: Option<String>,
     /// Where its health and metrics server listens.
     pub health: Option<SocketAddr>,
     /// Where it writes the node's subnet.

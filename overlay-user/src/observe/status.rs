@@ -32,7 +32,7 @@ use crate::kernel::{self, Kernel, guard};
 use crate::mac::MacAddr;
 use crate::marks::{BRIDGE, ROUTE_PROTOCOL};
 use crate::privilege::{self, Capability};
-use crate::reconcile::Observed;
+use crate::reconcile::KernelState;
 
 /// Looks at this node.
 pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
@@ -105,9 +105,9 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
     }
     status.describe(&tables);
     let vni = tables.config.map_or(DEFAULT_VNI, |config| config.vni);
-    let device = device.unwrap_or_else(|| format!("flannel.{vni}"));
+    let device = device.unwrap_or_else(|| Some(format!("flannel.{vni}")));
     if let Err(error) = status
-        .look_at_kernel(pins, &tables, &device, &subnet_file)
+        .look_at_kernel(pins, &tables, device.as_deref(), &subnet_file)
         .await
     {
         status.problems.push(error.to_string());
@@ -130,6 +130,7 @@ impl Status {
             let packets = counter.packets;
             match verdict {
                 Verdict::Redirected => fast_path.redirected += packets,
+                Verdict::Routed => fast_path.routed += packets,
                 Verdict::Encapsulated => fast_path.encapsulated += packets,
                 Verdict::Decapsulated => fast_path.decapsulated += packets,
                 _ => {}
@@ -148,7 +149,10 @@ impl Status {
                 _ => {}
             }
         }
-        let fast = fast_path.redirected + fast_path.encapsulated + fast_path.decapsulated;
+        let fast = fast_path.redirected
+            + fast_path.routed
+            + fast_path.encapsulated
+            + fast_path.decapsulated;
         let all = fast + fast_path.slow + fast_path.failed;
         #[expect(clippy::cast_precision_loss, reason = "a ratio")]
         {
@@ -201,7 +205,7 @@ impl Status {
         &mut self,
         pins: &Pins,
         tables: &Tables<V4>,
-        device: &str,
+        device: Option<&str>,
         subnet_file: &Path,
     ) -> Result<(), kernel::Error> {
         let kernel = Kernel::connect()?;
@@ -224,7 +228,7 @@ impl Status {
         if let Some(network) = self.network(tables, subnet_file) {
             let observed = kernel.observe(device, network).await?;
             self.peers = peers(&observed, tables);
-            if let (Some(node), Some(found)) = (&mut self.node, &observed.device) {
+            if let (Some(node), Some(found)) = (&mut self.node, &observed.link) {
                 node.vtep_mac = found.mac;
                 if let Some(vxlan) = &found.vxlan {
                     (node.vni, node.port) = (vxlan.vni, vxlan.port);
@@ -262,15 +266,20 @@ impl Status {
 }
 
 /// The other nodes: those that the kernel has routes to, and how the fast path reaches them.
-fn peers(observed: &Observed, tables: &Tables<V4>) -> Vec<PeerView> {
+fn peers(observed: &KernelState, tables: &Tables<V4>) -> Vec<PeerView> {
     let ours = observed
         .routes
         .iter()
         .filter(|route| route.protocol == ROUTE_PROTOCOL);
     let mut peers: Vec<PeerView> = ours
         .filter_map(|route| {
-            let mac = *observed.neighbours.get(&route.gateway?)?;
-            let vtep = *observed.fdb.get(&mac)?;
+            let gateway = route.gateway?;
+            let mac = observed.neighbours.get(&gateway).copied();
+            let (way, vtep) = match mac {
+                Some(mac) => ("vxlan", *observed.fdb.get(&mac)?),
+                None if route.onlink => return None,
+                None => ("direct", gateway),
+            };
             let key = V4::from_ip(route.subnet.network())?;
             let entry = tables
                 .peers
@@ -280,6 +289,7 @@ fn peers(observed: &Observed, tables: &Tables<V4>) -> Vec<PeerView> {
             Some(PeerView {
                 subnet,
                 vtep,
+                way,
                 mac,
                 mtu: entry.map(|entry| entry.mtu),
             })

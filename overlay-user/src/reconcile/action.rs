@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Change, Device, Route};
+use super::{Change, Link, Route, VxlanAttributes};
 use crate::mac::MacAddr;
 
 /// Why a device has to be made anew: an attribute that the kernel does not change while it lives.
@@ -35,15 +35,16 @@ impl fmt::Display for RecreateReason {
     }
 }
 
-/// One change to the kernel's network. Neighbours, FDB entries and addresses are those of the VXLAN device.
+/// One change to the kernel's network. Neighbours, FDB entries and addresses are those of the
+/// backend's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Switch IP forwarding on.
     EnableForwarding,
     /// Delete the device so that it can be made anew.
     DeleteDevice(RecreateReason),
-    /// Create the device, down and without addresses.
-    CreateDevice(Device),
+    /// Create the VXLAN device with these attributes, down and without addresses.
+    CreateDevice(Link, VxlanAttributes),
     /// Stop the device from learning FDB entries.
     DisableLearning,
     /// Keep IPv6 from configuring the device by itself.
@@ -73,8 +74,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// What the kernel holds after this, where that is plain: not so where the device itself changes, because what
-    /// hangs on it may change with it.
+    /// What the kernel holds after this, where that is plain: not so where the device itself
+    /// changes, because what hangs on it may change with it.
     #[must_use]
     pub fn change(&self) -> Option<Change> {
         Some(match self {
@@ -87,7 +88,7 @@ impl Action {
             Self::RemoveRoute(route) => Change::Removed(route.clone()),
             Self::EnableForwarding
             | Self::DeleteDevice(_)
-            | Self::CreateDevice(_)
+            | Self::CreateDevice(..)
             | Self::DisableLearning
             | Self::ForbidAutoconfiguration
             | Self::SetMtu(_)
@@ -103,7 +104,7 @@ impl fmt::Display for Action {
         match self {
             Self::EnableForwarding => f.write_str("enable IP forwarding"),
             Self::DeleteDevice(reason) => write!(f, "delete device because {reason}"),
-            Self::CreateDevice(device) => write!(f, "create device {}", device.name),
+            Self::CreateDevice(device, _) => write!(f, "create device {}", device.name),
             Self::DisableLearning => f.write_str("disable learning"),
             Self::ForbidAutoconfiguration => f.write_str("forbid IPv6 autoconfiguration"),
             Self::SetMtu(mtu) => write!(f, "set mtu {mtu}"),

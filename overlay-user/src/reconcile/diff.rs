@@ -1,40 +1,34 @@
 //! The difference between what should be and what is.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::{
-    Action, Desired, Device, Observed, ObservedDevice, RecreateReason, Route, VxlanAttributes,
+    Action, KernelState, Link, RecreateReason, Route, VxlanAttributes,
 };
-use crate::mac::MacAddr;
 use crate::marks::{FLANNEL_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
 /// Names the changes that turn `observed` into `desired`, in the order to apply them: what is added comes
 /// before the routes that lead to it, and what is removed goes after them. Empty when nothing is to do.
 #[must_use]
-pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
+pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Action> {
     let mut actions = Vec::new();
     if desired.forwarding && !observed.forwarding {
         actions.push(Action::EnableForwarding);
     }
-    let kept = device(desired, observed, &mut actions);
+    let kept = link(desired, observed, &mut actions);
 
     // What hangs on a device dies with it.
     let blank;
     let observed = if kept {
         observed
     } else {
-        let name = Some(&desired.device.name);
-        let routes = observed
-            .routes
-            .iter()
-            .filter(|r| r.device.as_ref() != name)
-            .cloned();
-        blank = Observed {
-            routes: routes.collect(),
-            ..Observed::default()
+        let name = name(desired);
+        let stays = |route: &&Route| name.is_none() || route.device.as_deref() != name;
+        blank = KernelState {
+            routes: observed.routes.iter().filter(stays).cloned().collect(),
+            ..KernelState::default()
         };
         &blank
     };
@@ -42,20 +36,32 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     actions
 }
 
+/// Name of the backend's device.
+fn name(desired: &KernelState) -> Option<&str> {
+    desired.link.as_ref().map(|link| link.name.as_str())
+}
+
 /// The device itself. Returns whether the observed one stays.
-fn device(desired: &Desired, observed: &Observed, actions: &mut Vec<Action>) -> bool {
-    let want = &desired.device;
-    let reason = match &observed.device {
-        Some(have) => recreate_reason(want, have),
+fn link(desired: &KernelState, observed: &KernelState, actions: &mut Vec<Action>) -> bool {
+    // Only VXLAN devices are made.
+    let Some((want, vxlan)) = desired
+        .link
+        .as_ref()
+        .and_then(|link| Some((link, link.vxlan.as_ref()?)))
+    else {
+        return true;
+    };
+    let reason = match &observed.link {
+        Some(have) => recreate_reason(vxlan, have),
         None => None,
     };
-    let create = |mac| {
-        Action::CreateDevice(Device {
-            mac,
-            ..want.clone()
-        })
+    let missing = |have: Option<&Link>| {
+        let new = want.addresses.iter();
+        let new = new.filter(|it| have.is_none_or(|have| !have.addresses.contains(*it)));
+        new.map(|address| Action::AddAddress(*address))
+            .collect::<Vec<_>>()
     };
-    match (&observed.device, reason) {
+    match (&observed.link, reason) {
         (Some(have), None) => {
             if have.vxlan.as_ref().is_some_and(|vxlan| vxlan.learning) {
                 actions.push(Action::DisableLearning);
@@ -66,31 +72,27 @@ fn device(desired: &Desired, observed: &Observed, actions: &mut Vec<Action>) -> 
             if have.mtu != want.mtu {
                 actions.push(Action::SetMtu(want.mtu));
             }
-            let stale = |a: &&IpNet| {
-                **a != want.address && (desired.network.contains(&a.addr()) || is_link_local(a))
+            let in_network = |a: &IpNet| {
+                desired
+                    .network
+                    .is_some_and(|network| network.contains(&a.addr()))
             };
-            actions.extend(
-                have.addresses
-                    .iter()
-                    .filter(stale)
-                    .map(|a| Action::RemoveAddress(*a)),
-            );
-            if !have.addresses.contains(&want.address) {
-                actions.push(Action::AddAddress(want.address));
-            }
+            let stale =
+                |a: &&IpNet| !want.addresses.contains(*a) && (in_network(a) || is_link_local(a));
+            let stale = have.addresses.iter().filter(stale);
+            actions.extend(stale.map(|a| Action::RemoveAddress(*a)));
+            actions.extend(missing(Some(have)));
             if !have.up {
                 actions.push(Action::SetUp);
             }
             true
         }
-        (have, reason) => {
-            // Peers hold the old address in their tables, so a new device takes it over.
-            let mac = want.mac.or_else(|| have.as_ref().map(|have| have.mac));
+        (_, reason) => {
             actions.extend(reason.map(Action::DeleteDevice));
-            actions.push(create(mac));
+            actions.push(Action::CreateDevice(want.clone(), vxlan.clone()));
             // Before the device is up: it would have an address by then.
             actions.push(Action::ForbidAutoconfiguration);
-            actions.push(Action::AddAddress(want.address));
+            actions.extend(missing(None));
             actions.push(Action::SetUp);
             false
         }
@@ -102,103 +104,84 @@ fn is_link_local(address: &IpNet) -> bool {
     matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local())
 }
 
-fn recreate_reason(want: &Device, have: &ObservedDevice) -> Option<RecreateReason> {
-    let Some(VxlanAttributes {
-        vni,
-        port,
-        underlay,
-        local,
-        learning: _,
-    }) = &have.vxlan
-    else {
+fn recreate_reason(want: &VxlanAttributes, have: &Link) -> Option<RecreateReason> {
+    let Some(have) = &have.vxlan else {
         return Some(RecreateReason::Kind);
     };
     [
-        (*vni != want.vni, RecreateReason::Vni),
-        (*port != want.port, RecreateReason::Port),
-        (*underlay != want.underlay, RecreateReason::Underlay),
-        (*local != Some(want.local), RecreateReason::Local),
+        (have.vni != want.vni, RecreateReason::Vni),
+        (have.port != want.port, RecreateReason::Port),
+        (have.underlay != want.underlay, RecreateReason::Underlay),
+        (have.local != want.local, RecreateReason::Local),
     ]
     .into_iter()
     .find_map(|(differs, reason)| differs.then_some(reason))
 }
 
 /// Neighbours, FDB and routes.
-fn peers(desired: &Desired, observed: &Observed, actions: &mut Vec<Action>) {
-    let mut neighbours: BTreeMap<IpAddr, MacAddr> = BTreeMap::new();
-    let mut fdb: BTreeMap<MacAddr, IpAddr> = BTreeMap::new();
-    for peer in desired.peers.values() {
-        neighbours.insert(peer.subnet.network(), peer.mac);
-        fdb.insert(peer.mac, peer.vtep);
-    }
-
-    for (address, mac) in &neighbours {
+fn peers(desired: &KernelState, observed: &KernelState, actions: &mut Vec<Action>) {
+    for (address, mac) in &desired.neighbours {
         if observed.neighbours.get(address) != Some(mac) {
             actions.push(Action::SetNeighbour(*address, *mac));
         }
     }
-    for (mac, vtep) in &fdb {
+    for (mac, vtep) in &desired.fdb {
         if observed.fdb.get(mac) != Some(vtep) {
             actions.push(Action::SetFdb(*mac, *vtep));
         }
     }
-    let mut routes: BTreeMap<IpNet, Vec<&Route>> = BTreeMap::new();
-    for route in &observed.routes {
-        routes.entry(route.subnet).or_default().push(route);
+    let added: Vec<&Route> = desired.routes.difference(&observed.routes).collect();
+    let extra: Vec<&Route> = observed.routes.difference(&desired.routes).collect();
+    let (in_place_of, taken_by) = (by_subnet(&extra), by_subnet(&added));
+    let replaces = |new: &Route, old: &Route| takes_place_of(desired, new, old);
+    for new in &added {
+        let mut olds = in_place_of.get(&new.subnet).into_iter().flatten();
+        actions.push(match olds.any(|old| replaces(new, old)) {
+            true => Action::ReplaceRoute((*new).clone()),
+            false => Action::AddRoute((*new).clone()),
+        });
     }
-    for route in desired.peers.values().map(|peer| desired.route(peer)) {
-        let present = routes.get(&route.subnet).map_or(&[][..], Vec::as_slice);
-        if present.contains(&&route) {
-            continue;
-        }
-        actions.push(
-            match present.iter().any(|old| takes_place_of(&route, old)) {
-                true => Action::ReplaceRoute(route),
-                false => Action::AddRoute(route),
-            },
-        );
-    }
-
-    let unwanted = |r: &&Route| match desired.peers.get(&r.subnet) {
+    for old in &extra {
         // A route in the place of ours was replaced above; one at another metric stands beside it.
-        Some(peer) => ours(desired, r) && !takes_place_of(&desired.route(peer), r),
-        None => ours(desired, r),
-    };
-    actions.extend(
-        observed
-            .routes
-            .iter()
-            .filter(unwanted)
-            .cloned()
-            .map(Action::RemoveRoute),
-    );
+        let mut news = taken_by.get(&old.subnet).into_iter().flatten();
+        if ours(desired, old) && !news.any(|new| replaces(new, old)) {
+            actions.push(Action::RemoveRoute((*old).clone()));
+        }
+    }
     let stale = observed
         .fdb
         .iter()
-        .filter(|(mac, _)| !fdb.contains_key(mac));
+        .filter(|(mac, _)| !desired.fdb.contains_key(mac));
     actions.extend(stale.map(|(mac, vtep)| Action::RemoveFdb(*mac, *vtep)));
     let stale = observed
         .neighbours
         .keys()
-        .filter(|address| !neighbours.contains_key(address));
+        .filter(|address| !desired.neighbours.contains_key(address));
     actions.extend(stale.map(|address| Action::RemoveNeighbour(*address)));
+}
 
-    /// Whether the kernel would put `new` in the place of `old`, and `old` is ours to replace.
-    fn takes_place_of(new: &Route, old: &Route) -> bool {
-        old.subnet == new.subnet
-            && old.metric == new.metric
-            && (old.protocol == ROUTE_PROTOCOL
-                || (old.protocol == FLANNEL_ROUTE_PROTOCOL && old.device == new.device))
+fn by_subnet<'a>(routes: &[&'a Route]) -> BTreeMap<IpNet, Vec<&'a Route>> {
+    let mut found: BTreeMap<IpNet, Vec<&Route>> = BTreeMap::new();
+    for route in routes {
+        found.entry(route.subnet).or_default().push(route);
     }
+    found
+}
 
-    /// Ours: what carries our protocol, and what flannel left on the device.
-    fn ours(desired: &Desired, route: &Route) -> bool {
-        route.protocol == ROUTE_PROTOCOL
-            || (route.protocol == FLANNEL_ROUTE_PROTOCOL
-                && route.onlink
-                && route.device.as_deref() == Some(&desired.device.name)
-                && desired.network.contains(&route.subnet))
-    }
+/// Whether the kernel would put `new` in the place of `old`, and `old` is ours to replace.
+fn takes_place_of(desired: &KernelState, new: &Route, old: &Route) -> bool {
+    let is_flannels = old.protocol == FLANNEL_ROUTE_PROTOCOL && old.device == new.device;
+    new.subnet == old.subnet && new.metric == old.metric && (is_flannels || ours(desired, old))
+}
+
+/// Ours: what carries our protocol, and what flannel left on the backend's device.
+fn ours(desired: &KernelState, route: &Route) -> bool {
+    route.protocol == ROUTE_PROTOCOL
+        || (route.protocol == FLANNEL_ROUTE_PROTOCOL
+            && route.onlink
+            && route.device.is_some()
+            && route.device.as_deref() == name(desired)
+            && desired.network.is_some_and(|it| it.contains(&route.subnet)))
 }
 
 #[cfg(test)]

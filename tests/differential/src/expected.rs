@@ -121,8 +121,36 @@ fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<
             ]
             .concat())
         }
+        Outcome::Fast(Verdict::Routed) => {
+            let FromPod::Route { peer, header, .. } = from_pod::<V4, _, _>(&packet, world) else {
+                return Err("the decision changed its mind".to_owned());
+            };
+            Ok(routed(&peer.header[..12], &header, &visit.frame))
+        }
+        Outcome::Fast(Verdict::Redirected) if visit.hook == Hook::NetIn => {
+            let FromNetwork::Deliver {
+                pod,
+                gateway_mac,
+                header,
+            } = from_network::<V4, _, _>(&packet, world)
+            else {
+                return Err("the decision changed its mind".to_owned());
+            };
+            Ok(routed(
+                &[pod.mac, gateway_mac].concat(),
+                &header,
+                &visit.frame,
+            ))
+        }
         _ => Ok(visit.frame.clone()),
     }
+}
+
+/// A frame with other MAC addresses and another IP header.
+fn routed(macs: &[u8], header: &[u32; 5], frame: &[u8]) -> Vec<u8> {
+    let payload = (ETHERNET_LEN + V4::HEADER_LEN) as usize;
+    let (ethertype, header) = (V4::ETHERTYPE.to_be_bytes(), bytemuck::cast_slice(header));
+    [macs, &ethertype, header, &frame[payload..]].concat()
 }
 
 fn field(frame: &[u8], at: usize) -> u16 {

@@ -2,6 +2,8 @@
 //! checksums by the book (RFC 1071), and holds what a program wrote against the standards and the
 //! promises of the overlay.
 
+mod direct;
+
 use std::net::Ipv4Addr;
 
 use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, UdpHeader};
@@ -45,6 +47,10 @@ pub fn judge(visit: &Visit, world: &World, verdict: Verdict, got: &[u8]) -> Resu
     match verdict {
         Verdict::Encapsulated => encapsulated(visit, world, &config, got),
         Verdict::Decapsulated => decapsulated(visit, world, &config, got),
+        Verdict::Routed => direct::sent(visit, world, &config, got),
+        Verdict::Redirected if visit.hook == Hook::NetIn => {
+            direct::received(visit, world, &config, got)
+        }
         Verdict::Redirected => redirected(visit, world, got),
         _ => {
             demand(got == visit.frame, "what goes no short way is changed")?;

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use ipnet::IpNet;
-use overlay_user::backend::{Peer, Peers, own_attributes};
-use overlay_user::config::NetworkConfig;
+use overlay_user::backend::{Backend, Here, HostGw, Nic, Peer, Peers, Vxlan};
+use overlay_user::config::{NetworkConfig, VxlanConfig};
 use overlay_user::lease::{Attributes, Lease, Leases, SubnetKey};
 use overlay_user::mac::MacAddr;
 
@@ -12,8 +11,18 @@ use super::{explained, shown};
 
 const NETWORK: &str = "10.244.0.0/16";
 
-/// Lines of a key, a space, a value: what a store may list.
+/// Lines of a key, a space, a value: what a store may list. Every backend judges it.
 pub fn leases(data: &[u8]) {
+    let direct = VxlanConfig {
+        direct_routing: true,
+        ..VxlanConfig::default()
+    };
+    for backend in [&Vxlan::default() as &dyn Backend, &Vxlan(direct), &HostGw] {
+        judged(backend, data);
+    }
+}
+
+fn judged(backend: &dyn Backend, data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let leases: Vec<Lease> = text.lines().filter_map(lease).collect();
     let of = |leases: &[Lease]| -> Leases {
@@ -22,18 +31,20 @@ pub fn leases(data: &[u8]) {
             .map(|lease| (lease.key(), Arc::new(lease.clone())))
             .collect()
     };
-    let network: IpNet = NETWORK.parse().expect("a network");
-    let on_link: [IpNet; 1] = ["192.168.0.1/24".parse().expect("a prefix")];
-    let own = own();
+    let here = here();
     // Half of the leases come first; the other half neither pushes out a peer nor comes to harm.
     let (first, _) = leases.split_at(leases.len() / 2);
     let mut peers = Peers::default();
     for seen in [first, &leases] {
         let before = peers.believed().clone();
         let seen = of(seen);
-        peers.update(&network, &own, &on_link, &seen);
-        sound(&network, &peers);
-        for (_, peer) in before.iter().filter(|(_, peer)| is_claimed(peer, &seen)) {
+        peers.update(backend, &here, &seen);
+        sound(&here, &peers);
+        backend.state(&here, &Vec::from_iter(peers.believed().values().cloned()));
+        for (_, peer) in before
+            .iter()
+            .filter(|(_, peer)| is_claimed(backend, peer, &seen))
+        {
             assert_eq!(
                 peers.believed().get(&peer.subnet),
                 Some(peer),
@@ -44,19 +55,19 @@ pub fn leases(data: &[u8]) {
 }
 
 /// Whether some lease says what made this peer: a later line may have rewritten it.
-fn is_claimed(peer: &Peer, leases: &Leases) -> bool {
+fn is_claimed(backend: &dyn Backend, peer: &Peer, leases: &Leases) -> bool {
     let says_so = |lease: &Arc<Lease>| {
         let network = lease.subnet;
         let mut alone = Peers::default();
-        let own = own();
         let leases = Leases::from_iter([(lease.key(), Arc::clone(lease))]);
-        alone.update(&NETWORK.parse().expect("a network"), &own, &[], &leases);
+        alone.update(backend, &here(), &leases);
         alone.believed().get(&network) == Some(peer)
     };
     leases.values().any(says_so)
 }
 
-fn sound(network: &IpNet, peers: &Peers) {
+fn sound(here: &Here, peers: &Peers) {
+    let network = &here.network;
     for rejection in peers.rejected().values() {
         shown(&rejection.reason);
         shown(&rejection.subject);
@@ -64,7 +75,7 @@ fn sound(network: &IpNet, peers: &Peers) {
     let believed = peers.believed().sorted();
     for (index, peer) in believed.iter().enumerate() {
         assert!(network.contains(&peer.subnet), "{peer:?} is outside");
-        assert!(peer.mac.is_unicast(), "{peer:?}");
+        assert!(peer.mac().is_none_or(|mac| mac.is_unicast()), "{peer:?}");
         assert!(
             !network.contains(&peer.vtep),
             "{peer:?} is reached through itself"
@@ -74,20 +85,25 @@ fn sound(network: &IpNet, peers: &Peers) {
                 peer.subnet.contains(&other.subnet) || other.subnet.contains(&peer.subnet);
             assert!(!overlap, "{peer:?} and {other:?} share addresses");
             assert!(
-                peer.mac != other.mac || peer.vtep == other.vtep,
+                peer.mac().is_none() || peer.mac() != other.mac() || peer.vtep == other.vtep,
                 "{peer:?} and {other:?} share a MAC address"
             );
         }
     }
 }
 
-fn own() -> Lease {
-    Lease {
+fn here() -> Here {
+    Here {
+        network: NETWORK.parse().expect("a network"),
         subnet: "10.244.1.0/24".parse().expect("a subnet"),
-        subnet_v6: None,
-        attributes: own_attributes([192, 168, 0, 1].into(), 1, MacAddr([2, 0, 0, 0, 0, 1])),
-        reserved: false,
-        expires: None,
+        public_ip: [192, 168, 0, 1].into(),
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        nic: Nic {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            mtu: 1500,
+        },
+        on_link: vec!["192.168.0.1/24".parse().expect("a prefix")],
     }
 }
 
@@ -129,7 +145,7 @@ pub fn network_config(data: &[u8]) {
         Ok(config) => config,
         Err(error) => return explained(&error),
     };
-    assert!(config.vxlan.vni < 1 << 24);
+    assert!(config.vxlan().is_none_or(|vxlan| vxlan.vni < 1 << 24));
     assert!(config.pool.min() <= config.pool.max());
     for note in &config.notes {
         explained(note);

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use overlay_user::backend::own_attributes;
+use overlay_user::backend::{Backend as _, Vxlan};
 use overlay_user::lease::Attributes;
 use overlay_user::mac::MacAddr;
 use overlay_user::store::{Error, Location, Store};
@@ -44,7 +44,7 @@ pub fn store_dir(data: &[u8]) {
         let open = || Store::open(Location::Dir(root.clone()), TTL, TTL / 2).expect("a store");
         let store = open();
         let config = store.network_config().await.expect("a configuration");
-        let attributes = own_attributes(ADDRESS, 1, MacAddr([2, 0, 0, 0, 0, 1]));
+        let attributes = Vxlan::default().attributes(ADDRESS, MacAddr([2, 0, 0, 0, 0, 1]));
         let own = match store.acquire(&config, attributes.clone(), None).await {
             Ok(lease) => lease,
             Err(error) => {

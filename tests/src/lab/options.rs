@@ -21,6 +21,29 @@ pub enum StoreKind {
     Dir,
 }
 
+/// How packets get from node to node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendKind {
+    /// In VXLAN.
+    Vxlan,
+    /// In VXLAN, but for nodes on one link.
+    DirectRouting,
+    /// As they are; all nodes are on one link.
+    HostGw,
+}
+
+impl BackendKind {
+    /// `Backend` of the network configuration.
+    fn json(self) -> serde_json::Value {
+        match self {
+            Self::Vxlan => json!({"Type": "vxlan"}),
+            Self::DirectRouting => json!({"Type": "vxlan", "DirectRouting": true}),
+            Self::HostGw => json!({"Type": "host-gw"}),
+        }
+    }
+}
+
 /// What a lab is asked to be. Take [`Options::default`] and change what matters.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
@@ -68,6 +91,20 @@ impl Options {
             verbose: false,
             ..Self::default()
         }
+    }
+
+    /// The same with another backend.
+    #[must_use]
+    pub fn with_backend(mut self, kind: BackendKind) -> Self {
+        self.network["Backend"] = kind.json();
+        self
+    }
+
+    /// Whether the network configuration asks for VXLAN between nodes that are on one link, as they are in
+    /// every lab.
+    pub fn has_tunnels(&self) -> bool {
+        let backend = &self.network["Backend"];
+        backend["Type"] != "host-gw" && backend["DirectRouting"] != true
     }
 
     pub(super) fn check(&self) -> Result<()> {

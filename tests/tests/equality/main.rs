@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::fast_path::{packets, wait_serving};
 use overlay_tests::packet::RawSocket;
-use overlay_tests::{Lab, Namespace, Node, Options, Pod};
+use overlay_tests::{BackendKind, Lab, Namespace, Node, Options, Pod};
 
 use corpus::{Corpus, FIRST_ID, Fast, MAGIC, Probe};
 use injected::{Tunnel, nobody};
@@ -119,6 +119,51 @@ fn a_capture_cannot_tell_the_paths_apart() -> Result<()> {
         "{} of {} differ:\n{}",
         failures.len(),
         sent.probes.len() + injected.probes.len(),
+        failures.join("\n")
+    );
+    Ok(())
+}
+
+/// The same for pods of nodes on one link, whose packets travel as they are.
+#[test]
+fn a_capture_cannot_tell_the_paths_apart_without_encapsulation() -> Result<()> {
+    let options = Options {
+        fast_path: "off".to_owned(),
+        ..Options::for_test("equality-direct")
+    };
+    let lab = Lab::up(options.with_backend(BackendKind::HostGw))?;
+    prepare(&lab)?;
+    let sent = ways(&lab)?;
+    let slow = send(&lab, &sent.probes, Sender::Pod)?;
+    let slow_hops = hops(&lab)?;
+    for node in lab.nodes() {
+        switch_on(&node)?;
+    }
+    let fast = send(&lab, &sent.probes, Sender::Pod)?;
+    let routed = packets(&lab.node(1), "pod_in", "routed")?;
+    let delivered = packets(&lab.node(2), "net_in", "redirected")?;
+    let fast_hops = hops(&lab)?;
+
+    let mut failures = differences(&sent.probes, &slow, &fast);
+    let whole =
+        |probe: &&Probe| probe.name.starts_with("to another node") && probe.fast == Fast::Whole;
+    let expected = sent.probes.iter().filter(whole).count() as u64;
+    // Otherwise everything could have gone by the kernel and been the same for that reason.
+    if routed.min(delivered) < expected {
+        failures.push(format!(
+            "{routed} packets routed and {delivered} delivered, at least {expected} should have been"
+        ));
+    }
+    if slow_hops != fast_hops {
+        failures.push(format!(
+            "traceroute: {slow_hops:?} by the kernel, {fast_hops:?} by the fast path"
+        ));
+    }
+    ensure!(
+        failures.is_empty(),
+        "{} of {} differ:\n{}",
+        failures.len(),
+        sent.probes.len(),
         failures.join("\n")
     );
     Ok(())
@@ -275,11 +320,15 @@ fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
             }
         }
     }
+    let on_the_wire = match lab.options().has_tunnels() {
+        true => inside,
+        false => whose,
+    };
     for mut frame in wire.drain(QUIET)? {
         // What this test put on the wire itself is no evidence.
         if frame.outgoing
             && sender == Sender::Pod
-            && let Some(probe) = inside(&mut frame.bytes)
+            && let Some(probe) = on_the_wire(&mut frame.bytes)
         {
             let place = (probe, "the wire");
             seen.entry(place).or_default().push(frame.bytes);

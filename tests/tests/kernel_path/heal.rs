@@ -1,45 +1,47 @@
 //! Whatever is lost or changed comes back, and nothing of others is touched.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_user::backend::Peer;
+use overlay_user::backend::{Backend as _, Here, Nic, Peer, Vxlan, Way};
 use overlay_user::kernel::{self, Kernel};
 use overlay_user::mac::MacAddr;
-use overlay_user::reconcile::{Action, Desired, Device, RecreateReason, diff};
+use overlay_user::reconcile::{Action, KernelState, RecreateReason, diff};
 
 use super::namespace::{in_namespace, node_with_peer, run};
 
-async fn desired(kernel: &Kernel) -> Desired {
-    let subnet: IpNet = "10.244.2.0/24".parse().expect("a network");
-    let peer = Peer {
-        subnet,
-        vtep: IpAddr::from([192, 0, 2, 2]),
-        mac: MacAddr([2, 0, 0, 0, 0, 2]),
-    };
-    Desired {
+async fn desired(kernel: &Kernel) -> KernelState {
+    let here = Here {
         network: "10.244.0.0/16".parse().expect("a network"),
-        device: Device {
-            name: "flannel.1".into(),
-            vni: 1,
-            port: 8472,
-            underlay: kernel.ifindex("underlay").await.expect("the underlay"),
-            local: IpAddr::from([192, 0, 2, 1]),
-            mtu: 1450,
-            address: "10.244.1.0/32".parse().expect("an address"),
-            mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
+        subnet: "10.244.1.0/24".parse().expect("a subnet"),
+        public_ip: [192, 0, 2, 1].into(),
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        nic: Nic {
+            name: "underlay".into(),
+            ifindex: kernel.ifindex("underlay").await.expect("the underlay"),
+            mtu: 1500,
         },
-        peers: BTreeMap::from([(subnet, peer)]),
-        forwarding: true,
-    }
+        on_link: Vec::new(),
+    };
+    let peer = Peer {
+        subnet: "10.244.2.0/24".parse().expect("a network"),
+        vtep: IpAddr::from([192, 0, 2, 2]),
+        way: Way::Vxlan {
+            mac: MacAddr([2, 0, 0, 0, 0, 2]),
+        },
+    };
+    Vxlan::default().state(&here, &[peer])
+}
+
+fn network(desired: &KernelState) -> IpNet {
+    desired.network.expect("a network")
 }
 
 /// Applies the difference and expects that there is none afterwards. Returns what was done.
-async fn settle(kernel: &Kernel, desired: &Desired) -> Vec<Action> {
+async fn settle(kernel: &Kernel, desired: &KernelState) -> Vec<Action> {
     let look = async || {
         kernel
-            .observe("flannel.1", desired.network)
+            .observe(Some("flannel.1"), network(desired))
             .await
             .expect("observe")
     };
@@ -130,8 +132,7 @@ fn flannels_state_is_taken_over_without_a_new_device() {
     in_namespace(|| async {
         let _peer = node_with_peer();
         let kernel = Kernel::connect().expect("netlink");
-        let mut desired = desired(&kernel).await;
-        desired.device.mac = None;
+        let desired = desired(&kernel).await;
         run(
             "ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 dstport 8472 \
              local 192.0.2.1 dev underlay nolearning && ip addr add 10.244.1.0/32 dev flannel.1 && \
@@ -141,12 +142,7 @@ fn flannels_state_is_taken_over_without_a_new_device() {
              ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink && \
              sysctl -qw net.ipv4.ip_forward=1",
         );
-        let route = desired
-            .peers
-            .values()
-            .map(|peer| desired.route(peer))
-            .next()
-            .expect("a route");
+        let route = desired.routes.first().expect("a route").clone();
         let mut actions = settle(&kernel, &desired).await;
         // flannel leaves the device the link-local address that it got.
         assert_eq!(actions.remove(0), Action::ForbidAutoconfiguration);
@@ -164,8 +160,8 @@ fn a_device_that_cannot_be_changed_is_made_anew_with_its_mac() {
         let kernel = Kernel::connect().expect("netlink");
         let mut desired = desired(&kernel).await;
         settle(&kernel, &desired).await;
-        desired.device.port = 4789;
-        desired.device.mac = None;
+        let link = desired.link.as_mut().expect("a device");
+        link.vxlan.as_mut().expect("a VXLAN device").port = 4789;
         let actions = settle(&kernel, &desired).await;
         assert_eq!(
             actions.first(),
@@ -187,7 +183,7 @@ fn a_foreign_route_is_reported_and_left_alone() {
         let desired = desired(&kernel).await;
         run("ip route add 10.244.2.0/24 dev underlay proto static");
         let observed = kernel
-            .observe("flannel.1", desired.network)
+            .observe(Some("flannel.1"), network(&desired))
             .await
             .expect("observe");
         let failures = kernel.apply(&desired, &diff(&desired, &observed)).await;
@@ -212,7 +208,7 @@ fn cleanup_takes_ours_and_leaves_the_rest() {
         run("ip route add 10.250.0.0/24 dev underlay proto 111");
         run("ip route add 203.0.113.0/24 dev underlay proto static");
         for _ in 0..2 {
-            kernel::cleanup("flannel.1", desired.network)
+            kernel::cleanup(Some("flannel.1"), network(&desired))
                 .await
                 .expect("cleanup");
         }

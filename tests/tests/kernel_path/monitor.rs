@@ -90,8 +90,11 @@ fn events_keep_a_look_fresh() {
              ip addr add 10.0.0.1/24 dev veth0
              ip link add flannel.1 type vxlan id 1 local 10.0.0.1 dev veth0 dstport 8472 nolearning
              ip addr add 10.244.1.0/32 dev flannel.1; ip link set flannel.1 up");
-        let mut known = kernel.observe("flannel.1", network).await.expect("a look");
-        let device = known.device.as_ref().expect("the device").ifindex;
+        let mut known = kernel
+            .observe(Some("flannel.1"), network)
+            .await
+            .expect("a look");
+        let device = known.link.as_ref().expect("the device").ifindex;
         let mut monitor = Monitor::subscribe(ROUNDS).expect("subscribe");
         for change in [
             "ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 111",
@@ -136,7 +139,10 @@ fn events_keep_a_look_fresh() {
                     _ => {}
                 }
             }
-            let fresh = kernel.observe("flannel.1", network).await.expect("a look");
+            let fresh = kernel
+                .observe(Some("flannel.1"), network)
+                .await
+                .expect("a look");
             assert_eq!(known, fresh, "after `{change}`");
         }
     });

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use overlay_user::backend::own_attributes;
+use overlay_user::backend::{Backend as _, Vxlan};
 use overlay_user::config::NetworkConfig;
 use overlay_user::lease::{Attributes, Lease};
 use overlay_user::mac::MacAddr;
@@ -27,11 +27,8 @@ pub fn config(json: &str) -> NetworkConfig {
 
 /// What node number `n` says about itself.
 pub fn attributes(n: u8) -> Attributes {
-    own_attributes(
-        Ipv4Addr::new(192, 168, 0, n),
-        1,
-        MacAddr([2, 0, 0, 0, 0, n]),
-    )
+    let mac = MacAddr([2, 0, 0, 0, 0, n]);
+    Vxlan::default().attributes(Ipv4Addr::new(192, 168, 0, n), mac)
 }
 
 /// A node with its store running until it is dropped.

@@ -172,7 +172,8 @@ impl Stage {
     /// Starts both agents, in a cluster of their own, and waits until they know each other.
     fn start_agents(&self, variant: Variant, flag: &str) -> Result<()> {
         let prefix = format!("/{}", variant.name());
-        let network = self.lab.options().network.to_string();
+        let options = self.lab.options().with_backend(variant.backend());
+        let network = options.network.to_string();
         self.lab
             .etcdctl(&["put", &format!("{prefix}/config"), &network])?;
         let interface = format!("--iface={CABLE}");

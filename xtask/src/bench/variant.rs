@@ -4,6 +4,7 @@ use std::path::Path as FilePath;
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
+use overlay_tests::BackendKind;
 use serde::{Serialize, Serializer};
 
 use super::measure::Measure;
@@ -29,6 +30,10 @@ pub enum Variant {
     KernelServices,
     /// The fast path.
     Overlay,
+    /// Our kernel path without encapsulation (host-gw), with the packet filter as deployed.
+    HostGwKernel,
+    /// The fast path without encapsulation (host-gw).
+    HostGw,
     /// The fast path, super-packets from the network left to the kernel's VXLAN device.
     AggregatesToKernel,
     /// The fast path without the check that an inner source is the sender's.
@@ -77,7 +82,8 @@ impl Variant {
             Self::Kernel => Recipe::Agent(FAST_PATH_OFF),
             Self::KernelServices => Recipe::Services,
             Self::Flannel => Recipe::Flannel,
-            Self::Overlay => Recipe::Agent(FAST_PATH_ON),
+            Self::HostGwKernel => Recipe::Agent(FAST_PATH_OFF),
+            Self::Overlay | Self::HostGw => Recipe::Agent(FAST_PATH_ON),
             Self::AggregatesToKernel => Recipe::Agent("--aggregates=kernel"),
             Self::WithoutInnerSource
             | Self::WithoutStackOwned
@@ -85,6 +91,14 @@ impl Variant {
             | Self::WithoutCounters
             | Self::WithoutPreparedNextHop
             | Self::WithoutFlowNews => Recipe::Programs(self.name()),
+        }
+    }
+
+    /// How packets get from node to node.
+    pub fn backend(self) -> BackendKind {
+        match self {
+            Self::HostGwKernel | Self::HostGw => BackendKind::HostGw,
+            _ => BackendKind::Vxlan,
         }
     }
 
@@ -97,6 +111,9 @@ impl Variant {
             Recipe::Programs(_) => {
                 (underlay, path) == (Underlay::Super, Path::Across)
                     && matches!(measure, TcpRr | UdpRr | Udp64)
+            }
+            Recipe::Agent(_) if self.backend() == BackendKind::HostGw => {
+                path == Path::Across
             }
             Recipe::Agent(_) if self == Self::AggregatesToKernel => {
                 path == Path::Across && matches!(measure, Bulk | Bulk4 | BulkOneCore)

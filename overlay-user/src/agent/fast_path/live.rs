@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use overlay_common::V4;
-use overlay_common::schema::Heartbeat;
+use overlay_common::schema::{Heartbeat, PEER_DIRECT};
 
 use super::ways::{Exit, Ways};
 use crate::datapath::Error;
@@ -144,7 +144,11 @@ impl Live {
         }
         let mac = ways.exit().mac.unwrap_or_default();
         maps.update_peers(|peer| {
-            let next_hop = ways.mac(peer.vtep.into());
+            let vtep = peer.vtep.into();
+            let next_hop = match peer.flags & PEER_DIRECT {
+                0 => ways.mac(vtep),
+                _ => ways.neighbour_mac(vtep),
+            };
             let prepared = with_next_hop(peer, next_hop, mac);
             (prepared != *peer).then_some(prepared)
         })

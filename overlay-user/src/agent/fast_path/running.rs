@@ -22,7 +22,8 @@ use crate::mac::MacAddr;
 use crate::marks::BRIDGE;
 use ipnet::IpNet;
 use overlay_common::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE,
+    CONFIG_SHARED_PORT, Config,
 };
 use overlay_common::{Hook, V4, Verdict};
 use tokio::sync::Notify;
@@ -246,14 +247,14 @@ impl Running {
     ) -> Result<(), Error> {
         let kernel = view.kernel;
         self.judges = false;
-        let Some((device_ifindex, mac)) = backing.device else {
+        if backing.outlets.is_empty() {
             self.sites.clear();
             return self.deactivate();
-        };
+        }
         let live = self.live.clone();
         let mut known = live.lock().maps.known_pods()?;
         self.second_look(view, &known).await;
-        self.sites = sites(view, device_ifindex);
+        self.sites = sites(view, backing.outlets);
         if !self.carries {
             // VXLAN that the kernel opens meets the guard in any case, and is judged there.
             self.sites.retain(|site| site.hook == Hook::PodIn);
@@ -282,7 +283,7 @@ impl Running {
         }
         let foreign = self.attach()?;
 
-        let mut input = self.input(view, mac, backing, &foreign).await;
+        let mut input = self.input(view, backing, &foreign).await;
         if !gap && self.carries {
             input.flags |= CONFIG_ACTIVE;
         }
@@ -343,7 +344,6 @@ impl Running {
     async fn input(
         &mut self,
         view: &View<'_>,
-        mac: MacAddr,
         backing: &Backing<'_>,
         foreign: &[u32],
     ) -> TableInput {
@@ -353,17 +353,15 @@ impl Running {
             .iter()
             .filter(|pod| !self.left_out.contains_key(&pod.name));
         let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
-        let mut input = table_input(view, mac, backing.peers, pods);
+        let mut input = table_input(view, backing.mac, backing.peers, pods);
         input.source_ports = sysctl::local_port_range().unwrap_or(input.source_ports);
         // Where the kernel does not tell, what it told last holds.
         if let Some(others) = &view.other_vnis {
             self.shares_port = !others.is_empty();
         }
-        input.flags = if self.shares_port {
-            CONFIG_SHARED_PORT
-        } else {
-            0
-        };
+        if self.shares_port {
+            input.flags |= CONFIG_SHARED_PORT;
+        }
         if view.settings.flags.node.aggregates == Aggregates::Kernel {
             input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
         }
@@ -436,7 +434,7 @@ impl Running {
             self.write(
                 maps,
                 Config {
-                    flags: config.flags & CONFIG_SHARED_PORT,
+                    flags: config.flags & (CONFIG_SHARED_PORT | CONFIG_DIRECT),
                     ..config
                 },
             )?;

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use overlay_common::vxlan::OVERHEAD;
 
+use crate::backend::{self, Peer};
 use crate::datapath::tables::{TableInput, Way};
 use crate::kernel::next_hop::{Neighbour, NextHop};
 use crate::mac::MacAddr;
@@ -147,11 +148,19 @@ impl Ways {
 
     /// MAC address of the next hop to a VTEP, where it can be prepared.
     pub fn mac(&self, vtep: IpAddr) -> Option<MacAddr> {
+        self.neighbour_mac(self.next_hop(vtep)?.address)
+    }
+
+    /// MAC address of a neighbour, where it can be prepared: of a peer to which packets go as they are.
+    pub fn neighbour_mac(&self, address: IpAddr) -> Option<MacAddr> {
         self.exit.mac?;
-        let next_hop = self.next_hop(vtep)?;
-        self.neighbours
-            .get(&next_hop.address)
-            .map(|neighbour| neighbour.mac)
+        self.neighbours.get(&address).map(|neighbour| neighbour.mac)
+    }
+
+    /// Whether packets to a peer leave by the exit, by the way that its lease says.
+    fn leads_to(&self, peer: &Peer) -> bool {
+        let next_hop = self.next_hop(peer.vtep);
+        next_hop.is_some_and(|it| peer.way != backend::Way::Direct || it.address == peer.vtep)
     }
 
     /// Notes the ways in what the tables are made from. Peers that the routes lead to by another device are left to
@@ -159,9 +168,14 @@ impl Ways {
     pub fn apply(&self, input: &mut TableInput) -> BTreeSet<IpAddr> {
         let (here, elsewhere): (Vec<_>, _) = std::mem::take(&mut input.peers)
             .into_iter()
-            .partition(|(peer, _)| self.next_hop(peer.vtep).is_some());
+            .partition(|(peer, _)| self.leads_to(peer));
         input.peers = here;
         for (peer, way) in &mut input.peers {
+            if peer.way == backend::Way::Direct {
+                // Its subnet has a route of its own, which has no MTU.
+                way.next_hop = self.neighbour_mac(peer.vtep);
+                continue;
+            }
             let mtu = self.next_hop(peer.vtep).and_then(|next_hop| next_hop.mtu);
             *way = Way {
                 mtu: mtu.map_or(way.mtu, |mtu| way.mtu.min(mtu.saturating_sub(OVERHEAD))),
@@ -265,6 +279,29 @@ mod tests {
         assert_eq!(ways.within(elsewhere), [] as [IpAddr; 0]);
         assert_eq!(ways.news(), before);
         assert_eq!(ways.by(at(254)), [at(2)]);
+    }
+
+    #[test]
+    fn a_peer_on_the_link_is_its_own_next_hop() {
+        let peer = |last: u8, way| Peer {
+            subnet: format!("10.244.{last}.0/24").parse().expect("a subnet"),
+            vtep: at(last),
+            way,
+        };
+        let mut ways = ways();
+        assert!(
+            !ways.leads_to(&peer(2, backend::Way::Direct)),
+            "by a router"
+        );
+        let mac = MacAddr([2; 6]);
+        assert!(ways.leads_to(&peer(2, backend::Way::Vxlan { mac })));
+        ways.keep(&[at(2), at(5)].into());
+        let next_door = NextHop {
+            address: at(5),
+            mtu: None,
+        };
+        assert!(ways.learn([(at(5), Some(next_door))].into(), ways.news()));
+        assert!(ways.leads_to(&peer(5, backend::Way::Direct)));
     }
 
     #[test]

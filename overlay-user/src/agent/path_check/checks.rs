@@ -67,7 +67,9 @@ impl Checks {
             {
                 self.queues[class as usize].remove(&(due, address));
             }
-            if let Some(peer) = difference.now {
+            // Only tunnels are asked about: the address belongs to a VXLAN device, and what is not
+            // encapsulated meets no firewall's rule about VXLAN.
+            if let Some(peer) = difference.now.filter(|peer| peer.mac().is_some()) {
                 let record = Record {
                     peer: peer.clone(),
                     queued: None,
@@ -171,13 +173,16 @@ impl Checks {
 mod tests {
     use super::*;
 
+    use crate::backend::Way;
     use crate::mac::MacAddr;
 
     fn peers(count: u8) -> PeerMap {
         let peer = |n| Peer {
             subnet: format!("10.244.{n}.0/24").parse().expect("a subnet"),
             vtep: IpAddr::from([192, 168, 0, n]),
-            mac: MacAddr([2, 0, 0, 0, 0, n]),
+            way: Way::Vxlan {
+                mac: MacAddr([2, 0, 0, 0, 0, n]),
+            },
         };
         (1..=count).map(peer).map(|it| (it.subnet, it)).collect()
     }

@@ -4,36 +4,17 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::backend::own_attributes;
-
-const NETWORK: &str = "10.244.0.0/16";
-
-fn mac(last: u8) -> MacAddr {
-    MacAddr([2, 0, 0, 0, 0, last])
-}
+use crate::backend::judge::tests::{here, mac};
+use crate::backend::judge::{judge as judge_one, tests::lease as lease_by};
+use crate::backend::{Vxlan, Way};
 
 fn lease(subnet: &str, public_ip: [u8; 4], mac: MacAddr) -> Lease {
-    Lease {
-        subnet: subnet.parse().expect("a subnet"),
-        subnet_v6: None,
-        attributes: own_attributes(public_ip.into(), 1, mac),
-        reserved: false,
-        expires: None,
-    }
-}
-
-fn own() -> Lease {
-    lease("10.244.1.0/24", [192, 168, 0, 1], mac(1))
+    lease_by(&Vxlan::default(), subnet, public_ip, mac)
 }
 
 fn update(peers: &mut Peers, leases: &[Lease]) {
     let leases = leases.iter().map(|it| (it.key(), Arc::new(it.clone())));
-    let network = NETWORK.parse().expect("a network");
-    peers.update(&network, &own(), &on_link(), &leases.collect());
-}
-
-fn on_link() -> [IpNet; 2] {
-    ["192.168.0.1/24", "192.168.5.1/31"].map(|it| it.parse().expect("a prefix"))
+    peers.update(&Vxlan::default(), &here(), &leases.collect());
 }
 
 fn judge(leases: &[Lease]) -> (Vec<Peer>, Vec<RejectReason>) {
@@ -69,7 +50,7 @@ fn good_leases_become_peers() {
         Peer {
             subnet: "10.244.2.0/24".parse().expect("a subnet"),
             vtep: IpAddr::from([192, 168, 0, 2]),
-            mac: mac(2)
+            way: Way::Vxlan { mac: mac(2) }
         }
     );
 }
@@ -122,7 +103,7 @@ fn hostile_leases_are_rejected_and_cost_no_good_one() {
         (of("10.244.2.0/25"), |it| {
             matches!(it, RejectReason::Overlaps(_))
         }),
-        (untyped, |it| matches!(it, RejectReason::BackendType(_))),
+        (untyped, |it| matches!(it, RejectReason::BackendType { .. })),
         (at([0, 0, 0, 0]), |it| {
             matches!(it, RejectReason::PublicIp(_))
         }),
@@ -179,7 +160,7 @@ fn hostile_leases_are_rejected_and_cost_no_good_one() {
     for (bad, wanted) in cases {
         let (peers, rejected) = judge(&[good(), bad.clone()]);
         assert_eq!(peers.len(), 1, "{bad:?}");
-        assert_eq!(peers[0].mac, mac(2), "{bad:?}");
+        assert_eq!(peers[0].mac(), Some(mac(2)), "{bad:?}");
         assert!(
             matches!(&rejected[..], [reason] if wanted(reason)),
             "{bad:?}: {rejected:?}"
@@ -203,18 +184,18 @@ fn who_was_there_first_stays() {
     assert!(matches!(rejected[..], [RejectReason::Overlaps(_)]));
     let (first, _) = judge(&[intruder, good()]);
     assert_eq!(
-        first[0].mac,
-        mac(66),
+        first[0].mac(),
+        Some(mac(66)),
         "without a past, the order of leases decides"
     );
 }
 
 /// The rule, said once more without anything that is kept: those that were `accepted` come first.
-fn rule(ground: &Ground, leases: &Leases, accepted: &[Peer]) -> (Vec<Peer>, Vec<Rejected>) {
+fn rule(here: &Here, leases: &Leases, accepted: &[Peer]) -> (Vec<Peer>, Vec<Rejected>) {
     let (known, new): (Vec<_>, Vec<_>) = leases
         .sorted()
         .into_iter()
-        .map(|lease| (lease.key(), ground.judge(lease)))
+        .map(|lease| (lease.key(), judge_one(&Vxlan::default(), here, lease)))
         .partition(|(_, judged)| judged.as_ref().is_ok_and(|peer| accepted.contains(peer)));
     let (mut believed, mut rejected) = (Vec::<Peer>::new(), Vec::new());
     for (key, judged) in known.into_iter().chain(new) {
@@ -227,12 +208,12 @@ fn rule(ground: &Ground, leases: &Leases, accepted: &[Peer]) -> (Vec<Peer>, Vec<
             if let Some(other) = believed.iter().filter(share).min_by_key(overlapped) {
                 return Some(RejectReason::Overlaps(other.subnet));
             }
-            let twin = |other: &&Peer| other.mac == peer.mac && other.vtep != peer.vtep;
+            let twin = |other: &&Peer| other.mac() == peer.mac() && other.vtep != peer.vtep;
             believed
                 .iter()
                 .find(twin)
                 .map(|other| RejectReason::MacTaken {
-                    mac: peer.mac,
+                    mac: peer.mac().expect("a MAC address"),
                     holder: other.vtep,
                 })
         };
@@ -292,7 +273,6 @@ proptest! {
             1..12,
         ),
     ) {
-        let network: IpNet = NETWORK.parse().expect("a network");
         let (mut peers, mut leases) = (Peers::default(), Leases::default());
         let mut accepted = Vec::new();
         for (changes, node) in steps {
@@ -307,10 +287,9 @@ proptest! {
                     }
                 }
             }
-            let own = lease("10.244.1.0/24", [192, 168, 0, node], mac(1));
-            let ground = Ground::new(&network, &own, &on_link());
-            let (expected, rejected) = rule(&ground, &leases, &accepted);
-            peers.update(&network, &own, &on_link(), &leases);
+            let here = Here { public_ip: [192, 168, 0, node].into(), ..here() };
+            let (expected, rejected) = rule(&here, &leases, &accepted);
+            peers.update(&Vxlan::default(), &here, &leases);
             let mut told: Vec<_> = peers.rejected().values().map(|it| Rejected::clone(it)).collect();
             told.sort();
             prop_assert_eq!(&outcome(&peers).0, &expected);
@@ -322,8 +301,10 @@ proptest! {
 
 #[test]
 fn one_change_among_ten_thousand_costs_what_it_costs_among_ten() {
-    let network: IpNet = "10.0.0.0/8".parse().expect("a network");
-    let own = own();
+    let here = Here {
+        network: "10.0.0.0/8".parse().expect("a network"),
+        ..here()
+    };
     let at = |n: u32| {
         let [_, _, high, low] = n.to_be_bytes();
         let subnet = format!("10.{high}.{low}.0/24");
@@ -338,7 +319,7 @@ fn one_change_among_ten_thousand_costs_what_it_costs_among_ten() {
         .collect();
     let mut peers = Peers::default();
     let started = Instant::now();
-    peers.update(&network, &own, &[], &leases);
+    peers.update(&Vxlan::default(), &here, &leases);
     println!("10,000 leases: {:?}", started.elapsed());
     assert_eq!(peers.believed().len(), 10_000);
 
@@ -347,9 +328,9 @@ fn one_change_among_ten_thousand_costs_what_it_costs_among_ten() {
     let moved = lease(&key.subnet.to_string(), [172, 17, 0, 1], mac(9));
     let started = Instant::now();
     leases.insert(key, Arc::new(moved));
-    peers.update(&network, &own, &[], &leases);
+    peers.update(&Vxlan::default(), &here, &leases);
     let changed: Vec<_> = peers.believed().differences(&before).collect();
     println!("one change: {:?}", started.elapsed());
     assert_eq!(changed.len(), 1);
-    assert_eq!(changed[0].now.map(|peer| peer.mac), Some(mac(9)));
+    assert_eq!(changed[0].now.and_then(Peer::mac), Some(mac(9)));
 }

@@ -29,7 +29,8 @@ pub enum Reason {
     ForeignInnerSource,
     /// VXLAN that a pod sends.
     PodVxlan,
-    /// A source of this node's subnet that comes in through the VXLAN device.
+    /// A source of this node's subnet that comes in through the VXLAN device, or by the NIC as it
+    /// is.
     OwnSubnet,
     /// A pod that sends from an address of the overlay which is not its own.
     SpoofedSource,

@@ -16,8 +16,10 @@ pub struct GuardState {
     pub own_subnet: Ipv4Net,
     /// The outer address of this node.
     pub own_vtep: Ipv4Addr,
-    /// Name of the VXLAN device.
-    pub vxlan: String,
+    /// Name of the VXLAN device; none where the backend makes none, and nothing is said of VXLAN.
+    pub vxlan: Option<String>,
+    /// Name of the NIC, where packets of peers' pods come by it without encapsulation.
+    pub nic: Option<String>,
     /// Name of the bridge of the pods.
     pub bridge: String,
     /// UDP port of VXLAN, host byte order.
@@ -47,7 +49,8 @@ pub(super) struct Shape {
     pub network: Ipv4Net,
     pub own_subnet: Ipv4Net,
     pub own_vtep: Ipv4Addr,
-    pub vxlan: String,
+    pub vxlan: Option<String>,
+    pub nic: Option<String>,
     pub bridge: String,
     pub port: u16,
     pub vni: u32,
@@ -114,6 +117,7 @@ impl GuardState {
             own_subnet: self.own_subnet,
             own_vtep: self.own_vtep,
             vxlan: self.vxlan.clone(),
+            nic: self.nic.clone(),
             bridge: self.bridge.clone(),
             port: self.port,
             vni: self.vni,
@@ -128,8 +132,10 @@ impl GuardState {
     pub(super) fn elements(&self) -> Elements {
         let mut elements = Elements::new();
         let mut add = |set, element| elements.entry(set).or_default().insert(element);
-        add(Set::Nodes, Element::Address(self.own_vtep));
-        for (vtep, subnet) in &self.peers {
+        if self.vxlan.is_some() {
+            add(Set::Nodes, Element::Address(self.own_vtep));
+        }
+        for (vtep, subnet) in self.peers.iter().filter(|_| self.vxlan.is_some()) {
             add(Set::Vteps, Element::Address(*vtep));
             add(Set::Nodes, Element::Address(*vtep));
             let source = Element::Source(*vtep, subnet.network());
@@ -256,7 +262,8 @@ pub(super) mod tests {
             network: net("10.244.0.0/16"),
             own_subnet: net("10.244.1.0/24"),
             own_vtep: Ipv4Addr::new(192, 0, 2, 1),
-            vxlan: "flannel.1".into(),
+            vxlan: Some("flannel.1".into()),
+            nic: None,
             bridge: "cni0".into(),
             port: 8472,
             vni: 1,

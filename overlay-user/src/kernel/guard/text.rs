@@ -42,6 +42,31 @@ pub(super) fn render(
 }
 
 fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<String, Error> {
+    let mut text = format!("table ip {TABLE} {{\n");
+    text += &declare(counters, |reason| !reason.in_bridge());
+    if let Some(vxlan) = &shape.vxlan {
+        text += &tunnel(shape, &quoted(vxlan)?, elements)?;
+    }
+    if let Some(nic) = &shape.nic {
+        text += &link(shape, &quoted(nic)?);
+    }
+    Ok(text + "}\n")
+}
+
+/// What comes by the NIC as it is: nothing in it tells which node sent it, but this node's own pods are
+/// not out there.
+fn link(shape: &Shape, nic: &str) -> String {
+    let (own_subnet, own) = (shape.own_subnet, drop(Reason::OwnSubnet));
+    format!(
+        "chain routed {{\n\
+         type filter hook forward priority filter - 10; policy accept;\n\
+         iifname {nic} ip saddr {own_subnet} {own}\n\
+         }}\n"
+    )
+}
+
+/// What comes and goes in VXLAN.
+fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Error> {
     let Shape {
         port,
         vni,
@@ -49,7 +74,7 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
         own_vtep,
         ..
     } = shape;
-    let (vxlan, bridge) = (quoted(&shape.vxlan)?, quoted(&shape.bridge)?);
+    let bridge = quoted(&shape.bridge)?;
     let network = range(shape.network);
     let own_sources = range(*own_subnet);
 
@@ -90,9 +115,7 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
         })
         .collect();
 
-    let mut text = format!("table ip {TABLE} {{\n");
-    text += &declare(counters, |reason| !reason.in_bridge());
-    text += &set(Set::Vteps, "type ipv4_addr;", elements);
+    let mut text = set(Set::Vteps, "type ipv4_addr;", elements);
     text += &set(Set::Nodes, "type ipv4_addr;", elements);
     text += &source_sets;
     // What depends on the list of leases holds while somebody keeps the list true.
@@ -152,7 +175,6 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
          }}\n\
          {hook}; policy accept;\n\
          udp dport {port} ip daddr @nodes jump to_nodes\n\
-         }}\n\
          }}\n"
     );
     Ok(text)
@@ -274,5 +296,22 @@ mod tests {
         assert_eq!(hooks(&state), 3);
         state.judged = Some(["pod".into()].into());
         assert_eq!(hooks(&state), 2);
+    }
+
+    #[test]
+    fn without_a_tunnel_nothing_is_said_of_vxlan() {
+        let mut state = state();
+        (state.vxlan, state.nic) = (None, Some("eth0".into()));
+        let none = GuardCounters::default();
+        let text = render(&state.shape(), &state.elements(), &none).expect("text");
+        assert!(
+            !text.contains("udp dport") && !text.contains("@nodes"),
+            "{text}"
+        );
+        assert!(
+            text.contains("iifname \"eth0\" ip saddr 10.244.1.0/24 counter name own_subnet drop"),
+            "{text}"
+        );
+        assert!(text.contains("iifname @ports jump guard"), "{text}");
     }
 }

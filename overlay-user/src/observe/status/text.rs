@@ -9,12 +9,14 @@ pub fn render(status: &Status) -> String {
     let mut parts = vec![head(status)];
     let text = |value: &dyn ToString| value.to_string();
     parts.push(table::render(
-        &["peer", "vtep", "mac", "fast path"],
+        &["peer", "vtep", "way", "mac", "fast path"],
         status.peers.iter().map(|peer| {
             let fast = peer
                 .mtu
                 .map_or("no".to_owned(), |mtu| format!("up to {mtu} bytes"));
-            vec![peer.subnet.clone(), text(&peer.vtep), text(&peer.mac), fast]
+            let mac = peer.mac.map_or("-".to_owned(), |mac| mac.to_string());
+            let (vtep, way) = (text(&peer.vtep), peer.way.to_owned());
+            vec![peer.subnet.clone(), vtep, way, mac, fast]
         }),
     ));
     parts.push(table::render(
@@ -132,9 +134,10 @@ fn fast_path(fast_path: &FastPathView) -> String {
         ", not every lease has a place in it"
     };
     format!(
-        "fast path  {}{complete}: {ratio}\n           {} redirected, {} encapsulated, {} decapsulated, {} slow, {} failed; {} flows owned by the stack",
+        "fast path  {}{complete}: {ratio}\n           {} redirected, {} routed, {} encapsulated, {} decapsulated, {} slow, {} failed; {} flows owned by the stack",
         fast_path.state,
         fast_path.redirected,
+        fast_path.routed,
         fast_path.encapsulated,
         fast_path.decapsulated,
         fast_path.slow,

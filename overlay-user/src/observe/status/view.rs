@@ -110,9 +110,11 @@ pub struct PeerView {
     pub subnet: String,
     /// The node's underlay address.
     pub vtep: IpAddr,
-    /// MAC address of its VXLAN device.
-    pub mac: MacAddr,
-    /// Longest inner packet on the fast path; absent where only the kernel path reaches it.
+    /// `vxlan`, or `direct` where packets go there as they are.
+    pub way: &'static str,
+    /// MAC address of its VXLAN device, where that is how it is reached.
+    pub mac: Option<MacAddr>,
+    /// Longest packet of a pod on the fast path; absent where only the kernel path reaches it.
     pub mtu: Option<u32>,
 }
 
@@ -152,8 +154,10 @@ pub struct FastPathView {
     pub complete: bool,
     /// Share of pod-to-pod packets that took it, 0 to 1; absent before there were any.
     pub hit_ratio: Option<f64>,
-    /// Packets handed from pod to pod on this node.
+    /// Packets handed to a pod of this node, from another one or as a node on the link sent them.
     pub redirected: u64,
+    /// Packets sent to another node on the link as they are.
+    pub routed: u64,
     /// Packets encapsulated.
     pub encapsulated: u64,
     /// Packets decapsulated.

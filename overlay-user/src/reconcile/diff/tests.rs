@@ -1,7 +1,17 @@
 //! The difference against a kernel that is made up.
 
+use std::net::IpAddr;
+
 use super::*;
-use crate::backend::Peer;
+use crate::mac::MacAddr;
+
+/// A peer reached by VXLAN.
+#[derive(Clone)]
+struct Peer {
+    subnet: IpNet,
+    vtep: IpAddr,
+    mac: MacAddr,
+}
 
 fn net(text: &str) -> IpNet {
     text.parse().expect("a network")
@@ -15,58 +25,79 @@ fn peer(number: u8) -> Peer {
     }
 }
 
-fn desired(peers: &[Peer]) -> Desired {
-    Desired {
-        network: net("10.244.0.0/16"),
-        device: Device {
+fn route(peer: &Peer) -> Route {
+    Route {
+        subnet: peer.subnet,
+        gateway: Some(peer.subnet.network()),
+        device: Some("flannel.1".into()),
+        onlink: true,
+        protocol: ROUTE_PROTOCOL,
+        metric: 0,
+    }
+}
+
+fn desired(peers: &[Peer]) -> KernelState {
+    KernelState {
+        network: Some(net("10.244.0.0/16")),
+        link: Some(Link {
             name: "flannel.1".into(),
-            vni: 1,
-            port: 8472,
-            underlay: 2,
-            local: IpAddr::from([192, 0, 2, 1]),
+            ifindex: 0,
+            vxlan: Some(VxlanAttributes {
+                vni: 1,
+                port: 8472,
+                underlay: 2,
+                local: Some(IpAddr::from([192, 0, 2, 1])),
+                learning: false,
+            }),
+            mac: MacAddr([2, 0, 0, 0, 0, 0xff]),
             mtu: 1450,
-            address: net("10.244.1.0/32"),
-            mac: None,
-        },
-        peers: peers
+            up: true,
+            addresses: [net("10.244.1.0/32")].into(),
+            configures_itself: false,
+        }),
+        neighbours: peers
             .iter()
-            .map(|peer| (peer.subnet, peer.clone()))
+            .map(|it| (it.subnet.network(), it.mac))
             .collect(),
+        fdb: peers.iter().map(|it| (it.mac, it.vtep)).collect(),
+        routes: peers.iter().map(route).collect(),
         forwarding: true,
     }
 }
 
+/// The device, to be changed.
+fn link(state: &mut KernelState) -> &mut Link {
+    state.link.as_mut().expect("a device")
+}
+
+fn vxlan(state: &mut KernelState) -> &mut VxlanAttributes {
+    link(state).vxlan.as_mut().expect("a VXLAN device")
+}
+
 /// What the kernel holds after `actions`.
-fn applied(mut kernel: Observed, actions: &[Action]) -> Observed {
+fn applied(mut kernel: KernelState, actions: &[Action]) -> KernelState {
     for action in actions {
-        let device = kernel.device.as_mut();
+        let device = kernel.link.as_mut();
         match action.clone() {
             Action::EnableForwarding => kernel.forwarding = true,
             Action::DeleteDevice(_) => {
                 kernel
                     .routes
                     .retain(|route| route.device.as_deref() != Some("flannel.1"));
-                kernel = Observed {
+                kernel = KernelState {
                     routes: kernel.routes,
                     forwarding: kernel.forwarding,
-                    ..Observed::default()
+                    ..KernelState::default()
                 };
             }
-            Action::CreateDevice(new) => {
-                kernel.device = Some(ObservedDevice {
+            Action::CreateDevice(new, vxlan) => {
+                kernel.link = Some(Link {
                     ifindex: 9,
-                    vxlan: Some(VxlanAttributes {
-                        vni: new.vni,
-                        port: new.port,
-                        underlay: new.underlay,
-                        local: Some(new.local),
-                        learning: false,
-                    }),
-                    mac: new.mac.unwrap_or(MacAddr([2, 0, 0, 0, 0, 0xff])),
-                    mtu: new.mtu,
+                    vxlan: Some(vxlan),
                     up: false,
                     addresses: [].into(),
                     configures_itself: true,
+                    ..new
                 });
             }
             Action::DisableLearning => {
@@ -112,15 +143,15 @@ fn applied(mut kernel: Observed, actions: &[Action]) -> Observed {
 }
 
 /// Applies the difference, expects that none is left, and returns what was done and came of it.
-fn settle(desired: &Desired, kernel: Observed) -> (Vec<Action>, Observed) {
+fn settle(desired: &KernelState, kernel: KernelState) -> (Vec<Action>, KernelState) {
     let actions = diff(desired, &kernel);
     let kernel = applied(kernel, &actions);
     assert_eq!(diff(desired, &kernel), [], "after {actions:?}");
     (actions, kernel)
 }
 
-fn settled(desired: &Desired) -> Observed {
-    settle(desired, Observed::default()).1
+fn settled(desired: &KernelState) -> KernelState {
+    settle(desired, KernelState::default()).1
 }
 
 fn position(actions: &[Action], wanted: impl Fn(&Action) -> bool) -> usize {
@@ -131,7 +162,7 @@ fn position(actions: &[Action], wanted: impl Fn(&Action) -> bool) -> usize {
 fn ipv6_does_not_configure_the_device() {
     let desired = desired(&[peer(2)]);
     let mut kernel = settled(&desired);
-    let device = kernel.device.as_mut().expect("a device");
+    let device = link(&mut kernel);
     device.configures_itself = true;
     device.addresses.insert(net("fe80::1/64"));
     // Somebody's own.
@@ -142,14 +173,14 @@ fn ipv6_does_not_configure_the_device() {
         Action::RemoveAddress(net("fe80::1/64")),
     ];
     assert_eq!(actions, expected);
-    let device = kernel.device.expect("a device");
+    let device = kernel.link.expect("a device");
     assert!(device.addresses.contains(&net("2001:db8::1/64")));
 }
 
 #[test]
 fn an_empty_kernel_gets_everything_in_order() {
-    let (actions, _) = settle(&desired(&[peer(2), peer(3)]), Observed::default());
-    let device = position(&actions, |a| matches!(a, Action::CreateDevice(_)));
+    let (actions, _) = settle(&desired(&[peer(2), peer(3)]), KernelState::default());
+    let device = position(&actions, |a| matches!(a, Action::CreateDevice(..)));
     let quiet = position(&actions, |a| *a == Action::ForbidAutoconfiguration);
     let up = position(&actions, |a| *a == Action::SetUp);
     assert!(
@@ -170,7 +201,7 @@ fn a_peer_that_leaves_goes_route_first() {
     assert_eq!(
         actions,
         [
-            Action::RemoveRoute(with_one.route(&peer(3))),
+            Action::RemoveRoute(route(&peer(3))),
             Action::RemoveFdb(peer(3).mac, peer(3).vtep),
             Action::RemoveNeighbour(peer(3).subnet.network()),
         ]
@@ -218,12 +249,12 @@ fn two_peers_with_one_mac_do_not_take_turns() {
 #[test]
 fn a_device_made_anew_keeps_its_mac_and_gets_everything_again() {
     let mut want = desired(&[peer(2)]);
-    let kernel = settled(&want);
-    let mac = kernel.device.as_ref().expect("a device").mac;
-    want.device.vni = 7;
+    let mut kernel = settled(&want);
+    let mac = link(&mut kernel).mac;
+    vxlan(&mut want).vni = 7;
     let (actions, kernel) = settle(&want, kernel);
     assert_eq!(actions[0], Action::DeleteDevice(RecreateReason::Vni));
-    assert_eq!(kernel.device.expect("a device").mac, mac);
+    assert_eq!(kernel.link.expect("a device").mac, mac);
     assert_eq!(kernel.fdb.len(), 1);
 }
 
@@ -231,23 +262,76 @@ fn a_device_made_anew_keeps_its_mac_and_gets_everything_again() {
 fn every_unchangeable_attribute_has_its_reason() {
     let base = desired(&[]);
     let kernel = settled(&base);
-    let change = |edit: fn(&mut Device)| {
+    let change = |edit: fn(&mut KernelState)| {
         let mut want = base.clone();
-        edit(&mut want.device);
+        edit(&mut want);
         settle(&want, kernel.clone()).0[0].clone()
     };
     let delete = Action::DeleteDevice;
-    assert_eq!(change(|d| d.vni = 7), delete(RecreateReason::Vni));
-    assert_eq!(change(|d| d.port = 4789), delete(RecreateReason::Port));
-    assert_eq!(change(|d| d.underlay = 3), delete(RecreateReason::Underlay));
+    assert_eq!(change(|d| vxlan(d).vni = 7), delete(RecreateReason::Vni));
     assert_eq!(
-        change(|d| d.local = [192, 0, 2, 9].into()),
+        change(|d| vxlan(d).port = 4789),
+        delete(RecreateReason::Port)
+    );
+    assert_eq!(
+        change(|d| vxlan(d).underlay = 3),
+        delete(RecreateReason::Underlay)
+    );
+    assert_eq!(
+        change(|d| vxlan(d).local = Some([192, 0, 2, 9].into())),
         delete(RecreateReason::Local)
     );
-    assert_eq!(change(|d| d.mtu = 8951), Action::SetMtu(8951));
+    assert_eq!(change(|d| link(d).mtu = 8951), Action::SetMtu(8951));
     let mut bridge = kernel.clone();
-    bridge.device.as_mut().expect("a device").vxlan = None;
+    link(&mut bridge).vxlan = None;
     assert_eq!(diff(&base, &bridge)[0], delete(RecreateReason::Kind));
+}
+
+#[test]
+fn a_way_that_becomes_direct_is_replaced_without_a_gap() {
+    let mut want = desired(&[peer(2), peer(3)]);
+    let kernel = settled(&want);
+    let direct = Route {
+        gateway: Some(peer(2).vtep),
+        device: Some("eth0".into()),
+        onlink: false,
+        ..route(&peer(2))
+    };
+    let with_direct = KernelState {
+        routes: [direct.clone(), route(&peer(3))].into(),
+        ..desired(&[peer(3)])
+    };
+    let (actions, kernel) = settle(&with_direct, kernel);
+    let expected = [
+        Action::ReplaceRoute(direct.clone()),
+        Action::RemoveFdb(peer(2).mac, peer(2).vtep),
+        Action::RemoveNeighbour(peer(2).subnet.network()),
+    ];
+    assert_eq!(actions, expected);
+
+    // And without any device, as with host-gw.
+    want = KernelState {
+        link: None,
+        routes: [direct].into(),
+        ..desired(&[])
+    };
+    let (actions, _) = settle(&want, kernel);
+    assert_eq!(actions[0], Action::RemoveRoute(route(&peer(3))));
+}
+
+#[test]
+fn without_a_device_of_ours_flannels_routes_are_others() {
+    let want = KernelState {
+        link: None,
+        ..desired(&[])
+    };
+    let mut kernel = settled(&want);
+    kernel.routes.insert(Route {
+        protocol: FLANNEL_ROUTE_PROTOCOL,
+        device: None,
+        ..route(&peer(9))
+    });
+    assert_eq!(diff(&want, &kernel), []);
 }
 
 #[test]
@@ -280,7 +364,7 @@ fn routes_of_others_are_left_alone() {
 fn flannels_route_is_replaced_without_a_gap() {
     let want = desired(&[peer(2)]);
     let mut kernel = settled(&want);
-    let ours = want.route(&peer(2));
+    let ours = route(&peer(2));
     kernel.routes = [Route {
         protocol: FLANNEL_ROUTE_PROTOCOL,
         ..ours.clone()
@@ -295,7 +379,7 @@ fn our_route_at_another_metric_goes() {
     let mut kernel = settled(&want);
     let odd = Route {
         metric: 50,
-        ..want.route(&peer(2))
+        ..route(&peer(2))
     };
     kernel.routes.insert(odd.clone());
     assert_eq!(settle(&want, kernel).0, [Action::RemoveRoute(odd)]);

@@ -11,7 +11,7 @@ use crate::kernel::pods::Filter;
 use crate::marks::CLSACT_PRIORITY;
 use overlay_common::Hook;
 
-use super::super::View;
+use super::super::{Outlet, View};
 use super::Running;
 
 /// A hook on a device.
@@ -29,16 +29,16 @@ impl Site {
 }
 
 /// Where programs have to sit.
-pub(super) fn sites(view: &View<'_>, device_ifindex: u32) -> Vec<Site> {
+pub(super) fn sites(view: &View<'_>, outlets: &[Outlet]) -> Vec<Site> {
     let site = |hook, interface: &str, ifindex| Site {
         hook,
         interface: interface.to_owned(),
         ifindex,
     };
-    let mut sites = vec![
-        site(Hook::NetIn, &view.underlay.name, view.underlay.ifindex),
-        site(Hook::VtepOut, &view.settings.device, device_ifindex),
-    ];
+    let nic = view.underlay;
+    let mut sites = vec![site(Hook::NetIn, &nic.name, nic.ifindex)];
+    let outlets = outlets.iter();
+    sites.extend(outlets.map(|it| site(Hook::VtepOut, &it.name, it.ifindex)));
     for pod in &view.pods.pods {
         sites.push(site(Hook::PodIn, &pod.name, pod.ifindex));
         sites.push(site(Hook::PodOut, &pod.name, pod.ifindex));

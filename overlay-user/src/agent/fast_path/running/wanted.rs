@@ -1,11 +1,11 @@
 //! What the maps should hold, made from what a round knows of the node.
 
-use crate::backend::Peer;
+use crate::backend::{self, Peer};
 use crate::datapath::tables::{LocalPod, TableInput, Tables, Way};
 use crate::kernel::pods::PodLink;
 use crate::mac::MacAddr;
 use overlay_common::V4;
-use overlay_common::schema::POD_KERNEL_PATH;
+use overlay_common::schema::{CONFIG_DIRECT, POD_KERNEL_PATH};
 
 use super::super::View;
 
@@ -54,6 +54,7 @@ pub(super) fn table_input(
     pods: Vec<LocalPod>,
 ) -> TableInput {
     let bridge = view.pods.bridge.as_ref();
+    let vxlan = view.settings.config.vxlan();
     TableInput {
         network: view.settings.config.network(),
         subnet: view.subnet,
@@ -65,10 +66,13 @@ pub(super) fn table_input(
             let mut addresses = bridge.addresses.iter().map(ipnet::IpNet::addr);
             addresses.find(|address| view.subnet.contains(address))
         }),
-        vni: view.settings.config.vxlan.vni,
-        port: view.settings.config.vxlan.port,
+        vni: vxlan.map_or(0, |vxlan| vxlan.vni),
+        port: vxlan.map_or(0, |vxlan| vxlan.port),
         source_ports: (32768, 60999),
-        flags: 0,
+        flags: match view.settings.backend.has_direct_ways() {
+            true => CONFIG_DIRECT,
+            false => 0,
+        },
         underlay_mac: MacAddr::default(),
         peers: peers
             .iter()
@@ -76,7 +80,10 @@ pub(super) fn table_input(
                 (
                     peer.clone(),
                     Way {
-                        mtu: view.mtu,
+                        mtu: match peer.way {
+                            backend::Way::Vxlan { .. } => view.mtu,
+                            backend::Way::Direct => view.underlay.mtu,
+                        },
                         next_hop: None,
                     },
                 )

@@ -1,4 +1,4 @@
-//! What the kernel holds.
+//! What the kernel holds, or should hold: one value for both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,14 +23,17 @@ pub struct VxlanAttributes {
     pub learning: bool,
 }
 
-/// The device that carries the name of ours.
+/// A device: as it is, or as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObservedDevice {
-    /// Interface index.
+pub struct Link {
+    /// Name.
+    pub name: String,
+    /// Interface index; zero for a device as it should be, because the kernel chooses it.
     pub ifindex: u32,
     /// What kind of VXLAN device it is; `None` when it is something else altogether.
     pub vxlan: Option<VxlanAttributes>,
-    /// MAC address.
+    /// MAC address. One that should be is for a device that has to be created, because an existing
+    /// device keeps its own.
     pub mac: MacAddr,
     /// MTU.
     pub mtu: u32,
@@ -60,8 +63,8 @@ pub struct Route {
     pub metric: u32,
 }
 
-/// Whether a route can matter to the overlay of `network`: what leads into it, and what is ours. Of all other
-/// routes, which may be a million, nothing is kept.
+/// Whether a route can matter to the overlay of `network`: what leads into it, and what is ours. Of
+/// all other routes, which may be a million, nothing is kept.
 #[must_use]
 pub fn is_of_interest(network: IpNet, route: &Route) -> bool {
     route.protocol == ROUTE_PROTOCOL || network.contains(&route.subnet)
@@ -82,26 +85,27 @@ pub enum Change {
     Removed(Route),
 }
 
-/// What is known of everything that [`super::diff`] judges: from one look, and the changes since.
+/// Everything that [`super::diff`] judges. As observed, it comes from one look and the changes
+/// since; as desired, from leases and configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
+pub struct KernelState {
     /// The overlay that this is about.
     pub network: Option<IpNet>,
-    /// The VXLAN device.
-    pub device: Option<ObservedDevice>,
+    /// The device that the backend makes, if it makes one.
+    pub link: Option<Link>,
     /// The unicast routes of the main table that can matter, see [`is_of_interest`].
     pub routes: BTreeSet<Route>,
-    /// Permanent neighbours on the VXLAN device.
+    /// Permanent neighbours on the device.
     pub neighbours: BTreeMap<IpAddr, MacAddr>,
-    /// FDB of the VXLAN device: where each MAC address is.
+    /// FDB of the device: where each MAC address is.
     pub fdb: BTreeMap<MacAddr, IpAddr>,
-    /// Whether IP forwarding is on.
+    /// Whether IP forwarding is on. It is never switched off.
     pub forwarding: bool,
 }
 
-impl Observed {
-    /// Takes a change into account; neighbours and FDB entries are those of the device. Returns whether that was
-    /// news.
+impl KernelState {
+    /// Takes a change into account; neighbours and FDB entries are those of the device. Returns
+    /// whether that was news.
     pub fn apply(&mut self, change: &Change) -> bool {
         match change {
             Change::Neighbour(address, mac) => {
@@ -159,10 +163,10 @@ fn set<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>)
 mod tests {
     use super::*;
 
-    fn observed() -> Observed {
-        Observed {
+    fn observed() -> KernelState {
+        KernelState {
             network: Some("10.244.0.0/16".parse().expect("a network")),
-            ..Observed::default()
+            ..KernelState::default()
         }
     }
 

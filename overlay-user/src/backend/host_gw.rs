@@ -1,0 +1,101 @@
+//! `host-gw`: every node is the gateway to its own pods, on a link that all nodes share. Nothing is
+//! encapsulated, and no device is made.
+
+use std::net::Ipv4Addr;
+
+use super::model::{Backend, Entries, Here, Peer, Way};
+use crate::lease::{Attributes, Lease, RejectReason};
+use crate::mac::MacAddr;
+
+/// See [the module](self).
+#[derive(Clone, Copy, Debug)]
+pub struct HostGw;
+
+impl Backend for HostGw {
+    fn name(&self) -> &'static str {
+        "host-gw"
+    }
+
+    fn has_direct_ways(&self) -> bool {
+        true
+    }
+
+    fn mtu(&self, underlay: u32) -> u32 {
+        underlay
+    }
+
+    /// No `BackendData`, as flannel writes it.
+    fn attributes(&self, public_ip: Ipv4Addr, _mac: MacAddr) -> Attributes {
+        Attributes {
+            public_ip,
+            public_ipv6: None,
+            backend_type: Some(self.name().to_owned()),
+            backend_data: None,
+            backend_v6_data: None,
+        }
+    }
+
+    fn way(&self, here: &Here, lease: &Lease) -> Result<Way, RejectReason> {
+        let address = lease.attributes.public_ip.into();
+        match here.is_on_link(address) {
+            true => Ok(Way::Direct),
+            false => Err(RejectReason::NotOnLink(address, here.nic.name.clone())),
+        }
+    }
+
+    fn entries(&self, here: &Here, peer: &Peer) -> Entries {
+        Entries::direct(here, peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::judge::tests::{here, lease, mac};
+    use super::*;
+
+    #[test]
+    fn own_data_is_flannels_to_the_byte() {
+        let attributes = HostGw.attributes([192, 168, 64, 3].into(), MacAddr::default());
+        assert_eq!(
+            attributes.to_json().expect("JSON"),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#
+        );
+    }
+
+    #[test]
+    fn a_peer_on_the_link_is_its_subnets_gateway() {
+        let here = here();
+        let theirs = lease(&HostGw, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
+        let peer = Peer {
+            subnet: theirs.subnet,
+            vtep: theirs.attributes.public_ip.into(),
+            way: HostGw.way(&here, &theirs).expect("a way"),
+        };
+        assert_eq!(peer.way, Way::Direct);
+        let state = HostGw.state(&here, std::slice::from_ref(&peer));
+        assert_eq!((&state.link, state.forwarding), (&None, true));
+        assert!(state.neighbours.is_empty() && state.fdb.is_empty());
+        let [route] = Vec::from_iter(&state.routes)[..] else {
+            panic!("{:?}", state.routes);
+        };
+        assert_eq!(
+            (route.subnet, route.gateway),
+            (peer.subnet, Some(peer.vtep))
+        );
+        assert_eq!(
+            (route.device.as_deref(), route.onlink),
+            (Some("eth0"), false)
+        );
+    }
+
+    #[test]
+    fn a_peer_behind_a_router_is_refused_by_name() {
+        let theirs = lease(&HostGw, "10.244.2.0/24", [192, 168, 1, 2], mac(2));
+        let reason = HostGw.way(&here(), &theirs).expect_err("a router");
+        let text = reason.to_string();
+        assert!(
+            text.contains("192.168.1.2") && text.contains("eth0"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,116 @@
+//! What is asked of every lease before its backend is asked for the way.
+//!
+//! A lease decides where this node sends packets and whose packets it believes, so each field is
+//! taken for hostile until shown otherwise, and a bad lease never costs a good one its place.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+use super::model::{Backend, Here, Peer};
+use crate::lease::{Lease, RejectReason, excerpt};
+
+/// A longer prefix has no room for a gateway and a pod.
+const LONGEST_SUBNET: u8 = 30;
+
+/// Judges a lease on its own.
+pub fn judge(backend: &dyn Backend, here: &Here, lease: &Lease) -> Result<Peer, RejectReason> {
+    let Lease {
+        subnet, attributes, ..
+    } = lease;
+    let network = &here.network;
+    if !network.contains(subnet) {
+        return Err(RejectReason::OutsideNetwork(*network));
+    }
+    if subnet.prefix_len() > LONGEST_SUBNET {
+        return Err(RejectReason::TooSmall(subnet.prefix_len()));
+    }
+    if lease.overlaps(&here.subnet) {
+        return Err(RejectReason::OverlapsOwn(here.subnet));
+    }
+    let theirs = attributes.backend_type.as_deref().unwrap_or_default();
+    if theirs != backend.name() {
+        let (theirs, ours) = (excerpt(theirs), backend.name());
+        return Err(RejectReason::BackendType { theirs, ours });
+    }
+    let vtep = attributes.public_ip;
+    let is_broadcast = |prefix| is_broadcast(prefix, vtep);
+    if !is_host(vtep) || here.on_link.iter().any(is_broadcast) {
+        return Err(RejectReason::PublicIp(vtep.into()));
+    }
+    if network.contains(&IpAddr::V4(vtep)) {
+        return Err(RejectReason::PublicIpInside(vtep.into()));
+    }
+    if IpAddr::V4(vtep) == here.public_ip {
+        return Err(RejectReason::PublicIpOwn(vtep.into()));
+    }
+    Ok(Peer {
+        subnet: *subnet,
+        vtep: vtep.into(),
+        way: backend.way(here, lease)?,
+    })
+}
+
+/// Whether the address can be that of one remote host. Class E (240.0.0.0/4) and 0.0.0.0/8 cannot
+/// be routed to by a Linux host in general; link-local ones can, on one segment.
+fn is_host(address: Ipv4Addr) -> bool {
+    let first = address.octets()[0];
+    first != 0 && first < 224 && !address.is_loopback()
+}
+
+/// Whether an address stands for everybody on a link: its last one, and of old (RFC 1122, section
+/// 3.3.6) its first.
+fn is_broadcast(prefix: &IpNet, address: Ipv4Addr) -> bool {
+    let address = IpAddr::V4(address);
+    prefix.prefix_len() < 31 && (address == prefix.broadcast() || address == prefix.network())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::backend::{HostGw, Nic, Vxlan};
+    use crate::mac::MacAddr;
+
+    pub fn mac(last: u8) -> MacAddr {
+        MacAddr([2, 0, 0, 0, 0, last])
+    }
+
+    pub fn here() -> Here {
+        Here {
+            network: "10.244.0.0/16".parse().expect("a network"),
+            subnet: "10.244.1.0/24".parse().expect("a subnet"),
+            public_ip: [192, 168, 0, 1].into(),
+            mac: mac(1),
+            nic: Nic {
+                name: "eth0".to_owned(),
+                ifindex: 2,
+                mtu: 1500,
+            },
+            on_link: ["192.168.0.1/24", "192.168.5.1/31"]
+                .map(|it| it.parse().expect("a prefix"))
+                .into(),
+        }
+    }
+
+    pub fn lease(backend: &dyn Backend, subnet: &str, public_ip: [u8; 4], mac: MacAddr) -> Lease {
+        Lease {
+            subnet: subnet.parse().expect("a subnet"),
+            subnet_v6: None,
+            attributes: backend.attributes(public_ip.into(), mac),
+            reserved: false,
+            expires: None,
+        }
+    }
+
+    #[test]
+    fn a_lease_of_another_backend_is_refused_by_name() {
+        let theirs = lease(&HostGw, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
+        let vxlan = Vxlan::default();
+        let reason = judge(&vxlan, &here(), &theirs).expect_err("another backend");
+        let text = reason.to_string();
+        assert!(
+            text.contains("\"host-gw\"") && text.contains("vxlan"),
+            "{text}"
+        );
+    }
+}
