@@ -3,7 +3,8 @@
 //! ```text
 //! Store ── keeper: acquire, renew, republish, watch; the same for every registry
 //!   └ Registry ── etcd    flannel's keys and values
-//!               └ dir     a directory with one small file per lease
+//!               ├ dir     a directory with one small file per lease
+//!               └ kube    Node objects: subnets are assigned, not chosen
 //! ```
 //!
 //! The keeper is level-triggered: it compares what the registry holds with what this node wants to hold
@@ -12,6 +13,7 @@
 pub mod dir;
 pub mod etcd;
 mod keeper;
+pub mod kube;
 mod registry;
 mod table;
 
@@ -33,6 +35,8 @@ pub enum Location {
     Etcd(etcd::Options),
     /// A directory on this machine.
     Dir(PathBuf),
+    /// A Kubernetes cluster.
+    Kube(kube::Options),
 }
 
 /// Everything known about leases at one moment. A clone is cheap, and what differs from an earlier one is
@@ -41,6 +45,8 @@ pub enum Location {
 pub struct LeaseState {
     /// This node's lease; absent before [`Store::acquire`] and while a lost one could not be replaced.
     pub own: Option<Lease>,
+    /// Why there is no lease, where [`Store::run`] could not take one.
+    pub trouble: Option<String>,
     /// The other nodes' leases. Kept as they were while the store is unreachable.
     pub leases: Leases,
     /// Entries of the store that make no sense.
@@ -98,6 +104,14 @@ pub enum Error {
     /// The network configuration cannot be used.
     #[error(transparent)]
     Config(#[from] NetConfError),
+    /// The cluster has not given this node a subnet that it could use.
+    #[error("node {node}: {why}")]
+    NotAssigned {
+        /// The node's name.
+        node: String,
+        /// What is missing or wrong, with the cure.
+        why: String,
+    },
     /// No subnet to take.
     #[error(transparent)]
     Allocate(#[from] AllocateError),

@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use super::duration::{parse_duration, parse_duration_or_zero};
 use super::secret::{ETCD_PASSWORD_ENV, Secret};
 use super::subnet_env;
-use crate::store::{Location, etcd};
+use crate::store::{Location, etcd, kube};
 
 /// What `overlayd --help` ends with.
 pub const EXAMPLES: &str = "\
@@ -44,14 +44,52 @@ pub struct AgentFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Store")]
 pub struct StoreFlags {
-    /// Where leases live: "etcd", or "dir:PATH" for a directory that needs no server
+    /// Where leases live: "etcd", "kube" for the Nodes of a Kubernetes cluster, or "dir:PATH" for a directory
+    /// that needs no server
     #[arg(
         long,
         env = "OVERLAY_STORE",
         default_value = "etcd",
-        value_name = "etcd|dir:PATH"
+        value_name = "etcd|kube|dir:PATH"
     )]
     pub store: StoreKind,
+    /// The same as --store kube: this node's subnet is its podCIDR
+    #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    pub kube_subnet_mgr: bool,
+    /// URL of the Kubernetes API server [default: the kubeconfig's, or a pod's own]
+    #[arg(
+        long,
+        env = "FLANNELD_KUBE_API_URL",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "URL"
+    )]
+    pub kube_api_url: String,
+    /// Kubeconfig with the API server and who asks it [default: a pod's own service account]
+    #[arg(
+        long,
+        env = "FLANNELD_KUBECONFIG_FILE",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "FILE"
+    )]
+    pub kubeconfig_file: String,
+    /// What the names of the Nodes' annotations begin with
+    #[arg(
+        long,
+        env = "FLANNELD_KUBE_ANNOTATION_PREFIX",
+        default_value = "flannel.alpha.coreos.com",
+        value_name = "PREFIX"
+    )]
+    pub kube_annotation_prefix: String,
+    /// File with the network configuration, where the store is Kubernetes
+    #[arg(
+        long,
+        env = "FLANNELD_NET_CONFIG_PATH",
+        default_value = "/etc/kube-flannel/net-conf.json",
+        value_name = "FILE"
+    )]
+    pub net_config_path: PathBuf,
     /// etcd's endpoints, separated by commas; the first that answers is used
     #[arg(
         long,
@@ -211,6 +249,9 @@ pub struct NodeFlags {
         value_name = "PORT"
     )]
     pub healthz_port: u16,
+    /// Say on the Node whether its network can be used (condition NetworkUnavailable)
+    #[arg(long, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", default_value = "true", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    pub set_node_network_unavailable: bool,
     /// BPF file system that holds the pinned programs and maps
     #[arg(
         long,
@@ -235,23 +276,11 @@ pub struct NodeFlags {
 /// Accepted so that command lines written for flanneld start; hidden from the help.
 #[derive(Args, Clone, Debug)]
 struct ForeignFlags {
-    #[arg(long, hide = true, env = "FLANNELD_KUBE_SUBNET_MGR", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
-    kube_subnet_mgr: bool,
-    #[arg(long, hide = true, env = "FLANNELD_KUBE_API_URL")]
-    kube_api_url: Option<String>,
-    #[arg(long, hide = true, env = "FLANNELD_KUBECONFIG_FILE")]
-    kubeconfig_file: Option<String>,
     #[arg(long, hide = true, env = "FLANNELD_PUBLIC_IPV6")]
     public_ipv6: Option<String>,
     #[arg(long, hide = true, env = "FLANNELD_IP_BLACKHOLE_ROUTE", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     ip_blackhole_route: bool,
-    // These change nothing without Kubernetes, or only what klog prints.
-    #[arg(long, hide = true, env = "FLANNELD_KUBE_ANNOTATION_PREFIX")]
-    kube_annotation_prefix: Option<String>,
-    #[arg(long, hide = true, env = "FLANNELD_NET_CONFIG_PATH")]
-    net_config_path: Option<String>,
-    #[arg(long, hide = true, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", default_value = "true", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
-    set_node_network_unavailable: bool,
+    // These change only what klog prints.
     #[arg(long, hide = true, env = "FLANNELD_V")]
     v: Option<String>,
     #[arg(long, hide = true, env = "FLANNELD_VMODULE")]
@@ -271,6 +300,8 @@ pub enum StoreKind {
     Etcd,
     /// A directory.
     Dir(PathBuf),
+    /// Kubernetes, by flanneld's `--kube-*` flags.
+    Kube,
 }
 
 impl FromStr for StoreKind {
@@ -279,8 +310,9 @@ impl FromStr for StoreKind {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once(':') {
             None if text == "etcd" => Ok(Self::Etcd),
+            None if text == "kube" => Ok(Self::Kube),
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
-            _ => Err("want etcd or dir:PATH".to_owned()),
+            _ => Err("want etcd, kube or dir:PATH".to_owned()),
         }
     }
 }
@@ -367,12 +399,8 @@ impl AgentFlags {
     /// [`FlagError`] with the flag and the cure.
     pub fn check(&self) -> Result<(), FlagError> {
         let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
-        let etcd = "leases come from etcd or a directory: see --store";
         let foreign = &self.foreign;
         for (asked, flag, cure) in [
-            (foreign.kube_subnet_mgr, "--kube-subnet-mgr", etcd),
-            (given(&foreign.kube_api_url), "--kube-api-url", etcd),
-            (given(&foreign.kubeconfig_file), "--kubeconfig-file", etcd),
             (
                 given(&foreign.public_ipv6),
                 "--public-ipv6",
@@ -397,8 +425,21 @@ impl StoreFlags {
     #[must_use]
     pub fn location(&self) -> Location {
         let file = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));
-        match &self.store {
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let kind = if self.kube_subnet_mgr {
+            &StoreKind::Kube
+        } else {
+            &self.store
+        };
+        match kind {
             StoreKind::Dir(path) => Location::Dir(path.clone()),
+            StoreKind::Kube => Location::Kube(kube::Options {
+                api_url: text(&self.kube_api_url),
+                kubeconfig: file(&self.kubeconfig_file),
+                annotation_prefix: self.kube_annotation_prefix.clone(),
+                config_path: self.net_config_path.clone(),
+                identity: kube::Identity::from_env(),
+            }),
             StoreKind::Etcd => Location::Etcd(etcd::Options {
                 endpoints: self.etcd_endpoints.clone(),
                 prefix: self.etcd_prefix.clone(),

@@ -86,6 +86,7 @@ fn own() -> Lease {
         subnet: "10.244.1.0/24".parse().expect("a subnet"),
         subnet_v6: None,
         attributes: own_attributes([192, 168, 0, 1].into(), 1, MacAddr([2, 0, 0, 0, 0, 1])),
+        node: None,
         reserved: false,
         expires: None,
     }
@@ -115,6 +116,7 @@ fn lease(line: &str) -> Option<Lease> {
         subnet: key.subnet,
         subnet_v6: key.subnet_v6,
         attributes,
+        node: None,
         reserved: false,
         expires: None,
     })

@@ -17,6 +17,7 @@ fn lease(subnet: &str, public_ip: [u8; 4], mac: MacAddr) -> Lease {
         subnet: subnet.parse().expect("a subnet"),
         subnet_v6: None,
         attributes: own_attributes(public_ip.into(), 1, mac),
+        node: None,
         reserved: false,
         expires: None,
     }

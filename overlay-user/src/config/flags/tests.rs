@@ -63,9 +63,6 @@ fn flannelds_command_lines_work() {
 #[test]
 fn what_is_not_done_yet_is_refused() {
     for flag in [
-        "--kube-subnet-mgr",
-        "--kube-api-url=http://x",
-        "--kubeconfig-file=/x",
         "--public-ipv6=fd00::1",
         "--ip-blackhole-route",
     ] {
@@ -75,6 +72,24 @@ fn what_is_not_done_yet_is_refused() {
             .expect_err(flag)
             .to_string();
         assert!(error.contains("not supported yet"), "{error}");
+    }
+}
+
+#[test]
+fn kubernetes_is_asked_for_in_two_ways() {
+    for flag in ["-kube-subnet-mgr", "--store=kube"] {
+        let flags = parse(&[flag, "--kube-api-url=https://x"]).expect("parsed");
+        let Location::Kube(options) = flags.store.location() else {
+            panic!("{flag} means Kubernetes")
+        };
+        assert_eq!(options.api_url.as_deref(), Some("https://x"));
+        assert_eq!(options.kubeconfig, None);
+        assert_eq!(options.annotation_prefix, "flannel.alpha.coreos.com");
+        assert_eq!(
+            options.config_path.as_path(),
+            "/etc/kube-flannel/net-conf.json"
+        );
+        assert!(flags.node.set_node_network_unavailable);
     }
 }
 
