@@ -11,6 +11,7 @@
 //! and mends the difference, whether a watch event, a renewal or a timer told it to look.
 
 pub mod dir;
+mod entry;
 pub mod etcd;
 mod keeper;
 pub mod kube;

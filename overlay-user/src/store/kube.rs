@@ -22,7 +22,7 @@ use tokio::sync::{OnceCell, mpsc};
 use self::client::{Api, Failure};
 use self::node::{Metadata, Names, Node};
 use super::Error;
-use super::registry::{Change, Entry, Snapshot};
+use super::entry::{Change, Entry, Snapshot};
 use crate::lease::Attributes;
 
 const NODES: &str = "/api/v1/nodes";

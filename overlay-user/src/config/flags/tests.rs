@@ -1,4 +1,6 @@
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Command, FromArgMatches as _};
 
@@ -76,24 +78,6 @@ fn what_is_not_done_yet_is_refused() {
 }
 
 #[test]
-fn kubernetes_is_asked_for_in_two_ways() {
-    for flag in ["-kube-subnet-mgr", "--store=kube"] {
-        let flags = parse(&[flag, "--kube-api-url=https://x"]).expect("parsed");
-        let Location::Kube(options) = flags.store.location() else {
-            panic!("{flag} means Kubernetes")
-        };
-        assert_eq!(options.api_url.as_deref(), Some("https://x"));
-        assert_eq!(options.kubeconfig, None);
-        assert_eq!(options.annotation_prefix, "flannel.alpha.coreos.com");
-        assert_eq!(
-            options.config_path.as_path(),
-            "/etc/kube-flannel/net-conf.json"
-        );
-        assert!(flags.node.set_node_network_unavailable);
-    }
-}
-
-#[test]
 fn bad_values_are_refused() {
     for flag in [
         "--subnet-lease-renew-margin=0",
@@ -111,24 +95,16 @@ fn bad_values_are_refused() {
 }
 
 #[test]
-fn the_store_is_described_and_the_password_hidden() {
-    let flags = parse(&[
-        "--etcd-username=u",
-        "--etcd-password=hunter2",
-        "--etcd-cafile=/ca.pem",
-    ])
-    .expect("parsed");
-    assert!(!format!("{flags:?}{:?}", flags.store.location()).contains("hunter2"));
-    let Location::Etcd(options) = flags.store.location() else {
-        panic!("etcd is the default")
-    };
-    assert_eq!(options.ca_file, Some(PathBuf::from("/ca.pem")));
-    assert_eq!(options.cert_file, None);
-    assert_eq!(options.user.expect("a user").1.reveal(), "hunter2");
+fn the_password_is_hidden() {
+    let flags = parse(&["--etcd-username=u", "--etcd-password=hunter2"]).expect("parsed");
+    assert!(!format!("{flags:?}").contains("hunter2"));
+    assert_eq!(flags.store.etcd_password.reveal(), "hunter2");
+}
+
+#[test]
+fn a_directory_is_a_store_and_short_leases_are_renewed_by_thirds() {
     let flags = parse(&["--store", "dir:/srv/overlay", "--lease-ttl=10s"]).expect("parsed");
-    assert!(
-        matches!(flags.store.location(), Location::Dir(path) if path.as_path() == "/srv/overlay")
-    );
+    assert_eq!(flags.store.store, StoreKind::Dir("/srv/overlay".into()));
     assert!(flags.store.renew_every() < Duration::from_secs(4));
 }
 

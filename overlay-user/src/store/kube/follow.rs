@@ -13,7 +13,7 @@ use super::Kube;
 use super::client::Failure;
 use super::node::Node;
 use super::nodes::Nodes;
-use crate::store::registry::Change;
+use crate::store::entry::Change;
 
 /// Pauses between attempts, shortest and longest, each stretched by chance: all nodes of a cluster lose
 /// the API server at the same moment.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::lease::{Attributes, SubnetKey, excerpt};
 use crate::store::Error;
-use crate::store::registry::{Entry, Term};
+use crate::store::entry::{Entry, Term};
 
 /// No backend needs more for its data, in bytes. A longer text is not kept, and so refused.
 const LONGEST: usize = 4096;

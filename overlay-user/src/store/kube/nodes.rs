@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::node::{Names, Node};
 use crate::lease::{RejectReason, SubnetKey};
-use crate::store::registry::{Change, Entry, Snapshot, Term};
+use crate::store::entry::{Change, Entry, Snapshot, Term};
 
 /// The Nodes that take part in the overlay.
 #[derive(Debug)]
