@@ -17,8 +17,8 @@ use serde::Serialize;
 pub use allocate::{AllocateError, allocate, reusable};
 pub use attributes::Attributes;
 pub use key::{ParseKeyError, SubnetKey};
-pub(crate) use rejected::{excerpt, subject};
 pub use rejected::{RejectReason, Rejected, Rejections};
+pub(crate) use rejected::{excerpt, subject};
 
 use crate::shared_map::SharedMap;
 

@@ -75,6 +75,27 @@ pub enum StoreHealth {
     },
 }
 
+/// What the store's owner is told about this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Pods of this node can be reached.
+    Available,
+    /// They cannot.
+    Unavailable {
+        /// The kind of cause, in one word.
+        reason: &'static str,
+        /// The cause, for people.
+        message: String,
+    },
+    /// Something that stops pods or slows them down.
+    Event {
+        /// Its kind, in one word.
+        reason: &'static str,
+        /// What happened, for people.
+        message: String,
+    },
+}
+
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

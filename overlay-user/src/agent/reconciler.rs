@@ -245,7 +245,9 @@ impl Reconciler {
             Step::Stay => return Ok(()),
             Step::Wait | Step::Readdress => {
                 let name = &self.footing.underlay().name;
-                report.note("underlay", format!("{name} has lost its address; waiting"));
+                let why = format!("{name} has lost its address; waiting");
+                report.hindrance = Some(format!("underlay: {why}"));
+                report.note("underlay", why);
             }
             Step::Choose | Step::GoBack => {}
         }
@@ -321,6 +323,10 @@ impl Reconciler {
         self.rules.want(&plan.rules);
         self.rules.outcome().borrow().tell(&plan.rules, report);
         let device = kernel_path::device(&self.seen);
+        if device.is_none() {
+            let name = &self.settings.device;
+            report.hinder("kernel", format!("there is no device {name}"));
+        }
         if let Some((_, mac)) = device
             && mac != self.mac
         {

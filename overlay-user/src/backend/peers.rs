@@ -12,9 +12,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::backend::vxlan::{Ground, Peer};
-use crate::lease::{
-    Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, subject,
-};
+use crate::lease::{Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, subject};
 use crate::mac::MacAddr;
 use crate::shared_map::SharedMap;
 
@@ -52,7 +50,9 @@ impl Peers {
                 Some(Ok(peer)) => {
                     candidates.insert(*key, peer);
                 }
-                Some(Err(reason)) => peers.reject(key, lease.and_then(|it| it.node.as_deref()), reason),
+                Some(Err(reason)) => {
+                    peers.reject(key, lease.and_then(|it| it.node.as_deref()), reason)
+                }
                 None => peers.pardon(key),
             }
         };

@@ -51,6 +51,13 @@ pub fn own_attributes(public_ip: Ipv4Addr, vni: u32, mac: MacAddr) -> Attributes
     }
 }
 
+/// The MAC address that a lease names, where it is that of one device.
+#[must_use]
+pub fn mac_of(attributes: &Attributes) -> Option<MacAddr> {
+    let data = data(attributes.backend_data.as_ref()).ok()?;
+    data.vtepmac.is_unicast().then_some(data.vtepmac)
+}
+
 /// What the other nodes' leases are judged against.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ground {

@@ -137,9 +137,8 @@ impl Etcd {
         if let Some(unused) = granted.filter(|_| is_not_done(&done)) {
             self.revoke_unused(unused).await;
         }
-        Ok(done?.map(|revision| {
-            Entry::new(held.key.clone(), value, revision.cast_unsigned(), term)
-        }))
+        Ok(done?
+            .map(|revision| Entry::new(held.key.clone(), value, revision.cast_unsigned(), term)))
     }
 
     pub async fn renew(&self, held: &Entry) -> Result<bool, Error> {

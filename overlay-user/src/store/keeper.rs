@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{Change, Entry, Term};
 use super::registry::Registry;
 use super::table::Table;
-use super::{Error, LeaseState, Location, StoreHealth};
+use super::{Error, LeaseState, Location, Notice, StoreHealth};
 use crate::config::{NetworkConfig, SubnetPool};
 use crate::lease::{Attributes, Lease, SubnetKey};
 use crate::liveness::Heartbeat;
@@ -126,6 +126,20 @@ impl Store {
     /// The store does not answer. Worth another attempt.
     pub async fn node_public_ip(&self) -> Result<Option<IpAddr>, Error> {
         self.registry.node_public_ip().await
+    }
+
+    /// Whether somebody reads what [`notify`](Self::notify) is given.
+    #[must_use]
+    pub fn has_readers(&self) -> bool {
+        self.registry.assigns()
+    }
+
+    /// Tells the store's owner something about this node.
+    ///
+    /// # Errors
+    /// The store does not answer, or does not allow it.
+    pub async fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        self.registry.notify(notice).await
     }
 
     /// What this node's entry says before the agent takes it: what another agent has left there, where

@@ -8,6 +8,7 @@ mod client;
 mod follow;
 mod node;
 mod nodes;
+mod notice;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -9,7 +9,7 @@ use super::dir::Dir;
 use super::entry::{Change, Entry, Snapshot};
 use super::etcd::Etcd;
 use super::kube::Kube;
-use super::{Error, Location};
+use super::{Error, Location, Notice};
 
 /// A place that holds leases.
 #[derive(Debug)]
@@ -61,6 +61,14 @@ impl Registry {
         match self {
             Self::Etcd(_) | Self::Dir(_) => Ok(None),
             Self::Kube(kube) => kube.node_public_ip().await,
+        }
+    }
+
+    /// Puts a notice where the registry's owner looks for it, if there is such a place.
+    pub async fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        match self {
+            Self::Etcd(_) | Self::Dir(_) => Ok(()),
+            Self::Kube(kube) => kube.notify(notice).await,
         }
     }
 

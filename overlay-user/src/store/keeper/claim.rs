@@ -42,7 +42,11 @@ impl Store {
         if !wanted.pool.allows(&lease.subnet) {
             return Ok(None);
         }
-        let Some(entry) = self.registry.replace(&entry, &value(wanted, &entry)?).await? else {
+        let Some(entry) = self
+            .registry
+            .replace(&entry, &value(wanted, &entry)?)
+            .await?
+        else {
             return Ok(None);
         };
         tracing::info!(

@@ -124,10 +124,7 @@ impl Api {
     }
 
     /// Asks for one answer.
-    pub async fn call<T: DeserializeOwned>(
-        &self,
-        request: Request<Vec<u8>>,
-    ) -> Result<T, Failure> {
+    pub async fn call<T: DeserializeOwned>(&self, request: Request<Vec<u8>>) -> Result<T, Failure> {
         let client = self.client().await?;
         let text = self
             .in_time(async move { client.request_text(request).await })

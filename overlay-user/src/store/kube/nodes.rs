@@ -77,7 +77,11 @@ impl Nodes {
                 revision,
                 ..now.entry.clone()
             };
-            *known == Known { entry, ..now.clone() }
+            *known
+                == Known {
+                    entry,
+                    ..now.clone()
+                }
         };
         if self.known.get(name).is_some_and(same) {
             return Vec::new();
@@ -302,7 +306,13 @@ mod tests {
         keeper.hear(nodes.put(&node("n1", CIDR, 1, 1)));
         assert!(nodes.put(&node("n1", CIDR, 1, 2)).is_empty());
         keeper.hear(nodes.put(&node("n1", "10.0.9.0/24", 1, 3)));
-        let keys: Vec<_> = keeper.0.leases().sorted().iter().map(|it| it.key().to_string()).collect();
+        let keys: Vec<_> = keeper
+            .0
+            .leases()
+            .sorted()
+            .iter()
+            .map(|it| it.key().to_string())
+            .collect();
         assert_eq!(keys, ["10.0.9.0-24"]);
         let stranger: Node =
             serde_json::from_value(json!({"metadata": {"name": "n1"}})).expect("a Node");
