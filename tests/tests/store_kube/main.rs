@@ -184,8 +184,6 @@ fn the_older_of_two_nodes_with_one_subnet_stays() {
         let (a, _) = start(&server, "a", 1).await;
         let (b, _) = start(&server, "b", 2).await;
         b.until("the other", |state| state.leases.len() == 1).await;
-        // Ages are told in whole seconds.
-        tokio::time::sleep(Duration::from_millis(1100)).await;
         server.add_nodes(&[
             flannels(
                 "thief",
