@@ -8,6 +8,7 @@
 //! | `ov_config` | array | 0 | [`Config`] |
 //! | `ov_endpoints` | hash | ifindex of a pod's host veth | [`Endpoint`] |
 //! | `ov_pods` | hash | address of a pod on this node | [`Pod`] |
+//! | `ov_devices` | device hash | ifindex of a pod's host veth | the device, see [`Pod::ifindex`] |
 //! | `ov_peers` | hash | address under [`Config::peer_mask`] | [`Peer`] |
 //! | `ov_vteps` | hash | underlay address of a node that holds a lease | [`Vtep`] |
 //! | `ov_flows` | LRU hash | [`FlowKey`] | [`Flow`] |
@@ -104,7 +105,9 @@ pub struct Endpoint<F: Family> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Pod {
-    /// The host end of its veth pair.
+    /// The host end of its veth pair. The entry counts only while `ov_devices` has this index: the
+    /// kernel takes a device out of such a map when the device goes, so that the index of another
+    /// device, which the kernel may draw again, leads nowhere.
     pub ifindex: u32,
     /// Longest IP packet that it takes, in bytes.
     pub mtu: u32,

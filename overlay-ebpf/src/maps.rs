@@ -1,6 +1,6 @@
 //! The maps, as `overlay_common::schema` describes them.
 
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
@@ -19,6 +19,8 @@ static CONFIG: Array<Config<V4>, 1> = Array::new();
 static ENDPOINTS: HashMap<u32, Endpoint<V4>, { MAX_PODS as usize }> = HashMap::new();
 #[btf_map(name = "ov_pods")]
 static PODS: HashMap<Addr, Pod, { MAX_PODS as usize }> = HashMap::new();
+#[btf_map(name = "ov_devices")]
+static DEVICES: DevMapHash<{ MAX_PODS as usize }> = DevMapHash::new();
 #[btf_map(name = "ov_peers")]
 static PEERS: HashMap<Addr, Peer<V4>, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map(name = "ov_vteps")]
@@ -53,7 +55,10 @@ impl Tables<V4> for Maps {
     #[inline(always)]
     fn pod(&self, address: Addr) -> Option<&Pod> {
         // SAFETY: as for `endpoint`.
-        unsafe { PODS.get(address) }
+        let pod = unsafe { PODS.get(address) }?;
+        // The kernel has forgotten a device that is gone, whoever has its index now. A classifier
+        // may look such a map up from Linux 5.3 on, although only XDP may send by it.
+        DEVICES.get_ifindex(pod.ifindex).map(|_| pod)
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aya::Pod as Plain;
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::Family;
@@ -19,6 +20,7 @@ use super::pins::Pins;
 use super::tables::Tables;
 
 mod batch;
+mod devices;
 mod flows;
 mod mirrored;
 mod one_pod;
@@ -31,6 +33,8 @@ pub const CONFIG: &str = "ov_config";
 pub const ENDPOINTS: &str = "ov_endpoints";
 /// See `overlay_common::schema`.
 pub const PODS: &str = "ov_pods";
+/// See `overlay_common::schema`.
+pub const DEVICES: &str = "ov_devices";
 /// See `overlay_common::schema`.
 pub const PEERS: &str = "ov_peers";
 /// See `overlay_common::schema`.
@@ -45,8 +49,8 @@ pub const HEARTBEAT: &str = "ov_heartbeat";
 pub const COUNTERS: &str = "ov_counters";
 
 /// Every map.
-pub const ALL: [&str; 9] = [
-    CONFIG, ENDPOINTS, PODS, PEERS, VTEPS, FLOWS, FLOW_NEWS, HEARTBEAT, COUNTERS,
+pub const ALL: [&str; 10] = [
+    CONFIG, ENDPOINTS, PODS, DEVICES, PEERS, VTEPS, FLOWS, FLOW_NEWS, HEARTBEAT, COUNTERS,
 ];
 
 /// What `ov_peers` and `ov_vteps` hold.
@@ -60,6 +64,7 @@ pub struct Maps<F: UserFamily> {
     config: Array<MapData, Config<F>>,
     endpoints: HashMap<MapData, u32, Endpoint<F>>,
     pods: HashMap<MapData, F::Addr, Pod>,
+    devices: DevMapHash<MapData>,
     peers: Mirrored<F::Addr, Peer<F>>,
     vteps: Mirrored<F::Addr, Vtep>,
     flows: HashMap<MapData, FlowKey<F>, Flow>,
@@ -81,6 +86,7 @@ where
             config: open(pins, CONFIG)?,
             endpoints: open(pins, ENDPOINTS)?,
             pods: open(pins, PODS)?,
+            devices: open(pins, DEVICES)?,
             peers: Mirrored::open(pins, PEERS)?,
             vteps: Mirrored::open(pins, VTEPS)?,
             flows: open(pins, FLOWS)?,
@@ -179,7 +185,8 @@ where
     /// [`Error::Map`]; what was done before stays.
     pub fn fill_pods(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
         Ok(fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
-            + fill(&mut self.pods, PODS, &tables.pods)?)
+            + fill(&mut self.pods, PODS, &tables.pods)?
+            + devices::fill(&mut self.devices, &mut self.pods, &tables.pods)?)
     }
 
     /// Changes the peers that `change` has another entry for; returns how many.
@@ -209,15 +216,18 @@ where
         Ok((self.peers.entries()?.clone(), self.vteps.entries()?.clone()))
     }
 
-    /// What the maps hold of this node's pods.
+    /// What the maps hold of this node's pods. Entries whose devices are gone count for nothing.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn known_pods(&self) -> Result<Tables<F>, Error> {
+        let devices = devices::dump(&self.devices)?;
+        let mut pods = dump(&self.pods, PODS)?;
+        pods.retain(|_, pod| devices.contains(&pod.ifindex));
         Ok(Tables {
             config: self.config()?,
             endpoints: dump(&self.endpoints, ENDPOINTS)?,
-            pods: dump(&self.pods, PODS)?,
+            pods,
             ..Tables::default()
         })
     }

@@ -94,9 +94,11 @@ fn pinned_shape(pin: &Path) -> String {
 }
 
 fn map_data(map: &Map) -> Option<&MapData> {
-    use Map::{Array, HashMap, LruHashMap, PerCpuArray};
+    use Map::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
     match map {
-        Array(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) => Some(data),
+        Array(data) | DevMapHash(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) => {
+            Some(data)
+        }
         _ => None,
     }
 }
@@ -107,6 +109,7 @@ fn shape(info: &MapInfo) -> String {
         Ok(MapType::Hash) => "a hash",
         Ok(MapType::LruHash) => "an LRU hash",
         Ok(MapType::PerCpuArray) => "a per-CPU array",
+        Ok(MapType::DevMapHash) => "a device hash",
         _ => "a map of another type",
     };
     format!(

@@ -1,9 +1,10 @@
 //! The programs, loaded over maps of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::xdp::DevMapHash;
 use aya::programs::{Program, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
@@ -137,6 +138,7 @@ impl Kernel {
             leases_until_ns: until(!world.leases_are_stale),
         })?;
         self.maps.retire(&tables)?;
+        self.set_devices(&tables)?;
         self.maps.fill(&tables)?;
         let since = Flow {
             last_seen_ns: LONG_AGO,
@@ -152,6 +154,23 @@ impl Kernel {
         // Where there is none, the programs stop looking until one of them remembers one.
         self.maps.has_flows()?;
         self.holds(world)
+    }
+
+    /// Lets every pod of `tables` have a device. None has one: the loopback device of this namespace,
+    /// which is always there, stands for all.
+    fn set_devices(&mut self, tables: &Tables<V4>) -> Result<()> {
+        const LOOPBACK: u32 = 1;
+        let map = self.ebpf.map_mut(maps::DEVICES);
+        let mut devices = DevMapHash::try_from(map.context("no map of devices")?)?;
+        let there = devices.keys().collect::<Result<BTreeSet<u32>, _>>()?;
+        let wanted: BTreeSet<u32> = tables.pods.values().map(|pod| pod.ifindex).collect();
+        for ifindex in there.difference(&wanted) {
+            devices.remove(*ifindex)?;
+        }
+        for ifindex in wanted.difference(&there) {
+            devices.insert(*ifindex, LOOPBACK, None, 0)?;
+        }
+        Ok(())
     }
 
     /// Fails unless the maps hold what a world has: the programs write to nothing but flows and counters.

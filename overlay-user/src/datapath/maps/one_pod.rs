@@ -8,20 +8,29 @@ use overlay_common::schema::{Endpoint, Heartbeat, Pod};
 use super::super::Error;
 use super::super::family::UserFamily;
 use super::super::pins::Pins;
-use super::{ENDPOINTS, HEARTBEAT, Maps, PODS, failed, missing_is_none, open};
+use super::{DEVICES, ENDPOINTS, HEARTBEAT, Maps, PODS, devices, failed, missing_is_none, open};
 
 impl<F: UserFamily> Maps<F>
 where
     F::Addr: Plain,
 {
-    /// Tells the programs on a device of the pod behind it.
+    /// Tells the programs of a new pod, and forgets a former one behind a device with the same
+    /// index.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn remember_pod(pins: &Pins, ifindex: u32, endpoint: Endpoint<F>) -> Result<(), Error> {
+    pub fn remember_pod(pins: &Pins, endpoint: Endpoint<F>, pod: Pod) -> Result<(), Error> {
         let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
-        let done = endpoints.insert(ifindex, endpoint, 0);
-        done.map_err(failed("update", ENDPOINTS))
+        let done = endpoints.insert(pod.ifindex, endpoint, 0);
+        done.map_err(failed("update", ENDPOINTS))?;
+        let mut pods: HashMap<_, F::Addr, Pod> = open(pins, PODS)?;
+        let done = pods.insert(endpoint.address, pod, 0);
+        done.map_err(failed("update", PODS))?;
+        // Last, because the former pod's entry would lead to the device as well.
+        devices::forget_former(&mut pods, |address, former| {
+            *address != endpoint.address && former.ifindex == pod.ifindex
+        })?;
+        devices::add(&mut open(pins, DEVICES)?, pod.ifindex).map(drop)
     }
 
     /// Takes a pod out of the maps, its endpoint with it.
