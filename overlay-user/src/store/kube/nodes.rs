@@ -48,7 +48,7 @@ impl Nodes {
 
     /// All there is, at the server's count `revision`.
     pub fn snapshot(&self, revision: u64) -> Snapshot {
-        let entries = self.known.iter().map(|(name, _)| self.shown(name));
+        let entries = self.known.keys().map(|name| self.shown(name));
         Snapshot {
             entries: entries.collect(),
             revision,
