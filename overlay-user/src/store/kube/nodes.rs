@@ -314,8 +314,8 @@ mod tests {
             .map(|it| it.key().to_string())
             .collect();
         assert_eq!(keys, ["10.0.9.0-24"]);
-        let stranger: Node =
-            serde_json::from_value(json!({"metadata": {"name": "n1"}})).expect("a Node");
+        let left = json!({"metadata": {"name": "n1", "resourceVersion": "4"}});
+        let stranger: Node = serde_json::from_value(left).expect("a Node");
         let (leases, _) = keeper.hear(nodes.put(&stranger));
         assert!(leases.is_empty(), "a node that left the overlay");
     }
