@@ -54,6 +54,7 @@ pub const ALL: &[Area] = &[
         files: &[
             "overlay-user/src/store/table.rs",
             "overlay-user/src/store/registry.rs",
+            "overlay-user/src/store/entry.rs",
         ],
     },
     Area {
