@@ -16,6 +16,11 @@
 //! | `ov_heartbeat` | array | 0 | [`Heartbeat`] |
 //! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
 
+#![expect(
+    unsafe_code,
+    reason = "marker traits of map values, which no derive gives to generic types"
+)]
+
 use bytemuck::{Pod as Plain, Zeroable};
 
 use crate::family::{Family, V4};

@@ -4,6 +4,10 @@
 //! says and counts the verdict. `cargo xtask build` compiles them for the BPF target.
 #![no_std]
 #![no_main]
+#![expect(
+    unsafe_code,
+    reason = "helpers of the kernel, the packet's context and values of maps are raw pointers"
+)]
 
 mod decap;
 mod encap;

@@ -1,6 +1,7 @@
 //! The CNI plugin: gives pods their interface on the overlay, and takes it back.
 //!
-//! It reads flannel's configuration, needs no daemon, and leaves on disk what flannel's plugins leave:
+//! It reads flannel's configuration, needs no daemon, and leaves on disk what flannel's plugins
+//! leave:
 //!
 //! | verb | module |
 //! |---|---|
@@ -22,11 +23,10 @@ mod error;
 pub mod guard;
 pub mod install;
 pub mod masquerade;
-pub mod netlink;
-pub mod netns;
 pub mod release;
 pub mod request;
 mod result;
+mod route;
 pub mod sysctl;
 pub mod veth;
 
@@ -48,8 +48,8 @@ pub use result::versions;
 
 use crate::deadline::Deadline;
 
-/// How long a call may take: well below the two minutes after which runtimes give up without telling what was
-/// waited for.
+/// How long a call may take: well below the two minutes after which runtimes give up without
+/// telling what was waited for.
 const CALL: Duration = Duration::from_secs(30);
 
 /// Answers one call: variables of the environment by way of `variable`, the configuration from
@@ -78,7 +78,7 @@ pub async fn answer(
         .version(request.command())
         .map_err(|error| error.to_json(&current))?;
     let answer = match deadline {
-        Ok(deadline) => serve_until(deadline, &request, &conf, version, &agent).await,
+        Ok(deadline) => serve(deadline, &request, &conf, version, &agent).await,
         Err(error) => Err(error),
     };
     answer.map_err(|error| error.to_json(&version.to_string()))
@@ -113,22 +113,8 @@ async fn read_until(
     }
 }
 
-/// Whoever waits for a lock or a program looks at the deadline; what is left is the kernel, for which it is a
-/// little longer.
-async fn serve_until(
-    deadline: Deadline,
-    request: &Request,
-    conf: &NetConf,
-    version: SpecVersion,
-    agent: &Agent,
-) -> Result<Option<Value>, Error> {
-    let limit = deadline.allowed() + 2 * add::UNDO;
-    let served = serve(deadline, request, conf, version, agent);
-    tokio::time::timeout(limit, served)
-        .await
-        .unwrap_or(Err(Error::Silent(limit.as_secs())))
-}
-
+/// Whatever waits looks at the deadline: for a lock, a program, or the kernel. What takes back a
+/// failed ADD has [`add::UNDO`] of its own.
 async fn serve(
     deadline: Deadline,
     request: &Request,
@@ -159,8 +145,8 @@ impl NetConf {
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if it is not JSON of the right shape, [`Error::Config`] if the network's name could
-    /// not be that of a directory.
+    /// [`Error::Decode`] if it is not JSON of the right shape, [`Error::Config`] if the network's
+    /// name could not be that of a directory.
     pub fn read(mut input: impl Read) -> Result<Self, Error> {
         let mut text = String::new();
         input
@@ -186,7 +172,8 @@ impl NetConf {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`], code 1, if the plugin does not speak it, or it does not know the command.
+    /// [`Error::Protocol`], code 1, if the plugin does not speak it, or it does not know the
+    /// command.
     pub fn version(&self, command: Cmd) -> Result<SpecVersion, Error> {
         let version = match self.cni_version.as_str() {
             // Says the specification.

@@ -15,7 +15,7 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// That is over when `allowed` has passed from now.
+    /// A deadline that is over when `allowed` has passed from now.
     #[must_use]
     pub fn after(allowed: Duration) -> Self {
         Self {
@@ -39,8 +39,8 @@ impl Deadline {
 
 /// The process that holds `flock(2)` on a file, as a person would name it.
 ///
-/// `/proc/locks` shows those of this process-id namespace, and of file systems whose device number is the one
-/// that `stat(2)` tells.
+/// `/proc/locks` shows those of this process-id namespace, and of file systems whose device number
+/// is the one that `stat(2)` tells.
 #[must_use]
 pub fn holder(path: &Path) -> Option<String> {
     let file = fs::metadata(path).ok()?;
@@ -51,7 +51,7 @@ pub fn holder(path: &Path) -> Option<String> {
         file.ino()
     );
     let pid = owner(&fs::read_to_string("/proc/locks").ok()?, &id)?;
-    // Others' processes may be hidden.
+    // `/proc` may be mounted so that it hides others' processes.
     Some(match fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("process {pid} ({})", name.trim()),
         Err(_) => format!("process {pid}"),
@@ -62,7 +62,7 @@ pub fn holder(path: &Path) -> Option<String> {
 fn owner(locks: &str, id: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        // Those who wait are marked by an arrow.
+        // Lines of processes that wait for a lock have an arrow before the word FLOCK.
         let [_, "FLOCK", _, _, pid, file, ..] = words[..] else {
             return None;
         };

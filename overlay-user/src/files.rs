@@ -10,8 +10,8 @@ use nix::unistd::geteuid;
 /// Locks are for their owner only.
 const LOCK_MODE: u32 = 0o600;
 
-/// Opens a file that is there to be locked (`flock(2)`), and makes it if need be. Only its owner may open it: whoever can,
-/// can hold the lock.
+/// Opens a file that is there to be locked (`flock(2)`), and makes it if need be. Only its owner
+/// may open it: whoever can, can hold the lock.
 ///
 /// # Errors
 /// What the kernel says.

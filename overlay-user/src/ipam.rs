@@ -2,14 +2,14 @@
 //!
 //! One directory per network, `/var/lib/cni/networks/<network>/`, holds
 //!
-//! - one file per address in use, named by the address; its content is the container's identifier, CR LF,
-//!   and the name of the interface in the container;
-//! - `last_reserved_ip.<n>`, the address given out last from range `n`: allocation goes round-robin from it,
-//!   so that an address rests as long as possible before it is used again;
+//! - one file per address in use, named by the address; its content is the container's identifier,
+//!   CR LF, and the name of the interface in the container;
+//! - `last_reserved_ip.<n>`, the address given out last from range `n`: allocation goes round-robin
+//!   from it, so that an address rests as long as possible before it is used again;
 //! - `lock`, on which everybody takes `flock(2)`.
 //!
-//! Both plugins can work on one directory in turn. A file whose content cannot be read counts as taken: its
-//! address is given to nobody until garbage collection frees it.
+//! Both plugins can work on one directory in turn. A file whose content cannot be read counts as
+//! taken: its address is given to nobody until garbage collection frees it.
 
 mod holder;
 mod range;
@@ -96,9 +96,10 @@ pub enum Error {
     TooSmall(ipnet::IpNet),
 }
 
-/// The directory of one network, locked against every other process for as long as this value lives.
+/// The directory of one network, locked against every other process for as long as this value
+/// lives.
 #[derive(Debug)]
-pub struct Store {
+pub struct AddressBook {
     dir: PathBuf,
     _lock: File,
 }
@@ -109,13 +110,13 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 /// Where a reservation is written before it gets its name.
 const UNFINISHED: &str = ".unfinished";
 
-impl Store {
+impl AddressBook {
     /// Locks `dir`, and makes it if it is not there. Waits for whoever holds the lock.
     ///
     /// # Errors
     ///
-    /// [`Error::Files`] if the directory cannot be made or its lock not be taken, [`Error::Locked`] if it is not
-    /// free in time.
+    /// [`Error::Files`] if the directory cannot be made or its lock not be taken, [`Error::Locked`]
+    /// if it is not free in time.
     pub fn lock(dir: &Path, deadline: Deadline) -> Result<Self, Error> {
         let failed = |action, path: &Path| {
             let path = path.to_owned();
@@ -155,7 +156,8 @@ impl Store {
         }
     }
 
-    /// Gives `attachment` the next free address of `range`, which is number `index` of the network's ranges.
+    /// Gives `attachment` the next free address of `range`, which is number `index` of the
+    /// network's ranges.
     ///
     /// # Errors
     ///
@@ -237,8 +239,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Files`] if the directory cannot be listed. A file that cannot be read is no error, but a
-    /// [`Holder::Unreadable`].
+    /// [`Error::Files`] if the directory cannot be listed. A file that cannot be read is no error,
+    /// but a [`Holder::Unreadable`].
     pub fn entries(&self) -> Result<Vec<(IpAddr, Holder)>, Error> {
         let failed = |source| Error::Files {
             action: "list",
@@ -265,7 +267,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`Store::entries`].
+    /// As [`AddressBook::entries`].
     pub fn held_by(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, Error> {
         let mut entries = self.entries()?;
         entries.retain(|(_, holder)| holder.is(attachment));
@@ -276,7 +278,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`Store::entries`] and [`Store::free`].
+    /// As [`AddressBook::entries`] and [`AddressBook::free`].
     pub fn release(&self, attachment: &Attachment) -> Result<(), Error> {
         self.held_by(attachment)?
             .into_iter()
@@ -310,8 +312,8 @@ impl Store {
             }
             return Ok(false);
         }
-        // Whole or not at all: a crash must not leave a file that names no holder. What it leaves under the
-        // other name, the next reservation overwrites.
+        // Whole or not at all: a crash must not leave a file that names no holder. What it leaves
+        // under the other name, the next reservation overwrites.
         let unfinished = self.dir.join(UNFINISHED);
         let write = || {
             let mut file = OpenOptions::new()

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use futures::{Stream, TryStreamExt};
 use rtnetlink::Handle;
+use tokio::runtime;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub mod apply;
+pub mod attributes;
 pub mod cleanup;
 pub mod conntrack;
 mod dump;
@@ -21,9 +23,11 @@ pub mod fdb;
 pub mod guard;
 pub mod interface;
 pub mod link;
+pub mod links;
 mod look;
 pub mod monitor;
 pub mod neighbour;
+pub mod netns;
 pub mod next_hop;
 mod nftables;
 pub mod nic;
@@ -37,6 +41,10 @@ pub mod sysctl;
 pub(crate) mod tool;
 pub mod xfrm;
 mod xtables;
+
+use netns::{Netns, NetnsError};
+
+use crate::deadline::Deadline;
 
 pub use cleanup::cleanup;
 pub use tool::ToolError;
@@ -70,8 +78,8 @@ pub enum Error {
         /// What rtnetlink says.
         reason: String,
     },
-    /// The kernel did not answer in time.
-    #[error("{call} {object}: no answer within {} s", NETLINK_DEADLINE.as_secs())]
+    /// The kernel did not answer in time: within 10 s, or before the deadline of the connection.
+    #[error("{call} {object}: the kernel has not answered in time")]
     Deadline {
         /// The netlink message.
         call: &'static str,
@@ -87,6 +95,9 @@ pub enum Error {
         /// The UDP port, host byte order.
         port: u16,
     },
+    /// A network namespace cannot be used.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
     /// A device that has to be there is not.
     #[error("no device {0}")]
     NoDevice(String),
@@ -158,6 +169,8 @@ pub struct Kernel {
     task: JoinHandle<()>,
     /// Whether an answer did not come in time.
     is_late: AtomicBool,
+    /// When all of it must be done; nothing is asked afterwards.
+    deadline: Option<Deadline>,
     look: look::Look,
 }
 
@@ -172,27 +185,59 @@ impl Kernel {
             handle,
             task: tokio::spawn(connection),
             is_late: AtomicBool::new(false),
+            deadline: None,
             look: look::Look::default(),
         })
     }
 
-    /// Whether the connection is of no use any more: it has broken, or an answer is overdue, and the kernel begins
-    /// no other dump on this socket before that one is read.
+    /// As [`Kernel::connect`], for work that has to be done by a deadline, whatever it asks.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn connect_until(deadline: Deadline) -> Result<Self, Error> {
+        let mut kernel = Self::connect()?;
+        kernel.deadline = Some(deadline);
+        Ok(kernel)
+    }
+
+    /// As [`Kernel::connect_until`], to another network namespace.
+    ///
+    /// # Errors
+    /// [`Error::Socket`]; [`Error::Netns`] if the namespace cannot be entered.
+    pub fn connect_in(netns: &Netns, deadline: Deadline) -> Result<Self, Error> {
+        let runtime = runtime::Handle::current();
+        netns.run(move || {
+            let _context = runtime.enter();
+            Self::connect_until(deadline)
+        })?
+    }
+
+    /// How long the kernel may take to answer now.
+    fn patience(&self) -> Duration {
+        self.deadline.map_or(NETLINK_DEADLINE, |deadline| {
+            deadline.left().min(NETLINK_DEADLINE)
+        })
+    }
+
+    /// Whether the connection is of no use any more: it has broken, or an answer is overdue, and
+    /// the kernel begins no other dump on this socket before that one is read.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.task.is_finished() || self.is_late.load(Ordering::Relaxed)
     }
 
-    /// Runs one request under the deadline. Once one was late, all that follow on this connection are: a round that asks a
-    /// thousand things of a stuck kernel shall not wait for each.
+    /// Runs one request under the deadline. Once one was late, all that follow on this connection
+    /// are: a round that asks a thousand things of a stuck kernel shall not wait for each.
     async fn request<T>(
         &self,
         call: &'static str,
         object: &str,
         future: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<T, Error> {
-        if !self.is_late.load(Ordering::Relaxed) {
-            match timeout(NETLINK_DEADLINE, future).await {
+        let patience = self.patience();
+        // A future is polled once before its time is looked at, so that one out of time is not begun.
+        if !patience.is_zero() && !self.is_late.load(Ordering::Relaxed) {
+            match timeout(patience, future).await {
                 Ok(result) => {
                     return result.map_err(|error| Error::from_rtnetlink(call, object, error));
                 }
@@ -205,8 +250,9 @@ impl Kernel {
         })
     }
 
-    /// Collects one dump under the deadline. The request is on its way when the stream is made, and the kernel
-    /// refuses another dump on the same socket until this one is read to its end (`EBUSY`).
+    /// Collects one dump under the deadline. The request is on its way when the stream is made, and
+    /// the kernel refuses another dump on the same socket until this one is read to its end
+    /// (`EBUSY`).
     async fn dump<T>(
         &self,
         call: &'static str,
@@ -231,5 +277,32 @@ fn gone_is_fine(result: Result<(), Error>) -> Result<(), Error> {
             Ok(())
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_asked_after_the_deadline() {
+        let in_time = Deadline::after(Duration::from_secs(60));
+        let kernel = Kernel::connect_until(in_time).expect("a socket");
+        assert!(kernel.find_link("lo").await.expect("an answer").is_some());
+        let kernel = Kernel::connect_until(Deadline::after(Duration::ZERO)).expect("a socket");
+        let error = kernel.find_link("lo").await.expect_err("too late");
+        assert!(matches!(error, Error::Deadline { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_not_there_is_none() {
+        let kernel = Kernel::connect().expect("a socket");
+        assert!(
+            kernel
+                .find_link("no-such")
+                .await
+                .expect("an answer")
+                .is_none()
+        );
     }
 }

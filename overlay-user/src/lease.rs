@@ -1,7 +1,7 @@
 //! Leases: which node holds which subnet of the overlay, and what it says about itself.
 //!
-//! The model and the rules, free of any store. Formats are flannel's to the byte, so that its nodes and
-//! ours share one network.
+//! The model and the rules, free of any store. Formats are flannel's to the byte, so that its nodes
+//! and ours share one network.
 
 pub mod allocate;
 pub mod attributes;
@@ -38,8 +38,8 @@ pub struct Lease {
     pub node: Option<String>,
     /// A reservation: set by an operator or the cluster, never expires.
     pub reserved: bool,
-    /// When the lease ends unless its owner renews it; absent for reservations and where the store does
-    /// not say (etcd tells it to the owner only).
+    /// When the lease ends unless its owner renews it; absent for reservations and where the store
+    /// does not say (etcd tells it to the owner only).
     pub expires: Option<SystemTime>,
 }
 

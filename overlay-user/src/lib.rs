@@ -1,7 +1,8 @@
-//! The user side of the overlay: what the agent, the CNI plugin and the operator's tool are made of.
+//! The user side of the overlay: what the agent, the CNI plugin and the operator's tool are made
+//! of.
 //!
-//! Kernel-facing code lives at the edges ([`kernel`] changes the kernel's network, [`datapath`] talks
-//! bpf(2)); everything between is pure and tested without root.
+//! Kernel-facing code lives at the edges ([`kernel`] changes the kernel's network, [`datapath`]
+//! talks bpf(2)); everything between is pure and tested without root.
 
 pub mod agent;
 pub mod backend;
@@ -15,6 +16,7 @@ pub mod kernel;
 pub mod lease;
 pub mod liveness;
 pub mod mac;
+pub mod marks;
 pub mod observe;
 pub mod pod;
 pub mod privilege;

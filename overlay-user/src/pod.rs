@@ -1,13 +1,15 @@
 //! The note that the CNI plugin leaves on the host end of a pod's veth pair.
 //!
-//! It is written to the device's alias (`IFLA_IFALIAS`, at most 255 bytes), so it lives and dies with the
-//! device, survives every restart, and `ip link` shows it. The agent learns of pods from nothing else.
+//! It is written to the device's alias (`IFLA_IFALIAS`, at most 255 bytes), so it lives and dies
+//! with the device, survives every restart, and `ip link` shows it. The agent learns of pods from
+//! nothing else.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::mac::MacAddr;
+use crate::marks::POD_NOTE_TAG;
 
 /// What the host end of a veth pair says about its pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,8 +31,6 @@ pub struct PodNote {
 #[error("not a pod's note: {0:?}")]
 pub struct ParsePodNoteError(String);
 
-/// First word of every note, with the version of its form.
-const TAG: &str = "overlay/1";
 /// Last word of the note of a pod that the plugin masquerades.
 const MASQUERADED: &str = "masqueraded";
 
@@ -38,7 +38,7 @@ impl fmt::Display for PodNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{TAG} {} {} {} {}",
+            "{POD_NOTE_TAG} {} {} {} {}",
             self.address, self.mac, self.interface, self.container
         )?;
         if self.masqueraded {
@@ -58,7 +58,7 @@ impl FromStr for PodNote {
             [words @ .., MASQUERADED] if words.len() == 5 => (words, true),
             words => (words, false),
         };
-        let [TAG, address, mac, interface, container] = *words else {
+        let [POD_NOTE_TAG, address, mac, interface, container] = *words else {
             return Err(bad());
         };
         Ok(Self {

@@ -1,4 +1,5 @@
-//! The capabilities (capabilities(7)) that this process has, to name in an error the one that is missing.
+//! The capabilities (capabilities(7)) that this process has, to name in an error the one that is
+//! missing.
 
 use std::fmt;
 use std::fs;
@@ -27,7 +28,8 @@ impl fmt::Display for Capability {
     }
 }
 
-/// Those of `wanted` that this process lacks, as text; `None` where it lacks none or nobody can tell.
+/// Those of `wanted` that this process lacks, as text; `None` where it lacks none or nobody can
+/// tell.
 #[must_use]
 pub fn missing(wanted: &[Capability]) -> Option<String> {
     let effective = effective(&fs::read_to_string("/proc/self/status").ok()?)?;
@@ -41,7 +43,8 @@ pub fn missing(wanted: &[Capability]) -> Option<String> {
 
 fn has(effective: u64, capability: Capability) -> bool {
     let bit = |capability: Capability| effective >> capability as u32 & 1 == 1;
-    // What was split off from it is still in it (`bpf_capable()`, `perfmon_capable()`).
+    // `CAP_SYS_ADMIN` implies the two that were split off from it in Linux 5.8 (`bpf_capable()`,
+    // `perfmon_capable()`).
     bit(capability)
         || matches!(capability, Capability::Bpf | Capability::Perfmon) && bit(Capability::SysAdmin)
 }

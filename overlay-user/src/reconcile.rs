@@ -1,8 +1,8 @@
 //! What the kernel should hold against what it holds: a pure difference.
 //!
-//! [`Desired`] comes from leases, [`Observed`] from the kernel ([`crate::kernel::observe`]), and [`diff`]
-//! names the [`Action`]s between them. Nothing here has a memory: whatever was lost or changed behind our
-//! back, by whomever, shows in the next difference.
+//! [`Desired`] comes from leases, [`Observed`] from the kernel ([`crate::kernel::observe`]), and
+//! [`diff`] names the [`Action`]s between them. Nothing here has a memory: whatever was lost or
+//! changed behind our back, by whomever, shows in the next difference.
 
 mod action;
 mod desired;
@@ -13,9 +13,3 @@ pub use action::{Action, RecreateReason};
 pub use desired::{Desired, Device};
 pub use diff::diff;
 pub use observed::{Change, Observed, ObservedDevice, Route, VxlanAttributes, is_of_interest};
-
-/// `rtm_protocol` of every route that is ours; see `/etc/iproute2/rt_protos` for numbers that are taken.
-pub const ROUTE_PROTOCOL: u8 = 111;
-
-/// `RTPROT_BOOT` of `linux/rtnetlink.h`: what flannel leaves its routes with.
-pub const FLANNEL_ROUTE_PROTOCOL: u8 = 3;

@@ -2,8 +2,9 @@
 //! between two copies is found without a look at the rest.
 //!
 //! The entries are spread over a fixed number of shards. A change copies one shard if another clone
-//! shares that shard; a comparison skips every shard that both maps share. (The crate `imbl` does the
-//! same with trees, but under the MPL, which `deny.toml` does not allow; `rpds` cannot compare.)
+//! shares that shard; a comparison skips every shard that both maps share. (The crate `imbl` does
+//! the same with trees, but under the MPL, which `deny.toml` does not allow; `rpds` cannot
+//! compare.)
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;

@@ -1,4 +1,5 @@
-//! Where leases live. One [`Store`] keeps this node's lease and knows everybody's, whatever holds them.
+//! Where leases live. One [`Store`] keeps this node's lease and knows everybody's, whatever holds
+//! them.
 //!
 //! ```text
 //! Store ── keeper: acquire, renew, republish, watch; the same for every registry
@@ -7,8 +8,8 @@
 //!               └ kube    Node objects: subnets are assigned, not chosen
 //! ```
 //!
-//! The keeper is level-triggered: it compares what the registry holds with what this node wants to hold
-//! and mends the difference, whether a watch event, a renewal or a timer told it to look.
+//! The keeper is level-triggered: it compares what the registry holds with what this node wants to
+//! hold and mends the difference, whether a watch event, a renewal or a timer told it to look.
 
 pub mod dir;
 mod entry;
@@ -40,11 +41,13 @@ pub enum Location {
     Kube(kube::Options),
 }
 
-/// Everything known about leases at one moment. A clone is cheap, and what differs from an earlier one is
-/// found by [`differences`](crate::shared_map::SharedMap::differences), however many moments were missed.
+/// Everything known about leases at one moment. A clone is cheap, and what differs from an earlier
+/// one is found by [`differences`](crate::shared_map::SharedMap::differences), however many moments
+/// were missed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LeaseState {
-    /// This node's lease; absent before [`Store::acquire`] and while a lost one could not be replaced.
+    /// This node's lease; absent before [`Store::acquire`] and while a lost one could not be
+    /// replaced.
     pub own: Option<Lease>,
     /// Why there is no lease, where [`Store::run`] could not take one.
     pub trouble: Option<String>,

@@ -10,8 +10,8 @@ use crate::{AGENT_FLAGS_ENV, Node, wait_until};
 /// How long the agent may take to take up the fast path.
 const SERVING: Duration = Duration::from_secs(15);
 
-/// Waits until the fast path of a node serves every pod. A pod runs as soon as the CNI plugin has made it; the
-/// agent learns of it a moment later.
+/// Waits until the fast path of a node serves every pod. A pod runs as soon as the CNI plugin has
+/// made it; the agent learns of it a moment later.
 ///
 /// # Errors
 /// When that takes too long; the agent's last log lines are part of the error.
@@ -29,7 +29,8 @@ pub fn wait_serving(node: &Node) -> Result<()> {
     .with_context(|| node.agent_log_tail())
 }
 
-/// Whether the kernel attaches programs by tcx links (Linux 6.6); else they are filters of a clsact qdisc.
+/// Whether the kernel attaches programs by tcx links (Linux 6.6); else they are filters of a clsact
+/// qdisc.
 ///
 /// # Errors
 /// When the kernel has no fast path at all, or the agent's program cannot be asked.
@@ -66,7 +67,8 @@ pub fn detach_script(node: &Node) -> Result<&'static str> {
     })
 }
 
-/// The slow-path causes of packets that this run's agents were told to leave to the kernel path, by flags for all of them.
+/// The slow-path causes of packets that this run's agents were told to leave to the kernel path, by
+/// flags for all of them.
 pub fn left_by_request() -> &'static [&'static str] {
     let flags = std::env::var(AGENT_FLAGS_ENV).unwrap_or_default();
     if flags

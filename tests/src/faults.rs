@@ -1,9 +1,9 @@
 //! The fault campaign: everything that is broken on purpose, each as a named case.
 //!
-//! A case breaks something in a lab while paced traffic runs between pods of two nodes and of one. Whatever it is,
-//! the lab must come back to where it was without help, no connection may break unless the wire was cut, and no
-//! more datagrams may be lost than the case's budget. The cases are data: [`all`] lists them, [`run()`] runs them,
-//! [`page`] writes the table of budgets.
+//! A case breaks something in a lab while paced traffic runs between pods of two nodes and of one.
+//! Whatever it is, the lab must come back to where it was without help, no connection may break
+//! unless the wire was cut, and no more datagrams may be lost than the case's budget. The cases are
+//! data: [`all`] lists them, [`run()`] runs them, [`page`] writes the table of budgets.
 
 mod agent;
 mod attach;
@@ -41,8 +41,8 @@ pub struct Case {
     pub invariant: &'static str,
     /// The lab that it needs.
     pub stage: Stage,
-    /// Most datagrams that may be lost: none where the wire is left alone, else about twice what was
-    /// measured. Two pairs of pods send [`crate::pace::RATE`] a second each way.
+    /// Most datagrams that may be lost: none where the wire is left alone, else about twice what
+    /// was measured. Two pairs of pods send [`crate::pace::RATE`] a second each way.
     pub budget: u64,
     /// Whether packets have no way for a while: then connections may break.
     pub cuts_wire: bool,

@@ -11,7 +11,8 @@ pub enum Output {
     Json,
 }
 
-/// How the packet programs are fuzzed: `cargo xtask fuzz` takes it and passes it on to `overlay-fuzz`.
+/// How the packet programs are fuzzed: `cargo xtask fuzz` takes it and passes it on to
+/// `overlay-fuzz`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Fuzz {
     /// How long.

@@ -77,8 +77,8 @@ impl Ip {
         self.piece(0, self.payload.len())
     }
 
-    /// The packet in fragments: the first with `first` bytes of payload (a multiple of 8), the second with the
-    /// rest.
+    /// The packet in fragments: the first with `first` bytes of payload (a multiple of 8), the
+    /// second with the rest.
     pub fn fragments(&self, first: usize) -> [Vec<u8>; 2] {
         [self.piece(0, first), self.piece(first, self.payload.len())]
     }

@@ -1,7 +1,8 @@
-//! Hostile packets: streams of frames that forge something or lie about themselves, and floods of them.
+//! Hostile packets: streams of frames that forge something or lie about themselves, and floods of
+//! them.
 //!
-//! A [`Scene`] knows the addresses of a lab, a [`Kind`] writes its frames, a [`Flood`] sends them at a given rate.
-//! Every frame that no pod may ever receive carries [`MARK`].
+//! A [`Scene`] knows the addresses of a lab, a [`Kind`] writes its frames, a [`Flood`] sends them
+//! at a given rate. Every frame that no pod may ever receive carries [`MARK`].
 
 mod flood;
 mod kind;

@@ -12,7 +12,8 @@ static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// Exit code of a program that was interrupted, as shells report it (128 + SIGINT).
 pub const EXIT_CODE: u8 = 130;
 
-/// Turns SIGINT, SIGTERM and SIGQUIT into a flag for this process; the second signal ends it at once.
+/// Turns SIGINT, SIGTERM and SIGQUIT into a flag for this process; the second signal ends it at
+/// once.
 ///
 /// # Errors
 /// When the handlers cannot be installed.

@@ -1,7 +1,7 @@
 //! Packet-filter rules as kube-proxy (iptables mode) and the portmap plugin make them.
 //!
-//! Chains, marks and their order are theirs, since that is what the overlay has to get along with; names of
-//! services are shorter than hashes.
+//! Chains, marks and their order are theirs, since that is what the overlay has to get along with;
+//! names of services are shorter than hashes.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -25,9 +25,11 @@ pub struct Service {
     pub backends: Vec<SocketAddrV4>,
     /// The port of every node that leads to it.
     pub node_port: Option<u16>,
-    /// `externalTrafficPolicy: Local`: from outside only to pods of the node, which see the client's address.
+    /// `externalTrafficPolicy: Local`: from outside only to pods of the node, which see the
+    /// client's address.
     pub local_only: bool,
-    /// Whether every client is masqueraded (kube-proxy's `--masquerade-all`), not only those from outside.
+    /// Whether every client is masqueraded (kube-proxy's `--masquerade-all`), not only those from
+    /// outside.
     pub masquerade_all: bool,
 }
 

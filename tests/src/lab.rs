@@ -9,8 +9,8 @@
 //!                            store .254   outside .253   etcd, and a host beyond the cluster (203.0.113.1)
 //! ```
 //!
-//! What exists is written to `lab.json` in the lab's state directory before it is made, so that any later
-//! command, and the next lab of the same name, can take it away.
+//! What exists is written to `lab.json` in the lab's state directory before it is made, so that any
+//! later command, and the next lab of the same name, can take it away.
 
 mod agent;
 mod host;
@@ -55,8 +55,8 @@ impl Lab {
     /// Builds a lab and waits until every node is ready and knows every other one.
     ///
     /// # Errors
-    /// Without root; when a lab of that prefix is up already; when a part is missing or does not come up.
-    /// Whatever was made until then is taken away.
+    /// Without root; when a lab of that prefix is up already; when a part is missing or does not
+    /// come up. Whatever was made until then is taken away.
     pub fn up(options: Options) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
@@ -165,8 +165,8 @@ impl Lab {
         Ok(Namespace::new(namespace).with_programs(self.options().bin_dir))
     }
 
-    /// The namespaces of a node (`n1`), a pod (`n1p1`), the underlay (`underlay`), the store (`store`) or
-    /// the host beyond the cluster (`outside`).
+    /// The namespaces of a node (`n1`), a pod (`n1p1`), the underlay (`underlay`), the store
+    /// (`store`) or the host beyond the cluster (`outside`).
     ///
     /// # Errors
     /// When nothing in the lab has that name.

@@ -1,8 +1,8 @@
 //! Load between two namespaces, and what it costs: the generators behind `cargo xtask bench`.
 //!
-//! Every generator runs in this process, on threads that are pinned to cores, so that whatever else burns the
-//! processor is somebody else's ([`cpu::Span`]). Each one is bounded in time, and no answer within
-//! [`PATIENCE`] is an error.
+//! Every generator runs in this process, on threads that are pinned to cores, so that whatever else
+//! burns the processor is somebody else's ([`cpu::Span`]). Each one is bounded in time, and no
+//! answer within [`PATIENCE`] is an error.
 
 pub mod connections;
 pub mod cpu;

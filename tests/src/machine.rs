@@ -10,7 +10,8 @@ pub const COMMANDS: &str = "/vm/commands";
 pub const BEGIN: &str = "vm-init: begin";
 /// What the last line begins with; the exit status follows.
 pub const END: &str = "vm-init: exit ";
-/// What [`SLOWNESS_ENV`](crate::wait::SLOWNESS_ENV) is in an emulated machine, whatever its clock goes by.
+/// What [`SLOWNESS_ENV`](crate::wait::SLOWNESS_ENV) is in an emulated machine, whatever its clock
+/// goes by.
 pub const SLOWNESS: u32 = 5;
 /// Environment variable that makes the tests print what they would compare with a checked-in table.
 pub const RECORD_ENV: &str = "OVERLAY_RECORD";

@@ -87,7 +87,8 @@ fn round_trips(client: &mut TcpStream, count: usize) -> Result<Vec<Duration>> {
 /// Port of iperf3 in the receiving pod.
 const IPERF_PORT: &str = "5201";
 
-/// Pushes one TCP stream with iperf3 for `seconds` and returns what arrived, in gigabits per second.
+/// Pushes one TCP stream with iperf3 for `seconds` and returns what arrived, in gigabits per
+/// second.
 ///
 /// # Errors
 /// When iperf3 is missing or cannot connect.

@@ -1,7 +1,7 @@
 //! Working inside the namespaces of a node or a pod.
 //!
-//! A thread can be in other namespaces than the rest of its process, so every piece of work gets a thread
-//! of its own that enters, works and ends; the calling thread never moves.
+//! A thread can be in other namespaces than the rest of its process, so every piece of work gets a
+//! thread of its own that enters, works and ends; the calling thread never moves.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -73,7 +73,8 @@ impl Namespace {
     /// Sockets opened by `work` stay in the network namespace wherever they are used later.
     ///
     /// # Errors
-    /// When a namespace cannot be entered (it is gone, or the caller is not root), or `work` panics.
+    /// When a namespace cannot be entered (it is gone, or the caller is not root), or `work`
+    /// panics.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
             scope
@@ -99,7 +100,8 @@ impl Namespace {
         command
     }
 
-    /// Starts a program inside. It sees the namespace's own devices in `/sys`, as under `ip netns exec`.
+    /// Starts a program inside. It sees the namespace's own devices in `/sys`, as under `ip netns
+    /// exec`.
     ///
     /// # Errors
     /// When a namespace cannot be entered or the program cannot be started.
@@ -181,7 +183,8 @@ impl Namespace {
         setns(network, CloneFlags::CLONE_NEWNET)
             .with_context(|| format!("enter network namespace {} (needs root)", self.name))?;
         if let Some(mount) = mount {
-            // A mount namespace can only be entered by a thread that shares root and cwd with nobody.
+            // A mount namespace can only be entered by a thread that shares root and cwd with
+            // nobody.
             unshare(CloneFlags::CLONE_FS).context("unshare the file system state of a thread")?;
             setns(mount, CloneFlags::CLONE_NEWNS)
                 .with_context(|| format!("enter mount namespace of {}", self.name))?;

@@ -1,7 +1,7 @@
 //! Traffic that runs while something else happens, and tells afterwards what was lost.
 //!
-//! A paced sender numbers its datagrams, so that each one that does not arrive is known; a TCP connection
-//! carries bytes that differ at every place, so that it is known to go on where it was.
+//! A paced sender numbers its datagrams, so that each one that does not arrive is known; a TCP
+//! connection carries bytes that differ at every place, so that it is known to go on where it was.
 
 mod datagrams;
 mod stream;
@@ -76,8 +76,8 @@ impl Traffic {
         Self::start_patiently(from, to, BROKEN)
     }
 
-    /// Starts it where the wire will be cut: its TCP connection gets the time to find out that the wire is
-    /// whole again.
+    /// Starts it where the wire will be cut: its TCP connection gets the time to find out that the
+    /// wire is whole again.
     ///
     /// # Errors
     /// As [`Traffic::start`].
@@ -105,8 +105,8 @@ impl Traffic {
         Ok(Outcome { datagrams, bytes })
     }
 
-    /// Stops it and tells what was lost, there and back, and what came of the TCP connection: the bytes that
-    /// it carried, or how it broke.
+    /// Stops it and tells what was lost, there and back, and what came of the TCP connection: the
+    /// bytes that it carried, or how it broke.
     ///
     /// # Errors
     /// When a datagram arrived changed.

@@ -83,8 +83,8 @@ impl RawSocket {
             .with_context(|| format!("open {interface} in {}", namespace.name()))
     }
 
-    /// Sends frames by one system call; returns how many the kernel took. What a full queue refuses is lost, as
-    /// on a wire.
+    /// Sends frames by one system call; returns how many the kernel took. What a full queue refuses
+    /// is lost, as on a wire.
     ///
     /// # Errors
     /// When the interface is down or refuses a frame.

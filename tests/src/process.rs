@@ -45,8 +45,8 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         match stat(self.pid) {
             Some((state, started)) if started == self.started => {
-                // A process whose first thread has ended while others have not looks like a zombie, too. Who is
-                // not ours to wait for is left to its own parent.
+                // A process whose first thread has ended while others have not looks like a zombie,
+                // too. Who is not ours to wait for is left to its own parent.
                 state != 'Z'
                     || waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG))
                         == Ok(WaitStatus::StillAlive)
@@ -135,7 +135,8 @@ impl Drop for Running {
 /// State letter and start time of a process.
 fn stat(pid: i32) -> Option<(char, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses and may hold anything, spaces and parentheses too.
+    // The second field is the name in parentheses and may hold anything, spaces and parentheses
+    // too.
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_whitespace();
     let state = fields.next()?.chars().next()?;
     let started = fields.nth(18)?.parse().ok()?;

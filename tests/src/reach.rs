@@ -42,8 +42,9 @@ pub enum Relation {
 }
 
 impl Relation {
-    /// A node's and the outside's way back to a pod is narrower than the underlay on which it begins: who answers
-    /// with more than the pods' network carries in one packet has to learn that.
+    /// A node's and the outside's way back to a pod is narrower than the underlay on which it
+    /// begins: who answers with more than the pods' network carries in one packet has to learn
+    /// that.
     fn answers(self, length: usize, mtu: usize) -> Answers {
         match self {
             Self::PodToOwnNode | Self::PodToRemoteNode | Self::PodToOutside
@@ -225,7 +226,8 @@ fn mtu(lab: &Lab) -> Result<usize> {
         .with_context(|| format!("no FLANNEL_MTU in {text}"))
 }
 
-/// Failures of one pair after which it is given up: each costs seconds, and the rest tells nothing new.
+/// Failures of one pair after which it is given up: each costs seconds, and the rest tells nothing
+/// new.
 const ENOUGH_FAILURES: usize = 3;
 
 /// Checks one pair with every protocol and size.
@@ -243,7 +245,8 @@ pub fn check(pair: &Pair) -> Vec<Check> {
     checks
 }
 
-/// Demands that everybody reaches everybody, by TCP, UDP and ICMP, with small and with large packets.
+/// Demands that everybody reaches everybody, by TCP, UDP and ICMP, with small and with large
+/// packets.
 ///
 /// # Errors
 /// As for [`check_all`], and with a line for each check that failed.

@@ -1,10 +1,12 @@
-//! A long run: pods, nodes, leases and agents come and go under traffic, and what is left is counted.
+//! A long run: pods, nodes, leases and agents come and go under traffic, and what is left is
+//! counted.
 //!
-//! Three nodes. Node 1's agent is restarted, killed, switched and upgraded; node 2's lives through the whole
-//! run, so that its memory can be watched; node 3 leaves the cluster and joins it again. Every round does one
-//! [`Kind`] of change while numbered datagrams and a TCP connection run between pods of nodes 1 and 2 and of
-//! node 1, none of whose packets may be lost; beside them, connections by way of Services are kept open from the
-//! first round to the last. A round that fails while the machine does not let this run is done again.
+//! Three nodes. Node 1's agent is restarted, killed, switched and upgraded; node 2's lives through
+//! the whole run, so that its memory can be watched; node 3 leaves the cluster and joins it again.
+//! Every round does one [`Kind`] of change while numbered datagrams and a TCP connection run
+//! between pods of nodes 1 and 2 and of node 1, none of whose packets may be lost; beside them,
+//! connections by way of Services are kept open from the first round to the last. A round that
+//! fails while the machine does not let this run is done again.
 //!
 //! At the end all that came is gone again, and what is there is held against what was there before.
 
@@ -40,8 +42,8 @@ const ATTEMPTS: usize = 5;
 pub struct Plan {
     /// Rounds begin until this is over; at least one of each kind is done.
     pub duration: Duration,
-    /// How long what fades by itself (connection tracking, flows) gets at the end. What takes longer than that
-    /// is counted and not judged.
+    /// How long what fades by itself (connection tracking, flows) gets at the end. What takes
+    /// longer than that is counted and not judged.
     pub settle: Duration,
 }
 
@@ -61,8 +63,8 @@ pub struct Findings {
     pub connections: usize,
     /// How often one of them broke and had to be opened again.
     pub broken: usize,
-    /// How often, and how long at most, the machine did not let this run; rounds that fail meanwhile are
-    /// done again.
+    /// How often, and how long at most, the machine did not let this run; rounds that fail
+    /// meanwhile are done again.
     pub stalls: Stall,
     /// Everything that was counted.
     pub series: Vec<Series>,
@@ -97,7 +99,8 @@ pub struct Stall {
 /// Runs it. `say` gets a line of progress for every lap of rounds.
 ///
 /// # Errors
-/// When the lab does not come up, or the user interrupts; what goes wrong afterwards is in the findings.
+/// When the lab does not come up, or the user interrupts; what goes wrong afterwards is in the
+/// findings.
 pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
     let begin = Instant::now();
     say("a lab of three nodes with two pods each, with Services");
@@ -182,7 +185,8 @@ fn never_done(rounds: &BTreeMap<Kind, Rounds>) -> Vec<String> {
         .collect()
 }
 
-/// One round, begun again for as long as it fails in a stall of the machine. After a failure the lab is as before.
+/// One round, begun again for as long as it fails in a stall of the machine. After a failure the
+/// lab is as before.
 ///
 /// # Errors
 /// When the lab cannot be put right, or the user interrupts.

@@ -74,7 +74,8 @@ impl Counts {
         self.slow.get(cause).copied().unwrap_or_default()
     }
 
-    /// Share of the fast path, leaving out packets that were left to the kernel for one of `causes`.
+    /// Share of the fast path, leaving out packets that were left to the kernel for one of
+    /// `causes`.
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
     pub fn hit_ratio_without(&self, causes: &[&str]) -> f64 {
         let slow = self

@@ -1,7 +1,7 @@
 //! Small conversations between namespaces, each with a deadline.
 //!
-//! A socket belongs to the namespace that it was opened in, so sockets are opened inside and used from
-//! wherever the caller is.
+//! A socket belongs to the namespace that it was opened in, so sockets are opened inside and used
+//! from wherever the caller is.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -56,7 +56,8 @@ pub fn pattern(length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A TCP connection: `length` bytes there and back. Returns the client's address as the server sees it.
+/// A TCP connection: `length` bytes there and back. Returns the client's address as the server sees
+/// it.
 ///
 /// # Errors
 /// When no connection comes about or the bytes do not come back as they were.
@@ -107,8 +108,8 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
 pub enum Answers {
     /// Every datagram must arrive.
     Once,
-    /// One may be lost: the way back is narrower than where it begins, and path-MTU discovery (RFC 1191)
-    /// spends the first long datagram on learning that.
+    /// One may be lost: the way back is narrower than where it begins, and path-MTU discovery (RFC
+    /// 1191) spends the first long datagram on learning that.
     Twice,
 }
 
@@ -122,7 +123,8 @@ pub fn udp(from: &Endpoint, to: &Endpoint, length: usize, answers: Answers) -> R
         socket.set_read_timeout(Some(allowed(PATIENCE)))?;
         Ok(socket)
     };
-    // Bound to its address, so that it answers from there and not from that of the nearest interface.
+    // Bound to its address, so that it answers from there and not from that of the nearest
+    // interface.
     let server = to
         .namespace
         .inside(|| open(to.address))?
@@ -162,15 +164,16 @@ fn silence(what: &str) -> anyhow::Error {
     anyhow!("no {what} arrives within {} s", allowed(PATIENCE).as_secs())
 }
 
-/// An ICMP echo with `length` bytes of payload. Returns the sender's address as the receiver sees it.
+/// An ICMP echo with `length` bytes of payload. Returns the sender's address as the receiver sees
+/// it.
 ///
 /// # Errors
 /// When it does not arrive, or no answer comes back, or not with the bytes that were sent.
 pub fn icmp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     let receiver = to.namespace.inside(raw_icmp)??;
     let sender = from.namespace.inside(raw_icmp)??;
-    // Told from all other pings by its number, for the checks of one process run side by side. It is in the
-    // payload as well: masquerading gives an echo another identifier.
+    // Told from all other pings by its number, for the checks of one process run side by side. It
+    // is in the payload as well: masquerading gives an echo another identifier.
     let identifier = NEXT_ECHO.fetch_add(1, Ordering::Relaxed);
     let mut payload = pattern(length);
     for (byte, mark) in payload.iter_mut().zip(identifier.to_be_bytes()) {
@@ -225,8 +228,8 @@ pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// Waits for an echo with this payload, and this identifier if there is one, among everything that raw
-/// sockets are shown.
+/// Waits for an echo with this payload, and this identifier if there is one, among everything that
+/// raw sockets are shown.
 fn await_echo(
     socket: &OwnedFd,
     kind: u8,

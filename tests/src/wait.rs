@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 
 use crate::interrupt;
 
-/// Environment variable with a whole number: how much slower than a usual machine this one is. Every limit of time is
-/// multiplied by it, and paced senders slow down by it; what has to arrive has to arrive all the same.
+/// Environment variable with a whole number: how much slower than a usual machine this one is.
+/// Every limit of time is multiplied by it, and paced senders slow down by it; what has to arrive
+/// has to arrive all the same.
 pub const SLOWNESS_ENV: &str = "OVERLAY_SLOWNESS";
 
 /// How long to sleep between two looks.

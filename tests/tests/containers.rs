@@ -1,4 +1,5 @@
-//! Real containers, made by containerd and runc with our plugin, talk across nodes and leave nothing behind.
+//! Real containers, made by containerd and runc with our plugin, talk across nodes and leave
+//! nothing behind.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! The quick part of the fault campaign (`cargo xtask faults` runs all of it), and `overlayd cleanup`.
+//! The quick part of the fault campaign (`cargo xtask faults` runs all of it), and `overlayd
+//! cleanup`.
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;

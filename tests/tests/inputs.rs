@@ -1,4 +1,5 @@
-//! The checked-in seeds of the fuzz targets (`tests/fuzz`), through the functions that libFuzzer calls.
+//! The checked-in seeds of the fuzz targets (`tests/fuzz`), through the functions that libFuzzer
+//! calls.
 
 #[path = "../fuzz/src/lib.rs"]
 mod inputs;

@@ -13,7 +13,8 @@ fn notes(node: &Node, text: &str) -> bool {
         .is_ok_and(|answer| answer.body.contains(text))
 }
 
-/// A policy is kept in both directions, and nothing is short-cut past it; without it the fast path comes back.
+/// A policy is kept in both directions, and nothing is short-cut past it; without it the fast path
+/// comes back.
 #[test]
 fn policies_between_nodes_are_kept() -> Result<()> {
     const LEFT: &str = "IPsec policies";

@@ -1,4 +1,5 @@
-//! The way to another node: what the kernel's neighbour table and routes say of it shows in the fast path's table.
+//! The way to another node: what the kernel's neighbour table and routes say of it shows in the
+//! fast path's table.
 
 use std::time::Duration;
 

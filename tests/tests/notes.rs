@@ -9,7 +9,8 @@ use overlay_tests::traffic;
 use overlay_tests::{Lab, Node, Options, wait_until};
 use serde_json::{Value, json};
 
-/// Three requests without an answer take some seconds, and what was told is asked for anew every ten.
+/// Three requests without an answer take some seconds, and what was told is asked for anew every
+/// ten.
 const LIMIT: Duration = Duration::from_secs(40);
 
 fn lab(name: &str) -> Result<Lab> {

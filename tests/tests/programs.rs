@@ -1,4 +1,5 @@
-//! The programs in this machine's kernel, run on made-up packets, against the decision in Rust. Needs root.
+//! The programs in this machine's kernel, run on made-up packets, against the decision in Rust.
+//! Needs root.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -111,11 +112,13 @@ fn the_verifier_stays_far_from_its_limit() -> Result<()> {
     })
 }
 
-/// For `cargo xtask bench --programs`: writes what every case costs to the file that `OVERLAY_COSTS` names.
+/// For `cargo xtask bench --programs`: writes what every case costs to the file that
+/// `OVERLAY_COSTS` names.
 #[test]
 #[ignore = "measures, and fails for no figure"]
 fn cost_of_every_case() -> Result<()> {
-    /// Runs of each; the fastest is told. One at a time, for a second run would see the changed packet.
+    /// Runs of each; the fastest is told. One at a time, for a second run would see the changed
+    /// packet.
     const RUNS: usize = 201;
     let path = std::env::var_os("OVERLAY_COSTS").expect("OVERLAY_COSTS names a file");
     in_kernel(move |kernel| {

@@ -75,7 +75,8 @@ fn a_rate_limit_still_limits_when_it_is_set_after_the_pod_was_accelerated() -> R
         ..Options::for_test("rate")
     })?;
     wait_accelerated(&lab)?;
-    // Connections that began on the fast path must not be invalid to connection tracking afterwards.
+    // Connections that began on the fast path must not be invalid to connection tracking
+    // afterwards.
     for node in lab.nodes() {
         kube_proxy::serve(&node, "10.244.0.0/16".parse()?, &[])?;
     }

@@ -1,5 +1,5 @@
-//! Everybody reaches everybody, the receiver sees the sender's own address, and plain pod traffic takes the
-//! fast path.
+//! Everybody reaches everybody, the receiver sees the sender's own address, and plain pod traffic
+//! takes the fast path.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -24,7 +24,8 @@ fn lab(name: &str, store: StoreKind, fast_path: &str) -> Result<Lab> {
     })
 }
 
-/// Checks that plain traffic took the fast path on every node, and that whatever did not is explained.
+/// Checks that plain traffic took the fast path on every node, and that whatever did not is
+/// explained.
 fn plain_traffic_took_the_fast_path(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let counts = Counts::of(&node)?;

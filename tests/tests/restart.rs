@@ -28,8 +28,8 @@ fn script(path: &Path, text: &str) -> Result<()> {
     )?)
 }
 
-/// A peer has left while no agent ran. Its kernel state goes in the first round; by then the pinned maps must not
-/// lead there any more, wherever that round may get stuck.
+/// A peer has left while no agent ran. Its kernel state goes in the first round; by then the pinned
+/// maps must not lead there any more, wherever that round may get stuck.
 #[test]
 fn adopted_maps_never_say_more_than_the_kernel_path_backs() -> Result<()> {
     let lab = Lab::up(Options::for_test("first"))?;

@@ -1,4 +1,5 @@
-//! Services, node ports and host ports work while the fast path is on, and plain traffic beside them takes it.
+//! Services, node ports and host ports work while the fast path is on, and plain traffic beside
+//! them takes it.
 
 mod services {
     pub mod cases;
@@ -117,8 +118,8 @@ fn plain_traffic_beside_services_stays_on_the_fast_path() -> Result<()> {
         "{:?} flows are owned by the stack",
         flows()
     );
-    // The conversations are over. The agent learns that from connection tracking, which it asks at once after a
-    // gap in the programs.
+    // The conversations are over. The agent learns that from connection tracking, which it asks at
+    // once after a gap in the programs.
     node.run(["conntrack", "-F"])?;
     detach_all(&node)?;
     wait_until("the flows to be forgotten", SWITCH, || flows() == Some(0))
@@ -189,7 +190,8 @@ fn flows_of_a_pod_that_the_agent_does_not_know_yet_survive() -> Result<()> {
     Ok(())
 }
 
-/// kube-proxy drops what connection tracking calls invalid, and it has not seen what the fast path carries.
+/// kube-proxy drops what connection tracking calls invalid, and it has not seen what the fast path
+/// carries.
 #[test]
 fn errors_about_plain_traffic_pass_kube_proxys_rules() -> Result<()> {
     use std::net::UdpSocket;

@@ -68,7 +68,8 @@ fn a_node_keeps_its_lease_when_its_public_ip_changes_and_a_stranger_cannot_take_
             public_ip: [192, 168, 0, 101].into(),
             ..attributes(1)
         };
-        // Whoever has the subnet's name but another MAC address, or the MAC address but not the subnet's name.
+        // Whoever has the subnet's name but another MAC address, or the MAC address but not the
+        // subnet's name.
         assert_ne!(take(&attributes(2), lease.subnet).await, lease.subnet);
         let elsewhere = "10.3.200.0/24".parse().expect("a subnet");
         assert_eq!(take(&moved, elsewhere).await, elsewhere);
@@ -113,7 +114,8 @@ fn nodes_see_each_other_come_change_and_go() {
         let released = two.store.release(lease.subnet, &attributes(22)).await;
         drop(two);
         assert!(released.expect("released"));
-        // The other node's keeper may have taken it again before it was stopped; its file is removed.
+        // The other node's keeper may have taken it again before it was stopped; its file is
+        // removed.
         let _ = fs::remove_file(
             directory
                 .path()

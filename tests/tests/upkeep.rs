@@ -1,4 +1,5 @@
-//! What keeps the agent busy, and what may not: an idle node, slow tools, an address that is gone for a moment.
+//! What keeps the agent busy, and what may not: an idle node, slow tools, an address that is gone
+//! for a moment.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -36,7 +37,8 @@ fn script(path: &Path, text: &str) -> Result<()> {
     )?)
 }
 
-/// Starts the node's agent anew with each of [`TOOLS`] preceded by the lines that `before` makes for the tool's name.
+/// Starts the node's agent anew with each of [`TOOLS`] preceded by the lines that `before` makes
+/// for the tool's name.
 fn restart_with_tools(node: &Node, lab: &Lab, before: impl Fn(&str) -> String) -> Result<Tools> {
     let aside = tempfile::tempdir()?;
     for tool in TOOLS {
@@ -114,7 +116,8 @@ fn first_peer(node: &Node) -> Result<String> {
         .join(":"))
 }
 
-/// While `iptables-save` lists the rules of ten thousand Services, next hops and pods are followed all the same.
+/// While `iptables-save` lists the rules of ten thousand Services, next hops and pods are followed
+/// all the same.
 #[test]
 fn slow_tools_hold_up_nothing() -> Result<()> {
     let lab = Lab::up(Options::for_test("slow"))?;
@@ -156,7 +159,8 @@ fn slow_tools_hold_up_nothing() -> Result<()> {
     lab.down()
 }
 
-/// A node with two devices that would do, one of which loses its address as while a DHCP lease is renewed.
+/// A node with two devices that would do, one of which loses its address as while a DHCP lease is
+/// renewed.
 #[test]
 fn a_moment_without_an_address_moves_nothing() -> Result<()> {
     let options = Options {

@@ -11,6 +11,7 @@ mod services;
 mod stage;
 mod summary;
 mod table;
+mod underlay;
 mod variant;
 
 use std::fs;
@@ -28,16 +29,17 @@ use crate::{build, setup, shell};
 pub use machine::Machine;
 use measure::{Lengths, Measure};
 use rounds::{Disturbance, Plan};
-use stage::{Path, Stage, Underlay};
+use stage::Stage;
 use summary::{Outcome, Ratio};
 pub use table::short;
+use underlay::{Path, Underlay};
 use variant::Variant;
 
 /// Measure the fast path side by side with flannel, our own kernel path and the bare wire.
 ///
-/// Every variant has two nodes of its own, namespaces of this machine joined by a cable. In each round a measure is taken
-/// of one variant right after the other; ratios are taken within rounds. What other load spoils is measured again,
-/// and told. Needs root.
+/// Every variant has two nodes of its own, namespaces of this machine joined by a cable. In each
+/// round a measure is taken of one variant right after the other; ratios are taken within rounds.
+/// What other load spoils is measured again, and told. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask bench                                  everything, about a quarter of an hour
@@ -83,7 +85,8 @@ pub struct Arguments {
     /// Do not build first; take the programs in target/debug as they are.
     #[arg(long)]
     no_build: bool,
-    /// Instead: the cost of every program for every verdict, as the kernel measures it on made-up packets.
+    /// Instead: the cost of every program for every verdict, as the kernel measures it on made-up
+    /// packets.
     #[arg(long)]
     programs: bool,
     /// With --programs: another revision to compare with.

@@ -7,22 +7,28 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Toolchain};
-use crate::{shell, workspace};
+use crate::{dist, shell, workspace};
 
 /// Build the eBPF programs and the binaries that carry them.
 ///
-/// The programs end up in target/bpf/overlay.bpf.o and inside `overlayd`. A plain `cargo build` works
-/// without any eBPF toolchain, and takes that file when it is there.
+/// The programs end up in target/bpf/overlay.bpf.o and inside `overlayd`. A plain `cargo build`
+/// works without any eBPF toolchain, and takes that file when it is there. A release is in
+/// target/release with its debug information, and in target/dist as it is deployed: stripped, with
+/// the debug information in files beside the binaries.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Build overlayd, overlay-cni and overlayctl with optimisation, as lab and demo run them.
+    /// Build overlayd, overlay-cni and overlayctl with optimisation.
     #[arg(long)]
     release: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     programs(Warnings::Shown)?;
-    binaries(arguments.release)
+    binaries(arguments.release)?;
+    if arguments.release {
+        dist::strip()?;
+    }
+    Ok(())
 }
 
 /// What the compiler's warnings about the eBPF programs are taken for.
@@ -48,8 +54,8 @@ pub fn programs_with(feature: &str) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Lints the eBPF programs, as if they were for this machine: clippy comes with rustup's compiler, which has no
-/// `core` for the BPF target.
+/// Lints the eBPF programs, as if they were for this machine: clippy comes with rustup's compiler,
+/// which has no `core` for the BPF target.
 pub fn lint_programs() -> Result<()> {
     let mut command = shell::cargo(&["clippy", "--package", "overlay-ebpf"]);
     // As in `compiler`: only that crate may use what a stable compiler otherwise refuses.
@@ -102,7 +108,8 @@ pub fn binaries(release: bool) -> Result<()> {
     shell::run(&mut command)
 }
 
-/// The cargo of the eBPF toolchain, freed of what the cargo that runs us has put into the environment.
+/// The cargo of the eBPF toolchain, freed of what the cargo that runs us has put into the
+/// environment.
 fn compiler(toolchain: &Toolchain) -> Command {
     let mut command = match toolchain {
         Toolchain::Debian { .. } => {

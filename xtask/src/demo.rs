@@ -18,8 +18,8 @@ use crate::{build, setup, shell};
 use compare::Comparison;
 use walk::Step;
 
-/// The least share of pod packets that must have taken the fast path, fragments left out: the matrix sends
-/// them on purpose, and they are the kernel's.
+/// The least share of pod packets that must have taken the fast path, fragments left out: the
+/// matrix sends them on purpose, and they are the kernel's.
 const LEAST_HIT_RATIO: f64 = 0.9;
 
 /// Problems that the text lists; the rest is usually more of the same.
@@ -27,9 +27,10 @@ const SHOWN_PROBLEMS: usize = 20;
 
 /// Show the overlay at work: three nodes, six pods, a real etcd, and what the fast path brings.
 ///
-/// Builds everything, starts a lab, shows leases and pods and the walk of one packet, checks who reaches
-/// whom, measures with the fast path on and off, and removes the lab. Needs root and takes a few minutes
-/// the first time, most of them for building. The exit code is 0 only if everything held.
+/// Builds everything, starts a lab, shows leases and pods and the walk of one packet, checks who
+/// reaches whom, measures with the fast path on and off, and removes the lab. Needs root and takes
+/// a few minutes the first time, most of them for building. The exit code is 0 only if everything
+/// held.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// What to print on stdout: text for people, or one JSON document for scripts.

@@ -1,4 +1,5 @@
-//! The environment that everything runs in: what a shell happens to have set must not change what is tested.
+//! The environment that everything runs in: what a shell happens to have set must not change what
+//! is tested.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -9,7 +10,8 @@ use overlay_tests::lab::PREFIX_ENV;
 
 use crate::shell;
 
-/// First letters of variables that agents, plugins, labs, tests or the programs that these call go by.
+/// First letters of variables that agents, plugins, labs, tests or the programs that these call go
+/// by.
 const LEAKS: &[&str] = &[
     "OVERLAY_",
     "FLANNELD_",
@@ -26,6 +28,10 @@ const TARGET: &str = "CARGO_TARGET_DIR";
 const BUILD_TARGETS: &[&str] = &["CARGO_BUILD_TARGET_DIR", "CARGO_BUILD_TARGET"];
 
 /// Settles it for this process and all that it starts. To be called while there is one thread.
+#[expect(
+    unsafe_code,
+    reason = "the environment may be changed while there is one thread"
+)]
 pub fn settle() {
     let changes = changes(&env::vars_os().collect());
     let removed: Vec<_> = changes
@@ -66,7 +72,8 @@ fn changes(variables: &BTreeMap<OsString, OsString>) -> Vec<(OsString, Option<Os
 }
 
 fn is_leak(name: &OsStr) -> bool {
-    // Two labs side by side have different prefixes; whatever the prefix, they are the same otherwise.
+    // Two labs side by side have different prefixes; whatever the prefix, they are the same
+    // otherwise.
     name.to_str().is_some_and(|name| {
         name != PREFIX_ENV && LEAKS.iter().any(|prefix| name.starts_with(prefix))
     })

@@ -13,10 +13,11 @@ use crate::{build, setup, shell};
 
 /// Break everything on purpose, under traffic, and print what each fault cost.
 ///
-/// While something is broken (agent, programs, pins, etcd, devices, addresses, clocks, memory), pods of two nodes
-/// and of one send each other numbered datagrams and keep a TCP connection each. The lab must come back to where it
-/// was by itself, no connection may break unless the wire is cut, and no case may lose more than its budget.
-/// Needs root. The exit code is 0 only if everything held.
+/// While something is broken (agent, programs, pins, etcd, devices, addresses, clocks, memory),
+/// pods of two nodes and of one send each other numbered datagrams and keep a TCP connection each.
+/// The lab must come back to where it was by itself, no connection may break unless the wire is
+/// cut, and no case may lose more than its budget. Needs root. The exit code is 0 only if
+/// everything held.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask faults                                      every case, about a quarter of an hour

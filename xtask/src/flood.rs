@@ -16,12 +16,13 @@ use measure::{Findings, Plan};
 
 /// Measure what other pods keep of their rate while their node refuses a flood.
 ///
-/// Two nodes in a lab. Pods talk as fast as they go, alone, beside a flood of hostile packets, and beside a control:
-/// as many datagrams, as long, to a port that nobody listens on, which any host has to bear. The ratio of the three
-/// is taken within one round; ways of refusal (by XDP, behind the NIC, by the kernel path) take turns. On a veth
-/// pair a packet is received on the core that sent it, so the flood comes twice: on another core than the honest
-/// traffic, as from a network card that spreads its load, and on the same one. What the flood takes there includes
-/// making its packets; the control tells how much that is. Needs root.
+/// Two nodes in a lab. Pods talk as fast as they go, alone, beside a flood of hostile packets, and
+/// beside a control: as many datagrams, as long, to a port that nobody listens on, which any host
+/// has to bear. The ratio of the three is taken within one round; ways of refusal (by XDP, behind
+/// the NIC, by the kernel path) take turns. On a veth pair a packet is received on the core that
+/// sent it, so the flood comes twice: on another core than the honest traffic, as from a network
+/// card that spreads its load, and on the same one. What the flood takes there includes making its
+/// packets; the control tells how much that is. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask flood                                  the usual flood, about two minutes

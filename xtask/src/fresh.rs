@@ -16,12 +16,13 @@ use root::Root;
 
 /// Run the README's commands in a bare Debian 12 with a clean checkout.
 ///
-/// Makes a root directory with debootstrap (kept in target/fresh for the next time), copies it, puts a clone of
-/// HEAD into the copy, and runs `cargo xtask demo` and `cargo xtask test` there, in namespaces of its own. What
-/// is not committed is not tested. Rust is this machine's, by rustup; how registries are reached is taken over
-/// from this machine: apt's and cargo's configuration, certificates, proxies. The kernel is this machine's, too.
-/// The root is removed at the end, whatever came of it. Needs root, Debian 12, git, debootstrap and 15 GB; takes
-/// a quarter of an hour for the demo and most of an hour for the tests, because everything is fetched and built.
+/// Makes a root directory with debootstrap (kept in target/fresh for the next time), copies it,
+/// puts a clone of HEAD into the copy, and runs `cargo xtask demo` and `cargo xtask test` there, in
+/// namespaces of its own. What is not committed is not tested. Rust is this machine's, by rustup;
+/// how registries are reached is taken over from this machine: apt's and cargo's configuration,
+/// certificates, proxies. The kernel is this machine's, too. The root is removed at the end,
+/// whatever came of it. Needs root, Debian 12, git, debootstrap and 15 GB; takes a quarter of an
+/// hour for the demo and most of an hour for the tests, because everything is fetched and built.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask fresh                             both commands

@@ -17,13 +17,14 @@ use crate::{build, setup, shell, workspace};
 
 /// Fuzz the packet programs, or with --target what is parsed from outside.
 ///
-/// Without --target: packets and tables are made up, thousands a second, and go through the programs in the kernel
-/// (BPF_PROG_TEST_RUN) and through the decision in Rust; any difference in verdict, bytes, counters or remembered
-/// flows is a failure. It is cut down to the least that shows it and kept in tests/corpus/programs, which every
-/// later test replays. Needs root.
+/// Without --target: packets and tables are made up, thousands a second, and go through the
+/// programs in the kernel (BPF_PROG_TEST_RUN) and through the decision in Rust; any difference in
+/// verdict, bytes, counters or remembered flows is a failure. It is cut down to the least that
+/// shows it and kept in tests/corpus/programs, which every later test replays. Needs root.
 ///
-/// With --target: libFuzzer by way of cargo-fuzz (installed if absent) on one of the targets in tests/fuzz, or on
-/// all of them, each for its share of the time. What it finds stays in tests/fuzz/artifacts.
+/// With --target: libFuzzer by way of cargo-fuzz (installed if absent) on one of the targets in
+/// tests/fuzz, or on all of them, each for its share of the time. What it finds stays in
+/// tests/fuzz/artifacts.
 ///
 /// Corpora are kept in target/fuzz. Ctrl-C ends it with what it has reached.
 #[derive(clap::Args)]
@@ -39,12 +40,12 @@ pub struct Arguments {
     /// A target of tests/fuzz, or `all`.
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
-    /// Where packets that lead new ways are kept; target/fuzz/programs.jsonl unless told otherwise. With the same
-    /// seed and the same corpus the same packets are made up.
+    /// Where packets that lead new ways are kept; target/fuzz/programs.jsonl unless told otherwise.
+    /// With the same seed and the same corpus the same packets are made up.
     #[arg(long, value_name = "FILE", conflicts_with = "target")]
     corpus: Option<PathBuf>,
-    /// Send made-up packets through a lab of two nodes, by the kernel path and by the fast path, and compare what
-    /// arrives; takes about a minute, whatever --seconds says.
+    /// Send made-up packets through a lab of two nodes, by the kernel path and by the fast path,
+    /// and compare what arrives; takes about a minute, whatever --seconds says.
     #[arg(long, conflicts_with_all = ["target", "seconds", "jobs", "output", "corpus"])]
     lab: bool,
 }

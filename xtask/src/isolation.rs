@@ -1,8 +1,9 @@
 //! Namespaces of one's own for whatever makes labs.
 //!
-//! A lab gives fixed names to network namespaces, pins and files. In namespaces of its own a run collides neither
-//! with another run nor with a lab that somebody uses, finds nothing that an earlier run has left, and leaves
-//! nothing: whatever ends the first process, the kernel ends the others and takes away what they have made.
+//! A lab gives fixed names to network namespaces, pins and files. In namespaces of its own a run
+//! collides neither with another run nor with a lab that somebody uses, finds nothing that an
+//! earlier run has left, and leaves nothing: whatever ends the first process, the kernel ends the
+//! others and takes away what they have made.
 
 use std::fs;
 use std::io::Write as _;
@@ -18,14 +19,15 @@ use nix::sys::wait::{WaitStatus, wait, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use overlay_tests::command;
 
-/// Moves this process and all that it will start into mount, network and process namespaces of their own, for
-/// good. There is no way to the machine's network from there: fetch before.
+/// Moves this process and all that it will start into mount, network and process namespaces of
+/// their own, for good. There is no way to the machine's network from there: fetch before.
 ///
-/// Two processes stay behind and wait: the one that was called, in the namespaces of the machine, and the first one
-/// of the new process namespace, which buries whatever has lost its parent.
+/// Two processes stay behind and wait: the one that was called, in the namespaces of the machine,
+/// and the first one of the new process namespace, which buries whatever has lost its parent.
 ///
 /// # Errors
 /// When this process has threads, or the kernel refuses a namespace or a mount.
+#[expect(unsafe_code, reason = "fork(2) is safe while there is one thread")]
 pub fn enter() -> Result<()> {
     let threads = fs::read_dir("/proc/self/task").context("list this process's threads")?;
     ensure!(
@@ -83,8 +85,9 @@ fn mount_own() -> Result<()> {
     Ok(())
 }
 
-/// Waits in the machine's namespaces and ends as the other process does. A signal ends this process at once, and
-/// all others with it.
+/// Waits in the machine's namespaces and ends as the other process does. A signal ends this process
+/// at once, and all others with it.
+#[expect(unsafe_code, reason = "the default action of a signal is restored")]
 fn stand_by(child: Pid) -> ! {
     for deadly in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
         // SAFETY: no handler is installed, the default action is restored.

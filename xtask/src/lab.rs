@@ -15,10 +15,10 @@ use crate::{build, setup};
 
 /// Nodes, pods and a store on this machine, to play with.
 ///
-/// Nodes are network namespaces n1, n2, …, pods are n1p1, n1p2, …; `ip netns exec n1p1 ping …` works on
-/// them. `lab exec` enters a node with its own /run, /etc/cni and bpffs, so that overlayctl, ctr and bpftool
-/// see what they would see on a host. Two labs can live side by side with OVERLAY_LAB_PREFIX=x- in the
-/// environment, which is put before every namespace's name.
+/// Nodes are network namespaces n1, n2, …, pods are n1p1, n1p2, …; `ip netns exec n1p1 ping …`
+/// works on them. `lab exec` enters a node with its own /run, /etc/cni and bpffs, so that
+/// overlayctl, ctr and bpftool see what they would see on a host. Two labs can live side by side
+/// with OVERLAY_LAB_PREFIX=x- in the environment, which is put before every namespace's name.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask lab up --nodes 3 --pods 2
@@ -65,8 +65,8 @@ struct Up {
     /// Where leases are kept: a real etcd, or a directory that all nodes see.
     #[arg(long, value_enum, default_value = "etcd")]
     store: Store,
-    /// The agents' --fast-path: auto takes the eBPF path where the kernel can and passes by no rules
-    /// of others, force passes by them as well, off leaves all to the kernel.
+    /// The agents' --fast-path: auto takes the eBPF path where the kernel can and passes by no
+    /// rules of others, force passes by them as well, off leaves all to the kernel.
     #[arg(long, value_enum, default_value = "auto")]
     fast_path: FastPath,
     /// MTU of every link between the nodes, in bytes.

@@ -2,8 +2,11 @@
 
 mod bench;
 mod build;
+mod check;
+mod count;
 mod demo;
 mod deny;
+mod dist;
 mod environment;
 mod faults;
 mod flood;
@@ -14,6 +17,7 @@ mod lab;
 mod mutants;
 #[cfg(test)]
 mod pages;
+mod parts;
 mod scale;
 mod setup;
 mod shell;
@@ -30,8 +34,8 @@ use overlay_tests::interrupt;
 
 /// Everything one does with this repository.
 ///
-/// Begin with `cargo xtask demo`: it builds the overlay and shows it at work between three nodes that are
-/// namespaces of this machine. The machine's own network is never touched.
+/// Begin with `cargo xtask demo`: it builds the overlay and shows it at work between three nodes
+/// that are namespaces of this machine. The machine's own network is never touched.
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
@@ -48,6 +52,7 @@ struct Arguments {
 enum Command {
     Setup(setup::Arguments),
     Build(build::Arguments),
+    Check(check::Arguments),
     Demo(demo::Arguments),
     Lab(lab::Arguments),
     Test(test::Arguments),
@@ -80,6 +85,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup(arguments) => setup::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Build(arguments) => build::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Check(check::Arguments {}) => check::run(),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Test(arguments) => test::run(&arguments),

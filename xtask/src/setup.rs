@@ -15,8 +15,9 @@ use parts::Part;
 
 /// Find or install the eBPF toolchain and the real parts of the lab.
 ///
-/// Quick when nothing is missing. As root on Debian (and its kin) what is missing is installed by apt-get
-/// and `cargo install`; elsewhere the exact commands are printed and the exit code is not zero.
+/// Quick when nothing is missing. As root on Debian (and its kin) what is missing is installed by
+/// apt-get and `cargo install`; elsewhere the exact commands are printed and the exit code is not
+/// zero.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only look and report; install nothing. Exits non-zero when something is missing.

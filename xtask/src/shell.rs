@@ -26,9 +26,9 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a cargo build, passes its messages on, and returns how many warnings there were. Cargo repeats
-/// the warnings of what it need not compile again, so the answer does not depend on what was built before;
-/// with `-D warnings` in the flags everything would be compiled twice.
+/// Runs a cargo build, passes its messages on, and returns how many warnings there were. Cargo
+/// repeats the warnings of what it need not compile again, so the answer does not depend on what
+/// was built before; with `-D warnings` in the flags everything would be compiled twice.
 pub fn run_counting_warnings(command: &mut Command) -> Result<usize> {
     command.arg("--message-format=json").stdout(Stdio::piped());
     let shown = show(command);
@@ -60,8 +60,9 @@ pub fn run_counting_warnings(command: &mut Command) -> Result<usize> {
 
 /// A cargo command in the repository, by the cargo that runs us.
 ///
-/// What `cargo run` says about this package is not passed on: build scripts that look at such variables (ring's does) would be run
-/// again, and all that depends on them built again, whenever cargo is called the other way.
+/// What `cargo run` says about this package is not passed on: build scripts that look at such
+/// variables (ring's does) would be run again, and all that depends on them built again, whenever
+/// cargo is called the other way.
 pub fn cargo(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);

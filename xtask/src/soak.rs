@@ -15,11 +15,11 @@ use crate::{build, setup, shell};
 
 /// Let pods, nodes, leases and agents come and go under traffic, and count what is left at the end.
 ///
-/// A lab of three nodes with Services. Every round makes one change and takes it back while numbered datagrams
-/// and TCP run between the pods that stay; connections by way of Services are kept open throughout. Memory,
-/// descriptors, devices, map entries, programs, pins, routes, rules, IPAM files and tracked connections are
-/// counted after every round. The exit code is 0 only if no connection broke and everything is flat at the
-/// end. Needs root.
+/// A lab of three nodes with Services. Every round makes one change and takes it back while
+/// numbered datagrams and TCP run between the pods that stay; connections by way of Services are
+/// kept open throughout. Memory, descriptors, devices, map entries, programs, pins, routes, rules,
+/// IPAM files and tracked connections are counted after every round. The exit code is 0 only if no
+/// connection broke and everything is flat at the end. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask soak                                     an hour
@@ -40,8 +40,8 @@ pub struct Arguments {
     no_build: bool,
 }
 
-/// Not much more than one lap over what is built, to see that it works. What takes minutes to fade is counted
-/// and not judged.
+/// Not much more than one lap over what is built, to see that it works. What takes minutes to fade
+/// is counted and not judged.
 pub fn try_out() -> Result<()> {
     let plan = Plan {
         duration: Duration::ZERO,

@@ -1,16 +1,13 @@
 //! `cargo xtask test`: everything that must hold, with the time that each part took.
 
-mod count;
 mod names;
-mod parts;
 
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 
+use crate::parts::{self, Run};
 use crate::{bench, build, deny, fuzz, isolation, scale, setup, shell, soak, vmtest};
-pub use count::{Count, closing_line};
-use parts::Run;
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -18,15 +15,18 @@ const LABS_AT_A_TIME: usize = 2;
 /// How long packets are made up; hours are for `cargo xtask fuzz`.
 const FUZZ_SECONDS: u64 = 40;
 
-/// Run every test: format, lints, unit tests, programs in the kernel, end-to-end tests in labs, other kernels.
+/// Run every test: format, lints, unit tests, programs in the kernel, end-to-end tests in labs,
+/// other kernels.
 ///
-/// Needs root, for the programs and the labs, which are made in namespaces of their own: two runs do not meet, and
-/// nothing is left, whatever ends a run. Runs everything even if an early part fails; the exit code is 0 only if
-/// all passed. The last lines name what failed, and end with `N passed, N failed, N ignored`; ignored are tests
-/// that are made for machines with other kernels or for measuring.
+/// Needs root, for the programs and the labs, which are made in namespaces of their own: two runs
+/// do not meet, and nothing is left, whatever ends a run. Runs everything even if an early part
+/// fails; the exit code is 0 only if all passed. The last lines name what failed, and end with `N
+/// passed, N failed, N ignored`; ignored are tests that are made for machines with other kernels or
+/// for measuring.
 ///
-/// With a filter only tests run: format, lints, licences, the fuzz targets, other kernels, the other data path,
-/// fuzz, bench and soak are left out. A filter that is the name of a file in tests/tests means all tests in it.
+/// With a filter only tests run: format, lints, licences, the fuzz targets, other kernels, the
+/// other data path, fuzz, bench and soak are left out. A filter that is the name of a file in
+/// tests/tests means all tests in it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask test                 everything, about half an hour on two cores
@@ -38,12 +38,12 @@ const FUZZ_SECONDS: u64 = 40;
 pub struct Arguments {
     /// Run only tests whose name contains this, or all in the file of this name.
     filter: Option<String>,
-    /// Equality, offloads, reachability, faults and healing only, with eBPF programs that were built with this
-    /// feature.
+    /// Equality, offloads, reachability, faults and healing only, with eBPF programs that were
+    /// built with this feature.
     #[arg(long, value_name = "FEATURE")]
     programs: Option<String>,
-    /// Equality, offloads, reachability, faults and healing only, with agents that have this flag; may be
-    /// repeated.
+    /// Equality, offloads, reachability, faults and healing only, with agents that have this flag;
+    /// may be repeated.
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     agent_flag: Vec<String>,
 }
@@ -164,12 +164,6 @@ fn fetch() -> Result<()> {
     ]))
 }
 
-fn cargo_test(arguments: &[&str]) -> Command {
-    let mut command = shell::cargo(&["test", "--no-fail-fast"]);
-    command.args(arguments);
-    command
-}
-
 fn unit_tests(run: &mut Run, filter: Option<&str>) -> Result<()> {
     let all = [
         "--workspace",
@@ -178,9 +172,9 @@ fn unit_tests(run: &mut Run, filter: Option<&str>) -> Result<()> {
         "--lib",
         "--bins",
     ];
-    let mut units = cargo_test(&all);
+    let mut units = parts::cargo_test(&all);
     run.cargo_test("unit tests", units.arg("--").args(filter))?;
-    let mut decision = cargo_test(&["--package", "overlay-common", "--test", "*"]);
+    let mut decision = parts::cargo_test(&["--package", "overlay-common", "--test", "*"]);
     run.cargo_test("decision", decision.arg("--").args(filter))
 }
 
@@ -189,7 +183,7 @@ fn labs(run: &mut Run, filter: Option<&str>) -> Result<()> {
     const NAME: &str = "in the kernel and labs";
     let files = names::files()?;
     let mut part = |files: &[&String], filter: Option<&str>| {
-        let mut command = cargo_test(&["--package", "overlay-tests"]);
+        let mut command = parts::cargo_test(&["--package", "overlay-tests"]);
         for file in files {
             command.args(["--test", file]);
         }
@@ -209,8 +203,8 @@ fn labs(run: &mut Run, filter: Option<&str>) -> Result<()> {
 }
 
 impl Variant {
-    /// One that differs from the usual one as far as can be: without a short cut, and with aggregates left to the
-    /// kernel, as the README tells some to have it.
+    /// One that differs from the usual one as far as can be: without a short cut, and with
+    /// aggregates left to the kernel, as the README tells some to have it.
     fn another() -> Self {
         Self {
             programs: Some("without-flow-news".to_owned()),
@@ -234,7 +228,7 @@ impl Variant {
 
     /// Runs some of the end-to-end tests.
     fn command(&self, files: &[&str], filter: Option<&str>) -> Command {
-        let mut command = cargo_test(&["--package", "overlay-tests"]);
+        let mut command = parts::cargo_test(&["--package", "overlay-tests"]);
         command.args(files.iter().map(|file| format!("--test={file}")));
         command.arg("--").args(filter);
         command.arg(format!("--test-threads={LABS_AT_A_TIME}"));

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use overlay_tests::machine::RECORD_ENV;
 
+use crate::count::{self, Count};
 use crate::lab::Output;
-use crate::test::{self, Count};
 use crate::{build, setup, shell, workspace};
 use kernel::{ALWAYS, Flavour, Kernel};
 use machine::{Acceleration, End, Machine};
@@ -41,10 +41,11 @@ const LIMIT: u64 = 1800;
 
 /// Test in virtual machines with other kernels.
 ///
-/// Each machine boots one of Debian's kernels, loads every program, runs the programs' tests and a lab of two
-/// nodes, and powers off. Machines are emulated, which needs no /dev/kvm and makes everything slow: nothing
-/// that a machine measures says anything about speed. Kernels come from the mirrors that this machine's apt
-/// is set up with; they are unpacked below target/vmtest and never installed.
+/// Each machine boots one of Debian's kernels, loads every program, runs the programs' tests and a
+/// lab of two nodes, and powers off. Machines are emulated, which needs no /dev/kvm and makes
+/// everything slow: nothing that a machine measures says anything about speed. Kernels come from
+/// the mirrors that this machine's apt is set up with; they are unpacked below target/vmtest and
+/// never installed.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask vmtest                             6.1 and 6.12
@@ -58,8 +59,8 @@ pub struct Arguments {
     /// Kernels: 5.10, 6.1, 6.12, 6.18, newest, or all.
     #[arg(long, value_delimiter = ',', value_name = "SERIES,…", default_values = ALWAYS)]
     kernel: Vec<String>,
-    /// Instead of the tests that are made for machines: these files of end-to-end tests in tests/tests. Those that
-    /// need containerd, systemd or files of the repository fail there.
+    /// Instead of the tests that are made for machines: these files of end-to-end tests in
+    /// tests/tests. Those that need containerd, systemd or files of the repository fail there.
     #[arg(long, value_delimiter = ',', value_name = "FILE,…", conflicts_with_all = ["record", "prepare"])]
     suite: Vec<String>,
     /// What to print on stdout: a table for people, or JSON.
@@ -163,7 +164,8 @@ fn each<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> R
     })
 }
 
-/// Packs a machine with this kernel and runs it; what came of it, and how large the programs are there.
+/// Packs a machine with this kernel and runs it; what came of it, and how large the programs are
+/// there.
 fn one(
     arguments: &Arguments,
     cache: &Path,
@@ -197,7 +199,7 @@ fn one(
         machine.run(|line| {
             eprintln!("{} | {line}", kernel.series.name);
             sizes.note(&kernel.release, line);
-            count += test::closing_line(line).unwrap_or_default();
+            count += count::closing_line(line).unwrap_or_default();
         })
     };
     let mut end = boot(&machine)?;
@@ -267,8 +269,8 @@ impl Arguments {
     }
 }
 
-/// What takes minutes more and shows what other tests show on this machine's own kernel, or what is the same on
-/// every kernel.
+/// What takes minutes more and shows what other tests show on this machine's own kernel, or what is
+/// the same on every kernel.
 const NOT_IN_CI: &[&str] = &["underlays::", "virtio::"];
 
 /// The kernels that CI runs: one that cannot load the programs, and what stable distributions have.

@@ -15,8 +15,8 @@ pub fn target() -> PathBuf {
     chosen.unwrap_or_else(|| root().join("target"))
 }
 
-/// Where the eBPF programs are built, in the repository. The agent's build script looks for [`bpf_object`] at
-/// this place, so it does not move with `CARGO_TARGET_DIR`.
+/// Where the eBPF programs are built, in the repository. The agent's build script looks for
+/// [`bpf_object`] at this place, so it does not move with `CARGO_TARGET_DIR`.
 pub const BPF_TARGET: &str = "target/bpf";
 
 /// The eBPF programs as one object file, ready to be embedded in the agent.

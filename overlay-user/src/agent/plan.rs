@@ -13,10 +13,10 @@ use crate::backend::{self, Peer};
 use crate::config::SubnetEnv;
 use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
-use crate::kernel::pods::BRIDGE;
 use crate::kernel::rules::RuleSet;
 use crate::lease::{Attributes, Lease};
 use crate::mac::MacAddr;
+use crate::marks::BRIDGE;
 use crate::reconcile::{Desired, Device};
 
 /// What a round is about, besides the kernel's state: leases and the place of this node.

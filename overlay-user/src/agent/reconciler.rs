@@ -25,12 +25,13 @@ use crate::backend::{Peer, Peers};
 use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
 use crate::kernel::monitor::{Event, Monitor, ROUNDS};
-use crate::kernel::pods::{BRIDGE, PodLinks};
+use crate::kernel::pods::PodLinks;
 use crate::kernel::policies::Scope;
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
 use crate::liveness::Heartbeat;
 use crate::mac::MacAddr;
+use crate::marks::BRIDGE;
 use crate::observe::agent_file::AgentFile;
 use crate::store::{LeaseState, Store};
 

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use super::settings::Settings;
 use super::underlay::Sighting;
 use crate::kernel::monitor::Event;
-use crate::kernel::pods::{BRIDGE, PodLinks};
+use crate::kernel::pods::PodLinks;
 use crate::kernel::{Error, Kernel, sysctl};
+use crate::marks::BRIDGE;
 use crate::reconcile::{Observed, ObservedDevice};
 
 /// How often everything is looked at although no event says so.

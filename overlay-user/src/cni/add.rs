@@ -10,25 +10,25 @@ use rscni_types::types::{CNIResult, Interface, IpConfig};
 use super::asked::Asked;
 use super::config::{NetConf, Network};
 use super::guard::{self, Agent};
-use super::netlink::{Link, Netlink};
-use super::netns::Netns;
-use super::{Error, bridge, masquerade, release, sysctl, veth};
+use super::{Error, bridge, masquerade, release, route, sysctl, veth};
 use crate::datapath::tables::LocalPod;
 use crate::deadline::Deadline;
-use crate::ipam::{Attachment, Range, Store};
+use crate::ipam::{AddressBook, Attachment, Range};
+use crate::kernel::Kernel;
+use crate::kernel::links::Link;
+use crate::kernel::netns::Netns;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
 /// How long taking back a failed ADD may take.
 pub const UNDO: Duration = Duration::from_secs(5);
 
-/// Adds `attachment` to the network in the namespace at `path`. When it fails, nothing of it stays, unless taking
-/// it back fails too: then the address stays taken until DEL. So it does if this is dropped before it is done, as after
-/// [`Error::Silent`].
+/// Adds `attachment` to the network in the namespace at `path`. When it fails, nothing of it stays,
+/// unless taking it back fails too: then the address stays taken until DEL.
 ///
 /// # Errors
 ///
-/// Any [`Error`] but those of CHECK and STATUS, and of those who call: [`Error::Silent`], [`Error::Unfinished`].
+/// Any [`Error`] but those of CHECK and STATUS, and [`Error::Unfinished`].
 pub async fn add(
     conf: &NetConf,
     attachment: &Attachment,
@@ -40,9 +40,9 @@ pub async fn add(
     let network = conf.network()?;
     let previous = conf.previous()?;
     let netns = Netns::open(path)?;
-    let host = Netlink::open()?;
-    let pod = Netlink::open_in(&netns)?;
-    if pod.link(&attachment.interface).await?.is_some() {
+    let host = Kernel::connect_until(deadline)?;
+    let pod = Kernel::connect_in(&netns, deadline)?;
+    if pod.find_link(&attachment.interface).await?.is_some() {
         return Err(Error::Conflict(format!(
             "{} has an interface {} already",
             path.display(),
@@ -51,15 +51,16 @@ pub async fn add(
     }
 
     let range = Range::new(network.subnet)?;
-    // The lock is held no longer than this; another ADD need not wait for our devices.
+    // The lock is held for this block only, so that another ADD need not wait for our devices.
     let address = {
-        let store = Store::lock(&conf.ipam_dir(), deadline)?;
+        let book = AddressBook::lock(&conf.ipam_dir(), deadline)?;
         match asked.address {
-            Some(address) => store.claim(&range, address, attachment)?,
-            None => store.allocate(&range, 0, attachment)?,
+            Some(address) => book.claim(&range, address, attachment)?,
+            None => book.allocate(&range, 0, attachment)?,
         }
     };
-    // A pod whose namespace went without DEL, with no agent to see it go.
+    // The address may be in the maps still, because its former pod vanished without DEL while no
+    // agent ran.
     release::forget(&[address], agent);
     let place = Place {
         conf,
@@ -90,8 +91,8 @@ struct Place<'a> {
     network: &'a Network,
     attachment: &'a Attachment,
     netns: &'a Netns,
-    host: &'a Netlink,
-    pod: &'a Netlink,
+    host: &'a Kernel,
+    pod: &'a Kernel,
     /// The MAC address that the pod's end shall have; the kernel chooses one otherwise.
     mac: Option<MacAddr>,
     agent: &'a Agent,
@@ -112,14 +113,14 @@ impl Place<'_> {
         } = self;
         let bridge = bridge::ensure(host, network).await?;
         let port = veth::make(host, network, &bridge, attachment, netns, self.mac).await?;
-        let end = pod.link(&attachment.interface).await?.ok_or_else(|| {
+        let end = pod.find_link(&attachment.interface).await?.ok_or_else(|| {
             Error::Conflict(format!(
                 "{} vanished while it was set up",
                 attachment.interface
             ))
         })?;
 
-        // Before the pod can send anything.
+        // The guard comes first, because the pod can send as soon as its interface is up.
         let guarded = LocalPod {
             ifindex: port.index,
             address,
@@ -128,33 +129,35 @@ impl Place<'_> {
             kernel_path: true,
             container: attachment.container.clone(),
         };
-        guard::raise(self.agent, &port.name, &guarded).await;
+        guard::raise(self.agent, &port.name, &guarded, *deadline).await;
 
         let interface = &attachment.interface;
         netns.run(|| {
-            // With this the kernel tells the neighbours of the pod whenever its Ethernet address is set.
+            // With this setting the kernel tells the pod's neighbours whenever the pod's Ethernet
+            // address is set.
             sysctl::try_set(&format!("ipv4/conf/{interface}/arp_notify"), "1");
             if address.is_ipv6() {
-                // Its address is nobody else's; it may use it at once.
+                // The address is nobody else's, so the pod may use it without detection of
+                // duplicates.
                 sysctl::try_set(&format!("ipv6/conf/{interface}/accept_dad"), "0");
             }
         })?;
-        pod.add_address(&end, on_link(network.subnet, address))
+        pod.add_address(end.index, on_link(network.subnet, address))
             .await?;
-        pod.set_up(&end).await?;
+        pod.set_up(end.index).await?;
         let gateway = network.subnet.addr();
-        for route in &network.routes {
-            pod.add_route(&end, route, gateway).await?;
+        for asked in &network.routes {
+            route::add(pod, &end, asked, gateway).await?;
         }
         if network.ip_masq {
             masquerade::add(attachment, address, &network.networks, *deadline).await?;
         }
         veth::wait_for_port(host, &port).await?;
-        // Who remembers the pod that had the address before learns of this one; earlier, the bridge would not
-        // have let it through.
+        // Neighbours that remember the address's former pod learn this pod's Ethernet address. This
+        // comes after the port is up, because the bridge would drop the announcement before.
         pod.set_mac(&end, end.mac).await?;
 
-        // Last: from here on the agent knows of the pod, and it can be reached.
+        // The note is last, because the agent lets traffic to the pod as soon as it reads the note.
         self.is_still_ours(address)?;
         let note = PodNote {
             address,
@@ -168,9 +171,10 @@ impl Place<'_> {
         Ok(([bridge, port], end))
     }
 
-    /// A runtime that has given this ADD up calls DEL, which cannot remove what is not made yet.
+    /// Fails if a DEL has taken the address back. A runtime calls DEL for an ADD that takes too
+    /// long, and DEL cannot remove devices that ADD makes afterwards.
     fn is_still_ours(&self, address: IpAddr) -> Result<(), Error> {
-        if Store::is_held(&self.conf.ipam_dir(), address, self.attachment) {
+        if AddressBook::is_held(&self.conf.ipam_dir(), address, self.attachment) {
             return Ok(());
         }
         Err(Error::Conflict(format!(
@@ -182,15 +186,12 @@ impl Place<'_> {
     /// What fails here as well is only reported: the runtime calls DEL next.
     async fn undo(&self, address: IpAddr) {
         let Self {
-            conf,
-            attachment,
-            host,
-            ..
+            conf, attachment, ..
         } = self;
         let deadline = Deadline::after(UNDO);
         release::forget(&[address], self.agent);
-        match veth::remove(host, attachment).await {
-            Ok(Some(port)) => guard::lower(self.agent, &port, address).await,
+        match remove(attachment, deadline).await {
+            Ok(Some(port)) => guard::lower(self.agent, &port, address, deadline).await,
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "undoing a failed ADD"),
         }
@@ -201,11 +202,17 @@ impl Place<'_> {
             Ok(())
         };
         let released = unmasked
-            .and_then(|()| Ok(Store::lock(&conf.ipam_dir(), deadline)?.release(attachment)?));
+            .and_then(|()| Ok(AddressBook::lock(&conf.ipam_dir(), deadline)?.release(attachment)?));
         if let Err(error) = released {
             tracing::warn!(%error, "undoing a failed ADD");
         }
     }
+}
+
+/// Removes the host end over a connection of its own, because that of the failed ADD may be out of
+/// time.
+async fn remove(attachment: &Attachment, deadline: Deadline) -> Result<Option<Link>, Error> {
+    veth::remove(&Kernel::connect_until(deadline)?, attachment).await
 }
 
 /// The pod's address with the prefix length of the subnet that it can reach without a gateway.

@@ -3,45 +3,42 @@
 use std::{fs, io};
 
 use ipnet::IpNet;
-use nix::errno::Errno;
+use nix::libc::EEXIST;
 use rtnetlink::{LinkBridge, LinkUnspec};
 
 use super::Error;
 use super::config::Network;
-use super::netlink::{self, Link, Netlink};
 use super::sysctl;
+use crate::kernel::Kernel;
+use crate::kernel::links::Link;
 
 /// First byte of a MAC address that no manufacturer gave.
 const LOCAL_UNICAST: u8 = 0x02;
 
-/// Makes the bridge of `network` if it is not there, and completes what it lacks. Several ADDs may do so at
-/// the same time.
+/// Makes the bridge of `network` if it is not there, and completes what it lacks. Several ADDs may
+/// do so at the same time.
 ///
 /// # Errors
 ///
-/// [`Error::Netlink`] if the kernel refuses, [`Error::Conflict`] if a device of another kind has
+/// [`Error::Kernel`] if the kernel refuses, [`Error::Conflict`] if a device of another kind has
 /// the name, the bridge has another network's address, or another device has this network's.
-pub async fn ensure(host: &Netlink, network: &Network) -> Result<Link, Error> {
+pub async fn ensure(host: &Kernel, network: &Network) -> Result<Link, Error> {
     let mut bridge = find(host, network).await?;
     if bridge.is_none() {
         is_alone(host, network).await?;
-        // Its own from the start: the bridge's identifier is made of the address that it is made with.
+        // The bridge is made with an address of its own, because the kernel derives the bridge's
+        // identifier from the first address.
         let [_, tail @ ..] = rand::random::<[u8; 6]>();
         let mac = [&[LOCAL_UNICAST], &tail[..]].concat();
         let request = LinkBridge::new(&network.bridge)
             .mtu(network.mtu)
             .address(mac)
             .build();
-        match host.links_handle().add(request).execute().await {
+        let object = format!("bridge {}", network.bridge);
+        match host.add_link(request, &object).await {
             // Another ADD was faster.
-            Err(error) if netlink::is(&error, Errno::EEXIST) => {}
-            Err(error) => {
-                return Err(netlink::refused(
-                    format!("make bridge {}", network.bridge),
-                    error,
-                ));
-            }
-            Ok(()) => {}
+            Err(error) if error.errno() == Some(EEXIST) => {}
+            made => made?,
         }
         // Pods advertise no routes. A kernel without IPv6 has no such file.
         sysctl::try_set(&format!("ipv6/conf/{}/accept_ra", network.bridge), "0");
@@ -61,9 +58,9 @@ pub async fn ensure(host: &Netlink, network: &Network) -> Result<Link, Error> {
     Ok(bridge)
 }
 
-/// That no other device has the gateway's address: the node would have a route to one of the two
-/// only, and the agent serves the pods of one.
-async fn is_alone(host: &Netlink, network: &Network) -> Result<(), Error> {
+/// Refuses if another device has the gateway's address, because the node would have a route to one
+/// of the two only, and the agent serves the pods of one bridge.
+async fn is_alone(host: &Kernel, network: &Network) -> Result<(), Error> {
     let Some(holder) = host.holder(network.subnet).await? else {
         return Ok(());
     };
@@ -74,8 +71,8 @@ async fn is_alone(host: &Netlink, network: &Network) -> Result<(), Error> {
     )))
 }
 
-async fn find(host: &Netlink, network: &Network) -> Result<Option<Link>, Error> {
-    match host.link(&network.bridge).await? {
+async fn find(host: &Kernel, network: &Network) -> Result<Option<Link>, Error> {
+    match host.find_link(&network.bridge).await? {
         Some(link) if !link.is_bridge => Err(Error::Conflict(format!(
             "{} is there, but it is not a bridge; delete it, or name another in delegate.bridge",
             link.name
@@ -84,8 +81,9 @@ async fn find(host: &Netlink, network: &Network) -> Result<Option<Link>, Error> 
     }
 }
 
-/// Sets the bridge up. Its MTU is only ever raised: lowering it would cut off pods that were added before.
-async fn adjust(host: &Netlink, network: &Network, bridge: &Link) -> Result<(), Error> {
+/// Sets the bridge up. Its MTU is only ever raised: lowering it would cut off pods that were added
+/// before.
+async fn adjust(host: &Kernel, network: &Network, bridge: &Link) -> Result<(), Error> {
     let mut message = LinkUnspec::new_with_index(bridge.index).up();
     if bridge.mtu < network.mtu {
         message = message.mtu(network.mtu);
@@ -93,13 +91,14 @@ async fn adjust(host: &Netlink, network: &Network, bridge: &Link) -> Result<(), 
     if network.promiscuous {
         message = message.promiscuous(true);
     }
-    host.set(message.build(), &format!("set {} up", bridge.name))
-        .await
+    Ok(host
+        .change_link(message.build(), &format!("{} up", bridge.name))
+        .await?)
 }
 
-async fn ensure_gateway(host: &Netlink, network: &Network, bridge: &Link) -> Result<(), Error> {
+async fn ensure_gateway(host: &Kernel, network: &Network, bridge: &Link) -> Result<(), Error> {
     let subnet = network.subnet;
-    let addresses = host.addresses(bridge).await?;
+    let addresses = host.addresses_of(bridge.index).await?;
     if addresses.contains(&subnet) {
         return Ok(());
     }
@@ -115,20 +114,20 @@ async fn ensure_gateway(host: &Netlink, network: &Network, bridge: &Link) -> Res
             )));
         }
         tracing::warn!(bridge = bridge.name, %other, %subnet, "replacing the bridge's address");
-        host.remove_address(bridge, other).await?;
+        host.remove_address(bridge.index, other).await?;
     }
-    // Unless told its own address, a bridge that somebody else made takes that of a port, and changes it as
-    // pods come and go.
+    // The bridge's own address is set explicitly, because a bridge that somebody else made takes
+    // the address of one of its ports, and changes it as pods come and go.
     let pin = LinkUnspec::new_with_index(bridge.index)
         .address(bridge.mac.0.to_vec())
         .build();
-    host.set(pin, &format!("pin the MAC address of {}", bridge.name))
+    host.change_link(pin, &format!("{} address {}", bridge.name, bridge.mac))
         .await?;
-    host.add_address(bridge, subnet).await
+    Ok(host.add_address(bridge.index, subnet).await?)
 }
 
-/// Whether a bridge can have only one of these: two IPv4 addresses, or two overlapping ones in IPv6, where
-/// the link-local address is always beside ours.
+/// Whether a bridge can have only one of these: two IPv4 addresses, or two overlapping ones in
+/// IPv6, where the link-local address is always beside ours.
 fn collide(other: IpNet, subnet: IpNet) -> bool {
     match (other, subnet) {
         (IpNet::V4(_), IpNet::V4(_)) => true,
@@ -136,15 +135,15 @@ fn collide(other: IpNet, subnet: IpNet) -> bool {
     }
 }
 
-async fn has_ports(host: &Netlink, bridge: &Link) -> Result<bool, Error> {
+async fn has_ports(host: &Kernel, bridge: &Link) -> Result<bool, Error> {
     Ok(host
-        .links()
+        .all_links()
         .await?
         .iter()
         .any(|link| link.master == Some(bridge.index)))
 }
 
-/// A gateway forwards.
+/// Has the node forward packets, as a gateway must.
 fn enable_forwarding(subnet: IpNet) -> Result<(), Error> {
     let key = if subnet.addr().is_ipv4() {
         "ipv4/ip_forward"
@@ -160,7 +159,8 @@ fn enable_forwarding(subnet: IpNet) -> Result<(), Error> {
             source,
         }
     };
-    // Writing is not tried in vain: where /proc/sys is read-only, the administrator has done it.
+    // The setting is read first, because /proc/sys may be read-only on nodes whose administrator
+    // has set it.
     if fs::read_to_string(&path).map_err(failed("read"))?.trim() == "1" {
         return Ok(());
     }

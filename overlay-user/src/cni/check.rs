@@ -6,18 +6,20 @@ use ipnet::IpNet;
 use rscni_types::types::{CNIResult, Interface};
 
 use super::config::{NetConf, Network};
-use super::netlink::{Link, Netlink};
-use super::netns::Netns;
 use super::{Error, veth};
 use crate::deadline::Deadline;
-use crate::ipam::{Attachment, Range, Store};
+use crate::ipam::{AddressBook, Attachment, Range};
+use crate::kernel::Kernel;
+use crate::kernel::links::Link;
+use crate::kernel::netns::Netns;
 use crate::pod::PodNote;
 
 /// Compares what there is with what ADD reported.
 ///
 /// # Errors
 ///
-/// [`Error::Changed`] with the first difference, [`Error::Config`] without a result to compare with.
+/// [`Error::Changed`] with the first difference, [`Error::Config`] without a result to compare
+/// with.
 pub async fn check(
     conf: &NetConf,
     attachment: &Attachment,
@@ -31,16 +33,21 @@ pub async fn check(
     let expected = Expected::new(&result, attachment)?;
 
     let netns = Netns::open(path)?;
-    let pod = Netlink::open_in(&netns)?;
+    let pod = Kernel::connect_in(&netns, deadline)?;
     let end = present(
-        pod.link(&attachment.interface).await?,
+        pod.find_link(&attachment.interface).await?,
         &attachment.interface,
     )?;
     expected.check_end(&pod, &end, &network).await?;
 
-    let host = Netlink::open()?;
-    let bridge = present(host.link(&network.bridge).await?, &network.bridge)?;
-    if network.is_gateway && !host.addresses(&bridge).await?.contains(&network.subnet) {
+    let host = Kernel::connect_until(deadline)?;
+    let bridge = present(host.find_link(&network.bridge).await?, &network.bridge)?;
+    if network.is_gateway
+        && !host
+            .addresses_of(bridge.index)
+            .await?
+            .contains(&network.subnet)
+    {
         return changed(format!(
             "{} lacks the address {}",
             bridge.name, network.subnet
@@ -50,7 +57,7 @@ pub async fn check(
         .check_port(&host, &bridge, &network, attachment)
         .await?;
 
-    let held = Store::lock(&conf.ipam_dir(), deadline)?.held_by(attachment)?;
+    let held = AddressBook::lock(&conf.ipam_dir(), deadline)?.held_by(attachment)?;
     match expected
         .addresses
         .iter()
@@ -75,7 +82,7 @@ pub async fn status(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
         let range = Range::new(conf.network()?.subnet)?;
         let dir = conf.ipam_dir();
         let taken = if dir.exists() {
-            Store::lock(&dir, deadline)?.entries()?
+            AddressBook::lock(&dir, deadline)?.entries()?
         } else {
             Vec::new()
         };
@@ -94,14 +101,14 @@ pub async fn status(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
     };
     Err(Error::Unavailable {
         source: Box::new(error),
-        limited: pods_are_cut_off(conf).await.unwrap_or(false),
+        limited: pods_are_cut_off(conf, deadline).await.unwrap_or(false),
     })
 }
 
 /// Whether there are pods on this node whose bridge is down or gone.
-async fn pods_are_cut_off(conf: &NetConf) -> Result<bool, Error> {
-    let host = Netlink::open()?;
-    let links = host.links().await?;
+async fn pods_are_cut_off(conf: &NetConf, deadline: Deadline) -> Result<bool, Error> {
+    let host = Kernel::connect_until(deadline)?;
+    let links = host.all_links().await?;
     let mut pods = links.iter().filter(|link| veth::note(link).is_some());
     Ok(match links.iter().find(|link| link.name == conf.bridge()) {
         Some(bridge) => !bridge.is_up && pods.any(|pod| pod.master == Some(bridge.index)),
@@ -138,7 +145,7 @@ impl<'a> Expected<'a> {
     }
 
     /// The pod's end: MAC, addresses, routes.
-    async fn check_end(&self, pod: &Netlink, end: &Link, network: &Network) -> Result<(), Error> {
+    async fn check_end(&self, pod: &Kernel, end: &Link, network: &Network) -> Result<(), Error> {
         let name = &end.name;
         if !end.is_up {
             return changed(format!("{name} is down"));
@@ -153,7 +160,7 @@ impl<'a> Expected<'a> {
                 end.mac, self.interface.mac
             ));
         }
-        let addresses = pod.addresses(end).await?;
+        let addresses = pod.addresses_of(end.index).await?;
         if let Some(lost) = self
             .addresses
             .iter()
@@ -161,8 +168,8 @@ impl<'a> Expected<'a> {
         {
             return changed(format!("{name} lacks the address {lost}"));
         }
-        let routes = pod.routes(end).await?;
-        // Plugins behind us may have changed our routes; then the result says so too.
+        let routes = pod.routes_through(end).await?;
+        // Later plugins of the list may have changed our routes; then the result says so too.
         for route in &self.result.routes {
             let gateway = route.gw.unwrap_or(network.subnet.addr());
             if !routes.contains(&(route.dst.trunc(), Some(gateway))) {
@@ -178,7 +185,7 @@ impl<'a> Expected<'a> {
     /// The host's end: port of the bridge, and the note for the agent.
     async fn check_port(
         &self,
-        host: &Netlink,
+        host: &Kernel,
         bridge: &Link,
         network: &Network,
         attachment: &Attachment,
@@ -195,7 +202,7 @@ impl<'a> Expected<'a> {
         } else {
             names.find(|name| name.starts_with("veth")).unwrap_or(&own)
         };
-        let port = present(host.link(name).await?, name)?;
+        let port = present(host.find_link(name).await?, name)?;
         if port.master != Some(bridge.index) {
             return changed(format!("{name} is not a port of {}", bridge.name));
         }
@@ -203,8 +210,8 @@ impl<'a> Expected<'a> {
             return changed(format!("hairpin mode of {name} is not {}", network.hairpin));
         }
         if *name == own {
-            // The MAC address is that of ADD; plugins behind us may have given another, which the
-            // agent finds.
+            // The note's MAC address is not compared: later plugins of the list may have set
+            // another, which the agent finds by itself.
             let is_of_pod = |note: PodNote| {
                 (&note.container, &note.interface) == (&attachment.container, &attachment.interface)
                     && Some(note.address) == self.addresses.first().map(IpNet::addr)

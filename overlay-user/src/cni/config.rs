@@ -1,7 +1,8 @@
 //! flannel's CNI configuration, and what it comes to on this node.
 //!
-//! flannel's own plugin merges the configuration with `subnet.env` and hands the result to the `bridge` and
-//! `host-local` plugins. [`Network`] is that result; the plugin then does the work of both.
+//! flannel's own plugin merges the configuration with `subnet.env` and hands the result to the
+//! `bridge` and `host-local` plugins. [`Network`] is that result; the plugin then does the work of
+//! both.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,9 +14,10 @@ use serde_json::{Map, Value};
 
 use super::Error;
 use crate::config::{SubnetEnv, subnet_env};
-use crate::kernel::pods::BRIDGE;
+use crate::marks::BRIDGE;
 
-/// The part of the JSON on standard input that the plugin reads. Unknown keys are ignored, as by flannel.
+/// The part of the JSON on standard input that the plugin reads. Unknown keys are ignored, as by
+/// flannel.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetConf {
@@ -75,8 +77,8 @@ pub struct Delegate {
     other: Map<String, Value>,
 }
 
-/// Options of address management, with the names that the `host-local` plugin gives them. flannel overwrites
-/// `ranges` with the node's subnet, so it is not read.
+/// Options of address management, with the names that the `host-local` plugin gives them. flannel
+/// overwrites `ranges` with the node's subnet, so it is not read.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Ipam {
@@ -106,13 +108,15 @@ pub struct Network {
     pub networks: Vec<IpNet>,
     /// The node's subnet, written as the gateway's address with the prefix length.
     pub subnet: IpNet,
-    /// Routes in the pod besides the one to its own subnet. Those that name no gateway go to the node's.
+    /// Routes in the pod besides the one to its own subnet. Those that name no gateway go to the
+    /// node's.
     pub routes: Vec<Route>,
     /// Name servers, which the plugin only passes on.
     pub dns: Option<Dns>,
 }
 
-/// Options of the `bridge` plugin that would change who can talk to whom, and that this plugin does not have.
+/// Options of the `bridge` plugin that would change who can talk to whom, and that this plugin does
+/// not have.
 const UNSUPPORTED: [&str; 6] = [
     "vlan",
     "vlanTrunk",
@@ -164,8 +168,8 @@ impl NetConf {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] if it asks for what this plugin cannot do, [`Error::SubnetEnv`] if the agent says
-    /// nothing useful.
+    /// [`Error::Config`] if it asks for what this plugin cannot do, [`Error::SubnetEnv`] if the
+    /// agent says nothing useful.
     pub fn network(&self) -> Result<Network, Error> {
         let delegate = self.delegate.clone().unwrap_or_default();
         let ipam = self.ipam.clone().unwrap_or_default();
@@ -219,8 +223,8 @@ impl Delegate {
     }
 }
 
-/// flannel's rules: what the configuration leaves open comes from the agent, and every network of the overlay
-/// is routed by way of the node.
+/// flannel's rules: what the configuration leaves open comes from the agent, and every network of
+/// the overlay is routed by way of the node.
 fn merge(delegate: Delegate, ipam: Ipam, env: SubnetEnv, bridge: &str) -> Result<Network, Error> {
     // A pod has one address; where the node leases both families, that is the IPv4 one.
     let subnet = env

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::config::subnet_env::SubnetEnvError;
 use crate::ipam;
-use crate::kernel::ToolError;
-use crate::privilege::{self, Capability};
+use crate::kernel::netns::NetnsError;
+use crate::kernel::{self, ToolError};
 
 /// Why a CNI call failed.
 #[derive(Debug, thiserror::Error)]
@@ -30,17 +30,9 @@ pub enum Error {
         /// What it says, as JSON.
         value: String,
     },
-    /// `CNI_NETNS` cannot be entered.
-    #[error("cannot enter the network namespace {path}; {}", entering(.source))]
-    Netns {
-        /// The value of `CNI_NETNS`.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-    /// `CNI_NETNS` is the namespace that the plugin runs in.
-    #[error("CNI_NETNS {0} is the host's own network namespace; it must be the container's")]
-    OwnNetns(PathBuf),
+    /// `CNI_NETNS` cannot be entered, or is the namespace that the plugin runs in.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
     /// A file cannot be used.
     #[error("cannot {action} {path}")]
     File {
@@ -51,14 +43,9 @@ pub enum Error {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// The kernel refused a netlink request.
-    #[error("the kernel refused to {action}{}", lacking())]
-    Netlink {
-        /// What was tried.
-        action: String,
-        /// What the kernel said.
-        source: rtnetlink::Error,
-    },
+    /// The kernel refused a request, or did not answer in time.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
     /// The agent has told nothing, or nonsense.
     #[error(transparent)]
     SubnetEnv(#[from] SubnetEnvError),
@@ -68,9 +55,6 @@ pub enum Error {
     /// A packet-filter program.
     #[error(transparent)]
     Tool(#[from] ToolError),
-    /// The kernel does not answer: the call was given up wherever it was, after this many seconds.
-    #[error("the kernel has not answered on a netlink socket within {0} s")]
-    Silent(u64),
     /// The runtime began a configuration and did not end it, for this many seconds.
     #[error(
         "the network configuration on standard input has no end: not closed within {0} s by the runtime"
@@ -97,14 +81,6 @@ const CODE_CONFLICT: u32 = 100;
 /// CHECK failed.
 const CODE_CHANGED: u32 = 101;
 
-/// The capability that the plugin lacks to change the network, if it lacks it.
-fn lacking() -> String {
-    match privilege::missing(&[Capability::NetAdmin]) {
-        Some(missing) => format!("; the plugin lacks {missing}"),
-        None => String::new(),
-    }
-}
-
 /// What is to be said of the pods that are there.
 fn cut_off(limited: bool) -> &'static str {
     if limited {
@@ -114,38 +90,30 @@ fn cut_off(limited: bool) -> &'static str {
     }
 }
 
-/// What can be done where a namespace cannot be entered.
-fn entering(source: &std::io::Error) -> String {
-    match privilege::missing(&[Capability::SysAdmin, Capability::NetAdmin]) {
-        Some(missing) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            format!("the plugin lacks {missing}")
-        }
-        _ => "the container may be gone".to_owned(),
-    }
-}
-
 impl Error {
-    /// The number for `code` in the error JSON (CNI specification 1.1.0, section 5; 100 and up are ours).
+    /// The number for `code` in the error JSON (CNI specification 1.1.0, section 5; 100 and up are
+    /// ours).
     #[must_use]
     pub fn code(&self) -> u32 {
         match self {
             Self::Protocol(error) => error.into(),
             Self::Unsupported { .. } => 2,
-            Self::Netns { .. } => 3,
-            Self::File { .. } | Self::Netlink { .. } => 5,
+            Self::Netns(NetnsError::Enter { .. }) | Self::Kernel(kernel::Error::Netns(_)) => 3,
+            Self::File { .. } => 5,
             Self::Decode(_) => 6,
             Self::Config(_) | Self::SubnetEnv(_) => match self {
                 // Waiting helps here, and the runtime should do it.
                 Self::SubnetEnv(SubnetEnvError::Read { .. }) => 11,
                 _ => 7,
             },
-            Self::OwnNetns(_) => 8,
-            // Whoever holds a lock gives it back some day, and so does whoever holds an address.
+            Self::Netns(NetnsError::Own(_)) => 8,
+            // Locks and addresses are given back some day, and a busy kernel answers again.
             Self::Ipam(ipam::Error::Exhausted { .. } | ipam::Error::Locked { .. })
             | Self::Tool(ToolError::Deadline { .. })
-            | Self::Silent(_)
+            | Self::Kernel(kernel::Error::Deadline { .. })
             | Self::Unfinished(_) => 11,
-            Self::Ipam(ipam::Error::Files { .. })
+            Self::Kernel(_)
+            | Self::Ipam(ipam::Error::Files { .. })
             | Self::Tool(ToolError::Missing(_) | ToolError::Io { .. }) => 5,
             Self::Ipam(ipam::Error::TooSmall(_) | ipam::Error::Outside { .. }) => 7,
             Self::Ipam(ipam::Error::Duplicate { .. } | ipam::Error::Taken { .. })
@@ -156,8 +124,8 @@ impl Error {
         }
     }
 
-    /// The JSON that a runtime expects on standard output, in version `version` of CNI. `msg` is the error
-    /// itself, `details` what it comes from.
+    /// The JSON that a runtime expects on standard output, in version `version` of CNI. `msg` is
+    /// the error itself, `details` what it comes from.
     #[must_use]
     pub fn to_json(&self, version: &str) -> Value {
         let msg = self.to_string();

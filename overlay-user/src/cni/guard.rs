@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::netlink::Link;
 use crate::datapath::tables::LocalPod;
 use crate::datapath::{self, pins, pods};
+use crate::deadline::Deadline;
 use crate::kernel::guard;
+use crate::kernel::links::Link;
 use crate::observe::agent_file::AgentLock;
 
 /// Where an agent keeps its run directory, unless it is told otherwise.
@@ -52,7 +53,7 @@ impl Agent {
 
 /// Guards a pod whose interface is not up yet. The pod works without, so that what fails is only
 /// reported.
-pub async fn raise(agent: &Agent, port: &str, pod: &LocalPod) {
+pub async fn raise(agent: &Agent, port: &str, pod: &LocalPod, deadline: Deadline) {
     let address = pod.address;
     // Attaching by tcx waits some 10 ms for RCU, four times as long as all the rest: not where the
     // agent is about to.
@@ -65,20 +66,34 @@ pub async fn raise(agent: &Agent, port: &str, pod: &LocalPod) {
         }
     }
     if let IpAddr::V4(address) = address
-        && let Err(error) = guard::pod::admit(port, address).await
+        && let Err(error) = in_time(deadline, guard::pod::admit(port, address)).await
     {
-        tracing::warn!(%address, %error, "unguarded by nftables before an agent runs");
+        tracing::warn!(%address, error, "unguarded by nftables before an agent runs");
     }
 }
 
 /// Takes away what guarded a pod whose device is gone.
-pub async fn lower(agent: &Agent, port: &Link, address: IpAddr) {
+pub async fn lower(agent: &Agent, port: &Link, address: IpAddr, deadline: Deadline) {
     if let Err(error) = pods::forget_device(&agent.pins, port.index) {
         tracing::warn!(%address, %error, "the fast path still knows the device");
     }
     if let IpAddr::V4(address) = address
-        && let Err(error) = guard::pod::dismiss(&port.name, address).await
+        && let Err(error) = in_time(deadline, guard::pod::dismiss(&port.name, address)).await
     {
-        tracing::warn!(%address, %error, "the guard still knows the pod");
+        tracing::warn!(%address, error, "the guard still knows the pod");
+    }
+}
+
+/// Does a piece of work until the deadline, and returns in words why it is not done.
+async fn in_time(
+    deadline: Deadline,
+    work: impl Future<Output = Result<(), guard::Error>>,
+) -> Result<(), String> {
+    match tokio::time::timeout(deadline.left(), work).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err(format!(
+            "not done within {} s",
+            deadline.allowed().as_secs()
+        )),
     }
 }

@@ -1,7 +1,7 @@
 //! Masquerading pod by pod, for nodes whose agent does not do it for all (`FLANNEL_IPMASQ=false`).
 //!
-//! Each pod has a chain in the table `nat`. What stays inside the overlay keeps its source address: the peer
-//! must see the pod, whichever path the packet takes.
+//! Each pod has a chain in the table `nat`. What stays inside the overlay keeps its source address:
+//! the peer must see the pod, whichever path the packet takes.
 
 use std::net::IpAddr;
 
@@ -12,6 +12,7 @@ use crate::deadline::Deadline;
 use crate::ipam::Attachment;
 use crate::kernel::ToolError;
 use crate::kernel::tool::run_until;
+use crate::marks::POD_CHAIN_PREFIX;
 
 /// Sets up the pod's chain and the jump to it, in one transaction.
 ///
@@ -27,12 +28,13 @@ pub async fn add(
     Ok(restore(address, &rules(attachment, address, networks), deadline).await?)
 }
 
-/// Removes chain and jump; a pod that is not masqueraded has none, and a node without iptables no such pod.
+/// Removes chain and jump; a pod that is not masqueraded has none, and a node without iptables no
+/// such pod.
 ///
 /// # Errors
 ///
-/// [`Error::Tool`] if iptables cannot tell, or not in time: then nobody knows, and another pod with this address would
-/// inherit what stays.
+/// [`Error::Tool`] if iptables cannot tell, or not in time: then nobody knows, and another pod with
+/// this address would inherit what stays.
 pub async fn remove(
     attachment: &Attachment,
     address: IpAddr,
@@ -89,7 +91,7 @@ fn jump(chain: &str, attachment: &Attachment, address: IpAddr) -> String {
 }
 
 fn chain(attachment: &Attachment) -> String {
-    format!("OVERLAY-{}", veth::host_name(attachment))
+    format!("{POD_CHAIN_PREFIX}{}", veth::host_name(attachment))
 }
 
 fn program(address: IpAddr) -> &'static str {

@@ -9,20 +9,22 @@ use serde::Deserialize;
 
 use super::config::NetConf;
 use super::guard::{self, Agent};
-use super::netlink::Netlink;
-use super::netns::Netns;
 use super::{Error, masquerade, veth};
 use crate::datapath::{self, pods};
 use crate::deadline::Deadline;
 use crate::files;
-use crate::ipam::{Attachment, Holder, Store};
+use crate::ipam::{AddressBook, Attachment, Holder};
+use crate::kernel::Kernel;
+use crate::kernel::netns::{Netns, NetnsError};
 use crate::pod::PodNote;
 
-/// Deletes `attachment`. Whatever of it is gone already is no error, and neither is a missing namespace.
+/// Deletes `attachment`. Whatever of it is gone already is no error, and neither is a missing
+/// namespace.
 ///
 /// # Errors
 ///
-/// [`Error::Netlink`] or [`Error::Ipam`] if something is there but cannot be removed; the runtime tries again.
+/// [`Error::Kernel`] or [`Error::Ipam`] if something is there but cannot be removed; the runtime
+/// tries again.
 pub async fn del(
     conf: &NetConf,
     attachment: &Attachment,
@@ -32,17 +34,17 @@ pub async fn del(
 ) -> Result<(), Error> {
     let netns = match path.map(Netns::open) {
         Some(Ok(netns)) => Some(netns),
-        Some(Err(error @ Error::OwnNetns(_))) => return Err(error),
+        Some(Err(error @ NetnsError::Own(_))) => return Err(error.into()),
         Some(Err(_)) | None => None,
     };
-    let host = Netlink::open()?;
-    let mut addresses = match open_store(conf, deadline)? {
-        Some(store) => store.held_by(attachment)?,
+    let host = Kernel::connect_until(deadline)?;
+    let mut addresses = match open_book(conf, deadline)? {
+        Some(book) => book.held_by(attachment)?,
         None => Vec::new(),
     };
-    // The device knows as well, should the file be damaged.
+    // The note on the device tells the address as well, in case the file is damaged.
     let noted = host
-        .links()
+        .all_links()
         .await?
         .iter()
         .filter_map(veth::note)
@@ -59,42 +61,44 @@ pub async fn del(
     };
     pod.disconnect(&host, agent, deadline).await?;
     if let Some(netns) = netns {
-        remove_foreign_end(&netns, attachment, &addresses).await?;
+        remove_foreign_end(&netns, attachment, &addresses, deadline).await?;
     }
     remove_file(&conf.data_dir.join(&attachment.container))?;
     release(conf, attachment, deadline)?;
-    // An ADD that its runtime has given up may still be at work: what it made meanwhile it was not
-    // told of, and what it makes from now on it takes back itself.
+    // An ADD that its runtime has given up may still be at work. Remove what that ADD has made
+    // since the device was removed above; what it makes from now on, that ADD undoes itself.
     veth::remove(&host, attachment).await?;
-    if let (Some(address), Some(store)) = (noted, open_store(conf, deadline)?) {
-        let entries = store.entries()?;
+    if let (Some(address), Some(book)) = (noted, open_book(conf, deadline)?) {
+        let entries = book.entries()?;
         if entries.contains(&(address, Holder::Unreadable)) {
-            store.free(address)?;
+            book.free(address)?;
         }
     }
     Ok(())
 }
 
-/// Removes the interface of a pod that flannel's own plugin added: its host end has a name that nobody can
-/// guess. A namespace may have been given to another pod since, so it must have our address.
+/// Removes the interface of a pod that flannel's own plugin added, from inside the pod, because the
+/// name of its host end cannot be derived. The interface must have one of `addresses`, because the
+/// namespace may belong to another pod by now.
 async fn remove_foreign_end(
     netns: &Netns,
     attachment: &Attachment,
     addresses: &[IpAddr],
+    deadline: Deadline,
 ) -> Result<(), Error> {
-    let pod = Netlink::open_in(netns)?;
-    let Some(link) = pod.link(&attachment.interface).await? else {
+    let pod = Kernel::connect_in(netns, deadline)?;
+    let Some(link) = pod.find_link(&attachment.interface).await? else {
         return Ok(());
     };
-    let found = pod.addresses(&link).await?;
+    let found = pod.addresses_of(link.index).await?;
     if link.is_veth && found.iter().any(|found| addresses.contains(&found.addr())) {
-        pod.delete(&link).await?;
+        pod.delete_link(link.index).await?;
     }
     Ok(())
 }
 
-/// Releases everything of this network that is not among the valid attachments. Goes on past errors and
-/// returns the first.
+/// Releases everything of this network that is not among the valid attachments. Goes on past errors
+/// and returns the first.
 ///
 /// # Errors
 ///
@@ -109,14 +113,17 @@ pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(),
             interface: it.ifname.clone(),
         })
         .collect();
-    let host = Netlink::open()?;
+    let host = Kernel::connect_until(deadline)?;
     // Two networks cannot share a bridge, so every note on ours is of this network.
-    let bridge = host.link(conf.bridge()).await?.map(|bridge| bridge.index);
-    let mut links = host.links().await?;
+    let bridge = host
+        .find_link(conf.bridge())
+        .await?
+        .map(|bridge| bridge.index);
+    let mut links = host.all_links().await?;
     links.retain(|link| bridge.is_some() && link.master == bridge);
     let notes: Vec<_> = links.iter().filter_map(veth::note).collect();
-    let entries = match open_store(conf, deadline)? {
-        Some(store) => store.entries()?,
+    let entries = match open_book(conf, deadline)? {
+        Some(book) => book.entries()?,
         None => Vec::new(),
     };
     let masquerading: BTreeSet<_> = notes
@@ -133,13 +140,14 @@ pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(),
             addresses: &[address],
             masqueraded: masquerades(conf) || masquerading.contains(&address),
         };
-        // Where the device stays, so does the address: it may still answer.
+        // The address is released only if the device is gone, because a device that stays may
+        // answer.
         let cut = pod.disconnect(&host, agent, deadline).await;
         outcome = outcome.and(cut.and_then(|()| release(conf, &attachment, deadline)));
     }
-    if let Some(store) = open_store(conf, deadline)? {
+    if let Some(book) = open_book(conf, deadline)? {
         for address in stale.addresses {
-            outcome = outcome.and(store.free(address).map_err(Error::from));
+            outcome = outcome.and(book.free(address).map_err(Error::from));
         }
     }
     outcome.and(remove_scratch_files(conf, &valid))
@@ -185,7 +193,8 @@ impl Stale {
                 Holder::Container(container) if !is_alive(valid, &container) => {
                     stale.addresses.insert(address);
                 }
-                // Whoever got this address has a note, unless the crash came before.
+                // A living holder of this address has a note, unless its ADD crashed before the
+                // note.
                 Holder::Unreadable if !noted.contains(&address) => {
                     tracing::warn!(%address, "freeing an address whose file names no holder");
                     stale.addresses.insert(address);
@@ -214,17 +223,17 @@ impl Pod<'_> {
     /// its address can be given to another.
     async fn disconnect(
         &self,
-        host: &Netlink,
+        host: &Kernel,
         agent: &Agent,
         deadline: Deadline,
     ) -> Result<(), Error> {
         forget(self.addresses, agent);
         if let Some(port) = veth::remove(host, self.attachment).await? {
             for address in self.addresses {
-                guard::lower(agent, &port, *address).await;
+                guard::lower(agent, &port, *address, deadline).await;
             }
         }
-        // Others may hold the lock of iptables for long.
+        // iptables is last, because others may hold its lock for long.
         if self.masqueraded {
             for address in self.addresses {
                 masquerade::remove(self.attachment, *address, deadline).await?;
@@ -241,8 +250,8 @@ fn masquerades(conf: &NetConf) -> bool {
     conf.network().is_ok_and(|network| network.ip_masq)
 }
 
-/// Takes pods out of the fast path's tables: they must not point at a device that is gone, or that is not yet
-/// there.
+/// Takes pods out of the fast path's tables, because an entry must not point at a device that is
+/// gone or not made yet.
 pub fn forget(addresses: &[IpAddr], agent: &Agent) {
     for address in addresses {
         // A broken map must not keep a pod from being made or deleted; the agent repairs it.
@@ -254,18 +263,18 @@ pub fn forget(addresses: &[IpAddr], agent: &Agent) {
 }
 
 /// The network's directory; one that is not there holds nothing, and is not made.
-fn open_store(conf: &NetConf, deadline: Deadline) -> Result<Option<Store>, Error> {
+fn open_book(conf: &NetConf, deadline: Deadline) -> Result<Option<AddressBook>, Error> {
     let dir = conf.ipam_dir();
     Ok(if dir.exists() {
-        Some(Store::lock(&dir, deadline)?)
+        Some(AddressBook::lock(&dir, deadline)?)
     } else {
         None
     })
 }
 
 fn release(conf: &NetConf, attachment: &Attachment, deadline: Deadline) -> Result<(), Error> {
-    match open_store(conf, deadline)? {
-        Some(store) => Ok(store.release(attachment)?),
+    match open_book(conf, deadline)? {
+        Some(book) => Ok(book.release(attachment)?),
         None => Ok(()),
     }
 }

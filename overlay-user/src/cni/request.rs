@@ -1,4 +1,5 @@
-//! A CNI call as the runtime makes it: variables of the environment and a configuration on standard input.
+//! A CNI call as the runtime makes it: variables of the environment and a configuration on standard
+//! input.
 
 use std::path::PathBuf;
 
@@ -26,8 +27,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// Makes a request of the `CNI_*` variables, which `variable` looks up; empty ones count as missing.
-    /// VERSION is `None`: it has no variables, and needs no configuration.
+    /// Makes a request of the `CNI_*` variables, which `variable` looks up; empty ones count as
+    /// missing. VERSION is `None`: it has no variables, and needs no configuration.
     ///
     /// # Errors
     ///
@@ -71,8 +72,8 @@ impl Request {
     }
 }
 
-/// The name of an interface. Specification and kernel allow control characters in it, the files of addresses do not:
-/// an address that such an interface holds would never be found again.
+/// The name of an interface. Specification and kernel allow control characters in it, the files of
+/// addresses do not: an address that such an interface holds would never be found again.
 fn interface(name: String) -> Result<String, ProtocolError> {
     if name.contains(char::is_control) {
         return Err(ProtocolError::InvalidEnvValue(format!(

@@ -9,7 +9,8 @@ pub fn path(key: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(key)
 }
 
-/// Sets what is good to have, but not worth a pod: a kernel may lack the setting, or `/proc/sys` be read-only.
+/// Sets what is good to have, but not worth a pod: a kernel may lack the setting, or `/proc/sys` be
+/// read-only.
 pub fn try_set(key: &str, value: &str) {
     if let Err(error) = fs::write(path(key), value) {
         tracing::debug!(key, value, %error, "cannot set");

@@ -3,16 +3,17 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
+use nix::libc::EXFULL;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{LinkBridgePort, LinkUnspec, LinkVeth};
 
 use super::Error;
 use super::config::Network;
-use super::netlink::{self, Link, Netlink};
-use super::netns::Netns;
 use super::sysctl;
 use crate::ipam::Attachment;
+use crate::kernel::Kernel;
+use crate::kernel::links::Link;
+use crate::kernel::netns::Netns;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
@@ -24,7 +25,8 @@ const PORT_UP_INTERVAL: Duration = Duration::from_millis(5);
 /// Name of the host end: `veth` and a hash, so that whoever knows the attachment finds it again.
 #[must_use]
 pub fn host_name(attachment: &Attachment) -> String {
-    // FNV-1a: stable for ever, and nobody gains by a collision, which `make` reports.
+    // FNV-1a, because its values never change. A collision gains nobody anything: `make` reports
+    // it.
     let hash = attachment
         .file_content()
         .bytes()
@@ -42,10 +44,10 @@ pub fn host_name(attachment: &Attachment) -> String {
 ///
 /// # Errors
 ///
-/// [`Error::Conflict`] if the pod has such an interface already or the host end's name is another pod's,
-/// [`Error::Netlink`] if the kernel refuses.
+/// [`Error::Conflict`] if the pod has such an interface already or the host end's name is another
+/// pod's, [`Error::Kernel`] if the kernel refuses.
 pub async fn make(
-    host: &Netlink,
+    host: &Kernel,
     network: &Network,
     bridge: &Link,
     attachment: &Attachment,
@@ -53,7 +55,7 @@ pub async fn make(
     mac: Option<MacAddr>,
 ) -> Result<Link, Error> {
     let name = host_name(attachment);
-    if let Some(old) = host.link(&name).await? {
+    if let Some(old) = host.find_link(&name).await? {
         if !is_of(&old, attachment) {
             return Err(Error::Conflict(format!(
                 "{name}, the name for {attachment}, is taken by another device ({}); start the pod again \
@@ -62,7 +64,7 @@ pub async fn make(
             )));
         }
         tracing::warn!(link = name, "replacing what an ADD before left");
-        host.delete(&old).await?;
+        host.delete_link(old.index).await?;
     }
     let mut peer = LinkUnspec::new_with_name(&attachment.interface)
         .mtu(network.mtu)
@@ -77,21 +79,16 @@ pub async fn make(
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .up()
         .build();
-    host.links_handle()
-        .add(pair)
-        .execute()
+    host.add_link(pair, &format!("veth pair {name}"))
         .await
-        .map_err(|error| {
-            if netlink::is(&error, Errno::EXFULL) {
-                Error::Conflict(format!(
-                    "{} has 1023 ports, and Linux allows no more",
-                    bridge.name
-                ))
-            } else {
-                netlink::refused(format!("make the veth pair {name}"), error)
-            }
+        .map_err(|error| match error.errno() {
+            Some(EXFULL) => Error::Conflict(format!(
+                "{} has 1023 ports, and Linux allows no more",
+                bridge.name
+            )),
+            _ => error.into(),
         })?;
-    let port = host.link(&name).await?.ok_or_else(|| {
+    let port = host.find_link(&name).await?.ok_or_else(|| {
         Error::Conflict(format!(
             "{name} vanished while it was set up; is the pod being deleted?"
         ))
@@ -100,21 +97,21 @@ pub async fn make(
     sysctl::try_set(&format!("ipv6/conf/{name}/accept_ra"), "0");
     if network.hairpin {
         let hairpin = LinkBridgePort::new(port.index).hairpin(true).build();
-        let done = host.links_handle().set_port(hairpin).execute().await;
-        done.map_err(|source| netlink::refused(format!("set hairpin mode of {name}"), source))?;
+        host.change_port(hairpin, &format!("{name} hairpin on"))
+            .await?;
     }
     Ok(port)
 }
 
-/// Waits until the host end carries packets: before, the pod's first ones would be lost.
+/// Waits until the host end carries packets, because the pod's first packets would be lost before.
 ///
 /// # Errors
 ///
 /// [`Error::Conflict`] if it does not in time.
-pub async fn wait_for_port(host: &Netlink, port: &Link) -> Result<(), Error> {
+pub async fn wait_for_port(host: &Kernel, port: &Link) -> Result<(), Error> {
     let running = async {
         while !host
-            .link(&port.name)
+            .find_link(&port.name)
             .await?
             .is_some_and(|link| link.is_running)
         {
@@ -136,24 +133,25 @@ pub async fn wait_for_port(host: &Netlink, port: &Link) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// [`Error::Netlink`].
-pub async fn announce(host: &Netlink, port: &Link, note: &PodNote) -> Result<(), Error> {
+/// [`Error::Kernel`].
+pub async fn announce(host: &Kernel, port: &Link, note: &PodNote) -> Result<(), Error> {
     let message = LinkUnspec::new_with_index(port.index)
         .alias(note.to_string())
         .build();
-    host.set(message, &format!("write the alias of {}", port.name))
-        .await
+    Ok(host
+        .change_link(message, &format!("{} alias", port.name))
+        .await?)
 }
 
 /// Deletes the host end of an attachment, and so the pod's; returns it, unless it was not there.
 ///
 /// # Errors
 ///
-/// [`Error::Netlink`].
-pub async fn remove(host: &Netlink, attachment: &Attachment) -> Result<Option<Link>, Error> {
-    match host.link(&host_name(attachment)).await? {
+/// [`Error::Kernel`].
+pub async fn remove(host: &Kernel, attachment: &Attachment) -> Result<Option<Link>, Error> {
+    match host.find_link(&host_name(attachment)).await? {
         Some(link) if is_of(&link, attachment) => {
-            host.delete(&link).await?;
+            host.delete_link(link.index).await?;
             Ok(Some(link))
         }
         _ => Ok(None),
@@ -166,8 +164,8 @@ pub fn note(link: &Link) -> Option<PodNote> {
     link.alias.as_ref()?.parse().ok()
 }
 
-/// Whether a device with the right name is the host end of `attachment`: a veth whose note says so, or that
-/// has none because its ADD did not come to an end.
+/// Whether a device with the right name is the host end of `attachment`: a veth whose note says so,
+/// or that has none because its ADD did not come to an end.
 fn is_of(link: &Link, attachment: &Attachment) -> bool {
     let owner = note(link).map(|note| Attachment {
         container: note.container,
@@ -186,7 +184,7 @@ mod tests {
             container: "c0ffee".into(),
             interface: "eth0".into(),
         };
-        // A change here loses sight of every pod that runs during an upgrade.
+        // With other names, the plugin would not find the pods that were made before an upgrade.
         assert_eq!(host_name(&attachment), "veth24295bae");
         let second = Attachment {
             interface: "net1".into(),

@@ -1,5 +1,6 @@
-//! The agent's flags: flanneld's, with the same names, environment variables, meanings and defaults, and
-//! a few of our own. A flag wins over its environment variable, which wins over the default.
+//! The agent's flags: flanneld's, with the same names, environment variables, meanings and
+//! defaults, and a few of our own. A flag wins over its environment variable, which wins over the
+//! default.
 
 mod foreign;
 mod node;
@@ -41,8 +42,8 @@ pub struct AgentFlags {
     foreign: ForeignFlags,
 }
 
-/// Which interface and address the node's encapsulated packets use. With none of these flags it is the
-/// interface of the default route.
+/// Which interface and address the node's encapsulated packets use. With none of these flags it is
+/// the interface of the default route.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Underlay")]
 pub struct UnderlayFlags {

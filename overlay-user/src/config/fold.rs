@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-/// Lower-cases the keys of one JSON object (not of the objects inside it). Of keys that differ only in
-/// case the last one wins; values that are not objects come back as they are.
+/// Lower-cases the keys of one JSON object (not of the objects inside it). Of keys that differ only
+/// in case the last one wins; values that are not objects come back as they are.
 pub(crate) fn fold_keys(value: Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(

@@ -1,5 +1,5 @@
-//! Command lines and environments written for flanneld: Go's `flag` package takes one dash as well as
-//! two and has truth values of its own, and an empty environment variable counts as none.
+//! Command lines and environments written for flanneld: Go's `flag` package takes one dash as well
+//! as two and has truth values of its own, and an empty environment variable counts as none.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -7,8 +7,9 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use clap::Command;
 
-/// Gives each long flag of `command` (and of its sub-commands) that comes with one dash its second one:
-/// `-iface=eth0` becomes `--iface=eth0`. Anything else, and all that follows `--`, stays as it is.
+/// Gives each long flag of `command` (and of its sub-commands) that comes with one dash its second
+/// one: `-iface=eth0` becomes `--iface=eth0`. Anything else, and all that follows `--`, stays as it
+/// is.
 pub fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut longs: Vec<&str> = vec!["help", "version"];
     gather(command, &mut longs);
@@ -25,7 +26,8 @@ pub fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>
         .collect()
 }
 
-/// Takes environment variables that are set to nothing for unset, in `command` and its sub-commands.
+/// Takes environment variables that are set to nothing for unset, in `command` and its
+/// sub-commands.
 pub fn ignore_empty_env(command: Command) -> Command {
     forget_env(command, &|name| {
         env::var_os(name).is_some_and(|value| value.is_empty())

@@ -1,7 +1,8 @@
 //! The network's configuration: flannel's `net-conf.json`, key `<prefix>/config` in etcd.
 //!
-//! Keys are matched without regard to case and unknown ones are ignored, as flannel does. What flannel
-//! knows and we do not offer yet is an error, never ignored: the nodes of one network must agree.
+//! Keys are matched without regard to case and unknown ones are ignored, as flannel does. What
+//! flannel knows and we do not offer yet is an error, never ignored: the nodes of one network must
+//! agree.
 
 use std::net::IpAddr;
 

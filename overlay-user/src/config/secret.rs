@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
-/// The environment variable with the password for etcd, as flanneld has it. Programs that we run do not get it.
+/// The environment variable with the password for etcd, as flanneld has it. Programs that we run do
+/// not get it.
 pub const ETCD_PASSWORD_ENV: &str = "FLANNELD_ETCD_PASSWORD";
 
 /// A password or the like. Its `Debug` form hides it, and it has no `Display` form.

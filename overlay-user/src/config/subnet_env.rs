@@ -19,7 +19,8 @@ pub struct SubnetEnv {
     /// The overlay's networks, IPv4 before IPv6 (`FLANNEL_NETWORK`, `FLANNEL_IPV6_NETWORK`, each a
     /// comma-separated list).
     pub networks: Vec<IpNet>,
-    /// The node's IPv4 gateway with its subnet's prefix length (`FLANNEL_SUBNET`), as in `10.244.1.1/24`.
+    /// The node's IPv4 gateway with its subnet's prefix length (`FLANNEL_SUBNET`), as in
+    /// `10.244.1.1/24`.
     pub subnet: Option<IpNet>,
     /// The node's IPv6 gateway likewise (`FLANNEL_IPV6_SUBNET`).
     pub subnet_v6: Option<IpNet>,
@@ -75,8 +76,8 @@ pub enum SubnetEnvError {
 }
 
 impl SubnetEnv {
-    /// Reads the file. Comments, blank lines, `export`, quotes and unknown variables are accepted, and
-    /// networks of a list that are not CIDRs are skipped, as flannel's reader does.
+    /// Reads the file. Comments, blank lines, `export`, quotes and unknown variables are accepted,
+    /// and networks of a list that are not CIDRs are skipped, as flannel's reader does.
     ///
     /// # Errors
     /// A [`SubnetEnvError`] that names the bad line, or everything that is missing.

@@ -16,6 +16,7 @@ use overlay_common::Hook;
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
 use super::{Error, maps, refusals};
+use crate::marks::CLSACT_PRIORITY;
 
 mod detach;
 mod inspect;
@@ -66,9 +67,6 @@ pub enum Attachment {
     /// Filters of the clsact qdisc.
     Clsact,
 }
-
-/// Our place among the filters of a clsact qdisc: "ov".
-pub const CLSACT_PRIORITY: u16 = 0x6f76;
 
 const CLSACT: NlOptions = NlOptions {
     priority: CLSACT_PRIORITY,

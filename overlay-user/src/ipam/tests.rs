@@ -25,8 +25,8 @@ fn range() -> Range {
 #[test]
 fn files_are_those_of_host_local() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::lock(dir.path(), soon()).expect("a lock");
-    let address = store
+    let book = AddressBook::lock(dir.path(), soon()).expect("a lock");
+    let address = book
         .allocate(&range(), 0, &attachment("c1"))
         .expect("an address");
     assert_eq!(address.to_string(), "10.244.1.2");
@@ -41,16 +41,14 @@ fn files_are_those_of_host_local() {
 #[test]
 fn addresses_go_round_and_gaps_are_used_last() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::lock(dir.path(), soon()).expect("a lock");
+    let book = AddressBook::lock(dir.path(), soon()).expect("a lock");
     let next = |container: &str| {
-        store
-            .allocate(&range(), 0, &attachment(container))
+        book.allocate(&range(), 0, &attachment(container))
             .map(|address| address.to_string())
     };
     assert_eq!(next("a").expect("free"), "10.244.1.2");
     assert_eq!(next("b").expect("free"), "10.244.1.3");
-    store
-        .free("10.244.1.2".parse().expect("an address"))
+    book.free("10.244.1.2".parse().expect("an address"))
         .expect("freed");
     assert_eq!(next("c").expect("free"), "10.244.1.4");
     assert_eq!(next("d").expect("free"), "10.244.1.5");
@@ -64,80 +62,86 @@ fn addresses_go_round_and_gaps_are_used_last() {
 #[test]
 fn one_attachment_gets_one_address() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::lock(dir.path(), soon()).expect("a lock");
-    store
-        .allocate(&range(), 0, &attachment("a"))
+    let book = AddressBook::lock(dir.path(), soon()).expect("a lock");
+    book.allocate(&range(), 0, &attachment("a"))
         .expect("an address");
     assert!(matches!(
-        store.allocate(&range(), 0, &attachment("a")),
+        book.allocate(&range(), 0, &attachment("a")),
         Err(Error::Duplicate { .. })
     ));
     let second = Attachment {
         interface: "net1".into(),
         ..attachment("a")
     };
-    store
-        .allocate(&range(), 0, &second)
+    book.allocate(&range(), 0, &second)
         .expect("another interface is another attachment");
 }
 
 #[test]
 fn an_address_can_be_asked_for_once() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::lock(dir.path(), soon()).expect("a lock");
+    let book = AddressBook::lock(dir.path(), soon()).expect("a lock");
     let address = |last: u8| IpAddr::from([10, 244, 1, last]);
-    let claim = |last, container| store.claim(&range(), address(last), &attachment(container));
+    let claim = |last, container| book.claim(&range(), address(last), &attachment(container));
     assert_eq!(claim(5, "a").expect("free"), address(5));
-    assert!(Store::is_held(dir.path(), address(5), &attachment("a")));
-    assert!(!Store::is_held(dir.path(), address(5), &attachment("b")));
+    assert!(AddressBook::is_held(
+        dir.path(),
+        address(5),
+        &attachment("a")
+    ));
+    assert!(!AddressBook::is_held(
+        dir.path(),
+        address(5),
+        &attachment("b")
+    ));
     assert!(matches!(claim(5, "b"), Err(Error::Taken { .. })));
     assert!(matches!(claim(4, "a"), Err(Error::Duplicate { .. })));
     for outside in [1, 7, 9] {
         assert!(matches!(claim(outside, "b"), Err(Error::Outside { .. })));
     }
-    let next = store.allocate(&range(), 0, &attachment("c"));
+    let next = book.allocate(&range(), 0, &attachment("c"));
     assert_eq!(next.expect("free"), address(2), "the round is where it was");
 }
 
 #[test]
 fn corrupt_files_are_taken_but_do_not_block() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::lock(dir.path(), soon()).expect("a lock");
+    let book = AddressBook::lock(dir.path(), soon()).expect("a lock");
     fs::write(dir.path().join("10.244.1.2"), "").expect("written");
     fs::write(dir.path().join("10.244.1.3"), [0xff, 0xfe, 0x00]).expect("written");
     fs::create_dir(dir.path().join("10.244.1.4")).expect("made");
     fs::write(dir.path().join("last_reserved_ip.0"), "nonsense").expect("written");
-    let address = store
+    let address = book
         .allocate(&range(), 0, &attachment("a"))
         .expect("an address");
     assert_eq!(address.to_string(), "10.244.1.5");
-    assert_eq!(store.held_by(&attachment("a")).expect("listed"), [address]);
+    assert_eq!(book.held_by(&attachment("a")).expect("listed"), [address]);
 }
 
 #[test]
 fn whoever_has_the_lock_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
-    let held = Store::lock(dir.path(), soon()).expect("a lock");
+    let held = AddressBook::lock(dir.path(), soon()).expect("a lock");
     let start = Instant::now();
-    let error = Store::lock(dir.path(), soon()).expect_err("it is taken");
+    let error = AddressBook::lock(dir.path(), soon()).expect_err("it is taken");
     assert!(start.elapsed() >= SOON, "given up before the time was over");
     let own = format!("locked by process {} (", std::process::id());
     assert!(error.to_string().contains(&own), "{error}");
     drop(held);
-    Store::lock(dir.path(), soon()).expect("a lock");
+    AddressBook::lock(dir.path(), soon()).expect("a lock");
 }
 
 #[test]
 fn freeing_twice_is_fine() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::lock(dir.path(), soon()).expect("a lock");
-    let address = store
+    let book = AddressBook::lock(dir.path(), soon()).expect("a lock");
+    let address = book
         .allocate(&range(), 0, &attachment("a"))
         .expect("an address");
-    store.release(&attachment("b")).expect("nothing to release");
-    assert_eq!(store.held_by(&attachment("a")).expect("listed"), [address]);
-    store.release(&attachment("a")).expect("released");
-    assert_eq!(store.entries().expect("listed"), []);
-    store.free(address).expect("free already");
-    assert_eq!(store.entries().expect("listed"), []);
+    book.release(&attachment("b")).expect("nothing to release");
+    assert_eq!(book.held_by(&attachment("a")).expect("listed"), [address]);
+    book.release(&attachment("a")).expect("released");
+    assert_eq!(book.entries().expect("listed"), []);
+    book.free(address).expect("free already");
+    assert_eq!(book.entries().expect("listed"), []);
 }

@@ -15,17 +15,17 @@ pub struct Failure {
     pub error: Error,
 }
 
-/// Whether nothing more is to be tried after `error`. Of a kernel that does not answer, thousands of actions would only
-/// say the same again.
+/// Whether nothing more is to be tried after `error`. Of a kernel that does not answer, thousands
+/// of actions would only say the same again.
 fn ends_the_round(action: &Action, error: &Error) -> bool {
     matches!(action, Action::DeleteDevice(_) | Action::CreateDevice(_))
         || matches!(error, Error::NoDevice(_) | Error::Deadline { .. })
 }
 
 impl Kernel {
-    /// Applies `actions` in their order. One that fails does not stop those that do not depend on it, so
-    /// that one bad peer cannot cut off the others; without a device, however, or when the kernel does not
-    /// answer, nothing more is tried.
+    /// Applies `actions` in their order. One that fails does not stop those that do not depend on
+    /// it, so that one bad peer cannot cut off the others; without a device, however, or when the
+    /// kernel does not answer, nothing more is tried.
     pub async fn apply(&self, desired: &Desired, actions: &[Action]) -> Vec<Failure> {
         let mut failures = Vec::new();
         let mut ifindex = None;

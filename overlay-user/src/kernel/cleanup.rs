@@ -5,7 +5,7 @@ use std::fmt;
 use ipnet::IpNet;
 
 use super::{Error, Kernel, ToolError, guard, rules};
-use crate::reconcile::ROUTE_PROTOCOL;
+use crate::marks::ROUTE_PROTOCOL;
 
 /// Something that could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +35,10 @@ impl fmt::Display for Leftovers {
     }
 }
 
-/// Removes what the agent put into this network namespace: routes of ours in the family of `network`, the
-/// VXLAN device called `device`, the packet-filter rules of both drivers, and the guard. The bridge and
-/// the pods stay, and so does what others made. Goes on past errors; what is gone already is fine.
+/// Removes what the agent put into this network namespace: routes of ours in the family of
+/// `network`, the VXLAN device called `device`, the packet-filter rules of both drivers, and the
+/// guard. The bridge and the pods stay, and so does what others made. Goes on past errors; what is
+/// gone already is fine.
 ///
 /// # Errors
 /// Everything that could not be removed.

@@ -52,8 +52,8 @@ pub struct Translated {
     pub reply: Tuple,
 }
 
-/// Dumps the connections in the address family of `network`, of the thread's network namespace, and returns what `pick`
-/// makes of those that are translated.
+/// Dumps the connections in the address family of `network`, of the thread's network namespace, and
+/// returns what `pick` makes of those that are translated.
 ///
 /// # Errors
 /// What netlink says; see [`is_absent`].
@@ -81,8 +81,8 @@ pub async fn translated<T>(
     picked.await
 }
 
-/// Whether an error of [`translated`] means that the kernel has no connection tracking to ask: nobody answers for
-/// `nf_conntrack_netlink` (`EINVAL`), or for netfilter at all.
+/// Whether an error of [`translated`] means that the kernel has no connection tracking to ask:
+/// nobody answers for `nf_conntrack_netlink` (`EINVAL`), or for netfilter at all.
 #[must_use]
 pub fn is_absent(error: &Error) -> bool {
     matches!(error.errno(), Some(libc::EINVAL | libc::EPROTONOSUPPORT))

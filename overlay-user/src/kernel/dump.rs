@@ -29,8 +29,8 @@ pub(super) struct Request<M> {
     pub object: &'static str,
 }
 
-/// Returns what `pick` makes of the kernel's answers, in the network namespace of the thread. Nothing else is kept:
-/// connection tracking may dump hundreds of thousands.
+/// Returns what `pick` makes of the kernel's answers, in the network namespace of the thread.
+/// Nothing else is kept: connection tracking may dump hundreds of thousands.
 pub(super) async fn dump<M, T>(
     request: Request<M>,
     pick: impl FnMut(M) -> Option<T>,

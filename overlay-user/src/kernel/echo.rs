@@ -120,8 +120,8 @@ pub fn is_device_gone(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::ENODEV | Errno::ENXIO))
 }
 
-/// A socket for echo alone where the group may have one, because such a socket hears nothing else; else a raw one.
-/// Tells whether it is raw.
+/// A socket for echo alone where the group may have one, because such a socket hears nothing else;
+/// else a raw one. Tells whether it is raw.
 fn open() -> Result<(OwnedFd, bool), Error> {
     let open = |kind| {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -158,7 +158,8 @@ fn request(identifier: u16, sequence: u16) -> [u8; 8] {
     [ECHO_REQUEST, 0, e, f, a, b, c, d]
 }
 
-/// Whether this is an echo reply; with an `identifier`, behind an IP header and to a request of ours.
+/// Whether this is an echo reply; with an `identifier`, behind an IP header and to a request of
+/// ours.
 fn is_reply(message: &[u8], identifier: Option<u16>) -> bool {
     let header = match (identifier, message.first()) {
         (None, _) => 0,

@@ -1,9 +1,9 @@
 //! The packet-filter set that guards the kernel path against forged sources.
 //!
-//! Two nftables tables of our own. They check what the eBPF programs check, on whatever those hand over
-//! or never see: VXLAN that arrives in fragments, in IPsec, or by another device; frames of pods before a
-//! program is attached. Frames that programs judge are left out. Only ports of pods that the agent knows are guarded, so that
-//! a pod which it has yet to learn of is not cut off.
+//! Two nftables tables of our own. They check what the eBPF programs check, on whatever those hand
+//! over or never see: VXLAN that arrives in fragments, in IPsec, or by another device; frames of
+//! pods before a program is attached. Frames that programs judge are left out. Only ports of pods
+//! that the agent knows are guarded, so that a pod which it has yet to learn of is not cut off.
 //!
 //! Rules are written by `nft`, seldom; elements of sets come and go natively. Whether somebody else
 //! touched the tables is told by the generation of the rule set, which every transaction moves on.
@@ -28,6 +28,7 @@ use super::ToolError;
 use super::dump::{Request, dump};
 use super::nftables::generation;
 use super::tool::run;
+use crate::marks::GUARD_TABLE as TABLE;
 use netlink::Fingerprint;
 use state::{Delta, Elements, Set, Shape};
 
@@ -39,11 +40,8 @@ const NFT: &str = "nft";
 /// The table that an object is in, an attribute of a request (`linux/netfilter/nf_tables.h`).
 const NFTA_OBJ_TABLE: u16 = 1;
 
-/// Name of our tables, one in the family `ip` and one in `bridge`.
-pub const TABLE: &str = "overlay_guard";
-
-/// Elements that change natively in one transaction; more are written by `nft`, which makes room for them
-/// in its socket.
+/// Elements that change natively in one transaction; more are written by `nft`, which makes room
+/// for them in its socket.
 const BULK: usize = 1000;
 /// How often to try again where others make transactions all the time.
 const ATTEMPTS: usize = 3;
@@ -132,9 +130,9 @@ impl Guard {
         Self::default()
     }
 
-    /// Makes the kernel hold the guard for `state`, in one transaction: at no moment is a packet judged by
-    /// half a rule set. Counters keep counting. Applying the same state again changes nothing, and starts
-    /// no program, unless somebody else has touched the tables.
+    /// Makes the kernel hold the guard for `state`, in one transaction: at no moment is a packet
+    /// judged by half a rule set. Counters keep counting. Applying the same state again changes
+    /// nothing, and starts no program, unless somebody else has touched the tables.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
@@ -169,8 +167,8 @@ impl Guard {
         Ok(Change::Whole)
     }
 
-    /// Whether the kernel still holds what was written last. Costs one question as long as nobody has made
-    /// any transaction in nftables.
+    /// Whether the kernel still holds what was written last. Costs one question as long as nobody
+    /// has made any transaction in nftables.
     ///
     /// # Errors
     /// What netlink says.
@@ -196,8 +194,8 @@ impl Guard {
         Ok(is_intact)
     }
 
-    /// Says that the list of leases is kept true. To be called often; acts ten times in the time after
-    /// which the list is not believed any more.
+    /// Says that the list of leases is kept true. To be called often; acts ten times in the time
+    /// after which the list is not believed any more.
     ///
     /// # Errors
     /// What netlink says.
@@ -274,8 +272,8 @@ fn is_overtaken(error: &super::Error) -> bool {
             || source.kind() == io::ErrorKind::Interrupted)
 }
 
-/// Reads how many packets were refused, by reason. Asks the kernel itself: whoever scrapes metrics should
-/// not have two programs started each time.
+/// Reads how many packets were refused, by reason. Asks the kernel itself: whoever scrapes metrics
+/// should not have two programs started each time.
 ///
 /// # Errors
 /// [`Error::Absent`], or what netlink says.

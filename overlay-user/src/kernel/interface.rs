@@ -9,12 +9,12 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMe
 use rtnetlink::packet_route::link::LinkLayerType;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
-use super::link::link_name;
-use super::observe::{default_devices, link_mtu, own_address};
+use super::attributes::{default_devices, link_mtu, link_name, own_address};
+use super::route::family;
 use super::{Error as KernelError, Kernel};
 
-/// What the operator asked for. The first of the first three that is given decides; none given means the
-/// device with `public_address`, or else that of the default route.
+/// What the operator asked for. The first of the first three that is given decides; none given
+/// means the device with `public_address`, or else that of the default route.
 #[derive(Clone, Debug, Default)]
 pub struct Criteria {
     /// `--iface`: names or addresses, the first that fits.
@@ -124,7 +124,7 @@ impl Kernel {
             })
         });
         let candidates = candidates.collect();
-        let defaults = default_devices(&self.routes(network).await?);
+        let defaults = default_devices(&self.routes(family(network)).await?);
         let reach = match criteria.can_reach {
             Some(address) => self.route_to(address).await?,
             None => None,

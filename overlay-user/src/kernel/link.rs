@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 
-use super::observe::{link_mac, link_mtu, on_device, vxlan};
+use super::attributes::{link_mac, link_mtu, link_name, on_device, vxlan};
 use super::{Error, Kernel, gone_is_fine};
 use crate::mac::MacAddr;
 use crate::reconcile::Device;
@@ -66,9 +66,10 @@ impl Kernel {
         Ok(devices.map(|device| device.vni).collect())
     }
 
-    /// Deletes the VXLAN devices that an agent of this network has made with another VNI, and returns their
-    /// names: nobody keeps them, and what they receive nobody checks. Such a device is called
-    /// `flannel.<VNI>` after its own VNI, and has a host address inside the network, as flannel gives it.
+    /// Deletes the VXLAN devices that an agent of this network has made with another VNI, and
+    /// returns their names. Nobody maintains those devices, and nobody checks what they receive.
+    /// Such a device is called `flannel.<VNI>` after its own VNI, and has a host address inside the
+    /// network, as flannel gives it.
     ///
     /// # Errors
     /// What netlink says.
@@ -107,7 +108,8 @@ impl Kernel {
             .ok_or_else(|| Error::NoDevice(name.to_owned()))
     }
 
-    /// Creates the VXLAN device, down and without addresses: no learning, all else as the kernel does it.
+    /// Creates the VXLAN device, down and without addresses: no learning, all else as the kernel
+    /// does it.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -129,8 +131,9 @@ impl Kernel {
         self.request("RTM_NEWLINK", &device.name, call).await
     }
 
-    /// Gives the VXLAN device its name back after somebody renamed it: told by its MAC address and VNI, for
-    /// beside it the kernel would not take another. Returns whether there was one.
+    /// Gives the VXLAN device its name back after somebody renamed it, because the kernel refuses a
+    /// second device with the same VNI and port. The device is recognised by its MAC address and
+    /// VNI. Returns whether there was one.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -149,7 +152,7 @@ impl Kernel {
             return Ok(false);
         };
         self.look_away();
-        // Before Linux 6.2 a device has to be down for a new name; whoever asks sets it up again.
+        // Before Linux 6.2 a device has to be down for a new name; the next difference sets it up.
         let message = LinkUnspec::new_with_index(ifindex)
             .down()
             .name(device.name.clone())
@@ -182,8 +185,8 @@ impl Kernel {
             .index(ifindex)
             .learning(false)
             .build();
-        // RTM_SETLINK has no say in what is particular to a kind of device; RTM_NEWLINK has, also for a
-        // device that exists, unless flags ask for a new one.
+        // RTM_SETLINK does not change attributes of one kind of device. RTM_NEWLINK does, for a
+        // device that exists as well, unless flags ask for a new one.
         let call = self
             .handle
             .link()
@@ -266,19 +269,4 @@ impl Kernel {
                 .await,
         )
     }
-}
-
-/// Name of a device.
-pub(super) fn link_name(link: &LinkMessage) -> Option<&str> {
-    link.attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.as_str()),
-            _ => None,
-        })
-}
-
-/// MAC address in a netlink attribute; `None` for devices without Ethernet addresses.
-pub(super) fn mac(bytes: &[u8]) -> Option<MacAddr> {
-    bytes.try_into().ok().map(MacAddr)
 }

@@ -1,7 +1,7 @@
 //! One look at devices and addresses that serves many questions.
 //!
-//! A round asks a dozen times which devices there are and what is on them; on a node with many pods each answer
-//! is long. Within a look the kernel is asked once for each.
+//! A round asks a dozen times which devices there are and what is on them; on a node with many pods
+//! each answer is long. Within a look the kernel is asked once for each.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,8 +21,9 @@ pub(super) struct Seen {
 }
 
 impl Kernel {
-    /// Begins a look, also where one is under way: what is asked from here on is asked anew, once. It ends with
-    /// the first change that we make to a device or its addresses, or with [`Kernel::look_away`].
+    /// Begins a look, also where one is under way: what is asked from here on is asked anew, once.
+    /// It ends with the first change that we make to a device or its addresses, or with
+    /// [`Kernel::look_away`].
     pub fn look(&self) {
         self.set_look(Some(Seen::default()));
     }

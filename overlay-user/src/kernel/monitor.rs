@@ -16,8 +16,7 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
-use super::neighbour::{destination, link_layer};
-use super::observe;
+use super::attributes::{self, destination, link_layer};
 use crate::mac::MacAddr;
 use crate::reconcile::{Change, Route};
 
@@ -81,9 +80,9 @@ pub struct Neighbour {
     pub ifindex: u32,
     /// The address.
     pub address: IpAddr,
-    /// Its MAC address; none where the kernel does not know it, or knows it no more.
+    /// The neighbour's MAC address; none while the kernel does not know it.
     pub mac: Option<MacAddr>,
-    /// What the kernel makes of it; none where the entry is gone.
+    /// The state of the entry; none where the entry is gone.
     pub state: Option<NeighbourState>,
 }
 
@@ -128,8 +127,8 @@ impl Monitor {
         })
     }
 
-    /// Waits for the next event. Safe to cancel. A socket that is full or broken is opened anew and shows as
-    /// [`Event::Overrun`].
+    /// Waits for the next event. Safe to cancel. A socket that is full or broken is opened anew and
+    /// shows as [`Event::Overrun`].
     ///
     /// # Errors
     /// [`Error::Socket`] when a broken socket cannot be opened anew.
@@ -145,8 +144,8 @@ impl Monitor {
                     self.pending.reverse();
                 }
                 Err(error) => {
-                    // ENOBUFS when the socket is full. It takes nothing, and says nothing of it, until
-                    // it is empty again; a new one takes events from now on.
+                    // ENOBUFS when the socket is full. A full socket drops events silently until it
+                    // is empty again; a new socket takes events from now on.
                     tracing::warn!("netlink events: {error}; subscribing anew");
                     self.socket = open(self.groups).map_err(Error::Socket)?;
                     return Ok(Event::Overrun);
@@ -201,8 +200,8 @@ fn header(datagram: &[u8]) -> Option<(usize, u16)> {
     Some((usize::try_from(length).ok()?, kind))
 }
 
-/// Of most messages only the interface index counts. It stands at the same place of their fixed part
-/// (`ifinfomsg`, `ifaddrmsg`, `tcmsg`), in host byte order.
+/// Of most messages only the interface index counts. It stands at the same place of their fixed
+/// part (`ifinfomsg`, `ifaddrmsg`, `tcmsg`), in host byte order.
 fn event(kind: u16, message: &[u8]) -> Option<Event> {
     let ifindex = || {
         let bytes = message.get(20..24)?.try_into().ok()?;
@@ -261,9 +260,15 @@ fn neighbour(message: &NeighbourMessage, is_there: bool) -> Option<Event> {
 
 fn route(message: &RouteMessage, change: fn(Route) -> Change) -> Option<Event> {
     Some(Event::Route(Box::new(RouteChange {
-        destination: observe::route_destination(message)?,
-        main: observe::route(message, observe::device_name).map(change),
+        destination: attributes::route_destination(message)?,
+        main: attributes::route(message, device_name).map(change),
     })))
+}
+
+/// The name of a device of the thread's network namespace.
+fn device_name(ifindex: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?;
+    name.into_string().ok()
 }
 
 #[cfg(test)]

@@ -62,36 +62,3 @@ impl Kernel {
         )
     }
 }
-
-/// The address of a neighbour or FDB entry. The family of the message is no help with an FDB entry, which
-/// is of the bridge's, so that the length of the address has to tell.
-pub(super) fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                Some((*address).into())
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                Some((*address).into())
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
-                v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
-                    .ok()
-            }
-            _ => None,
-        })
-}
-
-/// The MAC address of a neighbour or FDB entry.
-pub(super) fn link_layer(message: &NeighbourMessage) -> Option<MacAddr> {
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => super::link::mac(bytes),
-            _ => None,
-        })
-}

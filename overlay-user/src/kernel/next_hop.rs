@@ -7,7 +7,7 @@ use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::neighbour::{destination, link_layer};
+use super::attributes::{destination, link_layer};
 use super::questions::Questions;
 use super::{Error, Kernel};
 use crate::mac::MacAddr;
@@ -30,11 +30,12 @@ pub struct Neighbour {
     pub is_stale: bool,
 }
 
-/// How many questions are on their way to the kernel at once: their answers have to fit the socket's buffer.
+/// How many questions are on their way to the kernel at once: their answers have to fit the
+/// socket's buffer.
 const AT_ONCE: usize = 64;
 
-/// The routes from `source` to `addresses` by the device `ifindex`, as the kernel's own VXLAN would take them; `None`
-/// for addresses that the routes lead to by another device, or not at all.
+/// The routes from `source` to `addresses` by the device `ifindex`, as the kernel's own VXLAN would
+/// take them; `None` for addresses that the routes lead to by another device, or not at all.
 ///
 /// # Errors
 /// What netlink says.
@@ -151,8 +152,9 @@ fn gateway(route: &RouteMessage) -> Option<IpAddr> {
         })
 }
 
-/// The MTU that somebody gave the route. One that was learned from an ICMP message does not count: it may be about a
-/// pod behind the other node's masquerading, and what is encapsulated may be fragmented on its way (no DF).
+/// The MTU that somebody gave the route. One that was learned from an ICMP message does not count:
+/// it may be about a pod behind the other node's masquerading, and what is encapsulated may be
+/// fragmented on its way (no DF).
 fn mtu(route: &RouteMessage) -> Option<u32> {
     let learned = route.attributes.iter().any(
         |attribute| matches!(attribute, RouteAttribute::CacheInfo(cache) if cache.expires != 0),

@@ -44,8 +44,8 @@ pub async fn generation() -> Result<Option<u32>, Error> {
     }
 }
 
-/// The rules of one chain, as the kernel numbers them; a number is never given again. None where there is no such
-/// chain.
+/// The rules of one chain, as the kernel numbers them; a number is never given again. None where
+/// there is no such chain.
 ///
 /// # Errors
 /// What netlink says.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
 
-use super::link::link_name;
+use super::attributes::link_name;
 use super::{Error, Kernel};
 
 /// A network device.
@@ -15,9 +15,11 @@ pub struct Nic {
     pub name: String,
     /// Interface index.
     pub ifindex: u32,
-    /// What makes it: `veth`, `bond`, …, as `ip -d link` shows it; absent for a device with hardware.
+    /// What makes it: `veth`, `bond`, …, as `ip -d link` shows it; absent for a device with
+    /// hardware.
     pub kind: Option<String>,
-    /// The driver of its hardware; absent where it has none, or `/sys` shows another namespace's devices.
+    /// The driver of its hardware; absent where it has none, or `/sys` shows another namespace's
+    /// devices.
     pub driver: Option<String>,
     /// What a virtio device and its driver have agreed on, bit by bit (virtio 1.2, section 5.1.3).
     pub virtio_features: Option<u128>,
@@ -90,7 +92,8 @@ fn driver(dir: &Path) -> Option<String> {
     Some(target.file_name()?.to_str()?.to_owned())
 }
 
-/// `/sys/…/device/features` has a digit for each bit, the lowest first: 64, or 128 since Linux 6.17.
+/// `/sys/…/device/features` has a digit for each bit, the lowest first: 64, or 128 since Linux
+/// 6.17.
 fn virtio_features(dir: &Path) -> Option<u128> {
     parse_features(fs::read_to_string(dir.join("device/features")).ok()?.trim())
 }

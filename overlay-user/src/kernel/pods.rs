@@ -8,15 +8,11 @@ use netlink_packet_core::DefaultNla;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 
-use super::link::link_name;
-use super::observe::{link_mac, link_mtu, on_device};
+use super::attributes::{link_mac, link_mtu, link_name, on_device};
 use super::{Error, Kernel};
-use crate::datapath::programs::CLSACT_PRIORITY;
 use crate::mac::MacAddr;
+use crate::marks::CLSACT_PRIORITY;
 use crate::pod::PodNote;
-
-/// The bridge of the pods by the name that flannel gives it; `delegate.bridge` may give another.
-pub const BRIDGE: &str = "cni0";
 
 /// The attribute of a request about a device of another namespace (`linux/if_link.h`; Linux 4.19).
 const IFLA_TARGET_NETNSID: u16 = 46;
@@ -45,9 +41,9 @@ pub struct PodLink {
     pub mtu: u32,
     /// Whether the host end is administratively up.
     pub up: bool,
-    /// Whether others attached a queueing discipline or filters to the host end, which a short cut past
-    /// the device would pass by: any root qdisc but `noqueue`, an `ingress` qdisc, a `clsact` qdisc with
-    /// filters besides ours.
+    /// Whether others attached a queueing discipline or filters to the host end, which a short cut
+    /// past the device would pass by: any root qdisc but `noqueue`, an `ingress` qdisc, a `clsact`
+    /// qdisc with filters besides ours.
     pub has_foreign_qdisc: bool,
 }
 
@@ -89,8 +85,9 @@ pub struct PodLinks {
 }
 
 impl PodLinks {
-    /// Every host end with each IPv4 address that may come in there. A container with two attachments
-    /// answers by either from the address of the other, as its routes have it: that forges nothing.
+    /// Every host end with each IPv4 address that may come in there. A container with two
+    /// attachments answers by either from the address of the other, as its routes have it: that
+    /// forges nothing.
     #[must_use]
     pub fn sources(&self) -> BTreeSet<(String, Ipv4Addr)> {
         let mut addresses: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
@@ -187,7 +184,8 @@ impl Kernel {
     pub async fn filters(&self, ifindex: u32) -> Result<Vec<Filter>, Error> {
         let object = format!("filters of ifindex {ifindex}");
         let get = || self.handle.traffic_filter(ifindex.cast_signed()).get();
-        // One after the other: `execute` sends at once, and a socket has one dump at a time (EBUSY).
+        // One after the other: `execute` sends at once, and a socket has one dump at a time
+        // (EBUSY).
         let ingress = self
             .dump("RTM_GETTFILTER", &object, get().ingress().execute())
             .await?;

@@ -1,4 +1,5 @@
-//! Many questions to rtnetlink in one system call: a thousand single ones take a hundred times as long.
+//! Many questions to rtnetlink in one system call: a thousand single ones take a hundred times as
+//! long.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,7 +35,8 @@ impl Questions {
         })
     }
 
-    /// Asks all of `messages` at once; the answers come in their order, none for what the kernel refuses.
+    /// Asks all of `messages` at once; the answers come in their order, none for what the kernel
+    /// refuses.
     pub async fn ask(
         &mut self,
         messages: Vec<RouteNetlinkMessage>,

@@ -20,9 +20,9 @@ pub enum IfPresent {
 
 impl Kernel {
     /// Every route of a family, of all tables.
-    pub(super) async fn routes(&self, network: IpNet) -> Result<Vec<RouteMessage>, Error> {
+    pub(super) async fn routes(&self, family: AddressFamily) -> Result<Vec<RouteMessage>, Error> {
         let mut message = RouteMessage::default();
-        message.header.address_family = family(network);
+        message.header.address_family = family;
         let call = self.handle.route().get(message).execute();
         self.dump("RTM_GETROUTE", "all tables", call).await
     }
@@ -87,7 +87,7 @@ fn message(ifindex: Option<u32>, route: &Route) -> RouteMessage {
     message
 }
 
-fn family(network: IpNet) -> AddressFamily {
+pub(super) fn family(network: IpNet) -> AddressFamily {
     match network {
         IpNet::V4(_) => AddressFamily::Inet,
         IpNet::V6(_) => AddressFamily::Inet6,

@@ -1,5 +1,5 @@
-//! flannel's packet-filter rules: masquerading of traffic that leaves the overlay, and forwarding of
-//! traffic inside it.
+//! flannel's packet-filter rules: masquerading of traffic that leaves the overlay, and forwarding
+//! of traffic inside it.
 
 mod iptables;
 mod nftables;
@@ -64,8 +64,8 @@ impl Driver {
     }
 }
 
-/// Removes the rules of every driver, as when switching between them or leaving the node. Returns what
-/// went wrong; a program that is not installed has left nothing behind.
+/// Removes the rules of every driver, as when switching between them or leaving the node. Returns
+/// what went wrong; a program that is not installed has left nothing behind.
 pub async fn remove_all() -> Vec<ToolError> {
     let mut errors = Vec::new();
     for driver in [Driver::Iptables, Driver::Nftables] {

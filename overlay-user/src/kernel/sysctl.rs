@@ -55,8 +55,8 @@ pub fn forbid_autoconfiguration(device: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes connection tracking accept TCP segments outside the window it knows of. It sees only part of a
-/// connection when the fast path carries the rest, and would call the remainder invalid.
+/// Makes connection tracking accept TCP segments outside the window it knows of. It sees only part
+/// of a connection when the fast path carries the rest, and would call the remainder invalid.
 ///
 /// # Errors
 /// [`Error::Sysctl`]. While connection tracking is not loaded there is nothing to set.
@@ -69,9 +69,9 @@ pub fn be_liberal_with_tcp() -> Result<(), Error> {
 }
 
 /// What an operator should know where connection tracking does not take up a TCP connection in its
-/// middle. The kernel's default is that it does, so that whoever switched it off meant it, and it stays
-/// off (unlike [`be_liberal_with_tcp`], which is off unless somebody switched it on). flannel needs no such
-/// thing, because connection tracking sees all that flannel carries.
+/// middle. The kernel's default is that it does, so that whoever switched it off meant it, and it
+/// stays off (unlike [`be_liberal_with_tcp`], which is off unless somebody switched it on). flannel
+/// needs no such thing, because connection tracking sees all that flannel carries.
 #[must_use]
 pub fn no_tcp_pick_up() -> Option<&'static str> {
     let picks_up = read(TCP_LOOSE).map_or(true, |value| value != "0");
@@ -82,8 +82,8 @@ pub fn no_tcp_pick_up() -> Option<&'static str> {
     )
 }
 
-/// Whether bridged packets pass iptables, which kube-proxy needs for Services between pods of one node.
-/// `None` when `br_netfilter` is not loaded. Worth a warning, not a failure.
+/// Whether bridged packets pass iptables, which kube-proxy needs for Services between pods of one
+/// node. `None` when `br_netfilter` is not loaded. Worth a warning, not a failure.
 #[must_use]
 pub fn bridge_calls_iptables() -> Option<bool> {
     read(BRIDGE_CALLS_IPTABLES).ok().map(|value| value != "0")
@@ -108,8 +108,8 @@ fn write(path: &str, value: &str) -> Result<(), Error> {
     })
 }
 
-/// The range that the kernel takes source ports from, both ends included; the VXLAN device takes its own
-/// from there too.
+/// The range that the kernel takes source ports from, both ends included; the VXLAN device takes
+/// its own from there too.
 ///
 /// # Errors
 /// [`Error::Sysctl`].

@@ -57,12 +57,13 @@ pub enum ToolError {
     },
 }
 
-/// What iptables exits with where it lacks what it needs for the moment: its lock, memory, a privilege
-/// (`RESOURCE_PROBLEM` in its `xtables.h`).
+/// What iptables exits with where it lacks what it needs for the moment: its lock, memory, a
+/// privilege (`RESOURCE_PROBLEM` in its `xtables.h`).
 const RESOURCE_PROBLEM: i32 = 4;
 
 impl ToolError {
-    /// Whether the program could not do its work here and now, so that its failure says nothing of what it was asked.
+    /// Whether the program could not do its work here and now, so that its failure says nothing of
+    /// what it was asked.
     #[must_use]
     pub fn is_inconclusive(&self) -> bool {
         match self {

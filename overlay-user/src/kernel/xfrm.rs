@@ -1,7 +1,7 @@
 //! IPsec policies that packets between nodes are subject to.
 //!
-//! The IP stack asks them for what it sends, forwards and receives (`xfrm_lookup` and `xfrm_policy_check` in
-//! `include/net/xfrm.h`). A program that redirects packets passes by them.
+//! The IP stack asks them for what it sends, forwards and receives (`xfrm_lookup` and
+//! `xfrm_policy_check` in `include/net/xfrm.h`). A program that redirects packets passes by them.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -34,8 +34,8 @@ pub struct Traffic {
     pub network: IpNet,
 }
 
-/// The policies by which packets of `traffic` may have to be encrypted or may not pass, each as a short text. Whether a
-/// more important policy exempts them is not looked at.
+/// The policies by which packets of `traffic` may have to be encrypted or may not pass, each as a
+/// short text. Whether a more important policy exempts them is not looked at.
 ///
 /// # Errors
 /// What netlink says. A kernel without IPsec has no policies.

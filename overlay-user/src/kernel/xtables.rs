@@ -108,6 +108,10 @@ pub fn digest(mut entries: Vec<u8>) -> u64 {
 
 /// Asks for something about a table: a struct of `length` bytes that begins with its name and,
 /// behind that, a size.
+#[expect(
+    unsafe_code,
+    reason = "nix has no getsockopt(2) for options of iptables"
+)]
 pub(super) fn get(option: i32, table: &str, length: usize, size: usize) -> Result<Vec<u8>, Error> {
     let refused = |source| Error::Refused {
         call: "getsockopt IPT_SO_GET",

@@ -70,7 +70,8 @@ impl AgentLock {
         Ok(Some(Self { _file: file }))
     }
 
-    /// Whether an agent has the lock. Process ids would not tell: the agent may live in a container.
+    /// Whether an agent has the lock. Process ids would not tell: the agent may live in a
+    /// container.
     #[must_use]
     pub fn is_held(run_dir: &Path) -> bool {
         File::open(run_dir.join(LOCK))

@@ -1,10 +1,12 @@
-//! The state of a node's overlay, read from the kernel: maps, links, counters. No agent needs to run.
+//! The state of a node's overlay, read from the kernel: maps, links, counters. No agent needs to
+//! run.
 
 mod filters;
 mod text;
+mod view;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -12,190 +14,30 @@ use ipnet::IpNet;
 use overlay_common::schema::{ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, POD_KERNEL_PATH};
 use overlay_common::verdict::Kind;
 use overlay_common::{Hook, V4, Verdict};
-use serde::Serialize;
 
 pub use text::render;
+pub use view::{
+    AbiView, AgentView, FastPathView, HookView, NodeView, PeerView, PodView, RefusedView, Status,
+};
 
-use super::agent_file::{AgentFile, AgentLock, RejectedLease};
-use crate::backend;
+use super::agent_file::{AgentFile, AgentLock};
 use crate::config::net_conf::DEFAULT_VNI;
 use crate::config::subnet_env::{self, SubnetEnv};
 use crate::datapath::family::UserFamily as _;
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
-use crate::datapath::programs::{self, OnHook};
+use crate::datapath::programs;
 use crate::datapath::tables::Tables;
-use crate::kernel::pods::BRIDGE;
 use crate::kernel::{self, Kernel, guard};
 use crate::mac::MacAddr;
+use crate::marks::{BRIDGE, ROUTE_PROTOCOL};
 use crate::privilege::{self, Capability};
-use crate::reconcile::{Observed, ROUTE_PROTOCOL};
-
-/// Everything `overlayctl status` shows.
-#[derive(Clone, Debug, Serialize)]
-pub struct Status {
-    /// The agent.
-    pub agent: Agent,
-    /// This node; absent before an agent has had a lease.
-    pub node: Option<Node>,
-    /// The other nodes.
-    pub peers: Vec<Peer>,
-    /// The pods of this node.
-    pub pods: Vec<Pod>,
-    /// Our programs on their hooks, and those of others beside them.
-    pub attachments: Vec<Attachment>,
-    /// What the fast path has done.
-    pub fast_path: FastPath,
-    /// Where hostile VXLAN is refused early (XDP), or why nowhere; as of the last agent.
-    pub early_refusal: Option<String>,
-    /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own. As of the last agent.
-    pub foreign_programs: Option<String>,
-    /// Foreign packet-filter rules on the kernel path, and what follows; as of the last agent.
-    pub network_policies: Option<String>,
-    /// Packets left to the kernel although the fast path serves such packets in principle, by cause.
-    pub slow_path: BTreeMap<&'static str, u64>,
-    /// Packets dropped because they forge something, by reason, on both paths.
-    pub refused: BTreeMap<&'static str, Refused>,
-    /// Leases that the agent does not believe, and why; as of the last agent.
-    pub rejected: Vec<RejectedLease>,
-    /// Peers that do not answer over the kernel path: down, or behind a firewall; as of the last agent.
-    pub unreachable: Vec<backend::Peer>,
-    /// Why TCP connections that leave the fast path may be lost, if so.
-    pub tcp_pick_up: Option<&'static str>,
-    /// Why no peer is asked for an answer, if so.
-    pub unchecked: Option<String>,
-    /// What is pinned of the data path.
-    pub abi: Abi,
-    /// What could not be read, and why.
-    pub problems: Vec<String>,
-}
-
-/// The agent.
-#[derive(Clone, Debug, Serialize)]
-pub struct Agent {
-    /// Whether it runs.
-    pub running: bool,
-    /// Its process, or that of the last one.
-    pub pid: Option<u32>,
-}
-
-/// Versions of the maps' layout.
-#[derive(Clone, Debug, Serialize)]
-pub struct Abi {
-    /// The one that this build reads.
-    pub own: u32,
-    /// Those that agents have pinned something of.
-    pub pinned: Vec<u32>,
-}
-
-impl Abi {
-    /// Why this build sees nothing of what is pinned, if so.
-    fn problem(&self) -> Option<String> {
-        if self.pinned.is_empty() || self.pinned.contains(&self.own) {
-            return None;
-        }
-        let pinned: Vec<_> = self.pinned.iter().map(u32::to_string).collect();
-        Some(format!(
-            "the pinned maps are of ABI version {}, and this overlayctl reads version {}: use the \
-             one that came with the agent",
-            pinned.join(" and "),
-            self.own
-        ))
-    }
-}
-
-/// This node.
-#[derive(Clone, Debug, Serialize)]
-pub struct Node {
-    /// The whole overlay.
-    pub network: String,
-    /// This node's lease.
-    pub subnet: String,
-    /// Its underlay address.
-    pub vtep: IpAddr,
-    /// MAC address of the VXLAN device.
-    pub vtep_mac: MacAddr,
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// UDP port of VXLAN.
-    pub port: u16,
-}
-
-/// Another node's subnet.
-#[derive(Clone, Debug, Serialize)]
-pub struct Peer {
-    /// The subnet.
-    pub subnet: String,
-    /// The node's underlay address.
-    pub vtep: IpAddr,
-    /// MAC address of its VXLAN device.
-    pub mac: MacAddr,
-    /// Longest inner packet on the fast path; absent where only the kernel path reaches it.
-    pub mtu: Option<u32>,
-}
-
-/// A pod of this node.
-#[derive(Clone, Debug, Serialize)]
-pub struct Pod {
-    /// Its address.
-    pub address: IpAddr,
-    /// Its MAC address.
-    pub mac: MacAddr,
-    /// The host end of its veth pair.
-    pub device: String,
-    /// The runtime's name for the container.
-    pub container: String,
-    /// `fast`, `kernel` where something on its veth forbids short cuts, `unknown` where no agent has seen it.
-    pub path: &'static str,
-}
-
-/// A hook and what sits on it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Attachment {
-    /// The hook.
-    pub hook: &'static str,
-    /// The device.
-    pub device: String,
-    /// The programs, in the order they run.
-    pub programs: Vec<OnHook>,
-}
-
-/// What the fast path has done.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct FastPath {
-    /// `active`, `inactive` (loaded, everything left to the kernel) or `absent`.
-    pub state: &'static str,
-    /// Whether every lease is known to it.
-    pub complete: bool,
-    /// Share of pod-to-pod packets that took it, 0 to 1; absent before there were any.
-    pub hit_ratio: Option<f64>,
-    /// Packets handed from pod to pod on this node.
-    pub redirected: u64,
-    /// Packets encapsulated.
-    pub encapsulated: u64,
-    /// Packets decapsulated.
-    pub decapsulated: u64,
-    /// Packets that it should have carried and left to the kernel.
-    pub slow: u64,
-    /// Packets lost half-way.
-    pub failed: u64,
-    /// Flows that the IP stack owns.
-    pub stack_owned_flows: usize,
-}
-
-/// Refused packets.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Refused {
-    /// By the programs.
-    pub fast_path: u64,
-    /// By the packet filter.
-    pub kernel_path: u64,
-}
+use crate::reconcile::Observed;
 
 /// Looks at this node.
 pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
     let mut status = Status {
-        agent: Agent {
+        agent: AgentView {
             running: false,
             pid: None,
         },
@@ -203,9 +45,9 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         peers: Vec::new(),
         pods: Vec::new(),
         attachments: Vec::new(),
-        fast_path: FastPath {
+        fast_path: FastPathView {
             state: "absent",
-            ..FastPath::default()
+            ..FastPathView::default()
         },
         early_refusal: None,
         foreign_programs: None,
@@ -216,7 +58,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         unreachable: Vec::new(),
         tcp_pick_up: kernel::sysctl::no_tcp_pick_up(),
         unchecked: None,
-        abi: Abi {
+        abi: AbiView {
             own: ABI_VERSION,
             pinned: Vec::new(),
         },
@@ -235,7 +77,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
     let (mut device, mut subnet_file) = (None, PathBuf::from(subnet_env::DEFAULT_PATH));
     match AgentFile::read(run_dir) {
         Ok(Some(agent)) => {
-            status.agent = Agent {
+            status.agent = AgentView {
                 running: AgentLock::is_held(run_dir),
                 pid: Some(agent.pid),
             };
@@ -319,7 +161,7 @@ impl Status {
             return;
         };
         let net = |address, mask| format!("{}/{}", V4::to_ip(address), V4::prefix_len(mask));
-        self.node = Some(Node {
+        self.node = Some(NodeView {
             network: net(config.network, config.network_mask),
             subnet: net(config.subnet, config.subnet_mask),
             vtep: V4::to_ip(config.vtep),
@@ -344,7 +186,7 @@ impl Status {
         }
         let env = SubnetEnv::read(subnet_file).ok()?;
         let network = *env.networks.first()?;
-        self.node = Some(Node {
+        self.node = Some(NodeView {
             network: network.to_string(),
             subnet: env.subnet?.trunc().to_string(),
             vtep: Ipv4Addr::UNSPECIFIED.into(),
@@ -371,7 +213,7 @@ impl Status {
                 Some(_) => "kernel",
                 None => "unknown",
             };
-            self.pods.push(Pod {
+            self.pods.push(PodView {
                 address: pod.note.address,
                 mac: pod.pod_mac,
                 device: pod.name.clone(),
@@ -403,7 +245,7 @@ impl Status {
                 _ => programs::on_hook(hook, &device),
             };
             match there {
-                Ok(programs) => self.attachments.push(Attachment {
+                Ok(programs) => self.attachments.push(HookView {
                     hook: hook.name(),
                     device,
                     programs,
@@ -420,12 +262,12 @@ impl Status {
 }
 
 /// The other nodes: those that the kernel has routes to, and how the fast path reaches them.
-fn peers(observed: &Observed, tables: &Tables<V4>) -> Vec<Peer> {
+fn peers(observed: &Observed, tables: &Tables<V4>) -> Vec<PeerView> {
     let ours = observed
         .routes
         .iter()
         .filter(|route| route.protocol == ROUTE_PROTOCOL);
-    let mut peers: Vec<Peer> = ours
+    let mut peers: Vec<PeerView> = ours
         .filter_map(|route| {
             let mac = *observed.neighbours.get(&route.gateway?)?;
             let vtep = *observed.fdb.get(&mac)?;
@@ -435,7 +277,7 @@ fn peers(observed: &Observed, tables: &Tables<V4>) -> Vec<Peer> {
                 .get(&key)
                 .filter(|entry| V4::to_ip(entry.vtep) == vtep);
             let subnet = route.subnet.to_string();
-            Some(Peer {
+            Some(PeerView {
                 subnet,
                 vtep,
                 mac,

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ROUTE_PROTOCOL, Route};
+use super::Route;
 use crate::backend::Peer;
 use crate::mac::MacAddr;
+use crate::marks::ROUTE_PROTOCOL;
 
 /// The VXLAN device of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    Action, Desired, Device, FLANNEL_ROUTE_PROTOCOL, Observed, ObservedDevice, ROUTE_PROTOCOL,
-    RecreateReason, Route, VxlanAttributes,
+    Action, Desired, Device, Observed, ObservedDevice, RecreateReason, Route, VxlanAttributes,
 };
 use crate::mac::MacAddr;
+use crate::marks::{FLANNEL_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
 /// Names the changes that turn `observed` into `desired`, in the order to apply them: what is added comes
 /// before the routes that lead to it, and what is removed goes after them. Empty when nothing is to do.

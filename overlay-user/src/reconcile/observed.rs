@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::ROUTE_PROTOCOL;
 use crate::mac::MacAddr;
+use crate::marks::ROUTE_PROTOCOL;
 
 /// The attributes of a VXLAN device that cannot change while it lives, and its learning.
 #[derive(Clone, Debug, PartialEq, Eq)]

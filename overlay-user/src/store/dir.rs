@@ -7,8 +7,8 @@
 //! PATH/lock                          held (flock) while anything is read or written
 //! ```
 //!
-//! A file holds the same JSON as a value in etcd. Where both directories have a key, `static` wins. All
-//! nodes must use the same lease time and clocks that agree.
+//! A file holds the same JSON as a value in etcd. Where both directories have a key, `static` wins.
+//! All nodes must use the same lease time and clocks that agree.
 
 mod files;
 mod follow;
@@ -136,8 +136,8 @@ impl Dir {
         follow::follow(self, &changes).await;
     }
 
-    /// Does `work` with the lock held, away from the asynchronous threads, and gives it the next number
-    /// of the count.
+    /// Does `work` with the lock held, away from the asynchronous threads, and gives it the next
+    /// number of the count.
     async fn locked<T: Send + 'static>(
         &self,
         call: &str,

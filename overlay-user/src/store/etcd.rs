@@ -1,8 +1,9 @@
 //! Leases in etcd, with flannel's keys and values.
 //!
-//! `<prefix>/config` is the network configuration, `<prefix>/subnets/<key>` a lease, bound to an etcd
-//! lease that its owner keeps alive. A key that is bound to none is a reservation. Every change is a
-//! transaction that names the state it expects, so nobody's lease is ever overwritten unseen.
+//! `<prefix>/config` is the network configuration, `<prefix>/subnets/<key>` a lease, bound to an
+//! etcd lease that its owner keeps alive. A key that is bound to none is a reservation. Every
+//! change is a transaction that names the state it expects, so nobody's lease is ever overwritten
+//! unseen.
 
 mod client;
 mod follow;
@@ -39,8 +40,8 @@ pub struct Options {
     pub key_file: Option<PathBuf>,
     /// Client certificate, PEM.
     pub cert_file: Option<PathBuf>,
-    /// Certificate authority of the servers, PEM. Enough for TLS without a client certificate. Without one, an
-    /// `https://` endpoint is checked against the system's authorities.
+    /// Certificate authority of the servers, PEM. Enough for TLS without a client certificate.
+    /// Without one, an `https://` endpoint is checked against the system's authorities.
     pub ca_file: Option<PathBuf>,
     /// User and password.
     pub user: Option<(String, Secret)>,
@@ -107,8 +108,8 @@ impl Etcd {
             revision.cast_unsigned(),
             Term::Renewed(id),
         );
-        // The transaction guards this key only. A subnet of another length under another key may overlap;
-        // of two such, the one that came first stays, and both nodes see the same order.
+        // The transaction guards this key only. A subnet of another length under another key may
+        // overlap; of two such, the one that came first stays, and both nodes see the same order.
         if self.is_overlapped(key, revision).await? {
             self.remove(&entry).await?;
             self.revoke(id).await;
@@ -122,7 +123,8 @@ impl Etcd {
         let (term, id) = match held.term {
             Term::Reserved => (Term::Reserved, 0),
             Term::Renewed(old) => {
-                // An agent that comes back goes on with the etcd lease it had, if that is as long as asked.
+                // An agent that comes back goes on with the etcd lease it had, if that is as long
+                // as asked.
                 let adopted = old != 0 && self.keep_alive(old).await? == self.seconds();
                 let id = if adopted {
                     old
@@ -190,8 +192,9 @@ impl Etcd {
         ))
     }
 
-    /// Hands every pair of one moment to `take`, and tells the revision of that moment. Read page by page: an answer
-    /// larger than the client takes (4 MiB) would be none. Of a pair that does not fit alone, the key is told.
+    /// Hands every pair of one moment to `take`, and tells the revision of that moment. Read page
+    /// by page: an answer larger than the client takes (4 MiB) would be none. Of a pair that does
+    /// not fit alone, the key is told.
     async fn each(&self, mut take: impl FnMut(&KeyValue)) -> Result<i64, Error> {
         let (mut revision, mut limit) = (0, PAGE);
         let mut from = self.subnets().into_bytes();
@@ -215,8 +218,8 @@ impl Etcd {
         }
     }
 
-    /// At most `limit` pairs from the key `from` on, as they were at `revision` (zero: now). A limit of zero is the
-    /// next key without its value.
+    /// At most `limit` pairs from the key `from` on, as they were at `revision` (zero: now). A
+    /// limit of zero is the next key without its value.
     async fn page(&self, from: &[u8], revision: i64, limit: i64) -> Result<GetResponse, Error> {
         let prefix = self.subnets();
         // What follows the slash in ASCII ends the range.
@@ -260,8 +263,8 @@ impl Etcd {
         ]
     }
 
-    /// Writes the pair if all of `when` holds, bound to the etcd lease `id` unless that is zero, and tells
-    /// the revision.
+    /// Writes the pair if all of `when` holds, bound to the etcd lease `id` unless that is zero,
+    /// and tells the revision.
     async fn put(
         &self,
         when: Vec<Compare>,
@@ -318,8 +321,8 @@ impl Etcd {
         }
     }
 
-    /// Gives up an etcd lease unless it holds a key after all: an endpoint that did not answer in time may have written
-    /// it, before another one found the pair changed.
+    /// Gives up an etcd lease unless it holds a key after all: an endpoint that did not answer in
+    /// time may have written it, before another one found the pair changed.
     async fn revoke_unused(&self, id: i64) {
         let asked = self
             .clients

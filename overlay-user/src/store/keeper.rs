@@ -23,15 +23,16 @@ use crate::liveness::Heartbeat;
 const QUEUE: usize = 256;
 /// Longest pause between attempts to set this node's lease right.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// Pause after each time it was set right, so that two nodes with one public IP do not fight flat out.
+/// Pause after each time the lease was set right, so that two nodes with one public IP do not
+/// overwrite each other without pause.
 const AFTER_MENDING: Duration = Duration::from_millis(200);
-/// After an outage, or a jump of the clock that leases end by, other nodes have this long to renew leases that ended
-/// meanwhile. Until then their leases stay in force, so that a store that comes back late does not cut traffic that
-/// never stopped.
+/// After an outage, or a jump of the clock that leases end by, other nodes have this long to renew
+/// leases that ended meanwhile. Until then their leases stay in force, so that a store that comes
+/// back late does not cut traffic that never stopped.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// Keeps one node's lease in a store. Share it by `Arc`: [`run`](Self::run) borrows it for as long as the
-/// agent lives, while others publish attributes and read the state.
+/// Keeps one node's lease in a store. Share it by `Arc`: [`run`](Self::run) borrows it for as long
+/// as the agent lives, while others publish attributes and read the state.
 #[derive(Debug)]
 pub struct Store {
     registry: Registry,
@@ -65,8 +66,8 @@ struct Inner {
 }
 
 impl Store {
-    /// Prepares a store; nothing is asked of it yet. A lease ends `ttl` after its last renewal (whole
-    /// seconds in etcd) and is renewed every `renew_every`.
+    /// Prepares a store; nothing is asked of it yet. A lease ends `ttl` after its last renewal
+    /// (whole seconds in etcd) and is renewed every `renew_every`.
     ///
     /// # Errors
     /// [`Error::Options`] if the options cannot be meant.
@@ -85,14 +86,15 @@ impl Store {
     /// Reads the network's configuration.
     ///
     /// # Errors
-    /// Any; most often it has not been written, or the store does not answer. Worth another attempt.
+    /// Any; most often it has not been written, or the store does not answer. Worth another
+    /// attempt.
     pub async fn network_config(&self) -> Result<NetworkConfig, Error> {
         Ok(NetworkConfig::parse(&self.registry.config().await?)?)
     }
 
     /// Takes this node's lease: the one that it held before its public IP changed (see
-    /// [`Attributes::is_moved_from`]), else the one it holds (found by its public IP), else the `previous` subnet
-    /// (as in `subnet.env`, so a gateway will do), else any free one.
+    /// [`Attributes::is_moved_from`]), else the one it holds (found by its public IP), else the
+    /// `previous` subnet (as in `subnet.env`, so a gateway will do), else any free one.
     ///
     /// # Errors
     /// The store does not answer, or there is no subnet left. Worth another attempt.
@@ -162,15 +164,15 @@ impl Store {
         self.state.subscribe()
     }
 
-    /// Beats whenever [`run`](Self::run) has heard from the watch of the store, and so at least every 20
-    /// seconds if all is well: a store that does not answer is heard of, too.
+    /// Beats whenever [`run`](Self::run) has heard from the watch of the store, and so at least
+    /// every 20 seconds if all is well: a store that does not answer is heard of, too.
     #[must_use]
     pub fn heartbeat(&self) -> Heartbeat {
         self.heartbeat.clone()
     }
 
-    /// Changes what this node says about itself. [`run`](Self::run) writes it to the store as soon as it
-    /// can.
+    /// Changes what this node says about itself. [`run`](Self::run) writes it to the store as soon
+    /// as it can.
     pub fn publish(&self, attributes: Attributes) {
         self.wanted.send_if_modified(|wanted| match wanted {
             Some(wanted) if wanted.attributes != attributes => {
@@ -181,9 +183,9 @@ impl Store {
         });
     }
 
-    /// Keeps the lease that [`acquire`](Self::acquire) took, watches everybody's, and publishes both,
-    /// until `cancel`. Outages are ridden out. A lease that is lost is taken again, or another instead,
-    /// which shows in [`LeaseState::own`]. At the end the lease is left in place.
+    /// Keeps the lease that [`acquire`](Self::acquire) took, watches everybody's, and publishes
+    /// both, until `cancel`. Outages are ridden out. A lease that is lost is taken again, or
+    /// another instead, which shows in [`LeaseState::own`]. At the end the lease is left in place.
     pub async fn run(&self, cancel: CancellationToken) {
         let (sender, changes) = mpsc::channel(QUEUE);
         tokio::select! {
@@ -193,9 +195,9 @@ impl Store {
         }
     }
 
-    /// Gives up a lease for good: removes the entry of `subnet` if it is that of the node that says `attributes` of
-    /// itself, by its public IP or from before that changed (see [`Attributes::is_moved_from`]). Reservations stay.
-    /// Tells whether something was removed.
+    /// Gives up a lease for good: removes the entry of `subnet` if it is that of the node that says
+    /// `attributes` of itself, by its public IP or from before that changed (see
+    /// [`Attributes::is_moved_from`]). Reservations stay. Tells whether something was removed.
     ///
     /// # Errors
     /// The store does not answer.
@@ -292,7 +294,8 @@ impl Store {
             inner.table.settle();
         }
         let mut recovered = false;
-        // As many as wait: more may come all the time, and the lease has to be renewed between them.
+        // As many as wait: more may come all the time, and the lease has to be renewed between
+        // them.
         let waiting = changes.len();
         let behind = std::iter::from_fn(|| changes.try_recv().ok()).take(waiting);
         for change in first.into_iter().chain(behind) {
@@ -372,8 +375,9 @@ impl Inner {
         };
     }
 
-    /// Whether this node's lease is not among all that there are, although it was renewed in time. The other nodes'
-    /// leases have ended just as wrongly then, and they need a moment to see that and take them again.
+    /// Whether this node's lease is not among all that there are, although it was renewed in time.
+    /// The other nodes' leases have ended just as wrongly then, and they need a moment to see that
+    /// and take them again.
     fn has_ended_for(&self, change: &Change) -> bool {
         match (&self.held, change) {
             (Some(held), Change::All(snapshot)) => {

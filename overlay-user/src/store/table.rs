@@ -15,8 +15,8 @@ use crate::lease::{
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: BTreeMap<String, Entry>,
-    /// Entries that went during or just after an outage, and stay in force for a while; with the subnets that their keys
-    /// name, since every entry that comes is compared with them.
+    /// Entries that went during or just after an outage, and stay in force for a while; with the
+    /// subnets that their keys name, since every entry that comes is compared with them.
     lingering: BTreeMap<String, (Option<SubnetKey>, Entry)>,
     /// The entries in force that are leases.
     leases: Leases,
@@ -45,8 +45,8 @@ impl Table {
         &self.rejected
     }
 
-    /// Takes a change in, unless what is known is later. With `linger`, what goes stays in force until
-    /// [`settle`](Self::settle), or until its place is taken.
+    /// Takes a change in, unless what is known is later. With `linger`, what goes stays in force
+    /// until [`settle`](Self::settle), or until its place is taken.
     pub fn apply(&mut self, change: Change, linger: bool) {
         match change {
             Change::All(snapshot) => self.replace(snapshot, linger),

@@ -1,5 +1,5 @@
-//! Many packets over the same tables. Reading maps is what costs, so counters and flows are compared once, at
-//! the end; what does not add up is looked at packet by packet.
+//! Many packets over the same tables. Reading maps is what costs, so counters and flows are
+//! compared once, at the end; what does not add up is looked at packet by packet.
 
 use anyhow::Result;
 use overlay_common::Verdict;

@@ -39,7 +39,8 @@ pub enum Limit {
 pub struct Options {
     /// When to stop.
     pub limit: Limit,
-    /// Where chance starts: the same seed makes the same packets, as long as the corpus is the same.
+    /// Where chance starts: the same seed makes the same packets, as long as the corpus is the
+    /// same.
     pub seed: u64,
     /// How many threads, each with its own namespace, programs and maps.
     pub jobs: usize,
@@ -198,7 +199,8 @@ fn job(
 }
 
 impl Mutator {
-    /// What to make something new from. What is found becomes odder with time; half stays near what is common.
+    /// What to make something new from. What is found becomes odder with time; half stays near what
+    /// is common.
     fn seed<'c>(&mut self, corpus: &'c Corpus) -> Option<&'c Entry> {
         let from = if self.chance(1, 2) {
             corpus.written()

@@ -29,8 +29,9 @@ pub struct Passage {
     pub ran: Ran,
 }
 
-/// Runs packets one after the other over the tables of `world`, which change as the programs remember flows,
-/// and compares each. `None` in the list for a packet that this kernel cannot make up.
+/// Runs packets one after the other over the tables of `world`, which change as the programs
+/// remember flows, and compares each. `None` in the list for a packet that this kernel cannot make
+/// up.
 ///
 /// # Errors
 /// When the kernel does not do its part: that proves nothing about the programs.
@@ -105,7 +106,8 @@ fn one(
     Ok(Ok(Some(Passage { verdict, ran })))
 }
 
-/// The verdict that has to be counted, if what the program did is right by the decision and by the standards.
+/// The verdict that has to be counted, if what the program did is right by the decision and by the
+/// standards.
 ///
 /// # Errors
 /// What is wrong, in a sentence.

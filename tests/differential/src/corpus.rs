@@ -1,5 +1,5 @@
-//! Packets, each of which leads the decision a way that no other does. They are what new ones are made from, and
-//! outlive a run in a file of one [`Recording`] a line.
+//! Packets, each of which leads the decision a way that no other does. They are what new ones are
+//! made from, and outlive a run in a file of one [`Recording`] a line.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -66,7 +66,8 @@ impl Corpus {
         &self.entries
     }
 
-    /// Reads a file into the corpus. Lines of another version of this program are left out, and counted.
+    /// Reads a file into the corpus. Lines of another version of this program are left out, and
+    /// counted.
     ///
     /// # Errors
     /// When the file cannot be read.

@@ -16,7 +16,8 @@ const REDIRECT: i32 = 7;
 const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 
-/// The verdict that has to be counted for what a program did, or where that differs from what it has to do.
+/// The verdict that has to be counted for what a program did, or where that differs from what it
+/// has to do.
 ///
 /// # Errors
 /// The difference, in a sentence.
@@ -62,9 +63,9 @@ pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result
     Ok(want.verdict())
 }
 
-/// A made-up super-packet has a segment size, but no segmentation type (`BPF_PROG_TEST_RUN` sets none), so that the
-/// kernel declines to change it (`bpf_skb_net_grow()` and `bpf_skb_net_shrink()` in net/core/filter.c). Real ones are
-/// for `offloads`.
+/// A made-up super-packet has a segment size, but no segmentation type (`BPF_PROG_TEST_RUN` sets
+/// none), so that the kernel declines to change it (`bpf_skb_net_grow()` and `bpf_skb_net_shrink()`
+/// in net/core/filter.c). Real ones are for `offloads`.
 fn is_declined(visit: &Visit, want: Outcome) -> bool {
     let changes = [Verdict::Encapsulated, Verdict::Decapsulated];
     visit.gso_size != 0 && changes.contains(&want.verdict())

@@ -18,10 +18,11 @@ use overlay_user::datapath::{object, programs};
 use crate::decide::visit::Visit;
 use crate::decide::world::World;
 
-/// Room for the longest frame that the kernel takes here, which is less than a page, and what encapsulation
-/// puts in front.
+/// Room for the longest frame that the kernel takes here, which is less than a page, and what
+/// encapsulation puts in front.
 const LONGEST: usize = 4096;
-/// Ethernet and IPv6 headers: every kernel makes a socket buffer of these, and not every one of less.
+/// Ethernet and IPv6 headers: every kernel makes a socket buffer of these, and not every one of
+/// less.
 const SHORTEST: usize = 54;
 
 /// Where fields stand in `struct __sk_buff` (include/uapi/linux/bpf.h), and how long it is.
@@ -156,8 +157,8 @@ impl Kernel {
         self.holds(world)
     }
 
-    /// Lets every pod of `tables` have a device. None has one: the loopback device of this namespace,
-    /// which is always there, stands for all.
+    /// Lets every pod of `tables` have a device. None has one: the loopback device of this
+    /// namespace, which is always there, stands for all.
     fn set_devices(&mut self, tables: &Tables<V4>) -> Result<()> {
         const LOOPBACK: u32 = 1;
         let map = self.ebpf.map_mut(maps::DEVICES);
@@ -173,7 +174,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Fails unless the maps hold what a world has: the programs write to nothing but flows and counters.
+    /// Fails unless the maps hold what a world has: the programs write to nothing but flows and
+    /// counters.
     ///
     /// # Errors
     /// When they hold anything else.
@@ -186,8 +188,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Runs the program for the visit's hook on its packet; `None` for one that is too short for this kernel
-    /// to make a socket buffer of.
+    /// Runs the program for the visit's hook on its packet; `None` for one that is too short for
+    /// this kernel to make a socket buffer of.
     ///
     /// # Errors
     /// When the kernel does not run it.

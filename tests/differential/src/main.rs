@@ -12,11 +12,11 @@ use overlay_differential::recording::Recording;
 use overlay_tests::flags::{self, Output};
 use overlay_tests::interrupt;
 
-/// Made-up packets over made-up tables, through the programs in the kernel and through the decision in Rust: any
-/// difference in verdict, bytes, counters or remembered flows is a failure.
+/// Made-up packets over made-up tables, through the programs in the kernel and through the decision
+/// in Rust: any difference in verdict, bytes, counters or remembered flows is a failure.
 ///
-/// Ends with what was reached; the exit code is 1 after a difference, which is cut down to the least that shows
-/// it and kept as a file that every later test replays.
+/// Ends with what was reached; the exit code is 1 after a difference, which is cut down to the
+/// least that shows it and kept as a file that every later test replays.
 #[derive(Parser)]
 #[command(name = "overlay-fuzz", max_term_width = 100)]
 struct Arguments {

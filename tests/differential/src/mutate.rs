@@ -15,7 +15,8 @@ use crate::decide::visit::Visit;
 use crate::decide::world::World;
 use crate::namespace::INTERFACES;
 
-/// The kernel takes no longer frame here: a page holds it with room in front and the kernel's notes behind.
+/// The kernel takes no longer frame here: a page holds it with room in front and the kernel's notes
+/// behind.
 const LONGEST: usize = 3300;
 /// And none that is shorter than an Ethernet header and a byte.
 const SHORTEST: usize = 15;

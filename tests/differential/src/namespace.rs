@@ -51,8 +51,8 @@ pub fn in_kernel<T: Send + 'static>(
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// A device to receive on, of a type that every kernel has. The kernel tells by its address what is sent to
-/// this host.
+/// A device to receive on, of a type that every kernel has. The kernel tells by its address what is
+/// sent to this host.
 fn add_interface(ifindex: u32) -> Result<()> {
     let mac = NIC_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let line = format!("link add if{ifindex} index {ifindex} address {mac} type bridge");

@@ -1,5 +1,6 @@
-//! Which way a decision went, told by what it asked for: every look at the packet and the tables, and whether
-//! there was something. Two packets that make it ask the same questions with the same success went the same way.
+//! Which way a decision went, told by what it asked for: every look at the packet and the tables,
+//! and whether there was something. Two packets that make it ask the same questions with the same
+//! success went the same way.
 
 use std::cell::Cell;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

@@ -204,8 +204,8 @@ pub fn all(directory: &Path) -> Result<BTreeMap<PathBuf, Recording>> {
 
 impl PacketText {
     fn of(visit: &Visit) -> Self {
-        // Ethernet, IP, UDP and VXLAN, Ethernet, IP, the rest: where they stand in VXLAN, and near enough in
-        // what is none.
+        // Ethernet, IP, UDP and VXLAN, Ethernet, IP, the rest: where they stand in VXLAN, and near
+        // enough in what is none.
         const ENDS: [usize; 5] = [14, 34, 50, 64, 84];
         let mut frame = Vec::new();
         let mut start = 0;

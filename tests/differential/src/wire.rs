@@ -1,5 +1,6 @@
-//! A second judge, which shares no code with the data path: it decodes by `etherparse`, sums checksums by the
-//! book (RFC 1071), and holds what a program wrote against the standards and the promises of the overlay.
+//! A second judge, which shares no code with the data path: it decodes by `etherparse`, sums
+//! checksums by the book (RFC 1071), and holds what a program wrote against the standards and the
+//! promises of the overlay.
 
 use std::net::Ipv4Addr;
 
@@ -11,16 +12,18 @@ use overlay_common::{Hook, V4, Verdict};
 use crate::decide::visit::Visit;
 use crate::decide::world::World;
 
-/// VXLAN's header (RFC 7348, section 5): flags with only I set, reserved bits, VNI, a reserved byte.
+/// VXLAN's header (RFC 7348, section 5): flags with only I set, reserved bits, VNI, a reserved
+/// byte.
 const VXLAN_LEN: usize = 8;
-/// Bytes that a tunnel puts in front of the inner IP packet's own Ethernet header: IPv4, UDP, VXLAN, Ethernet.
+/// Bytes that a tunnel puts in front of the inner IP packet's own Ethernet header: IPv4, UDP,
+/// VXLAN, Ethernet.
 const TUNNEL_LEN: usize = 50;
 const ETHERNET_LEN: usize = 14;
 /// What the stack gives a packet of its own (`net.ipv4.ip_default_ttl`).
 const DEFAULT_TTL: u8 = 64;
 
-/// RFC 6040, figure 4: what the inner field becomes, by inner and outer field; `None` is a drop. Not-ECT is 0,
-/// ECT(1) 1, ECT(0) 2, CE 3.
+/// RFC 6040, figure 4: what the inner field becomes, by inner and outer field; `None` is a drop.
+/// Not-ECT is 0, ECT(1) 1, ECT(0) 2, CE 3.
 const DECAPSULATED_ECN: [[Option<u8>; 4]; 4] = [
     [Some(0), Some(0), Some(0), None],
     [Some(1), Some(1), Some(1), Some(3)],

@@ -1,8 +1,8 @@
-//! What must hold for everything that is parsed from outside, whatever it says: no panic, errors that say
-//! something, and what is taken comes out as it went in.
+//! What must hold for everything that is parsed from outside, whatever it says: no panic, errors
+//! that say something, and what is taken comes out as it went in.
 //!
-//! libFuzzer calls these functions with bytes of its own (`cargo xtask fuzz --target NAME`), and an ordinary test
-//! with the checked-in seeds (`seeds/NAME/`).
+//! libFuzzer calls these functions with bytes of its own (`cargo xtask fuzz --target NAME`), and an
+//! ordinary test with the checked-in seeds (`seeds/NAME/`).
 
 mod agent;
 mod cni;

@@ -1,5 +1,5 @@
-//! What stands in the pinned maps, which another version or another program may have written: the decision
-//! works on any of it.
+//! What stands in the pinned maps, which another version or another program may have written: the
+//! decision works on any of it.
 
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
 use overlay_common::decide::{from_network, from_pod, leaving, mark};

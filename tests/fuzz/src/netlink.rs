@@ -1,9 +1,10 @@
-//! What the kernel answers over netlink, as our own code understands it once the crates have parsed it.
+//! What the kernel answers over netlink, as our own code understands it once the crates have parsed
+//! it.
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::conntrack::ConntrackMessage;
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
-use overlay_user::kernel::{conntrack, monitor, observe, pods};
+use overlay_user::kernel::{attributes, conntrack, monitor, pods};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 
 /// The upper byte of the type of such messages (`NFNL_SUBSYS_CTNETLINK`).
@@ -23,8 +24,9 @@ pub fn netlink(data: &[u8]) {
         {
             route(&message);
         }
-        // The kernel answers a dump of connection tracking with nothing else; what the crate reads of nftables can
-        // panic (netlink-packet-netfilter 0.4.0: an attribute shorter than its header in a set's expression).
+        // The kernel answers a dump of connection tracking with nothing else; what the crate reads
+        // of nftables can panic (netlink-packet-netfilter 0.4.0: an attribute shorter than its
+        // header in a set's expression).
         if rest[5] == CONNTRACK
             && let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
             && let NetlinkPayload::InnerMessage(NetfilterMessage {
@@ -47,17 +49,17 @@ fn route(message: &RouteNetlinkMessage) {
         RouteNetlinkMessage::NewLink(link) => {
             let pod = pods::pod(link, 1);
             assert!(pod.is_none_or(|pod| pod.master == 1 && !pod.name.is_empty()));
-            let _ = observe::vxlan(link);
-            let _ = observe::link_mtu(link);
+            let _ = attributes::vxlan(link);
+            let _ = attributes::link_mtu(link);
         }
         RouteNetlinkMessage::NewAddress(address) => {
             let ifindex = address.header.index;
-            let found = observe::on_device(std::slice::from_ref(address), ifindex).count();
+            let found = attributes::on_device(std::slice::from_ref(address), ifindex).count();
             assert!(found <= 1, "one message, one address");
         }
         RouteNetlinkMessage::NewRoute(route) => {
-            let _ = observe::route(route, |index| (index == 1).then(|| "eth0".to_owned()));
-            let _ = observe::default_devices(std::slice::from_ref(route));
+            let _ = attributes::route(route, |index| (index == 1).then(|| "eth0".to_owned()));
+            let _ = attributes::default_devices(std::slice::from_ref(route));
         }
         _ => {}
     }

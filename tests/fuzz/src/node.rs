@@ -20,7 +20,8 @@ pub fn subnet_env(data: &[u8]) {
         Ok(env) => env,
         Err(error) => return explained(&error),
     };
-    // Lists come out sorted by family, and only those of families that the node has; then nothing changes.
+    // Lists come out sorted by family, and only those of families that the node has; then nothing
+    // changes.
     let Ok(again) = read(&env.to_string()) else {
         assert!(
             env.networks.iter().all(|net| match net {
@@ -36,7 +37,8 @@ pub fn subnet_env(data: &[u8]) {
     assert_eq!(again.to_string(), env.to_string());
 }
 
-/// A file of an address: its first line the subnet, its second the address given out last, then its content.
+/// A file of an address: its first line the subnet, its second the address given out last, then its
+/// content.
 pub fn pod_address(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut parts = text.splitn(3, '\n');

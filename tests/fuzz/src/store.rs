@@ -23,8 +23,8 @@ const CONFIG: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Ty
 /// More than a lease can have.
 const LARGE: usize = 100_000;
 
-/// Records that end with a zero byte: a letter for what it is, a name up to the end of the line, content. What has no
-/// name that a file can have is left out.
+/// Records that end with a zero byte: a letter for what it is, a name up to the end of the line,
+/// content. What has no name that a file can have is left out.
 pub fn store_dir(data: &[u8]) {
     let home = tempfile::tempdir().expect("a directory");
     let root = home.path().join("store");

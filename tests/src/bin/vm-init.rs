@@ -1,9 +1,11 @@
-//! The first process of a test machine: makes a bare kernel usable, runs the commands that it was packed
-//! with, tells how they ended, and powers off. `cargo xtask vmtest` puts it into the initramfs as `/init`.
+//! The first process of a test machine: makes a bare kernel usable, runs the commands that it was
+//! packed with, tells how they ended, and powers off. `cargo xtask vmtest` puts it into the
+//! initramfs as `/init`.
 //!
-//! The kernel's own messages go to the first serial port; what the commands write and, as the last line, their
-//! exit status go to the second. Started with `rootfstype=9p` on the kernel's command line, it hands over to
-//! the init of the host's file system instead, as the vmtest program wants it.
+//! The kernel's own messages go to the first serial port; what the commands write and, as the last
+//! line, their exit status go to the second. Started with `rootfstype=9p` on the kernel's command
+//! line, it hands over to the init of the host's file system instead, as the vmtest program wants
+//! it.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -142,8 +144,8 @@ fn run(command: &mut Command, output: &File) -> Result<i32> {
     }
 }
 
-/// Makes the host's file system the root, with a layer above that takes what is written, and starts the init
-/// that the kernel's command line names.
+/// Makes the host's file system the root, with a layer above that takes what is written, and starts
+/// the init that the kernel's command line names.
 fn enter_host(command_line: &str) -> Result<Infallible> {
     let option = |name: &str| {
         command_line

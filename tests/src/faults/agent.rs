@@ -125,7 +125,8 @@ fn frozen(scene: &Scene<'_>) -> Result<()> {
     looked
 }
 
-/// Waits until the programs no longer trust the agent's next hops, and sees that packets arrive although those are wrong.
+/// Waits until the programs no longer trust the agent's next hops, and sees that packets arrive
+/// although those are wrong.
 fn over_wrong_next_hops(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     wait_until("the programs to trust no next hop", REPAIR, || {
@@ -194,7 +195,8 @@ fn killed_together(scene: &Scene<'_>) -> Result<()> {
 fn upgraded(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     let before = program_ids(&node)?;
-    // The kernel gives programs new numbers with every load, so the same code is another build to it.
+    // The kernel gives programs new numbers with every load, so the same code is another build to
+    // it.
     let own = scene.lab.options().bin_dir.join("overlayd");
     let build = fs::read(&own).with_context(|| format!("read {}", own.display()))?;
     let other = scene.put("other-overlayd", &build)?;

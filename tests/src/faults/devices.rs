@@ -205,6 +205,7 @@ fn bridge_deleted(scene: &Scene<'_>) -> Result<()> {
         )?;
     }
     pod.remove()?;
-    // The pods look for the new gateway's MAC address when they have waited for the old one's long enough.
+    // The pods look for the new gateway's MAC address when they have waited for the old one's long
+    // enough.
     scene.wait_recovered()
 }

@@ -1,5 +1,5 @@
-//! Maps run full. Pods cannot fill theirs: a Linux bridge has at most 1023 ports (`BR_MAX_PORTS`), the map has room
-//! for 1024.
+//! Maps run full. Pods cannot fill theirs: a Linux bridge has at most 1023 ports (`BR_MAX_PORTS`),
+//! the map has room for 1024.
 
 use std::fmt::Write as _;
 

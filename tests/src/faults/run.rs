@@ -76,8 +76,8 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-/// Runs cases and calls `told` with each as it ends. A case that fails does not hold up the others: they get a
-/// new lab.
+/// Runs cases and calls `told` with each as it ends. A case that fails does not hold up the others:
+/// they get a new lab.
 ///
 /// # Errors
 /// When a lab does not come up, or the user interrupts.

@@ -13,7 +13,8 @@ use super::run::Settings;
 use crate::traffic::{self, Endpoint};
 use crate::{Lab, Node, Pod, interrupt, status, wait_until};
 
-/// How long the agent may take to put something right. It needs a second or two; machines that run tests are slow.
+/// How long the agent may take to put something right. It needs a second or two; machines that run
+/// tests are slow.
 pub(super) const REPAIR: Duration = Duration::from_secs(40);
 /// Between two looks at what must stay as it is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -33,7 +34,8 @@ impl Scene<'_> {
         self.lab.node(1)
     }
 
-    /// Waits until every agent is ready and every pod on the fast path, and sees that pods can talk.
+    /// Waits until every agent is ready and every pod on the fast path, and sees that pods can
+    /// talk.
     pub(super) fn wait_recovered(&self) -> Result<()> {
         for node in self.lab.nodes() {
             node.wait_ready(REPAIR)?;
@@ -55,7 +57,8 @@ impl Scene<'_> {
         .or_else(|error| last.context(error))
     }
 
-    /// Pods of the two nodes, and of one, reach each other, and the first node its own; on either path.
+    /// Pods of the two nodes, and of one, reach each other, and the first node its own; on either
+    /// path.
     pub(super) fn talk(&self) -> Result<()> {
         let [a, b, c] =
             [(1, 1), (2, 1), (1, 2)].map(|(node, pod)| Endpoint::from(&self.lab.pod(node, pod)));
@@ -88,7 +91,8 @@ impl Scene<'_> {
         look()
     }
 
-    /// A program on the first node that starts the agent in some other way: `line` is shell, and ends with `exec`.
+    /// A program on the first node that starts the agent in some other way: `line` is shell, and
+    /// ends with `exec`.
     pub(super) fn wrapper(&self, name: &str, line: &str) -> Result<PathBuf> {
         let agent = self.lab.options().bin_dir.join("overlayd");
         let script = format!("#!/bin/sh\n{line} {} \"$@\"\n", agent.display());
@@ -104,8 +108,8 @@ impl Scene<'_> {
         result
     }
 
-    /// Takes programs off their hooks while the agent is stopped, and sees that none is left on one and that the kernel
-    /// path carries everything.
+    /// Takes programs off their hooks while the agent is stopped, and sees that none is left on one
+    /// and that the kernel path carries everything.
     pub(super) fn without_programs(&self, damage: &str) -> Result<()> {
         self.unseen_by_the_agent(|| {
             shell(&self.node(), damage)?;
@@ -199,8 +203,8 @@ pub(super) fn shell(node: &Node, script: &str) -> Result<String> {
     node.run(["sh", "-c", script])
 }
 
-/// All that a node's agent leaves in the kernel's network and on the disk, as text: the same before and after
-/// whatever happens to it.
+/// All that a node's agent leaves in the kernel's network and on the disk, as text: the same before
+/// and after whatever happens to it.
 pub(super) fn footprint(node: &Node) -> Result<String> {
     shell(
         node,

@@ -120,8 +120,8 @@ impl Nodes {
         Ok(())
     }
 
-    /// Breaks the store for longer than the leases and mends it; sees that nobody loses anything meanwhile, nor
-    /// right after.
+    /// Breaks the store for longer than the leases and mends it; sees that nobody loses anything
+    /// meanwhile, nor right after.
     pub(super) fn keep_while(
         &self,
         scene: &Scene<'_>,

@@ -11,7 +11,8 @@ use crate::frame::{ARP, IPV4, Ip, Mac, VLAN, VXLAN_PORT, arp, ethernet, tagged, 
 pub enum Kind {
     /// VXLAN from an address that holds no lease, in a peer's pod's name.
     Stranger,
-    /// VXLAN from a peer in the name of another node's pods, of the receiver's own, and of nobody's.
+    /// VXLAN from a peer in the name of another node's pods, of the receiver's own, and of
+    /// nobody's.
     InnerSource,
     /// VXLAN with other VNIs.
     Vni,
@@ -258,7 +259,8 @@ impl Scene {
         let flannel_address = Ipv4Addr::from(u32::from(self.victim.gateway) - 1);
         self.spread(|i| {
             let to = [self.victim.gateway, self.victim.vtep, flannel_address];
-            // In another node's name, too: the address that the packet inside claims is nobody's to check.
+            // In another node's name, too: the address that the packet inside claims is nobody's to
+            // check.
             let third = THIRD.1.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
             let from = [self.remote.ip, self.peer.vtep, self.peer.gateway, third];
             let names = [self.third, self.neighbour.ip];
@@ -271,7 +273,8 @@ impl Scene {
     }
 
     fn lying(&self) -> Vec<Vec<u8>> {
-        /// Where lengths stand: outer IP, its header length, outer UDP, inner IP, its header length, inner UDP.
+        /// Where lengths stand: outer IP, its header length, outer UDP, inner IP, its header
+        /// length, inner UDP.
         const LENGTHS: [(usize, usize); 6] = [(16, 2), (14, 1), (38, 2), (66, 2), (64, 1), (88, 2)];
         let whole = self.vxlan(Kind::Lengths, 1, &self.inner(self.remote.ip, 0));
         let mut numbers = Numbers(8472);

@@ -17,11 +17,11 @@ use crate::process::Process;
 
 /// Port of the agent's health and metrics answers, on every node.
 pub(super) const HEALTH_PORT: u16 = 8081;
-/// How long an agent may take to end after a signal. One that is killed inside of the kernel waits for the locks of
-/// all namespaces of the machine, which others may hold for many seconds.
+/// How long an agent may take to end after a signal. One that is killed inside of the kernel waits
+/// for the locks of all namespaces of the machine, which others may hold for many seconds.
 const END: Duration = Duration::from_secs(40);
-/// Flags for every agent, apart by spaces: a whole run of tests with another variant of the data path. What a test
-/// itself asks for has precedence.
+/// Flags for every agent, apart by spaces: a whole run of tests with another variant of the data
+/// path. What a test itself asks for has precedence.
 pub const FLAGS_ENV: &str = "OVERLAY_LAB_AGENT_FLAGS";
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 20;

@@ -83,8 +83,9 @@ fn create_mounts(shared: &Shared, name: &str, namespace: &str, file: &Path) -> R
         let (handle, flags) = (Some(handle.as_str()), MsFlags::MS_BIND);
         Ok(mount(handle, file, None::<&str>, flags, None::<&str>))
     };
-    // A mount namespace holds only ones with higher numbers, so that no two hold each other. In a mount namespace of
-    // its own this process may have a higher number than the new one, because every CPU has numbers of its own to give.
+    // A mount namespace holds only ones with higher numbers, so that no two hold each other. In a
+    // mount namespace of its own this process may have a higher number than the new one, because
+    // every CPU has numbers of its own to give.
     let mut bound = bind_new()?;
     for _ in 0..BINDS {
         if bound != Err(Errno::EINVAL) {

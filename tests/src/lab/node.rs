@@ -233,8 +233,8 @@ impl Node {
         )
     }
 
-    /// Calls the CNI plugin as a runtime would: `verb` with the environment of an attachment, or without
-    /// one (`STATUS`, `GC`, `VERSION`). `extra` keys are put into the configuration.
+    /// Calls the CNI plugin as a runtime would: `verb` with the environment of an attachment, or
+    /// without one (`STATUS`, `GC`, `VERSION`). `extra` keys are put into the configuration.
     ///
     /// # Errors
     /// When the plugin cannot be run; its failure is in the output.

@@ -24,7 +24,8 @@ pub enum StoreKind {
 /// What a lab is asked to be. Take [`Options::default`] and change what matters.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
-    /// Before the name of every namespace, so that labs live side by side. Empty for the lab of people.
+    /// Before the name of every namespace, so that labs live side by side. Empty for the lab of
+    /// people.
     pub prefix: String,
     /// Number of nodes, 1 to [`Options::MAX_NODES`].
     pub nodes: usize,

@@ -38,8 +38,8 @@ pub(super) struct State {
     pub processes: Vec<Process>,
 }
 
-/// As much of a lab's state as it takes to take it away. Labs outlive the build that made them, and the state of
-/// another build may have other fields: these have been there from the first.
+/// As much of a lab's state as it takes to take it away. Labs outlive the build that made them, and
+/// the state of another build may have other fields: these have been there from the first.
 #[derive(Debug, Deserialize)]
 pub(super) struct Remains {
     pub options: Kind,
@@ -142,7 +142,8 @@ impl Shared {
         teardown::remove_locked(&options.prefix)?;
         fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
-        // A mount of its own, private: namespaces can be kept on it, and one unmount takes all away.
+        // A mount of its own, private: namespaces can be kept on it, and one unmount takes all
+        // away.
         mount(
             Some("overlay-lab"),
             &directory,

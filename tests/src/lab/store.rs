@@ -88,8 +88,8 @@ pub(super) fn create(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Starts the members of etcd that do not run and waits until all answer. `through` is a program with its arguments
-/// that starts one in turn, by `exec`; usually empty.
+/// Starts the members of etcd that do not run and waits until all answer. `through` is a program
+/// with its arguments that starts one in turn, by `exec`; usually empty.
 pub(super) fn start(shared: &Shared, through: &[&str]) -> Result<()> {
     let members = shared.read(|state| state.options.store_members);
     for number in 1..=members {

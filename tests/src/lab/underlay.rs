@@ -1,4 +1,5 @@
-//! The network below: a bridge in a namespace of its own that nodes, store and the outside plug into.
+//! The network below: a bridge in a namespace of its own that nodes, store and the outside plug
+//! into.
 
 use std::fs;
 use std::net::Ipv4Addr;

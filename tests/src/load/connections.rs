@@ -17,7 +17,8 @@ use crate::traffic::{Endpoint, PATIENCE};
 
 /// Connections before those that count.
 const WARM_UP: usize = 100;
-/// Closes at once: a closed port that lingers for a minute would leave none for the next connections.
+/// Closes at once: a closed port that lingers for a minute would leave none for the next
+/// connections.
 const ABORT: libc::linger = libc::linger {
     l_onoff: 1,
     l_linger: 0,

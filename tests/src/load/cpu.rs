@@ -107,8 +107,8 @@ fn own_user(stat: &str) -> Option<u64> {
     after_name.split_whitespace().nth(11)?.parse().ok()
 }
 
-/// How many turns of a fixed loop the calling thread makes in 5 ms: less than before means that the core is
-/// slower than before, for whatever reason.
+/// How many turns of a fixed loop the calling thread makes in 5 ms: less than before means that the
+/// core is slower than before, for whatever reason.
 pub fn spin() -> u64 {
     const TIME: Duration = Duration::from_millis(5);
     const TURNS: u64 = 1000;

@@ -3,13 +3,15 @@
 use perf_event::events::Hardware;
 use perf_event::{Builder, Counter};
 
-/// A count of all instructions on all cores that this process may use, of whichever process and of the kernel.
+/// A count of all instructions on all cores that this process may use, of whichever process and of
+/// the kernel.
 pub struct Instructions {
     counters: Vec<Counter>,
 }
 
 impl Instructions {
-    /// Counts from now on; nothing where the machine has no such counters, as many virtual ones, or does not let us.
+    /// Counts from now on; nothing where the machine has no such counters, as many virtual ones, or
+    /// does not let us.
     pub fn count() -> Option<Self> {
         let counter = |core| {
             let mut counter = Builder::new(Hardware::INSTRUCTIONS)

@@ -125,8 +125,8 @@ pub struct FirstPackets {
     pub steady_p50_us: f64,
 }
 
-/// Alternates the first round trip of a new flow with one of an old flow. A new socket is opened for either,
-/// so that what that does to caches is the same.
+/// Alternates the first round trip of a new flow with one of an old flow. A new socket is opened
+/// for either, so that what that does to caches is the same.
 ///
 /// # Errors
 /// When a datagram gets lost.

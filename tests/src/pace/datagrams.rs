@@ -20,7 +20,8 @@ use crate::wait::{allowed, slowness};
 const DATAGRAM: usize = 200;
 /// How long the last datagrams may be on their way before they count as lost.
 const STRAGGLERS: Duration = Duration::from_secs(2);
-/// A receiver that the machine does not let run must not lose what waits for it: ten seconds' worth.
+/// A receiver that the machine does not let run must not lose what waits for it: ten seconds'
+/// worth.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// The datagrams that each socket has dropped, in the last column.
 const UDP_SOCKETS: &str = "/proc/thread-self/net/udp";
@@ -32,12 +33,13 @@ pub struct Loss {
     pub sent: u64,
     /// Datagrams that did not arrive.
     pub lost: u64,
-    /// Datagrams that arrived and found the receiver's buffer full: the loss of a machine that does not let
-    /// the receiver run, and not counted as lost.
+    /// Datagrams that arrived and found the receiver's buffer full: the loss of a machine that does
+    /// not let the receiver run, and not counted as lost.
     pub overrun: u64,
     /// Datagrams that arrived more than once.
     pub repeated: u64,
-    /// The longest time without an arrival, the time from the last arrival to the end of sending included.
+    /// The longest time without an arrival, the time from the last arrival to the end of sending
+    /// included.
     pub silence: Duration,
 }
 
@@ -97,8 +99,8 @@ fn open(endpoint: &Endpoint) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends at [`RATE`], or less on a slow machine, until told to stop; a datagram that the kernel refuses
-/// counts as sent, and lost.
+/// Sends at [`RATE`], or less on a slow machine, until told to stop; a datagram that the kernel
+/// refuses counts as sent, and lost.
 fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     let begin = Instant::now();
     let mut datagram = [0; DATAGRAM];
@@ -146,7 +148,8 @@ impl Arrivals {
 }
 
 impl Receiver {
-    /// Receives until all that was sent has arrived and nothing follows, or the last stragglers are late.
+    /// Receives until all that was sent has arrived and nothing follows, or the last stragglers are
+    /// late.
     fn run(self) -> Result<Loss> {
         let mut arrivals = Arrivals::default();
         let mut silence = Duration::ZERO;

@@ -21,8 +21,8 @@ fn byte_at(place: u64) -> u8 {
     (place.wrapping_mul(2_654_435_761) >> 13) as u8
 }
 
-/// A connection that sends a chunk now and then and gets it back; returns how many bytes came back in
-/// place. It is broken when nothing moves for `patience`.
+/// A connection that sends a chunk now and then and gets it back; returns how many bytes came back
+/// in place. It is broken when nothing moves for `patience`.
 pub(super) fn stream(
     from: &Endpoint,
     to: &Endpoint,

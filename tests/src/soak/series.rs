@@ -11,10 +11,11 @@ use serde::Serialize;
 pub enum Rule {
     /// At the end exactly what there was at the start.
     Same,
-    /// At the end no more than at the start, once this many seconds have passed: the rest fades by itself.
+    /// At the end no more than at the start, once this many seconds have passed: the rest fades by
+    /// itself.
     Fades(u64),
-    /// No growth from the first half of the run to the second beyond this many hundredths: memory, which
-    /// allocators take and give back in their own time.
+    /// No growth from the first half of the run to the second beyond this many hundredths: memory,
+    /// which allocators take and give back in their own time.
     Steady(u64),
     /// Counted only: others have a share in it.
     Told,
@@ -96,9 +97,9 @@ impl Samples {
         }
     }
 
-    /// One of the last looks, after the last round; whether everything is flat by now. What fades counts as
-    /// faded once it has been seen so: a look may fall into something that comes and goes, such as a program
-    /// that an agent runs.
+    /// One of the last looks, after the last round; whether everything is flat by now. What fades
+    /// counts as faded once it has been seen so: a look may fall into something that comes and
+    /// goes, such as a program that an agent runs.
     pub fn settle(&mut self, inventory: Inventory) -> bool {
         let earlier = std::mem::replace(&mut self.end, inventory);
         for (name, (value, rule)) in &mut self.end {

@@ -17,8 +17,9 @@ pub const PODS: usize = 2;
 /// The port that backends serve, and that of the Services.
 const PORT: u16 = 8080;
 const SERVICE_PORT: u16 = 80;
-/// Ended connections leave connection tracking soon, so that what is there at the end was forgotten. In
-/// seconds; those of datagrams are longer than any silence between two words of a conversation.
+/// Ended connections leave connection tracking soon, so that what is there at the end was
+/// forgotten. In seconds; those of datagrams are longer than any silence between two words of a
+/// conversation.
 const TIMEOUTS: &[(&str, u32)] = &[
     ("tcp_timeout_fin_wait", 5),
     ("tcp_timeout_close_wait", 5),
@@ -154,7 +155,8 @@ impl Stage {
         pairs.iter().map(start).collect()
     }
 
-    /// Lets both sides of every kept connection speak. One that breaks is opened again; returns what broke.
+    /// Lets both sides of every kept connection speak. One that breaks is opened again; returns
+    /// what broke.
     pub fn speak(&mut self) -> Result<Vec<String>> {
         let mut broken = Vec::new();
         for i in 0..self.companions.len() {

@@ -1,5 +1,5 @@
-//! Whether the machine lets us run: a virtual machine that is paused, or a control group that is frozen, makes
-//! every deadline pass at once, and nothing of that is the overlay's doing.
+//! Whether the machine lets us run: a virtual machine that is paused, or a control group that is
+//! frozen, makes every deadline pass at once, and nothing of that is the overlay's doing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -188,7 +188,8 @@ fn allocations(lab: &Lab, node: &Node) -> Result<()> {
         answer.status.success(),
         "a pod made among them has no network"
     );
-    // Garbage collection frees what the runtime does not know, and nothing else. What it cannot free it names.
+    // Garbage collection frees what the runtime does not know, and nothing else. What it cannot
+    // free it names.
     let Err(complaint) = node.collect_garbage() else {
         bail!("a directory was freed");
     };

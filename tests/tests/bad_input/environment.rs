@@ -171,7 +171,8 @@ fn pins(node: &Node) -> Result<()> {
         status["fast_path"]
     );
 
-    // No BPF file system where the flag says: the kernel path carries everything, and the node says why.
+    // No BPF file system where the flag says: the kernel path carries everything, and the node says
+    // why.
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&["--bpffs=/tmp"])?;
     let answer = node.http_get("/readyz")?.body;

@@ -15,7 +15,8 @@ use crate::{PATIENCE, lab};
 const STORM: usize = 20_000;
 /// Writes under way at a time.
 const AT_A_TIME: usize = 32;
-/// Memory that an agent may grow by, in KiB: some times what its leases take, far less than all that was written.
+/// Memory that an agent may grow by, in KiB: some times what its leases take, far less than all
+/// that was written.
 const GROWTH: u64 = 64 * 1024;
 
 /// What an agent has used.
@@ -43,8 +44,9 @@ fn usage(node: &Node) -> Result<Usage> {
     })
 }
 
-/// The key and value of the `number`-th write: believable leases that move all the time, and nonsense. The nodes' own
-/// subnets are left out: who writes those takes them away, which is another test's.
+/// The key and value of the `number`-th write: believable leases that move all the time, and
+/// nonsense. The nodes' own subnets are left out: who writes those takes them away, which is
+/// another test's.
 fn write(number: usize, taken: [usize; 2]) -> (String, String) {
     let free: Vec<usize> = (20..220).filter(|it| !taken.contains(it)).collect();
     let subnet = free[number % free.len()];

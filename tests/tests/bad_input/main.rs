@@ -1,4 +1,5 @@
-//! Whatever is wrong on the outside is told clearly, costs no pod its connection and brings nobody down.
+//! Whatever is wrong on the outside is told clearly, costs no pod its connection and brings nobody
+//! down.
 
 mod cni;
 mod environment;

@@ -93,7 +93,8 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
             "{verb}: {error}"
         );
     }
-    // Nobody could tell whether the address is still masqueraded: it is kept until a DEL goes through.
+    // Nobody could tell whether the address is still masqueraded: it is kept until a DEL goes
+    // through.
     let deleted = call(&node, &variables("DEL"), masquerading.as_bytes())?;
     ensure!(deleted.status.success(), "{deleted:?}");
     ensure!(

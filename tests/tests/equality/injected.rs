@@ -63,7 +63,8 @@ impl Tunnel {
                 inner.tos = 0xb8 | inner_ecn;
                 let mut outer = self.outer(&Vxlan::of(self.inner(&inner)));
                 outer.tos = outer_ecn;
-                // What a peer sends, and what routers make of that; the rest is the kernel's to judge.
+                // What a peer sends, and what routers make of that; the rest is the kernel's to
+                // judge.
                 let sent = if inner_ecn == 3 { 2 } else { inner_ecn };
                 let fast = if outer_ecn == sent || outer_ecn == 3 && inner_ecn != 0 {
                     Fast::Whole
@@ -269,8 +270,9 @@ impl Tunnel {
     }
 
     fn vxlan_headers(&self, corpus: &mut Corpus) {
-        // A wrong outer checksum is not among the probes: the kernel verifies it, the fast path leaves that to
-        // the checksum of what is inside (RFC 7348, section 5, lets the receiver choose).
+        // A wrong outer checksum is not among the probes: the kernel verifies it, the fast path
+        // leaves that to the checksum of what is inside (RFC 7348, section 5, lets the receiver
+        // choose).
         let inner = self.plain(corpus);
         let mut vxlan = Vxlan::of(self.inner(&inner));
         vxlan.udp_checksum = UdpChecksum::Right;

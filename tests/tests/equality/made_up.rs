@@ -1,8 +1,10 @@
-//! Made-up packets fare alike by both paths: the kernel's own path is the judge that shares no code with ours.
+//! Made-up packets fare alike by both paths: the kernel's own path is the judge that shares no code
+//! with ours.
 //!
-//! Everything is sent three times: twice by the kernel path, to know what it does the same way every time, then by
-//! the fast path. Packets that are refused are refused by both: the programs by themselves, the kernel path by its
-//! guard. `OVERLAY_FUZZ_SEED` and `OVERLAY_FUZZ_PACKETS` ask for other or more packets.
+//! Everything is sent three times: twice by the kernel path, to know what it does the same way
+//! every time, then by the fast path. Packets that are refused are refused by both: the programs by
+//! themselves, the kernel path by its guard. `OVERLAY_FUZZ_SEED` and `OVERLAY_FUZZ_PACKETS` ask for
+//! other or more packets.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -125,15 +127,16 @@ fn number(variable: &str) -> Result<Option<u64>> {
     Ok(Some(number))
 }
 
-/// Nobody answers, and nobody learns from what is forged: what a packet leads to depends on the packet alone.
+/// Nobody answers, and nobody learns from what is forged: what a packet leads to depends on the
+/// packet alone.
 fn quieten(lab: &Lab) -> Result<()> {
     for pod in [lab.pod(1, 1), lab.pod(2, 2)] {
         pod.run(["iptables", "-w", "-I", "INPUT", "-j", "DROP"])?;
     }
     for node in lab.nodes() {
         node.run(["sysctl", "-qw", "net.ipv4.ipfrag_time=1"])?;
-        // Of VXLAN that is refused, the kernel path's stack complains about outer IP options before the guard sees it;
-        // a program at the NIC refuses first.
+        // Of VXLAN that is refused, the kernel path's stack complains about outer IP options before
+        // the guard sees it; a program at the NIC refuses first.
         let complaint = format!(
             "-s {} -p icmp --icmp-type parameter-problem",
             node.underlay_address()

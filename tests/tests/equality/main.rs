@@ -1,9 +1,10 @@
-//! What arrives is the same, byte for byte, whether the fast path carries it or the kernel, and so is what
-//! stands on the wire between.
+//! What arrives is the same, byte for byte, whether the fast path carries it or the kernel, and so
+//! is what stands on the wire between.
 //!
-//! One lab; the same packets are sent twice, first with the fast path off, then with it on. Nothing else
-//! changes between, so MAC addresses and pod addresses stay. Pods that receive answer nothing, so that the
-//! counters of the fast path can be compared with what it should have carried, packet for packet.
+//! One lab; the same packets are sent twice, first with the fast path off, then with it on. Nothing
+//! else changes between, so MAC addresses and pod addresses stay. Pods that receive answer nothing,
+//! so that the counters of the fast path can be compared with what it should have carried, packet
+//! for packet.
 
 mod corpus;
 mod injected;
@@ -128,7 +129,8 @@ fn prepare(lab: &Lab) -> Result<()> {
     let everyone = lab.nodes().into_iter().map(|node| node.namespace());
     let pods = lab.pods().into_iter().map(|pod| pod.namespace());
     for namespace in everyone.chain(pods) {
-        // Every error is worth an ICMP message here; redirects depend on how many there were before.
+        // Every error is worth an ICMP message here; redirects depend on how many there were
+        // before.
         for setting in [
             "net.ipv4.icmp_ratelimit=0",
             "net.ipv4.icmp_ratemask=0",
@@ -297,8 +299,8 @@ fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
     Ok(seen)
 }
 
-/// Which probe a frame carries in VXLAN. What the two paths may fill in differently is set to zero: the
-/// identification of the outer packet, with its checksum, and the checksum of UDP.
+/// Which probe a frame carries in VXLAN. What the two paths may fill in differently is set to zero:
+/// the identification of the outer packet, with its checksum, and the checksum of UDP.
 fn inside(frame: &mut [u8]) -> Option<usize> {
     const VXLAN_PORT: [u8; 2] = 8472_u16.to_be_bytes();
     if frame.get(23)? != &UDP || frame.get(36..38)? != VXLAN_PORT {

@@ -1,5 +1,5 @@
-//! Frames with their VLAN tags. The kernel takes a tag off before a raw socket sees the frame; tcpdump asks for
-//! it and puts it back.
+//! Frames with their VLAN tags. The kernel takes a tag off before a raw socket sees the frame;
+//! tcpdump asks for it and puts it back.
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -7,7 +7,8 @@ use overlay_tests::{Pod, Running, wait_until};
 use std::time::Duration;
 
 const STARTED: Duration = Duration::from_secs(10);
-/// `pcap` file format: header of the file, of each record, and where the captured length stands in that.
+/// `pcap` file format: header of the file, of each record, and where the captured length stands in
+/// that.
 const FILE_HEADER: usize = 24;
 const RECORD_HEADER: usize = 16;
 const LENGTH: std::ops::Range<usize> = 8..12;

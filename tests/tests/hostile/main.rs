@@ -1,5 +1,6 @@
-//! Under every hostile stream, nothing forged is delivered and honest traffic goes on: its connection stands,
-//! and at most a tenth of its datagrams is lost in either direction. Rates are for `cargo xtask flood` to measure.
+//! Under every hostile stream, nothing forged is delivered and honest traffic goes on: its
+//! connection stands, and at most a tenth of its datagrams is lost in either direction. Rates are
+//! for `cargo xtask flood` to measure.
 
 mod log;
 mod xdp;
@@ -17,7 +18,8 @@ use overlay_tests::{Lab, Node, Options, Pod, wait_until};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long each stream lasts.
 const STREAM: Duration = Duration::from_millis(500);
-/// Frames per second: enough to overlap with honest packets everywhere, and for a busy machine to bear.
+/// Frames per second: enough to overlap with honest packets everywhere, and for a busy machine to
+/// bear.
 const RATE: u32 = 5000;
 /// One of so many honest datagrams may be lost.
 const MOST_LOST: u64 = 10;

@@ -98,7 +98,8 @@ fn xdp_is_adopted_by_the_next_agent_and_goes_with_cleanup() -> Result<()> {
     wait_gone(&node)
 }
 
-/// A link goes with its last pin and descriptor, but the kernel takes its time (`bpf_link_free()` in a workqueue).
+/// A link goes with its last pin and descriptor, but the kernel takes its time (`bpf_link_free()`
+/// in a workqueue).
 fn wait_gone(node: &Node) -> Result<()> {
     wait_until("XDP to go", PATIENCE, || {
         on_device(node, "eth0").is_ok_and(|id| id.is_none())

@@ -1,5 +1,5 @@
-//! A node of flannel's, made of plain `ip` and `bridge` commands and a lease written by hand, beside ours; and
-//! one that becomes ours.
+//! A node of flannel's, made of plain `ip` and `bridge` commands and a lease written by hand,
+//! beside ours; and one that becomes ours.
 
 mod plain;
 
@@ -107,8 +107,8 @@ fn a_plain_flannel_node_talks_with_ours() -> Result<()> {
                 "{what}: {} encapsulated {before:?}, then {after:?}",
                 node.name()
             );
-            // The kernel's VXLAN device writes a checksum into the outer header, which nobody has verified yet
-            // when the packet comes over a veth.
+            // The kernel's VXLAN device writes a checksum into the outer header, which nobody has
+            // verified yet when the packet comes over a veth.
             ensure!(
                 after.1 > before.1 + 30,
                 "{what}: {} got {before:?}, then {after:?}",
@@ -161,7 +161,8 @@ fn taken(node: &Node) -> Result<(u64, u64)> {
     ))
 }
 
-/// Waits until nothing of a lease is left, and watches that the fast path forgets it before the kernel does.
+/// Waits until nothing of a lease is left, and watches that the fast path forgets it before the
+/// kernel does.
 fn forgotten(node: &Node, lease: &Lease) -> Result<()> {
     let base = lease.subnet.network().to_string();
     let mut out_of_order = false;
@@ -260,7 +261,8 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
     );
     forgotten(node, &gone)?;
 
-    // The pod of before is none of our plugin's: it keeps the kernel path. A new one is on the fast path.
+    // The pod of before is none of our plugin's: it keeps the kernel path. A new one is on the fast
+    // path.
     talk(&plain.endpoint(), &reach::of_pod(&target))?;
     let fresh = lab.add_pod(1)?;
     let before = taken(node)?;

@@ -1,4 +1,5 @@
-//! The device to run over is the one flannel would take (its `match_test.go` has these expectations).
+//! The device to run over is the one flannel would take (its `match_test.go` has these
+//! expectations).
 
 use std::net::IpAddr;
 

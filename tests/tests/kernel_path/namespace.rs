@@ -95,8 +95,9 @@ impl Drop for Namespace {
     }
 }
 
-/// This node is 192.0.2.1 with 10.244.1.0/24, the peer 192.0.2.2 with 10.244.2.0/24, joined by a veth
-/// pair that is called `underlay` at both ends. The peer is configured as flannel would, by hand.
+/// This node is 192.0.2.1 with 10.244.1.0/24, the peer 192.0.2.2 with 10.244.2.0/24, joined by a
+/// veth pair that is called `underlay` at both ends. The peer is configured as flannel would, by
+/// hand.
 pub fn node_with_peer() -> Namespace {
     let peer = Namespace::new();
     run(&format!(

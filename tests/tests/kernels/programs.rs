@@ -45,8 +45,8 @@ fn every_program_loads_and_keeps_its_size() -> Result<()> {
     }
 }
 
-/// Instructions that the verifier walked through, or where it does not count them (before Linux 5.16), bytes
-/// of what it made of the program.
+/// Instructions that the verifier walked through, or where it does not count them (before Linux
+/// 5.16), bytes of what it made of the program.
 fn sizes(programs: &mut Programs) -> Result<BTreeMap<&'static str, u32>> {
     let mut ids = BTreeMap::new();
     for hook in tc_hooks() {

@@ -1,5 +1,5 @@
-//! Underlays that the development machine's kernel cannot make: bad wires, tunnels, an address that is on no
-//! network card.
+//! Underlays that the development machine's kernel cannot make: bad wires, tunnels, an address that
+//! is on no network card.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,6 +1,8 @@
-//! Every binary runs with the capabilities that `deploy/` gives it and no others; without one of them it says which.
+//! Every binary runs with the capabilities that `deploy/` gives it and no others; without one of
+//! them it says which.
 //!
-//! `setpriv` takes capabilities from root as systemd's `CapabilityBoundingSet` and a container runtime's `drop` do.
+//! `setpriv` takes capabilities from root as systemd's `CapabilityBoundingSet` and a container
+//! runtime's `drop` do.
 
 mod binaries;
 mod files;

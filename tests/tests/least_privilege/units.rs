@@ -100,7 +100,8 @@ fn the_unit_is_valid_and_hardened() -> Result<()> {
             String::from_utf8_lossy(&text).into_owned(),
         ))
     };
-    // Nothing but the one unit is looked at: what a machine without systemd says of others does not count.
+    // Nothing but the one unit is looked at: what a machine without systemd says of others does not
+    // count.
     let (fine, text) = run(&["verify", "--man=no", "--recursive-errors=no"])?;
     ensure!(fine && !text.contains("overlayd.service"), "{text}");
     // 0 is safest, 10 is a service without any protection.

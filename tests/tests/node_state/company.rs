@@ -12,7 +12,8 @@ use overlay_user::datapath::object;
 
 use crate::shell;
 
-/// Somebody else's program, which is ours without tables: it lets everything pass. Returns its number, too.
+/// Somebody else's program, which is ours without tables: it lets everything pass. Returns its
+/// number, too.
 fn foreign(device: &str) -> Result<(Ebpf, u32)> {
     let mut ebpf = EbpfLoader::new().load(object::bytes()?)?;
     let program = ebpf.program_mut("ov_pod_out").context("no program")?;

@@ -1,5 +1,6 @@
 //! The kernel's state on a node, against that of a node of flannel's (`pkg/backend/vxlan` and
-//! `pkg/trafficmngr/iptables` of flannel, and the golden texts of its `e2e/rules.go`), as the tools show it.
+//! `pkg/trafficmngr/iptables` of flannel, and the golden texts of its `e2e/rules.go`), as the tools
+//! show it.
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{Lab, Node, Options};
@@ -63,7 +64,8 @@ fn a_node_looks_as_flannel_makes_it() -> Result<()> {
         let (command, lines) = part.split_once('\n').context("a command without lines")?;
         let wanted: Vec<&str> = lines.lines().collect();
         let shown = shown(&node, command)?;
-        // Tools show more of an object in the same line or beside it; of rules and entries there are no others.
+        // Tools show more of an object in the same line or beside it; of rules and entries there
+        // are no others.
         let has = |wanted: &&str| shown.iter().any(|line| line.contains(*wanted));
         let missing: Vec<_> = wanted.iter().filter(|line| !has(line)).collect();
         let is_list = !command.starts_with("ip -d");

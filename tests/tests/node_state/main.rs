@@ -1,4 +1,5 @@
-//! The state of a node's kernel: what flannel would make of it, and what holds whatever others do to it.
+//! The state of a node's kernel: what flannel would make of it, and what holds whatever others do
+//! to it.
 
 mod company;
 mod flannel;

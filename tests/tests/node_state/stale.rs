@@ -11,7 +11,8 @@ use crate::{SOON, shell};
 /// Events of the kernel while the agent does not read: far more than its socket's buffer holds.
 const BURST: u32 = 100_000;
 
-/// Events that the agent's netlink sockets have lost, from the last but one column of `/proc/net/netlink`.
+/// Events that the agent's netlink sockets have lost, from the last but one column of
+/// `/proc/net/netlink`.
 fn lost_events(lab: &Lab) -> Result<u64> {
     let node = lab.node(1);
     let pid = node.agent().context("an agent")?.pid;
@@ -69,8 +70,8 @@ fn the_state_is_right_after_an_overrun_of_netlink() -> Result<()> {
     lab.down()
 }
 
-/// The agent is dead, a pod's veth is gone, and another pod's veth has its index: what is sent to the one that is
-/// gone must not reach the other.
+/// The agent is dead, a pod's veth is gone, and another pod's veth has its index: what is sent to
+/// the one that is gone must not reach the other.
 #[test]
 fn a_recycled_index_shows_nobody_anothers_packets() -> Result<()> {
     let lab = Lab::up(Options::for_test("recycled"))?;

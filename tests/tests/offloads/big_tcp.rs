@@ -74,8 +74,9 @@ fn long_packets_arrive_intact() -> Result<()> {
     lab.down()
 }
 
-/// Lets `eth0` of the calling thread's namespace send and receive super-packets beyond 64 KiB: ip(8) knows how from
-/// version 6.3 on only. Whether the kernel took it: one that does not know the attributes ignores them.
+/// Lets `eth0` of the calling thread's namespace send and receive super-packets beyond 64 KiB:
+/// ip(8) knows how from version 6.3 on only. Whether the kernel took it: one that does not know the
+/// attributes ignores them.
 fn allow_big_tcp() -> Result<bool> {
     let runtime = Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {

@@ -43,7 +43,8 @@ fn super_packets_stay_whole_and_tcp_arrives_intact() -> Result<()> {
         "super-packets were cut: {longest:?}"
     );
 
-    // The pod cuts what it receives into pieces again only where it sends it on; answers are its own.
+    // The pod cuts what it receives into pieces again only where it sends it on; answers are its
+    // own.
     ethtool(&receiver.namespace(), "eth0", "tso off gso off gro off")?;
     stream("no offload in the receiving pod")?;
     ethtool(&receiver.namespace(), "eth0", "tso on gso on gro on")?;
@@ -164,7 +165,8 @@ fn bulk_is_not_sent_again() -> Result<()> {
         count("TcpRetransSegs")?,
         carried(&lab)?,
     );
-    // On one processor: a sender that wanders between two overtakes itself in their queues, by any path.
+    // On one processor: a sender that wanders between two overtakes itself in their queues, by any
+    // path.
     thread::scope(|scope| {
         let work = scope.spawn(|| -> Result<()> {
             let mut one = CpuSet::new();

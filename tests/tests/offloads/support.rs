@@ -48,8 +48,8 @@ pub fn lab(name: &str) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Packets that the fast path carried from the first node's pods to the second's: encapsulated, and decapsulated there or left to
-/// the kernel as agents were told to.
+/// Packets that the fast path carried from the first node's pods to the second's: encapsulated, and
+/// decapsulated there or left to the kernel as agents were told to.
 pub fn carried(lab: &Lab) -> Result<(u64, u64)> {
     let receiver = lab.node(2);
     let mut arrived = packets(&receiver, "net_in", "decapsulated")?;

@@ -136,7 +136,8 @@ impl Stage {
         }
     }
 
-    /// The kernel cuts off what stands behind the end of a packet; who looks there is shown an honest one.
+    /// The kernel cuts off what stands behind the end of a packet; who looks there is shown an
+    /// honest one.
     pub(super) fn decoys(&mut self) {
         let honest = self.pods[&Pod::Remote].0;
         let forged = Ipv4Addr::new(10, 244, 250, 9);

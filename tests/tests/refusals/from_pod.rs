@@ -99,7 +99,8 @@ impl Stage {
                 };
                 let name = format!("pod sends VXLAN to {what}, {shape:?}");
                 self.add(name, From::Pod, reasons, |stage, payload| {
-                    // To the pod that is behind that node, in the name of its neighbour there or here.
+                    // To the pod that is behind that node, in the name of its neighbour there or
+                    // here.
                     let (victim, claimed) = if node == 1 && to == n1 {
                         (Pod::Local, stage.pods[&Pod::Remote].0)
                     } else {

@@ -165,7 +165,8 @@ impl Stage {
         self.fast_path_has_refused_itself()
     }
 
-    /// Sends a case; a refusal must be counted under its reason and no other, anything else under none.
+    /// Sends a case; a refusal must be counted under its reason and no other, anything else under
+    /// none.
     fn try_case(&self, case: &Case, sender: &RawSocket) -> Result<()> {
         let before = [refused(&self.lab.node(1))?, refused(&self.lab.node(2))?];
         for frame in &case.frames {
@@ -180,7 +181,8 @@ impl Stage {
         };
         match case.end {
             End::Refused(node, reasons) => {
-                // Packet filters count in the sender's own time, but the last hop may be another CPU's.
+                // Packet filters count in the sender's own time, but the last hop may be another
+                // CPU's.
                 let _ = wait_until("a counter", PATIENCE, || {
                     counted(node).is_ok_and(|reasons| !reasons.is_empty())
                 });

@@ -77,8 +77,8 @@ impl Node {
     }
 }
 
-/// Lets nodes 1 to `nodes` ask for a lease at once; returns the subnets that they got. Whoever got none was told
-/// that there is no room.
+/// Lets nodes 1 to `nodes` ask for a lease at once; returns the subnets that they got. Whoever got
+/// none was told that there is no room.
 pub async fn race(location: &Location, ttl: Duration, json: &str, nodes: u8) -> BTreeSet<IpNet> {
     let config = config(json);
     let races = (1..=nodes).map(|n| {

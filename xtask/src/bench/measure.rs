@@ -8,7 +8,7 @@ use overlay_tests::load::{Cores, Volume, connections, cpu, datagrams, pin, round
 use overlay_tests::traffic::Endpoint;
 use serde::Serialize;
 
-use super::stage::{Path, Underlay};
+use super::underlay::{Path, Underlay};
 
 /// A kind of load; each yields several figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]

@@ -10,9 +10,9 @@ use clap::ValueEnum as _;
 
 use super::Findings;
 use super::machine::Machine;
-use super::stage::{Path, Underlay};
 use super::summary::{Outcome, Ratio, places};
 use super::table::{short, title};
+use super::underlay::{Path, Underlay};
 use super::variant::Variant;
 
 /// Sizes in pixels.
@@ -34,7 +34,8 @@ const RATES: &[(&str, &str)] = &[
     ("udp_64", "UDP packets of 64 bytes"),
 ];
 
-/// Writes one plot for each measure in each place, and for each underlay one with the rates of all against the host's.
+/// Writes one plot for each measure in each place, and for each underlay one with the rates of all
+/// against the host's.
 pub fn write(directory: &FilePath, findings: &Findings) -> Result<()> {
     let Findings {
         machine, results, ..
@@ -72,7 +73,8 @@ pub fn publish(directory: &FilePath, findings: &Findings) -> Result<()> {
     fs::write(&place, svg).with_context(|| format!("write {}", place.display()))
 }
 
-/// Rates across nodes as shares of the host's, grouped by measure; nothing where the host was not measured.
+/// Rates across nodes as shares of the host's, grouped by measure; nothing where the host was not
+/// measured.
 fn summary(findings: &Findings, underlay: Underlay) -> Option<String> {
     const GROUP: f64 = 26.0;
     const THIN: f64 = 18.0;

@@ -51,7 +51,8 @@ const TURNS: usize = 3;
 /// Measures this tree's programs, and those of another revision on the same packets.
 pub fn run(against: Option<&str>, output: Output) -> Result<()> {
     let other = against.map(Worktree::check_out).transpose()?;
-    // Cargo takes the crates of both trees for the same, so each has a directory of its own; it stays for next time.
+    // Cargo takes the crates of both trees for the same, so each has a directory of its own; it
+    // stays for next time.
     let builds = workspace::root().join("target/against");
     let (mut now, mut before) = (None, None);
     for _ in 0..TURNS {
@@ -83,8 +84,8 @@ pub fn run(against: Option<&str>, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// Runs the programs of an object file on the packets that the decision is tested with, as `tree` has them: the
-/// maps belong to the programs.
+/// Runs the programs of an object file on the packets that the decision is tested with, as `tree`
+/// has them: the maps belong to the programs.
 fn measure(tree: &Path, target: &Path, object: &Path) -> Result<Costs> {
     setup::ensure_protoc()?;
     shell::progress(&format!("running the programs of {}", object.display()));

@@ -1,5 +1,5 @@
-//! Round after round. In each, one measure is taken of one variant right after the other, so that a slow minute hits
-//! all of them.
+//! Round after round. In each, one measure is taken of one variant right after the other, so that a
+//! slow minute hits all of them.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -10,7 +10,8 @@ use overlay_tests::interrupt;
 use serde::Serialize;
 
 use super::measure::{Lengths, Measure, Taken, take};
-use super::stage::{Path, Stage, Underlay};
+use super::stage::Stage;
+use super::underlay::{Path, Underlay};
 use super::variant::Variant;
 use crate::shell;
 
@@ -73,7 +74,8 @@ pub struct Disturbance {
     pub foreign: f64,
     /// Speed of the core, compared with the others of the same comparison.
     pub speed: f64,
-    /// Whether a repetition went undisturbed; else the figure counts only where there is no better one.
+    /// Whether a repetition went undisturbed; else the figure counts only where there is no better
+    /// one.
     pub repeated: bool,
 }
 

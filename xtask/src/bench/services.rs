@@ -1,7 +1,8 @@
-//! The rules that kube-proxy's iptables mode writes for many Services, as every node of a cluster has them.
+//! The rules that kube-proxy's iptables mode writes for many Services, as every node of a cluster
+//! has them.
 //!
-//! Written after the chains that kube-proxy documents and `iptables-save` shows on a node; no packet of the
-//! measurement is for a Service, but every new connection walks the rules.
+//! Written after the chains that kube-proxy documents and `iptables-save` shows on a node; no
+//! packet of the measurement is for a Service, but every new connection walks the rules.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,5 @@
-//! Where it is measured: two nodes for each variant, joined by a cable, all of them up at the same time, so that
-//! one variant can be measured a moment after the other.
+//! Where it is measured: two nodes for each variant, joined by a cable, all of them up at the same
+//! time, so that one variant can be measured a moment after the other.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -9,22 +9,18 @@ use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use overlay_tests::traffic::{self, Endpoint};
 use overlay_tests::{Lab, Namespace, Node, Options, Running, command, reach, wait_until};
-use serde::Serialize;
 
-use super::variant::{Recipe, Variant};
+use super::underlay::{Path, Underlay};
+use super::variant::{FAST_PATH_OFF, FAST_PATH_ON, Recipe, Variant};
 use super::{plain, services};
 use crate::{build, shell};
 
-/// The device that the overlay uses for its underlay: no bridge in between, so that the figures are those of
-/// the two ends. The store is reached by the lab's own underlay.
+/// The device that the overlay uses for its underlay: no bridge in between, so that the figures are
+/// those of the two ends. The store is reached by the lab's own underlay.
 const CABLE: &str = "cable0";
-
-pub const FAST_PATH_ON: &str = "--fast-path=auto";
-pub const FAST_PATH_OFF: &str = "--fast-path=off";
 
 /// What flannel leaves for the CNI plugin.
 const SUBNET_ENV: &str = "/run/flannel/subnet.env";
@@ -41,36 +37,6 @@ const SEGMENTATION: &[&str] = &[
     "tx-udp_tnl-csum-segmentation",
     "tx-udp-segmentation",
 ];
-
-/// What the cable is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Underlay {
-    /// A veth pair as it is: super-packets go through whole.
-    Super,
-    /// Like a wire: segments on the way, aggregated again by GRO where they arrive.
-    Wire,
-}
-
-impl Underlay {
-    /// For people.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Super => "super-packets",
-            Self::Wire => "as a wire",
-        }
-    }
-}
-
-/// Whereto, seen from a pod of the first node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Path {
-    /// The other node.
-    Across,
-    /// The same node.
-    SameNode,
-}
 
 /// The lab, with two nodes for each variant.
 pub struct Stage {
@@ -225,7 +191,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Runs flanneld over what our kernel path has set up, as after a migration back: same device, same lease.
+    /// Runs flanneld over what our kernel path has set up, as after a migration back: same device,
+    /// same lease.
     fn run_flannel(&mut self, variant: Variant) -> Result<()> {
         let flanneld = self.flanneld.clone().context("no flanneld was given")?;
         let endpoints = format!("--etcd-endpoints={}", self.lab.store_endpoint());
@@ -233,7 +200,8 @@ impl Stage {
         for node in self.nodes(variant) {
             node.stop_agent(Signal::SIGTERM)?;
             remove_guard(&node)?;
-            // A sign of life: flanneld writes it when all is set up. Its lease it finds in the store.
+            // A sign of life: flanneld writes it when all is set up. Its lease it finds in the
+            // store.
             node.run(["rm", SUBNET_ENV])?;
             let program = flanneld.to_string_lossy().into_owned();
             let interface = format!("--iface={CABLE}");
@@ -261,8 +229,9 @@ impl Stage {
         if self.underlay.replace(Some(underlay)) == Some(underlay) {
             return Ok(());
         }
-        // The ring of a veth pair with GRO has 256 places, where super-packets become more segments than that: without a
-        // queue before it, as every network card has one, the sender loses packets and TCP's repairs are measured.
+        // The ring of a veth pair with GRO has 256 places, where super-packets become more segments
+        // than that: without a queue before it, as every network card has one, the sender loses
+        // packets and TCP's repairs are measured.
         let (segmentation, aggregation, queue) = match underlay {
             Underlay::Super => ("on", "off", "noqueue"),
             Underlay::Wire => ("off", "on", "pfifo"),
@@ -315,8 +284,9 @@ fn remove_guard(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Sets the congestion control that every kernel allows in the calling thread's network namespace: where the machine has
-/// another one, such as BBR, its pacing would be measured instead of the path.
+/// Sets the congestion control that every kernel allows in the calling thread's network namespace:
+/// where the machine has another one, such as BBR, its pacing would be measured instead of the
+/// path.
 fn set_congestion_control() -> Result<()> {
     const FILE: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
     fs::write(FilePath::new(FILE), "reno").with_context(|| format!("write {FILE}"))

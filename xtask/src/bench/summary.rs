@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::rounds::{DEVIATION, Series, Subject, Value};
-use super::stage::{Path, Underlay};
+use super::underlay::{Path, Underlay};
 use super::variant::Variant;
 
 /// What others are compared with.
@@ -144,7 +144,8 @@ pub fn reference(ratios: &[Ratio]) -> Option<Variant> {
     REPLACED.into_iter().find(measured)
 }
 
-/// Least, median and largest of the clean rounds, and how many those are; of all where none is clean.
+/// Least, median and largest of the clean rounds, and how many those are; of all where none is
+/// clean.
 fn spread(values: &[Option<Value>]) -> Option<([f64; 3], usize)> {
     let all = values.iter().flatten();
     let clean = all.clone().filter(|value| value.clean).count();

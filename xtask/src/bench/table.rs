@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use comfy_table::Table;
 
 use super::Findings;
-use super::stage::{Path, Underlay};
 use super::summary::{self, Outcome, Ratio, places};
+use super::underlay::{Path, Underlay};
 use super::variant::Variant;
 use crate::lab::table::{align_right, table};
 

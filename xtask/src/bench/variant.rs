@@ -1,13 +1,17 @@
 //! Who carries the packets: what is compared.
 
-use std::path::Path;
+use std::path::Path as FilePath;
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 use super::measure::Measure;
-use super::stage::{self, Underlay};
+use super::underlay::{Path, Underlay};
+
+/// Flags of an agent that carries pods' traffic by eBPF, or leaves that to the kernel.
+pub const FAST_PATH_ON: &str = "--fast-path=auto";
+pub const FAST_PATH_OFF: &str = "--fast-path=off";
 
 /// A way for packets, in the order that a round takes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -35,7 +39,8 @@ pub enum Variant {
     WithoutHeaderChecksums,
     /// The fast path without counters.
     WithoutCounters,
-    /// The fast path without prepared next hops: the kernel looks the neighbour up for every packet.
+    /// The fast path without prepared next hops: the kernel looks the neighbour up for every
+    /// packet.
     WithoutPreparedNextHop,
     /// The fast path without the short cut past the flow table while it is empty.
     WithoutFlowNews,
@@ -69,10 +74,10 @@ impl Variant {
         match self {
             Self::Host => Recipe::Bare,
             Self::FlannelPlain => Recipe::Plain,
-            Self::Kernel => Recipe::Agent(stage::FAST_PATH_OFF),
+            Self::Kernel => Recipe::Agent(FAST_PATH_OFF),
             Self::KernelServices => Recipe::Services,
             Self::Flannel => Recipe::Flannel,
-            Self::Overlay => Recipe::Agent(stage::FAST_PATH_ON),
+            Self::Overlay => Recipe::Agent(FAST_PATH_ON),
             Self::AggregatesToKernel => Recipe::Agent("--aggregates=kernel"),
             Self::WithoutInnerSource
             | Self::WithoutStackOwned
@@ -83,18 +88,18 @@ impl Variant {
         }
     }
 
-    /// Whether a measure can tell it from the others: what costs so much per packet does not show in bulk, and who
-    /// takes super-packets shows there only.
-    pub fn shows(self, measure: Measure, underlay: Underlay, path: stage::Path) -> bool {
+    /// Whether a measure can tell it from the others: what costs so much per packet does not show
+    /// in bulk, and who takes super-packets shows there only.
+    pub fn shows(self, measure: Measure, underlay: Underlay, path: Path) -> bool {
         use Measure::{Bulk, Bulk4, BulkOneCore, TcpRr, Udp64, UdpRr};
         match self.recipe() {
-            Recipe::Bare => path == stage::Path::Across,
+            Recipe::Bare => path == Path::Across,
             Recipe::Programs(_) => {
-                (underlay, path) == (Underlay::Super, stage::Path::Across)
+                (underlay, path) == (Underlay::Super, Path::Across)
                     && matches!(measure, TcpRr | UdpRr | Udp64)
             }
             Recipe::Agent(_) if self == Self::AggregatesToKernel => {
-                path == stage::Path::Across && matches!(measure, Bulk | Bulk4 | BulkOneCore)
+                path == Path::Across && matches!(measure, Bulk | Bulk4 | BulkOneCore)
             }
             Recipe::Plain | Recipe::Agent(_) | Recipe::Services | Recipe::Flannel => true,
         }
@@ -111,7 +116,7 @@ impl Serialize for Variant {
 pub fn choose(
     only: &[Variant],
     quick: bool,
-    flanneld: Option<&Path>,
+    flanneld: Option<&FilePath>,
 ) -> Result<(Vec<Variant>, Vec<String>)> {
     let mut skipped = Vec::new();
     let mut chosen: Vec<Variant> = if only.is_empty() {

@@ -79,7 +79,8 @@ impl Comparison {
 
 /// Measures between two pods of one node and two pods of two nodes.
 pub fn measure(lab: &Lab) -> Result<Measured> {
-    // What the nodes have learned of path MTUs, from ICMP about masqueraded pods, would slow the kernel path down.
+    // What the nodes have learned of path MTUs, from ICMP about masqueraded pods, would slow the
+    // kernel path down.
     for node in lab.nodes() {
         node.run(["ip", "route", "flush", "cache"])?;
     }

@@ -112,7 +112,8 @@ fn base(cache: &Path) -> Result<PathBuf> {
     Ok(base)
 }
 
-/// Copies the base and adds what belongs to a run: configuration, rustup's programs, a clean checkout.
+/// Copies the base and adds what belongs to a run: configuration, rustup's programs, a clean
+/// checkout.
 fn furnish(base: &Path, root: &Path) -> Result<()> {
     shell::run(Command::new("cp").arg("-a").arg(base).arg(root))?;
     for source in CONFIGURATION.iter().map(Path::new) {

@@ -73,8 +73,8 @@ pub fn run(wanted: &Wanted<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the targets with the compiler's checks alone. Nothing is linked, so that libFuzzer itself, which takes
-/// a C++ compiler, need not be built.
+/// Compiles the targets with the compiler's checks alone. Nothing is linked, so that libFuzzer
+/// itself, which takes a C++ compiler, need not be built.
 pub fn check() -> Result<()> {
     let mut command = shell::cargo(&["check", "--locked", "--bins", "--manifest-path"]);
     command.arg(directory().join("Cargo.toml"));
@@ -104,7 +104,8 @@ fn directory() -> PathBuf {
     workspace::root().join("tests/fuzz")
 }
 
-/// Memory errors are not looked for (nothing that parses is unsafe code), so that a stable compiler is enough.
+/// Memory errors are not looked for (nothing that parses is unsafe code), so that a stable compiler
+/// is enough.
 fn cargo_fuzz(verb: &str) -> Command {
     let mut command = shell::cargo(&[
         "fuzz",

@@ -97,7 +97,7 @@ pub const ALL: &[Explained] = &[
     explained(
         "overlay-user/src/ipam.rs",
         "if Holder::read(&path) == Holder::Unreadable {",
-        "replace == with != in Store::reserve",
+        "replace == with != in AddressBook::reserve",
         "a line of the log, and nothing else",
     ),
 ];

@@ -116,8 +116,9 @@ const fn file(
     }
 }
 
-/// Everything besides the eBPF toolchain: whatever program a lab, a test, a measurement or a machine runs,
-/// beyond what every Debian has (dash, coreutils, findutils, grep, tar, mount, util-linux, dpkg, apt).
+/// Everything besides the eBPF toolchain: whatever program a lab, a test, a measurement or a
+/// machine runs, beyond what every Debian has (dash, coreutils, findutils, grep, tar, mount,
+/// util-linux, dpkg, apt).
 #[rustfmt::skip]
 pub const ALL: &[Part] = &[
     program("gcc", "cc", Needed::Build, "links programs, and compiles ring"),

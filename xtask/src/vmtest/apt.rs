@@ -1,6 +1,8 @@
-//! Debian's kernels by apt, from suites that this machine need not have configured, and never installed.
+//! Debian's kernels by apt, from suites that this machine need not have configured, and never
+//! installed.
 //!
-//! A private configuration names the suites; where they are served is taken from the machine's own sources.
+//! A private configuration names the suites; where they are served is taken from the machine's own
+//! sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! What runs inside a machine: tests, the overlay's binaries, and the programs that these call, with the
-//! libraries of all of them.
+//! What runs inside a machine: tests, the overlay's binaries, and the programs that these call,
+//! with the libraries of all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -79,8 +79,8 @@ pub fn command_line(test: &str, program: &str, filter: &str) -> String {
     format!("{program} --test-threads=1 --nocapture{ignored} {filter}")
 }
 
-/// Builds what runs inside, these tests among it, and gathers it, with what is built stripped into a directory of
-/// `cache`.
+/// Builds what runs inside, these tests among it, and gathers it, with what is built stripped into
+/// a directory of `cache`.
 pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     let directory = cache.join("bin");
     fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;

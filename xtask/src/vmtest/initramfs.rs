@@ -1,5 +1,6 @@
-//! Packs a machine's files into an initramfs: a cpio archive of the "newc" kind, which the kernel unpacks into
-//! its root at boot. It is not compressed: what the host saves, the emulated machine pays many times over.
+//! Packs a machine's files into an initramfs: a cpio archive of the "newc" kind, which the kernel
+//! unpacks into its root at boot. It is not compressed: what the host saves, the emulated machine
+//! pays many times over.
 
 use std::collections::BTreeSet;
 use std::fs;

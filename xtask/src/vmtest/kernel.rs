@@ -13,8 +13,8 @@ use crate::shell;
 pub struct Series {
     /// As users name it: `6.1`, or `newest`.
     pub name: &'static str,
-    /// Whether it has every helper that the programs call. Where not, the agent has to say so, and no program
-    /// can be tested.
+    /// Whether it has every helper that the programs call. Where not, the agent has to say so, and
+    /// no program can be tested.
     pub loads_programs: bool,
     /// The suite that has it; the security ones are small and complete.
     suite: Suite,

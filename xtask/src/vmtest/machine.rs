@@ -14,8 +14,9 @@ use overlay_tests::machine::{BEGIN, END};
 
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
-/// What makes it emulate. The machine's clock counts its instructions, one a nanosecond, and leaps to the next timer
-/// when there is nothing to do: nothing is late inside because the host is busy, and sleeping takes no time.
+/// What makes it emulate. The machine's clock counts its instructions, one a nanosecond, and leaps
+/// to the next timer when there is nothing to do: nothing is late inside because the host is busy,
+/// and sleeping takes no time.
 const EMULATION: &[&str] = &[
     "-accel",
     "tcg,thread=single",
@@ -26,8 +27,9 @@ const EMULATION: &[&str] = &[
     "-cpu",
     "max",
 ];
-/// Network cards: two on one wire (which leads nowhere else, as qemu warns), with nothing that a driver gives up for
-/// XDP; and one whose other end, a tap device in a network namespace of the emulator's own, has it take offloads over.
+/// Network cards: two on one wire (which leads nowhere else, as qemu warns), with nothing that a
+/// driver gives up for XDP; and one whose other end, a tap device in a network namespace of the
+/// emulator's own, has it take offloads over.
 pub const CARDS: &[&str] = &[
     "-netdev",
     "hubport,id=left,hubid=0",
@@ -165,7 +167,8 @@ impl Machine {
                 "-m",
                 &self.memory.to_string(),
             ])
-            // The check of the timer fails where the host gives the machine no time to be interrupted in.
+            // The check of the timer fails where the host gives the machine no time to be
+            // interrupted in.
             .args([
                 "-append",
                 "console=ttyS0 panic=-1 oops=panic no_timer_check",

@@ -177,8 +177,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The modules that a module needs: `depends=` among the entries of its `.modinfo`, each of which ends with a
-/// zero byte.
+/// The modules that a module needs: `depends=` among the entries of its `.modinfo`, each of which
+/// ends with a zero byte.
 fn needs(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {

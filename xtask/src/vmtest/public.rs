@@ -1,6 +1,6 @@
-//! What `vmtest.toml` names: lets the vmtest program run the same tests. It boots a generic kernel on this
-//! machine's own file system, which takes an initramfs that finds it, and insists on KVM wherever there is a
-//! `/dev/kvm`, which takes a wrapper around the emulator.
+//! What `vmtest.toml` names: lets the vmtest program run the same tests. It boots a generic kernel
+//! on this machine's own file system, which takes an initramfs that finds it, and insists on KVM
+//! wherever there is a `/dev/kvm`, which takes a wrapper around the emulator.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,8 +21,9 @@ use crate::shell;
 /// What takes vmtest's orders inside of a machine.
 const AGENT: &str = "qemu-ga";
 
-/// Takes out what vmtest adds for KVM, and adds what our own machines have. Their clocks go by the host's: vmtest gives
-/// up after 80 seconds, and writing to its console takes long when instructions are counted.
+/// Takes out what vmtest adds for KVM, and adds what our own machines have. Their clocks go by the
+/// host's: vmtest gives up after 80 seconds, and writing to its console takes long when
+/// instructions are counted.
 fn emulator() -> String {
     let [in_namespace, cards] = [IN_NAMESPACE, CARDS].map(|words| words.join(" "));
     format!(

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::count::Count;
 use crate::lab::table::table;
-use crate::test::Count;
 
 /// What came of one kernel.
 #[derive(Clone, Debug, Serialize)]

@@ -15,10 +15,11 @@ use crate::datapath::probe::Probes;
 use crate::datapath::programs::{Attachment, Programs};
 use crate::datapath::tables::{LocalPod, Omission, TableInput, Tables};
 use crate::kernel::nic::Nic;
-use crate::kernel::pods::{BRIDGE, PodLink};
+use crate::kernel::pods::PodLink;
 use crate::kernel::xfrm::{self, Traffic};
 use crate::kernel::{self, Kernel, sysctl};
 use crate::mac::MacAddr;
+use crate::marks::BRIDGE;
 use ipnet::IpNet;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,

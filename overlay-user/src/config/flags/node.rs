@@ -19,14 +19,16 @@ pub struct NodeFlags {
     /// the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
-    /// Who judges what pods send: eBPF programs, even where they carry nothing, or nftables; "auto" is "bpf"
-    /// where this kernel can
+    /// Who judges what pods send: eBPF programs, even where they carry nothing, or nftables; "auto"
+    /// is "bpf" where this kernel can
     #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = Guard::Auto)]
     pub guard: Guard,
-    /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact filters
+    /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact
+    /// filters
     #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
-    /// Refuse hostile VXLAN at the NIC already, by native XDP: "auto" where the driver gives up nothing for it
+    /// Refuse hostile VXLAN at the NIC already, by native XDP: "auto" where the driver gives up
+    /// nothing for it
     #[arg(long, env = "OVERLAY_XDP", value_enum, default_value_t = Xdp::Auto)]
     pub xdp: Xdp,
     /// Load the eBPF programs of this object file instead of those built in: to try others out
@@ -38,7 +40,8 @@ pub struct NodeFlags {
     /// How long programs and guard refuse by the list of leases after the agent is gone; 0 for ever
     #[arg(long, env = "OVERLAY_REFUSE_WITHOUT_AGENT", default_value = "10m", value_parser = parse_duration_or_zero, value_name = "TIME")]
     pub refuse_without_agent: Duration,
-    /// Who decapsulates TCP super-packets: "kernel" is for nodes whose pods pass them on to tap devices
+    /// Who decapsulates TCP super-packets: "kernel" is for nodes whose pods pass them on to tap
+    /// devices
     #[arg(long, env = "OVERLAY_AGGREGATES", value_enum, default_value_t = Aggregates::Fast)]
     pub aggregates: Aggregates,
     /// Masquerade what pods send out of the overlay

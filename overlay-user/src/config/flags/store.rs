@@ -98,8 +98,8 @@ pub struct StoreFlags {
         value_name = "FILE"
     )]
     pub etcd_certfile: String,
-    /// Certificate authority that signed etcd's certificate (PEM); enough for TLS by itself. Without one, https
-    /// endpoints are checked against the system's authorities
+    /// Certificate authority that signed etcd's certificate (PEM); enough for TLS by itself.
+    /// Without one, https endpoints are checked against the system's authorities
     #[arg(
         long,
         env = "FLANNELD_ETCD_CAFILE",
@@ -166,8 +166,8 @@ impl FromStr for StoreKind {
 }
 
 impl StoreFlags {
-    /// How long after one renewal the next is due: a third of the lease time, or sooner if the margin
-    /// asks for it.
+    /// How long after one renewal the next is due: a third of the lease time, or sooner if the
+    /// margin asks for it.
     #[must_use]
     pub fn renew_every(&self) -> Duration {
         let third = self.lease_ttl / 3;

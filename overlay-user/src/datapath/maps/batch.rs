@@ -35,6 +35,7 @@ const _: () = assert!(size_of::<Batch>() == 56);
 ///
 /// # Errors
 /// `EINVAL` before Linux 5.6; `EPERM` without the privileges for the map.
+#[expect(unsafe_code, reason = "aya has no BPF_MAP_LOOKUP_BATCH")]
 pub(super) fn entries<K: Plain + Ord, V: Plain>(map: &MapData) -> io::Result<BTreeMap<K, V>> {
     let info = map.info().map_err(io::Error::other)?;
     // The kernel refuses to split a bucket, so there is room for all.

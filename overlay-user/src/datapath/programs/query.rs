@@ -38,6 +38,7 @@ const _: () = assert!(size_of::<Query>() == 64);
 ///
 /// # Errors
 /// `EINVAL` on a kernel without tcx (before Linux 6.6), `EPERM` without `CAP_NET_ADMIN`, `ENODEV`.
+#[expect(unsafe_code, reason = "aya opens every program that it lists")]
 pub(super) fn tcx_program_ids(ifindex: u32, direction: TcAttachType) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; MOST];
     let mut query = Query {

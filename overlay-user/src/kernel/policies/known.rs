@@ -1,6 +1,7 @@
 //! Whose rules are whose, by the names that they go by.
 
 use super::judge::Hit;
+use crate::marks::TABLE_PREFIX;
 
 /// Tables of nf_tables that are no policies: kube-proxy's, the container engines' and flannel's.
 /// What they drop, translate or mark is for Services, other bridges and forgeries.
@@ -11,8 +12,6 @@ const HARMLESS_TABLES: [&str; 5] = [
     "flannel-ipv4",
     "flannel-ipv6",
 ];
-/// How the names of our own tables begin.
-const OWN_TABLES: &str = "overlay_";
 
 /// Chains that no policy is in, in tables that are shared: kube-proxy's (iptables and IPVS modes)
 /// and the kubelet's. By their whole names, since kube-router's begin with `KUBE-` as well. Those
@@ -52,7 +51,7 @@ const OTHER: &str = "other";
 
 /// Whether a table of nf_tables holds no policies.
 pub(super) fn is_harmless_table(table: &str) -> bool {
-    HARMLESS_TABLES.contains(&table) || table.starts_with(OWN_TABLES)
+    HARMLESS_TABLES.contains(&table) || table.starts_with(TABLE_PREFIX)
 }
 
 /// Whether a chain holds no policies.

@@ -1,6 +1,5 @@
-//! Chains and rules of nf_tables, asked for by netlink: the chains on hooks, and the rules of single
-//! chains. Never all rules, of which kube-proxy may have a
-//! hundred thousand.
+//! Chains and rules of nf_tables, asked for by netlink: the chains on hooks, and the rules of
+//! single chains. Never all rules, of which kube-proxy may have a hundred thousand.
 
 mod rule;
 

@@ -79,8 +79,8 @@ async fn reach(programs: &Programs, wanted: [Option<Vec<String>>; 2]) -> Result<
     Ok(true)
 }
 
-/// The rules of our two chains, without the leading `-A CHAIN`; `None` for a chain that is not wanted.
-/// The text is that of `iptables-save`, so that it can be compared.
+/// The rules of our two chains, without the leading `-A CHAIN`; `None` for a chain that is not
+/// wanted. The text is that of `iptables-save`, so that it can be compared.
 fn wanted(rules: &RuleSet, multicast: &str) -> [Option<Vec<String>>; 2] {
     let (n, p) = (rules.network.trunc(), rules.subnet.trunc());
     let masq = format!("-m comment --comment \"{}\"", POSTROUTING.comment);
@@ -187,7 +187,8 @@ impl Saved {
         rules.iter().filter(|rule| **rule == jump).count()
     }
 
-    /// Whether the kernel holds exactly `bodies`, reached by one jump; or, for `None`, nothing of it.
+    /// Whether the kernel holds exactly `bodies`, reached by one jump; or, for `None`, nothing of
+    /// it.
     fn matches(&self, chain: &Chain, bodies: Option<&[String]>) -> bool {
         self.rules(chain, chain.name) == bodies
             && self.jumps(chain) == usize::from(bodies.is_some())

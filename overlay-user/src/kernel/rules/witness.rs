@@ -1,12 +1,13 @@
-//! Whether anybody has touched the rules of ours: asked of the kernel for next to nothing, where `iptables-save` would
-//! list every rule of every Service.
+//! Whether anybody has touched the rules of ours: asked of the kernel for next to nothing, where
+//! `iptables-save` would list every rule of every Service.
 
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 
 use crate::kernel::nftables::{generation, rule_handles};
 use crate::kernel::xtables::{Info, digest, entries, infos};
 
-/// Where rules of ours are, and the chains that lead there: table and chain, as `iptables-nft` and `nft` write them.
+/// Where rules of ours are, and the chains that lead there: table and chain, as `iptables-nft` and
+/// `nft` write them.
 const CHAINS: [(&str, &str); 6] = [
     ("nat", "POSTROUTING"),
     ("nat", "FLANNEL-POSTRTG"),
@@ -30,8 +31,8 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Looks; what the rules are is only asked where others have made a transaction since the `last` look. None where
-    /// the kernel does not tell.
+    /// Looks; what the rules are is only asked where others have made a transaction since the
+    /// `last` look. None where the kernel does not tell.
     pub async fn look(last: Option<&Self>) -> Option<Self> {
         let generation = generation().await.ok()?;
         let legacy = infos(&LEGACY).ok()?;

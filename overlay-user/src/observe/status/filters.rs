@@ -2,13 +2,14 @@
 
 use overlay_common::Hook;
 
-use super::Attachment;
-use crate::datapath::programs::{self, CLSACT_PRIORITY, OnHook};
+use super::view::HookView;
+use crate::datapath::programs::{self, OnHook};
 use crate::kernel::{self, Kernel};
+use crate::marks::CLSACT_PRIORITY;
 
-/// Our programs that are filters of a clsact qdisc, with those of others on the same side of the device, in the
-/// order they run.
-pub(super) async fn attachments(kernel: &Kernel) -> Result<Vec<Attachment>, kernel::Error> {
+/// Our programs that are filters of a clsact qdisc, with those of others on the same side of the
+/// device, in the order they run.
+pub(super) async fn attachments(kernel: &Kernel) -> Result<Vec<HookView>, kernel::Error> {
     let mut attachments = Vec::new();
     for (ifindex, device) in kernel.clsact_devices().await? {
         let mut filters = kernel.filters(ifindex).await?;
@@ -24,7 +25,7 @@ pub(super) async fn attachments(kernel: &Kernel) -> Result<Vec<Attachment>, kern
                 })
             };
             if let Some(hook) = Hook::ALL.into_iter().find(is_of) {
-                attachments.push(Attachment {
+                attachments.push(HookView {
                     hook: hook.name(),
                     device: device.clone(),
                     programs: programs.into_iter().map(|(_, program)| program).collect(),

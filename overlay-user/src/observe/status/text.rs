@@ -1,6 +1,6 @@
 //! The status as text for people.
 
-use super::{FastPath, Status};
+use super::view::{FastPathView, Status};
 use crate::observe::table;
 
 /// The status as tables for people.
@@ -117,7 +117,7 @@ fn head(status: &Status) -> String {
     )
 }
 
-fn fast_path(fast_path: &FastPath) -> String {
+fn fast_path(fast_path: &FastPathView) -> String {
     let ratio = fast_path
         .hit_ratio
         .map_or("no packets yet".to_owned(), |ratio| {

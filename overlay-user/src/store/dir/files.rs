@@ -99,8 +99,8 @@ impl Files {
         Ok(found)
     }
 
-    /// Whether the entry's file is still as `held` says, even if its term has ended meanwhile: nobody has
-    /// taken it.
+    /// Whether the entry's file is still as `held` says, even if its term has ended meanwhile:
+    /// nobody has taken it.
     pub fn holds(&self, held: &Entry) -> io::Result<bool> {
         Ok(self
             .read(&held.key, held.term, false)?
@@ -139,8 +139,8 @@ impl Files {
             .join(format!("{key}{SUFFIX}"))
     }
 
-    /// The content of a lease's file; nothing if there is none, or if only leases that have not ended are
-    /// wanted and this one has.
+    /// The content of a lease's file; nothing if there is none, or if only leases that have not
+    /// ended are wanted and this one has.
     fn read(&self, key: &str, term: Term, current: bool) -> io::Result<Option<Vec<u8>>> {
         let path = self.file(key, term);
         // Non-blocking, lest a pipe put there keep the agent waiting.
@@ -170,9 +170,9 @@ impl Files {
     }
 }
 
-/// Whether there is nothing at a path that could ever be read: nothing at all, a link that leads nowhere (`ENOTDIR`,
-/// `ELOOP`, `ENAMETOOLONG`), a socket or a device (`ENXIO`, `ENODEV`). One such name must not hide the leases beside it; a
-/// failing disk must not look like leases that ended.
+/// Whether there is nothing at a path that could ever be read: nothing at all, a link that leads
+/// nowhere (`ENOTDIR`, `ELOOP`, `ENAMETOOLONG`), a socket or a device (`ENXIO`, `ENODEV`). One such
+/// name must not hide the leases beside it; a failing disk must not look like leases that ended.
 fn is_no_file(error: &io::Error) -> bool {
     const NO_FILE: [i32; 6] = [
         libc::ENOENT,

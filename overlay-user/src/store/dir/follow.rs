@@ -1,5 +1,5 @@
-//! A watch of the directory: inotify tells at once, a look now and then tells what inotify cannot (ended
-//! terms, other machines' writes on a shared file system).
+//! A watch of the directory: inotify tells at once, a look now and then tells what inotify cannot
+//! (ended terms, other machines' writes on a shared file system).
 
 use std::io;
 use std::time::Duration;
@@ -23,8 +23,8 @@ pub(super) async fn follow(dir: &Dir, changes: &Sender<Change>) {
     let look_every = (dir.ttl / 4).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
     let mut events = None;
     loop {
-        // Watched before it is read, so that no change falls between. A directory that was replaced is
-        // watched again; watching the same one twice changes nothing.
+        // Watched before it is read, so that no change falls between. A directory that was replaced
+        // is watched again; watching the same one twice changes nothing.
         if let Err(error) = watch(dir, &mut events) {
             tracing::debug!(%error, "inotify does not work here; looking now and then");
             events = None;

@@ -91,8 +91,8 @@ impl Clients {
         })
     }
 
-    /// Asks the endpoint in use; if that does not answer in time, the others, once each. `call` says what
-    /// for, in errors.
+    /// Asks the endpoint in use; if that does not answer in time, the others, once each. `call`
+    /// says what for, in errors.
     pub async fn call<T, F>(&self, call: String, ask: impl Fn(Client) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -184,8 +184,9 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::Unreachable(format!("cannot read {}: {error}", path.display())))
 }
 
-/// Whether an answer failed because it is larger than the client takes, 4 MiB: tonic then says "decoded message length
-/// too large". gRPC's code for it, OutOfRange, is etcd's for a compacted revision as well.
+/// Whether an answer failed because it is larger than the client takes, 4 MiB: tonic then says
+/// "decoded message length too large". gRPC's code for it, OutOfRange, is etcd's for a compacted
+/// revision as well.
 pub(super) fn is_too_large(message: &str) -> bool {
     message.contains("message length too large")
 }
@@ -196,8 +197,8 @@ impl From<etcd_client::Error> for Failure {
         match &error {
             Etcd::GRpcStatus(status) => {
                 // gRPC's codes by which the cluster means what it says: InvalidArgument, NotFound,
-                // AlreadyExists, PermissionDenied, ResourceExhausted, FailedPrecondition, OutOfRange.
-                // All others come of connections, elections and time.
+                // AlreadyExists, PermissionDenied, ResourceExhausted, FailedPrecondition,
+                // OutOfRange. All others come of connections, elections and time.
                 let firm = matches!(status.code() as i32, 3 | 5 | 6 | 7 | 8 | 9 | 11);
                 let message = status.message().to_owned();
                 if firm {

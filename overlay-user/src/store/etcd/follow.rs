@@ -20,8 +20,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 enum End {
     /// Go on from the same place.
     Broken(String),
-    /// The place is no longer there (compacted, or the cluster was restored from an older state), or nothing can be
-    /// heard from there: the answer is too large.
+    /// The place is no longer there (compacted, or the cluster was restored from an older state),
+    /// or nothing can be heard from there: the answer is too large.
     Lost(String),
     /// Nobody listens.
     Unheard,
@@ -110,8 +110,8 @@ async fn once(
     }
 }
 
-/// A watch that begins with the changes of the revision `from`: a part of them may have been heard already, since etcd
-/// cuts what is too large for one answer anywhere (fragments).
+/// A watch that begins with the changes of the revision `from`: a part of them may have been heard
+/// already, since etcd cuts what is too large for one answer anywhere (fragments).
 async fn open(etcd: &Etcd, from: i64) -> Result<WatchStream, Error> {
     let prefix = etcd.subnets();
     etcd.clients
@@ -127,7 +127,8 @@ async fn open(etcd: &Etcd, from: i64) -> Result<WatchStream, Error> {
         .await
 }
 
-/// The next answer. After a long silence etcd is asked for one; a watch that stays silent is broken.
+/// The next answer. After a long silence etcd is asked for one; a watch that stays silent is
+/// broken.
 async fn hear(etcd: &Etcd, stream: &mut WatchStream) -> Result<WatchResponse, String> {
     let patience = (etcd.ttl / 6).clamp(Duration::from_secs(1), SILENCE);
     let ended = || "etcd closed the watch".to_owned();
@@ -144,8 +145,8 @@ async fn hear(etcd: &Etcd, stream: &mut WatchStream) -> Result<WatchResponse, St
     }
 }
 
-/// Passes the answer's events on. Only they move `heard_of`: some versions of etcd report progress that runs
-/// ahead of events still to come (etcd issue 15220).
+/// Passes the answer's events on. Only they move `heard_of`: some versions of etcd report progress
+/// that runs ahead of events still to come (etcd issue 15220).
 async fn tell(
     etcd: &Etcd,
     changes: &Sender<Change>,

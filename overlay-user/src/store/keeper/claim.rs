@@ -12,18 +12,19 @@ use crate::store::Error;
 use crate::store::entry::{Change, Entry, Term};
 use crate::store::registry::Registry;
 
-/// How often a lost race is run again. A thousand nodes that start at once draw from a hundred subnets,
-/// so that many lose several times.
+/// How often a lost race is run again. A thousand nodes that start at once draw from a hundred
+/// subnets, so that many lose several times.
 const RACES: usize = 40;
 /// Pauses between races, shortest and longest, each stretched by chance so that the losers part.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 impl Store {
-    /// Rewrites the lease that this node held before its public IP changed, if the store still has it. Otherwise
-    /// its peers would refuse the node as somebody who claims another's MAC address, until that lease ends.
+    /// Rewrites the lease that this node held before its public IP changed, if the store still has
+    /// it. Otherwise its peers would refuse the node as somebody who claims another's MAC address,
+    /// until that lease ends.
     ///
-    /// Only at the start: while the agent runs, a lease under another public IP is somebody else's doing, and
-    /// two nodes with one identity would take it from each other without end.
+    /// Only at the start: while the agent runs, a lease under another public IP is somebody else's
+    /// doing, and two nodes with one identity would take it from each other without end.
     pub(super) async fn reclaim(
         &self,
         inner: &mut Inner,

@@ -17,8 +17,8 @@ enum Finding {
 }
 
 impl Store {
-    /// Sets this node's lease right if it is not, and renews it if `renew`. True if anything but its term
-    /// had to change.
+    /// Sets this node's lease right if it is not, and renews it if `renew`. True if anything but
+    /// its term had to change.
     pub(super) async fn tend(
         &self,
         inner: &mut Inner,
@@ -108,7 +108,8 @@ fn find(inner: &mut Inner, held: &Entry, wanted: &Wanted, value: &str) -> Findin
     if current.value != value.as_bytes() || current.term != held.term {
         return Finding::Changed;
     }
-    // Written again as it was, or simply read again: the next guarded write must name this revision.
+    // Written again as it was, or simply read again: the next guarded write must name this
+    // revision.
     inner.held = Some(current);
     Finding::Right
 }

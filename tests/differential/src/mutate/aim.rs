@@ -1,4 +1,5 @@
-//! Packets that the fast path would carry, for any tables: what is changed about them afterwards is what decides.
+//! Packets that the fast path would carry, for any tables: what is changed about them afterwards is
+//! what decides.
 
 use overlay_common::Hook;
 use rand::RngExt as _;
@@ -9,7 +10,8 @@ use crate::decide::visit::Visit;
 use crate::decide::world::{NIC, NIC_MAC, World};
 
 impl Mutator {
-    /// Gives a packet the addresses that it needs to go the short way. What is not there stays as it is.
+    /// Gives a packet the addresses that it needs to go the short way. What is not there stays as
+    /// it is.
     pub(super) fn aim(&mut self, visit: &mut Visit, world: &World) {
         let port = world.config.map_or(0, |config| config.port);
         let layers = layout::layers(&visit.frame, port);

@@ -88,8 +88,8 @@ pub fn mend(frame: &mut [u8], port: u16) {
     }
 }
 
-/// Gives every IP packet in a frame the identification `id`, and takes the checksums of UDP around VXLAN away.
-/// Header checksums stay as right or wrong as they were.
+/// Gives every IP packet in a frame the identification `id`, and takes the checksums of UDP around
+/// VXLAN away. Header checksums stay as right or wrong as they were.
 pub fn label(frame: &mut [u8], port: u16, id: u16) {
     for layer in layers(frame, port) {
         let Some(ip) = layer.ip else { continue };

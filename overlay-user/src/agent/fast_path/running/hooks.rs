@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::flags::Xdp;
-use crate::datapath::programs::{CLSACT_PRIORITY, Presence, is_egress};
+use crate::datapath::programs::{Presence, is_egress};
 use crate::datapath::{Error, early};
 use crate::kernel::Kernel;
 use crate::kernel::nic::Nic;
 use crate::kernel::pods::Filter;
+use crate::marks::CLSACT_PRIORITY;
 use overlay_common::Hook;
 
 use super::super::View;

@@ -1,4 +1,4 @@
-//! The parts of a run of all tests: what each took, and what came of it.
+//! The parts of a run of checks and tests: what each took, and what came of it.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use overlay_tests::interrupt;
 
-use super::count::{self, Count};
+use crate::count::{self, Count};
 use crate::shell;
 
 /// A finished part.
@@ -119,6 +119,13 @@ impl Run {
         lines.push(self.count().to_string());
         lines.join("\n")
     }
+}
+
+/// A run of cargo's tests that goes on after the first program with failures.
+pub fn cargo_test(arguments: &[&str]) -> Command {
+    let mut command = shell::cargo(&["test", "--no-fail-fast"]);
+    command.args(arguments);
+    command
 }
 
 /// Runs cargo's tests, passes on what they write, and adds up their closing lines.

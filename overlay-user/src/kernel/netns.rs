@@ -1,0 +1,100 @@
+//! Other network namespaces.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::privilege::{self, Capability};
+
+/// Why a network namespace cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// It cannot be entered.
+    #[error("cannot enter the network namespace {path}; {}", entering(.source))]
+    Enter {
+        /// Where it is.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It is the one that this process runs in.
+    #[error("CNI_NETNS {0} is the host's own network namespace; it must be the container's")]
+    Own(PathBuf),
+}
+
+/// What can be done where a namespace cannot be entered.
+fn entering(source: &io::Error) -> String {
+    match privilege::missing(&[Capability::SysAdmin, Capability::NetAdmin]) {
+        Some(missing) if source.kind() == io::ErrorKind::PermissionDenied => {
+            format!("the plugin lacks {missing}")
+        }
+        _ => "the container may be gone".to_owned(),
+    }
+}
+
+/// A network namespace of somebody else, held open.
+#[derive(Debug)]
+pub struct Netns {
+    path: PathBuf,
+    file: File,
+}
+
+impl Netns {
+    /// Opens the namespace that `path` names, as `CNI_NETNS` does.
+    ///
+    /// # Errors
+    ///
+    /// [`NetnsError::Enter`] if there is none, [`NetnsError::Own`] if it is the one that this
+    /// process runs in: a pod's interface set up there would cut the host off.
+    pub fn open(path: &Path) -> Result<Self, NetnsError> {
+        let failed = |source| NetnsError::Enter {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(failed)?;
+        let netns = Self {
+            path: path.to_owned(),
+            file,
+        };
+        netns.run(|| ())?;
+        let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let own = fs::metadata("/proc/self/ns/net").map_err(failed)?;
+        if id(own) == id(netns.file.metadata().map_err(failed)?) {
+            return Err(NetnsError::Own(path.to_owned()));
+        }
+        Ok(netns)
+    }
+
+    /// Runs `work` in the namespace, on a thread of its own: a thread that has changed its
+    /// namespace is of no use afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`NetnsError::Enter`] if the kernel does not let us in.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        let entered = thread::scope(|scope| {
+            let guest = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                Ok(work())
+            });
+            guest
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        entered.map_err(|errno: nix::Error| NetnsError::Enter {
+            path: self.path.clone(),
+            source: io::Error::from(errno),
+        })
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
