@@ -114,6 +114,7 @@ fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<
         network,
         own_subnet,
         own_vtep,
+        underlay: situation.underlay.ifindex,
         vxlan: settings.device.clone(),
         bridge: bridge.map_or_else(|| BRIDGE.to_owned(), |bridge| bridge.name.clone()),
         port: settings.config.vxlan.port,

@@ -16,6 +16,8 @@ pub struct GuardState {
     pub own_subnet: Ipv4Net,
     /// The outer address of this node.
     pub own_vtep: Ipv4Addr,
+    /// Index of the underlay's device: what peers send arrives there, most often.
+    pub underlay: u32,
     /// Name of the VXLAN device.
     pub vxlan: String,
     /// Name of the bridge of the pods.
@@ -47,6 +49,7 @@ pub(super) struct Shape {
     pub network: Ipv4Net,
     pub own_subnet: Ipv4Net,
     pub own_vtep: Ipv4Addr,
+    pub underlay: u32,
     pub vxlan: String,
     pub bridge: String,
     pub port: u16,
@@ -113,6 +116,7 @@ impl GuardState {
             network: self.network,
             own_subnet: self.own_subnet,
             own_vtep: self.own_vtep,
+            underlay: self.underlay,
             vxlan: self.vxlan.clone(),
             bridge: self.bridge.clone(),
             port: self.port,
@@ -256,6 +260,7 @@ pub(super) mod tests {
             network: net("10.244.0.0/16"),
             own_subnet: net("10.244.1.0/24"),
             own_vtep: Ipv4Addr::new(192, 0, 2, 1),
+            underlay: 2,
             vxlan: "flannel.1".into(),
             bridge: "cni0".into(),
             port: 8472,

@@ -7,6 +7,7 @@ use super::{Error, GuardCounters, Reason, TABLE};
 
 /// Where things are in a VXLAN packet, in bits from the UDP header on: 64 of UDP, 64 of VXLAN, 112 of
 /// Ethernet, then IPv4. As `nft` writes raw payload: base, offset, length.
+const PORT: &str = "@th,16,16";
 const VNI: &str = "@th,96,24";
 /// The VNI with the reserved byte behind it: loading four bytes is what netfilter does fastest.
 const VNI_WORD: &str = "@th,96,32";
@@ -77,18 +78,21 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
         })
         .collect();
     // What is plainly right meets one rule.
-    let right: String = shape
-        .lengths
-        .iter()
-        .map(|length| {
+    let right = |from: &str| -> String {
+        let rule = |length: &u8| {
             let (set, inner) = (Set::Sources(*length).name(), masked(*length));
             let word = vni << 8;
             format!(
-                "{VNI_WORD} {word:#x} {INNER_TYPE} {IPV4} ip daddr {own_vtep} \
+                "{from}{VNI_WORD} {word:#x} {INNER_TYPE} {IPV4} ip daddr {own_vtep} \
                  ip saddr . {inner} @{set} accept\n"
             )
-        })
-        .collect();
+        };
+        shape.lengths.iter().map(rule).collect()
+    };
+    // By its index a device is told fastest. As long as it stands for another device, or for none,
+    // everything meets all rules.
+    let right_at_once = right(&format!("iif {} ", shape.underlay));
+    let right = right("");
 
     let mut text = format!("table ip {TABLE} {{\n");
     text += &declare(counters, |reason| !reason.in_bridge());
@@ -115,11 +119,14 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
          {INNER_SOURCE} {network} jump sources\n\
          }}\n"
     );
-    // A rule costs about 10 ns a packet, a chain on a hook 50 ns: what is not VXLAN meets one of each.
+    // A condition costs 5 to 10 ns a packet, a chain on a hook 30 ns. So the first rule has one condition: what
+    // is right by all others is let through whatever protocol it has.
     // VXLAN for a node never comes through the overlay: its outer source would be whatever a peer has
     // put inside its own VXLAN, another node's address for one.
     text += &format!(
         "chain arriving {{\n\
+         {right_at_once}\
+         meta l4proto != udp return\n\
          iifname {bridge} {pod_vxlan}\n\
          iifname {vxlan} {VNI} {vni:#x} goto overlaid\n\
          {right}\
@@ -131,7 +138,7 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
          }}\n\
          chain input {{\n\
          type filter hook input priority filter - 10; policy accept;\n\
-         udp dport {port} jump arriving\n\
+         {PORT} {port} jump arriving\n\
          }}\n"
     );
     // Where netfilter translates, only the first packet of a connection meets a chain of the type nat;
