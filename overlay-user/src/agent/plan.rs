@@ -11,7 +11,7 @@ use super::seen::Seen;
 use super::settings::Settings;
 use crate::backend::{self, Peer};
 use crate::config::SubnetEnv;
-use crate::kernel::guard::GuardState;
+use crate::kernel::guard::{GuardState, Sources};
 use crate::kernel::interface::Underlay;
 use crate::kernel::pods::BRIDGE;
 use crate::kernel::rules::RuleSet;
@@ -30,6 +30,8 @@ pub struct Situation<'a> {
     pub underlay: &'a Underlay,
     /// The other nodes.
     pub peers: &'a [Peer],
+    /// The same as the guard knows them.
+    pub sources: &'a Sources,
 }
 
 /// What the kernel path should be.
@@ -102,13 +104,6 @@ fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<
     ) else {
         return None;
     };
-    let peers = situation
-        .peers
-        .iter()
-        .filter_map(|peer| match (peer.vtep, peer.subnet) {
-            (IpAddr::V4(vtep), IpNet::V4(subnet)) => Some((vtep, subnet)),
-            _ => None,
-        });
     let bridge = seen.pods.bridge.as_ref();
     Some(GuardState {
         network,
@@ -120,7 +115,7 @@ fn guard(settings: &Settings, situation: &Situation<'_>, seen: &Seen) -> Option<
         port: settings.config.vxlan.port,
         vni: settings.config.vxlan.vni,
         other_vnis: seen.other_vnis.clone()?,
-        peers: peers.collect(),
+        peers: situation.sources.clone(),
         pods: seen.pods.sources(),
         judged: None,
         translates: settings.flags.node.ip_masq,

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::admitted::Admitted;
 use super::fast_path::{Backing, FastPath, View};
 use super::health::{Health, Report};
 use super::kernel_path::{self, KernelPath};
@@ -74,6 +75,7 @@ pub struct Reconciler {
     file: AgentFile,
     /// The other nodes, as judged so far: a newcomer cannot push them out.
     peers: Peers,
+    admitted: Admitted,
     /// Whether the last round left something to be put right.
     failed: bool,
     announced: bool,
@@ -107,6 +109,7 @@ impl Reconciler {
             mac: start.mac,
             file: start.file,
             peers: Peers::default(),
+            admitted: Admitted::default(),
             failed: false,
             announced: false,
             heartbeat: Heartbeat::default(),
@@ -294,6 +297,7 @@ impl Reconciler {
             mac: self.mac,
             underlay: self.footing.underlay(),
             peers: &peers,
+            sources: self.admitted.follow(self.peers.believed()),
         };
         let plan = Plan::of(&self.settings, &situation, &self.seen);
         let mut view = View {

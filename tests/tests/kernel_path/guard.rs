@@ -16,6 +16,10 @@ const ON_THE_WAY: Duration = Duration::from_millis(100);
 /// Index of no device.
 const NO_DEVICE: u32 = 0xffff;
 
+pub(super) fn at(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, last)
+}
+
 pub(super) fn state() -> GuardState {
     let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
     GuardState {
@@ -28,11 +32,12 @@ pub(super) fn state() -> GuardState {
         port: 8472,
         vni: 1,
         other_vnis: BTreeSet::from([77]),
-        peers: BTreeSet::from([
-            (Ipv4Addr::new(192, 0, 2, 2), net("10.244.2.0/24")),
-            (Ipv4Addr::new(192, 0, 2, 2), net("10.244.32.0/20")),
-            (Ipv4Addr::new(192, 0, 2, 3), net("10.244.3.0/24")),
-        ]),
+        peers: [
+            (at(2), [net("10.244.2.0/24"), net("10.244.32.0/20")].into()),
+            (at(3), [net("10.244.3.0/24")].into()),
+        ]
+        .into_iter()
+        .collect(),
         pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
         judged: None,
         translates: false,
@@ -190,10 +195,8 @@ fn forged_vxlan_is_told(underlay: fn() -> u32) {
         assert_eq!(counted().await, expected);
         // An update keeps the counters and learns the new address.
         let mut state = state;
-        state.peers.insert((
-            Ipv4Addr::new(192, 0, 2, 9),
-            "10.244.9.0/24".parse().expect("a net"),
-        ));
+        let subnet = "10.244.9.0/24".parse().expect("a net");
+        state.peers.insert(at(9), [subnet].into());
         let change = guard.apply(&state).await.expect("apply again");
         assert_eq!(change, Change::Elements(3));
         assert_eq!(guard.apply(&state).await.expect("again"), Change::None);

@@ -2,7 +2,7 @@
 
 use ipnet::Ipv4Net;
 
-use super::state::{Elements, Set, Shape, is_plain};
+use super::state::{Elements, Set, Shape, is_plain, lengths};
 use super::{Error, GuardCounters, Reason, TABLE};
 
 /// Where things are in a VXLAN packet, in bits from the UDP header on: 64 of UDP, 64 of VXLAN, 112 of
@@ -69,25 +69,23 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
         none if none.is_empty() => String::new(),
         vnis => format!("{VNI} {{ {vnis} }} return\n"),
     };
-    let source_sets: String = shape
-        .lengths
-        .iter()
+    let source_sets: String = lengths(elements)
         .map(|length| {
             let declared = format!("typeof ip saddr . {INNER_SOURCE};");
-            set(Set::Sources(*length), &declared, elements)
+            set(Set::Sources(length), &declared, elements)
         })
         .collect();
     // What is plainly right meets one rule.
     let right = |from: &str| -> String {
-        let rule = |length: &u8| {
-            let (set, inner) = (Set::Sources(*length).name(), masked(*length));
+        let rule = |length| {
+            let (set, inner) = (Set::Sources(length).name(), masked(length));
             let word = vni << 8;
             format!(
                 "{from}{VNI_WORD} {word:#x} {INNER_TYPE} {IPV4} ip daddr {own_vtep} \
                  ip saddr . {inner} @{set} accept\n"
             )
         };
-        shape.lengths.iter().map(rule).collect()
+        lengths(elements).map(rule).collect()
     };
     // By its index a device is told fastest. As long as it stands for another device, or for none,
     // everything meets all rules.
@@ -143,7 +141,7 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
     );
     // Where netfilter translates, only the first packet of a connection meets a chain of the type nat;
     // all others follow it. It sees packets of this node's own as well, which the VXLAN device names as
-    // the device that they came from.
+    // the device that they came from. (That a chain on this hook may ask for the device: Linux 5.7.)
     let (hook, not_own) = if shape.translates {
         let hook = "chain leaving { type nat hook postrouting priority 90";
         (hook, format!("ip saddr != {own_vtep} "))
@@ -274,7 +272,8 @@ mod tests {
     fn what_programs_judge_meets_no_chain_on_a_hook() {
         let hooks = |state: &super::super::GuardState| {
             let none = GuardCounters::default();
-            let text = render(&state.shape(), &state.elements(), &none).expect("text");
+            let elements = state.contents().elements(state.own_vtep);
+            let text = render(&state.shape(), &elements, &none).expect("text");
             text.matches(" hook ").count()
         };
         let mut state = state();
