@@ -88,6 +88,10 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
     if ethernet.destination[0] & 1 != 0 {
         return FromPod::Pass(Pass::of(Verdict::Group));
     }
+    // What the kernel carries in any case need not be looked up.
+    if config.flags & CONFIG_ACTIVE == 0 {
+        return FromPod::Pass(inactive(config, ip.destination));
+    }
     // Pods are in this node's own subnet, but for those that are left of an earlier one.
     let to_peer = if in_own_subnet(config, ip.destination) {
         None
@@ -138,11 +142,27 @@ const fn plain(verdict: Verdict) -> Pass {
     Pass::plain(verdict, ETHERNET_LEN)
 }
 
+/// Any destination while the fast path is off.
+#[inline(always)]
+fn inactive<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
+    if is_outside(config, destination) {
+        Pass::of(Verdict::NotOverlay)
+    } else {
+        plain(Verdict::Inactive)
+    }
+}
+
+/// Whether an address is no pod's: outside the overlay's network, or this node's own.
+#[inline(always)]
+fn is_outside<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
+    !in_network(config, address) || is_this_node(config, address)
+}
+
 /// A destination without an entry: in the overlay's network it is a pod that the tables do not list
 /// yet, or an address that the stack translates.
 #[inline(always)]
 fn unlisted<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
-    if !in_network(config, destination) || is_this_node(config, destination) {
+    if is_outside(config, destination) {
         Pass::of(Verdict::NotOverlay)
     } else if in_own_subnet(config, destination) {
         plain(Verdict::UnknownPod)
@@ -218,9 +238,6 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     ethernet: &Ethernet,
     ip: &Ip<F>,
 ) -> Result<(), Verdict> {
-    if config.flags & CONFIG_ACTIVE == 0 {
-        return Err(Verdict::Inactive);
-    }
     if packet.vlan().is_some() {
         return Err(Verdict::VlanTag);
     }

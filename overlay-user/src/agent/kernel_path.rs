@@ -1,5 +1,7 @@
 //! The kernel path, carried out: device, neighbours, FDB, routes, guard, subnet.env.
 
+use std::time::{Duration, Instant};
+
 use super::health::Report;
 use super::plan::Plan;
 use super::seen::Seen;
@@ -7,17 +9,21 @@ use super::settings::Settings;
 use crate::backend::Peer;
 use crate::config::SubnetEnv;
 use crate::kernel::apply::Failure;
-use crate::kernel::guard::{self, Guard, GuardState};
+use crate::kernel::guard::{self, Guard, GuardState, Sources};
 use crate::kernel::{Kernel, sysctl};
 use crate::reconcile::{Action, diff};
+
+/// How long a node that can have no guard is left in peace: somebody may install `nft`.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// What the kernel path remembers between rounds.
 #[derive(Default)]
 pub struct KernelPath {
     guard: Guard,
-    /// What the guard was last told, which is worth comparing: to apply it takes a moment per peer.
+    /// What the guard was last told.
     guarded: Option<GuardState>,
-    guard_unavailable: bool,
+    /// When it last showed that there can be no guard, and why.
+    unguardable: Option<(Instant, String)>,
     bridge_warned: bool,
     /// What the subnet file holds.
     subnet_env: Option<SubnetEnv>,
@@ -40,7 +46,7 @@ impl KernelPath {
 
     /// Whether others have changed the guard.
     pub async fn is_guard_hurt(&mut self) -> bool {
-        !self.guard_unavailable && !self.guard.is_intact().await.unwrap_or(false)
+        self.unguardable.is_none() && !self.guard.is_intact().await.unwrap_or(false)
     }
 
     /// Brings the kernel to what is planned; returns the peers that it serves completely.
@@ -74,7 +80,7 @@ impl KernelPath {
     /// programs are about to leave.
     pub async fn widen_guard(&mut self, mut state: GuardState, report: &mut Report) {
         if let Some(last) = &self.guarded {
-            state.peers.extend(last.peers.iter().copied());
+            add_departing(&mut state.peers, &last.peers);
         }
         self.guard(state, report).await;
     }
@@ -85,6 +91,12 @@ impl KernelPath {
     }
 
     async fn guard(&mut self, state: GuardState, report: &mut Report) {
+        if let Some((when, why)) = &self.unguardable
+            && when.elapsed() < RETRY
+        {
+            report.note("guard", why.clone());
+            return;
+        }
         let is_applied = self.guarded.as_ref() == Some(&state);
         if is_applied && self.guard.is_intact().await.unwrap_or(false) {
             return;
@@ -93,16 +105,17 @@ impl KernelPath {
         self.guarded = applied.is_ok().then_some(state);
         match applied {
             Ok(change) => {
-                self.guard_unavailable = false;
+                self.unguardable = None;
                 tracing::debug!(?change, "guard");
             }
             Err(error @ guard::Error::Unavailable(_)) => {
                 // Nothing that another round would change: said once, and the node lives on.
-                if !self.guard_unavailable {
-                    self.guard_unavailable = true;
-                    tracing::warn!("the kernel path goes unguarded: {error}");
+                let why = error.to_string();
+                if self.unguardable.is_none() {
+                    tracing::warn!("the kernel path goes unguarded: {why}");
                 }
-                report.note("guard", error.to_string());
+                report.note("guard", why.clone());
+                self.unguardable = Some((Instant::now(), why));
             }
             Err(error) => report.problem("guard", error.to_string()),
         }
@@ -120,6 +133,21 @@ impl KernelPath {
             }
         }
         self.subnet_env = Some(env.clone());
+    }
+}
+
+/// Adds to `peers` what `last` has beside it. Costs what differs.
+fn add_departing(peers: &mut Sources, last: &Sources) {
+    let departing: Vec<_> = last
+        .differences(peers)
+        .filter_map(|it| {
+            let mut subnets = it.now?.clone();
+            subnets.extend(it.before.into_iter().flatten().copied());
+            Some((*it.key, subnets))
+        })
+        .collect();
+    for (vtep, subnets) in departing {
+        peers.insert(vtep, subnets);
     }
 }
 

@@ -11,7 +11,7 @@ use super::seen::Seen;
 use super::settings::Settings;
 use crate::backend::{Here, Nic, Peer};
 use crate::config::SubnetEnv;
-use crate::kernel::guard::GuardState;
+use crate::kernel::guard::{GuardState, Sources};
 use crate::kernel::interface::Underlay;
 use crate::kernel::rules::RuleSet;
 use crate::lease::{Attributes, Lease};
@@ -62,7 +62,13 @@ pub struct Plan {
 impl Plan {
     /// The plan for this node and its peers.
     #[must_use]
-    pub fn of(settings: &Settings, here: &Here, peers: &[Peer], seen: &Seen) -> Self {
+    pub fn of(
+        settings: &Settings,
+        here: &Here,
+        peers: &[Peer],
+        sources: &Sources,
+        seen: &Seen,
+    ) -> Self {
         let (network, subnet) = (here.network, here.subnet);
         let mtu = settings.backend.mtu(here.nic.mtu);
         let flags = &settings.flags.node;
@@ -70,7 +76,7 @@ impl Plan {
         Self {
             kernel: settings.backend.state(here, peers),
             mtu,
-            guard: guard(settings, here, peers, seen),
+            guard: guard(settings, here, sources, seen),
             rules: RuleSet {
                 network,
                 subnet,
@@ -89,31 +95,26 @@ impl Plan {
     }
 }
 
-fn guard(settings: &Settings, here: &Here, peers: &[Peer], seen: &Seen) -> Option<GuardState> {
+fn guard(settings: &Settings, here: &Here, sources: &Sources, seen: &Seen) -> Option<GuardState> {
     let (IpNet::V4(network), IpNet::V4(own_subnet), IpAddr::V4(own_vtep)) =
         (here.network, here.subnet, here.public_ip)
     else {
         return None;
     };
     let vxlan = settings.config.vxlan();
-    let peers = peers
-        .iter()
-        .filter_map(|peer| match (peer.vtep, peer.subnet) {
-            (IpAddr::V4(vtep), IpNet::V4(subnet)) => Some((vtep, subnet)),
-            _ => None,
-        });
     let bridge = seen.pods.bridge.as_ref();
     Some(GuardState {
         network,
         own_subnet,
         own_vtep,
+        underlay: here.nic.ifindex,
         vxlan: settings.device.clone(),
         nic: (settings.backend.has_direct_ways()).then(|| here.nic.name.clone()),
         bridge: bridge.map_or_else(|| BRIDGE.to_owned(), |bridge| bridge.name.clone()),
         port: vxlan.map_or(0, |vxlan| vxlan.port),
         vni: vxlan.map_or(0, |vxlan| vxlan.vni),
         other_vnis: seen.other_vnis.clone()?,
-        peers: peers.collect(),
+        peers: sources.clone(),
         pods: seen.pods.sources(),
         judged: None,
         translates: settings.flags.node.ip_masq,

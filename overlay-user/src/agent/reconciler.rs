@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::admitted::Admitted;
 use super::fast_path::{Backing, FastPath, View};
 use super::health::{Health, Report};
 use super::kernel_path::KernelPath;
@@ -75,6 +76,7 @@ pub struct Reconciler {
     file: AgentFile,
     /// The other nodes, as judged so far: a newcomer cannot push them out.
     peers: Peers,
+    admitted: Admitted,
     /// Whether the last round left something to be put right.
     failed: bool,
     announced: bool,
@@ -108,6 +110,7 @@ impl Reconciler {
             mac: start.mac,
             file: start.file,
             peers: Peers::default(),
+            admitted: Admitted::default(),
             failed: false,
             announced: false,
             heartbeat: Heartbeat::default(),
@@ -296,7 +299,8 @@ impl Reconciler {
     async fn carry_out(&mut self, here: &Here, report: &mut Report) {
         let mut peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
         peers.sort();
-        let plan = Plan::of(&self.settings, here, &peers, &self.seen);
+        let sources = self.admitted.follow(self.peers.believed());
+        let plan = Plan::of(&self.settings, here, &peers, sources, &self.seen);
         let mut view = View {
             settings: &self.settings,
             underlay: self.footing.underlay(),

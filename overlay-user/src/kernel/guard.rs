@@ -14,6 +14,7 @@ pub mod pod;
 mod state;
 mod text;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -30,10 +31,10 @@ use super::nftables::generation;
 use super::tool::run;
 use crate::marks::GUARD_TABLE as TABLE;
 use netlink::Fingerprint;
-use state::{Delta, Elements, Set, Shape};
+use state::{Contents, Delta, Elements, Set, Shape};
 
 pub use counters::{GuardCounters, Reason};
-pub use state::GuardState;
+pub use state::{GuardState, Sources};
 
 const NFT: &str = "nft";
 
@@ -113,7 +114,9 @@ pub struct Guard {
 #[derive(Debug)]
 struct Written {
     shape: Shape,
-    elements: Elements,
+    contents: Contents,
+    /// Prefix lengths that there are sets and rules for.
+    lengths: BTreeSet<u8>,
     fingerprint: Fingerprint,
     /// The rule set's generation as of our last transaction or look.
     generation: Option<u32>,
@@ -137,7 +140,7 @@ impl Guard {
     /// # Errors
     /// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
     pub async fn apply(&mut self, state: &GuardState) -> Result<Change, Error> {
-        let (shape, elements) = (state.shape(), state.elements());
+        let (shape, contents) = (state.shape(), state.contents());
         for _ in 0..ATTEMPTS {
             if !self.is_intact().await? {
                 break;
@@ -145,16 +148,25 @@ impl Guard {
             let Some(written) = self.written.as_mut().filter(|it| it.shape == shape) else {
                 break;
             };
-            let delta = Delta::between(&written.elements, &elements);
+            let delta = Delta::between(&written.contents, &contents);
+            if !state::lengths(&delta.added).all(|length| written.lengths.contains(&length)) {
+                break;
+            }
             match delta.len() {
-                0 => return Ok(Change::None),
+                0 => {
+                    written.contents = contents;
+                    return Ok(Change::None);
+                }
                 few if few <= BULK => match netlink::change(&delta, written.generation).await {
                     Ok(()) => {
-                        written.elements = elements;
+                        written.contents = contents;
                         written.generation = written.generation.map(after);
                         return Ok(Change::Elements(few));
                     }
                     Err(error) if is_overtaken(&error) => {}
+                    Err(error) if error.errno() == Some(nix::libc::ENOENT) => {
+                        written.look_at_pods().await?;
+                    }
                     Err(error) => {
                         tracing::debug!("guard: change elements: {error}");
                         break;
@@ -163,7 +175,7 @@ impl Guard {
                 _ => break,
             }
         }
-        self.write(state, shape, elements).await?;
+        self.write(state, shape, contents).await?;
         Ok(Change::Whole)
     }
 
@@ -219,12 +231,13 @@ impl Guard {
         &mut self,
         state: &GuardState,
         shape: Shape,
-        elements: Elements,
+        contents: Contents,
     ) -> Result<(), Error> {
         for device in state.unnameable() {
             tracing::warn!(device, "the guard cannot name this device: rename it");
         }
         let before = counters().await.unwrap_or_default();
+        let elements = contents.elements(&shape);
         let rules = text::render(&shape, &elements, &before)?;
         self.written = None;
         let kept = Instant::now();
@@ -239,7 +252,8 @@ impl Guard {
         }
         self.written = Some(Written {
             shape,
-            elements,
+            contents,
+            lengths: state::lengths(&elements).collect(),
             fingerprint,
             generation,
             looked: Instant::now(),
@@ -251,16 +265,26 @@ impl Guard {
 
 impl Written {
     async fn holds_its_elements(&self) -> Result<bool, Error> {
-        let sources = self.shape.lengths.iter().copied().map(Set::Sources);
+        let elements: Elements = self.contents.elements(&self.shape);
+        let sources = self.lengths.iter().copied().map(Set::Sources);
         let tunnel = [Set::Vteps, Set::Nodes].into_iter().chain(sources);
         let tunnel = tunnel.filter(|_| self.shape.vxlan.is_some());
         for set in [Set::Ports, Set::Pods].into_iter().chain(tunnel) {
-            let wanted = self.elements.get(&set).into_iter().flatten();
+            let wanted = elements.get(&set).into_iter().flatten();
             if netlink::keys(set).await? != wanted.map(state::Element::key).collect() {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Notes which pods are still there: the CNI plugin takes out those that it deletes.
+    async fn look_at_pods(&mut self) -> Result<(), Error> {
+        for set in [Set::Ports, Set::Pods] {
+            let there = netlink::keys(set).await?;
+            self.contents.keep(set, &there);
+        }
+        Ok(())
     }
 }
 

@@ -1,10 +1,11 @@
 //! Nobody can pretend to be another pod or another node, on the kernel path either.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use nix::net::if_::if_nametoindex;
 use overlay_user::kernel::guard::{self, Change, Guard, GuardCounters, GuardState, Reason};
 
 use super::namespace::{Namespace, in_namespace, node_with_peer, run};
@@ -12,23 +13,32 @@ use super::namespace::{Namespace, in_namespace, node_with_peer, run};
 /// How long a packet may take from one namespace to the next.
 const ON_THE_WAY: Duration = Duration::from_millis(100);
 
+/// Index of no device.
+const NO_DEVICE: u32 = 0xffff;
+
+pub(super) fn at(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, last)
+}
+
 pub(super) fn state() -> GuardState {
     let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
     GuardState {
         network: net("10.244.0.0/16"),
         own_subnet: net("10.244.1.0/24"),
         own_vtep: Ipv4Addr::new(192, 0, 2, 1),
+        underlay: NO_DEVICE,
         vxlan: Some("flannel.1".into()),
         nic: None,
         bridge: "cni0".into(),
         port: 8472,
         vni: 1,
         other_vnis: BTreeSet::from([77]),
-        peers: BTreeSet::from([
-            (Ipv4Addr::new(192, 0, 2, 2), net("10.244.2.0/24")),
-            (Ipv4Addr::new(192, 0, 2, 2), net("10.244.32.0/20")),
-            (Ipv4Addr::new(192, 0, 2, 3), net("10.244.3.0/24")),
-        ]),
+        peers: [
+            (at(2), [net("10.244.2.0/24"), net("10.244.32.0/20")].into()),
+            (at(3), [net("10.244.3.0/24")].into()),
+        ]
+        .into_iter()
+        .collect(),
         pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
         judged: None,
         translates: false,
@@ -80,10 +90,23 @@ pub(super) async fn counted() -> Vec<(Reason, u64)> {
 
 #[test]
 fn forged_vxlan_is_refused_and_counted() {
-    in_namespace(|| async {
+    forged_vxlan_is_told(|| if_nametoindex("underlay").expect("an index"));
+}
+
+#[test]
+fn forged_vxlan_is_refused_on_whatever_device_it_arrives() {
+    forged_vxlan_is_told(|| NO_DEVICE);
+}
+
+fn forged_vxlan_is_told(underlay: fn() -> u32) {
+    in_namespace(move || async move {
         let peer = node_with_peer();
         peer.run("ip addr add 192.0.2.9/24 dev underlay");
-        let mut guard = apply(&state()).await;
+        let state = GuardState {
+            underlay: underlay(),
+            ..state()
+        };
+        let mut guard = apply(&state).await;
         // Nobody has the port, so that what passes shows as an ICMP error; counters tell the rest.
         let send = |from: &'static str, payload: Vec<u8>| {
             peer.within(move || {
@@ -166,12 +189,15 @@ fn forged_vxlan_is_refused_and_counted() {
             expected.sort();
             assert_eq!(counted().await, expected);
         }
+        // Whoever has the port for TCP is not ours.
+        let listener = TcpListener::bind("192.0.2.1:8472").expect("listen");
+        peer.within(|| TcpStream::connect("192.0.2.1:8472").expect("connect"));
+        listener.accept().expect("accept");
+        assert_eq!(counted().await, expected);
         // An update keeps the counters and learns the new address.
-        let mut state = state();
-        state.peers.insert((
-            Ipv4Addr::new(192, 0, 2, 9),
-            "10.244.9.0/24".parse().expect("a net"),
-        ));
+        let mut state = state;
+        let subnet = "10.244.9.0/24".parse().expect("a net");
+        state.peers.insert(at(9), [subnet].into());
         let change = guard.apply(&state).await.expect("apply again");
         assert_eq!(change, Change::Elements(3));
         assert_eq!(guard.apply(&state).await.expect("again"), Change::None);

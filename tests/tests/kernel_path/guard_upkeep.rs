@@ -1,12 +1,13 @@
 //! The guard is written once; then only what changes is.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use overlay_user::kernel::guard::{self, Change, Guard, GuardState, Reason};
 
-use super::guard::{counted, state, vxlan};
+use super::guard::{at, counted, state, vxlan};
 use super::namespace::{in_namespace, node_with_peer, run};
 
 /// Longer than the kernel needs to let an element of a second run out.
@@ -16,10 +17,10 @@ async fn applied(guard: &mut Guard, state: &GuardState) -> Change {
     guard.apply(state).await.expect("apply")
 }
 
-fn node(number: u32) -> (Ipv4Addr, Ipv4Net) {
+fn node(number: u32) -> (Ipv4Addr, BTreeSet<Ipv4Net>) {
     let vtep = Ipv4Addr::from_bits(0xc0a8_0000 + number);
     let subnet = Ipv4Net::new(Ipv4Addr::from_bits(0x0af4_0000 + (number << 4)), 28);
-    (vtep, subnet.expect("a prefix length"))
+    (vtep, [subnet.expect("a prefix length")].into())
 }
 
 #[test]
@@ -44,10 +45,8 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
         run("nft add table inet others");
         assert!(guard.is_intact().await.expect("a look"));
         run("nft add chain inet others one");
-        state.peers.insert((
-            Ipv4Addr::new(192, 0, 2, 9),
-            "10.244.9.0/24".parse().expect("a net"),
-        ));
+        let subnet = "10.244.9.0/24".parse().expect("a net");
+        state.peers.insert(at(9), [subnet].into());
         assert_eq!(applied(&mut guard, &state).await, Change::Elements(3));
         assert!(guard.is_intact().await.expect("a look"));
 
@@ -64,10 +63,18 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
             assert_eq!(applied(&mut guard, &state).await, Change::Whole, "{harm}");
             assert_eq!(applied(&mut guard, &state).await, Change::None, "{harm}");
         }
+        // The plugin takes out a pod that it deletes, before the agent hears of it.
+        state
+            .pods
+            .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));
+        assert_eq!(applied(&mut guard, &state).await, Change::Elements(2));
+        let (name, address) = state.pods.pop_last().expect("two pods");
+        guard::pod::dismiss(&name, address).await.expect("dismiss");
+        assert_eq!(applied(&mut guard, &state).await, Change::None);
         // An element that is to go may be gone.
         run("nft flush set bridge overlay_guard pods");
         state.pods.clear();
-        applied(&mut guard, &state).await;
+        assert_eq!(applied(&mut guard, &state).await, Change::Elements(1));
         assert_eq!(applied(&mut guard, &state).await, Change::None);
         guard::cleanup().await.expect("cleanup");
     });
@@ -80,11 +87,15 @@ fn thousands_of_peers_come_and_go() {
         let mut guard = Guard::new();
         state.peers = (1..3000).map(node).collect();
         assert_eq!(applied(&mut guard, &state).await, Change::Whole);
-        state.peers.extend((3000..3300).map(node));
+        for (vtep, subnets) in (3000..3300).map(node) {
+            state.peers.insert(vtep, subnets);
+        }
         assert_eq!(applied(&mut guard, &state).await, Change::Elements(900));
         let last = node(3299).0.to_string();
         assert!(run("nft list set ip overlay_guard sources_28").contains(&last));
-        state.peers.retain(|peer| *peer < node(3000));
+        for (vtep, _) in (3000..3300).map(node) {
+            state.peers.remove(&vtep);
+        }
         assert_eq!(applied(&mut guard, &state).await, Change::Elements(900));
         assert!(!run("nft list set ip overlay_guard sources_28").contains(&last));
     });

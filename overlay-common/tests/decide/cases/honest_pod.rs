@@ -39,6 +39,15 @@ pub fn cases() -> Vec<Case> {
         )
         .world(|w| w.clear_flags(CONFIG_ACTIVE)),
         case(
+            "switched off, to nobody that the tables list",
+            remote().bytes(),
+            PassPlain(Inactive),
+        )
+        .world(|w| {
+            w.clear_flags(CONFIG_ACTIVE);
+            w.peers.clear();
+        }),
+        case(
             "switched off, elsewhere",
             routed(OUTSIDE).bytes(),
             Pass(NotOverlay),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::config::flags::{Aggregates, Attach, FastPath, NodeFlags, Xdp};
 use crate::datapath::Error;
 use crate::datapath::family::UserFamily as _;
-use crate::datapath::maps::{self, Maps};
+use crate::datapath::maps::{self, JUDGING, Maps};
 use crate::datapath::object;
 use crate::datapath::pins::Pins;
 use crate::datapath::probe::Probes;
@@ -22,8 +22,7 @@ use crate::mac::MacAddr;
 use crate::marks::BRIDGE;
 use ipnet::IpNet;
 use overlay_common::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE,
-    CONFIG_SHARED_PORT, Config,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
 };
 use overlay_common::{Hook, V4, Verdict};
 use tokio::sync::Notify;
@@ -429,17 +428,21 @@ impl Running {
         // from now on, until the flows that it has by then are known.
         let (watched, newcomers) = watch_newcomers(&tables, known);
         // Narrow the mask last: until then the old entries answer for the old mask.
-        if maps.fill(&watched).is_err() {
+        let fill = |maps: &mut Maps<V4>| {
+            maps.fill_peers(&tables)?;
+            maps.fill_pods(&watched)
+        };
+        if fill(maps).is_err() {
             // Old and new together may be too many: without the old, then, while the kernel has everything.
             self.write(
                 maps,
                 Config {
-                    flags: config.flags & (CONFIG_SHARED_PORT | CONFIG_DIRECT),
+                    flags: config.flags & JUDGING,
                     ..config
                 },
             )?;
             maps.retire(&tables)?;
-            maps.fill(&watched)?;
+            fill(maps)?;
         }
         inner.keep_leases(self.leases_outlive_us)?;
         let maps = &mut inner.maps;

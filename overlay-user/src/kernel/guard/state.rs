@@ -7,8 +7,13 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
+use crate::shared_map::SharedMap;
+
+/// Outer addresses, each with the subnets that may send from behind it.
+pub type Sources = SharedMap<Ipv4Addr, BTreeSet<Ipv4Net>>;
+
 /// What the guard knows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GuardState {
     /// The whole overlay.
     pub network: Ipv4Net,
@@ -16,6 +21,8 @@ pub struct GuardState {
     pub own_subnet: Ipv4Net,
     /// The outer address of this node.
     pub own_vtep: Ipv4Addr,
+    /// Index of the underlay's device: what peers send arrives there, most often.
+    pub underlay: u32,
     /// Name of the VXLAN device; none where the backend makes none, and nothing is said of VXLAN.
     pub vxlan: Option<String>,
     /// Name of the NIC, where packets of peers' pods come by it without encapsulation.
@@ -28,8 +35,8 @@ pub struct GuardState {
     pub vni: u32,
     /// VNIs of other devices that share the port; their packets are not ours to judge.
     pub other_vnis: BTreeSet<u32>,
-    /// Outer address of every peer with a subnet that it may send from.
-    pub peers: BTreeSet<(Ipv4Addr, Ipv4Net)>,
+    /// Every peer with the subnets that it may send from.
+    pub peers: Sources,
     /// Host device of every pod with an address that it may send from. A pod with two attachments may
     /// send from the address of either through both.
     pub pods: BTreeSet<(String, Ipv4Addr)>,
@@ -49,14 +56,13 @@ pub(super) struct Shape {
     pub network: Ipv4Net,
     pub own_subnet: Ipv4Net,
     pub own_vtep: Ipv4Addr,
+    pub underlay: u32,
     pub vxlan: Option<String>,
     pub nic: Option<String>,
     pub bridge: String,
     pub port: u16,
     pub vni: u32,
     pub other_vnis: BTreeSet<u32>,
-    /// Prefix lengths of the peers' subnets.
-    pub lengths: BTreeSet<u8>,
     pub translates: bool,
     /// Whether there are, or may be at any moment, pods for the bridge table to judge.
     pub has_ports: bool,
@@ -102,6 +108,14 @@ pub(super) enum Element {
 /// What the sets hold.
 pub(super) type Elements = BTreeMap<Set, BTreeSet<Element>>;
 
+/// What the guard's sets are made from, in a form that tells cheaply what has changed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Contents {
+    peers: Sources,
+    /// Of [`Set::Ports`] and [`Set::Pods`].
+    pods: Elements,
+}
+
 /// What to change in one transaction.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Delta {
@@ -111,41 +125,33 @@ pub(super) struct Delta {
 
 impl GuardState {
     pub(super) fn shape(&self) -> Shape {
-        let lengths = self.peers.iter().map(|(_, subnet)| subnet.prefix_len());
         Shape {
             network: self.network,
             own_subnet: self.own_subnet,
             own_vtep: self.own_vtep,
+            underlay: self.underlay,
             vxlan: self.vxlan.clone(),
             nic: self.nic.clone(),
             bridge: self.bridge.clone(),
             port: self.port,
             vni: self.vni,
             other_vnis: self.other_vnis.clone(),
-            lengths: lengths.collect(),
             translates: self.translates,
             has_ports: self.judged.is_none() || self.unjudged().next().is_some(),
             lapse: self.lapse,
         }
     }
 
-    pub(super) fn elements(&self) -> Elements {
-        let mut elements = Elements::new();
-        let mut add = |set, element| elements.entry(set).or_default().insert(element);
-        if self.vxlan.is_some() {
-            add(Set::Nodes, Element::Address(self.own_vtep));
-        }
-        for (vtep, subnet) in self.peers.iter().filter(|_| self.vxlan.is_some()) {
-            add(Set::Vteps, Element::Address(*vtep));
-            add(Set::Nodes, Element::Address(*vtep));
-            let source = Element::Source(*vtep, subnet.network());
-            add(Set::Sources(subnet.prefix_len()), source);
-        }
+    pub(super) fn contents(&self) -> Contents {
+        let mut pods = Elements::new();
+        let mut add = |set, element| pods.entry(set).or_default().insert(element);
         for (device, address) in self.unjudged() {
             add(Set::Ports, Element::Device(device.clone()));
             add(Set::Pods, Element::Pod(device.clone(), *address));
         }
-        elements
+        let tunnel = self.vxlan.as_ref();
+        let peers = tunnel.map_or_else(Sources::default, |_| self.peers.clone());
+        Contents { peers, pods }
     }
 
     /// The pods that no program judges. One odd name must not leave all others unguarded.
@@ -166,6 +172,54 @@ impl GuardState {
             .as_ref()
             .is_some_and(|judged| judged.contains(device))
     }
+}
+
+impl Contents {
+    /// All elements.
+    pub(super) fn elements(&self, shape: &Shape) -> Elements {
+        let mut elements = self.pods.clone();
+        if shape.vxlan.is_some() {
+            let own = Element::Address(shape.own_vtep);
+            elements.entry(Set::Nodes).or_default().insert(own);
+        }
+        for (vtep, subnets) in self.peers.iter() {
+            extend(&mut elements, of_peer(*vtep, subnets));
+        }
+        elements
+    }
+
+    /// Forgets what is not in a set of pods any more, because somebody else has taken it out.
+    pub(super) fn keep(&mut self, set: Set, there: &BTreeSet<Vec<u8>>) {
+        if let Some(elements) = self.pods.get_mut(&set) {
+            elements.retain(|element| there.contains(&element.key()));
+        }
+    }
+}
+
+fn of_peer(vtep: Ipv4Addr, subnets: &BTreeSet<Ipv4Net>) -> Elements {
+    let mut elements = Elements::new();
+    let mut add = |set, element| elements.entry(set).or_default().insert(element);
+    for subnet in subnets {
+        add(Set::Vteps, Element::Address(vtep));
+        add(Set::Nodes, Element::Address(vtep));
+        let source = Element::Source(vtep, subnet.network());
+        add(Set::Sources(subnet.prefix_len()), source);
+    }
+    elements
+}
+
+fn extend(elements: &mut Elements, more: Elements) {
+    for (set, more) in more {
+        elements.entry(set).or_default().extend(more);
+    }
+}
+
+/// The prefix lengths that there are sets of sources for.
+pub(super) fn lengths(elements: &Elements) -> impl Iterator<Item = u8> {
+    elements.keys().filter_map(|set| match set {
+        Set::Sources(length) => Some(*length),
+        _ => None,
+    })
 }
 
 impl Set {
@@ -220,11 +274,21 @@ impl fmt::Display for Element {
 }
 
 impl Delta {
-    pub(super) fn between(old: &Elements, new: &Elements) -> Self {
-        Self {
-            removed: missing(old, new),
-            added: missing(new, old),
+    /// Costs what differs.
+    pub(super) fn between(old: &Contents, new: &Contents) -> Self {
+        let mut delta = Self {
+            removed: missing(&old.pods, &new.pods),
+            added: missing(&new.pods, &old.pods),
+        };
+        for it in new.peers.differences(&old.peers) {
+            let elements = |subnets: Option<_>| {
+                subnets.map_or_else(Elements::new, |subnets| of_peer(*it.key, subnets))
+            };
+            let (before, now) = (elements(it.before), elements(it.now));
+            extend(&mut delta.removed, missing(&before, &now));
+            extend(&mut delta.added, missing(&now, &before));
         }
+        delta
     }
 
     /// Number of elements that change.
@@ -256,19 +320,24 @@ pub(super) fn is_plain(name: &str) -> bool {
 pub(super) mod tests {
     use super::*;
 
+    const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
     pub(in super::super) fn state() -> GuardState {
         let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
         GuardState {
             network: net("10.244.0.0/16"),
             own_subnet: net("10.244.1.0/24"),
             own_vtep: Ipv4Addr::new(192, 0, 2, 1),
+            underlay: 2,
             vxlan: Some("flannel.1".into()),
             nic: None,
             bridge: "cni0".into(),
             port: 8472,
             vni: 1,
             other_vnis: BTreeSet::new(),
-            peers: BTreeSet::from([(Ipv4Addr::new(192, 0, 2, 2), net("10.244.2.0/24"))]),
+            peers: [(PEER, [net("10.244.2.0/24")].into())]
+                .into_iter()
+                .collect(),
             pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
             judged: None,
             translates: false,
@@ -282,9 +351,9 @@ pub(super) mod tests {
         let mut new = old.clone();
         let vtep = Ipv4Addr::new(192, 0, 2, 3);
         let subnet: Ipv4Net = "10.244.3.0/24".parse().expect("a network");
-        new.peers.insert((vtep, subnet));
+        new.peers.insert(vtep, [subnet].into());
         assert_eq!(old.shape(), new.shape());
-        let delta = Delta::between(&old.elements(), &new.elements());
+        let delta = Delta::between(&old.contents(), &new.contents());
         let address = BTreeSet::from([Element::Address(vtep)]);
         let source = BTreeSet::from([Element::Source(vtep, subnet.network())]);
         let expected = Elements::from([
@@ -294,7 +363,7 @@ pub(super) mod tests {
         ]);
         assert_eq!((delta.len(), &delta.added), (3, &expected));
         assert_eq!(delta.removed, Elements::new());
-        let back = Delta::between(&new.elements(), &old.elements());
+        let back = Delta::between(&new.contents(), &old.contents());
         assert_eq!(back.removed, expected);
     }
 
@@ -302,9 +371,10 @@ pub(super) mod tests {
     fn a_second_subnet_of_a_peer_leaves_its_address_alone() {
         let old = state();
         let mut new = old.clone();
-        let subnet = "10.244.9.0/24".parse().expect("a network");
-        new.peers.insert((Ipv4Addr::new(192, 0, 2, 2), subnet));
-        let delta = Delta::between(&old.elements(), &new.elements());
+        let subnets = ["10.244.2.0/24", "10.244.9.0/24"];
+        let subnets = subnets.map(|subnet| subnet.parse().expect("a network"));
+        new.peers.insert(PEER, subnets.into());
+        let delta = Delta::between(&old.contents(), &new.contents());
         assert_eq!(delta.added.keys().collect::<Vec<_>>(), [&Set::Sources(24)]);
     }
 
@@ -314,7 +384,7 @@ pub(super) mod tests {
         let mut new = old.clone();
         new.pods
             .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));
-        let delta = Delta::between(&old.elements(), &new.elements());
+        let delta = Delta::between(&old.contents(), &new.contents());
         assert!(delta.added.keys().all(|set| set.family() == Family::Bridge));
         assert_eq!((delta.len(), old.shape() == new.shape()), (2, true));
     }
@@ -325,7 +395,7 @@ pub(super) mod tests {
         assert!(state.shape().has_ports);
         state.judged = Some(["pod".into()].into());
         assert!(!state.shape().has_ports);
-        assert!(!state.elements().contains_key(&Set::Ports));
+        assert!(!state.contents().pods.contains_key(&Set::Ports));
     }
 
     #[test]
@@ -339,7 +409,7 @@ pub(super) mod tests {
         }
         assert!(is_plain("veth1a2b"));
         assert_eq!(state.unnameable().count(), 5);
-        assert_eq!(state.elements()[&Set::Ports].len(), 1);
+        assert_eq!(state.contents().pods[&Set::Ports].len(), 1);
     }
 
     #[test]

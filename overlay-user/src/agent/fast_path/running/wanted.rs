@@ -9,9 +9,13 @@ use overlay_common::schema::{CONFIG_DIRECT, POD_KERNEL_PATH};
 
 use super::super::View;
 
-/// The tables with every pod that is not `known` left to the kernel, and whether there are any.
+/// The pods of the tables, every one that is not `known` left to the kernel, and whether there are any such.
 pub(super) fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
-    let mut watched = tables.clone();
+    let mut watched = Tables {
+        endpoints: tables.endpoints.clone(),
+        pods: tables.pods.clone(),
+        ..Tables::default()
+    };
     let mut any = false;
     for (ifindex, endpoint) in &mut watched.endpoints {
         // One that leaves the kernel path counts as one: a round that ended early may have left it there.
