@@ -1,5 +1,6 @@
 //! The node agent: takes this node's lease, learns the others', and keeps both paths programmed.
 
+mod announcer;
 mod cleanup;
 mod fast_path;
 mod health;

@@ -14,7 +14,7 @@ mod vxlan;
 pub use host_gw::HostGw;
 pub use model::{Backend, Entries, Here, Nic, Peer, Way};
 pub use peers::{PeerMap, Peers};
-pub use vxlan::Vxlan;
+pub use vxlan::{Vxlan, mac_of};
 
 /// The backend that the network configuration names.
 #[must_use]

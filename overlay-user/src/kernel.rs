@@ -234,8 +234,10 @@ impl Kernel {
         object: &str,
         future: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<T, Error> {
-        if !self.is_late.load(Ordering::Relaxed) {
-            match timeout(self.patience(), future).await {
+        let patience = self.patience();
+        // A future is polled once before its time is looked at, so that one out of time is not begun.
+        if !patience.is_zero() && !self.is_late.load(Ordering::Relaxed) {
+            match timeout(patience, future).await {
                 Ok(result) => {
                     return result.map_err(|error| Error::from_rtnetlink(call, object, error));
                 }

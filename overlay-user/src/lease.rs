@@ -17,8 +17,8 @@ use serde::Serialize;
 pub use allocate::{AllocateError, allocate, reusable};
 pub use attributes::Attributes;
 pub use key::{ParseKeyError, SubnetKey};
-pub(crate) use rejected::excerpt;
 pub use rejected::{RejectReason, Rejected, Rejections};
+pub(crate) use rejected::{excerpt, subject};
 
 use crate::shared_map::SharedMap;
 
@@ -34,7 +34,9 @@ pub struct Lease {
     pub subnet_v6: Option<IpNet>,
     /// What the node says about itself.
     pub attributes: Attributes,
-    /// A reservation: set by an operator, never expires.
+    /// The node's name, where the store knows it.
+    pub node: Option<String>,
+    /// A reservation: set by an operator or the cluster, never expires.
     pub reserved: bool,
     /// When the lease ends unless its owner renews it; absent for reservations and where the store
     /// does not say (etcd tells it to the owner only).

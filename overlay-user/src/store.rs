@@ -4,7 +4,8 @@
 //! ```text
 //! Store ── keeper: acquire, renew, republish, watch; the same for every registry
 //!   └ Registry ── etcd    flannel's keys and values
-//!               └ dir     a directory with one small file per lease
+//!               ├ dir     a directory with one small file per lease
+//!               └ kube    Node objects: subnets are assigned, not chosen
 //! ```
 //!
 //! The keeper is level-triggered: it compares what the registry holds with what this node wants to
@@ -14,6 +15,7 @@ pub mod dir;
 mod entry;
 pub mod etcd;
 mod keeper;
+pub mod kube;
 mod registry;
 mod table;
 
@@ -35,6 +37,8 @@ pub enum Location {
     Etcd(etcd::Options),
     /// A directory on this machine.
     Dir(PathBuf),
+    /// A Kubernetes cluster.
+    Kube(kube::Options),
 }
 
 /// Everything known about leases at one moment. A clone is cheap, and what differs from an earlier
@@ -45,6 +49,8 @@ pub struct LeaseState {
     /// This node's lease; absent before [`Store::acquire`] and while a lost one could not be
     /// replaced.
     pub own: Option<Lease>,
+    /// Why there is no lease, where [`Store::run`] could not take one.
+    pub trouble: Option<String>,
     /// The other nodes' leases. Kept as they were while the store is unreachable.
     pub leases: Leases,
     /// Entries of the store that make no sense.
@@ -69,6 +75,27 @@ pub enum StoreHealth {
         since: SystemTime,
         /// What the last attempt said.
         error: String,
+    },
+}
+
+/// What the store's owner is told about this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Pods of this node can be reached.
+    Available,
+    /// They cannot.
+    Unavailable {
+        /// The kind of cause, in one word.
+        reason: &'static str,
+        /// The cause, for people.
+        message: String,
+    },
+    /// Something that stops pods or slows them down.
+    Event {
+        /// Its kind, in one word.
+        reason: &'static str,
+        /// What happened, for people.
+        message: String,
     },
 }
 
@@ -102,6 +129,14 @@ pub enum Error {
     /// The network configuration cannot be used.
     #[error(transparent)]
     Config(#[from] NetConfError),
+    /// The cluster has not given this node a subnet that it could use.
+    #[error("node {node}: {why}")]
+    NotAssigned {
+        /// The node's name.
+        node: String,
+        /// What is missing or wrong, with the cure.
+        why: String,
+    },
     /// No subnet to take.
     #[error(transparent)]
     Allocate(#[from] AllocateError),

@@ -26,6 +26,9 @@ use overlay_common::V4;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+/// The part of a report that is about the fast path.
+const FAST_PATH: &str = "fast path";
+
 /// What a round came to.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -42,6 +45,8 @@ pub struct Report {
     lease_expiry: Option<u64>,
     problems: BTreeMap<&'static str, Vec<String>>,
     notes: BTreeMap<&'static str, String>,
+    /// Why pods of this node cannot be reached at all.
+    pub hindrance: Option<String>,
 }
 
 impl Report {
@@ -58,7 +63,11 @@ impl Report {
             ..Self::default()
         };
         if state.own.is_none() {
-            report.problem("lease", "lost, and not replaced yet".to_owned());
+            let why = match &state.trouble {
+                Some(trouble) => format!("lost, and not replaced yet: {trouble}"),
+                None => "lost, and not replaced yet".to_owned(),
+            };
+            report.hinder("lease", why);
         }
         report
     }
@@ -66,6 +75,27 @@ impl Report {
     /// Something that the next round has to put right.
     pub fn problem(&mut self, part: &'static str, text: String) {
         self.problems.entry(part).or_default().push(text);
+    }
+
+    /// The same, and pods of this node cannot be reached until then.
+    pub fn hinder(&mut self, part: &'static str, text: String) {
+        self.hindrance = Some(format!("{part}: {text}"));
+        self.problem(part, text);
+    }
+
+    /// Why the fast path carries nothing although it is wanted.
+    pub fn fast_path_down(&self) -> Option<String> {
+        let note = self
+            .notes
+            .get(FAST_PATH)
+            .filter(|it| it.starts_with("down"));
+        let problems = self.problems.get(FAST_PATH).map(|it| it.join("; "));
+        note.cloned().or(problems)
+    }
+
+    /// What is to be known of others' packet-filter rules.
+    pub fn policies_note(&self) -> Option<&str> {
+        self.notes.get("network policies").map(String::as_str)
     }
 
     /// Something that an operator should know and nothing puts right.
@@ -86,15 +116,26 @@ impl Report {
     }
 }
 
+/// How the agent stands.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// What the last round came to; none before the first.
+    pub report: Option<Report>,
+    /// What the agent waits for before its first round.
+    pub waiting: String,
+    /// Rounds that left something to be put right.
+    pub failed_rounds: u64,
+}
+
 /// The agent's health, and where it is shown.
 pub struct Health {
-    reports: watch::Sender<(Option<Report>, u64)>,
+    reports: watch::Sender<Standing>,
     address: Option<SocketAddr>,
 }
 
 #[derive(Clone)]
 struct Shown {
-    reports: watch::Receiver<(Option<Report>, u64)>,
+    reports: watch::Receiver<Standing>,
     pins: Pins,
     liveness: Liveness,
     paths: watch::Receiver<Paths>,
@@ -108,7 +149,7 @@ impl Health {
         liveness: Liveness,
         paths: watch::Receiver<Paths>,
     ) -> anyhow::Result<Self> {
-        let (reports, shown) = watch::channel((None, 0));
+        let (reports, shown) = watch::channel(Standing::default());
         if flags.node.healthz_port == 0 {
             return Ok(Self {
                 reports,
@@ -149,9 +190,24 @@ impl Health {
         self.address
     }
 
+    /// How the agent stands, and every change of it.
+    pub fn subscribe(&self) -> watch::Receiver<Standing> {
+        self.reports.subscribe()
+    }
+
+    /// Shows what the agent waits for before its first round. True if that is news.
+    pub fn wait_for(&self, what: String) -> bool {
+        self.reports.send_if_modified(|standing| {
+            let is_new = standing.waiting != what;
+            standing.waiting = what;
+            is_new
+        })
+    }
+
     /// Shows what a round came to; tells the log what is new.
     pub fn publish(&self, report: Report) {
-        self.reports.send_modify(|(last, failed)| {
+        self.reports.send_modify(|standing| {
+            let last = &mut standing.report;
             let known = last.as_ref().map(|last| &last.problems);
             for (part, problems) in &report.problems {
                 if known.and_then(|known| known.get(part)) != Some(problems) {
@@ -164,7 +220,7 @@ impl Health {
             for rejected in new.filter_map(|it| it.now) {
                 tracing::warn!("lease {}: {}", rejected.subject, rejected.reason);
             }
-            *failed += u64::from(!report.problems.is_empty());
+            standing.failed_rounds += u64::from(!report.problems.is_empty());
             *last = Some(report);
         });
     }
@@ -181,11 +237,11 @@ async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
-    let (report, _) = &*shown.reports.borrow();
-    let Some(report) = report else {
+    let standing = shown.reports.borrow().clone();
+    let Some(report) = &standing.report else {
         return (
             StatusCode::SERVICE_UNAVAILABLE,
-            "not ready: no lease yet\n".to_owned(),
+            format!("not ready: no lease yet\n{}\n", standing.waiting),
         );
     };
     let mut text = String::new();
@@ -235,7 +291,11 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
-    let (report, failed_rounds) = shown.reports.borrow().clone();
+    let Standing {
+        report,
+        failed_rounds,
+        ..
+    } = shown.reports.borrow().clone();
     let report = report.unwrap_or_default();
     let packets = Maps::<V4>::open(&shown.pins)
         .and_then(|maps| maps.counters())
@@ -288,7 +348,7 @@ mod tests {
     async fn livez_names_the_task_that_is_stuck() {
         let liveness = Liveness::default();
         let shown = Shown {
-            reports: watch::channel((None, 0)).1,
+            reports: watch::channel(Standing::default()).1,
             pins: Pins::new("/nowhere"),
             liveness: liveness.clone(),
             paths: watch::channel(Paths::default()).1,

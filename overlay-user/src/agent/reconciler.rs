@@ -247,7 +247,9 @@ impl Reconciler {
             Step::Stay => return Ok(()),
             Step::Wait | Step::Readdress => {
                 let name = &self.footing.underlay().name;
-                report.note("underlay", format!("{name} has lost its address; waiting"));
+                let why = format!("{name} has lost its address; waiting");
+                report.hindrance = Some(format!("underlay: {why}"));
+                report.note("underlay", why);
             }
             Step::Choose | Step::GoBack => {}
         }
@@ -327,6 +329,9 @@ impl Reconciler {
         self.rules.want(&plan.rules);
         self.rules.outcome().borrow().tell(&plan.rules, report);
         let link = self.seen.observed.link.as_ref();
+        if let (Some(name), None) = (&self.settings.device, link) {
+            report.hinder("kernel", format!("there is no device {name}"));
+        }
         if let Some(mac) = link.map(|link| link.mac)
             && mac != self.mac
         {

@@ -10,7 +10,7 @@ use crate::config::flags::{StoreFlags, StoreKind};
 use crate::config::{AgentFlags, NetworkConfig};
 use crate::datapath::pins::Pins;
 use crate::kernel::interface::Criteria;
-use crate::store::{self, Location, Store, etcd};
+use crate::store::{self, Location, Store, etcd, kube};
 
 /// Flags and the network's configuration, and what follows from them alone.
 #[derive(Clone, Debug)]
@@ -79,8 +79,21 @@ pub fn open_store(flags: &StoreFlags) -> Result<Store, store::Error> {
 /// Where the flags say that leases live.
 fn location(flags: &StoreFlags) -> Location {
     let file = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));
-    match &flags.store {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let kind = if flags.kube_subnet_mgr {
+        &StoreKind::Kube
+    } else {
+        &flags.store
+    };
+    match kind {
         StoreKind::Dir(path) => Location::Dir(path.clone()),
+        StoreKind::Kube => Location::Kube(kube::Options {
+            api_url: text(&flags.kube_api_url),
+            kubeconfig: file(&flags.kubeconfig_file),
+            annotation_prefix: flags.kube_annotation_prefix.clone(),
+            config_path: flags.net_config_path.clone(),
+            identity: kube::Identity::from_env(),
+        }),
         StoreKind::Etcd => Location::Etcd(etcd::Options {
             endpoints: flags.etcd_endpoints.clone(),
             prefix: flags.etcd_prefix.clone(),
@@ -104,6 +117,20 @@ mod tests {
         let args = std::iter::once("overlayd").chain(args.iter().copied());
         let flags = AgentFlags::from_arg_matches(&command.get_matches_from(args)).expect("flags");
         location(&flags.store)
+    }
+
+    #[test]
+    fn kubernetes_is_asked_for_in_two_ways() {
+        for flag in ["--kube-subnet-mgr", "--store=kube"] {
+            let Location::Kube(options) = located(&[flag, "--kube-api-url=https://x"]) else {
+                panic!("{flag} means Kubernetes")
+            };
+            assert_eq!(options.api_url.as_deref(), Some("https://x"));
+            assert_eq!(options.kubeconfig, None);
+            assert_eq!(options.annotation_prefix, "flannel.alpha.coreos.com");
+            let path = options.config_path.as_path();
+            assert_eq!(path, "/etc/kube-flannel/net-conf.json");
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! From flags to a running node: store, underlay, lease, then the reconciler.
 
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend;
 use crate::config::{AgentFlags, SubnetEnv};
 use crate::kernel::interface::{self, Underlay};
 use crate::kernel::{self, Kernel};
@@ -13,10 +15,12 @@ use crate::liveness::Liveness;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::{AgentFile, AgentLock};
 use crate::privilege::{self, Capability};
+use crate::store::{self, Store};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
+use super::announcer;
 use super::health::Health;
 use super::path_check::PathCheck;
 use super::plan::attributes;
@@ -51,9 +55,20 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     )
     .await?;
     let store = Arc::new(settings::open_store(&flags.store).context("open the store")?);
-    let Some(config) = until(&cancel, "read the network configuration", async || {
-        store.network_config().await.map_err(anyhow::Error::from)
-    })
+    if store.has_readers() {
+        tokio::spawn(announcer::run(
+            Arc::clone(&store),
+            health.subscribe(),
+            flags.store.set_node_network_unavailable,
+            cancel.clone(),
+        ));
+    }
+    let Some(config) = until(
+        &cancel,
+        &health,
+        "read the network configuration",
+        async || store.network_config().await.map_err(anyhow::Error::from),
+    )
     .await
     else {
         return Ok(());
@@ -61,15 +76,33 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     for note in &config.notes {
         tracing::warn!("{note}");
     }
+    let Some(said) = until(
+        &cancel,
+        &health,
+        "ask the store about this node",
+        async || Ok(Said::ask(&store).await?),
+    )
+    .await
+    else {
+        return Ok(());
+    };
     tracing::info!(network = %config.network(), backend = ?config.backend, "network configuration");
-    let settings = Settings::new(flags, config);
-    let Some(found) = until(&cancel, "look at the kernel's network", async || {
-        match find(&settings).await {
-            // It may answer later; anything else is for people to mend.
-            Err(error) if is_late(&error) => Err(error),
-            found => Ok(found),
-        }
-    })
+    let mut settings = Settings::new(flags, config);
+    if let Some(public_address) = said.public_address {
+        settings.criteria.public_address = Some(public_address);
+    }
+    let Some(found) = until(
+        &cancel,
+        &health,
+        "look at the kernel's network",
+        async || {
+            match find(&settings, said.mac).await {
+                // It may answer later; anything else is for people to mend.
+                Err(error) if is_late(&error) => Err(error),
+                found => Ok(found),
+            }
+        },
+    )
     .await
     else {
         return Ok(());
@@ -87,7 +120,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     }
     let previous = previous_subnet(flags);
     let attributes = attributes(&settings, &underlay, mac)?;
-    let Some(lease) = until(&cancel, "take a lease", async || {
+    let Some(lease) = until(&cancel, &health, "take a lease", async || {
         store
             .acquire(&settings.config, attributes.clone(), previous)
             .await
@@ -143,9 +176,31 @@ fn claim_namespace() -> anyhow::Result<UnixListener> {
     }
 }
 
+/// What the store knows of this node before the agent has said anything.
+struct Said {
+    /// The address that an operator wants to be this node's.
+    public_address: Option<IpAddr>,
+    /// The MAC address that the other nodes know from an earlier agent.
+    mac: Option<MacAddr>,
+}
+
+impl Said {
+    async fn ask(store: &Store) -> Result<Self, store::Error> {
+        let earlier = store.earlier_attributes().await?;
+        Ok(Self {
+            public_address: match store.node_public_ip().await {
+                Err(store::Error::NotAssigned { .. }) => None,
+                answer => answer?,
+            },
+            mac: earlier.and_then(|attributes| backend::mac_of(&attributes)),
+        })
+    }
+}
+
 /// Tries until it works, with the cause in the log, or until `cancel`.
 async fn until<T>(
     cancel: &CancellationToken,
+    health: &Health,
     what: &str,
     mut attempt: impl AsyncFnMut() -> anyhow::Result<T>,
 ) -> Option<T> {
@@ -154,7 +209,11 @@ async fn until<T>(
             () = cancel.cancelled() => return None,
             result = attempt() => match result {
                 Ok(value) => return Some(value),
-                Err(error) => tracing::warn!("cannot {what}, trying again: {error:#}"),
+                Err(error) => {
+                    if health.wait_for(format!("cannot {what}: {error:#}")) {
+                        tracing::warn!("cannot {what}, trying again: {error:#}");
+                    }
+                }
             },
         }
         tokio::select! {
@@ -166,7 +225,10 @@ async fn until<T>(
 
 /// Connects to the kernel, chooses the underlay's device and finds the MAC address of the
 /// backend's.
-async fn find(settings: &Settings) -> anyhow::Result<(Kernel, Underlay, MacAddr)> {
+async fn find(
+    settings: &Settings,
+    earlier: Option<MacAddr>,
+) -> anyhow::Result<(Kernel, Underlay, MacAddr)> {
     let kernel = Kernel::connect()?;
     let network = settings.config.network();
     let underlay = kernel
@@ -185,7 +247,7 @@ async fn find(settings: &Settings) -> anyhow::Result<(Kernel, Underlay, MacAddr)
         );
     }
     let mac = match &settings.device {
-        Some(device) => device_mac(&kernel, device).await?,
+        Some(device) => device_mac(&kernel, device, earlier).await?,
         None => MacAddr::default(),
     };
     Ok((kernel, underlay, mac))
@@ -200,17 +262,22 @@ fn is_late(error: &anyhow::Error) -> bool {
     matches!(kernel, Some(kernel::Error::Deadline { .. }))
 }
 
-/// The MAC address of the VXLAN device: an existing one keeps its own, for peers know it.
-async fn device_mac(kernel: &Kernel, device: &str) -> anyhow::Result<MacAddr> {
+/// The MAC address of the VXLAN device: an existing one keeps its own, and one that is made anew gets
+/// that of the earlier one, because peers know it.
+async fn device_mac(
+    kernel: &Kernel,
+    device: &str,
+    earlier: Option<MacAddr>,
+) -> anyhow::Result<MacAddr> {
     let link = kernel.observe_device(device).await?;
     Ok(match link.filter(|link| link.vxlan.is_some()) {
         Some(link) => link.mac,
-        None => {
+        None => earlier.unwrap_or_else(|| {
             let mut bytes: [u8; 6] = rand::random();
             // Unicast, locally administered.
             bytes[0] = bytes[0] & 0xfe | 0x02;
             MacAddr(bytes)
-        }
+        }),
     })
 }
 

@@ -97,6 +97,7 @@ pub(crate) mod tests {
             subnet: subnet.parse().expect("a subnet"),
             subnet_v6: None,
             attributes: backend.attributes(public_ip.into(), mac),
+            node: None,
             reserved: false,
             expires: None,
         }

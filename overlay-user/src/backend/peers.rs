@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::judge::judge;
 use super::model::{Backend, Here, Peer};
-use crate::lease::{Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey};
+use crate::lease::{Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, subject};
 use crate::mac::MacAddr;
 use crate::shared_map::SharedMap;
 
@@ -49,7 +49,9 @@ impl Peers {
                 Some(Ok(peer)) => {
                     candidates.insert(*key, peer);
                 }
-                Some(Err(reason)) => peers.reject(key, reason),
+                Some(Err(reason)) => {
+                    peers.reject(key, lease.and_then(|it| it.node.as_deref()), reason)
+                }
                 None => peers.pardon(key),
             }
         };
@@ -106,19 +108,18 @@ impl Peers {
                 Ok(()) => self.pardon(&key),
                 Err(reason) => {
                     self.contradicted.insert(key, peer);
-                    self.reject(&key, reason);
+                    let node = self.leases.get(&key).and_then(|it| it.node.clone());
+                    self.reject(&key, node.as_deref(), reason);
                 }
             }
         }
     }
 
-    fn reject(&mut self, key: &SubnetKey, reason: RejectReason) {
-        let subject = key.to_string();
-        let rejected = Rejected {
-            subject: subject.clone(),
-            reason,
-        };
-        self.rejected.insert(subject, Arc::new(rejected));
+    fn reject(&mut self, key: &SubnetKey, node: Option<&str>, reason: RejectReason) {
+        let key = key.to_string();
+        let subject = subject(&key, node);
+        let rejected = Rejected { subject, reason };
+        self.rejected.insert(key, Arc::new(rejected));
     }
 
     fn pardon(&mut self, key: &SubnetKey) {

@@ -117,6 +117,13 @@ impl Backend for Vxlan {
     }
 }
 
+/// The MAC address that a lease names, where it is that of one device.
+#[must_use]
+pub fn mac_of(attributes: &Attributes) -> Option<MacAddr> {
+    let data = data(attributes.backend_data.as_ref()).ok()?;
+    data.vtepmac.is_unicast().then_some(data.vtepmac)
+}
+
 fn data(value: Option<&Value>) -> Result<Data, RejectReason> {
     let value = value.cloned().unwrap_or_default();
     serde_json::from_value(fold_keys(value))

@@ -151,6 +151,7 @@ mod tests {
             subnet: net(subnet),
             subnet_v6: None,
             attributes: Attributes::parse(r#"{"PublicIP":"1.2.3.4"}"#).expect("attributes"),
+            node: None,
             reserved,
             expires: None,
         };

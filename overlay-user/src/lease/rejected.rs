@@ -30,6 +30,9 @@ pub enum RejectReason {
     /// The value is not a lease's JSON.
     #[error("the value is not a lease: {0}")]
     Value(String),
+    /// What the cluster assigned is of no use.
+    #[error("{0}")]
+    PodCidr(String),
     /// The subnet lies elsewhere.
     #[error("the subnet is not inside the network {0}")]
     OutsideNetwork(IpNet),
@@ -89,6 +92,15 @@ pub enum RejectReason {
     /// Packets to the peer would come back.
     #[error("the public IP {0} is this node's own")]
     PublicIpOwn(IpAddr),
+}
+
+/// What a refused entry is called: by its key, and by its node's name where that is known and no part of
+/// the key.
+pub(crate) fn subject(key: &str, node: Option<&str>) -> String {
+    match node {
+        Some(node) if !key.contains(node) => excerpt(&format!("{key} of node {node}")),
+        _ => excerpt(key),
+    }
 }
 
 /// What a store's text is shown as: one line without control characters, and not too long, for whoever

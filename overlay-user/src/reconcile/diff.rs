@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{
-    Action, KernelState, Link, RecreateReason, Route, VxlanAttributes,
-};
+use super::{Action, KernelState, Link, RecreateReason, Route, VxlanAttributes};
 use crate::marks::{FLANNEL_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
 /// Names the changes that turn `observed` into `desired`, in the order to apply them: what is added comes

@@ -87,12 +87,7 @@ impl Dir {
                 return Ok(None);
             }
             files.write(&key, term, &value)?;
-            Ok(Some(Entry {
-                key,
-                value,
-                revision,
-                term,
-            }))
+            Ok(Some(Entry::new(key, value, revision, term)))
         })
         .await
     }

@@ -1,5 +1,9 @@
 //! What a registry holds and tells: entries, all of them at one moment, and changes of them.
 
+use std::net::Ipv4Addr;
+
+use crate::lease::RejectReason;
+
 /// One lease as the registry holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -11,12 +15,33 @@ pub(super) struct Entry {
     pub revision: u64,
     /// What keeps the entry alive.
     pub term: Term,
+    /// Name of the node that the entry is of, where the registry knows it.
+    pub node: Option<String>,
+    /// The address that an operator wants to be published in place of the node's own.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Why the registry itself does not take the entry for a lease.
+    pub refused: Option<RejectReason>,
+}
+
+impl Entry {
+    /// An entry of which nothing else is known.
+    pub fn new(key: String, value: impl Into<Vec<u8>>, revision: u64, term: Term) -> Self {
+        Self {
+            key,
+            value: value.into(),
+            revision,
+            term,
+            node: None,
+            public_ip: None,
+            refused: None,
+        }
+    }
 }
 
 /// What keeps an entry alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Term {
-    /// Nothing is needed: an operator put it there.
+    /// Nothing is needed: an operator put it there, or the cluster assigned it.
     Reserved,
     /// Its owner's renewals. The number is the etcd lease that must be kept alive; zero elsewhere.
     Renewed(i64),

@@ -102,12 +102,12 @@ impl Etcd {
         let Some(revision) = created? else {
             return Ok(None);
         };
-        let entry = Entry {
-            key: key.to_owned(),
-            value: value.into(),
-            revision: revision.cast_unsigned(),
-            term: Term::Renewed(id),
-        };
+        let entry = Entry::new(
+            key.to_owned(),
+            value,
+            revision.cast_unsigned(),
+            Term::Renewed(id),
+        );
         // The transaction guards this key only. A subnet of another length under another key may
         // overlap; of two such, the one that came first stays, and both nodes see the same order.
         if self.is_overlapped(key, revision).await? {
@@ -139,12 +139,8 @@ impl Etcd {
         if let Some(unused) = granted.filter(|_| is_not_done(&done)) {
             self.revoke_unused(unused).await;
         }
-        Ok(done?.map(|revision| Entry {
-            key: held.key.clone(),
-            value: value.into(),
-            revision: revision.cast_unsigned(),
-            term,
-        }))
+        Ok(done?
+            .map(|revision| Entry::new(held.key.clone(), value, revision.cast_unsigned(), term)))
     }
 
     pub async fn renew(&self, held: &Entry) -> Result<bool, Error> {
@@ -183,16 +179,17 @@ impl Etcd {
     /// An etcd pair as an entry, or nothing if it lies elsewhere.
     fn entry(&self, kv: &KeyValue) -> Option<Entry> {
         let key = kv.key().strip_prefix(self.subnets().as_bytes())?;
-        Some(Entry {
-            key: String::from_utf8_lossy(key).into_owned(),
-            value: kv.value()[..kv.value().len().min(LONGEST)].to_vec(),
-            revision: kv.mod_revision().cast_unsigned(),
-            term: if kv.lease() == 0 {
-                Term::Reserved
-            } else {
-                Term::Renewed(kv.lease())
-            },
-        })
+        let term = if kv.lease() == 0 {
+            Term::Reserved
+        } else {
+            Term::Renewed(kv.lease())
+        };
+        Some(Entry::new(
+            String::from_utf8_lossy(key).into_owned(),
+            &kv.value()[..kv.value().len().min(LONGEST)],
+            kv.mod_revision().cast_unsigned(),
+            term,
+        ))
     }
 
     /// Hands every pair of one moment to `take`, and tells the revision of that moment. Read page

@@ -3,6 +3,7 @@
 mod claim;
 mod tend;
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{Change, Entry, Term};
 use super::registry::Registry;
 use super::table::Table;
-use super::{Error, LeaseState, Location, StoreHealth};
+use super::{Error, LeaseState, Location, Notice, StoreHealth};
 use crate::config::{NetworkConfig, SubnetPool};
 use crate::lease::{Attributes, Lease, SubnetKey};
 use crate::liveness::Heartbeat;
@@ -58,6 +59,8 @@ struct Inner {
     held: Option<Entry>,
     expires: Option<SystemTime>,
     health: StoreHealth,
+    /// Why this node's lease is not as it should be.
+    trouble: Option<String>,
     /// Until when leases that vanish stay in force.
     grace: Option<Instant>,
 }
@@ -113,9 +116,45 @@ impl Store {
             Ok(None) => self.claim(&mut inner, &wanted, previous).await,
             Err(error) => Err(error),
         };
+        inner.trouble = claimed.as_ref().err().map(ToString::to_string);
         self.judge_health(&mut inner, claimed.as_ref().err());
         self.show(&inner);
         claimed
+    }
+
+    /// The address that the store's operator wants to be this node's, where there is one.
+    ///
+    /// # Errors
+    /// The store does not answer. Worth another attempt.
+    pub async fn node_public_ip(&self) -> Result<Option<IpAddr>, Error> {
+        self.registry.node_public_ip().await
+    }
+
+    /// Whether somebody reads what [`notify`](Self::notify) is given.
+    #[must_use]
+    pub fn has_readers(&self) -> bool {
+        self.registry.assigns()
+    }
+
+    /// Tells the store's owner something about this node.
+    ///
+    /// # Errors
+    /// The store does not answer, or does not allow it.
+    pub async fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        self.registry.notify(notice).await
+    }
+
+    /// What this node's entry says before the agent takes it: what another agent has left there, where
+    /// the store gives each node its entry.
+    ///
+    /// # Errors
+    /// The store does not answer. Worth another attempt.
+    pub async fn earlier_attributes(&self) -> Result<Option<Attributes>, Error> {
+        match self.registry.assigned().await {
+            Ok(entry) => Ok(entry.and_then(|it| it.lease().ok()).map(|it| it.attributes)),
+            Err(Error::NotAssigned { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What is known about leases, and every change of it. Also tells what holds before
@@ -163,6 +202,9 @@ impl Store {
     /// # Errors
     /// The store does not answer.
     pub async fn release(&self, subnet: IpNet, attributes: &Attributes) -> Result<bool, Error> {
+        if self.registry.assigns() {
+            return Ok(false);
+        }
         let key = SubnetKey::from(subnet.trunc()).to_string();
         let entries = self.registry.list().await?.entries;
         let is_own = |lease: Lease| {
@@ -217,6 +259,7 @@ impl Store {
                 match tended {
                     Ok(mended) => {
                         (failures, retry) = (0, None);
+                        inner.trouble = None;
                         if Instant::now() >= renewal {
                             renewal = Instant::now() + self.renew_every;
                         }
@@ -229,6 +272,7 @@ impl Store {
                     }
                     Err(error) => {
                         failures += 1;
+                        inner.trouble = Some(error.to_string());
                         retry = Some(Instant::now() + self.retry_after(failures));
                         tracing::warn!(%error, failures, "this node's lease is not as it should be; trying again");
                     }
@@ -296,6 +340,7 @@ impl Store {
         self.state.send_if_modified(|state| {
             let synced = state.synced || inner.table.is_complete();
             let next = LeaseState {
+                trouble: inner.trouble.clone().filter(|_| own.is_none()),
                 own,
                 leases,
                 rejected: inner.table.rejected().clone(),

@@ -1,5 +1,6 @@
 //! What the keeper asks of the place that holds leases: few, small, guarded operations.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
@@ -7,7 +8,8 @@ use tokio::sync::mpsc;
 use super::dir::Dir;
 use super::entry::{Change, Entry, Snapshot};
 use super::etcd::Etcd;
-use super::{Error, Location};
+use super::kube::Kube;
+use super::{Error, Location, Notice};
 
 /// A place that holds leases.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub(super) enum Registry {
     Etcd(Box<Etcd>),
     /// A directory.
     Dir(Dir),
+    /// The Nodes of a Kubernetes cluster.
+    Kube(Box<Kube>),
 }
 
 /// Calls the same method of whichever registry it is.
@@ -24,6 +28,7 @@ macro_rules! ask {
         match $registry {
             Registry::Etcd(etcd) => etcd.$($call)*.await,
             Registry::Dir(dir) => dir.$($call)*.await,
+            Registry::Kube(kube) => kube.$($call)*.await,
         }
     };
 }
@@ -33,7 +38,38 @@ impl Registry {
         Ok(match location {
             Location::Etcd(options) => Self::Etcd(Box::new(Etcd::new(options, ttl)?)),
             Location::Dir(path) => Self::Dir(Dir::new(path, ttl)),
+            Location::Kube(options) => Self::Kube(Box::new(Kube::new(options)?)),
         })
+    }
+
+    /// Whether nodes are given their subnets instead of choosing them.
+    pub fn assigns(&self) -> bool {
+        matches!(self, Self::Kube(_))
+    }
+
+    /// The entry with the subnet that this node is given, where nodes do not choose (`None`). Its value
+    /// may say anything yet.
+    pub async fn assigned(&self) -> Result<Option<Entry>, Error> {
+        match self {
+            Self::Etcd(_) | Self::Dir(_) => Ok(None),
+            Self::Kube(kube) => kube.assigned().await.map(Some),
+        }
+    }
+
+    /// The address that the registry's operator wants to be this node's.
+    pub async fn node_public_ip(&self) -> Result<Option<IpAddr>, Error> {
+        match self {
+            Self::Etcd(_) | Self::Dir(_) => Ok(None),
+            Self::Kube(kube) => kube.node_public_ip().await,
+        }
+    }
+
+    /// Puts a notice where the registry's owner looks for it, if there is such a place.
+    pub async fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        match self {
+            Self::Etcd(_) | Self::Dir(_) => Ok(()),
+            Self::Kube(kube) => kube.notify(notice).await,
+        }
     }
 
     /// The network configuration's text.
@@ -45,9 +81,14 @@ impl Registry {
         ask!(self, list())
     }
 
-    /// Creates an entry with a term, unless something with that key exists: then `None`.
+    /// Creates an entry with a term, unless something with that key exists or nodes do not choose:
+    /// then `None`.
     pub async fn create(&self, key: &str, value: &str) -> Result<Option<Entry>, Error> {
-        ask!(self, create(key, value))
+        match self {
+            Self::Etcd(etcd) => etcd.create(key, value).await,
+            Self::Dir(dir) => dir.create(key, value).await,
+            Self::Kube(_) => Ok(None),
+        }
     }
 
     /// Gives the entry a new value and, unless it is a reservation, a full term. `None` if it is no
@@ -58,12 +99,20 @@ impl Registry {
 
     /// Renews the entry's term. False if the entry or its term is gone.
     pub async fn renew(&self, held: &Entry) -> Result<bool, Error> {
-        ask!(self, renew(held))
+        match self {
+            Self::Etcd(etcd) => etcd.renew(held).await,
+            Self::Dir(dir) => dir.renew(held).await,
+            Self::Kube(_) => Ok(true),
+        }
     }
 
-    /// Removes the entry. False if it is no longer as `held` says.
+    /// Removes the entry. False if it is no longer as `held` says, or goes with its node only.
     pub async fn remove(&self, held: &Entry) -> Result<bool, Error> {
-        ask!(self, remove(held))
+        match self {
+            Self::Etcd(etcd) => etcd.remove(held).await,
+            Self::Dir(dir) => dir.remove(held).await,
+            Self::Kube(_) => Ok(false),
+        }
     }
 
     /// Tells of every change, beginning with everything, until nobody listens.

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::entry::{Change, Entry, Snapshot, Term};
 use crate::lease::{
-    Attributes, Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, excerpt,
+    Attributes, Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, excerpt, subject,
 };
 
 /// Entries by key. What an entry says is read when the entry comes, and shared from then on.
@@ -127,7 +127,10 @@ impl Table {
         }
         let known = self.entries.get(&entry.key);
         let says_the_same = known.is_some_and(|known| {
-            known.value == entry.value && known.is_reserved() == entry.is_reserved()
+            known.value == entry.value
+                && known.is_reserved() == entry.is_reserved()
+                && known.node == entry.node
+                && known.refused == entry.refused
         });
         if !says_the_same {
             self.read(&entry);
@@ -153,7 +156,7 @@ impl Table {
         match entry.lease() {
             Ok(lease) => self.leases.insert(lease.key(), Arc::new(lease)),
             Err(reason) => {
-                let subject = excerpt(&entry.key);
+                let subject = subject(&entry.key, entry.node.as_deref());
                 let rejected = Rejected { subject, reason };
                 self.rejected.insert(entry.key.clone(), Arc::new(rejected));
             }
@@ -209,6 +212,9 @@ impl Entry {
 
     /// Reads the entry as a lease.
     pub fn lease(&self) -> Result<Lease, RejectReason> {
+        if let Some(reason) = &self.refused {
+            return Err(reason.clone());
+        }
         let key: SubnetKey = self.key.parse().map_err(|_| RejectReason::Key)?;
         let value = std::str::from_utf8(&self.value)
             .map_err(|error| RejectReason::Value(error.to_string()))?;
@@ -218,6 +224,7 @@ impl Entry {
             subnet: key.subnet,
             subnet_v6: key.subnet_v6,
             attributes,
+            node: self.node.clone(),
             reserved: self.is_reserved(),
             expires: None,
         })
@@ -229,12 +236,7 @@ mod tests {
     use super::*;
 
     fn entry(key: &str, value: &str, revision: u64) -> Entry {
-        Entry {
-            key: key.into(),
-            value: value.into(),
-            revision,
-            term: Term::Renewed(1),
-        }
+        Entry::new(key.into(), value, revision, Term::Renewed(1))
     }
 
     const ONE: &str = r#"{"PublicIP":"1.1.1.1"}"#;

@@ -131,6 +131,7 @@ fn lease(line: &str) -> Option<Lease> {
         subnet: key.subnet,
         subnet_v6: key.subnet_v6,
         attributes,
+        node: None,
         reserved: false,
         expires: None,
     })

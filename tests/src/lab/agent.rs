@@ -67,6 +67,8 @@ pub(super) fn start(
         .with_context(|| format!("open {}", log.display()))?;
     let errors = output.try_clone().context("duplicate a file handle")?;
     let mut agent = Command::new(program);
+    // As a DaemonSet tells it.
+    agent.env("NODE_NAME", &name);
     agent.args(&flags).current_dir("/");
     agent
         .stdin(Stdio::null())

@@ -112,9 +112,7 @@ impl Variant {
                 (underlay, path) == (Underlay::Super, Path::Across)
                     && matches!(measure, TcpRr | UdpRr | Udp64)
             }
-            Recipe::Agent(_) if self.backend() == BackendKind::HostGw => {
-                path == Path::Across
-            }
+            Recipe::Agent(_) if self.backend() == BackendKind::HostGw => path == Path::Across,
             Recipe::Agent(_) if self == Self::AggregatesToKernel => {
                 path == Path::Across && matches!(measure, Bulk | Bulk4 | BulkOneCore)
             }

@@ -4,23 +4,65 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use crate::config::duration::parse_duration;
+use crate::config::go_flags::go_bool;
 use crate::config::secret::{ETCD_PASSWORD_ENV, Secret};
 
 /// How to reach the store.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Store")]
 pub struct StoreFlags {
-    /// Where leases live: "etcd", or "dir:PATH" for a directory that needs no server
+    /// Where leases live: "etcd", "kube" for the Nodes of a Kubernetes cluster, or "dir:PATH" for a
+    /// directory that needs no server
     #[arg(
         long,
         env = "OVERLAY_STORE",
         default_value = "etcd",
-        value_name = "etcd|dir:PATH"
+        value_name = "etcd|kube|dir:PATH"
     )]
     pub store: StoreKind,
+    /// The same as --store kube: this node's subnet is its podCIDR
+    #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    pub kube_subnet_mgr: bool,
+    /// URL of the Kubernetes API server [default: the kubeconfig's, or a pod's own]
+    #[arg(
+        long,
+        env = "FLANNELD_KUBE_API_URL",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "URL"
+    )]
+    pub kube_api_url: String,
+    /// Kubeconfig with the API server and who asks it [default: a pod's own service account]
+    #[arg(
+        long,
+        env = "FLANNELD_KUBECONFIG_FILE",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "FILE"
+    )]
+    pub kubeconfig_file: String,
+    /// What the names of the Nodes' annotations begin with
+    #[arg(
+        long,
+        env = "FLANNELD_KUBE_ANNOTATION_PREFIX",
+        default_value = "flannel.alpha.coreos.com",
+        value_name = "PREFIX"
+    )]
+    pub kube_annotation_prefix: String,
+    /// File with the network configuration, where the store is Kubernetes
+    #[arg(
+        long,
+        env = "FLANNELD_NET_CONFIG_PATH",
+        default_value = "/etc/kube-flannel/net-conf.json",
+        value_name = "FILE"
+    )]
+    pub net_config_path: PathBuf,
+    /// Say on the Node whether its network can be used, by the condition NetworkUnavailable
+    #[arg(long, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", default_value = "true", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    pub set_node_network_unavailable: bool,
     /// etcd's endpoints, separated by commas; the first that answers is used
     #[arg(
         long,
@@ -106,6 +148,8 @@ pub enum StoreKind {
     Etcd,
     /// A directory.
     Dir(PathBuf),
+    /// Kubernetes, by flanneld's `--kube-*` flags.
+    Kube,
 }
 
 impl FromStr for StoreKind {
@@ -114,8 +158,9 @@ impl FromStr for StoreKind {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once(':') {
             None if text == "etcd" => Ok(Self::Etcd),
+            None if text == "kube" => Ok(Self::Kube),
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
-            _ => Err("want etcd or dir:PATH".to_owned()),
+            _ => Err("want etcd, kube or dir:PATH".to_owned()),
         }
     }
 }

@@ -64,13 +64,7 @@ fn flannelds_command_lines_work() {
 
 #[test]
 fn what_is_not_done_yet_is_refused() {
-    for flag in [
-        "--kube-subnet-mgr",
-        "--kube-api-url=http://x",
-        "--kubeconfig-file=/x",
-        "--public-ipv6=fd00::1",
-        "--ip-blackhole-route",
-    ] {
+    for flag in ["--public-ipv6=fd00::1", "--ip-blackhole-route"] {
         let error = parse(&[flag])
             .expect("parsed")
             .check()

@@ -36,12 +36,7 @@ pub(super) struct Found {
 
 impl Found {
     pub fn into_entry(self, revision: u64) -> Entry {
-        Entry {
-            key: self.key,
-            value: self.value,
-            revision,
-            term: self.term,
-        }
+        Entry::new(self.key, self.value, revision, self.term)
     }
 }
 

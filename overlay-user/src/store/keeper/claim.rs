@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tokio::time::sleep;
 
 use super::{Inner, Store, Wanted};
-use crate::lease::{Lease, SubnetKey, allocate, reusable};
+use crate::lease::{Attributes, Lease, SubnetKey, allocate, reusable};
 use crate::store::Error;
 use crate::store::entry::{Change, Entry, Term};
 use crate::store::registry::Registry;
@@ -33,6 +33,9 @@ impl Store {
         let Some(previous) = wanted.previous.map(|net| net.trunc()) else {
             return Ok(None);
         };
+        if self.registry.assigns() {
+            return Ok(None);
+        }
         self.look(inner).await?;
         let Some((entry, lease)) = inner.table.moved(previous, &wanted.attributes) else {
             return Ok(None);
@@ -40,7 +43,11 @@ impl Store {
         if !wanted.pool.allows(&lease.subnet) {
             return Ok(None);
         }
-        let Some(entry) = self.registry.replace(&entry, &value(wanted)?).await? else {
+        let Some(entry) = self
+            .registry
+            .replace(&entry, &value(wanted, &entry)?)
+            .await?
+        else {
             return Ok(None);
         };
         tracing::info!(
@@ -57,7 +64,6 @@ impl Store {
         wanted: &Wanted,
         previous: Option<IpNet>,
     ) -> Result<Lease, Error> {
-        let value = value(wanted)?;
         inner.held = None;
         inner.expires = None;
         let pauses = ExponentialBuilder::default()
@@ -68,7 +74,7 @@ impl Store {
             .build();
         for pause in pauses {
             self.heartbeat.beat();
-            if let Some(entry) = self.race(inner, wanted, &value, previous).await? {
+            if let Some(entry) = self.race(inner, wanted, previous).await? {
                 return self.take(inner, entry);
             }
             tracing::debug!("another node was faster; drawing another subnet");
@@ -82,9 +88,12 @@ impl Store {
         &self,
         inner: &mut Inner,
         wanted: &Wanted,
-        value: &str,
         previous: Option<IpNet>,
     ) -> Result<Option<Entry>, Error> {
+        if let Some(given) = self.registry.assigned().await? {
+            inner.answered();
+            return self.accept(wanted, given).await;
+        }
         self.look(inner).await?;
         let own = inner.table.entries_of(wanted.attributes.public_ip);
         if let Some(lease) = reusable(&wanted.pool, own.iter().map(|(_, lease)| lease), previous) {
@@ -92,7 +101,7 @@ impl Store {
             let Some((entry, _)) = entry else {
                 return Ok(None);
             };
-            return self.registry.replace(entry, value).await;
+            return self.registry.replace(entry, &value(wanted, entry)?).await;
         }
         // What this node held under another configuration is of no use to anybody.
         for (entry, lease) in &own {
@@ -107,9 +116,32 @@ impl Store {
             previous,
             &mut rand::rng(),
         )?;
+        let value = to_json(&wanted.attributes)?;
         self.registry
-            .create(&SubnetKey::from(subnet).to_string(), value)
+            .create(&SubnetKey::from(subnet).to_string(), &value)
             .await
+    }
+
+    /// Publishes this node's attributes with the subnet that it was given. Nothing if that changed
+    /// meanwhile.
+    async fn accept(&self, wanted: &Wanted, given: Entry) -> Result<Option<Entry>, Error> {
+        let suits = |key: &SubnetKey| wanted.pool.network().contains(&key.subnet);
+        if !given.key.parse().is_ok_and(|key| suits(&key)) {
+            let network = wanted.pool.network();
+            return Err(Error::NotAssigned {
+                node: given.node.unwrap_or_default(),
+                why: format!(
+                    "its podCIDR {} is not inside the Network {network}; set Network to the \
+                     cluster's CIDR and start the agents anew",
+                    given.key
+                ),
+            });
+        }
+        let value = value(wanted, &given)?;
+        if given.value == value.as_bytes() {
+            return Ok(Some(given));
+        }
+        self.registry.replace(&given, &value).await
     }
 
     /// Reads everything that the store holds.
@@ -147,9 +179,16 @@ impl Store {
 }
 
 /// What this node's entry has to say.
-pub(super) fn value(wanted: &Wanted) -> Result<String, Error> {
-    wanted
-        .attributes
+pub(super) fn value(wanted: &Wanted, entry: &Entry) -> Result<String, Error> {
+    let public_ip = entry.public_ip.unwrap_or(wanted.attributes.public_ip);
+    to_json(&Attributes {
+        public_ip,
+        ..wanted.attributes.clone()
+    })
+}
+
+fn to_json(attributes: &Attributes) -> Result<String, Error> {
+    attributes
         .to_json()
         .map_err(|error| Error::Options(error.to_string()))
 }

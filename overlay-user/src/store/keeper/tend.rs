@@ -29,7 +29,8 @@ impl Store {
             self.claim(inner, wanted, wanted.previous).await?;
             return Ok(true);
         };
-        let value = value(wanted)?;
+        let current = inner.table.get(&held.key).unwrap_or(&held);
+        let value = value(wanted, current)?;
         match find(inner, &held, wanted, &value) {
             Finding::Right => {}
             Finding::Lost(how) => return self.claim_again(inner, wanted, &held, how).await,
@@ -99,7 +100,9 @@ fn find(inner: &mut Inner, held: &Entry, wanted: &Wanted, value: &str) -> Findin
     };
     let public_ip = |entry: &Entry| entry.lease().ok().map(|lease| lease.attributes.public_ip);
     let theirs = public_ip(&current);
-    if theirs != public_ip(held) && theirs != Some(wanted.attributes.public_ip) {
+    let is_other = current.node != held.node
+        || (theirs != public_ip(held) && theirs != Some(wanted.attributes.public_ip));
+    if is_other {
         return Finding::Lost("another node has written over it");
     }
     if current.value != value.as_bytes() || current.term != held.term {

@@ -1,0 +1,229 @@
+//! Tells the cluster's owner how this node fares, where the store has a place for it: whether the node's
+//! network can be used, and what keeps pods from being served well.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::health::{Report, Standing};
+use crate::store::{Error, Notice, Store};
+
+/// A fault is told once it has lasted this long: the scheduler stops sending pods to the node.
+const LASTING: Duration = Duration::from_secs(10);
+/// How often what could not be told is tried again, and what lasts is looked at.
+const TICK: Duration = Duration::from_secs(5);
+/// An event of one reason is told at most this often, with the last of its messages.
+const SELDOM: Duration = Duration::from_secs(60);
+
+/// What the owner was told so far.
+#[derive(Debug, Default)]
+struct Told {
+    /// The condition; none at the start.
+    condition: Option<Notice>,
+    /// Since when the node has been in a state that is not told yet.
+    pending: Option<(Notice, Instant)>,
+    /// The last message of each kind of event, and when.
+    events: BTreeMap<&'static str, (String, Instant)>,
+}
+
+/// Tells until `cancel`. With `condition`, whether the network can be used as well.
+pub(super) async fn run(
+    store: Arc<Store>,
+    mut standing: watch::Receiver<Standing>,
+    condition: bool,
+    cancel: CancellationToken,
+) {
+    let mut told = Told::default();
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut may_post = true;
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = standing.changed() => if changed.is_err() { return },
+            _ = tick.tick() => {}
+        }
+        let now = standing.borrow_and_update().clone();
+        if condition
+            && let Some(notice) = told.next_condition(&now, Instant::now())
+            && is_told(&store, &notice).await
+        {
+            told.condition = Some(notice);
+        }
+        if !may_post {
+            continue;
+        }
+        for (reason, message) in told.next_events(&now, Instant::now()) {
+            let notice = Notice::Event {
+                reason,
+                message: message.clone(),
+            };
+            match store.notify(&notice).await {
+                Ok(()) => {
+                    told.events.insert(reason, (message, Instant::now()));
+                }
+                // flannel's own ClusterRole does not allow it.
+                Err(error @ Error::Refused { .. }) => {
+                    tracing::info!(%error, "no events are posted");
+                    may_post = false;
+                    break;
+                }
+                Err(error) => tracing::debug!(%error, "an event is posted later"),
+            }
+        }
+    }
+}
+
+async fn is_told(store: &Store, notice: &Notice) -> bool {
+    let told = store.notify(notice).await;
+    if let Err(error) = &told {
+        tracing::debug!(%error, "the node's condition is told later");
+    }
+    told.is_ok()
+}
+
+impl Told {
+    /// The condition that has to be told now.
+    fn next_condition(&mut self, standing: &Standing, now: Instant) -> Option<Notice> {
+        let wanted = condition(standing);
+        if self.condition.as_ref() == Some(&wanted) {
+            self.pending = None;
+            return None;
+        }
+        if wanted == Notice::Available {
+            self.pending = None;
+            return Some(wanted);
+        }
+        // Another cause of the same fault does not begin anew.
+        let since = self.pending.as_ref().map_or(now, |(_, since)| *since);
+        self.pending = Some((wanted.clone(), since));
+        let is_down = matches!(self.condition, Some(Notice::Unavailable { .. }));
+        (is_down || now.duration_since(since) >= LASTING).then_some(wanted)
+    }
+
+    /// The events that have to be told now.
+    fn next_events(&mut self, standing: &Standing, now: Instant) -> Vec<(&'static str, String)> {
+        let current = events(standing);
+        // What is over and comes again is told again.
+        self.events.retain(|reason, (_, at)| {
+            current.contains_key(reason) || now.duration_since(*at) < SELDOM
+        });
+        let is_new = |reason: &&'static str, message: &String| match self.events.get(reason) {
+            None => true,
+            Some((last, at)) => last != message && now.duration_since(*at) >= SELDOM,
+        };
+        current
+            .into_iter()
+            .filter(|(reason, message)| is_new(reason, message))
+            .collect()
+    }
+}
+
+/// Whether pods of this node can be reached, or why not.
+fn condition(standing: &Standing) -> Notice {
+    let (reason, message) = match &standing.report {
+        None => ("OverlayIsStarting", &standing.waiting),
+        Some(Report {
+            hindrance: Some(why),
+            ..
+        }) => ("OverlayCannotCarry", why),
+        Some(_) => return Notice::Available,
+    };
+    Notice::Unavailable {
+        reason,
+        message: message.clone(),
+    }
+}
+
+/// What stops pods, or slows them down, by kind.
+fn events(standing: &Standing) -> BTreeMap<&'static str, String> {
+    let mut events = BTreeMap::new();
+    let Some(report) = &standing.report else {
+        if !standing.waiting.is_empty() {
+            events.insert("OverlayIsWaiting", standing.waiting.clone());
+        }
+        return events;
+    };
+    if let Some(why) = &report.hindrance {
+        events.insert("OverlayCannotCarry", why.clone());
+    }
+    if let Some(why) = report.fast_path_down() {
+        events.insert("FastPathDown", why);
+    }
+    if let Some(note) = report.policies_note() {
+        events.insert("NetworkPoliciesFound", note.to_owned());
+    }
+    let refused = report.rejected.sorted();
+    if let Some(first) = refused.first() {
+        let more = match refused.len() {
+            1 => String::new(),
+            count => format!(" (and {} more)", count - 1),
+        };
+        let message = format!("{}: {}{more}", first.subject, first.reason);
+        events.insert("LeaseRefused", message);
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(text: &str) -> Standing {
+        Standing {
+            waiting: text.to_owned(),
+            ..Standing::default()
+        }
+    }
+
+    fn carries(hindrance: Option<&str>) -> Standing {
+        let mut report = Report::default();
+        if let Some(why) = hindrance {
+            report.hinder("lease", why.to_owned());
+        }
+        Standing {
+            report: Some(report),
+            ..Standing::default()
+        }
+    }
+
+    #[test]
+    fn a_fault_is_told_when_it_lasts_and_its_end_at_once() {
+        let mut told = Told::default();
+        let start = Instant::now();
+        let down = waiting("node n1: no podCIDR yet");
+        assert_eq!(told.next_condition(&down, start), None);
+        let notice = told.next_condition(&down, start + LASTING).expect("told");
+        assert!(
+            matches!(&notice, Notice::Unavailable { message, .. } if message.contains("podCIDR"))
+        );
+        told.condition = Some(notice);
+        assert_eq!(told.next_condition(&down, start + LASTING), None);
+        let other = told.next_condition(&waiting("another cause"), start + LASTING);
+        assert!(other.is_some(), "the node is down anyway");
+        let up = told.next_condition(&carries(None), start + LASTING);
+        assert_eq!(up, Some(Notice::Available));
+        told.condition = up;
+        let lost = carries(Some("the lease is lost"));
+        assert_eq!(told.next_condition(&lost, start), None, "it may pass");
+        assert!(told.next_condition(&lost, start + LASTING).is_some());
+    }
+
+    #[test]
+    fn events_are_few() {
+        let mut told = Told::default();
+        let start = Instant::now();
+        let first = told.next_events(&waiting("one"), start);
+        assert_eq!(first, [("OverlayIsWaiting", "one".to_owned())]);
+        told.events
+            .insert("OverlayIsWaiting", ("one".to_owned(), start));
+        assert!(told.next_events(&waiting("one"), start + SELDOM).is_empty());
+        assert!(told.next_events(&waiting("two"), start).is_empty());
+        assert_eq!(told.next_events(&waiting("two"), start + SELDOM).len(), 1);
+        assert!(told.next_events(&carries(None), start).is_empty());
+    }
+}

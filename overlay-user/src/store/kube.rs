@@ -1,0 +1,326 @@
+//! Leases as Kubernetes knows them: a node's subnet is its podCIDR, and what the node says about itself
+//! is in the annotations of its Node object, as flannel writes them.
+//!
+//! Subnets are assigned by the cluster's controller manager. Nothing is allocated here, no lease ends,
+//! and nothing is deleted: a lease goes with its Node.
+
+mod client;
+mod follow;
+mod node;
+mod nodes;
+mod notice;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use kube::core::Request;
+use kube::core::params::{GetParams, ListParams, Patch, PatchParams};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::{OnceCell, mpsc};
+
+use self::client::{Api, Failure};
+use self::node::{Metadata, Names, Node};
+use super::Error;
+use super::entry::{Change, Entry, Snapshot};
+use crate::lease::Attributes;
+
+const NODES: &str = "/api/v1/nodes";
+/// Nodes of one page of a list. One takes 6 kB of JSON and more.
+const PAGE: u32 = 100;
+/// Who changed something, to Kubernetes.
+const MANAGER: &str = "overlayd";
+
+/// How to reach the API server, and who this node is.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// URL of the API server, in place of the kubeconfig's. Without either, a pod's own credentials.
+    pub api_url: Option<String>,
+    /// A kubeconfig.
+    pub kubeconfig: Option<PathBuf>,
+    /// What the annotations' names begin with.
+    pub annotation_prefix: String,
+    /// File with the network configuration.
+    pub config_path: PathBuf,
+    /// This node.
+    pub identity: Option<Identity>,
+}
+
+/// By what a node knows its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// The name of the Node object.
+    Node(String),
+    /// The pod that runs the agent: its Node is asked for.
+    Pod {
+        /// Namespace of the pod.
+        namespace: String,
+        /// Name of the pod.
+        name: String,
+    },
+}
+
+impl Identity {
+    /// As flannel: `NODE_NAME`, else `POD_NAME` and `POD_NAMESPACE`.
+    #[must_use]
+    pub fn from_env() -> Option<Self> {
+        let get = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+        get("NODE_NAME").map(Self::Node).or_else(|| {
+            let (name, namespace) = (get("POD_NAME")?, get("POD_NAMESPACE")?);
+            Some(Self::Pod { namespace, name })
+        })
+    }
+}
+
+/// The Nodes of a cluster.
+#[derive(Debug)]
+pub(super) struct Kube {
+    api: Api,
+    names: Names,
+    config_path: PathBuf,
+    identity: Identity,
+    name: OnceCell<String>,
+    /// An older node with this node's podCIDR.
+    rival: Mutex<Option<String>>,
+}
+
+/// A page of a list.
+#[derive(Deserialize)]
+struct Page {
+    metadata: PageMetadata,
+    items: Vec<Node>,
+}
+
+/// See the API's `ListMeta`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageMetadata {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default, rename = "continue")]
+    next: Option<String>,
+}
+
+/// A Pod with what is needed of it.
+#[derive(Deserialize)]
+struct Pod {
+    spec: PodSpec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    #[serde(default)]
+    node_name: String,
+}
+
+impl Kube {
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let Some(identity) = options.identity.clone() else {
+            return Err(Error::Options(
+                "this node's name is not known: set NODE_NAME, or POD_NAME and POD_NAMESPACE, in the \
+                 agent's environment"
+                    .into(),
+            ));
+        };
+        Ok(Self {
+            api: Api::new(&options),
+            names: Names::new(&options.annotation_prefix)?,
+            config_path: options.config_path,
+            identity,
+            name: OnceCell::new(),
+            rival: Mutex::default(),
+        })
+    }
+
+    pub async fn config(&self) -> Result<String, Error> {
+        let path = &self.config_path;
+        match tokio::fs::read_to_string(path).await {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::NoConfig(path.display().to_string()))
+            }
+            Err(error) => Err(Error::Unreachable {
+                call: format!("reading {}", path.display()),
+                message: error.to_string(),
+            }),
+        }
+    }
+
+    /// This node's entry, whatever its annotations say.
+    pub async fn assigned(&self) -> Result<Entry, Error> {
+        let node = self.own().await?;
+        let name = &node.metadata.name;
+        let not_yet = |why| Error::NotAssigned {
+            node: name.clone(),
+            why,
+        };
+        let rival = self
+            .rival
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some(rival) = rival {
+            return Err(not_yet(format!(
+                "its podCIDR is that of the older node {rival}; delete one of the two Nodes"
+            )));
+        }
+        match node.subnet() {
+            Ok(Some(key)) => Ok(node.entry(&self.names, key.to_string(), true)),
+            Ok(None) => Err(not_yet(
+                "no podCIDR yet; the controller manager assigns them with \
+                 --allocate-node-cidrs=true and --cluster-cidr"
+                    .to_owned(),
+            )),
+            Err(wrong) => Err(not_yet(wrong)),
+        }
+    }
+
+    /// The address that an operator wants to be this node's (`node-public-ip`).
+    pub async fn node_public_ip(&self) -> Result<Option<IpAddr>, Error> {
+        Ok(self.own().await?.node_public_ip(&self.names))
+    }
+
+    pub async fn list(&self) -> Result<Snapshot, Error> {
+        let own = self.name().await?.to_owned();
+        let mut nodes = nodes::Nodes::new(self.names.clone(), own);
+        let listed = self.each(|node| {
+            nodes.put(node);
+        });
+        let place = listed
+            .await
+            .map_err(|failure| failure.of("listing nodes"))?;
+        Ok(nodes.snapshot(place.parse().unwrap_or_default()))
+    }
+
+    /// Writes the annotations of this node, unless its Node is not the one that `held` is of: one that
+    /// was made anew has another podCIDR, perhaps.
+    pub async fn replace(&self, held: &Entry, value: &str) -> Result<Option<Entry>, Error> {
+        let node = self.own().await?;
+        let key = node.subnet().ok().flatten().map(|key| key.to_string());
+        if key.as_ref() != Some(&held.key) {
+            return Ok(None);
+        }
+        let attributes =
+            Attributes::parse(value).map_err(|error| Error::Options(error.to_string()))?;
+        let Metadata { name, uid, .. } = &node.metadata;
+        let patch = json!({"metadata": {
+            "uid": uid,
+            "annotations": self.names.annotations(&attributes),
+        }});
+        let call = || format!("annotating node {name}");
+        let request = self
+            .nodes()
+            .patch_subresource("status", name, &manager(), &Patch::Strategic(patch))
+            .map_err(|error| wrong(call(), &error))?;
+        match self.api.call::<Node>(request).await {
+            Ok(node) => Ok(Some(node.entry(&self.names, held.key.clone(), true))),
+            // Deleted, or made anew, since it was read.
+            Err(failure) if failure.is(404) || failure.is(409) => Ok(None),
+            Err(failure) => Err(failure.of(call())),
+        }
+    }
+
+    pub async fn watch(&self, changes: mpsc::Sender<Change>) {
+        follow::follow(self, &changes).await;
+    }
+
+    /// This node's name; from its pod where that is all that is known.
+    async fn name(&self) -> Result<&str, Error> {
+        let asked = self.name.get_or_try_init(async || {
+            let (namespace, name) = match &self.identity {
+                Identity::Node(name) => return Ok(name.clone()),
+                Identity::Pod { namespace, name } => (namespace, name),
+            };
+            let call = || format!("reading pod {namespace}/{name}");
+            let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods"))
+                .get(name, &GetParams::default())
+                .map_err(|error| wrong(call(), &error))?;
+            let pod: Pod = self
+                .api
+                .call(request)
+                .await
+                .map_err(|failure| failure.of(call()))?;
+            Ok(pod.spec.node_name)
+        });
+        asked.await.map(String::as_str)
+    }
+
+    /// This node's name, asked for until it is known; nothing if nobody listens any more.
+    async fn name_when_known(&self, changes: &mpsc::Sender<Change>) -> Option<String> {
+        loop {
+            match self.name().await {
+                Ok(name) => return Some(name.to_owned()),
+                Err(error) => {
+                    let told = Change::Unreachable(error.to_string());
+                    changes.send(told).await.ok()?;
+                    tokio::time::sleep(client::DEADLINE).await;
+                }
+            }
+        }
+    }
+
+    /// This node's Node.
+    async fn own(&self) -> Result<Node, Error> {
+        let name = self.name().await?;
+        let call = || format!("reading node {name}");
+        let request = self
+            .nodes()
+            .get(name, &GetParams::default())
+            .map_err(|error| wrong(call(), &error))?;
+        self.api.call(request).await.map_err(|failure| {
+            if failure.is(404) {
+                return Error::NotAssigned {
+                    node: name.to_owned(),
+                    why: "there is no such Node; the kubelet makes it".to_owned(),
+                };
+            }
+            failure.of(call())
+        })
+    }
+
+    /// Hands every Node of one moment to `take`, page by page, and tells the place of that moment in a
+    /// watch.
+    async fn each(&self, mut take: impl FnMut(&Node)) -> Result<String, Failure> {
+        let mut how = ListParams::default().limit(PAGE);
+        loop {
+            let request = self
+                .nodes()
+                .list(&how)
+                .map_err(|error| Failure::Unreachable(error.to_string()))?;
+            let page: Page = self.api.call(request).await?;
+            page.items.iter().for_each(&mut take);
+            match page.metadata.next.filter(|token| !token.is_empty()) {
+                Some(token) => how = how.continue_token(&token),
+                None => return Ok(page.metadata.resource_version),
+            }
+        }
+    }
+
+    fn nodes(&self) -> Request {
+        Request::new(NODES)
+    }
+
+    fn note_rival(&self, rival: Option<&str>) {
+        let mut known = self.rival.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() != rival {
+            *known = rival.map(str::to_owned);
+        }
+    }
+}
+
+fn manager() -> PatchParams {
+    PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+/// A request that cannot be made, because a name or parameter is none.
+fn wrong(call: String, error: &kube::core::request::Error) -> Error {
+    Error::Refused {
+        call,
+        message: error.to_string(),
+    }
+}

@@ -1,0 +1,114 @@
+//! Three agents of a lab that take their leases from Kubernetes.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use overlay_tests::{Lab, Node, Options, wait_until};
+
+use super::MANIFEST;
+use super::server::{Place, Server, bare, flannels};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the lab's store is.
+const ADDRESS: &str = "192.168.66.254";
+
+fn condition(server: &Server, node: &str) -> String {
+    let node = server.node(node);
+    let conditions = node["status"]["conditions"].as_array().cloned();
+    let is_ours = |it: &serde_json::Value| it["type"] == "NetworkUnavailable";
+    let found = conditions.unwrap_or_default().into_iter().find(is_ours);
+    found.map_or_else(String::new, |it| {
+        format!("{} {}", it["status"], it["reason"])
+    })
+}
+
+#[test]
+fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
+    let lab = Lab::up(Options {
+        nodes: 3,
+        pods: 0,
+        start_agents: false,
+        ..Options::for_test("kube")
+    })?;
+    let mut server = Server::start_at(Place {
+        namespace: Some(lab.namespace("store")?),
+        address: ADDRESS,
+    });
+    server.feed(&["apply", "--validate=false", "-f", "-"], MANIFEST);
+    let cidr = |number: usize| format!("10.244.{}.0/24", 10 + number);
+    // The first comes before its subnet.
+    server.add_nodes(&[
+        bare("n1", ""),
+        bare("n2", &cidr(2)),
+        bare("n3", &cidr(3)),
+        flannels("loop", "10.244.77.0/24", "127.0.0.1", "02:00:00:00:00:77"),
+    ]);
+    let config = server.directory.path().join("net-conf.json");
+    let flags = [
+        "--store=kube".to_owned(),
+        format!("--kubeconfig-file={}", server.kubeconfig("agent").display()),
+        format!("--net-config-path={}", config.display()),
+    ];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    for node in lab.nodes() {
+        node.start_agent_unready(&flags)?;
+    }
+    let readyz = |node: &Node| node.http_get("/readyz").map(|answer| answer.body);
+    let first = lab.node(1);
+    wait_until("n1 to say what it waits for", PATIENCE, || {
+        readyz(&first).is_ok_and(|text| text.contains("node n1: no podCIDR yet"))
+    })?;
+    wait_until("the condition to say so", PATIENCE, || {
+        condition(&server, "n1").contains("True")
+    })?;
+    let patch = format!(
+        r#"{{"spec":{{"podCIDR":"{0}","podCIDRs":["{0}"]}}}}"#,
+        cidr(1)
+    );
+    server.kubectl(&["patch", "node", "n1", "-p", &patch]);
+    lab.wait_converged()?;
+    for node in lab.nodes() {
+        let subnet = node.subnet()?.to_string();
+        ensure!(subnet == cidr(node.number()), "{}: {subnet}", node.name());
+        let name = node.name();
+        wait_until("the condition to be good", PATIENCE, || {
+            condition(&server, &name).contains("FlannelIsUp")
+        })?;
+        let text = readyz(&node)?;
+        ensure!(
+            text.contains("10.244.77.0-24 of node loop: the public IP 127.0.0.1"),
+            "{text}"
+        );
+    }
+    for number in 1..=3 {
+        lab.add_pod(number)?;
+    }
+    lab.wait_converged()?;
+    let ping = |from: usize, to: &overlay_tests::Pod| -> Result<()> {
+        let target = to.address().to_string();
+        lab.pod(from, 1).run(["ping", "-c1", "-W5", &target])?;
+        Ok(())
+    };
+    for (from, to) in [(1, 2), (2, 3), (3, 1)] {
+        ping(from, &lab.pod(to, 1))?;
+    }
+
+    // Nothing is known but what the node itself keeps.
+    server.stop_api();
+    first.stop_agent(Signal::SIGKILL)?;
+    first.start_agent_unready(&flags)?;
+    ping(2, &lab.pod(1, 1)).context("a pod from before")?;
+    let new = lab.add_pod(1).context("a pod that is made meanwhile")?;
+    ensure!(
+        cidr(1).starts_with(&new.address().to_string()[..9]),
+        "{} is not in {}",
+        new.address(),
+        cidr(1)
+    );
+    ping(2, &new).context("a pod that was made meanwhile")?;
+    server.start_api();
+    first.wait_ready(PATIENCE)?;
+    ping(3, &new).context("afterwards")?;
+    lab.down()
+}
