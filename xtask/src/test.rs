@@ -48,8 +48,8 @@ pub struct Arguments {
     agent_flag: Vec<String>,
 }
 
-/// The tests that run on a real cluster.
-const KUBERNETES: &str = "kubernetes";
+/// The tests that take the programs of Kubernetes.
+const KUBERNETES: [&str; 2] = ["kubernetes", "store_kube"];
 /// The tests that every variant of the data path has to pass.
 const OF_EVERY_VARIANT: &[&str] = &["equality", "offloads", "reachability", "faults", "healing"];
 
@@ -79,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let mut run = Run::default();
     run.part("setup", |_| set_up(everything))?;
-    if is_usual && filter.is_none_or(|filter| filter == KUBERNETES) {
+    if is_usual && filter.is_none_or(|filter| KUBERNETES.contains(&filter)) {
         run.part("Kubernetes", |_| kubernetes::ensure())?;
     }
     if run.is_broken() {

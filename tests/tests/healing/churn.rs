@@ -4,32 +4,44 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use overlay_common::schema::POD_KERNEL_PATH;
 use overlay_tests::pace::Traffic;
 use overlay_tests::traffic;
 use overlay_tests::{Lab, Node, Options, Pod, fast_path, wait_until};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::kernel_state::kernel_state;
 use crate::{MAPS, SOON, dump, endpoint, lab, shell};
 
-/// Whether the pinned map has an entry for an address.
-fn in_map(node: &Node, address: Ipv4Addr) -> bool {
-    let key: Vec<String> = address
-        .octets()
-        .iter()
-        .map(|byte| format!("0x{byte:02x}"))
-        .collect();
-    let entries = node.json([
-        "bpftool",
-        "-j",
-        "map",
-        "dump",
-        "pinned",
-        &format!("{MAPS}/ov_pods"),
-    ]);
-    let entries = entries.unwrap_or_default();
-    let entries = entries.as_array().cloned().unwrap_or_default();
-    entries.iter().any(|entry| entry["key"] == json!(key))
+/// What the pinned map `ov_pods` says of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InMap {
+    Absent,
+    /// Known as a pod, and left to the kernel path.
+    KernelPath,
+    Accelerated,
+}
+
+fn in_map(node: &Node, address: Ipv4Addr) -> Result<InMap> {
+    let byte = |value: &u8| json!(format!("0x{value:02x}"));
+    let key: Vec<Value> = address.octets().iter().map(byte).collect();
+    let map = format!("{MAPS}/ov_pods");
+    let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &map])?;
+    let entries = entries.as_array().context("a list of entries")?;
+    let Some(entry) = entries.iter().find(|entry| entry["key"] == json!(key)) else {
+        return Ok(InMap::Absent);
+    };
+    let flags = &entry["formatted"]["value"]["flags"];
+    let flags = flags.as_u64().with_context(|| entry.to_string())?;
+    Ok(if flags & u64::from(POD_KERNEL_PATH) == 0 {
+        InMap::Accelerated
+    } else {
+        InMap::KernelPath
+    })
+}
+
+fn is_accelerated(node: &Node, address: Ipv4Addr) -> bool {
+    in_map(node, address).is_ok_and(|found| found == InMap::Accelerated)
 }
 
 #[test]
@@ -43,10 +55,11 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
     let near = endpoint(&pod);
     traffic::tcp(&near, &far, 100_000).context("a pod made while the agent is down")?;
     traffic::tcp(&far, &near, 100_000).context("to a pod made while the agent is down")?;
-    ensure!(!in_map(&node, pod.address()), "who put it there?");
+    let found = in_map(&node, pod.address())?;
+    ensure!(found == InMap::KernelPath, "without an agent: {found:?}");
     node.start_agent(&[])?;
     wait_until("the pod to be accelerated", SOON, || {
-        in_map(&node, pod.address())
+        is_accelerated(&node, pod.address())
     })?;
     traffic::tcp(&near, &far, 100_000)?;
 
@@ -54,7 +67,7 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
     let gone = pod.address();
     pod.remove()?;
     ensure!(
-        !in_map(&node, gone),
+        in_map(&node, gone)? == InMap::Absent,
         "DEL leaves an entry that points at no device"
     );
     // Addresses are handed out in turn; this one comes again when all others were used.
@@ -65,17 +78,24 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
     // A namespace that goes without DEL takes the device along; the entry stays, as nobody is
     // there.
     node.start_agent(&[])?;
-    wait_until("the pod to be accelerated", SOON, || in_map(&node, gone))?;
+    wait_until("the pod to be accelerated", SOON, || {
+        is_accelerated(&node, gone)
+    })?;
     node.stop_agent(Signal::SIGKILL)?;
     let host_end = again.host_interface()?;
     node.run(["ip", "link", "delete", &host_end])?;
-    ensure!(in_map(&node, gone), "the entry went by itself");
+    ensure!(
+        in_map(&node, gone)? != InMap::Absent,
+        "the entry went by itself"
+    );
     again.remove()?;
     let again = reuse(&lab, gone)?;
     traffic::tcp(&far, &endpoint(&again), 100_000)
         .context("to a pod with the address of a lost one")?;
     node.start_agent(&[])?;
-    wait_until("the pod to be accelerated", SOON, || in_map(&node, gone))?;
+    wait_until("the pod to be accelerated", SOON, || {
+        is_accelerated(&node, gone)
+    })?;
     traffic::tcp(&far, &endpoint(&again), 100_000)?;
     again.remove()?;
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use overlay_tests::Namespace;
+use overlay_tests::kubernetes::bin_dir;
 use overlay_user::store::Location;
 use overlay_user::store::kube::{Identity, Options};
 use serde_json::{Value, json};
@@ -21,13 +22,8 @@ const UP: Duration = Duration::from_secs(90);
 const USERS: &str = "admin,admin,admin,system:masters\n\
                      agent,system:serviceaccount:kube-overlay:overlay,agent,\n";
 
-/// Where `cargo xtask setup --kubernetes` leaves the programs of Kubernetes.
 fn program(name: &str) -> PathBuf {
-    let directory = std::env::var_os("OVERLAY_KUBERNETES_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kubernetes/bin"),
-        PathBuf::from,
-    );
-    let path = directory.join(name);
+    let path = bin_dir().join(name);
     assert!(
         path.is_file(),
         "{} is missing: build it with `cargo xtask setup --kubernetes`",
