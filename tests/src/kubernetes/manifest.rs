@@ -6,26 +6,21 @@ use anyhow::{Context as _, Result};
 
 use super::{Cluster, Node};
 
-const MANIFEST: &str = include_str!("../../../deploy/daemonset.yaml");
+const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
 /// What the manifest calls its namespace and its DaemonSet.
-const NAMESPACE: &str = "--namespace=overlay";
-const DAEMON_SET: &str = "daemonset/overlay";
+const NAMESPACE: &str = "--namespace=kube-overlay";
+const DAEMON_SET: &str = "daemonset/kube-overlay-ds";
 /// How long a rollout may take: a node after the other, and an agent is not Ready before its probe
 /// asks it.
 const ROLLOUT: &str = "--timeout=180s";
 
 impl Cluster {
-    /// Applies the overlay's manifest, changed in what a lab cannot have.
+    /// Applies the overlay's manifest.
     ///
     /// # Errors
     /// When the API server refuses it.
     pub fn apply_overlay(&self) -> Result<()> {
-        let endpoints = self.lab().store_endpoint();
-        let manifest = MANIFEST
-            .replace("http://127.0.0.1:2379", &endpoints)
-            // For kernels before 5.11 only, and not every machine has it to give.
-            .replace(", SYS_RESOURCE", "");
-        self.apply(&manifest)
+        self.apply(MANIFEST)
     }
 
     /// Waits until an agent of the DaemonSet's latest revision is Ready on every node.

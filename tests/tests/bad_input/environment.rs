@@ -61,11 +61,6 @@ fn flags_are_explained(node: &Node) -> Result<()> {
     )?;
     gives_up(
         node,
-        &["--kube-subnet-mgr"],
-        &["kube-subnet-mgr", "not supported"],
-    )?;
-    gives_up(
-        node,
         &["--store=dir:/run/nothing"],
         &["another overlayd", "/run/overlay"],
     )?;

@@ -8,9 +8,9 @@ mod upkeep;
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use overlay_tests::Options;
-use overlay_tests::kubernetes::Cluster;
+use overlay_tests::kubernetes::{Cluster, Node};
 use overlay_tests::traffic::{self, Answers, Endpoint};
 
 /// How long the cluster may take to follow a change.
@@ -25,6 +25,9 @@ fn cluster(name: &str) -> Result<Cluster> {
     cluster.apply_overlay()?;
     cluster.wait_nodes_ready()?;
     cluster.wait_overlay_ready()?;
+    for node in cluster.nodes() {
+        leases_its_range(&cluster, &node)?;
+    }
     Ok(cluster)
 }
 
@@ -43,5 +46,17 @@ fn talk(one: &Endpoint, other: &Endpoint) -> Result<()> {
             to.name
         );
     }
+    Ok(())
+}
+
+/// The node's lease is the range of addresses that Kubernetes has given it: FLANNEL_SUBNET is its
+/// first address.
+fn leases_its_range(cluster: &Cluster, node: &Node) -> Result<()> {
+    let object = cluster.json(["get", "node", &node.name()])?;
+    let range = object["spec"]["podCIDR"].as_str().context("no podCIDR")?;
+    let gateway = range.replace(".0/24", ".1/24");
+    let file = node.run(["cat", "/run/flannel/subnet.env"])?;
+    let line = format!("FLANNEL_SUBNET={gateway}");
+    ensure!(file.lines().any(|found| found == line), "{range}: {file}");
     Ok(())
 }

@@ -7,7 +7,7 @@ use overlay_tests::wait_until;
 use serde_json::json;
 
 use crate::leftovers::wait_clean;
-use crate::{PATIENCE, cluster, talk};
+use crate::{PATIENCE, cluster, leases_its_range, talk};
 
 /// What the agents have leased.
 fn subnets(cluster: &Cluster) -> Result<Vec<String>> {
@@ -71,9 +71,15 @@ fn a_node_reboots_and_comes_back_after_its_deletion() -> Result<()> {
     cluster.kubectl(["delete", "node", &node.name()])?;
     node.reboot()?;
     cluster.wait_nodes_ready()?;
+    cluster.wait_overlay_ready()?;
+    // The new Node may have another range than the old one had.
+    let same = || leases_its_range(&cluster, &node);
+    wait_until("the lease to follow the new Node", PATIENCE, || {
+        same().is_ok()
+    })
+    .with_context(|| format!("{:?}", same().err()))?;
     let new = cluster.run_pod("new", 2, &json!([]))?;
     talk(&one, &new).context("after the Node was deleted and added again")?;
-    cluster.wait_overlay_ready()?;
     for name in ["one", "new"] {
         cluster.delete_pod(name)?;
     }
