@@ -151,6 +151,13 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
         async move { store.run(cancel).await }
     });
+    // A round removes what no lease asks for, so there is none before all leases are known: Kubernetes
+    // gives a lease before it lists the others', and what an earlier agent has programmed must stay.
+    let mut leases = store.subscribe();
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        known = leases.wait_for(|state| state.synced) => drop(known?),
+    }
     let start = Start {
         underlay,
         lease,
