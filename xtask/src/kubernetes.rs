@@ -3,6 +3,7 @@
 //! only.
 
 mod build;
+mod go;
 mod openapi;
 
 use std::fs;
@@ -10,11 +11,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use overlay_tests::StoreKind;
 use overlay_tests::kubernetes::{BIN_DIR_ENV, PROGRAMS};
 
 use crate::apt::{Apt, Suite};
-use crate::{setup, shell, workspace};
+use crate::{shell, workspace};
 
 /// Where they are kept, in the repository.
 const CACHE: &str = "target/kubernetes";
@@ -26,10 +26,8 @@ const COMPILER: [&str; 2] = ["golang-1.19-go", "golang-1.19-src"];
 /// Changes whenever the programs are built another way.
 const RECIPE: u32 = 1;
 
-/// Everything that a cluster takes; builds its programs at the first call.
-pub fn ensure() -> Result<()> {
-    setup::ensure_lab(StoreKind::Etcd)?;
-    setup::ensure_cluster()?;
+/// Builds the programs at the first call, unless the environment names others.
+pub fn ensure_programs() -> Result<()> {
     if std::env::var_os(BIN_DIR_ENV).is_none() && current().is_none() {
         programs()?;
     }

@@ -13,7 +13,7 @@ use overlay_tests::kubernetes::Cluster;
 use overlay_tests::lab::{PREFIX_ENV, prefix_from_env};
 use overlay_tests::{BackendKind, Lab, Options, StoreKind};
 
-use crate::{build, kubernetes, setup, shell};
+use crate::{build, setup, shell};
 
 /// Nodes, pods and a store on this machine, to play with.
 ///
@@ -148,7 +148,7 @@ fn up(arguments: &Up) -> Result<()> {
         Store::Dir => StoreKind::Dir,
     };
     if arguments.kubernetes {
-        kubernetes::ensure()?;
+        setup::ensure_kubernetes()?;
     } else {
         setup::ensure_lab(store)?;
     }

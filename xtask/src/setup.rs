@@ -104,6 +104,13 @@ pub fn ensure_cluster() -> Result<()> {
     ensure(|part| part.needed == parts::Needed::Cluster)
 }
 
+/// Everything that a lab with Kubernetes takes; builds its programs at the first call.
+pub fn ensure_kubernetes() -> Result<()> {
+    ensure_lab(StoreKind::Etcd)?;
+    ensure_cluster()?;
+    kubernetes::ensure_programs()
+}
+
 /// What measuring takes besides the lab.
 pub fn ensure_measuring() -> Result<()> {
     ensure(|part| part.needed == parts::Needed::Measuring)

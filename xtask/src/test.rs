@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, ensure};
 
 use crate::parts::{self, Run};
-use crate::{bench, build, deny, fuzz, isolation, kubernetes, scale, setup, shell, soak, vmtest};
+use crate::{bench, build, deny, fuzz, isolation, scale, setup, shell, soak, vmtest};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut run = Run::default();
     run.part("setup", |_| set_up(everything))?;
     if is_usual && filter.is_none_or(|filter| KUBERNETES.contains(&filter)) {
-        run.part("Kubernetes", |_| kubernetes::ensure())?;
+        run.part("Kubernetes", |_| setup::ensure_kubernetes())?;
     }
     if run.is_broken() {
         // Whatever is missing now would be missing in each of the other parts.

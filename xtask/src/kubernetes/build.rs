@@ -1,7 +1,6 @@
 //! Building Kubernetes as it was built before Go had modules: the source package has no metadata of
 //! its vendored ones.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use overlay_tests::kubernetes::PROGRAMS;
 
+use super::go::Go;
 use super::{COMPILER, SOURCE, create, openapi};
 use crate::apt::Apt;
 use crate::shell;
@@ -23,13 +23,6 @@ const VERSIONED: [&str; 2] = [
     "k8s.io/component-base/version",
     "k8s.io/client-go/pkg/version",
 ];
-
-/// Go, with its environment.
-pub(super) struct Go {
-    root: PathBuf,
-    path: PathBuf,
-    cache: PathBuf,
-}
 
 /// Fetches and builds below `work`; returns the directory of the programs.
 pub(super) fn build(apt: &Apt, version: &str, work: &Path) -> Result<PathBuf> {
@@ -48,11 +41,7 @@ pub(super) fn build(apt: &Apt, version: &str, work: &Path) -> Result<PathBuf> {
     unpack.args(["--extract", "--strip-components=1", "--directory"]);
     shell::run(unpack.arg(&tree).arg("--file").arg(archive(&fetched)?))?;
 
-    let go = Go {
-        root: go.join(GOROOT),
-        path: work.join("path"),
-        cache: work.join("cache"),
-    };
+    let go = Go::new(go.join(GOROOT), work);
     shell::progress("Kubernetes: API descriptions");
     openapi::generate(&go, &tree, work)?;
     let flags = link_flags(version);
@@ -68,32 +57,6 @@ pub(super) fn build(apt: &Apt, version: &str, work: &Path) -> Result<PathBuf> {
         shell::run(command.arg(format!("./cmd/{program}")))?;
     }
     Ok(built)
-}
-
-impl Go {
-    /// A command of Go in the tree. Nothing is fetched.
-    pub(super) fn command(&self, name: &str, tree: &Path) -> Command {
-        let mut command = Command::new(self.root.join("bin/go"));
-        self.environment(&mut command);
-        command.current_dir(tree).arg(name);
-        command
-    }
-
-    /// Gives a program the environment that Go's tools look at.
-    pub(super) fn environment(&self, command: &mut Command) {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let with_go = [self.root.join("bin").as_os_str(), &path].join(OsStr::new(":"));
-        command
-            .env("PATH", with_go)
-            .env("GOROOT", &self.root)
-            .env("GOPATH", &self.path)
-            .env("GOCACHE", &self.cache)
-            .env("GO111MODULE", "off")
-            .env("GOPROXY", "off")
-            .env("GOTOOLCHAIN", "local")
-            .env("CGO_ENABLED", "0")
-            .env("GOFLAGS", "-trimpath -p=2 -tags=providerless,dockerless");
-    }
 }
 
 /// The archive of the original source.

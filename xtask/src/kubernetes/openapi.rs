@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::build::Go;
 use super::create;
+use super::go::Go;
 use crate::shell;
 
 /// Marks packages whose types are to be described.
