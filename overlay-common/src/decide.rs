@@ -58,6 +58,8 @@ pub struct Pass {
     /// header starts in the frame. When the stack sends it on as it is, that is no reason to
     /// remember the flow; see [`mark`].
     pub plain: Option<u32>,
+    /// Whether it came in VXLAN, whole, from the node that its inner source belongs to.
+    pub vouched: bool,
 }
 
 impl Pass {
@@ -67,6 +69,7 @@ impl Pass {
         Self {
             verdict,
             plain: None,
+            vouched: false,
         }
     }
 
@@ -76,7 +79,14 @@ impl Pass {
         Self {
             verdict,
             plain: Some(ip_offset),
+            vouched: false,
         }
+    }
+
+    /// The same packet, its sender known.
+    #[inline(always)]
+    const fn vouched(self, vouched: bool) -> Self {
+        Self { vouched, ..self }
     }
 }
 

@@ -222,6 +222,10 @@ pub const NEWEST_FLOW: u32 = 0;
 /// it is empty still, and the programs need not look.
 pub const NO_FLOW_SINCE: u32 = 1;
 
+/// Priority of a VXLAN packet whose sender `ov_net_in` has checked: the guard in netfilter lets it through. The IP
+/// stack gives what it forwards a priority of its own, and a veth takes it off.
+pub const VOUCHED: u32 = 0x6f76_6c79;
+
 /// Whether there are flows to look for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Plain, Zeroable)]

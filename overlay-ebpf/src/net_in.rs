@@ -45,7 +45,12 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
             Ok(action) => (Verdict::Redirected, Outcome::Done(action)),
             Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
         },
-        FromNetwork::Pass(pass) => Outcome::pass(pass),
+        FromNetwork::Pass(pass) => {
+            if pass.vouched {
+                skb.vouch();
+            }
+            Outcome::pass(pass)
+        }
         FromNetwork::Refuse(verdict) => {
             refusal::tell(skb, Hook::NetIn, verdict);
             (verdict, Outcome::Done(TC_ACT_SHOT))

@@ -9,6 +9,7 @@ use aya_ebpf::programs::TcContext;
 use overlay_common::V4;
 use overlay_common::decide::mark;
 use overlay_common::packet::Packet;
+use overlay_common::schema::VOUCHED;
 
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -72,6 +73,13 @@ impl Skb {
             // SAFETY: the helper takes the context and a constant; it fails for no type that a received frame can have.
             unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
         }
+    }
+
+    /// Tells the guard that the sender of this VXLAN packet has been checked.
+    #[inline(always)]
+    pub fn vouch(&self) {
+        // SAFETY: as for `hand_over`.
+        unsafe { (*self.raw).priority = VOUCHED }
     }
 
     /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which would press

@@ -68,15 +68,22 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
         Err(end) => return end,
     };
 
-    // The sender is who it says it is. Is there a pod for it?
+    // The sender is who it says it is. What the kernel puts together from fragments is another
+    // packet, for which nobody vouches.
+    let is_whole = outer.fragment == Fragment::No;
+    if config.flags & CONFIG_ACTIVE == 0 {
+        return FromNetwork::Pass(Pass::of(Verdict::Inactive).vouched(is_whole));
+    }
+    // Is there a pod for it?
     let to = inner.ip.destination;
     let Some(pod) = tables.pod(to) else {
         let is_pod = in_own_subnet(config, to) && !is_this_node(config, to);
-        return FromNetwork::Pass(if is_pod {
+        let pass = if is_pod {
             Pass::plain(Verdict::UnknownPod, inner.offset)
         } else {
             Pass::of(Verdict::NotOverlay)
-        });
+        };
+        return FromNetwork::Pass(pass.vouched(is_whole));
     };
     let ecn = match is_ordinary(
         packet,
@@ -88,7 +95,9 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
         pod,
     ) {
         Ok(ecn) => ecn,
-        Err(verdict) => return FromNetwork::Pass(Pass::plain(verdict, inner.offset)),
+        Err(verdict) => {
+            return FromNetwork::Pass(Pass::plain(verdict, inner.offset).vouched(is_whole));
+        }
     };
     // In the kernel's order: the VXLAN device settles the ECN field, then forwarding takes a hop.
     let header = match ecn {
@@ -287,9 +296,6 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     inner: &Inner<F>,
     pod: &Pod,
 ) -> Result<DecapsulatedEcn, Verdict> {
-    if config.flags & CONFIG_ACTIVE == 0 {
-        return Err(Verdict::Inactive);
-    }
     if packet.vlan().is_some() {
         return Err(Verdict::VlanTag);
     }

@@ -255,8 +255,8 @@ impl Running {
         self.second_look(view, &known).await;
         self.sites = sites(view, backing.outlets);
         if !self.carries {
-            // VXLAN that the kernel opens meets the guard in any case, and is judged there.
-            self.sites.retain(|site| site.hook == Hook::PodIn);
+            self.sites
+                .retain(|site| matches!(site.hook, Hook::PodIn | Hook::NetIn));
             self.deactivate()?;
         }
         if self.programs.attachment() == Attachment::Clsact {

@@ -1,6 +1,7 @@
 //! The guard as text for `nft -f`.
 
 use ipnet::Ipv4Net;
+use overlay_common::schema::VOUCHED;
 
 use super::state::{Elements, Set, Shape, is_plain, lengths};
 use super::{Error, GuardCounters, Reason, TABLE};
@@ -117,6 +118,11 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
     let right_at_once = right(&format!("iif {} ", shape.underlay));
     let right = right("");
 
+    let vouched = match shape.is_vouched {
+        true => format!("meta priority {VOUCHED:#x} iif {} accept\n", shape.underlay),
+        false => String::new(),
+    };
+
     let mut text = set(Set::Vteps, "type ipv4_addr;", elements);
     text += &set(Set::Nodes, "type ipv4_addr;", elements);
     text += &source_sets;
@@ -159,7 +165,7 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
          }}\n\
          chain input {{\n\
          type filter hook input priority filter - 10; policy accept;\n\
-         {PORT} {port} jump arriving\n\
+         {vouched}{PORT} {port} jump arriving\n\
          }}\n"
     );
     // Where netfilter translates, only the first packet of a connection meets a chain of the type nat;
