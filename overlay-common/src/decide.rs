@@ -13,7 +13,7 @@ use crate::packet::{
 };
 use crate::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
-    CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey, POD_KERNEL_PATH, Peer, Pod,
+    CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey, POD_KERNEL_PATH, PeerEntry, PodEntry,
 };
 use crate::verdict::Verdict;
 use crate::vxlan;
@@ -35,9 +35,9 @@ pub trait Tables<F: Family> {
     /// The pod behind a host veth.
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<F>>;
     /// A pod of this node by its address.
-    fn pod(&self, address: F::Addr) -> Option<&Pod>;
+    fn pod(&self, address: F::Addr) -> Option<&PodEntry>;
     /// The peer that owns a subnet, by its address under [`Config::peer_mask`].
-    fn peer(&self, subnet: F::Addr) -> Option<&Peer<F>>;
+    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<F>>;
     /// Whether a node that holds a lease has this underlay address.
     fn is_vtep(&self, address: F::Addr) -> bool;
     /// Whether the IP stack owns this flow.

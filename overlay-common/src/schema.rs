@@ -7,8 +7,8 @@
 //! |---|---|---|---|
 //! | `ov_config` | array | 0 | [`Config`] |
 //! | `ov_endpoints` | hash | ifindex of a pod's host veth | [`Endpoint`] |
-//! | `ov_pods` | hash | address of a pod on this node | [`Pod`] |
-//! | `ov_peers` | hash | address under [`Config::peer_mask`] | [`Peer`] |
+//! | `ov_pods` | hash | address of a pod on this node | [`PodEntry`] |
+//! | `ov_peers` | hash | address under [`Config::peer_mask`] | [`PeerEntry`] |
 //! | `ov_vteps` | hash | underlay address of a node that holds a lease | [`Vtep`] |
 //! | `ov_flows` | LRU hash | [`FlowKey`] | [`Flow`] |
 //! | `ov_flow_news` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
@@ -103,7 +103,7 @@ pub struct Endpoint<F: Family> {
 /// Where a pod of this node is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
-pub struct Pod {
+pub struct PodEntry {
     /// The host end of its veth pair.
     pub ifindex: u32,
     /// Longest IP packet that it takes, in bytes.
@@ -116,13 +116,13 @@ pub struct Pod {
     pub owner: u32,
 }
 
-/// The outer MAC addresses in [`Peer::header`] are those of the kernel's neighbour table.
+/// The outer MAC addresses in [`PeerEntry::header`] are those of the kernel's neighbour table.
 pub const PEER_NEXT_HOP: u32 = 1 << 0;
 
 /// How to reach a peer's subnet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer<F: Family> {
+pub struct PeerEntry<F: Family> {
     /// Everything in front of the inner IP packet, ready but for lengths, IP identification, ECN and source
     /// port: see [`vxlan::prepare`](crate::vxlan::prepare). The outer MAC addresses count with
     /// [`PEER_NEXT_HOP`] only.
@@ -228,8 +228,8 @@ pub struct Counter {
 const _: () = {
     assert!(size_of::<Config<V4>>() == 68);
     assert!(size_of::<Endpoint<V4>>() == 16);
-    assert!(size_of::<Pod>() == 20);
-    assert!(size_of::<Peer<V4>>() == 76);
+    assert!(size_of::<PodEntry>() == 20);
+    assert!(size_of::<PeerEntry<V4>>() == 76);
     assert!(size_of::<FlowKey<V4>>() == 16);
 };
 
@@ -246,12 +246,12 @@ macro_rules! plain {
         unsafe impl<F: Family> aya::Pod for $name<F> {}
     )*};
 }
-plain!(Config, Endpoint, Peer, FlowKey);
+plain!(Config, Endpoint, PeerEntry, FlowKey);
 
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: the types derive `bytemuck::Pod`, which checks what `aya::Pod` asks for.
-    unsafe impl aya::Pod for super::Pod {}
+    unsafe impl aya::Pod for super::PodEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Vtep {}
     // SAFETY: as above.

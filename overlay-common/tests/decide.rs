@@ -1,17 +1,11 @@
 //! What becomes of a packet, over a made-up node's tables.
 
 mod decide {
-    pub mod cases;
-    pub mod frames;
-    pub mod visit;
-    pub mod world;
-
     mod properties;
 }
 
-use decide::cases::all;
-use decide::visit::Outcome;
 use etherparse::Ipv4Header;
+use overlay_cases::cases::{Outcome, all};
 use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::{Hook, V4, Verdict};
 

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{
     bpf_csum_level, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_store_bytes,
 };
-use overlay_common::schema::Pod;
+use overlay_common::schema::PodEntry;
 use overlay_common::{Family as _, V4, vxlan};
 
 use crate::encap::Error;
@@ -33,7 +33,7 @@ struct Front {
 #[inline(always)]
 pub fn decapsulate(
     skb: &Skb,
-    pod: &Pod,
+    pod: &PodEntry,
     gateway_mac: [u8; 6],
     inner: [u32; 5],
 ) -> Result<i32, Error> {

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{
     bpf_skb_adjust_room, bpf_skb_store_bytes,
 };
 use overlay_common::V4;
-use overlay_common::schema::{Config, PEER_NEXT_HOP, Peer};
+use overlay_common::schema::{Config, PEER_NEXT_HOP, PeerEntry};
 use overlay_common::vxlan;
 
 use crate::maps::next_hops_are_fresh;
@@ -46,7 +46,7 @@ pub enum Error {
 pub fn encapsulate(
     skb: &Skb,
     config: &Config<V4>,
-    peer: &Peer<V4>,
+    peer: &PeerEntry<V4>,
     inner: [u32; 5],
     len: u32,
     ecn: u8,

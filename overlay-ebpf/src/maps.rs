@@ -6,7 +6,7 @@ use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
     ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, MAX_FLOWS,
-    MAX_PEERS, MAX_PODS, NEWEST_FLOW, NO_FLOW_SINCE, Peer, Pod, Vtep,
+    MAX_PEERS, MAX_PODS, NEWEST_FLOW, NO_FLOW_SINCE, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::verdict::{COUNTERS, counter_index};
 use overlay_common::{Family, Hook, V4, Verdict};
@@ -18,9 +18,9 @@ static CONFIG: Array<Config<V4>, 1> = Array::new();
 #[btf_map(name = "ov_endpoints")]
 static ENDPOINTS: HashMap<u32, Endpoint<V4>, { MAX_PODS as usize }> = HashMap::new();
 #[btf_map(name = "ov_pods")]
-static PODS: HashMap<Addr, Pod, { MAX_PODS as usize }> = HashMap::new();
+static PODS: HashMap<Addr, PodEntry, { MAX_PODS as usize }> = HashMap::new();
 #[btf_map(name = "ov_peers")]
-static PEERS: HashMap<Addr, Peer<V4>, { MAX_PEERS as usize }> = HashMap::new();
+static PEERS: HashMap<Addr, PeerEntry<V4>, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map(name = "ov_vteps")]
 static VTEPS: HashMap<Addr, Vtep, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map(name = "ov_flows")]
@@ -51,13 +51,13 @@ impl Tables<V4> for Maps {
     }
 
     #[inline(always)]
-    fn pod(&self, address: Addr) -> Option<&Pod> {
+    fn pod(&self, address: Addr) -> Option<&PodEntry> {
         // SAFETY: as for `endpoint`.
         unsafe { PODS.get(address) }
     }
 
     #[inline(always)]
-    fn peer(&self, subnet: Addr) -> Option<&Peer<V4>> {
+    fn peer(&self, subnet: Addr) -> Option<&PeerEntry<V4>> {
         // SAFETY: as for `endpoint`.
         unsafe { PEERS.get(subnet) }
     }

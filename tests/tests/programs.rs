@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
+use overlay_cases::cases::{Case, all};
 use overlay_common::{Hook, Verdict};
 use overlay_differential::campaign::{self, Limit, Options, is_expressible};
 use overlay_differential::check::check;
-use overlay_differential::decide::cases::{Case, all};
 use overlay_differential::in_kernel;
 use overlay_differential::recording::{self, Recording};
 

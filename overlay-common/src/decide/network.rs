@@ -3,7 +3,7 @@
 use super::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
     CONFIG_VTEPS_INCOMPLETE, Config, ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
-    Packet, Pass, Peer, Pod, Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network,
+    Packet, Pass, PeerEntry, PodEntry, Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network,
     in_own_subnet, is_this_node, same_mac, vxlan,
 };
 use crate::packet::TCP;
@@ -15,7 +15,7 @@ pub enum FromNetwork<'t, F: Family> {
     /// Decapsulate it and hand it to a pod of this node.
     Decapsulate {
         /// Whereto.
-        pod: &'t Pod,
+        pod: &'t PodEntry,
         /// The MAC address that it comes from in the pod's eyes: the bridge's.
         gateway_mac: [u8; 6],
         /// The inner IP header, already one hop further on.
@@ -183,7 +183,7 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
         None
     };
     if let Some(ip) = ip {
-        let owned = |peer: &Peer<F>| peer.vtep == outer.source;
+        let owned = |peer: &PeerEntry<F>| peer.vtep == outer.source;
         if cfg!(feature = "without-inner-source")
             || tables
                 .peer(F::mask(ip.source, config.peer_mask))
@@ -246,7 +246,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     outer: &Ip<F>,
     udp_length_and_checksum: u32,
     inner: &Inner<F>,
-    pod: &Pod,
+    pod: &PodEntry,
 ) -> Result<DecapsulatedEcn, Verdict> {
     if config.flags & CONFIG_ACTIVE == 0 {
         return Err(Verdict::Inactive);

@@ -2,21 +2,21 @@
 
 use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
-    Packet, Pass, Peer, Pod, Tables, Transport, UDP, Verdict, fits, flow, in_a_vlan, in_network,
-    in_own_subnet, is_this_node, is_whole, same_mac, vxlan,
+    Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP, Verdict, fits, flow, in_a_vlan,
+    in_network, in_own_subnet, is_this_node, is_whole, same_mac, vxlan,
 };
 
 /// What to do with a packet from a pod.
 #[derive(Clone, Copy, Debug)]
 pub enum FromPod<'t, F: Family> {
     /// Hand it to a pod of this node as it is.
-    Redirect(&'t Pod),
+    Redirect(&'t PodEntry),
     /// Encapsulate it and send it to the peer.
     Encapsulate {
         /// From where.
         config: &'t Config<F>,
         /// Whereto.
-        peer: &'t Peer<F>,
+        peer: &'t PeerEntry<F>,
         /// Its IP header, already one hop further on.
         header: F::Header,
         /// Length of the IP packet in bytes.
@@ -239,7 +239,7 @@ fn to_local<F: Family, P: Packet>(
     packet: &P,
     ethernet: &Ethernet,
     ip: &Ip<F>,
-    pod: &Pod,
+    pod: &PodEntry,
 ) -> Result<(), Verdict> {
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
@@ -262,7 +262,7 @@ fn to_remote<F: Family, P: Packet>(
     config: &Config<F>,
     ethernet: &Ethernet,
     ip: &Ip<F>,
-    peer: &Peer<F>,
+    peer: &PeerEntry<F>,
 ) -> Result<(), Verdict> {
     if !same_mac(ethernet.destination, config.bridge_mac) {
         return Err(Verdict::ForeignMac);

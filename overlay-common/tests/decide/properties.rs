@@ -11,10 +11,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::cases::{Case, all};
-use super::frames::{Ipv4Frame, vxlan};
-use super::visit::Outcome;
-use super::world::*;
+use overlay_cases::cases::{Case, Outcome, all};
+use overlay_cases::frames::{Ipv4Frame, vxlan};
+use overlay_cases::world::*;
 
 /// Of the fields that made-up IP headers do not share.
 #[derive(Clone, Debug)]
@@ -317,7 +316,7 @@ proptest! {
         prop_assume!(source != POD_A);
         let mut case = sent(source, destination, oddities);
         prop_assert_eq!(case.decide(), Outcome::Refuse(Verdict::SpoofedSource));
-        case.world.config().flags = 0;
+        case.world.config_mut().flags = 0;
         prop_assert_eq!(case.decide(), Outcome::Refuse(Verdict::SpoofedSource));
     }
 
@@ -408,7 +407,7 @@ proptest! {
 
         let bytes = request.bytes();
         let Leaving::Remember(key) =
-            leaving::<V4, _, _>(&Frame::new(&bytes), &World::new(), Hook::VtepOut, 0)
+            leaving::<V4, _, _>(&Frame::new(&bytes), &world(), Hook::VtepOut, 0)
         else {
             return Err(TestCaseError::fail("not remembered"));
         };

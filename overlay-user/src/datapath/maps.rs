@@ -9,14 +9,14 @@ use nix::time::{ClockId, clock_gettime};
 use overlay_common::Family;
 use overlay_common::schema::{
     CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat,
-    POD_KERNEL_PATH, Peer, Pod, Vtep,
+    POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::verdict::{Hook, Verdict, counter_index};
 
 use super::Error;
 use super::family::UserFamily;
 use super::pins::Pins;
-use super::tables::Tables;
+use overlay_common::snapshot::Snapshot;
 
 mod batch;
 mod flows;
@@ -51,7 +51,7 @@ pub const ALL: [&str; 9] = [
 
 /// What `ov_peers` and `ov_vteps` hold.
 pub type KnownPeers<F> = (
-    BTreeMap<<F as Family>::Addr, Peer<F>>,
+    BTreeMap<<F as Family>::Addr, PeerEntry<F>>,
     BTreeMap<<F as Family>::Addr, Vtep>,
 );
 
@@ -59,8 +59,8 @@ pub type KnownPeers<F> = (
 pub struct Maps<F: UserFamily> {
     config: Array<MapData, Config<F>>,
     endpoints: HashMap<MapData, u32, Endpoint<F>>,
-    pods: HashMap<MapData, F::Addr, Pod>,
-    peers: Mirrored<F::Addr, Peer<F>>,
+    pods: HashMap<MapData, F::Addr, PodEntry>,
+    peers: Mirrored<F::Addr, PeerEntry<F>>,
     vteps: Mirrored<F::Addr, Vtep>,
     flows: HashMap<MapData, FlowKey<F>, Flow>,
     flow_news: Array<MapData, FlowNews>,
@@ -142,7 +142,7 @@ where
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn retire(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+    pub fn retire(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
         Ok(retire(&mut self.pods, PODS, &tables.pods)?
             + retire(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
             + self.peers.retire(&tables.peers)?
@@ -154,10 +154,10 @@ where
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn admit(&mut self, tables: &Tables<F>) -> Result<bool, Error> {
+    pub fn admit(&mut self, tables: &Snapshot<F>) -> Result<bool, Error> {
         self.vteps.fill(&tables.vteps)?;
         let known = self.peers.entries()?;
-        let is_known = |(subnet, peer): (&F::Addr, &Peer<F>)| {
+        let is_known = |(subnet, peer): (&F::Addr, &PeerEntry<F>)| {
             known.get(subnet).is_some_and(|old| old.vtep == peer.vtep)
         };
         Ok(!tables.peers.iter().all(is_known))
@@ -167,7 +167,7 @@ where
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn fill(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+    pub fn fill(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
         Ok(self.vteps.fill(&tables.vteps)?
             + self.peers.fill(&tables.peers)?
             + self.fill_pods(tables)?)
@@ -177,7 +177,7 @@ where
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn fill_pods(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+    pub fn fill_pods(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
         Ok(fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
             + fill(&mut self.pods, PODS, &tables.pods)?)
     }
@@ -188,7 +188,7 @@ where
     /// [`Error::Map`]; what was done before stays.
     pub fn update_peers(
         &mut self,
-        change: impl Fn(&Peer<F>) -> Option<Peer<F>>,
+        change: impl Fn(&PeerEntry<F>) -> Option<PeerEntry<F>>,
     ) -> Result<usize, Error> {
         self.peers.update(|_, peer| change(peer))
     }
@@ -213,12 +213,12 @@ where
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn known_pods(&self) -> Result<Tables<F>, Error> {
-        Ok(Tables {
+    pub fn known_pods(&self) -> Result<Snapshot<F>, Error> {
+        Ok(Snapshot {
             config: self.config()?,
             endpoints: dump(&self.endpoints, ENDPOINTS)?,
             pods: dump(&self.pods, PODS)?,
-            ..Tables::default()
+            ..Snapshot::default()
         })
     }
 
@@ -261,12 +261,12 @@ where
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn dump(&self) -> Result<Tables<F>, Error> {
+    pub fn dump(&self) -> Result<Snapshot<F>, Error> {
         let heartbeat = self
             .heartbeat
             .get(&0, 0)
             .map_err(failed("read", HEARTBEAT))?;
-        Ok(Tables {
+        Ok(Snapshot {
             flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
             leases_are_stale: heartbeat.leases_until_ns <= now_ns(),
             ..self.tables()?
@@ -278,8 +278,8 @@ where
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn tables(&self) -> Result<Tables<F>, Error> {
-        Ok(Tables {
+    pub fn tables(&self) -> Result<Snapshot<F>, Error> {
+        Ok(Snapshot {
             peers: self.peers.dump()?,
             vteps: self.vteps.dump()?,
             ..self.known_pods()?

@@ -4,9 +4,10 @@ use overlay_common::decide::{FromNetwork, FromPod, from_network, from_pod};
 use overlay_common::packet::ETHERNET_LEN;
 use overlay_common::{Family as _, Hook, V4, Verdict, vxlan};
 
-use crate::decide::visit::{Outcome, Visit};
-use crate::decide::world::World;
 use crate::kernel::Ran;
+use overlay_cases::cases::Outcome;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// Of include/uapi/linux/pkt_cls.h: go on, drop, redirect.
 const UNSPEC: i32 = -1;

@@ -8,14 +8,14 @@ use aya::programs::{Program, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat};
+use overlay_common::snapshot::Snapshot;
 use overlay_common::{Hook, V4, Verdict};
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
-use overlay_user::datapath::tables::Tables;
 use overlay_user::datapath::{object, programs};
 
-use crate::decide::visit::Visit;
-use crate::decide::world::World;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// Room for the longest frame that the kernel takes here, which is less than a page, and what encapsulation
 /// puts in front.
@@ -260,8 +260,8 @@ pub fn counter_name((hook, verdict): (Hook, u32)) -> String {
     )
 }
 
-fn tables(world: &World) -> Tables<V4> {
-    Tables {
+fn tables(world: &World) -> Snapshot<V4> {
+    Snapshot {
         config: world.config,
         endpoints: world.endpoints.clone(),
         pods: world.pods.clone(),

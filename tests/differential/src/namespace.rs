@@ -8,8 +8,8 @@ use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
 use overlay_user::datapath::pins::Pins;
 
-use crate::decide::world::{NIC, NIC_MAC, VETH_A, VETH_B, VETH_UNKNOWN};
 use crate::kernel::Kernel;
+use overlay_cases::world::{NIC, NIC_MAC, VETH_A, VETH_B, VETH_UNKNOWN};
 
 /// The interfaces that a packet can arrive on.
 pub const INTERFACES: [u32; 4] = [NIC, VETH_A, VETH_B, VETH_UNKNOWN];

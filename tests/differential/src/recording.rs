@@ -5,15 +5,15 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_common::schema::{ABI_VERSION, Config, Endpoint, FlowKey, Peer, Pod, Vtep};
+use overlay_common::schema::{ABI_VERSION, Config, Endpoint, FlowKey, PeerEntry, PodEntry, Vtep};
 use overlay_common::{Hook, V4};
 use overlay_user::mac::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use crate::decide::visit::Visit;
-use crate::decide::world::{NIC_MAC, World};
 use crate::expected::hex;
 use crate::namespace::INTERFACES;
+use overlay_cases::world::{NIC_MAC, World};
+use overlay_common::visit::Visit;
 
 /// Tables and the packets that meet them, in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -235,6 +235,7 @@ impl PacketText {
             hook: hook.with_context(|| format!("no hook {:?}", self.hook))?,
             frame: bytes(&self.frame.concat())?,
             ifindex: self.interface,
+            device_mac: NIC_MAC,
             gso_size: self.segment_size,
             vlan: None,
             handed_over: 0,
@@ -268,7 +269,7 @@ impl TablesText {
             };
             (*ifindex, text)
         };
-        let pod = |(address, pod): (&[u8; 4], &Pod)| {
+        let pod = |(address, pod): (&[u8; 4], &PodEntry)| {
             let text = PodText {
                 interface: pod.ifindex,
                 mtu: pod.mtu,
@@ -278,7 +279,7 @@ impl TablesText {
             };
             (Ipv4Addr::from(*address), text)
         };
-        let peer = |(subnet, peer): (&[u8; 4], &Peer<V4>)| {
+        let peer = |(subnet, peer): (&[u8; 4], &PeerEntry<V4>)| {
             let text = PeerText {
                 vtep: peer.vtep.into(),
                 mtu: peer.mtu,
@@ -334,7 +335,7 @@ impl TablesText {
             (*ifindex, endpoint)
         };
         let pod = |(address, text): (&Ipv4Addr, &PodText)| {
-            let pod = Pod {
+            let pod = PodEntry {
                 ifindex: text.interface,
                 mtu: text.mtu,
                 mac: text.mac.0,
@@ -345,7 +346,7 @@ impl TablesText {
         };
         let peer = |(subnet, text): (&Ipv4Addr, &PeerText)| -> Result<_> {
             let header = bytes(&text.header)?.try_into().ok();
-            let peer = Peer {
+            let peer = PeerEntry {
                 header: header.context("a prepared header has 64 bytes")?,
                 vtep: text.vtep.octets(),
                 mtu: text.mtu,

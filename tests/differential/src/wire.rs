@@ -8,8 +8,8 @@ use overlay_common::schema::Config;
 use overlay_common::verdict::Kind;
 use overlay_common::{Hook, V4, Verdict};
 
-use crate::decide::visit::Visit;
-use crate::decide::world::World;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// VXLAN's header (RFC 7348, section 5): flags with only I set, reserved bits, VNI, a reserved byte.
 const VXLAN_LEN: usize = 8;

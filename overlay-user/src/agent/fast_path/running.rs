@@ -13,7 +13,7 @@ use crate::datapath::object;
 use crate::datapath::pins::Pins;
 use crate::datapath::probe::Probes;
 use crate::datapath::programs::{Attachment, Programs};
-use crate::datapath::tables::{LocalPod, Omission, TableInput, Tables};
+use crate::datapath::tables::{self, LocalPod, Omission, TableInput};
 use crate::kernel::nic::Nic;
 use crate::kernel::pods::{BRIDGE, PodLink};
 use crate::kernel::xfrm::{self, Traffic};
@@ -23,6 +23,7 @@ use ipnet::IpNet;
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
 };
+use overlay_common::snapshot::Snapshot;
 use overlay_common::{Hook, V4, Verdict};
 use tokio::sync::Notify;
 
@@ -73,7 +74,7 @@ pub struct Running {
     traffic: Option<Traffic>,
     flows_checked: Instant,
     /// What the maps should hold, as of the last round.
-    written: Tables<V4>,
+    written: Snapshot<V4>,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
     /// See [`Running::has_unlisted_traffic`].
@@ -140,7 +141,7 @@ impl Running {
             ipsec: None,
             traffic: None,
             flows_checked: Instant::now(),
-            written: Tables::default(),
+            written: Snapshot::default(),
             shares_port: false,
             unlisted_packets: 0,
             leases_outlive_us: Some(flags.refuse_without_agent).filter(|time| !time.is_zero()),
@@ -214,7 +215,8 @@ impl Running {
             return Ok(());
         };
         let pods = local_pods(&view.pods.pods, |_| false);
-        let (mut tables, _) = Tables::of(&table_input(view, MacAddr::default(), view.peers, pods));
+        let (mut tables, _) =
+            tables::desired(&table_input(view, MacAddr::default(), view.peers, pods));
         // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
         // that is not there may be its.
         if maps.admit(&tables)? {
@@ -320,7 +322,7 @@ impl Running {
 
     /// Looks at the pods once more before something is written of them: what was done so far took its time, and a
     /// pod may have come or gone, its address with it.
-    async fn second_look(&self, view: &mut View<'_>, known: &Tables<V4>) {
+    async fn second_look(&self, view: &mut View<'_>, known: &Snapshot<V4>) {
         let pods = local_pods(&view.pods.pods, |_| false);
         let is_known = |pod: &LocalPod| {
             known
@@ -409,13 +411,13 @@ impl Running {
     fn fill(
         &mut self,
         input: &mut TableInput,
-        known: &Tables<V4>,
-    ) -> Result<Option<(Tables<V4>, bool)>, Error> {
+        known: &Snapshot<V4>,
+    ) -> Result<Option<(Snapshot<V4>, bool)>, Error> {
         let live = self.live.clone();
         let inner = &mut *live.lock();
         let maps = &mut inner.maps;
         self.elsewhere = inner.ways.apply(input);
-        let (tables, omissions) = Tables::of(input);
+        let (tables, omissions) = tables::desired(input);
         let omissions = Omission::summary(&omissions);
         if omissions != self.omissions {
             if let Some(text) = &omissions {
@@ -466,7 +468,7 @@ impl Running {
     }
 
     /// The pods that are without a program of ours, or without an entry in the tables.
-    fn unjudged_pods(&self, view: &View<'_>, tables: &Tables<V4>) -> BTreeSet<String> {
+    fn unjudged_pods(&self, view: &View<'_>, tables: &Snapshot<V4>) -> BTreeSet<String> {
         let is_judged = |pod: &&PodLink| {
             !self.left_out.contains_key(&pod.name) && tables.endpoints.contains_key(&pod.ifindex)
         };

@@ -3,7 +3,7 @@
 
 use aya::Pod as Plain;
 use aya::maps::HashMap;
-use overlay_common::schema::{Endpoint, Heartbeat, Pod};
+use overlay_common::schema::{Endpoint, Heartbeat, PodEntry};
 
 use super::super::Error;
 use super::super::family::UserFamily;
@@ -29,7 +29,7 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn forget_pod(pins: &Pins, address: F::Addr) -> Result<(), Error> {
-        let mut pods: HashMap<_, F::Addr, Pod> = open(pins, PODS)?;
+        let mut pods: HashMap<_, F::Addr, PodEntry> = open(pins, PODS)?;
         let Some(pod) = missing_is_none(pods.get(&address, 0)).map_err(failed("read", PODS))?
         else {
             return Ok(());

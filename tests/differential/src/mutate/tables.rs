@@ -1,12 +1,14 @@
 //! Tables changed: other masks, flags, entries.
 
-use overlay_common::schema::{Endpoint, FlowKey, PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod, Vtep};
+use overlay_common::schema::{
+    Endpoint, FlowKey, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
+};
 use overlay_common::vxlan::{self, Tunnel};
 use rand::RngExt as _;
 
 use super::Mutator;
-use crate::decide::world::{NIC, NIC_MAC, PEER_NIC_MAC, World};
 use crate::namespace::INTERFACES;
+use overlay_cases::world::{NIC, NIC_MAC, PEER_NIC_MAC, World};
 
 /// Where a prepared header has the MAC address of the peer's VXLAN device.
 const INNER_MAC: std::ops::Range<usize> = 50..56;
@@ -160,7 +162,7 @@ impl Mutator {
             flags,
             owner,
         };
-        let pod = Pod {
+        let pod = PodEntry {
             ifindex,
             mtu: self.mtu(),
             mac,
@@ -203,7 +205,7 @@ impl Mutator {
         );
         let mut header = [0; vxlan::HEADER_LEN];
         header[INNER_MAC].copy_from_slice(&[2, 0, 0, 2, a, b]);
-        let peer = Peer {
+        let peer = PeerEntry {
             header,
             vtep,
             mtu: self.mtu(),

@@ -1,16 +1,17 @@
 //! What the maps should hold, made from what a round knows of the node.
 
 use crate::backend::Peer;
-use crate::datapath::tables::{LocalPod, TableInput, Tables, Way};
+use crate::datapath::tables::{LocalPod, TableInput, Way};
 use crate::kernel::pods::PodLink;
 use crate::mac::MacAddr;
 use overlay_common::V4;
 use overlay_common::schema::POD_KERNEL_PATH;
+use overlay_common::snapshot::Snapshot;
 
 use super::super::View;
 
 /// The tables with every pod that is not `known` left to the kernel, and whether there are any.
-pub(super) fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
+pub(super) fn watch_newcomers(tables: &Snapshot<V4>, known: &Snapshot<V4>) -> (Snapshot<V4>, bool) {
     let mut watched = tables.clone();
     let mut any = false;
     for (ifindex, endpoint) in &mut watched.endpoints {
@@ -93,8 +94,8 @@ mod tests {
 
     use super::*;
 
-    fn tables(flags: u16) -> Tables<V4> {
-        let mut tables = Tables::default();
+    fn tables(flags: u16) -> Snapshot<V4> {
+        let mut tables = Snapshot::default();
         let endpoint = Endpoint {
             address: [10, 244, 1, 2],
             mac: [2, 0, 0, 0, 0, 2],
@@ -107,9 +108,9 @@ mod tests {
 
     #[test]
     fn a_pod_is_a_newcomer_until_it_was_short_cut_once() {
-        let is_newcomer = |wanted, known: &Tables<V4>| watch_newcomers(&tables(wanted), known).1;
-        assert!(is_newcomer(0, &Tables::default()));
-        let (watched, _) = watch_newcomers(&tables(0), &Tables::default());
+        let is_newcomer = |wanted, known: &Snapshot<V4>| watch_newcomers(&tables(wanted), known).1;
+        assert!(is_newcomer(0, &Snapshot::default()));
+        let (watched, _) = watch_newcomers(&tables(0), &Snapshot::default());
         assert!(
             is_newcomer(0, &watched),
             "the round ended before its flows were known"

@@ -157,7 +157,7 @@ pub fn cases() -> Vec<Case> {
             local().bytes(),
             PassPlain(PodKernelPath),
         )
-        .world(|w| w.pod(POD_B).flags = POD_KERNEL_PATH),
+        .world(|w| w.pod_mut(POD_B).flags = POD_KERNEL_PATH),
         case(
             "from a second MAC address",
             remote().sent_by(MAC_B).bytes(),
@@ -296,7 +296,7 @@ pub fn cases() -> Vec<Case> {
             local().bytes(),
             PassPlain(TooLong),
         )
-        .world(move |w| w.pod(POD_B).mtu = long() - 1),
+        .world(move |w| w.pod_mut(POD_B).mtu = long() - 1),
         case(
             "more than 64 KiB to a pod of this node",
             big(&local()),
@@ -417,6 +417,6 @@ fn filled(mut frame: Ipv4Frame, len: usize) -> Vec<u8> {
 
 /// A peer with half of a /24: everybody is looked up under the longer mask then.
 fn halves(world: &mut World) {
-    world.config().peer_mask = [255, 255, 255, 128];
+    world.config_mut().peer_mask = [255, 255, 255, 128];
     world.peers.insert([10, 244, 4, 128], peer(PEER_VTEP));
 }

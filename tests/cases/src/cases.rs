@@ -8,18 +8,20 @@ use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
     CONFIG_VTEPS_INCOMPLETE, FlowKey, POD_KERNEL_PATH,
 };
+use overlay_common::visit::Outcome::{Fast, Pass, PassPlain, Refuse, Remember};
+use overlay_common::visit::{self, Visit};
 use overlay_common::{Hook, V4, Verdict};
 
-use super::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan, without_length};
-use super::visit::Outcome::{self, Fast, Pass, PassPlain, Refuse, Remember};
-use super::visit::Visit;
-use super::world::*;
+use crate::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan, without_length};
+use crate::world::*;
 
 mod forging_network;
 mod honest_network;
 mod honest_pod;
 mod leaving;
 mod spoofing_pod;
+
+pub type Outcome = visit::Outcome<V4>;
 
 /// A packet at a hook of a made-up node.
 #[derive(Clone, Debug)]
@@ -39,13 +41,14 @@ impl Case {
                 Hook::NetIn | Hook::NetXdp => NIC,
                 Hook::PodIn | Hook::PodOut | Hook::VtepOut => VETH_A,
             },
+            device_mac: NIC_MAC,
             gso_size: 0,
             vlan: None,
             handed_over: 0,
         };
         Self {
             name,
-            world: World::new(),
+            world: world(),
             visit,
             want,
         }

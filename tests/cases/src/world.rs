@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 
 use overlay_common::V4;
-use overlay_common::decide::Tables;
 use overlay_common::schema::{
-    ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, Config, Endpoint, FlowKey, PEER_NEXT_HOP,
-    Peer, Pod, Vtep,
+    ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, Config, Endpoint, PEER_NEXT_HOP, PeerEntry,
+    PodEntry, Vtep,
 };
+use overlay_common::snapshot::Snapshot;
 use overlay_common::vxlan::{self, Tunnel};
 
 use super::frames::{End, Ipv4Frame, vxlan as vxlan_bytes};
@@ -52,112 +52,105 @@ pub const VNI: u32 = 1;
 pub const PORT: u16 = 8472;
 pub const MTU: u32 = 1450;
 
-/// The tables of a node, as maps.
-#[derive(Clone, Debug)]
-pub struct World {
-    pub config: Option<Config<V4>>,
-    pub endpoints: BTreeMap<u32, Endpoint<V4>>,
-    pub pods: BTreeMap<[u8; 4], Pod>,
-    pub peers: BTreeMap<[u8; 4], Peer<V4>>,
-    pub vteps: BTreeMap<[u8; 4], Vtep>,
-    pub flows: HashSet<FlowKey<V4>>,
-    pub leases_are_stale: bool,
-}
+/// The tables of a node.
+pub type World = Snapshot<V4>;
 
-impl World {
-    /// Two pods, two peers, everything switched on.
-    pub fn new() -> Self {
-        let pod = |ifindex, mac| Pod {
-            ifindex,
-            mtu: MTU,
+/// Two pods, two peers, everything switched on.
+#[must_use]
+pub fn world() -> World {
+    let pod = |ifindex, mac| PodEntry {
+        ifindex,
+        mtu: MTU,
+        mac,
+        flags: 0,
+        owner: ifindex,
+    };
+    let endpoint = |(ifindex, address, mac)| {
+        let endpoint = Endpoint {
+            address,
             mac,
             flags: 0,
             owner: ifindex,
         };
-        let endpoint = |(ifindex, address, mac)| {
-            let endpoint = Endpoint {
-                address,
-                mac,
-                flags: 0,
-                owner: ifindex,
-            };
-            (ifindex, endpoint)
-        };
-        Self {
-            config: Some(Config {
-                abi: ABI_VERSION,
-                flags: CONFIG_ACTIVE | CONFIG_PEERS_COMPLETE,
-                underlay_ifindex: NIC,
-                vni: VNI,
-                network: [10, 244, 0, 0],
-                network_mask: [255, 255, 0, 0],
-                subnet: [10, 244, 1, 0],
-                subnet_mask: [255, 255, 255, 0],
-                gateway: GATEWAY,
-                peer_mask: [255, 255, 255, 0],
-                vtep: VTEP,
-                vtep_mac: VTEP_MAC,
-                bridge_mac: BRIDGE_MAC,
-                port: PORT,
-                source_port_min: 32768,
-                source_port_count: 28231,
-                underlay_mac: NIC_MAC,
-            }),
-            endpoints: [(VETH_A, POD_A, MAC_A), (VETH_B, POD_B, MAC_B)]
-                .map(endpoint)
-                .into(),
-            pods: BTreeMap::from([(POD_A, pod(VETH_A, MAC_A)), (POD_B, pod(VETH_B, MAC_B))]),
-            peers: BTreeMap::from([
-                ([10, 244, 2, 0], peer(PEER_VTEP)),
-                ([10, 244, 3, 0], peer(OTHER_VTEP)),
-            ]),
-            vteps: BTreeMap::from([
-                (PEER_VTEP, Vtep { subnets: 1 }),
-                (OTHER_VTEP, Vtep { subnets: 1 }),
-            ]),
-            flows: HashSet::new(),
-            leases_are_stale: false,
-        }
+        (ifindex, endpoint)
+    };
+    World {
+        config: Some(Config {
+            abi: ABI_VERSION,
+            flags: CONFIG_ACTIVE | CONFIG_PEERS_COMPLETE,
+            underlay_ifindex: NIC,
+            vni: VNI,
+            network: [10, 244, 0, 0],
+            network_mask: [255, 255, 0, 0],
+            subnet: [10, 244, 1, 0],
+            subnet_mask: [255, 255, 255, 0],
+            gateway: GATEWAY,
+            peer_mask: [255, 255, 255, 0],
+            vtep: VTEP,
+            vtep_mac: VTEP_MAC,
+            bridge_mac: BRIDGE_MAC,
+            port: PORT,
+            source_port_min: 32768,
+            source_port_count: 28231,
+            underlay_mac: NIC_MAC,
+        }),
+        endpoints: [(VETH_A, POD_A, MAC_A), (VETH_B, POD_B, MAC_B)]
+            .map(endpoint)
+            .into(),
+        pods: BTreeMap::from([(POD_A, pod(VETH_A, MAC_A)), (POD_B, pod(VETH_B, MAC_B))]),
+        peers: BTreeMap::from([
+            ([10, 244, 2, 0], peer(PEER_VTEP)),
+            ([10, 244, 3, 0], peer(OTHER_VTEP)),
+        ]),
+        vteps: BTreeMap::from([
+            (PEER_VTEP, Vtep { subnets: 1 }),
+            (OTHER_VTEP, Vtep { subnets: 1 }),
+        ]),
+        flows: HashSet::new(),
+        leases_are_stale: false,
+    }
+}
+
+/// Changes to the tables of a node.
+pub trait Change {
+    fn config_mut(&mut self) -> &mut Config<V4>;
+    fn pod_mut(&mut self, address: [u8; 4]) -> &mut PodEntry;
+    /// Gives all pods one owner.
+    fn join_under(&mut self, owner: u32);
+
+    fn clear_flags(&mut self, flags: u32) {
+        self.config_mut().flags &= !flags;
     }
 
-    pub fn config(&mut self) -> &mut Config<V4> {
-        self.config.as_mut().expect("a configured world")
-    }
-
-    pub fn clear_flags(&mut self, flags: u32) {
-        self.config().flags &= !flags;
-    }
-
-    pub fn set_flags(&mut self, flags: u32) {
-        self.config().flags |= flags;
+    fn set_flags(&mut self, flags: u32) {
+        self.config_mut().flags |= flags;
     }
 
     /// Makes pods A and B two interfaces of one container.
-    pub fn join(&mut self) {
+    fn join(&mut self) {
         self.join_under(7);
     }
+}
 
-    /// Gives all pods one owner.
-    pub fn join_under(&mut self, owner: u32) {
+impl Change for World {
+    fn config_mut(&mut self) -> &mut Config<V4> {
+        self.config.as_mut().expect("a configured world")
+    }
+
+    fn pod_mut(&mut self, address: [u8; 4]) -> &mut PodEntry {
+        self.pods.get_mut(&address).expect("a listed pod")
+    }
+
+    fn join_under(&mut self, owner: u32) {
         let endpoints = self.endpoints.values_mut().map(|it| &mut it.owner);
         let pods = self.pods.values_mut().map(|it| &mut it.owner);
         endpoints.chain(pods).for_each(|it| *it = owner);
     }
-
-    pub fn pod(&mut self, address: [u8; 4]) -> &mut Pod {
-        self.pods.get_mut(&address).expect("a listed pod")
-    }
-}
-
-impl Default for World {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 /// The entry of a peer that is reached by way of `vtep`.
-pub fn peer(vtep: [u8; 4]) -> Peer<V4> {
-    Peer {
+pub fn peer(vtep: [u8; 4]) -> PeerEntry<V4> {
+    PeerEntry {
         header: vxlan::prepare(&Tunnel {
             source: VTEP,
             destination: vtep,
@@ -170,36 +163,6 @@ pub fn peer(vtep: [u8; 4]) -> Peer<V4> {
         vtep,
         mtu: MTU,
         flags: PEER_NEXT_HOP,
-    }
-}
-
-impl Tables<V4> for World {
-    fn config(&self) -> Option<&Config<V4>> {
-        self.config.as_ref()
-    }
-
-    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<V4>> {
-        self.endpoints.get(&ifindex)
-    }
-
-    fn pod(&self, address: [u8; 4]) -> Option<&Pod> {
-        self.pods.get(&address)
-    }
-
-    fn peer(&self, subnet: [u8; 4]) -> Option<&Peer<V4>> {
-        self.peers.get(&subnet)
-    }
-
-    fn is_vtep(&self, address: [u8; 4]) -> bool {
-        self.vteps.contains_key(&address)
-    }
-
-    fn is_stack_owned(&self, flow: &FlowKey<V4>) -> bool {
-        self.flows.contains(flow)
-    }
-
-    fn leases_are_stale(&self) -> bool {
-        self.leases_are_stale
     }
 }
 
