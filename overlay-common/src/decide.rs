@@ -7,7 +7,7 @@
 //! Checks that refuse come before anything that hands a packet over, so that no oddity (an option, a
 //! fragment, a tag) walks around them.
 
-use crate::family::{Family, Fragment, Ip};
+use crate::family::{Family, Fragment, Ip, same_family};
 use crate::packet::{
     ETHERNET_LEN, Ethernet, Packet, TCP, Transport, UDP, same_mac, segment_header_len,
 };
@@ -28,18 +28,18 @@ pub use mark::mark;
 pub use network::{FromNetwork, from_network, refused_early};
 pub use pod::{FromPod, from_pod};
 
-/// What the decision looks things up in.
-pub trait Tables<F: Family> {
+/// What the decision looks things up in: for pods of one family, over an underlay of another or the same.
+pub trait Tables<F: Family, O: Family = F> {
     /// This node's configuration; `None` before an agent has written one.
-    fn config(&self) -> Option<&Config<F>>;
+    fn config(&self) -> Option<&Config<F, O>>;
     /// The pod behind a host veth.
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<F>>;
     /// A pod of this node by its address.
     fn pod(&self, address: F::Addr) -> Option<&PodEntry>;
     /// The peer that owns a subnet, by its address under [`Config::peer_mask`].
-    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<F>>;
+    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<O>>;
     /// Whether a node that holds a lease has this underlay address.
-    fn is_vtep(&self, address: F::Addr) -> bool;
+    fn is_vtep(&self, address: O::Addr) -> bool;
     /// Whether the IP stack owns this flow.
     fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool;
     /// Whether nobody has kept the list of leases for so long that it cannot be held against
@@ -89,20 +89,20 @@ fn in_a_vlan<P: Packet>(packet: &P) -> bool {
 
 /// Whether an address lies in the overlay's network.
 #[inline(always)]
-fn in_network<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
-    F::mask(address, config.network_mask) == config.network
+fn in_network<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
+    F::same(F::mask(address, config.network_mask), config.network)
 }
 
 /// Whether an address lies in this node's own subnet.
 #[inline(always)]
-fn in_own_subnet<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
-    F::mask(address, config.subnet_mask) == config.subnet
+fn in_own_subnet<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
+    F::same(F::mask(address, config.subnet_mask), config.subnet)
 }
 
 /// Whether an address in the own subnet is this node's: the bridge's, or the VXLAN device's.
 #[inline(always)]
-fn is_this_node<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
-    address == config.gateway || address == config.subnet
+fn is_this_node<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
+    F::same(address, config.gateway) || F::same(address, config.subnet)
 }
 
 /// Whether the packet, or each segment that it stands for, fits `mtu`.
@@ -142,13 +142,13 @@ fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> boo
 
 /// The flow of a packet, or why the fast path cannot tell.
 #[inline(always)]
-fn flow<F: Family, P: Packet>(
+fn flow<F: Family, O: Family, P: Packet>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     ip: &Ip<F>,
     ip_offset: u32,
 ) -> Result<FlowKey<F>, Verdict> {
-    match Transport::parse(packet, ip_offset + ip.header_len, ip.protocol) {
+    match Transport::parse::<F, _>(packet, ip_offset + ip.header_len, ip.protocol) {
         Transport::Ports {
             source,
             destination,
@@ -168,9 +168,9 @@ fn flow<F: Family, P: Packet>(
 /// The stack cannot be left to deliver it: connection tracking has not seen what the fast path carried, calls
 /// an error about it invalid, and kube-proxy's rules drop that.
 #[inline(always)]
-fn quoted_flow<F: Family, P: Packet>(
+fn quoted_flow<F: Family, O: Family, P: Packet>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     ip: &Ip<F>,
     offset: u32,
 ) -> Result<FlowKey<F>, Verdict> {
@@ -178,13 +178,13 @@ fn quoted_flow<F: Family, P: Packet>(
         return Err(Verdict::IcmpError);
     };
     // It goes to whoever sent what it is about, or somebody has translated that.
-    if quoted.source != ip.destination
+    if !F::same(quoted.source, ip.destination)
         || !in_network(config, quoted.destination)
         || quoted.fragment == Fragment::Later
     {
         return Err(Verdict::IcmpError);
     }
-    match Transport::parse(packet, offset + quoted.header_len, quoted.protocol) {
+    match Transport::parse::<F, _>(packet, offset + quoted.header_len, quoted.protocol) {
         Transport::Ports {
             source,
             destination,

@@ -23,5 +23,5 @@ pub mod verdict;
 pub mod visit;
 pub mod vxlan;
 
-pub use family::{Family, V4};
+pub use family::{Family, V4, V6};
 pub use verdict::{Hook, Verdict};

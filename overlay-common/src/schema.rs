@@ -3,24 +3,29 @@
 //! `bpftool map dump` prints these field names. Addresses are byte arrays in network order; all other
 //! integers are in the machine's order. No value has padding that is not named.
 //!
+//! A name that ends in 4 or 6 is that of two maps, one for each family of the pods:
+//!
 //! | map | type | key | value |
 //! |---|---|---|---|
-//! | `ov_config` | array | 0 | [`Config`] |
-//! | `ov_endpoints` | hash | ifindex of a pod's host veth | [`Endpoint`] |
-//! | `ov_pods` | hash | address of a pod on this node | [`PodEntry`] |
-//! | `ov_peers` | hash | address under [`Config::peer_mask`] | [`PeerEntry`] |
-//! | `ov_vteps` | hash | underlay address of a node that holds a lease | [`Vtep`] |
-//! | `ov_flows` | LRU hash | [`FlowKey`] | [`Flow`] |
-//! | `ov_flow_news` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
+//! | `ov_config4`, `…6` | array | 0 | [`Config`] |
+//! | `ov_endpoints4`, `…6` | hash | ifindex of a pod's host veth | [`Endpoint`] |
+//! | `ov_pods4`, `…6` | hash | address of a pod on this node | [`PodEntry`] |
+//! | `ov_peers4`, `…6` | hash | address under [`Config::peer_mask`] | [`PeerEntry`] |
+//! | `ov_vteps4`, `…6` | hash | underlay address of a node that holds a lease | [`Vtep`] |
+//! | `ov_flows4`, `…6` | LRU hash | [`FlowKey`] | [`Flow`] |
+//! | `ov_flow_news4`, `…6` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
 //! | `ov_heartbeat` | array | 0 | [`Heartbeat`] |
 //! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
+//!
+//! Two families meet in a value: `F` is that of the pods, `O` (outer) that of the underlay. The programs
+//! are built for tunnels over the pods' own family, as flannel's are.
 
 use bytemuck::{Pod as Plain, Zeroable};
 
-use crate::family::{Family, V4};
+use crate::family::{Family, V4, V6};
 
 /// Version of everything in this module; part of the directory that the maps are pinned in.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// How many pods a node can hold; a Linux bridge has no more ports.
 pub const MAX_PODS: u32 = 1024;
@@ -47,7 +52,7 @@ pub const POD_KERNEL_PATH: u16 = 1 << 0;
 /// What all programs need to know of this node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config<F: Family> {
+pub struct Config<F: Family, O: Family = F> {
     /// [`ABI_VERSION`] of the agent that wrote this.
     pub abi: u32,
     /// `CONFIG_*`.
@@ -70,7 +75,7 @@ pub struct Config<F: Family> {
     /// What an address is masked with to find its peer.
     pub peer_mask: F::Addr,
     /// This node's address on the underlay.
-    pub vtep: F::Addr,
+    pub vtep: O::Addr,
     /// MAC address of the VXLAN device: what peers address inner frames to.
     pub vtep_mac: [u8; 6],
     /// MAC address of the bridge: the pods' gateway.
@@ -85,12 +90,16 @@ pub struct Config<F: Family> {
     pub underlay_mac: [u8; 6],
 }
 
+/// How many addresses of one family an endpoint can have. A container's others are known by
+/// [`Endpoint::owner`].
+pub const ENDPOINT_ADDRESSES: usize = 4;
+
 /// What the programs on a pod's host veth know of the pod behind it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<F: Family> {
-    /// The only overlay address that the pod may send from.
-    pub address: F::Addr,
+    /// The overlay addresses that the pod may send from. Unused places repeat the first one.
+    pub addresses: [F::Addr; ENDPOINT_ADDRESSES],
     /// The pod's MAC address.
     pub mac: [u8; 6],
     /// `POD_*`.
@@ -98,6 +107,28 @@ pub struct Endpoint<F: Family> {
     /// Tells the container; zero where that is not known. Endpoints with the same owner are
     /// interfaces of one container, which may send from any of its addresses by any of them.
     pub owner: u32,
+}
+
+impl<F: Family> Endpoint<F> {
+    /// The places for these addresses; `None` where there is no address, or too many.
+    #[must_use]
+    pub fn places(addresses: &[F::Addr]) -> Option<[F::Addr; ENDPOINT_ADDRESSES]> {
+        let mut places = [*addresses.first()?; ENDPOINT_ADDRESSES];
+        places
+            .get_mut(..addresses.len())?
+            .copy_from_slice(addresses);
+        Some(places)
+    }
+
+    /// Whether the pod may send from this address.
+    #[inline(always)]
+    pub fn has(&self, address: F::Addr) -> bool {
+        let [first, second, third, fourth] = self.addresses;
+        F::same(address, first)
+            || F::same(address, second)
+            || F::same(address, third)
+            || F::same(address, fourth)
+    }
 }
 
 /// Where a pod of this node is.
@@ -122,13 +153,12 @@ pub const PEER_NEXT_HOP: u32 = 1 << 0;
 /// How to reach a peer's subnet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerEntry<F: Family> {
+pub struct PeerEntry<O: Family> {
     /// Everything in front of the inner IP packet, ready but for lengths, IP identification, ECN and source
-    /// port: see [`vxlan::prepare`](crate::vxlan::prepare). The outer MAC addresses count with
-    /// [`PEER_NEXT_HOP`] only.
-    pub header: [u8; 64],
+    /// port: see [`Family::prepare`]. The outer MAC addresses count with [`PEER_NEXT_HOP`] only.
+    pub header: O::Front,
     /// The peer's address on the underlay.
-    pub vtep: F::Addr,
+    pub vtep: O::Addr,
     /// Longest inner IP packet that fits the path, in bytes.
     pub mtu: u32,
     /// `PEER_*`.
@@ -227,26 +257,32 @@ pub struct Counter {
 
 const _: () = {
     assert!(size_of::<Config<V4>>() == 68);
-    assert!(size_of::<Endpoint<V4>>() == 16);
+    assert!(size_of::<Config<V6>>() == 152);
+    assert!(size_of::<Config<V6, V4>>() == 140);
+    assert!(size_of::<Config<V4, V6>>() == 80);
+    assert!(size_of::<Endpoint<V4>>() == 28);
+    assert!(size_of::<Endpoint<V6>>() == 76);
     assert!(size_of::<PodEntry>() == 20);
     assert!(size_of::<PeerEntry<V4>>() == 76);
+    assert!(size_of::<PeerEntry<V6>>() == 108);
     assert!(size_of::<FlowKey<V4>>() == 16);
+    assert!(size_of::<FlowKey<V6>>() == 40);
 };
 
 /// The derive of bytemuck refuses generic types, so the promise is made here, once, and checked above: for
 /// every family the sizes are the sums of the fields, so there is no padding.
 macro_rules! plain {
-    ($($name:ident),*) => {$(
+    ($($name:ident<$($family:ident),+>),* $(,)?) => {$(
         // SAFETY: all zeros is a value of each field.
-        unsafe impl<F: Family> Zeroable for $name<F> {}
+        unsafe impl<$($family: Family),+> Zeroable for $name<$($family),+> {}
         // SAFETY: `repr(C)`, every field is plain, no padding (sizes asserted above), 'static and Copy.
-        unsafe impl<F: Family> Plain for $name<F> {}
+        unsafe impl<$($family: Family),+> Plain for $name<$($family),+> {}
         #[cfg(feature = "user")]
         // SAFETY: as above: any bytes are a value, and all bytes of a value are initialised.
-        unsafe impl<F: Family> aya::Pod for $name<F> {}
+        unsafe impl<$($family: Family),+> aya::Pod for $name<$($family),+> {}
     )*};
 }
-plain!(Config, Endpoint, PeerEntry, FlowKey);
+plain!(Config<F, O>, Endpoint<F>, PeerEntry<O>, FlowKey<F>);
 
 #[cfg(feature = "user")]
 mod user {
@@ -280,6 +316,27 @@ mod tests {
         ];
         assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10]);
         assert_eq!((POD_KERNEL_PATH, PEER_NEXT_HOP), (0x01, 0x01));
+    }
+
+    #[test]
+    fn an_endpoint_has_the_addresses_that_it_is_given_and_no_other() {
+        let address = |last| [10, 244, 1, last];
+        let all: [_; ENDPOINT_ADDRESSES] = core::array::from_fn(|at| address(at as u8 + 2));
+        for count in 1..=ENDPOINT_ADDRESSES {
+            let endpoint = Endpoint::<V4> {
+                addresses: Endpoint::<V4>::places(&all[..count]).expect("room"),
+                ..Endpoint::zeroed()
+            };
+            for (at, address) in all.into_iter().enumerate() {
+                assert_eq!(endpoint.has(address), at < count, "{at} of {count}");
+            }
+            assert!(!endpoint.has([0; 4]));
+        }
+        assert_eq!(Endpoint::<V4>::places(&[]), None);
+        assert_eq!(
+            Endpoint::<V4>::places(&[address(2); ENDPOINT_ADDRESSES + 1]),
+            None
+        );
     }
 
     #[test]

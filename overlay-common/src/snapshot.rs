@@ -6,26 +6,26 @@ use crate::decide::Tables;
 use crate::family::Family;
 use crate::schema::{Config, Endpoint, FlowKey, PeerEntry, PodEntry, Vtep};
 
-/// The tables of one family's data path at a moment.
+/// The tables of the data path of pods of one family at a moment.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Snapshot<F: Family> {
-    /// `ov_config`; `None` before an agent has written one.
-    pub config: Option<Config<F>>,
-    /// `ov_endpoints`.
+pub struct Snapshot<F: Family, O: Family = F> {
+    /// `ov_config4` or its like; `None` before an agent has written one.
+    pub config: Option<Config<F, O>>,
+    /// `ov_endpoints4` or its like.
     pub endpoints: BTreeMap<u32, Endpoint<F>>,
-    /// `ov_pods`.
+    /// `ov_pods4` or its like.
     pub pods: BTreeMap<F::Addr, PodEntry>,
-    /// `ov_peers`.
-    pub peers: BTreeMap<F::Addr, PeerEntry<F>>,
-    /// `ov_vteps`.
-    pub vteps: BTreeMap<F::Addr, Vtep>,
-    /// The keys of `ov_flows`.
+    /// `ov_peers4` or its like.
+    pub peers: BTreeMap<F::Addr, PeerEntry<O>>,
+    /// `ov_vteps4` or its like.
+    pub vteps: BTreeMap<O::Addr, Vtep>,
+    /// The keys of `ov_flows4` or its like.
     pub flows: HashSet<FlowKey<F>>,
     /// Whether the moment in `ov_heartbeat` has passed until which the list of leases holds.
     pub leases_are_stale: bool,
 }
 
-impl<F: Family> Default for Snapshot<F> {
+impl<F: Family, O: Family> Default for Snapshot<F, O> {
     fn default() -> Self {
         Self {
             config: None,
@@ -39,8 +39,8 @@ impl<F: Family> Default for Snapshot<F> {
     }
 }
 
-impl<F: Family> Tables<F> for Snapshot<F> {
-    fn config(&self) -> Option<&Config<F>> {
+impl<F: Family, O: Family> Tables<F, O> for Snapshot<F, O> {
+    fn config(&self) -> Option<&Config<F, O>> {
         self.config.as_ref()
     }
 
@@ -52,11 +52,11 @@ impl<F: Family> Tables<F> for Snapshot<F> {
         self.pods.get(&address)
     }
 
-    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<F>> {
+    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<O>> {
         self.peers.get(&subnet)
     }
 
-    fn is_vtep(&self, address: F::Addr) -> bool {
+    fn is_vtep(&self, address: O::Addr) -> bool {
         self.vteps.contains_key(&address)
     }
 

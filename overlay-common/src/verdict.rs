@@ -151,7 +151,7 @@ verdicts! {
     /// The kernel would not change the packet; nothing was changed.
     AdjustFailed = 17 Slow "adjust_failed",
 
-    /// Not an IP packet of this family: ARP, IPv6 and others.
+    /// Not an IP packet of a family that the overlay carries: ARP and others.
     NotIp = 18 Kernel "not_ip",
     /// Broadcast or multicast.
     Group = 19 Kernel "group",
@@ -174,7 +174,7 @@ verdicts! {
 
     /// The pod sent from an overlay address that is not its own.
     SpoofedSource = 29 Refused "spoofed_source",
-    /// The pod announced an overlay address by ARP that is not its own.
+    /// The pod claimed an overlay address that is not its own, by ARP or neighbour discovery.
     SpoofedArp = 30 Refused "spoofed_arp",
     /// The pod sent VXLAN to a node.
     PodVxlan = 31 Refused "pod_vxlan",

@@ -42,21 +42,25 @@ impl Visit {
     }
 
     /// What the decision says.
-    pub fn decide<F: Family>(&self, tables: &impl Tables<F>) -> Outcome<F> {
+    pub fn decide<F: Family, O: Family>(&self, tables: &impl Tables<F, O>) -> Outcome<F> {
         self.decide_as(&self.packet(), tables)
     }
 
     /// What the decision says, and each question that it asks, in order.
-    pub fn watch<F: Family>(
+    pub fn watch<F: Family, O: Family>(
         &self,
-        tables: &impl Tables<F>,
-        note: impl Fn(Question<F>),
+        tables: &impl Tables<F, O>,
+        note: impl Fn(Question<F, O>),
     ) -> Outcome<F> {
         let packet = self.packet();
         self.decide_as(&Watched(&packet, &note), &Watched(tables, &note))
     }
 
-    fn decide_as<F: Family>(&self, packet: &impl Packet, tables: &impl Tables<F>) -> Outcome<F> {
+    fn decide_as<F: Family, O: Family>(
+        &self,
+        packet: &impl Packet,
+        tables: &impl Tables<F, O>,
+    ) -> Outcome<F> {
         match self.hook {
             Hook::PodIn => match from_pod(packet, tables) {
                 FromPod::Redirect(_) => Outcome::Fast(Verdict::Redirected),
@@ -123,7 +127,7 @@ impl<F: Family> From<Pass> for Outcome<F> {
 
 /// Something that the decision asks of the packet or the tables, with the answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Question<F: Family> {
+pub enum Question<F: Family, O: Family = F> {
     /// Whether there are bytes of the packet from this offset on.
     Load(u32, bool),
     /// [`Packet::frame_len`].
@@ -135,15 +139,15 @@ pub enum Question<F: Family> {
     /// [`Packet::to_this_host`].
     ToThisHost(bool),
     /// [`Tables::config`].
-    Config(Option<Config<F>>),
+    Config(Option<Config<F, O>>),
     /// [`Tables::endpoint`] of this interface.
     Endpoint(u32, Option<Endpoint<F>>),
     /// [`Tables::pod`] with this address.
     Pod(F::Addr, Option<PodEntry>),
     /// [`Tables::peer`] with this subnet.
-    Peer(F::Addr, Option<PeerEntry<F>>),
+    Peer(F::Addr, Option<PeerEntry<O>>),
     /// [`Tables::is_vtep`] of this address.
-    Vtep(F::Addr, bool),
+    Vtep(O::Addr, bool),
     /// [`Tables::is_stack_owned`] of this flow.
     StackOwned(FlowKey<F>, bool),
     /// [`Tables::leases_are_stale`].
@@ -151,9 +155,9 @@ pub enum Question<F: Family> {
 }
 
 /// A packet or tables whose answers are noted.
-struct Watched<'a, F: Family, T>(&'a T, &'a dyn Fn(Question<F>));
+struct Watched<'a, F: Family, O: Family, T>(&'a T, &'a dyn Fn(Question<F, O>));
 
-impl<F: Family, P: Packet> Packet for Watched<'_, F, P> {
+impl<F: Family, O: Family, P: Packet> Packet for Watched<'_, F, O, P> {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let words = self.0.load(offset);
         (self.1)(Question::Load(offset, words.is_some()));
@@ -189,8 +193,8 @@ impl<F: Family, P: Packet> Packet for Watched<'_, F, P> {
     }
 }
 
-impl<F: Family, T: Tables<F>> Tables<F> for Watched<'_, F, T> {
-    fn config(&self) -> Option<&Config<F>> {
+impl<F: Family, O: Family, T: Tables<F, O>> Tables<F, O> for Watched<'_, F, O, T> {
+    fn config(&self) -> Option<&Config<F, O>> {
         let config = self.0.config();
         (self.1)(Question::Config(config.copied()));
         config
@@ -208,13 +212,13 @@ impl<F: Family, T: Tables<F>> Tables<F> for Watched<'_, F, T> {
         pod
     }
 
-    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<F>> {
+    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<O>> {
         let peer = self.0.peer(subnet);
         (self.1)(Question::Peer(subnet, peer.copied()));
         peer
     }
 
-    fn is_vtep(&self, address: F::Addr) -> bool {
+    fn is_vtep(&self, address: O::Addr) -> bool {
         let is_known = self.0.is_vtep(address);
         (self.1)(Question::Vtep(address, is_known));
         is_known

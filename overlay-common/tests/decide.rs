@@ -1,6 +1,7 @@
 //! What becomes of a packet, over a made-up node's tables.
 
 mod decide {
+    mod families;
     mod properties;
 }
 
@@ -38,7 +39,7 @@ fn congestion_on_the_way_is_told_to_the_pod() {
             continue;
         };
         let FromNetwork::Decapsulate { header, .. } =
-            from_network::<V4, _, _>(&case.visit.packet(), &case.world)
+            from_network::<V4, V4, _, _>(&case.visit.packet(), &case.world)
         else {
             panic!("{}: not decapsulated", case.name);
         };

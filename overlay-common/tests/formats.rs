@@ -37,7 +37,7 @@ fn a_prepared_header_reads_back() {
         destination_mac: [2, 0, 0, 0, 0, 2],
         outer_macs: ([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1]),
     };
-    let header = vxlan::prepare(&tunnel);
+    let header = V4::prepare(&tunnel, V4::ETHERTYPE);
     let (ethernet, rest) = Ethernet2Header::from_slice(&header).expect("Ethernet");
     let outer = Ethernet2Header {
         destination: tunnel.outer_macs.0,
@@ -88,7 +88,7 @@ fn ports_are_read_of_protocols_that_have_some() {
             destination,
         };
         assert_eq!(
-            Transport::parse(&Frame::new(&ports), 0, protocol),
+            Transport::parse::<V4, _>(&Frame::new(&ports), 0, protocol),
             wanted,
             "{number:?}"
         );

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
     bpf_csum_level, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_store_bytes,
 };
 use overlay_common::schema::PodEntry;
-use overlay_common::{Family as _, V4, vxlan};
+use overlay_common::{Family, vxlan};
 
 use crate::encap::Error;
 use crate::skb::Skb;
@@ -21,26 +21,32 @@ pub const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_
 /// What stands in front of the inner payload afterwards. It starts at `destination`: with two bytes before
 /// that the IP header is aligned, and written by words.
 #[repr(C)]
-struct Front {
+struct Front<F: Family> {
     _align: [u8; 2],
     destination: [u8; 6],
     source: [u8; 6],
     ethertype: [u8; 2],
-    inner: [u32; 5],
+    inner: F::Header,
 }
 
 /// Decapsulates a packet and hands it to `pod`; returns the tc action.
 #[inline(always)]
-pub fn decapsulate(
+pub fn decapsulate<F: Family, O: Family>(
     skb: &Skb,
     pod: &PodEntry,
     gateway_mac: [u8; 6],
-    inner: [u32; 5],
+    inner: F::Header,
 ) -> Result<i32, Error> {
     let raw = skb.as_ptr();
     // SAFETY: on failure the kernel leaves the buffer as it was.
-    let shrunk =
-        unsafe { bpf_skb_adjust_room(raw, -(vxlan::OVERHEAD as i32), BPF_ADJ_ROOM_MAC, FLAGS) };
+    let shrunk = unsafe {
+        bpf_skb_adjust_room(
+            raw,
+            -(vxlan::overhead::<O>() as i32),
+            BPF_ADJ_ROOM_MAC,
+            FLAGS,
+        )
+    };
     if shrunk != 0 {
         return Err(Error::Untouched);
     }
@@ -48,14 +54,14 @@ pub fn decapsulate(
     // where the device verified nothing, which is as well.
     // SAFETY: the helper changes the buffer's checksum state only.
     unsafe { bpf_csum_level(raw, u64::from(BPF_CSUM_LEVEL_DEC)) };
-    let front = Front {
+    let front = Front::<F> {
         _align: [0; 2],
         destination: pod.mac,
         source: gateway_mac,
-        ethertype: V4::ETHERTYPE.to_be_bytes(),
+        ethertype: F::ETHERTYPE.to_be_bytes(),
         inner,
     };
-    let start = offset_of!(Front, destination);
+    let start = offset_of!(Front<F>, destination);
     // SAFETY: the helper reads as many bytes as the struct has from `destination` on, and checks the
     // buffer's bounds.
     let failed = unsafe {
@@ -63,7 +69,7 @@ pub fn decapsulate(
             raw,
             0,
             (&raw const front).byte_add(start).cast(),
-            (size_of::<Front>() - start) as u32,
+            (size_of::<Front<F>>() - start) as u32,
             0,
         )
     };

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::decide::Pass;
-use overlay_common::{Hook, Verdict};
+use overlay_common::{Family, Hook, Verdict};
 
 use crate::maps::count;
 use crate::skb::Skb;
@@ -28,12 +28,17 @@ impl Outcome {
 /// First the counter, then the mark: a verifier that has no verdict to tell them apart by walks
 /// through the mark once for all of them.
 #[inline(always)]
-pub fn end(skb: &Skb, hook: Hook, bytes: u32, (verdict, outcome): (Verdict, Outcome)) -> i32 {
+pub fn end<F: Family>(
+    skb: &Skb,
+    hook: Hook,
+    bytes: u32,
+    (verdict, outcome): (Verdict, Outcome),
+) -> i32 {
     count(hook, verdict, bytes);
     match outcome {
         Outcome::Done(action) => action,
         Outcome::HandOver(plain) => {
-            skb.hand_over(plain);
+            skb.hand_over::<F>(plain);
             TC_ACT_UNSPEC
         }
     }

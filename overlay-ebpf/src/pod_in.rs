@@ -6,10 +6,10 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromPod, from_pod};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
-use overlay_common::{Hook, Verdict};
+use overlay_common::{Hook, V4, V6, Verdict};
 
 use crate::encap::{Error, encapsulate};
-use crate::maps::Maps;
+use crate::maps::{Mapped, Maps, is_ipv6};
 use crate::outcome::{Outcome, end};
 use crate::refusal;
 use crate::skb::Skb;
@@ -17,13 +17,28 @@ use crate::skb::Skb;
 #[classifier]
 pub fn ov_pod_in(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    let bytes = skb.frame_len();
-    end(&skb, Hook::PodIn, bytes, handle(&skb))
+    if is_ipv6(skb.ethertype()) {
+        ipv6(&skb)
+    } else {
+        handle::<V4>(&skb)
+    }
+}
+
+/// Apart, so that it costs IPv4 nothing.
+#[inline(never)]
+fn ipv6(skb: &Skb) -> i32 {
+    handle::<V6>(skb)
 }
 
 #[inline(always)]
-fn handle(skb: &Skb) -> (Verdict, Outcome) {
-    match from_pod(skb, &Maps) {
+fn handle<F: Mapped>(skb: &Skb) -> i32 {
+    let bytes = skb.frame_len();
+    end::<F>(skb, Hook::PodIn, bytes, visit::<F>(skb))
+}
+
+#[inline(always)]
+fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
+    match from_pod::<F, F, _, _>(skb, &Maps) {
         FromPod::Redirect(pod) => {
             let ifindex = pod.ifindex;
             skb.take_in();

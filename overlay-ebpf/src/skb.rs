@@ -6,7 +6,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
-use overlay_common::V4;
+use overlay_common::Family;
 use overlay_common::decide::mark;
 use overlay_common::packet::Packet;
 
@@ -27,6 +27,13 @@ impl Skb {
         Self {
             raw: ctx.as_ptr().cast(),
         }
+    }
+
+    /// The Ethernet type as the kernel read it off the frame, tags taken off.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        // SAFETY: the context is valid for the whole program; the verifier checks the access.
+        u16::from_be(unsafe { (*self.raw).protocol } as u16)
     }
 
     /// For the kernel's helpers.
@@ -52,8 +59,8 @@ impl Skb {
     /// Hands the packet over to the stack: `plain` tells where the IP header of plain pod-to-pod
     /// traffic starts.
     #[inline(always)]
-    pub fn hand_over(&self, plain: Option<u32>) {
-        let mark = plain.map_or(0, |ip_offset| mark::<V4, _>(self, ip_offset));
+    pub fn hand_over<F: Family>(&self, plain: Option<u32>) {
+        let mark = plain.map_or(0, |ip_offset| mark::<F, _>(self, ip_offset));
         // SAFETY: as for `handed_over`; the field is writable for tc programs.
         unsafe { (*self.raw).tc_index = u32::from(mark) }
     }

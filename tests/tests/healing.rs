@@ -19,7 +19,7 @@ const RESYNC: Duration = Duration::from_secs(10);
 /// How long a store may take to be reached over a new way.
 const RECONNECT: Duration = Duration::from_secs(30);
 /// Where the maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
+const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
 
 fn endpoint(pod: &Pod) -> Endpoint {
     pod.into()
@@ -207,11 +207,11 @@ fn map_entries_heal() -> Result<()> {
     let lab = lab(Options::for_test("maps"))?;
     let node = lab.node(1);
     for map in [
-        "ov_pods",
-        "ov_endpoints",
-        "ov_peers",
-        "ov_vteps",
-        "ov_config",
+        "ov_pods4",
+        "ov_endpoints4",
+        "ov_peers4",
+        "ov_vteps4",
+        "ov_config4",
     ] {
         let before = dump(&node, map)?;
         let pin = format!("{MAPS}/{map}");
@@ -228,7 +228,7 @@ fn map_entries_heal() -> Result<()> {
             line
         };
         let mut changes = vec![[base("update"), vec![word("value")], zeros].concat()];
-        if map != "ov_config" {
+        if map != "ov_config4" {
             changes.push(base("delete"));
         }
         for change in changes {
@@ -272,7 +272,7 @@ fn in_map(node: &Node, address: Ipv4Addr) -> bool {
         "map",
         "dump",
         "pinned",
-        &format!("{MAPS}/ov_pods"),
+        &format!("{MAPS}/ov_pods4"),
     ]);
     let entries = entries.unwrap_or_default();
     let entries = entries.as_array().cloned().unwrap_or_default();
@@ -339,12 +339,12 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
     println!("churn of pods: {outcome}");
     ensure!(outcome.lost() == 0, "{outcome}");
     let left = node.pods().len();
-    for map in ["ov_pods", "ov_endpoints"] {
+    for map in ["ov_pods4", "ov_endpoints4"] {
         wait_until(&format!("{left} entries in {map}"), SOON, || {
             dump(&node, map).is_ok_and(|entries| entries.len() == left)
         })?;
     }
-    let links = node.run(["ls", "/sys/fs/bpf/overlay/v2/links"])?;
+    let links = node.run(["ls", "/sys/fs/bpf/overlay/v3/links"])?;
     // Filters have no links, and go with their devices.
     let pinned = if fast_path::has_tcx(&node)? {
         2 + 2 * left
@@ -385,7 +385,7 @@ fn nodes_come_and_go() -> Result<()> {
     let [one, two, three] = [1, 2, 3].map(|number| lab.node(number));
     let known = |node: &Node, peers: usize| -> bool {
         node.overlay_routes().is_ok_and(|routes| routes == peers)
-            && ["ov_peers", "ov_vteps"]
+            && ["ov_peers4", "ov_vteps4"]
                 .iter()
                 .all(|map| dump(node, map).is_ok_and(|entries| entries.len() == peers))
     };
@@ -517,7 +517,7 @@ fn health_tells_the_truth() -> Result<()> {
     .with_context(|| node.agent_log_tail())?;
     ensure!(status("/livez")? == 200);
     wait_until("the peer to leave the fast path", SOON, || {
-        dump(&node, "ov_peers").is_ok_and(|peers| peers.is_empty())
+        dump(&node, "ov_peers4").is_ok_and(|peers| peers.is_empty())
     })?;
     let theirs = shell(&node, &format!("ip route show {subnet}"))?;
     ensure!(
@@ -527,7 +527,7 @@ fn health_tells_the_truth() -> Result<()> {
     shell(&node, &format!("ip route del {subnet} proto static"))?;
     node.wait_ready(SOON)?;
     ensure!(
-        dump(&node, "ov_peers")?.len() == 1,
+        dump(&node, "ov_peers4")?.len() == 1,
         "ready without the fast path's entry"
     );
 

@@ -33,7 +33,7 @@ const VXLAN_LEN: u32 = 8;
 
 /// Decides on a packet that arrived from the underlay, seen at the NIC.
 #[inline(always)]
-pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
+pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &'t T,
 ) -> FromNetwork<'t, F> {
@@ -88,7 +88,7 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
 ///
 /// What is refused is exactly what [`from_network`] would refuse, for the same reason.
 #[inline(always)]
-pub fn refused_early<F: Family, P: Packet, T: Tables<F>>(
+pub fn refused_early<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &T,
 ) -> Option<Verdict> {
@@ -103,15 +103,18 @@ pub fn refused_early<F: Family, P: Packet, T: Tables<F>>(
 /// Outer IP header and the second word of the UDP header (length and checksum) of VXLAN that is for this node; or
 /// why it is none of our business.
 #[inline(always)]
-fn outer<F: Family, P: Packet>(packet: &P, config: &Config<F>) -> Result<(Ip<F>, u32), Verdict> {
+fn outer<F: Family, O: Family, P: Packet>(
+    packet: &P,
+    config: &Config<F, O>,
+) -> Result<(Ip<O>, u32), Verdict> {
     // The cheapest question first: most of what is not ours ends here.
     let Some(ethernet) = Ethernet::parse(packet, 0) else {
         return Err(Verdict::NotVxlan);
     };
-    if ethernet.ethertype != F::ETHERTYPE {
+    if ethernet.ethertype != O::ETHERTYPE {
         return Err(Verdict::NotVxlan);
     }
-    let Some(outer) = F::parse(packet, ETHERNET_LEN) else {
+    let Some(outer) = O::parse(packet, ETHERNET_LEN) else {
         return Err(Verdict::NotVxlan);
     };
     if outer.protocol != UDP || outer.fragment == Fragment::Later {
@@ -125,7 +128,7 @@ fn outer<F: Family, P: Packet>(packet: &P, config: &Config<F>) -> Result<(Ip<F>,
     if u16::from_be_bytes([port_hi, port_lo]) != config.port {
         return Err(Verdict::NotVxlan);
     }
-    if in_a_vlan(packet) || !packet.to_this_host() || outer.destination != config.vtep {
+    if in_a_vlan(packet) || !packet.to_this_host() || !O::same(outer.destination, config.vtep) {
         return Err(Verdict::NotForUs);
     }
     Ok((outer, udp_length_and_checksum))
@@ -146,11 +149,11 @@ struct Inner<F: Family> {
 
 /// Opens VXLAN as far as needed to tell who sent what is inside, and whether that is true.
 #[inline(always)]
-fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
+fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
-    outer: &Ip<F>,
+    outer: &Ip<O>,
 ) -> Result<Inner<F>, FromNetwork<'t, F>> {
     let vxlan = ETHERNET_LEN + outer.header_len + UDP_LEN;
     let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
@@ -183,7 +186,7 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
         None
     };
     if let Some(ip) = ip {
-        let owned = |peer: &PeerEntry<F>| peer.vtep == outer.source;
+        let owned = |peer: &PeerEntry<O>| O::same(peer.vtep, outer.source);
         if cfg!(feature = "without-inner-source")
             || tables
                 .peer(F::mask(ip.source, config.peer_mask))
@@ -239,11 +242,11 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
 
 /// What the short cut asks of a packet whose sender and receiver are known.
 #[inline(always)]
-fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
+fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
-    outer: &Ip<F>,
+    outer: &Ip<O>,
     udp_length_and_checksum: u32,
     inner: &Inner<F>,
     pod: &PodEntry,

@@ -6,11 +6,12 @@ use etherparse::{IpFragOffset, IpNumber, Ipv4Options};
 use overlay_common::checksum;
 use overlay_common::decide::{Leaving, leaving, mark};
 use overlay_common::packet::Frame;
-use overlay_common::{Hook, V4, Verdict};
+use overlay_common::{Hook, V4, V6, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::families::ends_alike;
 use overlay_cases::cases::{Case, Outcome, all};
 use overlay_cases::frames::{Ipv4Frame, vxlan};
 use overlay_cases::world::*;
@@ -407,13 +408,41 @@ proptest! {
 
         let bytes = request.bytes();
         let Leaving::Remember(key) =
-            leaving::<V4, _, _>(&Frame::new(&bytes), &world(), Hook::VtepOut, 0)
+            leaving::<V4, V4, _, _>(&Frame::new(&bytes), &world(), Hook::VtepOut, 0)
         else {
             return Err(TestCaseError::fail("not remembered"));
         };
         for case in [&mut sent, &mut received] {
             case.world.flows.insert(key);
             prop_assert_eq!(case.decide(), Outcome::PassPlain(Verdict::StackOwned));
+        }
+    }
+
+    /// Whatever a pod sends to whomever, but for oddities of IPv4's own.
+    #[test]
+    fn what_a_pod_sends_ends_alike_in_both_families(
+        source in select(vec![POD_A, POD_B, OUTSIDE]), to: [u8; 2], oddities in oddities(), outside in any::<bool>(),
+    ) {
+        let plain = Oddities { option_words: 0, padding: 0, breaks_checksum: false, ..oddities };
+        let [a, b] = to;
+        let mut case = sent(source, if outside { [8, 8, a, b] } else { [10, 244, a, b] }, plain);
+        case.want = case.decide();
+        for told in [ends_alike::<V6, V6>(&case), ends_alike::<V6, V4>(&case), ends_alike::<V4, V6>(&case)] {
+            prop_assert!(!matches!(told, Some(Err(_))), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_network_sends_ends_alike_in_both_families(
+        index in any::<Index>(), bytes: [u8; 16],
+    ) {
+        let mut case = Case::new(
+            Hook::NetIn, "received", outer(&inner().bytes()).bytes(), Outcome::Pass(Verdict::NotVxlan),
+        );
+        change(&mut case, &index.get(RECEIVED_FIELDS).at, &bytes, &[14, 64]);
+        case.want = case.decide();
+        for told in [ends_alike::<V6, V6>(&case), ends_alike::<V6, V4>(&case), ends_alike::<V4, V6>(&case)] {
+            prop_assert!(!matches!(told, Some(Err(_))), "{told:?}");
         }
     }
 }

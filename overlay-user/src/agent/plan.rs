@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use ipnet::IpNet;
-use overlay_common::vxlan::OVERHEAD;
+use overlay_common::V4;
+use overlay_common::vxlan::overhead;
 
 use super::seen::Seen;
 use super::settings::Settings;
@@ -60,7 +61,7 @@ impl Plan {
                 port: settings.config.vxlan.port,
                 underlay: situation.underlay.ifindex,
                 local: situation.underlay.public_address,
-                mtu: mtu.saturating_sub(OVERHEAD),
+                mtu: mtu.saturating_sub(overhead::<V4>()),
                 address: IpNet::from(subnet.network()),
                 mac: Some(situation.mac),
             },

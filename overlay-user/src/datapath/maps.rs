@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aya::Pod as Plain;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::{EbpfLoader, Pod as Plain};
 use nix::time::{ClockId, clock_gettime};
-use overlay_common::Family;
 use overlay_common::schema::{
     CONFIG_SHARED_PORT, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat,
     POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::verdict::{Hook, Verdict, counter_index};
+use overlay_common::{Family, V4, V6};
 
 use super::Error;
 use super::family::UserFamily;
@@ -25,31 +25,31 @@ mod one_pod;
 
 use mirrored::Mirrored;
 
-/// Names of the maps, as the programs declare them.
-pub const CONFIG: &str = "ov_config";
-/// See `overlay_common::schema`.
-pub const ENDPOINTS: &str = "ov_endpoints";
-/// See `overlay_common::schema`.
-pub const PODS: &str = "ov_pods";
-/// See `overlay_common::schema`.
-pub const PEERS: &str = "ov_peers";
-/// See `overlay_common::schema`.
-pub const VTEPS: &str = "ov_vteps";
-/// See `overlay_common::schema`.
-pub const FLOWS: &str = "ov_flows";
-/// See `overlay_common::schema`.
-pub const FLOW_NEWS: &str = "ov_flow_news";
-/// See `overlay_common::schema`.
+/// The map of the agent's signs of life.
 pub const HEARTBEAT: &str = "ov_heartbeat";
-/// See `overlay_common::schema`.
+/// The map of what was counted.
 pub const COUNTERS: &str = "ov_counters";
 
-/// Every map.
-pub const ALL: [&str; 9] = [
-    CONFIG, ENDPOINTS, PODS, PEERS, VTEPS, FLOWS, FLOW_NEWS, HEARTBEAT, COUNTERS,
-];
+/// The names of every map, those of both families first.
+pub fn all() -> impl Iterator<Item = &'static str> + Clone {
+    let families = [V4::MAPS.all(), V6::MAPS.all()];
+    families.into_iter().flatten().chain([HEARTBEAT, COUNTERS])
+}
 
-/// What `ov_peers` and `ov_vteps` hold.
+/// Loads an object with maps of the sizes that this node needs.
+///
+/// The agent does not serve IPv6: its maps have room for one entry, for they would take some 15 MiB of the kernel's
+/// memory otherwise.
+#[must_use]
+pub fn loader<'a>() -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    for name in V6::MAPS.hashes() {
+        loader.map_max_entries(name, 1);
+    }
+    loader
+}
+
+/// What the maps of peers and VTEPs hold.
 pub type KnownPeers<F> = (
     BTreeMap<<F as Family>::Addr, PeerEntry<F>>,
     BTreeMap<<F as Family>::Addr, Vtep>,
@@ -68,23 +68,20 @@ pub struct Maps<F: UserFamily> {
     counters: PerCpuArray<MapData, Counter>,
 }
 
-impl<F: UserFamily> Maps<F>
-where
-    F::Addr: Plain,
-{
+impl<F: UserFamily> Maps<F> {
     /// Opens the pinned maps.
     ///
     /// # Errors
     /// [`Error::Map`] where a pin is missing or holds something else.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
-            config: open(pins, CONFIG)?,
-            endpoints: open(pins, ENDPOINTS)?,
-            pods: open(pins, PODS)?,
-            peers: Mirrored::open(pins, PEERS)?,
-            vteps: Mirrored::open(pins, VTEPS)?,
-            flows: open(pins, FLOWS)?,
-            flow_news: open(pins, FLOW_NEWS)?,
+            config: open(pins, F::MAPS.config)?,
+            endpoints: open(pins, F::MAPS.endpoints)?,
+            pods: open(pins, F::MAPS.pods)?,
+            peers: Mirrored::open(pins, F::MAPS.peers)?,
+            vteps: Mirrored::open(pins, F::MAPS.vteps)?,
+            flows: open(pins, F::MAPS.flows)?,
+            flow_news: open(pins, F::MAPS.flow_news)?,
             heartbeat: open(pins, HEARTBEAT)?,
             counters: open(pins, COUNTERS)?,
         })
@@ -95,7 +92,10 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn config(&self) -> Result<Option<Config<F>>, Error> {
-        let config = self.config.get(&0, 0).map_err(failed("read", CONFIG))?;
+        let config = self
+            .config
+            .get(&0, 0)
+            .map_err(failed("read", F::MAPS.config))?;
         Ok((config.abi != 0).then_some(config))
     }
 
@@ -105,7 +105,10 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn set_config(&mut self, config: &Config<F>) -> Result<(), Error> {
-        let current = self.config.get(&0, 0).map_err(failed("read", CONFIG))?;
+        let current = self
+            .config
+            .get(&0, 0)
+            .map_err(failed("read", F::MAPS.config))?;
         if current == *config {
             return Ok(());
         }
@@ -123,7 +126,7 @@ where
                 };
                 self.config
                     .set(0, idle, 0)
-                    .map_err(failed("update", CONFIG))?;
+                    .map_err(failed("update", F::MAPS.config))?;
             }
             let idle = Config {
                 flags: shared,
@@ -131,11 +134,11 @@ where
             };
             self.config
                 .set(0, idle, 0)
-                .map_err(failed("update", CONFIG))?;
+                .map_err(failed("update", F::MAPS.config))?;
         }
         self.config
             .set(0, config, 0)
-            .map_err(failed("update", CONFIG))
+            .map_err(failed("update", F::MAPS.config))
     }
 
     /// Removes what `tables` does not have any more: before the kernel's own state of it goes.
@@ -143,8 +146,8 @@ where
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
     pub fn retire(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
-        Ok(retire(&mut self.pods, PODS, &tables.pods)?
-            + retire(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
+        Ok(retire(&mut self.pods, F::MAPS.pods, &tables.pods)?
+            + retire(&mut self.endpoints, F::MAPS.endpoints, &tables.endpoints)?
             + self.peers.retire(&tables.peers)?
             + self.vteps.retire(&tables.vteps)?)
     }
@@ -178,8 +181,10 @@ where
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
     pub fn fill_pods(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
-        Ok(fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
-            + fill(&mut self.pods, PODS, &tables.pods)?)
+        Ok(
+            fill(&mut self.endpoints, F::MAPS.endpoints, &tables.endpoints)?
+                + fill(&mut self.pods, F::MAPS.pods, &tables.pods)?,
+        )
     }
 
     /// Changes the peers that `change` has another entry for; returns how many.
@@ -216,8 +221,8 @@ where
     pub fn known_pods(&self) -> Result<Snapshot<F>, Error> {
         Ok(Snapshot {
             config: self.config()?,
-            endpoints: dump(&self.endpoints, ENDPOINTS)?,
-            pods: dump(&self.pods, PODS)?,
+            endpoints: dump(&self.endpoints, F::MAPS.endpoints)?,
+            pods: dump(&self.pods, F::MAPS.pods)?,
             ..Snapshot::default()
         })
     }
@@ -230,18 +235,18 @@ where
     pub fn hold_device(&mut self, ifindex: u32) -> Result<(), Error> {
         // Only what is there: the plugin may be taking the pod out at this moment.
         const EXISTING: u64 = 2; // BPF_EXIST
-        let held =
-            missing_is_none(self.endpoints.get(&ifindex, 0)).map_err(failed("read", ENDPOINTS))?;
+        let held = missing_is_none(self.endpoints.get(&ifindex, 0))
+            .map_err(failed("read", F::MAPS.endpoints))?;
         if let Some(mut endpoint) = held {
             endpoint.flags |= POD_KERNEL_PATH;
             missing_is_none(self.endpoints.insert(ifindex, endpoint, EXISTING))
-                .map_err(failed("update", ENDPOINTS))?;
+                .map_err(failed("update", F::MAPS.endpoints))?;
         }
-        for (address, mut pod) in dump(&self.pods, PODS)? {
+        for (address, mut pod) in dump(&self.pods, F::MAPS.pods)? {
             if pod.ifindex == ifindex {
                 pod.flags |= POD_KERNEL_PATH;
                 missing_is_none(self.pods.insert(address, pod, EXISTING))
-                    .map_err(failed("update", PODS))?;
+                    .map_err(failed("update", F::MAPS.pods))?;
             }
         }
         Ok(())
@@ -329,7 +334,7 @@ pub fn now_ns() -> u64 {
     })
 }
 
-/// The kernel's ids of the pinned maps, in the order of [`ALL`].
+/// The kernel's ids of the pinned maps, in the order of [`all`].
 ///
 /// # Errors
 /// [`Error::Map`] where a pin is missing or holds something else.
@@ -338,7 +343,7 @@ pub fn ids(pins: &Pins) -> Result<Vec<u32>, Error> {
         let info = MapInfo::from_pin(pins.map(name)).map_err(failed("inspect pinned", name))?;
         Ok(info.id())
     };
-    ALL.into_iter().map(id).collect()
+    all().map(id).collect()
 }
 
 fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<M, Error> {

@@ -7,10 +7,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
-use aya::{Ebpf, EbpfLoader};
 use overlay_common::Hook;
 
 use super::pins::Pins;
@@ -129,10 +129,10 @@ impl Programs {
     ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
-        let mut loader = EbpfLoader::new();
+        let mut loader = maps::loader();
         let level = refusals::level(log_refused);
         loader.override_global(aya_log::LEVEL, &level, false);
-        for name in maps::ALL {
+        for name in maps::all() {
             loader.map_pin_path(name, pins.map(name));
         }
         let mut ebpf = loader

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use aya::EbpfLoader;
 use aya::maps::{Map, MapData, MapInfo, MapType};
 
 use super::pins::Pins;
@@ -22,7 +21,7 @@ pub struct Misfit {
 /// Unpins the maps if the object cannot work on one of them. aya 0.14 takes any pinned map that has the right name.
 pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     let mut misfits = Vec::new();
-    if !maps::ALL.iter().any(|name| pins.map(name).exists()) {
+    if !maps::all().any(|name| pins.map(name).exists()) {
         return Ok(misfits);
     }
     let mut complete = true;
@@ -47,7 +46,7 @@ pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     if !complete {
         // With them the programs that work on them.
         pins.remove_programs()?;
-        for name in maps::ALL {
+        for name in maps::all() {
             Pins::remove(&pins.map(name))?;
         }
     }
@@ -56,11 +55,10 @@ pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
 
 /// The shapes of the maps that the object declares: read off a scratch copy, loaded without pins.
 fn declared(bytes: &[u8]) -> Result<BTreeMap<&'static str, String>, Error> {
-    let scratch = EbpfLoader::new()
+    let scratch = maps::loader()
         .load(bytes)
         .map_err(|source| Error::Load(Box::new(source)))?;
-    maps::ALL
-        .into_iter()
+    maps::all()
         .map(|name| {
             let map = scratch.map(name).ok_or(Error::Missing(name))?;
             let info = map_data(map)

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use overlay_common::schema::{
-    ABI_VERSION, CONFIG_PEERS_COMPLETE, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, MAX_PEERS,
-    MAX_PODS, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
+    ABI_VERSION, CONFIG_PEERS_COMPLETE, CONFIG_VTEPS_INCOMPLETE, Config, ENDPOINT_ADDRESSES,
+    Endpoint, MAX_PEERS, MAX_PODS, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::snapshot::Snapshot;
-use overlay_common::{V4, vxlan};
+use overlay_common::vxlan;
 
 use super::family::UserFamily;
 use crate::backend;
@@ -109,13 +109,13 @@ const MAX_EXPANSION: usize = 256;
 ///
 /// Peers are found by a hash on the masked address, one mask for all ([`peer_len`]); shorter subnets take several entries.
 #[must_use]
-pub fn desired(node: &TableInput) -> (Snapshot<V4>, Vec<Omission>) {
+pub fn desired<F: UserFamily>(node: &TableInput) -> (Snapshot<F>, Vec<Omission>) {
     let mut tables = Snapshot::default();
     let mut omissions = Vec::new();
     let (Some((network, network_mask)), Some((subnet, subnet_mask)), Some(vtep)) = (
-        V4::from_net(&node.network),
-        V4::from_net(&node.subnet),
-        V4::from_ip(node.vtep),
+        F::from_net(&node.network),
+        F::from_net(&node.subnet),
+        F::from_ip(node.vtep),
     ) else {
         return (tables, omissions);
     };
@@ -123,7 +123,7 @@ pub fn desired(node: &TableInput) -> (Snapshot<V4>, Vec<Omission>) {
     let peer_len = peer_len(lens).unwrap_or(node.subnet.prefix_len());
     let mut flags = node.flags;
     for (peer, way) in &node.peers {
-        let Some(entry) = peer_entry(node, vtep, peer, *way) else {
+        let Some(entry) = peer_entry::<F, F>(node, vtep, peer, *way) else {
             omissions.push(Omission::Peer(peer.subnet));
             continue;
         };
@@ -138,13 +138,13 @@ pub fn desired(node: &TableInput) -> (Snapshot<V4>, Vec<Omission>) {
             continue;
         }
         let parts = peer.subnet.subnets(peer_len).into_iter().flatten();
-        let keys = parts.filter_map(|part| V4::from_ip(part.network()));
+        let keys = parts.filter_map(|part| F::from_ip(part.network()));
         tables.peers.extend(keys.map(|key| (key, entry)));
     }
     for vtep in node
         .unserved
         .iter()
-        .filter_map(|peer| V4::from_ip(peer.vtep))
+        .filter_map(|peer| F::from_ip(peer.vtep))
     {
         if !add_vtep(&mut tables, vtep) {
             flags |= CONFIG_VTEPS_INCOMPLETE;
@@ -162,8 +162,8 @@ pub fn desired(node: &TableInput) -> (Snapshot<V4>, Vec<Omission>) {
         network_mask,
         subnet,
         subnet_mask,
-        gateway: node.gateway.and_then(V4::from_ip).unwrap_or_default(),
-        peer_mask: V4::netmask(peer_len),
+        gateway: node.gateway.and_then(F::from_ip).unwrap_or(F::netmask(0)),
+        peer_mask: F::netmask(peer_len),
         vtep,
         vtep_mac: node.vtep_mac.0,
         bridge_mac: node.bridge_mac.0,
@@ -177,7 +177,7 @@ pub fn desired(node: &TableInput) -> (Snapshot<V4>, Vec<Omission>) {
 }
 
 /// Notes that a node with this address has one more subnet; false where there is no room for another node.
-fn add_vtep(tables: &mut Snapshot<V4>, address: [u8; 4]) -> bool {
+fn add_vtep<F: UserFamily>(tables: &mut Snapshot<F>, address: F::Addr) -> bool {
     if tables.vteps.len() >= MAX_PEERS as usize && !tables.vteps.contains_key(&address) {
         return false;
     }
@@ -189,9 +189,13 @@ fn add_vtep(tables: &mut Snapshot<V4>, address: [u8; 4]) -> bool {
     true
 }
 
-fn add_pods(tables: &mut Snapshot<V4>, pods: &[LocalPod], omissions: &mut Vec<Omission>) {
+fn add_pods<F: UserFamily>(
+    tables: &mut Snapshot<F>,
+    pods: &[LocalPod],
+    omissions: &mut Vec<Omission>,
+) {
     for pod in pods {
-        let Some(address) = V4::from_ip(pod.address) else {
+        let Some(address) = F::from_ip(pod.address) else {
             omissions.push(Omission::Pod(pod.address));
             continue;
         };
@@ -202,7 +206,7 @@ fn add_pods(tables: &mut Snapshot<V4>, pods: &[LocalPod], omissions: &mut Vec<Om
         let flags = if pod.kernel_path { POD_KERNEL_PATH } else { 0 };
         let owner = owner(&pod.container);
         let endpoint = Endpoint {
-            address,
+            addresses: [address; ENDPOINT_ADDRESSES],
             mac: pod.mac.0,
             flags,
             owner,
@@ -269,15 +273,15 @@ fn entries(len: u8, peer_len: u8) -> Option<usize> {
     (count <= MAX_EXPANSION).then_some(count)
 }
 
-fn peer_entry(
+fn peer_entry<F: UserFamily, O: UserFamily>(
     node: &TableInput,
-    source: [u8; 4],
+    source: O::Addr,
     peer: &backend::Peer,
     way: Way,
-) -> Option<PeerEntry<V4>> {
-    V4::from_ip(peer.subnet.network())?;
-    let vtep = V4::from_ip(peer.vtep)?;
-    let header = vxlan::prepare(&vxlan::Tunnel {
+) -> Option<PeerEntry<O>> {
+    F::from_ip(peer.subnet.network())?;
+    let vtep = O::from_ip(peer.vtep)?;
+    let tunnel = vxlan::Tunnel {
         source,
         destination: vtep,
         port: node.port,
@@ -287,14 +291,14 @@ fn peer_entry(
         outer_macs: way
             .next_hop
             .map_or_else(Default::default, |mac| (mac.0, node.underlay_mac.0)),
-    });
+    };
     let flags = if way.next_hop.is_some() {
         PEER_NEXT_HOP
     } else {
         0
     };
     Some(PeerEntry {
-        header,
+        header: O::prepare(&tunnel, F::ETHERTYPE),
         vtep,
         mtu: way.mtu,
         flags,
@@ -303,18 +307,19 @@ fn peer_entry(
 
 /// A peer's entry with another next hop, prepared by nobody where that is unknown.
 #[must_use]
-pub fn with_next_hop(
-    peer: &PeerEntry<V4>,
+pub fn with_next_hop<O: UserFamily>(
+    peer: &PeerEntry<O>,
     next_hop: Option<MacAddr>,
     underlay_mac: MacAddr,
-) -> PeerEntry<V4> {
+) -> PeerEntry<O> {
     let mut peer = *peer;
     let (destination, source) = match next_hop {
         Some(mac) => (mac.0, underlay_mac.0),
         None => Default::default(),
     };
-    peer.header[..6].copy_from_slice(&destination);
-    peer.header[6..12].copy_from_slice(&source);
+    let header = peer.header.as_mut();
+    header[..6].copy_from_slice(&destination);
+    header[6..12].copy_from_slice(&source);
     peer.flags &= !PEER_NEXT_HOP;
     if next_hop.is_some() {
         peer.flags |= PEER_NEXT_HOP;
@@ -325,6 +330,7 @@ pub fn with_next_hop(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use overlay_common::V4;
     use overlay_common::schema::CONFIG_ACTIVE;
 
     fn node(peers: &[&str]) -> TableInput {
@@ -374,7 +380,7 @@ mod tests {
 
     #[test]
     fn equal_subnets_take_one_entry_each() {
-        let (tables, omissions) = desired(&node(&["10.244.2.0/24", "10.244.3.0/24"]));
+        let (tables, omissions) = desired::<V4>(&node(&["10.244.2.0/24", "10.244.3.0/24"]));
         assert_eq!(omissions, []);
         assert_eq!(tables.peers.len(), 2);
         assert_eq!(tables.peers[&[10, 244, 3, 0]].vtep, [192, 168, 0, 3]);
@@ -385,7 +391,7 @@ mod tests {
 
     #[test]
     fn mixed_lengths_share_the_longest_mask() {
-        let (tables, omissions) = desired(&node(&["10.244.2.0/23", "10.244.4.0/25"]));
+        let (tables, omissions) = desired::<V4>(&node(&["10.244.2.0/23", "10.244.4.0/25"]));
         assert_eq!(omissions, []);
         assert_eq!(
             tables.config.expect("a configuration").peer_mask,
@@ -397,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_subnet_without_room_leaves_the_table_incomplete() {
-        let (tables, omissions) = desired(&node(&["10.244.128.0/17", "10.244.4.0/30"]));
+        let (tables, omissions) = desired::<V4>(&node(&["10.244.128.0/17", "10.244.4.0/30"]));
         assert_eq!(
             omissions,
             [Omission::Peer("10.244.4.0/30".parse().expect("a subnet"))]
@@ -414,7 +420,7 @@ mod tests {
         let with = |next_hop| {
             let mut node = node(&["10.244.2.0/24"]);
             node.peers[0].1.next_hop = next_hop;
-            let (tables, _) = desired(&node);
+            let (tables, _) = desired::<V4>(&node);
             (tables.peers[&[10, 244, 2, 0]], node.underlay_mac)
         };
         let macs = [
@@ -443,7 +449,7 @@ mod tests {
             .collect();
         subnets.push("10.0.4.0/30".to_owned());
         let names: Vec<&str> = subnets.iter().map(String::as_str).collect();
-        let (tables, omissions) = desired(&node(&names));
+        let (tables, omissions) = desired::<V4>(&node(&names));
         assert_eq!(
             omissions,
             [Omission::Peer("10.0.4.0/30".parse().expect("a subnet"))]
@@ -461,7 +467,7 @@ mod tests {
                 ..peer.clone()
             })
             .collect();
-        let (tables, _) = desired(&node);
+        let (tables, _) = desired::<V4>(&node);
         assert_eq!(tables.vteps.len(), MAX_PEERS as usize);
         let config = tables.config.expect("a configuration");
         assert_eq!(
@@ -474,7 +480,7 @@ mod tests {
     fn who_is_not_served_is_not_shut_out() {
         let mut node = node(&["10.244.2.0/24", "10.244.3.0/24"]);
         node.unserved.extend(node.peers.pop().map(|(peer, _)| peer));
-        let (tables, _) = desired(&node);
+        let (tables, _) = desired::<V4>(&node);
         assert_eq!((tables.peers.len(), tables.vteps.len()), (1, 2));
         let config = tables.config.expect("a configuration");
         assert_eq!(config.flags & CONFIG_PEERS_COMPLETE, 0);
@@ -492,12 +498,12 @@ mod tests {
             pods: vec![pod(7, 2), second, pod(9, 4)],
             ..node(&[])
         };
-        let (tables, _) = desired(&node);
+        let (tables, _) = desired::<V4>(&node);
         let owners = [7, 8, 9].map(|ifindex| tables.endpoints[&ifindex].owner);
         assert_eq!(owners[0], owners[1]);
         assert_ne!(owners[0], owners[2]);
         for endpoint in tables.endpoints.values() {
-            assert_eq!(tables.pods[&endpoint.address].owner, endpoint.owner);
+            assert_eq!(tables.pods[&endpoint.addresses[0]].owner, endpoint.owner);
         }
     }
 
@@ -507,7 +513,7 @@ mod tests {
             pods: vec![pod(7, 2), pod(8, 2), pod(9, 3)],
             ..node(&[])
         };
-        let (tables, omissions) = desired(&node);
+        let (tables, omissions) = desired::<V4>(&node);
         assert_eq!(
             omissions,
             [Omission::Duplicate(IpAddr::from([10, 244, 1, 2]))]

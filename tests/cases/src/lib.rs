@@ -1,5 +1,6 @@
 //! What the decision is tested with, in Rust and in the kernel: [`world`] is a made-up node, [`frames`] makes
-//! packets, [`cases`] are packets for every way that the decision can end, and for what must not change it.
+//! packets, [`cases`] are packets for every way that the decision can end, and for what must not change it;
+//! [`translate`] tells them in other families.
 
 #![expect(
     missing_docs,
@@ -8,6 +9,7 @@
 
 pub mod cases;
 pub mod frames;
+pub mod translate;
 pub mod world;
 
 pub use cases::Case;

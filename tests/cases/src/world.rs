@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use overlay_common::V4;
 use overlay_common::schema::{
-    ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, Config, Endpoint, PEER_NEXT_HOP, PeerEntry,
-    PodEntry, Vtep,
+    ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, Config, ENDPOINT_ADDRESSES, Endpoint,
+    PEER_NEXT_HOP, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::snapshot::Snapshot;
-use overlay_common::vxlan::{self, Tunnel};
+use overlay_common::vxlan::Tunnel;
+use overlay_common::{Family as _, V4};
 
 use super::frames::{End, Ipv4Frame, vxlan as vxlan_bytes};
 
@@ -67,7 +67,7 @@ pub fn world() -> World {
     };
     let endpoint = |(ifindex, address, mac)| {
         let endpoint = Endpoint {
-            address,
+            addresses: [address; ENDPOINT_ADDRESSES],
             mac,
             flags: 0,
             owner: ifindex,
@@ -151,15 +151,18 @@ impl Change for World {
 /// The entry of a peer that is reached by way of `vtep`.
 pub fn peer(vtep: [u8; 4]) -> PeerEntry<V4> {
     PeerEntry {
-        header: vxlan::prepare(&Tunnel {
-            source: VTEP,
-            destination: vtep,
-            port: PORT,
-            vni: VNI,
-            source_mac: VTEP_MAC,
-            destination_mac: PEER_VTEP_MAC,
-            outer_macs: (PEER_NIC_MAC, NIC_MAC),
-        }),
+        header: V4::prepare(
+            &Tunnel {
+                source: VTEP,
+                destination: vtep,
+                port: PORT,
+                vni: VNI,
+                source_mac: VTEP_MAC,
+                destination_mac: PEER_VTEP_MAC,
+                outer_macs: (PEER_NIC_MAC, NIC_MAC),
+            },
+            V4::ETHERTYPE,
+        ),
         vtep,
         mtu: MTU,
         flags: PEER_NEXT_HOP,

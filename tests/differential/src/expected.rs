@@ -2,12 +2,11 @@
 
 use overlay_common::decide::{FromNetwork, FromPod, from_network, from_pod};
 use overlay_common::packet::ETHERNET_LEN;
-use overlay_common::{Family as _, Hook, V4, Verdict, vxlan};
+use overlay_common::snapshot::Snapshot;
+use overlay_common::visit::{Outcome, Visit};
+use overlay_common::{Family, Hook, Verdict, vxlan};
 
 use crate::kernel::Ran;
-use overlay_cases::cases::Outcome;
-use overlay_cases::world::World;
-use overlay_common::visit::Visit;
 
 /// Of include/uapi/linux/pkt_cls.h: go on, drop, redirect.
 const UNSPEC: i32 = -1;
@@ -21,7 +20,12 @@ const XDP_PASS: i32 = 2;
 ///
 /// # Errors
 /// The difference, in a sentence.
-pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result<Verdict, String> {
+pub fn verdict<F: Family>(
+    visit: &Visit,
+    world: &Snapshot<F>,
+    want: Outcome<F>,
+    ran: &Ran,
+) -> Result<Verdict, String> {
     if is_declined(visit, want) {
         return if ran.action == UNSPEC && ran.frame == visit.frame {
             Ok(Verdict::AdjustFailed)
@@ -66,13 +70,18 @@ pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result
 /// A made-up super-packet has a segment size, but no segmentation type (`BPF_PROG_TEST_RUN` sets none), so that the
 /// kernel declines to change it (`bpf_skb_net_grow()` and `bpf_skb_net_shrink()` in net/core/filter.c). Real ones are
 /// for `offloads`.
-fn is_declined(visit: &Visit, want: Outcome) -> bool {
+fn is_declined<F: Family>(visit: &Visit, want: Outcome<F>) -> bool {
     let changes = [Verdict::Encapsulated, Verdict::Decapsulated];
     visit.gso_size != 0 && changes.contains(&want.verdict())
 }
 
 /// The frame afterwards; `got` is asked for what the program chooses freely.
-fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<u8>, String> {
+fn frame<F: Family>(
+    visit: &Visit,
+    world: &Snapshot<F>,
+    want: Outcome<F>,
+    got: &[u8],
+) -> Result<Vec<u8>, String> {
     let packet = visit.packet();
     match want {
         Outcome::Fast(Verdict::Encapsulated) if visit.hook == Hook::PodIn => {
@@ -82,21 +91,24 @@ fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<
                 header,
                 len,
                 ecn,
-            } = from_pod::<V4, _, _>(&packet, world)
+            } = from_pod::<F, F, _, _>(&packet, world)
             else {
                 return Err("the decision changed its mind".to_owned());
             };
-            let (id, port) = (field(got, 18), field(got, 34));
+            let (id, port) = (
+                field(got, 18),
+                field(got, (ETHERNET_LEN + F::HEADER_LEN) as usize),
+            );
             let ports = u32::from(config.source_port_min)
                 ..=u32::from(config.source_port_min) + u32::from(config.source_port_count);
             if !ports.contains(&u32::from(port)) {
                 return Err(format!("source port {port} is outside {ports:?}"));
             }
             let mut outer = peer.header;
-            vxlan::stamp(&mut outer, len, ecn, id, port);
-            let payload = (ETHERNET_LEN + V4::HEADER_LEN) as usize;
+            F::stamp(&mut outer, len, ecn, || id, port);
+            let payload = (ETHERNET_LEN + F::HEADER_LEN) as usize;
             Ok([
-                &outer,
+                outer.as_ref(),
                 bytemuck::cast_slice(&header),
                 &visit.frame[payload..],
             ]
@@ -107,15 +119,15 @@ fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<
                 pod,
                 gateway_mac,
                 header,
-            } = from_network::<V4, _, _>(&packet, world)
+            } = from_network::<F, F, _, _>(&packet, world)
             else {
                 return Err("the decision changed its mind".to_owned());
             };
-            let payload = (ETHERNET_LEN + vxlan::OVERHEAD + V4::HEADER_LEN) as usize;
+            let payload = (ETHERNET_LEN + vxlan::overhead::<F>() + F::HEADER_LEN) as usize;
             Ok([
                 &pod.mac[..],
                 &gateway_mac,
-                &V4::ETHERTYPE.to_be_bytes(),
+                &F::ETHERTYPE.to_be_bytes(),
                 bytemuck::cast_slice(&header),
                 &visit.frame[payload..],
             ]

@@ -24,7 +24,7 @@ pub mod report;
 pub mod wire;
 
 pub use kernel::Kernel;
-pub use namespace::in_kernel;
+pub use namespace::{in_kernel, in_kernel_for};
 pub use overlay_cases::Case;
 pub use overlay_cases::cases::Outcome;
 pub use overlay_cases::world::World;

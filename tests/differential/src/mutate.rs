@@ -140,7 +140,12 @@ impl Pool {
         ];
         addresses.extend(world.pods.keys());
         addresses.extend(world.vteps.keys());
-        addresses.extend(world.endpoints.values().map(|endpoint| endpoint.address));
+        addresses.extend(
+            world
+                .endpoints
+                .values()
+                .flat_map(|endpoint| endpoint.addresses),
+        );
         macs.extend(world.pods.values().map(|pod| pod.mac));
         macs.extend(world.endpoints.values().map(|endpoint| endpoint.mac));
         for (subnet, peer) in &world.peers {

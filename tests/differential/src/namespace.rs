@@ -6,6 +6,8 @@ use std::thread;
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
+use overlay_common::V4;
+use overlay_user::datapath::family::UserFamily;
 use overlay_user::datapath::pins::Pins;
 
 use crate::kernel::Kernel;
@@ -23,6 +25,19 @@ pub const INTERFACES: [u32; 4] = [NIC, VETH_A, VETH_B, VETH_UNKNOWN];
 /// As `work` does.
 pub fn in_kernel<T: Send + 'static>(
     work: impl FnOnce(&mut Kernel) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    in_kernel_for::<V4, T>(work)
+}
+
+/// As [`in_kernel`], with maps for pods of a family.
+///
+/// # Errors
+/// As [`in_kernel`].
+///
+/// # Panics
+/// As `work` does.
+pub fn in_kernel_for<F: UserFamily, T: Send + 'static>(
+    work: impl FnOnce(&mut Kernel<F>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     ensure!(
         nix::unistd::geteuid().is_root(),

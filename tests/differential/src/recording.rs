@@ -95,6 +95,9 @@ struct ConfigText {
 #[serde(deny_unknown_fields)]
 struct EndpointText {
     address: Ipv4Addr,
+    /// In the other places, where they hold anything else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    others: Vec<Ipv4Addr>,
     mac: MacAddr,
     flags: u16,
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -262,7 +265,8 @@ impl TablesText {
         });
         let endpoint = |(ifindex, endpoint): (&u32, &Endpoint<V4>)| {
             let text = EndpointText {
-                address: endpoint.address.into(),
+                address: endpoint.addresses[0].into(),
+                others: others(endpoint),
                 mac: MacAddr(endpoint.mac),
                 flags: endpoint.flags,
                 owner: endpoint.owner,
@@ -327,7 +331,12 @@ impl TablesText {
         });
         let endpoint = |(ifindex, text): (&u32, &EndpointText)| {
             let endpoint = Endpoint {
-                address: text.address.octets(),
+                addresses: std::array::from_fn(|place| {
+                    let other = place
+                        .checked_sub(1)
+                        .and_then(|other| text.others.get(other));
+                    other.unwrap_or(&text.address).octets()
+                }),
                 mac: text.mac.0,
                 flags: text.flags,
                 owner: text.owner,
@@ -375,6 +384,13 @@ impl TablesText {
             leases_are_stale: self.leases_are_stale,
         })
     }
+}
+
+fn others(endpoint: &Endpoint<V4>) -> Vec<Ipv4Addr> {
+    let [first, others @ ..] = endpoint.addresses;
+    let differ = others.iter().any(|other| *other != first);
+    let others = others.map(Ipv4Addr::from);
+    if differ { others.into() } else { Vec::new() }
 }
 
 /// Bytes from two digits each; spaces do not count.

@@ -41,11 +41,11 @@ pub fn map_dump(data: &[u8]) {
     for ifindex in [7, 0] {
         for gso_size in [0, pod.mtu] {
             (packet.ifindex, packet.gso_size) = (ifindex, gso_size);
-            let _ = from_pod::<V4, _, _>(&packet, &tables);
-            let _ = from_network::<V4, _, _>(&packet, &tables);
+            let _ = from_pod::<V4, V4, _, _>(&packet, &tables);
+            let _ = from_network::<V4, V4, _, _>(&packet, &tables);
             for hook in [Hook::PodOut, Hook::VtepOut] {
                 for handed_over in [0, mark::<V4, _>(&packet, ETHERNET_LEN)] {
-                    let _ = leaving::<V4, _, _>(&packet, &tables, hook, handed_over);
+                    let _ = leaving::<V4, V4, _, _>(&packet, &tables, hook, handed_over);
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use overlay_cases::world::{Change as _, NIC_MAC, PEER_VTEP_MAC, VETH_A, World, peer, world};
 use overlay_common::Hook;
-use overlay_common::schema::{Endpoint, PodEntry, Vtep};
+use overlay_common::schema::{ENDPOINT_ADDRESSES, Endpoint, PodEntry, Vtep};
 use overlay_differential::Visit;
 use overlay_differential::mutate::{Mutator, Pool, layout};
 use overlay_tests::fast_path::packets;
@@ -231,7 +231,7 @@ fn sending_node(lab: &Lab) -> Result<World> {
     let (sender, neighbour) = (lab.pod(1, 1), lab.pod(1, 2));
     let mut world = node_world(&lab.node(1), &lab.node(2), &[sender.clone(), neighbour])?;
     let endpoint = Endpoint {
-        address: sender.address().octets(),
+        addresses: [sender.address().octets(); ENDPOINT_ADDRESSES],
         mac: mac(&sender.namespace(), "eth0")?,
         flags: 0,
         owner: 0,

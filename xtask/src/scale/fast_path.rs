@@ -1,4 +1,4 @@
-//! What the programs have been told about peers: the map `ov_peers`, looked at entry by entry.
+//! What the programs have been told about peers: the map `ov_peers4`, looked at entry by entry.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::leases::Invented;
 
 /// Where an agent pins its maps, unless it is told otherwise.
 const PINS: &str = "/sys/fs/bpf/overlay";
-const MAP: &str = "ov_peers";
+const MAP: &str = "ov_peers4";
 
 /// The pinned map of one node.
 pub struct FastPath(HashMap<MapData, [u8; 4], PeerEntry<V4>>);

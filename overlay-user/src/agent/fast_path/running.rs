@@ -325,10 +325,9 @@ impl Running {
     async fn second_look(&self, view: &mut View<'_>, known: &Snapshot<V4>) {
         let pods = local_pods(&view.pods.pods, |_| false);
         let is_known = |pod: &LocalPod| {
-            known
-                .endpoints
-                .get(&pod.ifindex)
-                .is_some_and(|endpoint| V4::from_ip(pod.address) == Some(endpoint.address))
+            known.endpoints.get(&pod.ifindex).is_some_and(|endpoint| {
+                V4::from_ip(pod.address).is_some_and(|address| endpoint.has(address))
+            })
         };
         if pods.len() == known.endpoints.len() && pods.iter().all(is_known) {
             return;

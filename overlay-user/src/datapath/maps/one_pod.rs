@@ -1,27 +1,23 @@
 //! The entries of one pod, which the CNI plugin writes and removes. Only the maps that hold them
 //! are opened: an agent of another build may have pinned the others.
 
-use aya::Pod as Plain;
 use aya::maps::HashMap;
 use overlay_common::schema::{Endpoint, Heartbeat, PodEntry};
 
 use super::super::Error;
 use super::super::family::UserFamily;
 use super::super::pins::Pins;
-use super::{ENDPOINTS, HEARTBEAT, Maps, PODS, failed, missing_is_none, open};
+use super::{HEARTBEAT, Maps, failed, missing_is_none, open};
 
-impl<F: UserFamily> Maps<F>
-where
-    F::Addr: Plain,
-{
+impl<F: UserFamily> Maps<F> {
     /// Tells the programs on a device of the pod behind it.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn remember_pod(pins: &Pins, ifindex: u32, endpoint: Endpoint<F>) -> Result<(), Error> {
-        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
+        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, F::MAPS.endpoints)?;
         let done = endpoints.insert(ifindex, endpoint, 0);
-        done.map_err(failed("update", ENDPOINTS))
+        done.map_err(failed("update", F::MAPS.endpoints))
     }
 
     /// Takes a pod out of the maps, its endpoint with it.
@@ -29,12 +25,13 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn forget_pod(pins: &Pins, address: F::Addr) -> Result<(), Error> {
-        let mut pods: HashMap<_, F::Addr, PodEntry> = open(pins, PODS)?;
-        let Some(pod) = missing_is_none(pods.get(&address, 0)).map_err(failed("read", PODS))?
+        let mut pods: HashMap<_, F::Addr, PodEntry> = open(pins, F::MAPS.pods)?;
+        let Some(pod) =
+            missing_is_none(pods.get(&address, 0)).map_err(failed("read", F::MAPS.pods))?
         else {
             return Ok(());
         };
-        missing_is_none(pods.remove(&address)).map_err(failed("delete from", PODS))?;
+        missing_is_none(pods.remove(&address)).map_err(failed("delete from", F::MAPS.pods))?;
         Self::forget_device(pins, pod.ifindex)
     }
 
@@ -43,9 +40,10 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn forget_device(pins: &Pins, ifindex: u32) -> Result<(), Error> {
-        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
+        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, F::MAPS.endpoints)?;
         let gone = missing_is_none(endpoints.remove(&ifindex));
-        gone.map(drop).map_err(failed("delete from", ENDPOINTS))
+        gone.map(drop)
+            .map_err(failed("delete from", F::MAPS.endpoints))
     }
 
     /// Until when the last sign of life of an agent holds; see [`Heartbeat`].

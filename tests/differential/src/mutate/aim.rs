@@ -40,7 +40,7 @@ impl Mutator {
         };
         set(frame, layer.ethernet, mac);
         if let Some(ip) = layer.ip {
-            set(frame, ip + 12, endpoint.address);
+            set(frame, ip + 12, endpoint.addresses[0]);
             set(frame, ip + 16, destination);
         }
     }

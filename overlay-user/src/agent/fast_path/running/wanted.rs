@@ -17,15 +17,18 @@ pub(super) fn watch_newcomers(tables: &Snapshot<V4>, known: &Snapshot<V4>) -> (S
     for (ifindex, endpoint) in &mut watched.endpoints {
         // One that leaves the kernel path counts as one: a round that ended early may have left it there.
         let is_known = known.endpoints.get(ifindex).is_some_and(|old| {
-            old.address == endpoint.address && old.flags & POD_KERNEL_PATH & !endpoint.flags == 0
+            old.addresses == endpoint.addresses
+                && old.flags & POD_KERNEL_PATH & !endpoint.flags == 0
         });
         if is_known {
             continue;
         }
         any = true;
         endpoint.flags |= POD_KERNEL_PATH;
-        if let Some(pod) = watched.pods.get_mut(&endpoint.address) {
-            pod.flags |= POD_KERNEL_PATH;
+        for address in &endpoint.addresses {
+            if let Some(pod) = watched.pods.get_mut(address) {
+                pod.flags |= POD_KERNEL_PATH;
+            }
         }
     }
     (watched, any)
@@ -90,14 +93,14 @@ pub(super) fn table_input(
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::schema::Endpoint;
+    use overlay_common::schema::{ENDPOINT_ADDRESSES, Endpoint};
 
     use super::*;
 
     fn tables(flags: u16) -> Snapshot<V4> {
         let mut tables = Snapshot::default();
         let endpoint = Endpoint {
-            address: [10, 244, 1, 2],
+            addresses: [[10, 244, 1, 2]; ENDPOINT_ADDRESSES],
             mac: [2, 0, 0, 0, 0, 2],
             flags,
             owner: 1,
