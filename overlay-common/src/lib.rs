@@ -13,6 +13,7 @@ extern crate std;
 
 pub mod checksum;
 pub mod decide;
+pub mod event;
 pub mod family;
 pub mod packet;
 pub mod schema;

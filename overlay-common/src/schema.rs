@@ -16,6 +16,8 @@
 //! | `ov_flow_news4`, `…6` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
 //! | `ov_heartbeat` | array | 0 | [`Heartbeat`] |
 //! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
+//! | `ov_events` | ring buffer | | [`Event`](crate::event::Event) |
+//! | `ov_events_lost` | per-CPU array | 0 | how many events found the ring full |
 //!
 //! Two families meet in a value: `F` is that of the pods, `O` (outer) that of the underlay. The programs
 //! are built for tunnels over the pods' own family, as flannel's are.
@@ -44,6 +46,9 @@ pub const CONFIG_SHARED_PORT: u32 = 1 << 2;
 pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
 /// Not every node is in `ov_vteps`: a sender that is not there may be honest.
 pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
+
+/// Tell of refused packets in `ov_events`.
+pub const CONFIG_EVENTS: u32 = 1 << 6;
 
 /// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program that
 /// somebody attached on purpose.
@@ -313,8 +318,9 @@ mod tests {
             CONFIG_SHARED_PORT,
             CONFIG_AGGREGATES_TO_KERNEL,
             CONFIG_VTEPS_INCOMPLETE,
+            CONFIG_EVENTS,
         ];
-        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10]);
+        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x40]);
         assert_eq!((POD_KERNEL_PATH, PEER_NEXT_HOP), (0x01, 0x01));
     }
 

@@ -7,6 +7,7 @@
 
 mod decap;
 mod encap;
+mod events;
 mod maps;
 mod net_in;
 mod net_xdp;
@@ -14,7 +15,6 @@ mod out;
 mod outcome;
 mod pod_in;
 mod probe;
-mod refusal;
 mod skb;
 mod without;
 mod xdp_buff;

@@ -11,7 +11,6 @@ use crate::decap::decapsulate;
 use crate::encap::Error;
 use crate::maps::{Mapped, Maps, is_ipv6};
 use crate::outcome::{Outcome, end};
-use crate::refusal;
 use crate::skb::Skb;
 
 #[classifier]
@@ -52,9 +51,6 @@ fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
             Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
         },
         FromNetwork::Pass(pass) => Outcome::pass(pass),
-        FromNetwork::Refuse(verdict) => {
-            refusal::tell(skb, Hook::NetIn, verdict);
-            (verdict, Outcome::Done(TC_ACT_SHOT))
-        }
+        FromNetwork::Refuse(verdict) => (verdict, Outcome::Refused),
     }
 }

@@ -9,8 +9,8 @@ use overlay_common::decide::refused_early;
 use overlay_common::packet::Packet as _;
 use overlay_common::{Hook, V4, V6, Verdict};
 
+use crate::events;
 use crate::maps::{Mapped, Maps, count, is_ipv6};
-use crate::refusal;
 use crate::xdp_buff::XdpBuff;
 
 /// Takes packets in several buffers (jumbo frames), which needs Linux 5.18.
@@ -32,13 +32,12 @@ fn ipv6(packet: &XdpBuff) -> u32 {
 
 #[inline(always)]
 fn handle<F: Mapped>(packet: &XdpBuff) -> u32 {
-    let (verdict, action) = match refused_early::<F, F, _, _>(packet, &Maps) {
-        Some(verdict) => {
-            refusal::tell(packet, Hook::NetXdp, verdict);
-            (verdict, XDP_DROP)
-        }
-        None => (Verdict::Passed, XDP_PASS),
-    };
+    let refused = refused_early::<F, F, _, _>(packet, &Maps);
+    let verdict = refused.unwrap_or(Verdict::Passed);
     count(Hook::NetXdp, verdict, packet.frame_len());
-    action
+    if refused.is_none() {
+        return XDP_PASS;
+    }
+    events::tell::<F, _>(packet, Hook::NetXdp, verdict);
+    XDP_DROP
 }

@@ -11,7 +11,6 @@ use overlay_common::{Hook, V4, V6, Verdict};
 use crate::encap::{Error, encapsulate};
 use crate::maps::{Mapped, Maps, is_ipv6};
 use crate::outcome::{Outcome, end};
-use crate::refusal;
 use crate::skb::Skb;
 
 #[classifier]
@@ -58,9 +57,6 @@ fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
             Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
         },
         FromPod::Pass(pass) => Outcome::pass(pass),
-        FromPod::Refuse(verdict) => {
-            refusal::tell(skb, Hook::PodIn, verdict);
-            (verdict, Outcome::Done(TC_ACT_SHOT))
-        }
+        FromPod::Refuse(verdict) => (verdict, Outcome::Refused),
     }
 }

@@ -6,13 +6,17 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use overlay_cases::cases::{Case, all};
 use overlay_cases::translate::translate;
+use overlay_common::event::{EVENTS_LEN, Event};
+use overlay_common::packet::ETHERNET_LEN;
+use overlay_common::schema::CONFIG_EVENTS;
 use overlay_common::visit::Outcome;
-use overlay_common::{Family as _, Hook, V6, Verdict};
+use overlay_common::{Family as _, Hook, V4, V6, Verdict};
 use overlay_differential::campaign::{self, Limit, Options, is_expressible};
 use overlay_differential::check::check;
 use overlay_differential::kernel::flow_order;
 use overlay_differential::recording::{self, Recording};
 use overlay_differential::{expected, in_kernel, in_kernel_for};
+use overlay_user::datapath::family::UserFamily as _;
 
 #[test]
 fn every_case_ends_in_the_kernel_as_in_rust() -> Result<()> {
@@ -100,6 +104,77 @@ fn every_case_ends_in_the_kernel_as_in_rust_over_ipv6() -> Result<()> {
                 verdict.name()
             );
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn refused_packets_are_told_of_where_that_is_wanted() -> Result<()> {
+    in_kernel(|kernel| {
+        let is_refused = |case: &Case| matches!(case.want, Outcome::Refuse(_));
+        let cases = all().into_iter().filter(is_refused);
+        let mut count = 0;
+        for mut case in cases.filter(|case| is_expressible(&case.visit)) {
+            kernel.set_world(&case.world)?;
+            kernel.run(&case.visit)?;
+            ensure!(kernel.told().is_empty(), "{}: told unasked", case.name);
+
+            let Some(config) = &mut case.world.config else {
+                continue;
+            };
+            config.flags |= CONFIG_EVENTS;
+            kernel.set_world(&case.world)?;
+            if kernel.run(&case.visit)?.is_none() {
+                continue;
+            }
+            let [told] = kernel.told()[..] else {
+                bail!("{}: not told once", case.name);
+            };
+            ensure!(
+                (told.hook, told.verdict) == (case.visit.hook, case.want.verdict())
+                    && told.event.len as usize == case.visit.frame.len()
+                    && told.event.at_ns > 0,
+                "{}: {told:?}",
+                case.name
+            );
+            if case.visit.frame.get(12..14) == Some(&V4::ETHERTYPE.to_be_bytes()) {
+                let ip = V4::parse(&case.visit.packet(), ETHERNET_LEN);
+                let ends = ip.map(|ip| [ip.source, ip.destination].map(V4::to_ip));
+                let told_ends = [told.source, told.destination];
+                ensure!(
+                    Some(told_ends) == ends.map(|ends| ends.map(Some)),
+                    "{}: {told:?}",
+                    case.name
+                );
+            }
+            count += 1;
+        }
+        ensure!(count > 20, "{count} cases");
+        Ok(())
+    })
+}
+
+/// One refused packet again and again, whose events nobody fetches: what finds no room is counted.
+#[test]
+fn events_that_find_no_room_are_counted() -> Result<()> {
+    /// A record with its header (`BPF_RINGBUF_HDR_SZ`).
+    const RECORD: u32 = size_of::<Event>() as u32 + 8;
+    const MORE: u32 = 7;
+    in_kernel(|kernel| {
+        let mut cases = all().into_iter();
+        let case = cases.find(|case| case.want == Outcome::Refuse(Verdict::UnknownVtep));
+        let mut case = case.expect("a case of it");
+        case.world.config.as_mut().expect("a configuration").flags |= CONFIG_EVENTS;
+        kernel.set_world(&case.world)?;
+        let sent = EVENTS_LEN / RECORD + MORE;
+        for _ in 0..sent {
+            kernel.run(&case.visit)?;
+        }
+        let (told, lost) = (kernel.told().len() as u64, kernel.lost()?);
+        ensure!(
+            told + lost == u64::from(sent) && lost >= u64::from(MORE),
+            "{told} told, {lost} lost of {sent}"
+        );
         Ok(())
     })
 }

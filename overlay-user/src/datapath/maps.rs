@@ -29,11 +29,18 @@ use mirrored::Mirrored;
 pub const HEARTBEAT: &str = "ov_heartbeat";
 /// The map of what was counted.
 pub const COUNTERS: &str = "ov_counters";
+/// The ring of [`Event`](overlay_common::event::Event)s.
+pub const EVENTS: &str = "ov_events";
+/// The map of how many events found the ring full.
+pub const EVENTS_LOST: &str = "ov_events_lost";
 
 /// The names of every map, those of both families first.
 pub fn all() -> impl Iterator<Item = &'static str> + Clone {
     let families = [V4::MAPS.all(), V6::MAPS.all()];
-    families.into_iter().flatten().chain([HEARTBEAT, COUNTERS])
+    families
+        .into_iter()
+        .flatten()
+        .chain([HEARTBEAT, COUNTERS, EVENTS, EVENTS_LOST])
 }
 
 /// Loads an object with maps of the sizes that this node needs.
@@ -346,7 +353,10 @@ pub fn ids(pins: &Pins) -> Result<Vec<u32>, Error> {
     all().map(id).collect()
 }
 
-fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<M, Error> {
+pub(super) fn open<M: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    name: &'static str,
+) -> Result<M, Error> {
     MapData::from_pin(pins.map(name))
         .and_then(Map::from_map_data)
         .and_then(M::try_from)
@@ -412,6 +422,6 @@ fn missing_is_none<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError
     }
 }
 
-fn failed(call: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
+pub(super) fn failed(call: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
     move |source| Error::Map { call, map, source }
 }

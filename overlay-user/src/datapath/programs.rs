@@ -15,7 +15,7 @@ use overlay_common::Hook;
 
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
-use super::{Error, maps, refusals};
+use super::{Error, maps};
 
 mod detach;
 mod inspect;
@@ -78,8 +78,6 @@ const CLSACT: NlOptions = NlOptions {
 
 /// The loaded programs of this agent.
 pub struct Programs {
-    /// Reads what the programs tell of refused packets, if they do.
-    _refusals: Option<refusals::Reader>,
     ebpf: Ebpf,
     pins: Pins,
     attachment: Attachment,
@@ -116,8 +114,7 @@ impl Programs {
     ///
     /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are unpinned and
     /// made anew; what did not fit is returned. The programs that still run on the old ones keep them until
-    /// they are swapped. With `log_refused` the programs tell of every packet that they refuse, and that is
-    /// passed on to the agent's log.
+    /// they are swapped.
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is attached then.
@@ -125,22 +122,17 @@ impl Programs {
         bytes: &[u8],
         pins: &Pins,
         attachment: Attachment,
-        log_refused: bool,
     ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
         let mut loader = maps::loader();
-        let level = refusals::level(log_refused);
-        loader.override_global(aya_log::LEVEL, &level, false);
         for name in maps::all() {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf = loader
+        let ebpf = loader
             .load(bytes)
             .map_err(|source| Error::Load(Box::new(source)))?;
-        let refusals = log_refused.then(|| refusals::Reader::start(&mut ebpf));
         let mut programs = Self {
-            _refusals: refusals.transpose()?,
             ebpf,
             pins: pins.clone(),
             attachment,

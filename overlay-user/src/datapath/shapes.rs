@@ -92,9 +92,11 @@ fn pinned_shape(pin: &Path) -> String {
 }
 
 fn map_data(map: &Map) -> Option<&MapData> {
-    use Map::{Array, HashMap, LruHashMap, PerCpuArray};
+    use Map::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
     match map {
-        Array(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) => Some(data),
+        Array(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) | RingBuf(data) => {
+            Some(data)
+        }
         _ => None,
     }
 }
@@ -105,6 +107,7 @@ fn shape(info: &MapInfo) -> String {
         Ok(MapType::Hash) => "a hash",
         Ok(MapType::LruHash) => "an LRU hash",
         Ok(MapType::PerCpuArray) => "a per-CPU array",
+        Ok(MapType::RingBuf) => "a ring buffer",
         _ => "a map of another type",
     };
     format!(

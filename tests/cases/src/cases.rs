@@ -6,7 +6,7 @@ use overlay_common::decide::mark;
 use overlay_common::packet::{ETHERNET_LEN, Frame};
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
-    CONFIG_VTEPS_INCOMPLETE, FlowKey, POD_KERNEL_PATH,
+    CONFIG_VTEPS_INCOMPLETE, ENDPOINT_ADDRESSES, FlowKey, POD_KERNEL_PATH,
 };
 use overlay_common::visit::Outcome::{Fast, Pass, PassPlain, Refuse, Remember};
 use overlay_common::visit::{self, Visit};

@@ -220,6 +220,10 @@ fn carried<F: Translated, O: Translated>(frame: &[u8], port: u16) -> Option<Vec<
     const VXLAN: usize = UDP + 8;
     const INNER: usize = VXLAN + 8;
     let is_plain = frame.get(14) == Some(&0x45);
+    // What is behind outer options would stay as it is.
+    if !is_plain && F::ETHERTYPE != V4::ETHERTYPE {
+        return None;
+    }
     let is_vxlan = is_plain
         && frame.get(23) == Some(&IpNumber::UDP.0)
         && frame.get(UDP + 2..UDP + 4) == Some(&port.to_be_bytes());

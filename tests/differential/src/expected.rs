@@ -109,7 +109,7 @@ fn frame<F: Family>(
             let payload = (ETHERNET_LEN + F::HEADER_LEN) as usize;
             Ok([
                 outer.as_ref(),
-                bytemuck::cast_slice(&header),
+                bytemuck::bytes_of(&header),
                 &visit.frame[payload..],
             ]
             .concat())
@@ -128,7 +128,7 @@ fn frame<F: Family>(
                 &pod.mac[..],
                 &gateway_mac,
                 &F::ETHERTYPE.to_be_bytes(),
-                bytemuck::cast_slice(&header),
+                bytemuck::bytes_of(&header),
                 &visit.frame[payload..],
             ]
             .concat())

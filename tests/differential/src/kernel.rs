@@ -10,6 +10,7 @@ use bytemuck::Zeroable as _;
 use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat, MAX_PODS};
 use overlay_common::snapshot::Snapshot;
 use overlay_common::{Family, Hook, V4, Verdict};
+use overlay_user::datapath::events::{Events, Told};
 use overlay_user::datapath::family::UserFamily;
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
@@ -44,6 +45,7 @@ pub type Counters = BTreeMap<(Hook, u32), Counter>;
 pub struct Kernel<F: UserFamily = V4> {
     ebpf: Ebpf,
     maps: Maps<F>,
+    events: Events,
     counters: Counters,
     buffer: Vec<u8>,
     /// Whether the agent seems to live: from world to world it does and does not.
@@ -69,7 +71,6 @@ impl<F: UserFamily> Kernel<F> {
     pub fn load(pins: &Pins) -> Result<Self> {
         pins.create()?;
         let mut loader = maps::loader();
-        loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
         for name in maps::all() {
             loader.map_pin_path(name, pins.map(name));
         }
@@ -99,6 +100,7 @@ impl<F: UserFamily> Kernel<F> {
         Ok(Self {
             ebpf,
             maps: Maps::open(pins)?,
+            events: Events::open(pins)?,
             counters: Counters::new(),
             buffer: vec![0; LONGEST],
             alive: false,
@@ -225,6 +227,19 @@ impl<F: UserFamily> Kernel<F> {
         grown.retain(|_, counter| *counter != Counter::default());
         self.counters = now;
         Ok(grown)
+    }
+
+    /// What the programs have told of since the last time.
+    pub fn told(&mut self) -> Vec<Told> {
+        self.events.by_ref().collect()
+    }
+
+    /// How many events found no room.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn lost(&self) -> Result<u64> {
+        Ok(self.events.lost()?)
     }
 
     /// The flows that the IP stack owns, and when each was last seen.

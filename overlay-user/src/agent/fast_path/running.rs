@@ -21,7 +21,8 @@ use crate::kernel::{self, Kernel, sysctl};
 use crate::mac::MacAddr;
 use ipnet::IpNet;
 use overlay_common::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_EVENTS, CONFIG_PEERS_COMPLETE,
+    CONFIG_SHARED_PORT, Config,
 };
 use overlay_common::snapshot::Snapshot;
 use overlay_common::{Hook, V4, Verdict};
@@ -30,7 +31,7 @@ use tokio::sync::Notify;
 use super::follower::Follower;
 use super::live::Live;
 use super::ways::Exit;
-use super::{Backing, View, flows};
+use super::{Backing, View, flows, refusals};
 use hooks::{Site, sites};
 use wanted::{local_pods, table_input, watch_newcomers};
 
@@ -43,6 +44,8 @@ const FLOWS_RESYNC: Duration = Duration::from_secs(20);
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
+    /// Reads what the programs tell of refused packets, if they do.
+    _refusals: Option<refusals::Reader>,
     /// Whether packets are short-cut, or only checked.
     carries: bool,
     /// Whether programs and maps were in place when the last round ended.
@@ -95,8 +98,7 @@ impl Running {
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (mut programs, misfits) =
-            Programs::load(&object.bytes, pins, attachment, flags.log_refused)
-                .map_err(|error| error.to_string())?;
+            Programs::load(&object.bytes, pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
@@ -122,8 +124,11 @@ impl Running {
         if let Some(note) = &object.note {
             tracing::warn!("the programs are not this build's own: {note}");
         }
+        let refusals = flags.log_refused.then(|| refusals::Reader::start(pins));
+        let refusals = refusals.transpose().map_err(|error| error.to_string())?;
         Ok(Self {
             programs,
+            _refusals: refusals,
             carries: flags.fast_path != FastPath::Off,
             judges: false,
             unjudged: BTreeSet::new(),
@@ -366,6 +371,9 @@ impl Running {
         };
         if view.settings.flags.node.aggregates == Aggregates::Kernel {
             input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
+        }
+        if view.settings.flags.node.log_refused {
+            input.flags |= CONFIG_EVENTS;
         }
         let backed: BTreeSet<_> = backing.peers.iter().map(|peer| peer.subnet).collect();
         input.unserved = view

@@ -22,6 +22,18 @@ pub fn cases() -> Vec<Case> {
     vec![
         case("to a pod of this node", local().bytes(), Fast(Redirected)),
         case("to a peer's pod", remote().bytes(), Fast(Encapsulated)),
+        case(
+            "from a second address of its own",
+            Ipv4Frame::tcp((POD_UNLISTED, 40000), (POD_REMOTE, 80), b"request")
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
+                .bytes(),
+            Fast(Encapsulated),
+        )
+        .world(|w| {
+            let endpoint = w.endpoints.get_mut(&VETH_A).expect("a known interface");
+            endpoint.addresses[ENDPOINT_ADDRESSES - 1] = POD_UNLISTED;
+        }),
         case("an echo request", icmp(echo()).bytes(), Fast(Encapsulated)),
         case(
             "a protocol without ports",

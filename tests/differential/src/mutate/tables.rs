@@ -1,7 +1,8 @@
 //! Tables changed: other masks, flags, entries.
 
 use overlay_common::schema::{
-    Endpoint, FlowKey, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
+    ENDPOINT_ADDRESSES, Endpoint, FlowKey, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry,
+    Vtep,
 };
 use overlay_common::vxlan::{Tunnel, overhead};
 use overlay_common::{Family as _, V4};
