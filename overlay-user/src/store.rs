@@ -10,6 +10,7 @@
 //! and mends the difference, whether a watch event, a renewal or a timer told it to look.
 
 pub mod dir;
+mod entry;
 pub mod etcd;
 mod keeper;
 mod registry;

@@ -10,7 +10,6 @@ use crate::kernel;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::{AgentFile, AgentLock};
 use crate::reconcile::ROUTE_PROTOCOL;
-use crate::store::Store;
 use anyhow::{Context as _, bail};
 use ipnet::{IpNet, Ipv4Net};
 use overlay_common::V4;
@@ -121,11 +120,7 @@ async fn release(
     subnet: IpNet,
     identity: Option<Identity>,
 ) -> anyhow::Result<()> {
-    let store = Store::open(
-        flags.store.location(),
-        flags.store.lease_ttl,
-        flags.store.renew_every(),
-    )?;
+    let store = settings::open_store(&flags.store)?;
     let config = store.network_config().await?;
     let criteria = settings::criteria(flags);
     let underlay = kernel::Kernel::connect()?

@@ -13,7 +13,6 @@ use crate::liveness::Liveness;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::{AgentFile, AgentLock};
 use crate::privilege::{self, Capability};
-use crate::store::Store;
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
@@ -51,14 +50,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         path_check.paths(),
     )
     .await?;
-    let store = Arc::new(
-        Store::open(
-            flags.store.location(),
-            flags.store.lease_ttl,
-            flags.store.renew_every(),
-        )
-        .context("open the store")?,
-    );
+    let store = Arc::new(settings::open_store(&flags.store).context("open the store")?);
     let Some(config) = until(&cancel, "read the network configuration", async || {
         store.network_config().await.map_err(anyhow::Error::from)
     })

@@ -1,5 +1,5 @@
 //! Command lines and environments written for flanneld: Go's `flag` package takes one dash as well as
-//! two, and an empty environment variable counts as none.
+//! two and has truth values of its own, and an empty environment variable counts as none.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -30,6 +30,15 @@ pub fn ignore_empty_env(command: Command) -> Command {
     forget_env(command, &|name| {
         env::var_os(name).is_some_and(|value| value.is_empty())
     })
+}
+
+/// A truth value as Go's `strconv.ParseBool` reads it.
+pub(super) fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("want true or false".to_owned()),
+    }
 }
 
 fn forget_env(command: Command, unwanted: &dyn Fn(&OsStr) -> bool) -> Command {

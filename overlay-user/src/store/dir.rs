@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use self::files::Files;
 use super::Error;
-use super::registry::{Change, Entry, Snapshot, Term};
+use super::entry::{Change, Entry, Snapshot, Term};
 use crate::lease::SubnetKey;
 
 /// A directory of leases.

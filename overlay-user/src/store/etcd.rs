@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use self::client::{Clients, is_too_large};
 use super::Error;
-use super::registry::{Change, Entry, Snapshot, Term};
+use super::entry::{Change, Entry, Snapshot, Term};
 use crate::config::Secret;
 use crate::lease::SubnetKey;
 

@@ -10,7 +10,8 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::registry::{Change, Entry, Registry, Term};
+use super::entry::{Change, Entry, Term};
+use super::registry::Registry;
 use super::table::Table;
 use super::{Error, LeaseState, Location, StoreHealth};
 use crate::config::{NetworkConfig, SubnetPool};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::registry::{Change, Entry, Snapshot, Term};
+use super::entry::{Change, Entry, Snapshot, Term};
 use crate::lease::{
     Attributes, Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, excerpt,
 };

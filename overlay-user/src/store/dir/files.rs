@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::libc;
 
 use crate::files;
-use crate::store::registry::{Entry, Term};
+use crate::store::entry::{Entry, Term};
 
 /// How long to wait for the lock, and between two attempts.
 const DEADLINE: Duration = Duration::from_secs(5);

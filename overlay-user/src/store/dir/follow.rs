@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Dir;
 use super::files::directory;
-use crate::store::registry::{Change, Term};
+use crate::store::entry::{Change, Term};
 
 /// Longest and shortest time between two looks.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

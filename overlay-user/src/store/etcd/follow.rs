@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use super::Etcd;
 use super::client::{DEADLINE, is_too_large};
 use crate::store::Error;
-use crate::store::registry::{Change, Snapshot};
+use crate::store::entry::{Change, Snapshot};
 
 /// Pauses between attempts, shortest and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));

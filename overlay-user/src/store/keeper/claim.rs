@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use super::{Inner, Store, Wanted};
 use crate::lease::{Lease, SubnetKey, allocate, reusable};
 use crate::store::Error;
-use crate::store::registry::{Change, Entry, Registry, Term};
+use crate::store::entry::{Change, Entry, Term};
+use crate::store::registry::Registry;
 
 /// How often a lost race is run again. A thousand nodes that start at once draw from a hundred subnets,
 /// so that many lose several times.

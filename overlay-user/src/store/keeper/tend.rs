@@ -3,7 +3,8 @@
 use super::claim::value;
 use super::{Inner, Store, Wanted};
 use crate::store::Error;
-use crate::store::registry::{Entry, Registry, Term};
+use crate::store::entry::{Entry, Term};
+use crate::store::registry::Registry;
 
 /// How the store's entry relates to what this node holds.
 enum Finding {
