@@ -79,6 +79,8 @@ mod tests {
             ]);
         }
         totals.extend((1..=20).map(|words| words * 0xffff_ffff));
+        // One that carries once more than any header does.
+        totals.push(0x1_0000_ffff_ffff);
         for total in totals {
             let mut wanted = total;
             while wanted > 0xffff {

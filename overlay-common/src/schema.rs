@@ -10,6 +10,7 @@
 //! | `ov_config4`, `…6` | array | 0 | [`Config`] |
 //! | `ov_endpoints4`, `…6` | hash | ifindex of a pod's host veth | [`Endpoint`] |
 //! | `ov_pods4`, `…6` | hash | address of a pod on this node | [`PodEntry`] |
+//! | `ov_devices4`, `…6` | device hash | ifindex of a pod's host veth | the device, see [`PodEntry::ifindex`] |
 //! | `ov_peers4`, `…6` | hash | address under [`Config::peer_mask`] | [`PeerEntry`] |
 //! | `ov_vteps4`, `…6` | hash | underlay address of a node that holds a lease | [`Vtep`] |
 //! | `ov_flows4`, `…6` | LRU hash | [`FlowKey`] | [`Flow`] |
@@ -140,7 +141,9 @@ impl<F: Family> Endpoint<F> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct PodEntry {
-    /// The host end of its veth pair.
+    /// The host end of its veth pair. The entry counts only while `ov_devices4` or its like has this index: the
+    /// kernel takes a device out of such a map when the device goes, so that the index of another
+    /// device, which the kernel may draw again, leads nowhere.
     pub ifindex: u32,
     /// Longest IP packet that it takes, in bytes.
     pub mtu: u32,

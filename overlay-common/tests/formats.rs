@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use etherparse::{
     EtherType, Ethernet2Header, IpNumber, Ipv4Header, TcpHeader, TcpOptionElement, UdpHeader,
 };
+use overlay_common::decide::mark;
 use overlay_common::packet::{Frame, Transport, segment_header_len};
 use overlay_common::schema::FlowKey;
 use overlay_common::vxlan::{self, Tunnel};
@@ -23,6 +24,31 @@ fn source_ports_are_the_kernels() {
     ] {
         assert_eq!(vxlan::source_port(hash, 1024, 64511), wide, "{hash:#x}");
         assert_eq!(vxlan::source_port(hash, 32768, 28231), narrow, "{hash:#x}");
+    }
+}
+
+/// While an agent brings programs of its own build, one program's marks are compared by another's. Worked out with
+/// numbers of any size, on a machine that stores the lower byte first.
+#[test]
+fn marks_are_frozen() {
+    let (pod, peer) = ([10, 244, 1, 2], [10, 244, 2, 5]);
+    for (source, destination, first, protocol, wanted) in [
+        (pod, peer, [0x9c, 0x40, 0, 80], IpNumber::TCP, 0xbafa),
+        (pod, peer, [0x9c, 0x41, 0, 80], IpNumber::TCP, 0xfe1d),
+        (pod, peer, [0x9c, 0x40, 0, 80], IpNumber::UDP, 0xb691),
+        (pod, peer, [0, 0, 0, 0], IpNumber::ICMP, 0xd1a0),
+        (
+            [192, 168, 255, 254],
+            [172, 16, 0, 1],
+            [0xff; 4],
+            IpNumber::UDP,
+            0x8528,
+        ),
+    ] {
+        let ip = Ipv4Header::new(4, 64, protocol, source, destination).expect("a short payload");
+        let packet = [&ip.to_bytes()[..], &first].concat();
+        let mark = mark::<V4, _>(&Frame::new(&packet), 0);
+        assert_eq!(mark, wanted, "{source:?} {destination:?} {first:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The maps, as `overlay_common::schema` describes them.
 
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
@@ -16,6 +16,7 @@ pub trait Mapped: Family {
     fn config() -> &'static Array<Config<Self>, 1>;
     fn endpoints() -> &'static HashMap<u32, Endpoint<Self>, { MAX_PODS as usize }>;
     fn pods() -> &'static HashMap<Self::Addr, PodEntry, { MAX_PODS as usize }>;
+    fn devices() -> &'static DevMapHash<{ MAX_PODS as usize }>;
     fn peers() -> &'static HashMap<Self::Addr, PeerEntry<Self>, { MAX_PEERS as usize }>;
     fn vteps() -> &'static HashMap<Self::Addr, Vtep, { MAX_PEERS as usize }>;
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow, { MAX_FLOWS as usize }>;
@@ -24,7 +25,7 @@ pub trait Mapped: Family {
 
 /// Declares the maps of a family.
 macro_rules! maps {
-    ($family:ident: $config:tt, $endpoints:tt, $pods:tt, $peers:tt, $vteps:tt, $flows:tt, $flow_news:tt) => {
+    ($family:ident: $config:tt, $endpoints:tt, $pods:tt, $devices:tt, $peers:tt, $vteps:tt, $flows:tt, $flow_news:tt) => {
         const _: () = {
             type Addr = <$family as Family>::Addr;
 
@@ -35,6 +36,8 @@ macro_rules! maps {
                 HashMap::new();
             #[btf_map(name = $pods)]
             static PODS: HashMap<Addr, PodEntry, { MAX_PODS as usize }> = HashMap::new();
+            #[btf_map(name = $devices)]
+            static DEVICES: DevMapHash<{ MAX_PODS as usize }> = DevMapHash::new();
             #[btf_map(name = $peers)]
             static PEERS: HashMap<Addr, PeerEntry<$family>, { MAX_PEERS as usize }> =
                 HashMap::new();
@@ -60,6 +63,10 @@ macro_rules! maps {
                     &PODS
                 }
                 #[inline(always)]
+                fn devices() -> &'static DevMapHash<{ MAX_PODS as usize }> {
+                    &DEVICES
+                }
+                #[inline(always)]
                 fn peers() -> &'static HashMap<Addr, PeerEntry<Self>, { MAX_PEERS as usize }> {
                     &PEERS
                 }
@@ -79,8 +86,8 @@ macro_rules! maps {
         };
     };
 }
-maps!(V4: "ov_config4", "ov_endpoints4", "ov_pods4", "ov_peers4", "ov_vteps4", "ov_flows4", "ov_flow_news4");
-maps!(V6: "ov_config6", "ov_endpoints6", "ov_pods6", "ov_peers6", "ov_vteps6", "ov_flows6", "ov_flow_news6");
+maps!(V4: "ov_config4", "ov_endpoints4", "ov_pods4", "ov_devices4", "ov_peers4", "ov_vteps4", "ov_flows4", "ov_flow_news4");
+maps!(V6: "ov_config6", "ov_endpoints6", "ov_pods6", "ov_devices6", "ov_peers6", "ov_vteps6", "ov_flows6", "ov_flow_news6");
 
 #[btf_map(name = "ov_heartbeat")]
 static HEARTBEAT: Array<Heartbeat, 1> = Array::new();
@@ -110,7 +117,10 @@ impl<F: Mapped> Tables<F> for Maps {
     #[inline(always)]
     fn pod(&self, address: F::Addr) -> Option<&PodEntry> {
         // SAFETY: as for `endpoint`.
-        unsafe { F::pods().get(address) }
+        let pod = unsafe { F::pods().get(address) }?;
+        // The kernel has forgotten a device that is gone, whoever has its index now. A classifier
+        // may look such a map up from Linux 5.3 on, although only XDP may send by it.
+        F::devices().get_ifindex(pod.ifindex).map(|_| pod)
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use overlay_tests::status::status;
 use overlay_tests::traffic;
 use overlay_tests::{Lab, Node, Options, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Three requests without an answer take some seconds, and what was told is asked for anew every ten.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -58,6 +58,59 @@ fn a_firewall_that_drops_vxlan_is_told_although_the_fast_path_works() -> Result<
     wait_until("status to be content", LIMIT, || {
         status(&one).is_ok_and(|status| status["unreachable"] == Value::Array(Vec::new()))
     })?;
+    lab.down()
+}
+
+/// A packet filter of this node's own may refuse what is sent to one peer: that says nothing of the
+/// others, whose answers are on their way.
+#[test]
+fn a_peer_that_cannot_be_asked_is_the_only_one_that_is_told() -> Result<()> {
+    let lab = Lab::up(Options {
+        nodes: 3,
+        pods: 0,
+        ..Options::for_test("unasked")
+    })?;
+    let node = lab.node(1);
+    let [other, unasked] = [lab.node(2).subnet()?, lab.node(3).subnet()?];
+    node.run([
+        "nft",
+        &format!(
+            "table inet firewall {{ chain output {{ type filter hook output priority 0; \
+             ip daddr {} icmp type echo-request reject; }}; }}",
+            unasked.network()
+        ),
+    ])?;
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent(&[])?;
+    wait_noted(
+        &node,
+        &format!("no answer over the kernel path from {unasked}"),
+        true,
+    )?;
+    let told = status(&node)?["unreachable"].to_string();
+    ensure!(!told.contains(&other.to_string()), "{told}");
+    lab.down()
+}
+
+/// An agent of another version may have pinned what this build's tools cannot read.
+#[test]
+fn pins_of_another_abi_version_are_told() -> Result<()> {
+    let lab = Lab::up(Options {
+        nodes: 1,
+        pods: 0,
+        ..Options::for_test("other-abi")
+    })?;
+    let node = lab.node(1);
+    let pinned = status(&node)?["abi"].clone();
+    ensure!(pinned["pinned"] == json!([pinned["own"]]), "{pinned}");
+    node.stop_agent(Signal::SIGTERM)?;
+    node.run(["sh", "-ec", "cd /sys/fs/bpf/overlay; mv v* v99"])?;
+    let output = node.exec(["overlayctl", "status", "--output", "json"])?;
+    ensure!(output.status.code() == Some(3), "{output:?}");
+    let status: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(status["abi"]["pinned"] == json!([99]), "{status}");
+    let problems = status["problems"].to_string();
+    ensure!(problems.contains("ABI version 99"), "{problems}");
     lab.down()
 }
 

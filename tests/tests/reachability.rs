@@ -1,11 +1,15 @@
 //! Everybody reaches everybody, the receiver sees the sender's own address, and plain pod traffic takes the
 //! fast path.
 
-use anyhow::{Result, ensure};
-use overlay_tests::fast_path::left_by_request;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::fast_path::{left_by_request, packets};
+use overlay_tests::packet::RawSocket;
 use overlay_tests::reach;
 use overlay_tests::status::{Counts, status, wait_accelerated};
-use overlay_tests::{Lab, Options, StoreKind};
+use overlay_tests::{Lab, Options, Pod, StoreKind};
 
 /// Slow causes that the matrix provokes: it sends datagrams of up to 60 kB.
 const PROVOKED: &[&str] = &["fragment"];
@@ -116,6 +120,124 @@ fn nothing_is_loaded(lab: &Lab) -> Result<()> {
             status["attachments"].as_array().is_some_and(Vec::is_empty),
             "{status}"
         );
+    }
+    Ok(())
+}
+
+/// Where the datagram of [`own_address`] starts in a frame.
+const PAYLOAD: usize = 14 + 20 + 8;
+/// What tells such a datagram.
+const MAGIC: [u8; 4] = *b"dest";
+/// How long the last datagram may be under way.
+const UNDER_WAY: Duration = Duration::from_secs(10);
+/// How long a capture that holds everything may take to hand out a frame.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// The address that a datagram of [`send_to_all`] was sent to.
+fn own_address(frame: &[u8]) -> Option<Ipv4Addr> {
+    const UDP: u8 = 17;
+    let payload: &[u8; 8] = frame.get(PAYLOAD..PAYLOAD + 8)?.try_into().ok()?;
+    let [m0, m1, m2, m3, a0, a1, a2, a3] = *payload;
+    ([m0, m1, m2, m3] == MAGIC && frame[23] == UDP).then(|| Ipv4Addr::new(a0, a1, a2, a3))
+}
+
+/// Sends from a pod to every address of the other pods' subnets, and more to those that are pods. A datagram says where
+/// it goes.
+fn send_to_all(
+    sender: &Pod,
+    subnets: &[Ipv4Addr],
+    pods: &[Ipv4Addr],
+    to_each: usize,
+) -> Result<()> {
+    let send = || -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0").context("open a socket")?;
+        let send = |to: Ipv4Addr| {
+            let payload = [MAGIC, to.octets()].concat();
+            // Of an address that nobody has, the socket may learn that.
+            let _ = socket.send_to(&payload, (to, 9));
+        };
+        for _ in 0..to_each {
+            pods.iter().copied().for_each(send);
+        }
+        for subnet in subnets {
+            let [a, b, c, _] = subnet.octets();
+            let hosts = (0..=u8::MAX).map(|host| Ipv4Addr::new(a, b, c, host));
+            hosts.filter(|it| !pods.contains(it)).for_each(send);
+        }
+        Ok(())
+    };
+    sender.namespace().inside(send)?
+}
+
+/// A redirect names an interface, which no comparison of verdicts or bytes shows: who gets the packet does.
+#[test]
+fn every_packet_arrives_at_its_own_pod_and_at_no_other() -> Result<()> {
+    const TO_EACH: usize = 20;
+    let lab = Lab::up(Options {
+        pods: 8,
+        ..Options::for_test("reach-own")
+    })?;
+    wait_accelerated(&lab)?;
+    let captures: Vec<_> = lab
+        .pods()
+        .into_iter()
+        .map(|pod| {
+            // Nobody answers, so that the counters tell of these packets alone.
+            pod.run(["iptables", "-w", "-I", "INPUT", "-j", "DROP"])?;
+            let capture = RawSocket::open(&pod.namespace(), "eth0")?;
+            Ok((pod, capture))
+        })
+        .collect::<Result<_>>()?;
+    let addresses: Vec<_> = lab.pods().iter().map(Pod::address).collect();
+    let nodes = lab.nodes();
+    let subnets = nodes.iter().map(|node| Ok(node.subnet()?.network()));
+    let subnets: Vec<_> = subnets.collect::<Result<_>>()?;
+    let senders: Vec<_> = nodes.iter().map(|it| lab.pod(it.number(), 1)).collect();
+    for sender in &senders {
+        send_to_all(sender, &subnets, &addresses, TO_EACH)?;
+    }
+
+    let deadline = Instant::now() + UNDER_WAY;
+    let mut failures = Vec::new();
+    for (pod, capture) in &captures {
+        // What a pod sends to itself stays inside.
+        let others = senders.iter().filter(|it| it.name() != pod.name()).count();
+        let mut own = 0;
+        loop {
+            // All of its own first, then what is there besides.
+            let is_missing = own < others * TO_EACH && Instant::now() < deadline;
+            let limit = if is_missing { UNDER_WAY } else { QUIET };
+            let Some(frame) = capture.receive(limit)? else {
+                break;
+            };
+            match own_address(&frame.bytes) {
+                Some(to) if frame.outgoing || to == pod.address() => {
+                    own += usize::from(!frame.outgoing);
+                }
+                Some(to) => failures.push(format!("{} got a packet for {to}", pod.name())),
+                None => {}
+            }
+        }
+        if own != others * TO_EACH {
+            failures.push(format!("{} got {own} of {}", pod.name(), others * TO_EACH));
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    for node in lab.nodes() {
+        let others = lab.pods().len() / lab.nodes().len() - 1;
+        for (hook, verdict, pods) in [
+            ("pod_in", "redirected", others),
+            ("pod_in", "encapsulated", others + 1),
+            ("net_in", "decapsulated", others + 1),
+        ] {
+            let counted = packets(&node, hook, verdict)?;
+            let wanted = (pods * TO_EACH) as u64;
+            ensure!(
+                counted >= wanted,
+                "{}: {counted} {verdict}, not {wanted}",
+                node.name()
+            );
+        }
     }
     Ok(())
 }

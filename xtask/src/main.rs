@@ -11,6 +11,7 @@ mod fresh;
 mod fuzz;
 mod isolation;
 mod lab;
+mod mutants;
 #[cfg(test)]
 mod pages;
 mod scale;
@@ -53,6 +54,7 @@ enum Command {
     Bench(bench::Arguments),
     Faults(faults::Arguments),
     Fuzz(fuzz::Arguments),
+    Mutants(mutants::Arguments),
     Soak(soak::Arguments),
     Flood(flood::Arguments),
     Scale(scale::Arguments),
@@ -85,6 +87,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Mutants(arguments) => mutants::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),
         Command::Scale(arguments) => scale::run(&arguments).map(|()| ExitCode::SUCCESS),

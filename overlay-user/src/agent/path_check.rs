@@ -205,8 +205,8 @@ async fn ask(
     for (address, sequence) in checks.take_due(now) {
         if let Err(error) = bound.0.send(address, sequence).await {
             tracing::debug!(%address, "ask a peer: {error}");
-            // The device may have been made anew, under another index.
-            usable = false;
+            // Any other error is about this peer, and the answers of others are still to come.
+            usable &= !echo::is_device_gone(&error);
         }
     }
     *socket = usable.then_some(bound);

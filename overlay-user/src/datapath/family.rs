@@ -15,6 +15,8 @@ pub struct MapNames {
     pub endpoints: &'static str,
     /// [`PodEntry`](overlay_common::schema::PodEntry)s.
     pub pods: &'static str,
+    /// The devices of pods, by their index.
+    pub devices: &'static str,
     /// [`PeerEntry`](overlay_common::schema::PeerEntry)s.
     pub peers: &'static str,
     /// [`Vtep`](overlay_common::schema::Vtep)s.
@@ -28,10 +30,11 @@ pub struct MapNames {
 impl MapNames {
     /// Those whose size is a matter of choice.
     #[must_use]
-    pub const fn hashes(&self) -> [&'static str; 5] {
+    pub const fn hashes(&self) -> [&'static str; 6] {
         [
             self.endpoints,
             self.pods,
+            self.devices,
             self.peers,
             self.vteps,
             self.flows,
@@ -40,11 +43,12 @@ impl MapNames {
 
     /// All of them.
     #[must_use]
-    pub const fn all(&self) -> [&'static str; 7] {
+    pub const fn all(&self) -> [&'static str; 8] {
         [
             self.config,
             self.endpoints,
             self.pods,
+            self.devices,
             self.peers,
             self.vteps,
             self.flows,
@@ -81,6 +85,7 @@ impl UserFamily for V4 {
         config: "ov_config4",
         endpoints: "ov_endpoints4",
         pods: "ov_pods4",
+        devices: "ov_devices4",
         peers: "ov_peers4",
         vteps: "ov_vteps4",
         flows: "ov_flows4",
@@ -115,6 +120,7 @@ impl UserFamily for V6 {
         config: "ov_config6",
         endpoints: "ov_endpoints6",
         pods: "ov_pods6",
+        devices: "ov_devices6",
         peers: "ov_peers6",
         vteps: "ov_vteps6",
         flows: "ov_flows6",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use aya::{EbpfLoader, Pod as Plain};
 use nix::time::{ClockId, clock_gettime};
@@ -19,6 +20,7 @@ use super::pins::Pins;
 use overlay_common::snapshot::Snapshot;
 
 mod batch;
+mod devices;
 mod flows;
 mod mirrored;
 mod one_pod;
@@ -67,6 +69,7 @@ pub struct Maps<F: UserFamily> {
     config: Array<MapData, Config<F>>,
     endpoints: HashMap<MapData, u32, Endpoint<F>>,
     pods: HashMap<MapData, F::Addr, PodEntry>,
+    devices: DevMapHash<MapData>,
     peers: Mirrored<F::Addr, PeerEntry<F>>,
     vteps: Mirrored<F::Addr, Vtep>,
     flows: HashMap<MapData, FlowKey<F>, Flow>,
@@ -85,6 +88,7 @@ impl<F: UserFamily> Maps<F> {
             config: open(pins, F::MAPS.config)?,
             endpoints: open(pins, F::MAPS.endpoints)?,
             pods: open(pins, F::MAPS.pods)?,
+            devices: open(pins, F::MAPS.devices)?,
             peers: Mirrored::open(pins, F::MAPS.peers)?,
             vteps: Mirrored::open(pins, F::MAPS.vteps)?,
             flows: open(pins, F::MAPS.flows)?,
@@ -190,7 +194,8 @@ impl<F: UserFamily> Maps<F> {
     pub fn fill_pods(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
         Ok(
             fill(&mut self.endpoints, F::MAPS.endpoints, &tables.endpoints)?
-                + fill(&mut self.pods, F::MAPS.pods, &tables.pods)?,
+                + fill(&mut self.pods, F::MAPS.pods, &tables.pods)?
+                + devices::fill::<F>(&mut self.devices, &mut self.pods, &tables.pods)?,
         )
     }
 
@@ -221,15 +226,18 @@ impl<F: UserFamily> Maps<F> {
         Ok((self.peers.entries()?.clone(), self.vteps.entries()?.clone()))
     }
 
-    /// What the maps hold of this node's pods.
+    /// What the maps hold of this node's pods. Entries whose devices are gone count for nothing.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn known_pods(&self) -> Result<Snapshot<F>, Error> {
+        let devices = devices::dump::<F>(&self.devices)?;
+        let mut pods = dump(&self.pods, F::MAPS.pods)?;
+        pods.retain(|_, pod| devices.contains(&pod.ifindex));
         Ok(Snapshot {
             config: self.config()?,
             endpoints: dump(&self.endpoints, F::MAPS.endpoints)?,
-            pods: dump(&self.pods, F::MAPS.pods)?,
+            pods,
             ..Snapshot::default()
         })
     }

@@ -121,17 +121,24 @@ impl Pins {
             .collect())
     }
 
+    /// The ABI versions that something is pinned of, in order.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the root cannot be read; a missing one has none.
+    pub fn versions(&self) -> Result<Vec<u32>, Error> {
+        let paths = list(&self.root)?.into_iter();
+        let mut versions: Vec<u32> = paths.filter_map(|path| version_of(&path)).collect();
+        versions.sort_unstable();
+        Ok(versions)
+    }
+
     /// The directories of other ABI versions: what a newer or an older agent has left.
     ///
     /// # Errors
     /// [`Error::Pin`] where the root cannot be read; a missing one has none.
     pub fn other_versions(&self) -> Result<Vec<PathBuf>, Error> {
         let own = self.version();
-        let is_other = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let version = name.and_then(|name| name.strip_prefix('v'));
-            *path != own && version.is_some_and(|version| version.parse::<u32>().is_ok())
-        };
+        let is_other = |path: &PathBuf| *path != own && version_of(path).is_some();
         Ok(list(&self.root)?.into_iter().filter(is_other).collect())
     }
 
@@ -187,6 +194,11 @@ impl Pins {
             }),
         }
     }
+}
+
+/// The ABI version whose pins a directory holds.
+fn version_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
 }
 
 /// Whether a path is on a BPF file system.

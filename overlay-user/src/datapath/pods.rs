@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use overlay_common::schema::{ENDPOINT_ADDRESSES, Endpoint, POD_KERNEL_PATH};
+use overlay_common::schema::{ENDPOINT_ADDRESSES, Endpoint, POD_KERNEL_PATH, PodEntry};
 use overlay_common::{Hook, V4};
 
 use super::family::UserFamily as _;
@@ -24,14 +24,22 @@ pub fn guard(root: &Path, interface: &str, pod: &LocalPod) -> Result<bool, Error
     if !pins.programs().exists() {
         return Ok(false);
     }
+    let (flags, owner) = (POD_KERNEL_PATH, owner(&pod.container));
     let endpoint = Endpoint {
         addresses: [V4::from_ip(pod.address).ok_or(Error::Family(pod.address))?;
             ENDPOINT_ADDRESSES],
         mac: pod.mac.0,
-        flags: POD_KERNEL_PATH,
-        owner: owner(&pod.container),
+        flags,
+        owner,
     };
-    Maps::<V4>::remember_pod(&pins, pod.ifindex, endpoint)?;
+    let entry = PodEntry {
+        ifindex: pod.ifindex,
+        mtu: pod.mtu,
+        mac: pod.mac.0,
+        flags,
+        owner,
+    };
+    Maps::<V4>::remember_pod(&pins, endpoint, entry)?;
     programs::attach_offered(&pins, interface, pod.ifindex)
 }
 

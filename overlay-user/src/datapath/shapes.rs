@@ -92,11 +92,10 @@ fn pinned_shape(pin: &Path) -> String {
 }
 
 fn map_data(map: &Map) -> Option<&MapData> {
-    use Map::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+    use Map::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf};
     match map {
-        Array(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) | RingBuf(data) => {
-            Some(data)
-        }
+        Array(data) | DevMapHash(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data)
+        | RingBuf(data) => Some(data),
         _ => None,
     }
 }
@@ -107,6 +106,7 @@ fn shape(info: &MapInfo) -> String {
         Ok(MapType::Hash) => "a hash",
         Ok(MapType::LruHash) => "an LRU hash",
         Ok(MapType::PerCpuArray) => "a per-CPU array",
+        Ok(MapType::DevMapHash) => "a device hash",
         Ok(MapType::RingBuf) => "a ring buffer",
         _ => "a map of another type",
     };

@@ -1,6 +1,7 @@
 //! Directories of addresses.
 
 use std::fs;
+use std::time::Instant;
 
 use super::*;
 
@@ -11,8 +12,10 @@ fn attachment(container: &str) -> Attachment {
     }
 }
 
+const SOON: Duration = Duration::from_millis(50);
+
 fn soon() -> Deadline {
-    Deadline::after(Duration::from_millis(50))
+    Deadline::after(SOON)
 }
 
 fn range() -> Range {
@@ -115,7 +118,9 @@ fn corrupt_files_are_taken_but_do_not_block() {
 fn whoever_has_the_lock_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
     let held = Store::lock(dir.path(), soon()).expect("a lock");
+    let start = Instant::now();
     let error = Store::lock(dir.path(), soon()).expect_err("it is taken");
+    assert!(start.elapsed() >= SOON, "given up before the time was over");
     let own = format!("locked by process {} (", std::process::id());
     assert!(error.to_string().contains(&own), "{error}");
     drop(held);
@@ -132,6 +137,7 @@ fn freeing_twice_is_fine() {
     store.release(&attachment("b")).expect("nothing to release");
     assert_eq!(store.held_by(&attachment("a")).expect("listed"), [address]);
     store.release(&attachment("a")).expect("released");
+    assert_eq!(store.entries().expect("listed"), []);
     store.free(address).expect("free already");
     assert_eq!(store.entries().expect("listed"), []);
 }

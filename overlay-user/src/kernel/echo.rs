@@ -112,6 +112,14 @@ impl Echo {
     }
 }
 
+/// Whether the device that a socket is bound to is gone: it may have been made anew, under another
+/// index.
+#[must_use]
+pub fn is_device_gone(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENODEV | Errno::ENXIO))
+}
+
 /// A socket for echo alone where the group may have one, because such a socket hears nothing else; else a raw one.
 /// Tells whether it is raw.
 fn open() -> Result<(OwnedFd, bool), Error> {

@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::{NeighbourMessage, NeighbourState};
@@ -161,7 +163,10 @@ fn open(groups: &[MulticastGroup]) -> io::Result<TokioSocket> {
         .fold(0, |all, group| all | 1 << (*group as u32 - 1));
     let plain = socket.socket_mut();
     plain.bind(&SocketAddr::new(0, groups))?;
-    plain.set_rx_buf_sz(RECEIVE_BUFFER)?;
+    // Without the privilege `net.core.rmem_max` is the limit.
+    if setsockopt(plain, RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        plain.set_rx_buf_sz(RECEIVE_BUFFER)?;
+    }
     Ok(socket)
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
-use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, POD_KERNEL_PATH};
+use overlay_common::schema::{ABI_VERSION, CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, POD_KERNEL_PATH};
 use overlay_common::verdict::Kind;
 use overlay_common::{Hook, V4, Verdict};
 use serde::Serialize;
@@ -64,6 +64,8 @@ pub struct Status {
     pub tcp_pick_up: Option<&'static str>,
     /// Why no peer is asked for an answer, if so.
     pub unchecked: Option<String>,
+    /// What is pinned of the data path.
+    pub abi: Abi,
     /// What could not be read, and why.
     pub problems: Vec<String>,
 }
@@ -75,6 +77,31 @@ pub struct Agent {
     pub running: bool,
     /// Its process, or that of the last one.
     pub pid: Option<u32>,
+}
+
+/// Versions of the maps' layout.
+#[derive(Clone, Debug, Serialize)]
+pub struct Abi {
+    /// The one that this build reads.
+    pub own: u32,
+    /// Those that agents have pinned something of.
+    pub pinned: Vec<u32>,
+}
+
+impl Abi {
+    /// Why this build sees nothing of what is pinned, if so.
+    fn problem(&self) -> Option<String> {
+        if self.pinned.is_empty() || self.pinned.contains(&self.own) {
+            return None;
+        }
+        let pinned: Vec<_> = self.pinned.iter().map(u32::to_string).collect();
+        Some(format!(
+            "the pinned maps are of ABI version {}, and this overlayctl reads version {}: use the \
+             one that came with the agent",
+            pinned.join(" and "),
+            self.own
+        ))
+    }
 }
 
 /// This node.
@@ -189,8 +216,17 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         unreachable: Vec::new(),
         tcp_pick_up: kernel::sysctl::no_tcp_pick_up(),
         unchecked: None,
+        abi: Abi {
+            own: ABI_VERSION,
+            pinned: Vec::new(),
+        },
         problems: Vec::new(),
     };
+    match pins.versions() {
+        Ok(versions) => status.abi.pinned = versions,
+        Err(error) => status.problems.push(error.to_string()),
+    }
+    status.problems.extend(status.abi.problem());
     let needed = [Capability::NetAdmin, Capability::SysAdmin];
     if let Some(missing) = privilege::missing(&needed) {
         let text = format!("this process lacks {missing}, and cannot see everything");

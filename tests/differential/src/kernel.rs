@@ -1,10 +1,11 @@
 //! The programs, loaded over maps of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::Ebpf;
+use aya::maps::xdp::DevMapHash;
 use aya::programs::{Program, TestRun as _, TestRunOptions};
 use bytemuck::Zeroable as _;
 use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat, MAX_PODS};
@@ -141,6 +142,7 @@ impl<F: UserFamily> Kernel<F> {
             leases_until_ns: until(!world.leases_are_stale),
         })?;
         self.maps.retire(world)?;
+        self.set_devices(world)?;
         self.maps.fill(world)?;
         let since = Flow {
             last_seen_ns: LONG_AGO,
@@ -156,6 +158,23 @@ impl<F: UserFamily> Kernel<F> {
         // Where there is none, the programs stop looking until one of them remembers one.
         self.maps.has_flows()?;
         self.holds(world)
+    }
+
+    /// Lets every pod of a world have a device. None has one: the loopback device of this namespace,
+    /// which is always there, stands for all.
+    fn set_devices(&mut self, world: &Snapshot<F>) -> Result<()> {
+        const LOOPBACK: u32 = 1;
+        let map = self.ebpf.map_mut(F::MAPS.devices);
+        let mut devices = DevMapHash::try_from(map.context("no map of devices")?)?;
+        let there = devices.keys().collect::<Result<BTreeSet<u32>, _>>()?;
+        let wanted: BTreeSet<u32> = world.pods.values().map(|pod| pod.ifindex).collect();
+        for ifindex in there.difference(&wanted) {
+            devices.remove(*ifindex)?;
+        }
+        for ifindex in wanted.difference(&there) {
+            devices.insert(*ifindex, LOOPBACK, None, 0)?;
+        }
+        Ok(())
     }
 
     /// Fails unless the maps hold what a world has: the programs write to nothing but flows and counters.

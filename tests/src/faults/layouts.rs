@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use super::Case;
 use super::marked;
-use super::scene::{PINS, REPAIR, Scene, ensure_logged, hooks, program_ids, shell};
+use super::scene::{PINS, REPAIR, Scene, ensure_logged, filters, hooks, program_ids, shell};
 use crate::{Node, wait_until};
 
 pub(super) const CASES: &[Case] = &[
@@ -91,7 +92,7 @@ fn over_another_version(scene: &Scene<'_>) -> Result<()> {
     let other = "/sys/fs/bpf/overlay/v99";
     shell(&node, &format!("mv {PINS} {other}"))?;
     node.start_agent(&[])?;
-    wait_new_programs(&node, &before)?;
+    wait_new_programs(&node, &before, program_ids)?;
     ensure!(
         shell(&node, &format!("ls {other}")).is_err(),
         "{other} is left"
@@ -104,19 +105,45 @@ fn there_and_back(scene: &Scene<'_>) -> Result<()> {
     let own = scene.lab.options().bin_dir.join("overlayd");
     let other = scene.settings.other_build.as_ref().unwrap_or(&own);
     for build in [other, &own, other, &own] {
-        let before = program_ids(&node)?;
+        let before = attached_ids(&node)?;
         node.stop_agent(Signal::SIGTERM)?;
         node.start_agent_from(build, &[])?;
         node.wait_ready(REPAIR)?;
-        wait_new_programs(&node, &before)?;
+        wait_new_programs(&node, &before, attached_ids)?;
     }
     Ok(())
 }
 
+/// The kernel's ids of the programs on a node's hooks, whatever version of the ABI has attached
+/// them: `overlayctl` knows its own.
+fn attached_ids(node: &Node) -> Result<Vec<u64>> {
+    let links = shell(
+        node,
+        "for link in /sys/fs/bpf/overlay/v*/links/*; do
+             [ -e $link ] || continue
+             bpftool -j link show pinned $link; echo
+         done",
+    )?;
+    let mut ids = Vec::new();
+    for link in links.lines().filter(|line| !line.is_empty()) {
+        let link: Value = serde_json::from_str(link).context("what bpftool says of a link")?;
+        ids.extend(link["prog_id"].as_u64());
+    }
+    for filter in filters(node)? {
+        let id = filter.rsplit(' ').next().context("no id of a filter")?;
+        ids.push(id.parse()?);
+    }
+    Ok(ids)
+}
+
 /// Waits until every hook has one program of ours, and none of those that were `before`.
-fn wait_new_programs(node: &Node, before: &[u64]) -> Result<()> {
+fn wait_new_programs(
+    node: &Node,
+    before: &[u64],
+    ids: impl Fn(&Node) -> Result<Vec<u64>>,
+) -> Result<()> {
     wait_until("other programs on every hook", REPAIR, || {
-        program_ids(node).is_ok_and(|after| {
+        ids(node).is_ok_and(|after| {
             after.len() == hooks(node) && after.iter().all(|id| !before.contains(id))
         })
     })

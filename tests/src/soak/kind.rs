@@ -58,15 +58,6 @@ impl fmt::Display for Kind {
 }
 
 impl Kind {
-    /// How many datagrams a round may lose. To go from clsact to tcx and back costs some on a busy machine, and the
-    /// cause is not known: 20 at most in seven rounds.
-    pub fn may_lose(self) -> u64 {
-        match self {
-            Self::Attach => 40,
-            _ => 0,
-        }
-    }
-
     /// All, in the order of a lap.
     pub const ALL: [Self; 9] = [
         Self::Services,

@@ -10,7 +10,7 @@ use crate::conversation::{Conversation, Server, Transport};
 use crate::kube_proxy::{self, Service};
 use crate::pace::Traffic;
 use crate::traffic::Endpoint;
-use crate::{Lab, Options, Pod, fast_path};
+use crate::{Lab, Node, Options, Pod, fast_path};
 
 /// Pods of a node that stay.
 pub const PODS: usize = 2;
@@ -87,6 +87,7 @@ impl Stage {
             kube_proxy::serve(&node, "10.244.0.0/16".parse()?, &services)?;
             fast_path::wait_serving(&node)?;
         }
+        give_qdiscs(&lab.node(1))?;
         let mut servers = Vec::new();
         for (pod, address) in backends.iter().zip(addresses) {
             for transport in Transport::ALL {
@@ -199,6 +200,16 @@ impl Stage {
     pub fn down(self) -> Result<()> {
         self.lab.down()
     }
+}
+
+/// Gives every device the qdisc that filters of clsact need, before there is traffic: while Linux
+/// adds it to a device that is up, what the device sends is lost (`dev_deactivate()` in
+/// `qdisc_graft()`), whoever adds it.
+fn give_qdiscs(node: &Node) -> Result<()> {
+    let script = "for device in $(ls /sys/class/net); do
+                      tc qdisc add dev $device clsact || exit
+                  done";
+    node.run(["sh", "-c", script]).map(drop)
 }
 
 pub fn endpoint(pod: &Pod) -> Endpoint {

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::packet::RawSocket;
 use overlay_tests::status::{status, wait_for_path};
 use overlay_tests::{Lab, Node, Pod, wait_until};
+use serde_json::json;
 
-use crate::{NOTICED, lab};
+use crate::{Attachment, NOTICED, lab};
 
 /// How long nothing more must come.
 const QUIET: Duration = Duration::from_millis(500);
@@ -126,6 +127,44 @@ fn a_pod_made_without_an_agent_cannot_pretend_where_programs_judge() -> Result<(
 #[test]
 fn a_pod_made_without_an_agent_cannot_pretend_where_nftables_judge() -> Result<()> {
     without_an_agent("alone-nft", "off")
+}
+
+/// The plugin tells the programs whose address it is: a container with two interfaces may send from
+/// the address of one by the other.
+#[test]
+fn a_container_made_without_an_agent_may_answer_by_its_other_interface() -> Result<()> {
+    let lab = lab("siblings", 1, "auto")?;
+    let (node, target) = (lab.node(1), lab.pod(1, 1).address());
+    wait_for_path(&node, &target.to_string(), "fast")?;
+    node.stop_agent(Signal::SIGKILL)?;
+    // Only programs judge.
+    node.exec(["nft", "delete", "table", "bridge", "overlay_guard"])?;
+    let conf = json!({"name": "cbr0", "type": "flannel", "cniVersion": "1.1.0"});
+    let container = Attachment::new(&lab, 1, "two")?;
+    let first = container.answer("ADD", &conf, &[])?;
+    let netns = format!("--net={}", container.netns);
+    let inside = |script: &str| node.run(["nsenter", &netns, "sh", "-c", script]);
+    // The routes are those of the second interface, as whoever attaches it has to see to.
+    inside("ip route del 10.244.0.0/16; ip route del default; true")?;
+    container.answer("ADD", &conf, &[("CNI_IFNAME", "net1")])?;
+    let own = first["ips"][0]["address"].as_str().context("an address")?;
+    let own = own.split('/').next().unwrap_or(own);
+    let before = (refused(&node)?, slow(&node, "sibling_source")?);
+    inside(&format!(
+        "ip route add {target}/32 dev net1; ping -c2 -i0.2 -W1 -I {own} {target}; true"
+    ))?;
+    ensure!(refused(&node)? == before.0, "refused: {}", status(&node)?);
+    ensure!(
+        slow(&node, "sibling_source")? > before.1,
+        "{}",
+        status(&node)?
+    );
+    lab.down()
+}
+
+/// Packets that programs have left to the kernel path for this cause.
+fn slow(node: &Node, cause: &str) -> Result<u64> {
+    Ok(status(node)?["slow_path"][cause].as_u64().unwrap_or(0))
 }
 
 /// Pins of another version, or none at all, are nobody's business.

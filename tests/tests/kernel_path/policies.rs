@@ -36,7 +36,7 @@ async fn found(setup: &str) -> Vec<String> {
 }
 
 /// Whether this kernel has iptables-legacy.
-fn has_legacy() -> bool {
+pub(super) fn has_legacy() -> bool {
     Path::new("/proc/net/ip_tables_names").exists()
 }
 

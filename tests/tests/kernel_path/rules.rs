@@ -3,7 +3,7 @@
 use std::net::{IpAddr, UdpSocket};
 
 use overlay_user::kernel::conntrack;
-use overlay_user::kernel::rules::{Driver, RuleSet};
+use overlay_user::kernel::rules::{Driver, RuleSet, Witness};
 
 use super::namespace::{in_namespace, run};
 
@@ -49,6 +49,26 @@ fn iptables_rules_are_put_back_and_removed() {
             !left.contains("FLANNEL") && left.contains("-A FORWARD -j ACCEPT"),
             "{left}"
         );
+    });
+}
+
+#[test]
+fn a_legacy_rule_in_the_place_of_another_is_noticed() {
+    if !super::policies::has_legacy() {
+        return;
+    }
+    in_namespace(|| async {
+        let look = async || Witness::look(None).await.expect("the kernel tells");
+        run("iptables-legacy -A INPUT -d 127.0.0.1 -j ACCEPT");
+        let before = look().await;
+        run("ping -c 1 -W 2 127.0.0.1");
+        assert!(!run("iptables-legacy -nvxL INPUT").contains(" 0 ACCEPT"));
+        assert!(
+            look().await.agrees_with(&before),
+            "a rule that has counted is the same rule"
+        );
+        run("iptables-legacy -R INPUT 1 -d 127.0.0.2 -j ACCEPT");
+        assert!(!look().await.agrees_with(&before));
     });
 }
 

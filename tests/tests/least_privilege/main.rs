@@ -5,6 +5,7 @@
 mod binaries;
 mod files;
 mod secrets;
+mod service;
 mod units;
 
 use std::fs;

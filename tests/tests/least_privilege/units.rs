@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::FAST_PATH;
 
-fn deploy(name: &str) -> Result<String> {
+/// A file of `deploy/`.
+pub fn deploy(name: &str) -> Result<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../deploy")
         .join(name);
@@ -79,7 +80,7 @@ fn health_is_told_to_the_node_only() -> Result<()> {
     Ok(())
 }
 
-/// The unit's own words; that the agent works under them is for `systemd-run` on a host with systemd.
+/// The unit's own words; that the agent works under them is for `service`.
 #[test]
 fn the_unit_is_valid_and_hardened() -> Result<()> {
     let directory = tempfile::tempdir()?;

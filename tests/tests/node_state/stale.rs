@@ -72,7 +72,6 @@ fn the_state_is_right_after_an_overrun_of_netlink() -> Result<()> {
 /// The agent is dead, a pod's veth is gone, and another pod's veth has its index: what is sent to the one that is
 /// gone must not reach the other.
 #[test]
-#[ignore = "fails: an entry outlives its device while no agent runs"]
 fn a_recycled_index_shows_nobody_anothers_packets() -> Result<()> {
     let lab = Lab::up(Options::for_test("recycled"))?;
     wait_accelerated(&lab)?;

@@ -7,17 +7,28 @@ use overlay_common::schema::{Endpoint, Heartbeat, PodEntry};
 use super::super::Error;
 use super::super::family::UserFamily;
 use super::super::pins::Pins;
-use super::{HEARTBEAT, Maps, failed, missing_is_none, open};
+use super::{HEARTBEAT, Maps, devices, failed, missing_is_none, open};
 
 impl<F: UserFamily> Maps<F> {
-    /// Tells the programs on a device of the pod behind it.
+    /// Tells the programs of a new pod, and forgets a former one behind a device with the same
+    /// index.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn remember_pod(pins: &Pins, ifindex: u32, endpoint: Endpoint<F>) -> Result<(), Error> {
+    pub fn remember_pod(pins: &Pins, endpoint: Endpoint<F>, pod: PodEntry) -> Result<(), Error> {
         let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, F::MAPS.endpoints)?;
-        let done = endpoints.insert(ifindex, endpoint, 0);
-        done.map_err(failed("update", F::MAPS.endpoints))
+        let done = endpoints.insert(pod.ifindex, endpoint, 0);
+        done.map_err(failed("update", F::MAPS.endpoints))?;
+        let mut pods: HashMap<_, F::Addr, PodEntry> = open(pins, F::MAPS.pods)?;
+        for address in endpoint.addresses {
+            let done = pods.insert(address, pod, 0);
+            done.map_err(failed("update", F::MAPS.pods))?;
+        }
+        // Last, because the former pod's entry would lead to the device as well.
+        devices::forget_former::<F>(&mut pods, |address, former| {
+            !endpoint.has(*address) && former.ifindex == pod.ifindex
+        })?;
+        devices::add::<F>(&mut open(pins, F::MAPS.devices)?, pod.ifindex).map(drop)
     }
 
     /// Takes a pod out of the maps, its endpoint with it.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::super::Error;
 #[cfg(test)]
 use super::super::xtables::INFO;
-use super::super::xtables::{self, IPT_SO_GET_ENTRIES, Info, get};
+use super::super::xtables::{self, Info, NEXT_OFFSET};
 use super::judge::{Effect, Match, Rule, Scope, match_address, match_device};
 use super::name::text;
 
@@ -16,17 +16,13 @@ const FILTERS: [&str; 4] = ["raw", "mangle", "filter", "security"];
 /// Hooks that packets from pod to pod come by, with the chains' names.
 const HOOKS: [(usize, &str); 3] = [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")];
 
-/// Layout of `struct ipt_getinfo`: name, hooks that are valid, where their chains begin and end,
-/// entries, bytes.
+/// Layout of `struct ipt_getinfo`: hooks that are valid, where their chains begin and end.
 const VALID_HOOKS: usize = 32;
 const HOOK_ENTRIES: usize = 36;
 const UNDERFLOWS: usize = 56;
-const SIZE: usize = 80;
-/// Where the entries begin in `struct ipt_get_entries`.
-const ENTRIES: usize = 40;
 
 /// Layout of `struct ipt_entry`: addresses and masks, device names and masks, protocol, flags,
-/// inversions; then where target and next entry are, and where the matches begin.
+/// inversions; then where the target is, and where the matches begin.
 const SOURCE: usize = 0;
 const DESTINATION: usize = 4;
 const SOURCE_MASK: usize = 8;
@@ -39,7 +35,6 @@ const PROTOCOL: usize = 80;
 const FLAGS: usize = 82;
 const INVERSIONS: usize = 83;
 const TARGET_OFFSET: usize = 88;
-const NEXT_OFFSET: usize = 90;
 const MATCHES: usize = 112;
 const IPT_F_FRAG: u8 = 1;
 const IPT_F_GOTO: u8 = 2;
@@ -79,11 +74,8 @@ pub fn tables(scope: &Scope) -> Result<Vec<Info>, Error> {
 /// # Errors
 /// What the socket says: `EAGAIN` where the table has changed since.
 pub fn read(info: &Info, scope: &Scope) -> Result<Table, Error> {
-    let size = number(&info.bytes, SIZE).unwrap_or(0);
-    let length = ENTRIES + size;
-    let answer = get(IPT_SO_GET_ENTRIES, &info.table, length, size)?;
-    let entries = answer.get(ENTRIES..).unwrap_or_default();
-    parse(&info.bytes, entries, scope).ok_or_else(|| Error::Answer {
+    let entries = xtables::entries(info)?;
+    parse(&info.bytes, &entries, scope).ok_or_else(|| Error::Answer {
         call: "getsockopt IPT_SO_GET_ENTRIES",
         object: info.table.clone(),
         reason: "entries that make no sense".to_owned(),

@@ -4,7 +4,7 @@
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 
 use crate::kernel::nftables::{generation, rule_handles};
-use crate::kernel::xtables::{Info, infos};
+use crate::kernel::xtables::{Info, digest, entries, infos};
 
 /// Where rules of ours are, and the chains that lead there: table and chain, as `iptables-nft` and `nft` write them.
 const CHAINS: [(&str, &str); 6] = [
@@ -18,14 +18,15 @@ const CHAINS: [(&str, &str); 6] = [
 /// The tables of iptables-legacy that they may be in.
 const LEGACY: [&str; 2] = ["nat", "filter"];
 
-/// The state of the packet filter. Rules that are replaced by others of the same size show in nf_tables only.
+/// The state of the packet filter.
 #[derive(Clone, Debug)]
 pub struct Witness {
     /// The number of the rule set, which every transaction of nf_tables raises.
     generation: Option<u32>,
     /// The numbers of the rules in each of [`CHAINS`].
     handles: Vec<Vec<u64>>,
-    legacy: Vec<Info>,
+    /// The tables of iptables-legacy, each with a digest of its rules.
+    legacy: Vec<(Info, u64)>,
 }
 
 impl Witness {
@@ -34,6 +35,12 @@ impl Witness {
     pub async fn look(last: Option<&Self>) -> Option<Self> {
         let generation = generation().await.ok()?;
         let legacy = infos(&LEGACY).ok()?;
+        // A table of 30,000 rules takes some milliseconds; the kernel has no cheaper word for it.
+        let legacy = legacy.into_iter().map(|info| {
+            let entries = entries(&info).ok()?;
+            Some((info, digest(entries)))
+        });
+        let legacy = legacy.collect::<Option<Vec<_>>>()?;
         let handles = match last {
             Some(last) if last.generation == generation => last.handles.clone(),
             _ => handles(generation).await?,

@@ -1,0 +1,103 @@
+//! What is changed on purpose: code that decides, and that tests reach without root.
+
+/// A part of the code, under a name to ask for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Area {
+    /// What users call it.
+    pub name: &'static str,
+    /// The package that it is in.
+    pub package: &'static str,
+    /// Its files in the repository, as paths or as patterns with `**`.
+    pub files: &'static [&'static str],
+}
+
+impl Area {
+    /// Whether a file of the repository belongs to it.
+    pub fn has(&self, file: &str) -> bool {
+        self.files.iter().any(|pattern| {
+            let directory = pattern.strip_suffix("**");
+            directory.map_or(file == *pattern, |directory| file.starts_with(directory))
+        })
+    }
+}
+
+/// What most harm comes from stands first.
+pub const ALL: &[Area] = &[
+    Area {
+        name: "decision",
+        package: "overlay-common",
+        files: &["overlay-common/src/**"],
+    },
+    Area {
+        name: "lease",
+        package: "overlay-user",
+        files: &["overlay-user/src/lease/**", "overlay-user/src/lease.rs"],
+    },
+    Area {
+        name: "ipam",
+        package: "overlay-user",
+        files: &["overlay-user/src/ipam/**", "overlay-user/src/ipam.rs"],
+    },
+    Area {
+        name: "reconcile",
+        package: "overlay-user",
+        files: &["overlay-user/src/reconcile/**"],
+    },
+    Area {
+        name: "backend",
+        package: "overlay-user",
+        files: &["overlay-user/src/backend/**"],
+    },
+    Area {
+        name: "store",
+        package: "overlay-user",
+        files: &[
+            "overlay-user/src/store/table.rs",
+            "overlay-user/src/store/registry.rs",
+        ],
+    },
+    Area {
+        name: "plan",
+        package: "overlay-user",
+        files: &["overlay-user/src/agent/plan.rs"],
+    },
+    Area {
+        name: "config",
+        package: "overlay-user",
+        files: &["overlay-user/src/config/**"],
+    },
+];
+
+/// The names of all areas.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|area| area.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::workspace;
+
+    #[test]
+    fn every_pattern_has_files() {
+        for area in ALL {
+            for pattern in area.files {
+                let path = workspace::root().join(pattern.trim_end_matches("**"));
+                assert!(path.exists(), "{}: {pattern}", area.name);
+                assert!(Path::new(pattern).starts_with(area.package), "{pattern}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_are_told_apart() {
+        let area = |name| ALL.iter().find(|area| area.name == name).unwrap();
+        assert!(area("decision").has("overlay-common/src/decide/pod.rs"));
+        assert!(area("ipam").has("overlay-user/src/ipam/range.rs"));
+        assert!(area("ipam").has("overlay-user/src/ipam.rs"));
+        assert!(!area("ipam").has("overlay-user/src/ipam.rs.orig"));
+        assert!(!area("store").has("overlay-user/src/store/etcd.rs"));
+    }
+}

@@ -1,0 +1,121 @@
+//! Changes that no test can see, and why.
+
+use super::program::Mutant;
+
+/// A change that survives, with the reason. One that is gone from the code, or that a test notices, has to leave the
+/// list.
+#[derive(Clone, Copy, Debug)]
+pub struct Explained {
+    /// In the repository.
+    pub file: &'static str,
+    /// The line without the space around it. Its number would change with every line above.
+    pub text: &'static str,
+    /// In the words of cargo-mutants.
+    pub change: &'static str,
+    /// Why no test can see it.
+    pub because: &'static str,
+}
+
+impl Explained {
+    /// Whether this is the change.
+    pub fn explains(&self, mutant: &Mutant) -> bool {
+        mutant.file == self.file && mutant.text == self.text && mutant.change == self.change
+    }
+}
+
+/// The same number.
+const FIRST_FLAG: &str = "shifted by nothing, either way is the same";
+/// Bits that are never both set.
+const DISJOINT: &str = "the two sides have no bit in common";
+/// An assertion of the compiler's.
+const COMPILED: &str = "an assertion at compile time, which holds";
+
+const fn explained(
+    file: &'static str,
+    text: &'static str,
+    change: &'static str,
+    because: &'static str,
+) -> Explained {
+    Explained {
+        file,
+        text,
+        change,
+        because,
+    }
+}
+
+/// All of them.
+pub const ALL: &[Explained] = &[
+    explained(
+        "overlay-common/src/schema.rs",
+        "pub const CONFIG_ACTIVE: u32 = 1 << 0;",
+        "replace << with >>",
+        FIRST_FLAG,
+    ),
+    explained(
+        "overlay-common/src/schema.rs",
+        "pub const POD_KERNEL_PATH: u16 = 1 << 0;",
+        "replace << with >>",
+        FIRST_FLAG,
+    ),
+    explained(
+        "overlay-common/src/schema.rs",
+        "pub const PEER_NEXT_HOP: u32 = 1 << 0;",
+        "replace << with >>",
+        FIRST_FLAG,
+    ),
+    explained(
+        "overlay-common/src/verdict.rs",
+        "while i < Verdict::ALL.len() {",
+        "replace < with ==",
+        COMPILED,
+    ),
+    explained(
+        "overlay-common/src/verdict.rs",
+        "while i < Verdict::ALL.len() {",
+        "replace < with >",
+        COMPILED,
+    ),
+    explained(
+        "overlay-common/src/decide/mark.rs",
+        "let ends = F::word(ip.source) ^ F::word(ip.destination).rotate_left(32);",
+        "replace ^ with | in of",
+        DISJOINT,
+    ),
+    explained(
+        "overlay-common/src/decide/mark.rs",
+        "let rest = u64::from(first) << 8 | u64::from(ip.protocol);",
+        "replace | with ^ in of",
+        DISJOINT,
+    ),
+    explained(
+        "overlay-common/src/decide/mark.rs",
+        "IS_MARK | (mixed >> 49) as u16",
+        "replace | with ^ in of",
+        DISJOINT,
+    ),
+    explained(
+        "overlay-user/src/ipam.rs",
+        "if Holder::read(&path) == Holder::Unreadable {",
+        "replace == with != in Store::reserve",
+        "a line of the log, and nothing else",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::workspace;
+
+    #[test]
+    fn what_is_explained_is_still_there() {
+        for explained in ALL {
+            let source = fs::read_to_string(workspace::root().join(explained.file));
+            let is_there = source.is_ok_and(|it| it.lines().any(|it| it.trim() == explained.text));
+            assert!(is_there, "{}: {}", explained.file, explained.text);
+            assert!(!explained.because.is_empty(), "{}", explained.text);
+        }
+    }
+}
