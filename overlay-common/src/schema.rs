@@ -39,13 +39,13 @@ pub const MAX_FLOWS: u32 = 131_072;
 
 /// The program may short-cut packets; without it every packet is left to the kernel.
 pub const CONFIG_ACTIVE: u32 = 1 << 0;
-/// Every lease is in `ov_peers`: a source that is not there belongs to nobody.
+/// Every lease is in the map of peers: a source that is not there belongs to nobody.
 pub const CONFIG_PEERS_COMPLETE: u32 = 1 << 1;
 /// Another VXLAN device shares the UDP port: an unknown VNI is not ours to refuse.
 pub const CONFIG_SHARED_PORT: u32 = 1 << 2;
 /// Super-packets from the network are left to the kernel's VXLAN device.
 pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
-/// Not every node is in `ov_vteps`: a sender that is not there may be honest.
+/// Not every node is in the map of VTEPs: a sender that is not there may be honest.
 pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
 
 /// Tell of refused packets in `ov_events`.
@@ -238,10 +238,10 @@ pub struct Flow {
     pub last_seen_ns: u64,
 }
 
-/// Key of `ov_flow_news`: when a program last added a flow to `ov_flows`. Written after the flow is there, and
+/// Key of `ov_flow_news4` and its like: when a program last added a flow. Written after the flow is there, and
 /// before its packet goes on.
 pub const NEWEST_FLOW: u32 = 0;
-/// Key of `ov_flow_news`: what [`NEWEST_FLOW`] was before the agent found `ov_flows` empty. While the two are equal
+/// Key of `ov_flow_news4` and its like: what [`NEWEST_FLOW`] was before the agent found no flow. While the two are equal
 /// it is empty still, and the programs need not look.
 pub const NO_FLOW_SINCE: u32 = 1;
 
