@@ -241,8 +241,8 @@ pub struct Flow {
 /// Key of `ov_flow_news4` and its like: when a program last added a flow. Written after the flow is there, and
 /// before its packet goes on.
 pub const NEWEST_FLOW: u32 = 0;
-/// Key of `ov_flow_news4` and its like: what [`NEWEST_FLOW`] was before the agent found no flow. While the two are equal
-/// it is empty still, and the programs need not look.
+/// Key of `ov_flow_news4` and its like: what [`NEWEST_FLOW`] was before the agent found no flow. While the two are
+/// equal there is none still, and the programs need not look.
 pub const NO_FLOW_SINCE: u32 = 1;
 
 /// Whether there are flows to look for.
