@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_common::vxlan::OVERHEAD;
+use overlay_common::V4;
+use overlay_common::vxlan::overhead;
 
 use crate::backend::{self, Peer};
 use crate::datapath::tables::{TableInput, Way};
@@ -178,7 +179,9 @@ impl Ways {
             }
             let mtu = self.next_hop(peer.vtep).and_then(|next_hop| next_hop.mtu);
             *way = Way {
-                mtu: mtu.map_or(way.mtu, |mtu| way.mtu.min(mtu.saturating_sub(OVERHEAD))),
+                mtu: mtu.map_or(way.mtu, |mtu| {
+                    way.mtu.min(mtu.saturating_sub(overhead::<V4>()))
+                }),
                 next_hop: self.mac(peer.vtep),
             };
         }
