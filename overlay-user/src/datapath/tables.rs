@@ -42,17 +42,17 @@ pub struct TableInput {
     pub flags: u32,
     /// MAC address of the NIC.
     pub underlay_mac: MacAddr,
-    /// The other nodes, and the way there.
-    pub peers: Vec<(backend::Peer, Way)>,
+    /// The other nodes, and the path over the underlay to each.
+    pub peers: Vec<(backend::Peer, UnderlayPath)>,
     /// Nodes whose kernel path is not complete yet: known as VTEPs, but not short-cut to.
     pub unserved: Vec<backend::Peer>,
     /// The pods of this node.
     pub pods: Vec<LocalPod>,
 }
 
-/// The way to another node.
+/// What the kernel knows of the path over the underlay to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct UnderlayPath {
     /// Longest inner IP packet that fits it, in bytes.
     pub mtu: u32,
     /// MAC address of the next hop, where the kernel knows it.
@@ -124,8 +124,8 @@ pub fn desired<F: UserFamily>(node: &TableInput) -> (Snapshot<F>, Vec<Omission>)
     let lens = node.peers.iter().map(|(peer, _)| peer.subnet.prefix_len());
     let peer_len = peer_len(lens).unwrap_or(node.subnet.prefix_len());
     let mut flags = node.flags;
-    for (peer, way) in &node.peers {
-        let Some(entry) = peer_entry::<F, F>(node, vtep, peer, *way) else {
+    for (peer, path) in &node.peers {
+        let Some(entry) = peer_entry::<F, F>(node, vtep, peer, *path) else {
             omissions.push(Omission::Peer(peer.subnet));
             continue;
         };
@@ -281,13 +281,13 @@ fn peer_entry<F: UserFamily, O: UserFamily>(
     node: &TableInput,
     source: O::Addr,
     peer: &backend::Peer,
-    way: Way,
+    path: UnderlayPath,
 ) -> Option<PeerEntry<O>> {
     F::from_ip(peer.subnet.network())?;
     let vtep = O::from_ip(peer.vtep)?;
     if peer.way == backend::Way::Direct {
-        let entry = PeerEntry::direct(vtep, way.mtu);
-        return Some(with_next_hop(&entry, way.next_hop, node.underlay_mac));
+        let entry = PeerEntry::direct(vtep, path.mtu);
+        return Some(with_next_hop(&entry, path.next_hop, node.underlay_mac));
     }
     let tunnel = vxlan::Tunnel {
         source,
@@ -296,11 +296,11 @@ fn peer_entry<F: UserFamily, O: UserFamily>(
         vni: node.vni,
         source_mac: node.vtep_mac.0,
         destination_mac: peer.mac().unwrap_or_default().0,
-        outer_macs: way
+        outer_macs: path
             .next_hop
             .map_or_else(Default::default, |mac| (mac.0, node.underlay_mac.0)),
     };
-    let flags = if way.next_hop.is_some() {
+    let flags = if path.next_hop.is_some() {
         PEER_NEXT_HOP
     } else {
         0
@@ -308,7 +308,7 @@ fn peer_entry<F: UserFamily, O: UserFamily>(
     Some(PeerEntry {
         header: O::prepare(&tunnel, F::ETHERTYPE),
         vtep,
-        mtu: way.mtu,
+        mtu: path.mtu,
         flags,
     })
 }
@@ -352,7 +352,7 @@ mod tests {
             };
             (
                 peer,
-                Way {
+                UnderlayPath {
                     mtu: 1450,
                     next_hop: Some(MacAddr([2, 0, 0, 0, 9, 9])),
                 },

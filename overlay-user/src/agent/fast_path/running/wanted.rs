@@ -1,7 +1,7 @@
 //! What the maps should hold, made from what a round knows of the node.
 
 use crate::backend::{self, Peer};
-use crate::datapath::tables::{LocalPod, TableInput, Way};
+use crate::datapath::tables::{LocalPod, TableInput, UnderlayPath};
 use crate::kernel::pods::PodLink;
 use crate::mac::MacAddr;
 use overlay_common::V4;
@@ -90,7 +90,7 @@ pub(super) fn table_input(
             .map(|peer| {
                 (
                     peer.clone(),
-                    Way {
+                    UnderlayPath {
                         mtu: match peer.way {
                             backend::Way::Vxlan { .. } => view.mtu,
                             backend::Way::Direct => view.underlay.mtu,
