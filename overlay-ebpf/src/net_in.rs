@@ -5,34 +5,52 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
-use overlay_common::{Hook, Verdict, vxlan};
+use overlay_common::{Hook, V4, V6, Verdict, vxlan};
 
 use crate::decap::decapsulate;
-use crate::direct::deliver;
-use crate::encap::Error;
-use crate::maps::Maps;
+use crate::forward::{Error, deliver};
+use crate::maps::{Mapped, Maps, is_ipv6};
 use crate::outcome::{Outcome, end};
-use crate::refusal;
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_net_in(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    let bytes = skb.frame_len();
-    end(&skb, Hook::NetIn, bytes, handle(&skb))
+    if is_ipv6(skb.ethertype()) {
+        ipv6(&skb)
+    } else {
+        ipv4(&skb)
+    }
+}
+
+/// Each family apart: what both need of the stack together is more than a program may have.
+#[inline(never)]
+fn ipv4(skb: &Skb) -> i32 {
+    handle::<V4>(skb)
+}
+
+#[inline(never)]
+fn ipv6(skb: &Skb) -> i32 {
+    handle::<V6>(skb)
 }
 
 #[inline(always)]
-fn handle(skb: &Skb) -> (Verdict, Outcome) {
-    match from_network(skb, &Maps) {
+fn handle<F: Mapped>(skb: &Skb) -> i32 {
+    let bytes = skb.frame_len();
+    end::<F>(skb, Hook::NetIn, bytes, visit::<F>(skb))
+}
+
+#[inline(always)]
+fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
+    match from_network::<F, F, _, _>(skb, &Maps) {
         FromNetwork::Decapsulate {
             pod,
             gateway_mac,
             header,
-        } => match decapsulate(skb, pod, gateway_mac, header) {
+        } => match decapsulate::<F, F>(skb, pod, gateway_mac, header) {
             Ok(action) => (Verdict::Decapsulated, Outcome::Done(action)),
             Err(Error::Untouched) => {
-                let inner = ETHERNET_LEN + vxlan::OVERHEAD;
+                let inner = ETHERNET_LEN + vxlan::overhead::<F>();
                 (Verdict::AdjustFailed, Outcome::HandOver(Some(inner)))
             }
             Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
@@ -41,19 +59,16 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
             pod,
             gateway_mac,
             header,
-        } => match deliver(skb, pod, gateway_mac, header) {
+        } => match deliver::<F>(skb, pod, gateway_mac, header) {
             Ok(action) => (Verdict::Redirected, Outcome::Done(action)),
             Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
         },
         FromNetwork::Pass(pass) => {
-            if pass.vouched {
+            if pass.is_vouched {
                 skb.vouch();
             }
             Outcome::pass(pass)
         }
-        FromNetwork::Refuse(verdict) => {
-            refusal::tell(skb, Hook::NetIn, verdict);
-            (verdict, Outcome::Done(TC_ACT_SHOT))
-        }
+        FromNetwork::Refuse(verdict) => (verdict, Outcome::Refused),
     }
 }

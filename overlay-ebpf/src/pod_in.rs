@@ -6,25 +6,44 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromPod, from_pod};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
-use overlay_common::{Hook, Verdict};
+use overlay_common::{Hook, V4, V6, Verdict};
 
-use crate::direct::route;
-use crate::encap::{Error, encapsulate};
-use crate::maps::Maps;
+use crate::encap::encapsulate;
+use crate::forward::{Error, route};
+use crate::maps::{Mapped, Maps, is_ipv6};
 use crate::outcome::{Outcome, end};
-use crate::refusal;
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_pod_in(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
-    let bytes = skb.frame_len();
-    end(&skb, Hook::PodIn, bytes, handle(&skb))
+    if is_ipv6(skb.ethertype()) {
+        ipv6(&skb)
+    } else {
+        ipv4(&skb)
+    }
+}
+
+/// Each family apart: what both need of the stack together is more than a program may have.
+#[inline(never)]
+fn ipv4(skb: &Skb) -> i32 {
+    handle::<V4>(skb)
+}
+
+#[inline(never)]
+fn ipv6(skb: &Skb) -> i32 {
+    handle::<V6>(skb)
 }
 
 #[inline(always)]
-fn handle(skb: &Skb) -> (Verdict, Outcome) {
-    match from_pod(skb, &Maps) {
+fn handle<F: Mapped>(skb: &Skb) -> i32 {
+    let bytes = skb.frame_len();
+    end::<F>(skb, Hook::PodIn, bytes, visit::<F>(skb))
+}
+
+#[inline(always)]
+fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
+    match from_pod::<F, F, _, _>(skb, &Maps) {
         FromPod::Redirect(pod) => {
             let ifindex = pod.ifindex;
             skb.take_in();
@@ -52,9 +71,6 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
             Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
         },
         FromPod::Pass(pass) => Outcome::pass(pass),
-        FromPod::Refuse(verdict) => {
-            refusal::tell(skb, Hook::PodIn, verdict);
-            (verdict, Outcome::Done(TC_ACT_SHOT))
-        }
+        FromPod::Refuse(verdict) => (verdict, Outcome::Refused),
     }
 }

@@ -4,9 +4,9 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_load_bytes};
+use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use overlay_common::V4;
+use overlay_common::Family;
 use overlay_common::decide::mark;
 use overlay_common::packet::Packet;
 use overlay_common::schema::VOUCHED;
@@ -14,7 +14,8 @@ use overlay_common::schema::VOUCHED;
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
 
-/// Furthest offset that a header of ours can start at: Ethernet and IP with options, twice, and VXLAN.
+/// Furthest offset that a header of ours can start at: Ethernet and IP with options, twice, and
+/// VXLAN.
 pub const FURTHEST: u32 = 0xff;
 
 /// A socket buffer that a tc program sees.
@@ -28,6 +29,13 @@ impl Skb {
         Self {
             raw: ctx.as_ptr().cast(),
         }
+    }
+
+    /// The Ethernet type as the kernel read it off the frame, tags taken off.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        // SAFETY: the context is valid for the whole program; the verifier checks the access.
+        u16::from_be(unsafe { (*self.raw).protocol } as u16)
     }
 
     /// For the kernel's helpers.
@@ -50,40 +58,55 @@ impl Skb {
         unsafe { (*self.raw).tc_index as u16 }
     }
 
-    /// Hands the packet over to the stack: `plain` tells where the IP header of plain pod-to-pod
-    /// traffic starts.
+    /// Hands the packet over to the stack, or to a program of ours on its way out: `plain` tells
+    /// where the IP header of plain pod-to-pod traffic starts.
     #[inline(always)]
-    pub fn hand_over(&self, plain: Option<u32>) {
-        let mark = plain.map_or(0, |ip_offset| mark::<V4, _>(self, ip_offset));
+    pub fn hand_over<F: Family>(&self, plain: Option<u32>) {
+        let mark = plain.map_or(0, |ip_offset| mark::<F, _>(self, ip_offset));
         // SAFETY: as for `handed_over`; the field is writable for tc programs.
         unsafe { (*self.raw).tc_index = u32::from(mark) }
     }
 
-    /// Marks plain pod-to-pod traffic that a program of ours sends on itself.
-    #[inline(always)]
-    pub fn mark_plain(&self, ip_offset: u32) {
-        self.hand_over(Some(ip_offset));
-    }
-
-    /// Makes the frame one for this host. A veth took it for another's, because its receiver's MAC address is not its own; it stays
-    /// so through `bpf_redirect_peer` before Linux 6.15 (c43272299488), and the receiver's IP stack would drop it.
+    /// Makes the frame one for this host. A veth took it for another's, because its receiver's MAC
+    /// address is not its own; it stays so through `bpf_redirect_peer` before Linux 6.15
+    /// (c43272299488), and the receiver's IP stack would drop it.
     #[inline(always)]
     pub fn take_in(&self) {
         if !self.to_this_host() {
-            // SAFETY: the helper takes the context and a constant; it fails for no type that a received frame can have.
+            // SAFETY: the helper takes the context and a constant; it fails for no type that a
+            // received frame can have.
             unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
         }
     }
 
-    /// Tells the guard that the sender of this VXLAN packet has been checked.
+    /// Overwrites the beginning of the frame with what `value` has from its byte `start` on; false
+    /// where that fails.
+    #[inline(always)]
+    pub fn store<T>(&self, value: &T, start: usize) -> bool {
+        const { assert!(size_of::<T>() <= FURTHEST as usize) };
+        let from = (&raw const *value).cast::<u8>();
+        // SAFETY: the helper reads as many bytes as the value has from `start` on, and checks the
+        // buffer's bounds. Callers' values have no padding.
+        let failed = unsafe {
+            let len = size_of::<T>() - start;
+            bpf_skb_store_bytes(self.raw, 0, from.add(start).cast(), len as u32, 0)
+        };
+        failed == 0
+    }
+
+    /// Tells the guard of the kernel path that the sender of this VXLAN packet has been checked.
+    ///
+    /// The priority goes with the buffer to netfilter's input hook. The IP stack gives what it
+    /// forwards after decapsulation a priority of its own (`ip_forward()`), and a veth takes it
+    /// off (`____dev_forward_skb()`), so that it neither leaves the machine nor comes from a pod.
     #[inline(always)]
     pub fn vouch(&self) {
         // SAFETY: as for `hand_over`.
         unsafe { (*self.raw).priority = VOUCHED }
     }
 
-    /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which would press
-    /// all pods' traffic into one queue of the NIC.
+    /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which
+    /// would press all pods' traffic into one queue of the NIC.
     #[inline(always)]
     pub fn reset_queue(&self) {
         // SAFETY: as for `hand_over`.
@@ -105,9 +128,11 @@ impl Packet for Skb {
         let from = start + offset as usize;
         if from + N * 4 <= end {
             for i in 0..N {
-                // SAFETY: within the bounds just checked. Headers stand at even offsets, so this may be misaligned, which Rust
-                // does not promise to bear: it relies on the BPF back end, which makes one load of four bytes of it, as C
-                // compilers do, and four loads of one byte of `read_unaligned`. The verifier refuses it where the machine cannot.
+                // SAFETY: within the bounds just checked. Headers stand at even offsets, so this
+                // may be misaligned, which Rust does not promise to bear: it relies on the BPF back
+                // end, which makes one load of four bytes of it, as C compilers do, and four loads
+                // of one byte of `read_unaligned`. The verifier refuses it where the machine
+                // cannot.
                 unsafe { to.add(i).write(*((from + i * 4) as *const u32)) };
             }
         } else {

@@ -6,8 +6,9 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
-use overlay_common::decide::Tables as _;
-use overlay_common::packet::{Packet, same_mac};
+use overlay_common::decide::Tables;
+use overlay_common::packet::{Ethernet, Packet, same_mac};
+use overlay_common::{V4, V6};
 
 use crate::maps::Maps;
 
@@ -23,10 +24,17 @@ impl XdpBuff {
             raw: ctx.as_ptr().cast(),
         }
     }
+
+    /// The Ethernet type of the frame; 0 where there is none.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        Ethernet::parse(self, 0).map_or(0, |ethernet| ethernet.ethertype)
+    }
 }
 
 impl Packet for XdpBuff {
-    /// Of a packet in several buffers only the first is looked at; drivers put far more than headers there.
+    /// Of a packet in several buffers only the first is looked at; drivers put far more than
+    /// headers there.
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         // The verifier wants to know that an offset that the packet names is small.
@@ -62,7 +70,8 @@ impl Packet for XdpBuff {
         0
     }
 
-    /// Unknown: a tag that the NIC has taken off does not show. The agent keeps the program off NICs with VLANs.
+    /// Unknown: a tag that the NIC has taken off does not show. The agent keeps the program off
+    /// NICs with VLANs.
     #[inline(always)]
     fn vlan(&self) -> Option<u16> {
         None
@@ -75,8 +84,11 @@ impl Packet for XdpBuff {
         };
         let [a, b, c, d] = first.to_ne_bytes();
         let [e, f, _, _] = second.to_ne_bytes();
-        Maps.config()
-            .is_some_and(|config| same_mac([a, b, c, d, e, f], config.underlay_mac))
+        let is_nic = |mac| same_mac([a, b, c, d, e, f], mac);
+        // Both families share the NIC.
+        let of_v4 = Tables::<V4>::config(&Maps).map(|config| config.underlay_mac);
+        let of_v6 = || Tables::<V6>::config(&Maps).map(|config| config.underlay_mac);
+        of_v4.or_else(of_v6).is_some_and(is_nic)
     }
 
     #[inline(always)]

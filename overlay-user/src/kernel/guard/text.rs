@@ -118,6 +118,7 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
     let right_at_once = right(&format!("iif {} ", shape.underlay));
     let right = right("");
 
+    // What a program at the underlay's device has judged is right.
     let vouched = match shape.is_vouched {
         true => format!("meta priority {VOUCHED:#x} iif {} accept\n", shape.underlay),
         false => String::new(),
