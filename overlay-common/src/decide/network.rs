@@ -47,7 +47,7 @@ pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     let is_vouched = outer.fragment == Fragment::No;
     let leave = |pass: Pass| FromNetwork::Pass(Pass { is_vouched, ..pass });
     if config.flags & CONFIG_ACTIVE == 0 {
-        return leave(Pass::of(Verdict::Inactive));
+        return leave(Pass::plain(Verdict::Inactive, inner.offset));
     }
     // Is there a pod for it?
     let pod = match receiver(config, tables, inner.ip.destination, inner.offset) {
