@@ -3,7 +3,8 @@
 //! `bpftool map dump` prints these field names. Addresses are byte arrays in network order; all
 //! other integers are in the machine's order. No value has padding that is not named.
 //!
-//! A name that ends in 4 or 6 is that of two maps, one for each family of the pods:
+//! A name that ends in 4 or 6 is that of two maps, one for each family of the pods. Programs have
+//! those of the family that they are built for:
 //!
 //! | map | type | key | value |
 //! |---|---|---|---|

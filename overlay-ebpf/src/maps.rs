@@ -9,7 +9,7 @@ use overlay_common::schema::{
     MAX_PEERS, MAX_PODS, NEWEST_FLOW, NO_FLOW_SINCE, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::verdict::{COUNTERS, counter_index};
-use overlay_common::{Family, Hook, V4, V6, Verdict};
+use overlay_common::{Family, Hook, Verdict};
 
 /// The maps of one family's data path.
 pub trait Mapped: Family {
@@ -86,8 +86,18 @@ macro_rules! maps {
         };
     };
 }
-maps!(V4: "ov_config4", "ov_endpoints4", "ov_pods4", "ov_devices4", "ov_peers4", "ov_vteps4", "ov_flows4", "ov_flow_news4");
-maps!(V6: "ov_config6", "ov_endpoints6", "ov_pods6", "ov_devices6", "ov_peers6", "ov_vteps6", "ov_flows6", "ov_flow_news6");
+/// The family of the pods that the programs serve: programs of both in one are more than the
+/// verifier of Linux 6.1 takes.
+#[cfg(not(feature = "ipv6"))]
+pub type Served = overlay_common::V4;
+/// As above.
+#[cfg(feature = "ipv6")]
+pub type Served = overlay_common::V6;
+
+#[cfg(not(feature = "ipv6"))]
+maps!(Served: "ov_config4", "ov_endpoints4", "ov_pods4", "ov_devices4", "ov_peers4", "ov_vteps4", "ov_flows4", "ov_flow_news4");
+#[cfg(feature = "ipv6")]
+maps!(Served: "ov_config6", "ov_endpoints6", "ov_pods6", "ov_devices6", "ov_peers6", "ov_vteps6", "ov_flows6", "ov_flow_news6");
 
 #[btf_map(name = "ov_heartbeat")]
 static HEARTBEAT: Array<Heartbeat, 1> = Array::new();
@@ -150,13 +160,6 @@ impl<F: Mapped> Tables<F> for Maps {
     fn leases_are_stale(&self) -> bool {
         !is_ahead(|heartbeat| heartbeat.leases_until_ns)
     }
-}
-
-/// Whether a packet of this Ethernet type is one of IPv6, and the agent serves that family; else
-/// the family of IPv4 decides, by which all that is no IPv4 is somebody else's.
-#[inline(always)]
-pub fn is_ipv6(ethertype: u16) -> bool {
-    ethertype == V6::ETHERTYPE && Tables::<V6>::config(&Maps).is_some()
 }
 
 /// Remembers that the IP stack owns a flow.

@@ -5,33 +5,17 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
-use overlay_common::{Hook, V4, V6, Verdict, vxlan};
+use overlay_common::{Hook, Verdict, vxlan};
 
 use crate::decap::decapsulate;
 use crate::forward::{Error, deliver};
-use crate::maps::{Mapped, Maps, is_ipv6};
+use crate::maps::{Mapped, Maps, Served};
 use crate::outcome::{Outcome, end};
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_net_in(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    if is_ipv6(skb.ethertype()) {
-        ipv6(&skb)
-    } else {
-        ipv4(&skb)
-    }
-}
-
-/// Each family apart: what both need of the stack together is more than a program may have.
-#[inline(never)]
-fn ipv4(skb: &Skb) -> i32 {
-    handle::<V4>(skb)
-}
-
-#[inline(never)]
-fn ipv6(skb: &Skb) -> i32 {
-    handle::<V6>(skb)
+    handle::<Served>(&Skb::new(&ctx))
 }
 
 #[inline(always)]

@@ -7,27 +7,16 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use overlay_common::decide::refused_early;
 use overlay_common::packet::Packet as _;
-use overlay_common::{Hook, V4, V6, Verdict};
+use overlay_common::{Hook, Verdict};
 
 use crate::events;
-use crate::maps::{Mapped, Maps, count, is_ipv6};
+use crate::maps::{Mapped, Maps, Served, count};
 use crate::xdp_buff::XdpBuff;
 
 /// Takes packets in several buffers (jumbo frames), which needs Linux 5.18.
 #[xdp(frags)]
 pub fn ov_net_xdp(ctx: XdpContext) -> u32 {
-    let packet = XdpBuff::new(&ctx);
-    if is_ipv6(packet.ethertype()) {
-        ipv6(&packet)
-    } else {
-        handle::<V4>(&packet)
-    }
-}
-
-/// Apart, so that it costs IPv4 nothing.
-#[inline(never)]
-fn ipv6(packet: &XdpBuff) -> u32 {
-    handle::<V6>(packet)
+    handle::<Served>(&XdpBuff::new(&ctx))
 }
 
 #[inline(always)]

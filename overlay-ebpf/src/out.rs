@@ -7,35 +7,19 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{Leaving, leaving};
 use overlay_common::packet::Packet as _;
-use overlay_common::{Hook, V4, V6, Verdict};
+use overlay_common::{Hook, Verdict};
 
-use crate::maps::{Mapped, Maps, count, is_ipv6, remember};
+use crate::maps::{Mapped, Maps, Served, count, remember};
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_pod_out(ctx: TcContext) -> i32 {
-    watch(&ctx, Hook::PodOut)
+    handle::<Served>(&Skb::new(&ctx), Hook::PodOut)
 }
 
 #[classifier]
 pub fn ov_vtep_out(ctx: TcContext) -> i32 {
-    watch(&ctx, Hook::VtepOut)
-}
-
-#[inline(always)]
-fn watch(ctx: &TcContext, hook: Hook) -> i32 {
-    let skb = Skb::new(ctx);
-    if is_ipv6(skb.ethertype()) {
-        ipv6(&skb, hook)
-    } else {
-        handle::<V4>(&skb, hook)
-    }
-}
-
-/// Apart, so that it costs IPv4 nothing.
-#[inline(never)]
-fn ipv6(skb: &Skb, hook: Hook) -> i32 {
-    handle::<V6>(skb, hook)
+    handle::<Served>(&Skb::new(&ctx), Hook::VtepOut)
 }
 
 #[inline(always)]

@@ -7,10 +7,10 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use overlay_common::decide::Tables;
-use overlay_common::packet::{Ethernet, Packet, same_mac};
-use overlay_common::{V4, V6};
+use overlay_common::packet::{Packet, same_mac};
 
-use crate::maps::Maps;
+use crate::maps::{Maps, Served};
+use crate::skb::{FURTHEST, unproven};
 
 /// A buffer that an XDP program sees.
 pub struct XdpBuff {
@@ -24,12 +24,6 @@ impl XdpBuff {
             raw: ctx.as_ptr().cast(),
         }
     }
-
-    /// The Ethernet type of the frame; 0 where there is none.
-    #[inline(always)]
-    pub fn ethertype(&self) -> u16 {
-        Ethernet::parse(self, 0).map_or(0, |ethernet| ethernet.ethertype)
-    }
 }
 
 impl Packet for XdpBuff {
@@ -37,8 +31,9 @@ impl Packet for XdpBuff {
     /// headers there.
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let offset = unproven(offset);
         // The verifier wants to know that an offset that the packet names is small.
-        if offset > crate::skb::FURTHEST {
+        if offset > FURTHEST {
             return None;
         }
         // SAFETY: the two fields hold addresses; the verifier knows them as the packet's bounds.
@@ -84,11 +79,8 @@ impl Packet for XdpBuff {
         };
         let [a, b, c, d] = first.to_ne_bytes();
         let [e, f, _, _] = second.to_ne_bytes();
-        let is_nic = |mac| same_mac([a, b, c, d, e, f], mac);
-        // Both families share the NIC.
-        let of_v4 = Tables::<V4>::config(&Maps).map(|config| config.underlay_mac);
-        let of_v6 = || Tables::<V6>::config(&Maps).map(|config| config.underlay_mac);
-        of_v4.or_else(of_v6).is_some_and(is_nic)
+        Tables::<Served>::config(&Maps)
+            .is_some_and(|config| same_mac([a, b, c, d, e, f], config.underlay_mac))
     }
 
     #[inline(always)]

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aya::Pod as Plain;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
-use aya::{EbpfLoader, Pod as Plain};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::schema::{
     CONFIG_DIRECT, CONFIG_SHARED_PORT, CONFIG_VTEPS_INCOMPLETE, Config, Counter, Endpoint, Flow,
     FlowKey, FlowNews, Heartbeat, POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::verdict::{Hook, Verdict, counter_index};
-use overlay_common::{Family, V4, V6};
+use overlay_common::{Family, V4};
 
 use super::Error;
 use super::family::UserFamily;
@@ -36,26 +36,10 @@ pub const EVENTS: &str = "ov_events";
 /// The map of how many events found the ring full.
 pub const EVENTS_LOST: &str = "ov_events_lost";
 
-/// The names of every map, those of both families first.
-pub fn all() -> impl Iterator<Item = &'static str> + Clone {
-    let families = [V4::MAPS.all(), V6::MAPS.all()];
-    families
-        .into_iter()
-        .flatten()
-        .chain([HEARTBEAT, COUNTERS, EVENTS, EVENTS_LOST])
-}
-
-/// Loads an object with maps of the sizes that this node needs.
-///
-/// The agent does not serve IPv6: its maps have room for one entry, for they would take some 15 MiB
-/// of the kernel's memory otherwise.
-#[must_use]
-pub fn loader<'a>() -> EbpfLoader<'a> {
-    let mut loader = EbpfLoader::new();
-    for name in V6::MAPS.hashes() {
-        loader.map_max_entries(name, 1);
-    }
-    loader
+/// The names of every map of the programs for pods of this family.
+pub fn all<F: UserFamily>() -> impl Iterator<Item = &'static str> + Clone {
+    let shared = [HEARTBEAT, COUNTERS, EVENTS, EVENTS_LOST];
+    F::MAPS.all().into_iter().chain(shared)
 }
 
 /// What the maps of peers and VTEPs hold.
@@ -363,7 +347,7 @@ pub fn ids(pins: &Pins) -> Result<Vec<u32>, Error> {
         let info = MapInfo::from_pin(pins.map(name)).map_err(failed("inspect pinned", name))?;
         Ok(info.id())
     };
-    all().map(id).collect()
+    all::<V4>().map(id).collect()
 }
 
 pub(super) fn open<M: TryFrom<Map, Error = MapError>>(

@@ -6,7 +6,7 @@ use std::io;
 
 use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use overlay_common::{V4, V6};
+use overlay_common::V4;
 use serde::Serialize;
 
 use super::family::UserFamily as _;
@@ -155,7 +155,7 @@ fn load() -> Result<Ebpf, Answer> {
     let bytes = object::bytes().map_err(|error| Answer::Error(error.to_string()))?;
     let mut loader = EbpfLoader::new();
     // Scratch maps; the sizes do not matter.
-    for name in V4::MAPS.hashes().into_iter().chain(V6::MAPS.hashes()) {
+    for name in V4::MAPS.hashes() {
         loader.map_max_entries(name, 1);
     }
     loader.load(bytes).map_err(|error| match error {

@@ -7,11 +7,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
-use overlay_common::Hook;
+use aya::{Ebpf, EbpfLoader};
+use overlay_common::{Hook, V4};
 
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
@@ -125,8 +125,8 @@ impl Programs {
     ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
-        let mut loader = maps::loader();
-        for name in maps::all() {
+        let mut loader = EbpfLoader::new();
+        for name in maps::all::<V4>() {
             loader.map_pin_path(name, pins.map(name));
         }
         let ebpf = loader

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
+use aya::EbpfLoader;
 use aya::maps::{Map, MapData, MapInfo, MapType};
+use overlay_common::V4;
 
 use super::pins::Pins;
 use super::{Error, maps};
@@ -23,7 +25,7 @@ pub struct Misfit {
 /// the right name.
 pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     let mut misfits = Vec::new();
-    if !maps::all().any(|name| pins.map(name).exists()) {
+    if !maps::all::<V4>().any(|name| pins.map(name).exists()) {
         return Ok(misfits);
     }
     let mut complete = true;
@@ -49,7 +51,7 @@ pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     if !complete {
         // With them the programs that work on them.
         pins.remove_programs()?;
-        for name in maps::all() {
+        for name in maps::all::<V4>() {
             Pins::remove(&pins.map(name))?;
         }
     }
@@ -58,10 +60,10 @@ pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
 
 /// The shapes of the maps that the object declares: read off a scratch copy, loaded without pins.
 fn declared(bytes: &[u8]) -> Result<BTreeMap<&'static str, String>, Error> {
-    let scratch = maps::loader()
+    let scratch = EbpfLoader::new()
         .load(bytes)
         .map_err(|source| Error::Load(Box::new(source)))?;
-    maps::all()
+    maps::all::<V4>()
         .map(|name| {
             let map = scratch.map(name).ok_or(Error::Missing(name))?;
             let info = map_data(map)

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::Ebpf;
 use aya::maps::xdp::DevMapHash;
 use aya::programs::{Program, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
-use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat, MAX_PODS};
+use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat};
 use overlay_common::snapshot::Snapshot;
 use overlay_common::{Family, Hook, V4, Verdict};
 use overlay_user::datapath::events::{Events, Told};
@@ -65,6 +65,24 @@ pub struct Ran {
     pub frame: Vec<u8>,
 }
 
+/// The programs for IPv6, which the agent does not carry.
+#[repr(C, align(8))]
+struct Ipv6<T: ?Sized>(T);
+static IPV6: &Ipv6<[u8]> = &Ipv6(*include_bytes!(concat!(
+    env!("OUT_DIR"),
+    "/overlay-ipv6.bpf.o"
+)));
+
+/// The programs for pods of a family.
+fn programs_for<F: Family>() -> Result<&'static [u8]> {
+    const HINT: &str = "no programs: run `cargo xtask build` first";
+    if F::ETHERTYPE == V4::ETHERTYPE {
+        return object::bytes().context(HINT);
+    }
+    ensure!(!IPV6.0.is_empty(), HINT);
+    Ok(&IPV6.0)
+}
+
 impl<F: UserFamily> Kernel<F> {
     /// Loads the programs and pins their maps.
     ///
@@ -72,22 +90,17 @@ impl<F: UserFamily> Kernel<F> {
     /// When they are not built, or the kernel does not take them.
     pub fn load(pins: &Pins) -> Result<Self> {
         pins.create()?;
-        let mut loader = maps::loader();
-        for name in maps::all() {
+        let mut loader = EbpfLoader::new();
+        for name in maps::all::<F>() {
             loader.map_pin_path(name, pins.map(name));
         }
         for name in [F::MAPS.peers, F::MAPS.vteps, F::MAPS.flows] {
             loader.map_max_entries(name, ROOM);
         }
-        for name in [F::MAPS.pods, F::MAPS.endpoints] {
-            loader.map_max_entries(name, MAX_PODS);
-        }
         // Another build of the programs, to compare with.
         let mut ebpf = match std::env::var_os(OBJECT_ENV) {
             Some(path) => loader.load_file(path),
-            None => {
-                loader.load(object::bytes().context("no programs: run `cargo xtask build` first")?)
-            }
+            None => loader.load(programs_for::<F>()?),
         }
         .context("load the object")?;
         for hook in Hook::ALL {
