@@ -54,7 +54,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         path_check.paths(),
     )
     .await?;
-    let store = Arc::new(settings::open_store(&flags.store).context("open the store")?);
+    let store = Arc::new(settings::open_store(flags).context("open the store")?);
     if store.has_readers() {
         tokio::spawn(announcer::run(
             Arc::clone(&store),
@@ -137,6 +137,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         device: settings.device.clone(),
         health: health.address(),
         subnet_file: flags.node.subnet_file.clone(),
+        leases_as_of: None,
         rejected: Vec::new(),
         early_refusal: None,
         foreign_programs: None,

@@ -162,13 +162,18 @@ impl Server {
     }
 
     pub fn location_as(&self, name: &str, user: &str) -> Location {
-        Location::Kube(Options {
+        Location::Kube(self.options(name, user))
+    }
+
+    fn options(&self, name: &str, user: &str) -> Options {
+        Options {
             api_url: None,
             kubeconfig: Some(self.kubeconfig(user)),
             annotation_prefix: PREFIX.into(),
             config_path: self.directory.path().join("net-conf.json"),
             identity: Some(Identity::Node(name.into())),
-        })
+            memory: Some(self.directory.path().join(format!("{name}.nodes.json"))),
+        }
     }
 
     fn try_kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
