@@ -88,18 +88,13 @@ fn location(agent: &AgentFlags) -> Location {
     let flags = &agent.store;
     let file = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let kind = if flags.kube_subnet_mgr {
-        &StoreKind::Kube
-    } else {
-        &flags.store
-    };
-    match kind {
+    match flags.kind() {
         StoreKind::Dir(path) => Location::Dir(path.clone()),
         StoreKind::Kube => Location::Kube(kube::Options {
-            api_url: text(&flags.kube_api_url),
-            kubeconfig: file(&flags.kubeconfig_file),
-            annotation_prefix: flags.kube_annotation_prefix.clone(),
-            config_path: flags.net_config_path.clone(),
+            api_url: text(&flags.kube.kube_api_url),
+            kubeconfig: file(&flags.kube.kubeconfig_file),
+            annotation_prefix: flags.kube.kube_annotation_prefix.clone(),
+            config_path: flags.kube.net_config_path.clone(),
             identity: kube::Identity::from_env(),
             memory: Some(memory(agent)),
         }),

@@ -59,7 +59,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         tokio::spawn(announcer::run(
             Arc::clone(&store),
             health.subscribe(),
-            flags.store.set_node_network_unavailable,
+            flags.store.kube.set_node_network_unavailable,
             cancel.clone(),
         ));
     }
@@ -248,8 +248,14 @@ async fn find(
         .has_address(underlay.ifindex, underlay.public_address)
         .await?
     {
+        let by_flag = settings.flags.underlay.public_ip.map(IpAddr::from);
+        let asked_by = if by_flag == settings.criteria.public_address {
+            "--public-ip"
+        } else {
+            "the Node's annotation node-public-ip:"
+        };
         bail!(
-            "--public-ip {}: {} does not have this address; nodes behind address translation are not supported",
+            "{asked_by} {}: {} does not have this address; nodes behind address translation are not supported",
             underlay.public_address,
             underlay.name
         );

@@ -12,6 +12,9 @@ use crate::Namespace;
 use crate::traffic::Endpoint;
 use crate::wait::wait_for;
 
+/// How long a kubelet may take to take a pod away: one that missed the end of a container looks again
+/// after a minute.
+const DELETED: &str = "--timeout=150s";
 /// How long a kubelet may take to make a pod that it finds in a file.
 const STATIC_POD: Duration = Duration::from_secs(90);
 
@@ -54,10 +57,24 @@ impl Cluster {
     /// Takes a pod away at once, and waits until it is gone.
     ///
     /// # Errors
-    /// When kubectl fails.
+    /// When kubectl fails; what `kubectl describe` says, and the last words of the nodes, are part of
+    /// the error.
     pub fn delete_pod(&self, name: &str) -> Result<()> {
-        self.kubectl(["delete", "pod", name, "--grace-period=1", "--timeout=60s"])
+        self.kubectl(["delete", "pod", name, "--grace-period=1", DELETED])
             .map(drop)
+            .with_context(|| self.last_words(name))
+    }
+
+    /// What there is to say about a pod that is not as it should be.
+    pub fn last_words(&self, name: &str) -> String {
+        let told = self.kubectl(["describe", "pod", name]);
+        let nodes = self.nodes();
+        let words = nodes.iter().map(Node::last_words);
+        format!(
+            "{}\n{}",
+            told.unwrap_or_default(),
+            words.collect::<Vec<_>>().join("\n")
+        )
     }
 }
 
@@ -113,7 +130,10 @@ impl Node<'_> {
         let show = ["ip", "-4", "-json", "address", "show", "eth0"];
         let shown: Value = serde_json::from_str(&namespace.run(show)?)?;
         let address = shown[0]["addr_info"][0]["local"].as_str();
-        let address = address.and_then(|text| text.parse().ok());
+        // A container's process is in its node's namespace first.
+        let address = address
+            .and_then(|text| text.parse().ok())
+            .filter(|address| *address != self.below().underlay_address());
         Ok(Endpoint {
             name: name.to_owned(),
             namespace,
