@@ -124,7 +124,8 @@ fn chart(change: impl FnOnce(&mut Value)) -> Vec<Value> {
     change(&mut values);
     let root = json!({"Values": values, "Release": {"Namespace": NAMESPACE}});
     let mut text = String::new();
-    let left = render(&pieces(TEMPLATE), &root, &root, &mut text);
+    let pieces = pieces(TEMPLATE);
+    let left = render(&pieces, &root, &root, &mut text);
     assert!(left.is_empty(), "an end too many");
     parse(&text)
 }

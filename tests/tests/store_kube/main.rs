@@ -317,7 +317,10 @@ fn an_agent_that_starts_during_an_outage_goes_on_with_what_was_known_last() {
     let mut server = cluster(&nodes);
     server.annotate("a", &["node-public-ip=192.168.0.77"]);
     run(async {
-        let (a, _) = start(&server, "a", 1).await;
+        let store = open(server.location("a"), TTL);
+        store.network_config().await.expect("a file");
+        acquire(&store, 1).await.expect("a lease");
+        let a = keep(store);
         let (_b, _) = start(&server, "b", 2).await;
         a.until("the others", |state| state.leases.len() == 2).await;
         let memory = server.memory("a");
