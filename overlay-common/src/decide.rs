@@ -150,18 +150,17 @@ fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> boo
             && packet.gso_size() != 0
 }
 
-/// What every short cut asks of an IP packet: a datagram in one piece, without options, whose
-/// checksum the IP stack would take, and which is whole: the frame ends with it. (A short frame is
-/// padded on the wire; the kernel cuts that off.)
+/// What every short cut asks of an IP packet: a whole datagram without options, whose checksum and
+/// length the IP stack would take. A short frame is padded on the wire; the kernel cuts that off.
 #[inline(always)]
-fn is_regular<F: Family>(ip: &Ip<F>, is_whole: bool) -> Result<(), Verdict> {
+fn is_regular<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> Result<(), Verdict> {
     if ip.fragment != Fragment::No {
         return Err(Verdict::Fragment);
     }
     if ip.has_options() {
         return Err(Verdict::Options);
     }
-    if !ip.checksum_ok || !is_whole {
+    if !ip.checksum_ok || !is_whole(packet, ip, ip_offset) {
         return Err(Verdict::Malformed);
     }
     Ok(())

@@ -19,7 +19,8 @@ pub mod kube;
 mod registry;
 mod table;
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 pub use keeper::Store;
@@ -57,6 +58,9 @@ pub struct LeaseState {
     pub rejected: Rejections,
     /// Whether `leases` has ever been complete. Once true it stays true.
     pub synced: bool,
+    /// Since when nothing has been heard of `leases`, where they are what an earlier agent knew last: the
+    /// store has not answered this one yet.
+    pub as_of: Option<SystemTime>,
     /// Whether the store answers.
     pub store: StoreHealth,
 }
@@ -143,4 +147,16 @@ pub enum Error {
     /// Other nodes were faster, time and again.
     #[error("lost the race for a subnet {0} times; trying again later may help")]
     Contended(usize),
+}
+
+/// The network configuration's text, where it is in a file.
+async fn config_file(path: &Path) -> Result<String, Error> {
+    let read = tokio::fs::read_to_string(path).await;
+    read.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::NoConfig(path.display().to_string()),
+        _ => Error::Unreachable {
+            call: format!("reading {}", path.display()),
+            message: error.to_string(),
+        },
+    })
 }

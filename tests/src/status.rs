@@ -116,11 +116,18 @@ pub fn status(node: &Node) -> Result<Value> {
     node.json(["overlayctl", "status", "--output", "json"])
 }
 
-/// Waits until every pod of the lab is accelerated.
+/// Waits until every pod of the lab is accelerated, and the fast path of every node knows every
+/// node that the kernel has a route to: the route comes first.
 ///
 /// # Errors
 /// When that takes too long.
 pub fn wait_accelerated(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let what = format!("the fast path of {} to know every node", node.name());
+        let is_complete = |status: Value| status["fast_path"]["complete"] == true;
+        wait_until(&what, NOTICED, || status(&node).is_ok_and(is_complete))
+            .with_context(|| node.agent_log_tail())?;
+    }
     lab.pods()
         .iter()
         .try_for_each(|pod| wait_for_path(&pod.node(), &pod.address().to_string(), "fast"))

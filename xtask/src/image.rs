@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use overlay_tests::image::{self, Image};
 
-use crate::{build, setup, shell, workspace};
+use crate::{build, dist, setup, shell, workspace};
 
 /// The name that the manifests say, as container runtimes complete it.
 const NAME: &str = "docker.io/library/overlay:latest";
@@ -39,13 +39,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     setup::ensure_cluster()?;
     build::programs(build::Warnings::Shown)?;
     build::binaries(!arguments.debug)?;
-    let profile = if arguments.debug { "debug" } else { "release" };
+    let built = if arguments.debug {
+        "debug"
+    } else {
+        dist::strip()?;
+        "dist"
+    };
     let default = || workspace::target().join("overlay-image.tar");
     let output = arguments.output.clone().unwrap_or_else(default);
     shell::progress("image");
     let image = Image {
         name: &arguments.name,
-        tree: image::overlay(&workspace::target().join(profile))?,
+        tree: image::overlay(&workspace::target().join(built))?,
         entrypoint: &[image::ENTRYPOINT],
         path: image::PATH,
         compression: 9,

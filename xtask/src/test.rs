@@ -50,6 +50,8 @@ pub struct Arguments {
 
 /// The tests that take the programs of Kubernetes.
 const KUBERNETES: [&str; 2] = ["kubernetes", "store_kube"];
+/// Those in clusters of their own, each of which takes all processors while it starts.
+const CLUSTERS: &str = "kubernetes";
 /// The tests that every variant of the data path has to pass.
 const OF_EVERY_VARIANT: &[&str] = &["equality", "offloads", "reachability", "faults", "healing"];
 
@@ -187,24 +189,27 @@ fn unit_tests(run: &mut Run, filter: Option<&str>) -> Result<()> {
 fn labs(run: &mut Run, filter: Option<&str>) -> Result<()> {
     const NAME: &str = "in the kernel and labs";
     let files = names::files()?;
-    let mut part = |files: &[&String], filter: Option<&str>| {
-        let mut command = parts::cargo_test(&["--package", "overlay-tests"]);
-        for file in files {
-            command.args(["--test", file]);
+    let mut part = |files: Vec<&String>, filter: Option<&str>| {
+        let (clusters, labs): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| *file == CLUSTERS);
+        for (files, at_a_time) in [(labs, LABS_AT_A_TIME), (clusters, 1)] {
+            if files.is_empty() {
+                continue;
+            }
+            let mut command = parts::cargo_test(&["--package", "overlay-tests"]);
+            for file in files {
+                command.args(["--test", file]);
+            }
+            let threads = format!("--test-threads={at_a_time}");
+            run.cargo_test(NAME, command.arg("--").args(filter).arg(threads))?;
         }
-        let threads = format!("--test-threads={LABS_AT_A_TIME}");
-        run.cargo_test(NAME, command.arg("--").args(filter).arg(threads))
+        Ok(())
     };
     let (whole, others): (Vec<_>, Vec<_>) = files
         .iter()
         .partition(|file| filter.is_none_or(|filter| *file == filter));
-    if !whole.is_empty() {
-        part(&whole, None)?;
-    }
-    if !others.is_empty() {
-        part(&others, filter)?;
-    }
-    Ok(())
+    part(whole, None)?;
+    part(others, filter)
 }
 
 impl Variant {

@@ -247,10 +247,8 @@ fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
     }
-    // Super-packets whose length does not fit the field (see `is_whole`) do not come in tunnels.
-    let len_from = |offset| packet.frame_len() - offset;
-    is_regular(outer, outer.total_len == len_from(ETHERNET_LEN))?;
-    is_regular(&inner.ip, inner.ip.total_len == len_from(inner.offset))?;
+    is_regular(packet, outer, ETHERNET_LEN)?;
+    is_regular(packet, &inner.ip, inner.offset)?;
     // The outer checksum need not be zero, and need not be verified (RFC 7348, section 5): what is
     // inside has its own.
     let [udp_len_hi, udp_len_lo, _, _] = udp_length_and_checksum.to_ne_bytes();

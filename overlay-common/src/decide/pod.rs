@@ -3,7 +3,7 @@
 use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, PEER_DIRECT,
     POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP, Verdict, fits,
-    in_a_vlan, in_network, in_own_subnet, is_not_stack_owned, is_regular, is_this_node, is_whole,
+    in_a_vlan, in_network, in_own_subnet, is_not_stack_owned, is_regular, is_this_node,
     same_family, same_mac, vxlan,
 };
 
@@ -265,7 +265,7 @@ fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if !same_mac(ethernet.source, endpoint.mac) {
         return Err(Verdict::ForeignMac);
     }
-    is_regular(ip, is_whole(packet, ip, ETHERNET_LEN))?;
+    is_regular(packet, ip, ETHERNET_LEN)?;
     is_not_stack_owned(packet, config, tables, ip, ETHERNET_LEN)
 }
 

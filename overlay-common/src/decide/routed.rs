@@ -9,7 +9,7 @@ use super::arrived::{Arrived, FromNetwork, pass, receiver};
 use super::{
     CONFIG_ACTIVE, CONFIG_DIRECT, Config, ETHERNET_LEN, Family, Ip, PEER_DIRECT, PEER_NEXT_HOP,
     POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Verdict, fits, in_a_vlan,
-    in_network, in_own_subnet, is_not_stack_owned, is_regular, is_whole, same_mac,
+    in_network, in_own_subnet, is_not_stack_owned, is_regular, same_mac,
 };
 
 /// The packet where it claims to be a pod's although nothing is around it. `arrived` is what it is
@@ -105,7 +105,7 @@ fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
     }
-    is_regular(ip, is_whole(packet, ip, ETHERNET_LEN))?;
+    is_regular(packet, ip, ETHERNET_LEN)?;
     if ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }

@@ -76,6 +76,10 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
             flags.node.subnet_file.display()
         ));
     }
+    let memory = settings::memory(flags);
+    if let Err(error) = files::remove(&memory) {
+        problems.push(format!("unlink {}: {error}", memory.display()));
+    }
     if let Err(error) = AgentFile::remove(&flags.node.run_dir) {
         problems.push(error.to_string());
     }
@@ -122,7 +126,7 @@ async fn release(
     subnet: IpNet,
     identity: Option<Identity>,
 ) -> anyhow::Result<()> {
-    let store = settings::open_store(&flags.store)?;
+    let store = settings::open_store(flags)?;
     let config = store.network_config().await?;
     let criteria = settings::criteria(flags);
     let underlay = kernel::Kernel::connect()?

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::agent::path_check::Paths;
 use crate::config::AgentFlags;
@@ -38,6 +38,8 @@ pub struct Report {
     pub pods: usize,
     /// Leases that were refused.
     pub rejected: Rejections,
+    /// When the leases were known last (RFC 3339), where the store has not answered this agent yet.
+    pub leases_as_of: Option<String>,
     /// Foreign packet-filter rules that packets from pod to pod meet.
     pub policies: Vec<Policy>,
     synced: bool,
@@ -57,6 +59,7 @@ impl Report {
             .and_then(|expires| expires.duration_since(UNIX_EPOCH).ok());
         let mut report = Self {
             rejected: state.rejected.clone(),
+            leases_as_of: state.as_of.map(rfc3339),
             synced: state.synced,
             store: state.store.clone(),
             lease_expiry: expiry.map(|expiry| expiry.as_secs()),
@@ -226,6 +229,12 @@ impl Health {
     }
 }
 
+/// A moment for people and programs, to the second.
+fn rfc3339(moment: SystemTime) -> String {
+    let moment = jiff::Timestamp::try_from(moment);
+    moment.map_or_else(|error| error.to_string(), |it| format!("{it:.0}"))
+}
+
 /// Whether every task makes progress; if not, an agent that is started anew may.
 async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
     let stuck = shown.liveness.stuck();
@@ -251,14 +260,12 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     };
     line("peers", &report.peers.to_string());
     line("pods", &report.pods.to_string());
-    line(
-        "leases",
-        if report.synced {
-            "known"
-        } else {
-            "not read yet"
-        },
-    );
+    let leases = match &report.leases_as_of {
+        Some(moment) => format!("as known at {moment}; the store has not answered this agent yet"),
+        None if report.synced => "known".to_owned(),
+        None => "not read yet".to_owned(),
+    };
+    line("leases", &leases);
     if let StoreHealth::Unreachable { error, .. } = &report.store {
         line(
             "store",

@@ -402,6 +402,7 @@ impl Reconciler {
                 .iter()
                 .map(|it| (&***it).into())
                 .collect(),
+            leases_as_of: report.leases_as_of.clone(),
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
             network_policies: self.hindrance.note(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::backend::{self, Backend};
-use crate::config::flags::{StoreFlags, StoreKind};
+use crate::config::flags::StoreKind;
 use crate::config::{AgentFlags, NetworkConfig};
 use crate::datapath::pins::Pins;
 use crate::kernel::interface::Criteria;
@@ -72,27 +72,31 @@ pub fn criteria(flags: &AgentFlags) -> Criteria {
 ///
 /// # Errors
 /// [`store::Error::Options`] if the flags make no sense; nothing is asked of the store yet.
-pub fn open_store(flags: &StoreFlags) -> Result<Store, store::Error> {
-    Store::open(location(flags), flags.lease_ttl, flags.renew_every())
+pub fn open_store(flags: &AgentFlags) -> Result<Store, store::Error> {
+    let (ttl, renew_every) = (flags.store.lease_ttl, flags.store.renew_every());
+    Store::open(location(flags), ttl, renew_every)
+}
+
+/// The file in which the agent leaves what it knows of a store that may be away when the next one starts.
+#[must_use]
+pub fn memory(flags: &AgentFlags) -> PathBuf {
+    flags.node.run_dir.join("nodes.json")
 }
 
 /// Where the flags say that leases live.
-fn location(flags: &StoreFlags) -> Location {
+fn location(agent: &AgentFlags) -> Location {
+    let flags = &agent.store;
     let file = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let kind = if flags.kube_subnet_mgr {
-        &StoreKind::Kube
-    } else {
-        &flags.store
-    };
-    match kind {
+    match flags.kind() {
         StoreKind::Dir(path) => Location::Dir(path.clone()),
         StoreKind::Kube => Location::Kube(kube::Options {
-            api_url: text(&flags.kube_api_url),
-            kubeconfig: file(&flags.kubeconfig_file),
-            annotation_prefix: flags.kube_annotation_prefix.clone(),
-            config_path: flags.net_config_path.clone(),
+            api_url: text(&flags.kube.kube_api_url),
+            kubeconfig: file(&flags.kube.kubeconfig_file),
+            annotation_prefix: flags.kube.kube_annotation_prefix.clone(),
+            config_path: flags.kube.net_config_path.clone(),
             identity: kube::Identity::from_env(),
+            memory: Some(memory(agent)),
         }),
         StoreKind::Etcd => Location::Etcd(etcd::Options {
             endpoints: flags.etcd_endpoints.clone(),
@@ -116,7 +120,7 @@ mod tests {
         let command = AgentFlags::augment_args(Command::new("overlayd"));
         let args = std::iter::once("overlayd").chain(args.iter().copied());
         let flags = AgentFlags::from_arg_matches(&command.get_matches_from(args)).expect("flags");
-        location(&flags.store)
+        location(&flags)
     }
 
     #[test]

@@ -54,12 +54,12 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         path_check.paths(),
     )
     .await?;
-    let store = Arc::new(settings::open_store(&flags.store).context("open the store")?);
+    let store = Arc::new(settings::open_store(flags).context("open the store")?);
     if store.has_readers() {
         tokio::spawn(announcer::run(
             Arc::clone(&store),
             health.subscribe(),
-            flags.store.set_node_network_unavailable,
+            flags.store.kube.set_node_network_unavailable,
             cancel.clone(),
         ));
     }
@@ -137,6 +137,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         device: settings.device.clone(),
         health: health.address(),
         subnet_file: flags.node.subnet_file.clone(),
+        leases_as_of: None,
         rejected: Vec::new(),
         early_refusal: None,
         foreign_programs: None,
@@ -247,8 +248,14 @@ async fn find(
         .has_address(underlay.ifindex, underlay.public_address)
         .await?
     {
+        let by_flag = settings.flags.underlay.public_ip.map(IpAddr::from);
+        let asked_by = if by_flag == settings.criteria.public_address {
+            "--public-ip"
+        } else {
+            "the Node's annotation node-public-ip:"
+        };
         bail!(
-            "--public-ip {}: {} does not have this address; nodes behind address translation are not supported",
+            "{asked_by} {}: {} does not have this address; nodes behind address translation are not supported",
             underlay.public_address,
             underlay.name
         );

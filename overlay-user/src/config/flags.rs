@@ -3,6 +3,7 @@
 //! default.
 
 mod foreign;
+mod kube;
 mod node;
 mod store;
 
@@ -12,8 +13,9 @@ use clap::Args;
 
 pub use self::foreign::FlagError;
 use self::foreign::ForeignFlags;
+pub use self::kube::KubeFlags;
 pub use self::node::{Aggregates, Attach, FastPath, Guard, LogFormat, NodeFlags, Xdp};
-pub use self::store::{StoreFlags, StoreKind};
+pub use self::store::{StoreFlags, StoreKind, TwoStores};
 
 /// What `overlayd --help` ends with.
 pub const EXAMPLES: &str = "\
@@ -62,11 +64,12 @@ pub struct UnderlayFlags {
 }
 
 impl AgentFlags {
-    /// Refuses what flanneld would act on and this agent would not.
+    /// Refuses what flanneld would act on and this agent would not, and what contradicts itself.
     ///
     /// # Errors
     /// [`FlagError`] with the flag and the cure.
     pub fn check(&self) -> Result<(), FlagError> {
+        self.store.check()?;
         self.foreign.check()
     }
 }

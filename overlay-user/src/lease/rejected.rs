@@ -132,6 +132,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_refused_entry_is_called_by_its_key_and_its_node() {
+        assert_eq!(subject("10.5.34.0-24", None), "10.5.34.0-24");
+        assert_eq!(
+            subject("10.5.34.0-24", Some("worker-7")),
+            "10.5.34.0-24 of node worker-7"
+        );
+        assert_eq!(
+            subject("worker-7", Some("worker-7")),
+            "worker-7",
+            "Kubernetes has leases by the names of nodes"
+        );
+    }
+
+    #[test]
     fn excerpts_are_one_short_line() {
         assert_eq!(excerpt("10.5.34.0-24"), "10.5.34.0-24");
         assert_eq!(excerpt("a\nb\u{1b}[2J"), "a\\nb\\u{1b}[2J");

@@ -90,6 +90,9 @@ pub struct AgentFile {
     pub health: Option<SocketAddr>,
     /// Where it writes the node's subnet.
     pub subnet_file: PathBuf,
+    /// When the leases were known last (RFC 3339), where the store has not answered the agent yet.
+    #[serde(default)]
+    pub leases_as_of: Option<String>,
     /// Entries of the store that it does not believe.
     #[serde(default)]
     pub rejected: Vec<RejectedLease>,

@@ -52,6 +52,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         early_refusal: None,
         foreign_programs: None,
         network_policies: None,
+        leases_as_of: None,
         slow_path: BTreeMap::new(),
         refused: BTreeMap::new(),
         rejected: Vec::new(),
@@ -83,6 +84,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             };
             device = Some(agent.device);
             subnet_file = agent.subnet_file;
+            status.leases_as_of = agent.leases_as_of;
             status.rejected = agent.rejected;
             status.early_refusal = agent.early_refusal;
             status.foreign_programs = agent.foreign_programs;

@@ -21,8 +21,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use self::files::Files;
-use super::Error;
 use super::entry::{Change, Entry, Snapshot, Term};
+use super::{Error, config_file};
 use crate::lease::SubnetKey;
 
 /// A directory of leases.
@@ -44,17 +44,7 @@ impl Dir {
     }
 
     pub async fn config(&self) -> Result<String, Error> {
-        let path = self.path.join("config");
-        match tokio::fs::read_to_string(&path).await {
-            Ok(text) => Ok(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(Error::NoConfig(path.display().to_string()))
-            }
-            Err(error) => Err(Error::Unreachable {
-                call: format!("reading {}", path.display()),
-                message: error.to_string(),
-            }),
-        }
+        config_file(&self.path.join("config")).await
     }
 
     pub async fn list(&self) -> Result<Snapshot, Error> {
@@ -64,7 +54,11 @@ impl Dir {
                 .into_iter()
                 .map(|it| it.into_entry(revision))
                 .collect();
-            Ok(Snapshot { entries, revision })
+            Ok(Snapshot {
+                entries,
+                revision,
+                as_of: None,
+            })
         })
         .await
     }

@@ -1,6 +1,7 @@
 //! What a registry holds and tells: entries, all of them at one moment, and changes of them.
 
 use std::net::Ipv4Addr;
+use std::time::SystemTime;
 
 use crate::lease::RejectReason;
 
@@ -47,6 +48,15 @@ pub(super) enum Term {
     Renewed(i64),
 }
 
+/// The entry that the registry gives this node.
+#[derive(Debug)]
+pub(super) struct Given {
+    /// The entry.
+    pub entry: Entry,
+    /// See [`Snapshot::as_of`].
+    pub as_of: Option<SystemTime>,
+}
+
 /// All entries at one moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
@@ -54,6 +64,9 @@ pub(super) struct Snapshot {
     pub entries: Vec<Entry>,
     /// The registry's count at that moment.
     pub revision: u64,
+    /// The moment, where the registry does not answer and this is what was known last. Its count is
+    /// zero then.
+    pub as_of: Option<SystemTime>,
 }
 
 /// What a watch tells.
@@ -74,4 +87,15 @@ pub(super) enum Change {
     Alive,
     /// The registry does not answer; the watch goes on trying.
     Unreachable(String),
+}
+
+impl Change {
+    /// Whether the registry has answered.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::All(snapshot) => snapshot.as_of.is_none(),
+            Self::Unreachable(_) => false,
+            Self::Put(_) | Self::Gone { .. } | Self::Alive => true,
+        }
+    }
 }

@@ -88,6 +88,7 @@ impl Etcd {
         Ok(Snapshot {
             entries,
             revision: revision.cast_unsigned(),
+            as_of: None,
         })
     }
 

@@ -151,7 +151,9 @@ impl Store {
     /// The store does not answer. Worth another attempt.
     pub async fn earlier_attributes(&self) -> Result<Option<Attributes>, Error> {
         match self.registry.assigned().await {
-            Ok(entry) => Ok(entry.and_then(|it| it.lease().ok()).map(|it| it.attributes)),
+            Ok(given) => Ok(given
+                .and_then(|it| it.entry.lease().ok())
+                .map(|it| it.attributes)),
             Err(Error::NotAssigned { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -301,7 +303,7 @@ impl Store {
         for change in first.into_iter().chain(behind) {
             if let Change::Unreachable(error) = &change {
                 inner.outage(error);
-            } else {
+            } else if change.is_answer() {
                 recovered |= inner.answered();
             }
             if inner.has_ended_for(&change) {
@@ -345,6 +347,7 @@ impl Store {
                 leases,
                 rejected: inner.table.rejected().clone(),
                 synced,
+                as_of: inner.table.as_of(),
                 store: inner.health.clone(),
             };
             let differs = next != *state;
@@ -380,7 +383,7 @@ impl Inner {
     /// and take them again.
     fn has_ended_for(&self, change: &Change) -> bool {
         match (&self.held, change) {
-            (Some(held), Change::All(snapshot)) => {
+            (Some(held), Change::All(snapshot)) if change.is_answer() => {
                 held.revision <= snapshot.revision
                     && !snapshot.entries.iter().any(|entry| entry.key == held.key)
             }

@@ -6,6 +6,7 @@
 
 mod client;
 mod follow;
+mod memory;
 mod node;
 mod nodes;
 mod notice;
@@ -16,14 +17,15 @@ use std::sync::{Mutex, PoisonError};
 
 use kube::core::Request;
 use kube::core::params::{GetParams, ListParams, Patch, PatchParams};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{OnceCell, mpsc};
 
 use self::client::{Api, Failure};
+use self::memory::Memory;
 use self::node::{Metadata, Names, Node};
-use super::Error;
-use super::entry::{Change, Entry, Snapshot};
+use super::entry::{Change, Entry, Given, Snapshot};
+use super::{Error, config_file};
 use crate::lease::Attributes;
 
 const NODES: &str = "/api/v1/nodes";
@@ -45,10 +47,12 @@ pub struct Options {
     pub config_path: PathBuf,
     /// This node.
     pub identity: Option<Identity>,
+    /// File in which an agent leaves what it knows, for one that starts while the API server is away.
+    pub memory: Option<PathBuf>,
 }
 
 /// By what a node knows its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Identity {
     /// The name of the Node object.
     Node(String),
@@ -83,6 +87,7 @@ pub(super) struct Kube {
     name: OnceCell<String>,
     /// An older node with this node's podCIDR.
     rival: Mutex<Option<String>>,
+    memory: Memory,
 }
 
 /// A page of a list.
@@ -127,6 +132,7 @@ impl Kube {
         Ok(Self {
             api: Api::new(&options),
             names: Names::new(&options.annotation_prefix)?,
+            memory: Memory::new(&options, identity.clone()),
             config_path: options.config_path,
             identity,
             name: OnceCell::new(),
@@ -135,22 +141,21 @@ impl Kube {
     }
 
     pub async fn config(&self) -> Result<String, Error> {
-        let path = &self.config_path;
-        match tokio::fs::read_to_string(path).await {
-            Ok(text) => Ok(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(Error::NoConfig(path.display().to_string()))
-            }
-            Err(error) => Err(Error::Unreachable {
-                call: format!("reading {}", path.display()),
-                message: error.to_string(),
-            }),
-        }
+        let text = config_file(&self.config_path).await?;
+        self.memory.note_network(&text);
+        Ok(text)
     }
 
-    /// This node's entry, whatever its annotations say.
-    pub async fn assigned(&self) -> Result<Entry, Error> {
-        let node = self.own().await?;
+    /// This node's entry, whatever its annotations say; as it was known last, where the API server
+    /// does not answer an agent that has just started.
+    pub async fn assigned(&self) -> Result<Given, Error> {
+        let node = match self.own().await {
+            Err(error @ Error::Unreachable { .. }) => {
+                let recalled = self.memory.recall();
+                return recalled.and_then(|it| it.given()).ok_or(error);
+            }
+            node => node?,
+        };
         let name = &node.metadata.name;
         let not_yet = |why| Error::NotAssigned {
             node: name.clone(),
@@ -167,7 +172,10 @@ impl Kube {
             )));
         }
         match node.subnet() {
-            Ok(Some(key)) => Ok(node.entry(&self.names, key.to_string(), true)),
+            Ok(Some(key)) => Ok(Given {
+                entry: node.entry(&self.names, key.to_string(), true),
+                as_of: None,
+            }),
             Ok(None) => Err(not_yet(
                 "no podCIDR yet; the controller manager assigns them with \
                  --allocate-node-cidrs=true and --cluster-cidr"
@@ -179,7 +187,13 @@ impl Kube {
 
     /// The address that an operator wants to be this node's (`node-public-ip`).
     pub async fn node_public_ip(&self) -> Result<Option<IpAddr>, Error> {
-        Ok(self.own().await?.node_public_ip(&self.names))
+        match self.own().await {
+            Err(error @ Error::Unreachable { .. }) => {
+                let recalled = self.memory.recall();
+                recalled.map(|it| it.node_public_ip).ok_or(error)
+            }
+            node => Ok(node?.node_public_ip(&self.names)),
+        }
     }
 
     pub async fn list(&self) -> Result<Snapshot, Error> {
@@ -237,12 +251,17 @@ impl Kube {
             let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods"))
                 .get(name, &GetParams::default())
                 .map_err(|error| wrong(call(), &error))?;
-            let pod: Pod = self
-                .api
-                .call(request)
-                .await
-                .map_err(|failure| failure.of(call()))?;
-            Ok(pod.spec.node_name)
+            match self.api.call::<Pod>(request).await {
+                Ok(pod) => Ok(pod.spec.node_name),
+                Err(failure) => {
+                    let is_away = matches!(failure, Failure::Unreachable(_));
+                    match self.memory.recall().filter(|_| is_away) {
+                        // A pod never moves.
+                        Some(recalled) => Ok(recalled.own.clone()),
+                        None => Err(failure.of(call())),
+                    }
+                }
+            }
         });
         asked.await.map(String::as_str)
     }

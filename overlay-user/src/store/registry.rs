@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 
 use super::dir::Dir;
-use super::entry::{Change, Entry, Snapshot};
+use super::entry::{Change, Entry, Given, Snapshot};
 use super::etcd::Etcd;
 use super::kube::Kube;
 use super::{Error, Location, Notice};
@@ -49,7 +49,7 @@ impl Registry {
 
     /// The entry with the subnet that this node is given, where nodes do not choose (`None`). Its value
     /// may say anything yet.
-    pub async fn assigned(&self) -> Result<Option<Entry>, Error> {
+    pub async fn assigned(&self) -> Result<Option<Given>, Error> {
         match self {
             Self::Etcd(_) | Self::Dir(_) => Ok(None),
             Self::Kube(kube) => kube.assigned().await.map(Some),

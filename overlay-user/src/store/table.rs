@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 
@@ -23,12 +24,18 @@ pub(super) struct Table {
     /// The entries in force that are none.
     rejected: Rejections,
     complete: bool,
+    as_of: Option<SystemTime>,
 }
 
 impl Table {
     /// Whether there has been a complete answer.
     pub fn is_complete(&self) -> bool {
         self.complete
+    }
+
+    /// Since when nothing has been heard, if all that is known is what was known last.
+    pub fn as_of(&self) -> Option<SystemTime> {
+        self.as_of
     }
 
     pub fn get(&self, key: &str) -> Option<&Entry> {
@@ -49,6 +56,8 @@ impl Table {
     /// until [`settle`](Self::settle), or until its place is taken.
     pub fn apply(&mut self, change: Change, linger: bool) {
         match change {
+            // The registry itself has told more meanwhile.
+            Change::All(snapshot) if snapshot.as_of.is_some() && self.is_answered() => {}
             Change::All(snapshot) => self.replace(snapshot, linger),
             Change::Put(entry) => self.put(entry),
             Change::Gone { key, revision } => {
@@ -108,6 +117,12 @@ impl Table {
             }
         }
         self.complete = true;
+        self.as_of = snapshot.as_of;
+    }
+
+    /// Whether there has been a complete answer of the registry itself.
+    fn is_answered(&self) -> bool {
+        self.complete && self.as_of.is_none()
     }
 
     fn set(&mut self, entry: Entry) {
@@ -268,6 +283,7 @@ mod tests {
             Change::All(Snapshot {
                 entries: vec![],
                 revision: 6,
+                as_of: None,
             }),
             false,
         );
@@ -297,6 +313,7 @@ mod tests {
             Change::All(Snapshot {
                 entries,
                 revision: 9,
+                as_of: None,
             }),
             false,
         );
@@ -321,6 +338,7 @@ mod tests {
             Change::All(Snapshot {
                 entries: vec![],
                 revision: 3,
+                as_of: None,
             }),
             true,
         );
@@ -378,6 +396,7 @@ mod tests {
             Change::All(Snapshot {
                 entries,
                 revision: 9,
+                as_of: None,
             }),
             true,
         );
@@ -390,5 +409,34 @@ mod tests {
         });
         assert_eq!(changed(&table), (2, 0));
         assert!(table.leases().sorted()[0].reserved);
+    }
+
+    #[test]
+    fn what_was_known_last_makes_way_for_every_answer() {
+        let last = || {
+            let entries = ["10.0.1.0-24", "10.0.2.0-24"].map(|key| entry(key, ONE, 0));
+            Change::All(Snapshot {
+                entries: entries.into(),
+                revision: 0,
+                as_of: Some(SystemTime::UNIX_EPOCH),
+            })
+        };
+        let mut table = Table::default();
+        // This node's own lease, of which the registry has told already.
+        table.put(entry("10.0.1.0-24", TWO, 5));
+        table.apply(last(), false);
+        assert!(table.is_complete() && table.as_of().is_some());
+        assert_eq!(public_ips(&table), ["2.2.2.2", "1.1.1.1"]);
+        // Even a registry that was made anew and counts from the beginning.
+        let answer = Snapshot {
+            entries: vec![entry("10.0.1.0-24", TWO, 5)],
+            revision: 5,
+            as_of: None,
+        };
+        table.apply(Change::All(answer), false);
+        assert_eq!(table.as_of(), None);
+        assert_eq!(public_ips(&table), ["2.2.2.2"]);
+        table.apply(last(), false);
+        assert_eq!((public_ips(&table).len(), table.as_of()), (1, None));
     }
 }

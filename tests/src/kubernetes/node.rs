@@ -32,6 +32,10 @@ exec nsenter --net="$network" unshare --mount --pid --uts --ipc --cgroup --fork 
 /// Where a distribution has the reference plugins, and which of them pods here may take.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 const PLUGINS: [&str; 4] = ["loopback", "portmap", "bridge", "host-local"];
+/// Name of a directory of the node's.
+const STATIC_PODS: &str = "manifests";
+/// How many lines of a log are told.
+const LAST_WORDS: usize = 40;
 const UP: Duration = Duration::from_secs(60);
 const GONE: Duration = Duration::from_secs(20);
 
@@ -49,6 +53,10 @@ impl<'a> Node<'a> {
     /// `n1`, `n2`, …, as its Node object is called too.
     pub fn name(&self) -> String {
         format!("n{}", self.number)
+    }
+
+    pub(super) fn number(&self) -> usize {
+        self.number
     }
 
     /// The lab's node below: its network namespace, its address on the underlay.
@@ -113,6 +121,8 @@ impl<'a> Node<'a> {
         write(&home, "kubelet.json", &kubelet_config().to_string())?;
         write(&home, "proxy.json", &proxy_config(&self.name()).to_string())?;
         write(&home, "node.sh", INIT)?;
+        let manifests = self.static_pods();
+        fs::create_dir(&manifests).with_context(|| format!("create {}", manifests.display()))?;
         let groups = self.cluster.lab.add_control_groups(self.number)?;
         let groups = serde_json::to_string(&groups).context("write paths as JSON")?;
         write(&home, "groups.json", &groups)?;
@@ -217,6 +227,27 @@ impl<'a> Node<'a> {
         self.home().join(format!("{program}.log"))
     }
 
+    /// What the kubelet, containerd and the agent said last, for a failure that has to explain itself.
+    pub fn last_words(&self) -> String {
+        let programs = ["kubelet", "containerd"].map(|program| {
+            let text = fs::read_to_string(self.log(program)).unwrap_or_default();
+            format!("{program} of {}:\n{}", self.name(), tail(&text))
+        });
+        let agent = "cat /var/log/pods/kube-overlay_*/overlayd/*.log";
+        let agent = self.run(["sh", "-c", agent]).unwrap_or_default();
+        format!("{}\nagent:\n{}", programs.join("\n"), tail(&agent))
+    }
+
+    /// Where the kubelet looks for pods that no API server has to tell it of.
+    pub(super) fn static_pods(&self) -> PathBuf {
+        self.home().join(STATIC_PODS)
+    }
+
+    /// The file of one of them.
+    pub(super) fn static_pod(&self, name: &str) -> PathBuf {
+        self.static_pods().join(format!("{name}.json"))
+    }
+
     fn init(&self) -> Result<Process> {
         let path = self.home().join("init.json");
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
@@ -226,6 +257,12 @@ impl<'a> Node<'a> {
     fn home(&self) -> PathBuf {
         self.cluster.directory().join(self.name())
     }
+}
+
+/// The end of a log.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
 }
 
 /// Without the privilege to lower it (CAP_SYS_RESOURCE), a container's OOM score stays what it is.
@@ -263,6 +300,7 @@ fn kubelet_config() -> Value {
         "imageGCHighThresholdPercent": 100,
         "nodeStatusUpdateFrequency": "4s",
         "serializeImagePulls": false,
+        "staticPodPath": format!("/run/node/{STATIC_PODS}"),
     })
 }
 

@@ -50,11 +50,11 @@ impl Cluster {
     /// Waits until a pod is Ready and returns it.
     ///
     /// # Errors
-    /// When that takes too long; what `kubectl describe` says is part of the error.
+    /// When that takes too long; see [`Cluster::last_words`].
     pub fn wait_pod_ready(&self, name: &str) -> Result<Value> {
         let pod = || self.json(["get", "pod", name]).ok().filter(is_ready);
         crate::wait::wait_for(&format!("pod {name} to be Ready"), POD, pod)
-            .with_context(|| self.kubectl(["describe", "pod", name]).unwrap_or_default())
+            .with_context(|| self.last_words(name))
     }
 }
 

@@ -9,15 +9,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::unistd::Pid;
 
 use super::options::StoreKind;
 use super::state::{NodeRecord, Shared};
 use super::{store, underlay};
 use crate::{Namespace, command, wait_until};
 
-/// How often a mount namespace is made that cannot be bound.
-const BINDS: usize = 100;
+/// Which CPUs there are.
+const ONLINE: &str = "/sys/devices/system/cpu/online";
 /// How long the kernel may take to end a network namespace.
 const CABLE_GONE: Duration = Duration::from_secs(20);
 /// flannel's CNI configuration, with the one plugin that is ours.
@@ -95,8 +96,9 @@ fn create_mounts(shared: &Shared, name: &str, namespace: &str, file: &Path) -> R
     }
     let shared_store = (options.store == StoreKind::Dir).then(|| store::directory(shared));
     File::create(file).with_context(|| format!("create {}", file.display()))?;
-    let bind_new = || -> Result<nix::Result<()>> {
+    let bind_new = |cpu: usize| -> Result<nix::Result<()>> {
         let made = Namespace::new(namespace).inside(|| {
+            run_on(cpu)?;
             unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
             become_host(&run, shared_store.as_deref(), &options.bin_dir)?;
             File::open("/proc/thread-self/ns/mnt").context("open /proc/thread-self/ns/mnt")
@@ -105,17 +107,42 @@ fn create_mounts(shared: &Shared, name: &str, namespace: &str, file: &Path) -> R
         let (handle, flags) = (Some(handle.as_str()), MsFlags::MS_BIND);
         Ok(mount(handle, file, None::<&str>, flags, None::<&str>))
     };
-    // A mount namespace holds only ones with higher numbers, so that no two hold each other. In a
-    // mount namespace of its own this process may have a higher number than the new one, because
-    // every CPU has numbers of its own to give.
-    let mut bound = bind_new()?;
-    for _ in 0..BINDS {
+    // A mount namespace holds only ones with higher numbers, so that no two hold each other. Since
+    // Linux 6.18 every CPU gives numbers of its own, and some may be behind the one that gave this
+    // process's mount namespace its number; that one is not.
+    let mut bound = Err(Errno::ENODEV);
+    for cpu in cpus()? {
+        bound = bind_new(cpu)?;
         if bound != Err(Errno::EINVAL) {
             break;
         }
-        bound = bind_new()?;
     }
     bound.with_context(|| format!("bind a mount namespace to {}", file.display()))
+}
+
+/// The CPUs that are online, whether or not this process is to run there.
+fn cpus() -> Result<Vec<usize>> {
+    let text = fs::read_to_string(ONLINE).with_context(|| format!("read {ONLINE}"))?;
+    parse_cpus(&text).with_context(|| format!("{ONLINE} has no list of CPUs: {text:?}"))
+}
+
+/// Reads such as `0-3,6`.
+fn parse_cpus(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+/// Keeps this thread on one CPU.
+fn run_on(cpu: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &only))
+        .with_context(|| format!("move to CPU {cpu}"))
 }
 
 /// Mounts over whatever a host has for itself. `run` becomes `/run`.
@@ -212,4 +239,16 @@ fn bind(source: &Path, target: &Path) -> Result<()> {
         None::<&str>,
     )
     .with_context(|| format!("bind {} to {}", source.display(), target.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus_are_read() {
+        assert_eq!(parse_cpus("0\n"), Some(vec![0]));
+        assert_eq!(parse_cpus("0-2,5,7-8\n"), Some(vec![0, 1, 2, 5, 7, 8]));
+        assert_eq!(parse_cpus("\n"), None);
+    }
 }

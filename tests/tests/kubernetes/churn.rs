@@ -1,10 +1,12 @@
 //! Many pods, and an API server that is away.
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_tests::kubernetes::{Node, pod};
+use ipnet::Ipv4Net;
+use overlay_tests::kubernetes::{Cluster, Node, pod};
 use overlay_tests::pace::Traffic;
+use overlay_tests::traffic::Endpoint;
 use overlay_tests::wait_until;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::leftovers::wait_clean;
 use crate::{PATIENCE, cluster, talk};
@@ -58,34 +60,78 @@ fn the_api_server_is_away() -> Result<()> {
     let one = cluster.run_pod("one", 1, &json!([]))?;
     let other = cluster.run_pod("other", 2, &json!([]))?;
     let traffic = Traffic::start(&one, &other)?;
+    let nodes = cluster.nodes();
     cluster.stop_api_server()?;
     // The kubelets start the agents again by themselves.
-    for node in cluster.nodes() {
-        let before = agent(&node)?;
+    for node in &nodes {
+        let before = agent(node)?;
         node.run(["kill", "-9", &before])?;
         wait_until("another agent", PATIENCE, || {
-            agent(&node).is_ok_and(|agent| agent != before)
+            agent(node).is_ok_and(|agent| agent != before)
         })?;
-        let ready = [
-            "wget",
-            "-q",
-            "-O",
-            "/dev/null",
-            "http://127.0.0.1:8471/readyz",
-        ];
-        wait_until("the agent to be ready", PATIENCE, || {
-            node.run(ready).is_ok()
-        })?;
+        wait_until("the agent to be ready", PATIENCE, || readyz(node).is_ok())
+            .with_context(|| node.last_words())?;
+        let said = readyz(node)?;
+        ensure!(said.contains("leases: as known at"), "{said}");
     }
     talk(&one, &other).context("while the API server is away")?;
+    // The kubelets make pods by themselves.
+    let made: Vec<_> = nodes
+        .iter()
+        .map(|node| node.run_static_pod("meanwhile"))
+        .collect::<Result<_>>()?;
+    for (node, pod) in nodes.iter().zip(&made) {
+        is_of_subnet(node, pod)?;
+        wait_until("the pod to be accelerated", PATIENCE, || {
+            is_accelerated(&cluster, node, pod).is_ok_and(|it| it)
+        })
+        .with_context(|| node.last_words())?;
+    }
+    talk(&made[0], &made[1]).context("two pods that were made meanwhile")?;
+    talk(&made[0], &other).context("a pod that was made meanwhile, and one from before")?;
     cluster.start_api_server()?;
     cluster.wait_nodes_ready()?;
     let outcome = traffic.finish()?;
     println!("API server away, agents killed: {outcome}");
     ensure!(outcome.lost() == 0, "{outcome}");
+    for node in &nodes {
+        wait_until("the leases to be those of the API server", PATIENCE, || {
+            readyz(node).is_ok_and(|said| said.contains("leases: known"))
+        })?;
+        node.remove_static_pod("meanwhile")?;
+    }
     let new = cluster.run_pod("new", 1, &json!([]))?;
     talk(&new, &other).context("a pod that was made afterwards")?;
     cluster.down()
+}
+
+/// What the agent says of its readiness, if it is ready.
+fn readyz(node: &Node) -> Result<String> {
+    node.run(["wget", "-q", "-O", "-", "http://127.0.0.1:8471/readyz"])
+}
+
+/// The pod's address is one of the node's lease.
+fn is_of_subnet(node: &Node, pod: &Endpoint) -> Result<()> {
+    let file = node.run(["cat", "/run/flannel/subnet.env"])?;
+    let gateway = file
+        .lines()
+        .find_map(|line| line.strip_prefix("FLANNEL_SUBNET="))
+        .context("no FLANNEL_SUBNET")?;
+    let subnet: Ipv4Net = gateway.parse()?;
+    ensure!(subnet.contains(&pod.address), "{}: {file}", pod.address);
+    Ok(())
+}
+
+/// Whether the fast path carries what the pod sends to other pods.
+fn is_accelerated(cluster: &Cluster, node: &Node, pod: &Endpoint) -> Result<bool> {
+    let overlayctl = cluster.lab().options().bin_dir.join("overlayctl");
+    let overlayctl = overlayctl.to_string_lossy();
+    let status = node.run([&*overlayctl, "status", "--output=json"])?;
+    let status: Value = serde_json::from_str(&status)?;
+    let address = pod.address.to_string();
+    let pods = status["pods"].as_array().context("no pods")?;
+    let known = pods.iter().find(|it| it["address"] == address.as_str());
+    Ok(known.is_some_and(|it| it["path"] == "fast"))
 }
 
 /// The process of a node's agent, by its number on the node.

@@ -162,13 +162,23 @@ impl Server {
     }
 
     pub fn location_as(&self, name: &str, user: &str) -> Location {
-        Location::Kube(Options {
+        Location::Kube(self.options(name, user))
+    }
+
+    fn options(&self, name: &str, user: &str) -> Options {
+        Options {
             api_url: None,
             kubeconfig: Some(self.kubeconfig(user)),
             annotation_prefix: PREFIX.into(),
             config_path: self.directory.path().join("net-conf.json"),
             identity: Some(Identity::Node(name.into())),
-        })
+            memory: Some(self.memory(name)),
+        }
+    }
+
+    /// Where an agent of the node `name` writes down what it knows.
+    pub fn memory(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{name}.nodes.json"))
     }
 
     fn try_kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
@@ -208,11 +218,19 @@ impl Server {
             .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 
-    /// Whether the service account of the manifest may do this.
-    pub fn may(&self, verb: &str, resource: &str, more: &[&str]) -> bool {
-        let who = "--as=system:serviceaccount:kube-overlay:overlay";
-        let line = [&["auth", "can-i", verb, resource, who], more].concat();
-        self.try_kubectl(&line, "").is_ok()
+    /// What the service account of the manifest may do: resources with their verbs, as the API server
+    /// lists them to it.
+    pub fn allowed(&self) -> Vec<(String, String)> {
+        // The last token is the one that counts.
+        let list = self.kubectl(&["auth", "can-i", "--list", "--token=agent"]);
+        let line = |line: &str| {
+            let verbs = &line[line.rfind('[')?..];
+            let resource = line.split_whitespace().next()?;
+            // The others are URLs: what versions there are, and how the server is.
+            let is_resource = !resource.starts_with('[');
+            is_resource.then(|| (resource.to_owned(), verbs.trim().to_owned()))
+        };
+        list.lines().skip(1).filter_map(line).collect()
     }
 
     /// Makes Nodes, as a kubelet and the controller manager would.

@@ -44,23 +44,26 @@ pub fn open(location: Location, ttl: Duration) -> Store {
 
 /// Acquires a lease for node number `n` and keeps it.
 pub async fn start(location: Location, ttl: Duration, json: &str, n: u8) -> (Node, Lease) {
-    let store = Arc::new(open(location, ttl));
+    let store = open(location, ttl);
     let lease = store
         .acquire(&config(json), attributes(n), None)
         .await
         .expect("a lease");
+    (keep(store), lease)
+}
+
+/// Keeps the lease of a store that has acquired it.
+pub fn keep(store: Store) -> Node {
+    let store = Arc::new(store);
     let state = store.subscribe();
     let cancel = CancellationToken::new();
     let (running, token) = (Arc::clone(&store), cancel.clone());
     tokio::spawn(async move { running.run(token).await });
-    (
-        Node {
-            store,
-            state,
-            _stop: cancel.drop_guard(),
-        },
-        lease,
-    )
+    Node {
+        store,
+        state,
+        _stop: cancel.drop_guard(),
+    }
 }
 
 impl Node {

@@ -105,10 +105,12 @@ impl Program {
                 .arg("--in-diff")
                 .arg(diff(revision, &directory.join("since.diff"))?);
         }
-        // Tests without root: all of overlay-common's, the library's own of overlay-user.
-        command.args(["--", "--lib"]);
+        // Tests without root: all of overlay-common's, the library's own of overlay-user. As
+        // arguments of every call of cargo; those after `--` would leave the binaries in what is
+        // built for each change.
+        command.arg("--cargo-arg=--lib");
         if wanted.package == "overlay-common" {
-            command.arg("--tests");
+            command.arg("--cargo-arg=--tests");
         }
         let status = command.status().context("start cargo-mutants")?;
         overlay_tests::interrupt::check()?;

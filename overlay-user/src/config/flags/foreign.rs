@@ -2,6 +2,7 @@
 
 use clap::{ArgAction, Args};
 
+use super::store::TwoStores;
 use crate::config::go_flags::go_bool;
 
 /// Accepted so that command lines written for flanneld start; hidden from the help.
@@ -35,6 +36,9 @@ pub enum FlagError {
         /// What to do about it.
         cure: &'static str,
     },
+    /// More than one store.
+    #[error(transparent)]
+    TwoStores(#[from] TwoStores),
 }
 
 impl ForeignFlags {

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ArgAction, Args};
+use clap::Args;
 
+use super::kube::KubeFlags;
 use crate::config::duration::parse_duration;
-use crate::config::go_flags::go_bool;
 use crate::config::secret::{ETCD_PASSWORD_ENV, Secret};
 
 /// How to reach the store.
@@ -23,46 +23,9 @@ pub struct StoreFlags {
         value_name = "etcd|kube|dir:PATH"
     )]
     pub store: StoreKind,
-    /// The same as --store kube: this node's subnet is its podCIDR
-    #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
-    pub kube_subnet_mgr: bool,
-    /// URL of the Kubernetes API server [default: the kubeconfig's, or a pod's own]
-    #[arg(
-        long,
-        env = "FLANNELD_KUBE_API_URL",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "URL"
-    )]
-    pub kube_api_url: String,
-    /// Kubeconfig with the API server and who asks it [default: a pod's own service account]
-    #[arg(
-        long,
-        env = "FLANNELD_KUBECONFIG_FILE",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "FILE"
-    )]
-    pub kubeconfig_file: String,
-    /// What the names of the Nodes' annotations begin with
-    #[arg(
-        long,
-        env = "FLANNELD_KUBE_ANNOTATION_PREFIX",
-        default_value = "flannel.alpha.coreos.com",
-        value_name = "PREFIX"
-    )]
-    pub kube_annotation_prefix: String,
-    /// File with the network configuration, where the store is Kubernetes
-    #[arg(
-        long,
-        env = "FLANNELD_NET_CONFIG_PATH",
-        default_value = "/etc/kube-flannel/net-conf.json",
-        value_name = "FILE"
-    )]
-    pub net_config_path: PathBuf,
-    /// Say on the Node whether its network can be used, by the condition NetworkUnavailable
-    #[arg(long, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", default_value = "true", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
-    pub set_node_network_unavailable: bool,
+    /// The Nodes of a Kubernetes cluster.
+    #[command(flatten)]
+    pub kube: KubeFlags,
     /// etcd's endpoints, separated by commas; the first that answers is used
     #[arg(
         long,
@@ -152,6 +115,11 @@ pub enum StoreKind {
     Kube,
 }
 
+/// Two stores.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("--store {0} and --kube-subnet-mgr name two stores: give one of them")]
+pub struct TwoStores(String);
+
 impl FromStr for StoreKind {
     type Err = String;
 
@@ -166,6 +134,26 @@ impl FromStr for StoreKind {
 }
 
 impl StoreFlags {
+    /// The store that is meant.
+    #[must_use]
+    pub fn kind(&self) -> &StoreKind {
+        if self.kube.kube_subnet_mgr {
+            &StoreKind::Kube
+        } else {
+            &self.store
+        }
+    }
+
+    /// Refuses two stores. etcd is nobody's wish, because it is the default.
+    pub(super) fn check(&self) -> Result<(), TwoStores> {
+        match &self.store {
+            StoreKind::Dir(path) if self.kube.kube_subnet_mgr => {
+                Err(TwoStores(format!("dir:{}", path.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// How long after one renewal the next is due: a third of the lease time, or sooner if the
     /// margin asks for it.
     #[must_use]

@@ -124,3 +124,21 @@ fn every_flag_has_its_environment_variable() {
         );
     }
 }
+
+#[test]
+fn two_stores_are_refused_by_name() {
+    let checked = |args: &[&str]| parse(args).expect("flags").check();
+    let error = checked(&["--store=dir:/srv/overlay", "--kube-subnet-mgr"]).expect_err("two");
+    let text = error.to_string();
+    assert!(
+        text.contains("dir:/srv/overlay") && text.contains("--kube-subnet-mgr"),
+        "{text}"
+    );
+    for one in [
+        &["--store=kube", "--kube-subnet-mgr"][..],
+        &["--store=dir:/srv/overlay", "--kube-subnet-mgr=false"],
+        &["--kube-subnet-mgr"],
+    ] {
+        assert_eq!(checked(one), Ok(()), "{one:?}");
+    }
+}

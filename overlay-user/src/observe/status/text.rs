@@ -50,6 +50,11 @@ pub fn render(status: &Status) -> String {
         }),
     ));
     parts.push(fast_path(&status.fast_path));
+    if let Some(moment) = &status.leases_as_of {
+        parts.push(format!(
+            "leases         as known at {moment}: the store has not answered since the agent started"
+        ));
+    }
     if let Some(policies) = &status.network_policies {
         parts.push(format!("policies       {policies}"));
     }

@@ -32,6 +32,8 @@ pub struct Status {
     pub foreign_programs: Option<String>,
     /// Foreign packet-filter rules on the kernel path, and what follows; as of the last agent.
     pub network_policies: Option<String>,
+    /// When the leases were known last, where the store has not answered the agent yet.
+    pub leases_as_of: Option<String>,
     /// Packets left to the kernel although the fast path serves such packets in principle, by
     /// cause.
     pub slow_path: BTreeMap<&'static str, u64>,

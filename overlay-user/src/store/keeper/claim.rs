@@ -91,8 +91,10 @@ impl Store {
         previous: Option<IpNet>,
     ) -> Result<Option<Entry>, Error> {
         if let Some(given) = self.registry.assigned().await? {
-            inner.answered();
-            return self.accept(wanted, given).await;
+            if given.as_of.is_none() {
+                inner.answered();
+            }
+            return self.accept(wanted, given.entry).await;
         }
         self.look(inner).await?;
         let own = inner.table.entries_of(wanted.attributes.public_ip);

@@ -65,7 +65,9 @@ impl Store {
             if held.term != Term::Reserved {
                 inner.expires = Registry::term_end(self.ttl);
             }
-            inner.answered();
+            if !self.registry.assigns() {
+                inner.answered();
+            }
         }
         Ok(false)
     }

@@ -20,6 +20,10 @@ use crate::store::entry::Change;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How often a watch that brings nothing is reported as alive. The connection is probed by TCP.
 const SILENCE: Duration = Duration::from_secs(10);
+/// What is known is written down as soon as it changes, but not more often than this, and in no more
+/// than this share of the time: all of it is written.
+const RECORD_EVERY: Duration = Duration::from_secs(1);
+const RECORD_SHARE: u32 = 100;
 /// The server ends a watch after so many seconds, drawn by chance, so that not all nodes of a cluster
 /// come back at once. kube allows no more than 294.
 const LENGTH: std::ops::Range<u32> = 200..290;
@@ -46,6 +50,11 @@ struct Follower<'a> {
     /// Whether the server can send a list as a watch (Kubernetes 1.32; by default since 1.34).
     streams: bool,
     told: Instant,
+    /// Whether what was known last has been told, because there was no list.
+    recalled: bool,
+    /// Whether what is written down is not what is known, and when it may be written again.
+    record_is_old: bool,
+    next_record: Instant,
 }
 
 /// Tells of everything, then of every change, until nobody listens.
@@ -61,6 +70,9 @@ pub(super) async fn follow(kube: &Kube, changes: &Sender<Change>) {
         place: None,
         streams: true,
         told: Instant::now(),
+        recalled: false,
+        record_is_old: false,
+        next_record: Instant::now(),
     };
     let mut pauses = pauses();
     loop {
@@ -76,6 +88,10 @@ pub(super) async fn follow(kube: &Kube, changes: &Sender<Change>) {
                 if changes.send(Change::Unreachable(why)).await.is_err() {
                     return;
                 }
+                if let Err(End::Unheard) = follower.recall().await {
+                    return;
+                }
+                follower.record();
             }
             End::Lost(why) => {
                 tracing::info!(why, "listing all nodes anew");
@@ -128,14 +144,16 @@ impl Follower<'_> {
         };
         *heard = true;
         if is_list {
-            self.nodes.clear();
+            self.begin_list();
         } else if let Err(end) = self.tell([Change::Alive]).await {
             return end;
         }
         let mut listing = is_list;
         loop {
-            let event = match timeout(SILENCE, stream.next()).await {
+            self.record();
+            let event = match timeout(self.patience(), stream.next()).await {
                 Err(_) if listing => return End::Broken("the list of nodes came to a halt".into()),
+                Err(_) if self.told.elapsed() < SILENCE => continue,
                 Err(_) => {
                     if let Err(end) = self.tell([Change::Alive]).await {
                         return end;
@@ -157,7 +175,9 @@ impl Follower<'_> {
     async fn take(&mut self, event: WatchEvent<Node>, listing: &mut bool) -> Result<(), End> {
         let changes = match event {
             WatchEvent::Added(node) | WatchEvent::Modified(node) => {
+                let before = self.nodes.node_public_ip();
                 let changes = self.nodes.put(&node);
+                self.record_is_old |= before != self.nodes.node_public_ip();
                 self.pass(&node, *listing);
                 changes
             }
@@ -178,6 +198,7 @@ impl Follower<'_> {
                     return self.tell([Change::Alive]).await;
                 }
                 *listing = false;
+                self.end_list();
                 vec![Change::All(self.nodes.snapshot(revision))]
             }
             WatchEvent::Error(status) => {
@@ -187,6 +208,7 @@ impl Follower<'_> {
         if *listing {
             return Ok(());
         }
+        self.record_is_old |= !changes.is_empty();
         self.kube.note_rival(self.nodes.rival());
         if changes.is_empty() && self.told.elapsed() < SILENCE {
             return Ok(());
@@ -202,7 +224,7 @@ impl Follower<'_> {
     }
 
     async fn list(&mut self) -> Result<(), End> {
-        self.nodes.clear();
+        self.begin_list();
         let nodes = &mut self.nodes;
         let listed = self.kube.each(|node| {
             nodes.put(node);
@@ -215,7 +237,52 @@ impl Follower<'_> {
         self.kube.note_rival(self.nodes.rival());
         let all = Change::All(self.nodes.snapshot(revision));
         self.place = Some(place);
+        self.end_list();
         self.tell([all]).await
+    }
+
+    fn begin_list(&mut self) {
+        self.nodes.clear();
+        // Half of a list is not worth writing down.
+        self.record_is_old = false;
+    }
+
+    fn end_list(&mut self) {
+        self.record_is_old = true;
+        self.kube.memory.let_go();
+    }
+
+    /// Tells what was known last, once, in place of a list that the server does not give.
+    async fn recall(&mut self) -> Result<(), End> {
+        match self.kube.memory.recall().filter(|_| !self.recalled) {
+            Some(recalled) => {
+                self.recalled = true;
+                self.tell([Change::All(recalled.snapshot())]).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How long to wait for the next event: until something else is due.
+    fn patience(&self) -> Duration {
+        if self.record_is_old {
+            let due = self.next_record.saturating_duration_since(Instant::now());
+            return due.min(SILENCE);
+        }
+        SILENCE
+    }
+
+    /// Writes down what is known, if it is due.
+    fn record(&mut self) {
+        let begun = Instant::now();
+        if !self.record_is_old || begun < self.next_record {
+            return;
+        }
+        self.record_is_old = false;
+        let (nodes, memory) = (&self.nodes, &self.kube.memory);
+        memory.write(nodes.own(), nodes.node_public_ip(), &nodes.snapshot(0));
+        let spent = begun.elapsed() * RECORD_SHARE;
+        self.next_record = begun + spent.max(RECORD_EVERY);
     }
 
     async fn tell(&mut self, changes: impl IntoIterator<Item = Change>) -> Result<(), End> {

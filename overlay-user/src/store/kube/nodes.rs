@@ -4,6 +4,7 @@
 //! others are refused, under a key that is their name.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use super::node::{Names, Node};
 use crate::lease::{RejectReason, SubnetKey};
@@ -15,6 +16,8 @@ pub(super) struct Nodes {
     names: Names,
     /// This node's name.
     own: String,
+    /// The address that an operator wants to be this node's.
+    node_public_ip: Option<IpAddr>,
     known: HashMap<String, Known>,
     /// The names of the nodes that claim a subnet, the holder first. Most often there is no other.
     claims: HashMap<SubnetKey, Vec<String>>,
@@ -35,6 +38,7 @@ impl Nodes {
         Self {
             names,
             own,
+            node_public_ip: None,
             known,
             claims,
         }
@@ -52,7 +56,18 @@ impl Nodes {
         Snapshot {
             entries: entries.collect(),
             revision,
+            as_of: None,
         }
+    }
+
+    /// This node's name.
+    pub fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// The address that an operator wants to be this node's.
+    pub fn node_public_ip(&self) -> Option<IpAddr> {
+        self.node_public_ip
     }
 
     /// The older node that claims this node's subnet too.
@@ -66,6 +81,9 @@ impl Nodes {
     /// reports its health in the same object.
     pub fn put(&mut self, node: &Node) -> Vec<Change> {
         let name = &node.metadata.name;
+        if *name == self.own {
+            self.node_public_ip = node.node_public_ip(&self.names);
+        }
         if !node.is_member(&self.names) {
             return self.remove(name, node.revision());
         }

@@ -1,0 +1,443 @@
+//! What was known last of the Nodes: a file that outlives the agent, for one that starts while the
+//! API server is away. It lies below `/run`, because what is programmed goes with a reboot, too.
+
+use std::borrow::Cow;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::libc;
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use super::{Identity, Options};
+use crate::files;
+use crate::lease::{RejectReason, excerpt};
+use crate::store::entry::{Entry, Given, Snapshot, Term};
+
+/// How long the API server may take to answer an agent that has just started.
+const GRACE: Duration = Duration::from_secs(5);
+/// Of the file's format. A file of another version is not read.
+const VERSION: u32 = 1;
+/// Nobody has so many Nodes, in bytes. A file that would be longer is not written, and one that is
+/// longer not read.
+const LONGEST: u64 = 16 << 20;
+
+/// Writes the file while the API server answers, and reads it where it does not.
+#[derive(Debug)]
+pub(super) struct Memory {
+    path: Option<PathBuf>,
+    identity: Identity,
+    prefix: String,
+    /// Since when the API server has had time to answer.
+    begun: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The network configuration's text.
+    network: String,
+    recall: Recall,
+}
+
+#[derive(Debug, Default)]
+enum Recall {
+    /// The file was not needed yet.
+    #[default]
+    Unread,
+    /// The answer of the file, if it was of use.
+    Read(Option<Arc<Recalled>>),
+    /// The API server has told all there is. The file serves the next agent.
+    Over,
+}
+
+/// What an earlier agent of this node knew last.
+#[derive(Debug, PartialEq)]
+pub(super) struct Recalled {
+    /// This node's name.
+    pub own: String,
+    /// See [`Kube::node_public_ip`](super::Kube::node_public_ip).
+    pub node_public_ip: Option<IpAddr>,
+    entries: Vec<Entry>,
+    as_of: SystemTime,
+}
+
+impl Recalled {
+    /// What stands for a list of all Nodes.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            entries: self.entries.clone(),
+            revision: 0,
+            as_of: Some(self.as_of),
+        }
+    }
+
+    /// This node's entry, if it had a subnet.
+    pub fn given(&self) -> Option<Given> {
+        let is_own = |entry: &&Entry| {
+            entry.node.as_deref() == Some(self.own.as_str()) && entry.refused.is_none()
+        };
+        Some(Given {
+            entry: self.entries.iter().find(is_own)?.clone(),
+            as_of: Some(self.as_of),
+        })
+    }
+}
+
+/// The file's content.
+#[derive(Serialize, Deserialize)]
+struct Content<'a> {
+    version: u32,
+    #[serde(borrow)]
+    scope: Scope<'a>,
+    own: Cow<'a, str>,
+    node_public_ip: Option<IpAddr>,
+    entries: Vec<Line<'a>>,
+}
+
+/// For whom the file is of use.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Scope<'a> {
+    identity: Cow<'a, Identity>,
+    prefix: Cow<'a, str>,
+    /// The network configuration's text.
+    network: Cow<'a, str>,
+}
+
+/// An entry of the file.
+#[derive(Serialize, Deserialize)]
+struct Line<'a> {
+    key: Cow<'a, str>,
+    value: Cow<'a, str>,
+    node: Option<Cow<'a, str>>,
+    public_ip: Option<Ipv4Addr>,
+    refused: Option<Cow<'a, str>>,
+}
+
+impl Memory {
+    pub fn new(options: &Options, identity: Identity) -> Self {
+        Self {
+            path: options.memory.clone(),
+            identity,
+            prefix: options.annotation_prefix.clone(),
+            begun: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Notes the network configuration: leases of another network are of no use.
+    pub fn note_network(&self, text: &str) {
+        self.with(|state| text.clone_into(&mut state.network));
+    }
+
+    /// What was known last, where the API server has had time to tell all there is and has not. The
+    /// log is told once.
+    pub fn recall(&self) -> Option<Arc<Recalled>> {
+        self.recall_at(Instant::now())
+    }
+
+    fn recall_at(&self, now: Instant) -> Option<Arc<Recalled>> {
+        let path = self.path.as_deref()?;
+        if now.duration_since(self.begun) < GRACE {
+            return None;
+        }
+        self.with(|state| {
+            if let Recall::Unread = state.recall {
+                state.recall = Recall::Read(self.read_or_say(path, &state.network));
+            }
+            match &state.recall {
+                Recall::Read(recalled) => recalled.clone(),
+                Recall::Unread | Recall::Over => None,
+            }
+        })
+    }
+
+    /// The API server has told all there is.
+    pub fn let_go(&self) {
+        self.with(|state| state.recall = Recall::Over);
+    }
+
+    /// Writes down what is known, whole or not at all. What goes wrong is told to the log, because
+    /// only an agent that starts during an outage needs the file.
+    pub fn write(&self, own: &str, node_public_ip: Option<IpAddr>, snapshot: &Snapshot) {
+        let Some(path) = &self.path else {
+            return;
+        };
+        let network = self.with(|state| state.network.clone());
+        let content = Content {
+            version: VERSION,
+            scope: self.scope(&network),
+            own: own.into(),
+            node_public_ip,
+            entries: snapshot.entries.iter().map(Line::from).collect(),
+        };
+        let written = serde_json::to_vec(&content)
+            .map_err(io::Error::from)
+            .and_then(|json| replace(path, &json));
+        if let Err(error) = written {
+            tracing::warn!(
+                "cannot write {}, so that an agent that starts while the API server is away would have \
+                 to wait for it: {error}",
+                path.display()
+            );
+        }
+    }
+
+    fn scope<'a>(&'a self, network: &'a str) -> Scope<'a> {
+        Scope {
+            identity: Cow::Borrowed(&self.identity),
+            prefix: Cow::Borrowed(&self.prefix),
+            network: Cow::Borrowed(network),
+        }
+    }
+
+    fn read_or_say(&self, path: &Path, network: &str) -> Option<Arc<Recalled>> {
+        match self.read(path, network) {
+            Ok(recalled) => {
+                tracing::warn!(
+                    nodes = recalled.entries.len(),
+                    "the API server does not answer: going on with what an earlier agent knew last"
+                );
+                Some(Arc::new(recalled))
+            }
+            Err(why) => {
+                tracing::warn!(
+                    "the API server does not answer, and {} does not help: {why}",
+                    path.display()
+                );
+                None
+            }
+        }
+    }
+
+    fn read(&self, path: &Path, network: &str) -> Result<Recalled, String> {
+        let (json, about) = read(path).map_err(|error| error.to_string())?;
+        let as_of = about.modified().map_err(|error| error.to_string())?;
+        self.parse(&json, network, as_of)
+    }
+
+    fn parse(&self, json: &[u8], network: &str, as_of: SystemTime) -> Result<Recalled, String> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let wrong = |error: serde_json::Error| format!("it cannot be read: {error}");
+        let Version { version } = serde_json::from_slice(json).map_err(wrong)?;
+        if version != VERSION {
+            return Err(format!("it has version {version} instead of {VERSION}"));
+        }
+        let content: Content<'_> = serde_json::from_slice(json).map_err(wrong)?;
+        if content.scope != self.scope(network) {
+            return Err("it is of another node, network configuration or annotation prefix".into());
+        }
+        Ok(Recalled {
+            own: content.own.into_owned(),
+            node_public_ip: content.node_public_ip,
+            entries: content.entries.into_iter().map(Line::into_entry).collect(),
+            as_of,
+        })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<'a> From<&'a Entry> for Line<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Self {
+            key: Cow::Borrowed(&entry.key),
+            value: String::from_utf8_lossy(&entry.value),
+            node: entry.node.as_deref().map(Cow::Borrowed),
+            public_ip: entry.public_ip,
+            refused: entry.refused.as_ref().map(|it| it.to_string().into()),
+        }
+    }
+}
+
+impl Line<'_> {
+    /// The entry, older than whatever the API server tells.
+    fn into_entry(self) -> Entry {
+        let refused = self.refused.map(|it| RejectReason::PodCidr(excerpt(&it)));
+        Entry {
+            node: self.node.map(Cow::into_owned),
+            public_ip: self.public_ip,
+            refused,
+            ..Entry::new(
+                self.key.into_owned(),
+                self.value.into_owned(),
+                0,
+                Term::Reserved,
+            )
+        }
+    }
+}
+
+/// Replaces the file in one step. It is for its owner alone.
+fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
+    if json.len() as u64 > LONGEST {
+        files::remove(path)?;
+        return Err(too_long());
+    }
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(json)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// Reads a file that nobody else can have written.
+fn read(path: &Path) -> io::Result<(Vec<u8>, Metadata)> {
+    let file: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() || about.uid() != geteuid().as_raw() || about.mode() & 0o022 != 0 {
+        let why = "it is not a file that its owner alone can write";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    let mut json = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut json)?;
+    if json.len() as u64 > LONGEST {
+        return Err(too_long());
+    }
+    Ok((json, about))
+}
+
+fn too_long() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::FileTooLarge,
+        format!("more than {LONGEST} bytes"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const NETWORK: &str = r#"{"Network":"10.244.0.0/16"}"#;
+
+    fn memory(directory: &TempDir, node: &str, prefix: &str) -> Memory {
+        let options = Options {
+            api_url: None,
+            kubeconfig: None,
+            annotation_prefix: prefix.into(),
+            config_path: PathBuf::new(),
+            identity: None,
+            memory: Some(directory.path().join("nodes.json")),
+        };
+        let memory = Memory::new(&options, Identity::Node(node.into()));
+        memory.note_network(NETWORK);
+        memory
+    }
+
+    fn known() -> Snapshot {
+        let entry = |key: &str, node: &str, refused: Option<&str>| Entry {
+            node: Some(node.into()),
+            public_ip: Some([1, 2, 3, 4].into()),
+            refused: refused.map(|text| RejectReason::PodCidr(text.into())),
+            ..Entry::new(key.into(), r#"{"PublicIP":"1.1.1.1"}"#, 77, Term::Reserved)
+        };
+        Snapshot {
+            entries: vec![
+                entry("10.244.1.0-24", "own", None),
+                entry("10.244.2.0-24", "other", None),
+                entry("node odd", "odd", Some("it has no podCIDR")),
+            ],
+            revision: 80,
+            as_of: None,
+        }
+    }
+
+    fn read(memory: &Memory, network: &str) -> Result<Recalled, String> {
+        memory.read(memory.path.as_deref().expect("a path"), network)
+    }
+
+    #[test]
+    fn what_is_written_is_recalled_and_older_than_any_answer() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let memory = memory(&directory, "own", "a.b");
+        let address = "192.0.2.1".parse().ok();
+        memory.write("own", address, &known());
+        let recalled = read(&memory, NETWORK).expect("of use");
+        assert_eq!(recalled.own, "own");
+        assert_eq!(recalled.node_public_ip, address);
+        let snapshot = recalled.snapshot();
+        assert!(snapshot.as_of.is_some());
+        let older = |entry: &Entry| Entry {
+            revision: 0,
+            ..entry.clone()
+        };
+        let wanted: Vec<Entry> = known().entries.iter().map(older).collect();
+        assert_eq!(snapshot.entries, wanted);
+        let given = recalled.given().expect("a subnet");
+        assert_eq!(given.entry, wanted[0]);
+        assert!(given.as_of.is_some());
+    }
+
+    #[test]
+    fn what_another_node_or_network_knew_is_of_no_use() {
+        let directory = tempfile::tempdir().expect("a directory");
+        memory(&directory, "own", "a.b").write("own", None, &known());
+        for (node, prefix, network) in [
+            ("other", "a.b", NETWORK),
+            ("own", "a.c", NETWORK),
+            ("own", "a.b", r#"{"Network":"10.0.0.0/8"}"#),
+        ] {
+            let why = read(&memory(&directory, node, prefix), network).expect_err("of no use");
+            assert!(why.contains("of another node"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_could_have_written_or_of_nonsense_is_of_no_use() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let memory = memory(&directory, "own", "a.b");
+        let path = directory.path().join("nodes.json");
+        let why = |what: &str| {
+            let why = read(&memory, NETWORK).expect_err(what);
+            assert!(why.len() < 200, "{why}");
+            why
+        };
+        why("no file");
+        memory.write("own", None, &known());
+        fs::set_permissions(&path, Permissions::from_mode(0o622)).expect("changed");
+        assert!(why("writable by others").contains("owner alone"));
+        fs::remove_file(&path).expect("removed");
+        for text in ["", "{", "[]", r#"{"version":1}"#, "\u{0}"] {
+            fs::write(&path, text).expect("written");
+            why(text);
+        }
+        fs::write(&path, r#"{"version":2,"anything":[]}"#).expect("written");
+        assert!(why("of the future").contains("version 2"));
+        let long = File::create(&path).expect("a file");
+        long.set_len(LONGEST + 1).expect("long");
+        assert!(why("long").contains("bytes"));
+        fs::remove_file(&path).expect("removed");
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");
+        why("a link");
+    }
+
+    #[test]
+    fn the_api_server_has_time_and_the_last_word() {
+        let directory = tempfile::tempdir().expect("a directory");
+        memory(&directory, "own", "a.b").write("own", None, &known());
+        let memory = memory(&directory, "own", "a.b");
+        let soon = memory.begun + GRACE / 2;
+        assert!(memory.recall_at(soon).is_none(), "it may answer yet");
+        assert!(memory.recall_at(memory.begun + GRACE).is_some());
+        memory.let_go();
+        assert!(memory.recall_at(memory.begun + GRACE).is_none());
+    }
+}

@@ -1,0 +1,129 @@
+//! An API server that is made up, for answers that a real one gives seldom.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use overlay_user::store::Location;
+use overlay_user::store::kube::{Identity, Options};
+use serde_json::{Value, json};
+
+use super::server::{PREFIX, flannels};
+use super::support::{self, run};
+use super::{NETWORK, TTL};
+
+/// What the server is asked, and answers: a status and a body. A body without end is a watch.
+type Answers = fn(&str, usize) -> (u16, Vec<Value>);
+
+/// Serves every request by `answers`, which is told how many lists there have been.
+fn serve(answers: Answers) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    thread::spawn(move || {
+        let lists = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for stream in listener.incoming() {
+                let lists = &lists;
+                scope.spawn(move || answer(stream.expect("a client"), answers, lists));
+            }
+        });
+    });
+    url
+}
+
+/// Answers one request, and closes the connection unless it is a watch.
+fn answer(mut stream: TcpStream, answers: Answers, lists: &AtomicUsize) {
+    let mut reader = BufReader::new(stream.try_clone().expect("a handle"));
+    let mut first = String::new();
+    let mut length = 0;
+    reader.read_line(&mut first).expect("a request");
+    for line in reader.by_ref().lines() {
+        let line = line.expect("a header").to_lowercase();
+        if let Some(text) = line.strip_prefix("content-length: ") {
+            length = text.parse().expect("a length");
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).expect("a body");
+    let is_watch = first.contains("watch=true");
+    if first.contains("/nodes?") && !is_watch {
+        lists.fetch_add(1, Ordering::SeqCst);
+    }
+    let (status, values) = answers(&first, lists.load(Ordering::SeqCst));
+    let text: String = values.iter().map(|it| format!("{it}\n")).collect();
+    let head = format!(
+        "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+    );
+    // A client that has gone does not listen.
+    let _ = stream.write_all((head + &text).as_bytes());
+    if is_watch && status == 200 {
+        // Until the client goes.
+        let _ = stream.read(&mut [0]);
+    }
+}
+
+fn node(name: &str, number: u8) -> Value {
+    let mac = format!("02:00:00:00:00:0{number}");
+    let mut node = flannels(
+        name,
+        &format!("10.244.{number}.0/24"),
+        &format!("192.168.0.{number}"),
+        &mac,
+    );
+    node["metadata"]["resourceVersion"] = json!("5");
+    node
+}
+
+fn failed(code: u16) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+           "reason": "Expired", "message": "too old resource version"})
+}
+
+/// A server whose watches end because their place is gone: the first in the middle, the second when
+/// it is opened. Each list has a Node more.
+fn expires(request: &str, lists: usize) -> (u16, Vec<Value>) {
+    if request.contains("/nodes/a") {
+        return (200, vec![node("a", 1)]);
+    }
+    if request.contains("sendInitialEvents") {
+        return (422, vec![failed(422)]);
+    }
+    if request.contains("watch=true") {
+        return match lists {
+            1 => (200, vec![json!({"type": "ERROR", "object": failed(410)})]),
+            2 => (410, vec![failed(410)]),
+            _ => (200, vec![]),
+        };
+    }
+    let nodes = [node("a", 1), node("b", 2), node("c", 3), node("d", 4)];
+    let page = json!({"kind": "NodeList", "apiVersion": "v1", "metadata": {"resourceVersion": "9"},
+                      "items": nodes[..=lists.min(3)]});
+    (200, vec![page])
+}
+
+#[test]
+fn a_watch_whose_place_is_gone_begins_anew_with_a_list() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config_path: PathBuf = directory.path().join("net-conf.json");
+    std::fs::write(&config_path, NETWORK).expect("written");
+    let location = Location::Kube(Options {
+        api_url: Some(serve(expires)),
+        kubeconfig: None,
+        annotation_prefix: PREFIX.into(),
+        config_path,
+        identity: Some(Identity::Node("a".into())),
+        memory: None,
+    });
+    run(async {
+        let (a, _) = support::start(location, TTL, NETWORK, 1).await;
+        let state = a
+            .until("what the third list has", |state| state.leases.len() == 3)
+            .await;
+        assert!(state.own.is_some());
+    });
+}
