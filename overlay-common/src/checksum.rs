@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071), over 32-bit words in memory order.
 //!
-//! The ones' complement sum does not depend on byte order as long as the result is stored the way the
-//! words were read (RFC 1071, section 2 (B)), so nothing is swapped here.
+//! The ones' complement sum does not depend on byte order as long as the result is stored the way
+//! the words were read (RFC 1071, section 2 (B)), so nothing is swapped here.
 
 /// The folded ones' complement sum of whole words.
 #[inline(always)]

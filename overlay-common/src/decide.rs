@@ -1,47 +1,50 @@
 //! What to do with a packet: pure, over any tables.
 //!
-//! [`from_pod`], [`from_network`], [`refused_early`] and [`leaving`] are the whole policy of the data path. The eBPF programs
-//! call them with BPF maps behind [`Tables`] and carry out what they say; tools and tests call them with
-//! tables of their own.
+//! [`from_pod`], [`from_network`], [`refused_early`] and [`leaving`] are the whole policy of the
+//! data path. The eBPF programs call them with BPF maps behind [`Tables`] and carry out what they
+//! say; tools and tests call them with tables of their own.
 //!
-//! Checks that refuse come before anything that hands a packet over, so that no oddity (an option, a
-//! fragment, a tag) walks around them.
+//! Checks that refuse come before anything that hands a packet over, so that no oddity (an option,
+//! a fragment, a tag) walks around them.
 
-use crate::family::{Family, Fragment, Ip};
+use crate::family::{Family, Fragment, Ip, same_family};
 use crate::packet::{
     ETHERNET_LEN, Ethernet, Packet, TCP, Transport, UDP, same_mac, segment_header_len,
 };
 use crate::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE,
     CONFIG_SHARED_PORT, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey, PEER_DIRECT,
-    PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod,
+    PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry,
 };
 use crate::verdict::Verdict;
 use crate::vxlan;
 
+mod arrived;
 mod leaving;
 mod mark;
 mod network;
 mod pod;
 mod routed;
 
+pub use arrived::FromNetwork;
 pub use leaving::{Leaving, leaving};
 pub use mark::mark;
-pub use network::{FromNetwork, from_network, refused_early};
+pub use network::{from_network, refused_early};
 pub use pod::{FromPod, from_pod};
 
-/// What the decision looks things up in.
-pub trait Tables<F: Family> {
+/// What the decision looks things up in: for pods of one family, over an underlay of another or the
+/// same.
+pub trait Tables<F: Family, O: Family = F> {
     /// This node's configuration; `None` before an agent has written one.
-    fn config(&self) -> Option<&Config<F>>;
+    fn config(&self) -> Option<&Config<F, O>>;
     /// The pod behind a host veth.
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<F>>;
     /// A pod of this node by its address.
-    fn pod(&self, address: F::Addr) -> Option<&Pod>;
+    fn pod(&self, address: F::Addr) -> Option<&PodEntry>;
     /// The peer that owns a subnet, by its address under [`Config::peer_mask`].
-    fn peer(&self, subnet: F::Addr) -> Option<&Peer<F>>;
+    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<O>>;
     /// Whether a node that holds a lease has this underlay address.
-    fn is_vtep(&self, address: F::Addr) -> bool;
+    fn is_vtep(&self, address: O::Addr) -> bool;
     /// Whether the IP stack owns this flow.
     fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool;
     /// Whether nobody has kept the list of leases for so long that it cannot be held against
@@ -91,20 +94,20 @@ fn in_a_vlan<P: Packet>(packet: &P) -> bool {
 
 /// Whether an address lies in the overlay's network.
 #[inline(always)]
-fn in_network<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
-    F::mask(address, config.network_mask) == config.network
+fn in_network<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
+    F::same(F::mask(address, config.network_mask), config.network)
 }
 
 /// Whether an address lies in this node's own subnet.
 #[inline(always)]
-fn in_own_subnet<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
-    F::mask(address, config.subnet_mask) == config.subnet
+fn in_own_subnet<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
+    F::same(F::mask(address, config.subnet_mask), config.subnet)
 }
 
 /// Whether an address in the own subnet is this node's: the bridge's, or the VXLAN device's.
 #[inline(always)]
-fn is_this_node<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
-    address == config.gateway || address == config.subnet
+fn is_this_node<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
+    F::same(address, config.gateway) || F::same(address, config.subnet)
 }
 
 /// Whether the packet, or each segment that it stands for, fits `mtu`.
@@ -130,8 +133,8 @@ fn fits<F: Family, P: Packet>(
 
 /// Whether the frame ends where the IP header says.
 ///
-/// TCP super-packets whose length does not fit the field leave it empty (`iph_totlen()` of include/linux/ip.h, since
-/// Linux 6.3).
+/// TCP super-packets whose length does not fit the field leave it empty (`iph_totlen()` of
+/// include/linux/ip.h, since Linux 6.3).
 #[inline(always)]
 fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> bool {
     let len = packet.frame_len() - ip_offset;
@@ -142,15 +145,48 @@ fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> boo
             && packet.gso_size() != 0
 }
 
+/// What every short cut asks of an IP packet: a whole datagram without options, whose checksum and
+/// length the IP stack would take. A short frame is padded on the wire; the kernel cuts that off.
+#[inline(always)]
+fn is_regular<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> Result<(), Verdict> {
+    if ip.fragment != Fragment::No {
+        return Err(Verdict::Fragment);
+    }
+    if ip.has_options() {
+        return Err(Verdict::Options);
+    }
+    if !ip.checksum_ok || !is_whole(packet, ip, ip_offset) {
+        return Err(Verdict::Malformed);
+    }
+    Ok(())
+}
+
+/// What every short cut asks of a flow: that the IP stack has not translated it.
+#[inline(always)]
+fn is_not_stack_owned<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+    packet: &P,
+    config: &Config<F, O>,
+    tables: &T,
+    ip: &Ip<F>,
+    ip_offset: u32,
+) -> Result<(), Verdict> {
+    let flow = flow(packet, config, ip, ip_offset)?;
+    if tables.is_stack_owned(&flow) {
+        Err(Verdict::StackOwned)
+    } else {
+        Ok(())
+    }
+}
+
 /// The flow of a packet, or why the fast path cannot tell.
 #[inline(always)]
-fn flow<F: Family, P: Packet>(
+fn flow<F: Family, O: Family, P: Packet>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     ip: &Ip<F>,
     ip_offset: u32,
 ) -> Result<FlowKey<F>, Verdict> {
-    match Transport::parse(packet, ip_offset + ip.header_len, ip.protocol) {
+    match Transport::parse::<F, _>(packet, ip_offset + ip.header_len, ip.protocol) {
         Transport::Ports {
             source,
             destination,
@@ -167,12 +203,12 @@ fn flow<F: Family, P: Packet>(
 
 /// The flow that an ICMP error is about.
 ///
-/// The stack cannot be left to deliver it: connection tracking has not seen what the fast path carried, calls
-/// an error about it invalid, and kube-proxy's rules drop that.
+/// The stack cannot be left to deliver it: connection tracking has not seen what the fast path
+/// carried, calls an error about it invalid, and kube-proxy's rules drop that.
 #[inline(always)]
-fn quoted_flow<F: Family, P: Packet>(
+fn quoted_flow<F: Family, O: Family, P: Packet>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     ip: &Ip<F>,
     offset: u32,
 ) -> Result<FlowKey<F>, Verdict> {
@@ -180,13 +216,13 @@ fn quoted_flow<F: Family, P: Packet>(
         return Err(Verdict::IcmpError);
     };
     // It goes to whoever sent what it is about, or somebody has translated that.
-    if quoted.source != ip.destination
+    if !F::same(quoted.source, ip.destination)
         || !in_network(config, quoted.destination)
         || quoted.fragment == Fragment::Later
     {
         return Err(Verdict::IcmpError);
     }
-    match Transport::parse(packet, offset + quoted.header_len, quoted.protocol) {
+    match Transport::parse::<F, _>(packet, offset + quoted.header_len, quoted.protocol) {
         Transport::Ports {
             source,
             destination,

@@ -3,6 +3,8 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::IpProto;
 
+use crate::family::Family;
+
 /// A frame, starting at its Ethernet header.
 pub trait Packet {
     /// `N` 32-bit words from byte `offset` on, in memory order; `None` beyond the end.
@@ -71,8 +73,6 @@ pub fn same_mac(a: [u8; 6], b: [u8; 6]) -> bool {
         && u16::from_ne_bytes([a[4], a[5]]) == u16::from_ne_bytes([b[4], b[5]])
 }
 
-/// ICMP (RFC 792).
-pub const ICMP: u8 = IpProto::Icmp as u8;
 /// TCP (RFC 9293).
 pub const TCP: u8 = IpProto::Tcp as u8;
 /// UDP (RFC 768).
@@ -87,10 +87,22 @@ const OTHERS_WITH_PORTS: [u8; 3] = [
 /// Bytes of an ICMP error in front of the packet that it is about.
 const ICMP_ERROR_LEN: u32 = 8;
 
+/// What a control message (ICMP of either family) is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IcmpKind {
+    /// Echo request or reply.
+    Echo,
+    /// An error about a packet, whose beginning it quotes.
+    Error,
+    /// Anything else.
+    Other,
+}
+
 /// What tells the flows between two addresses apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// Ports, or the identifier of an ICMP echo in both places, or zeros for protocols without ports.
+    /// Ports, or the identifier of an ICMP echo in both places, or zeros for protocols without
+    /// ports.
     Ports {
         /// Sender's port.
         source: u16,
@@ -111,21 +123,20 @@ pub enum Transport {
 impl Transport {
     /// Reads the transport header of a packet that is no later fragment.
     #[inline(always)]
-    pub fn parse<P: Packet>(packet: &P, offset: u32, protocol: u8) -> Self {
-        if protocol == ICMP {
+    pub fn parse<F: Family, P: Packet>(packet: &P, offset: u32, protocol: u8) -> Self {
+        if protocol == F::ICMP {
             let Some([kind, id]) = packet.load::<2>(offset) else {
                 return Self::Truncated;
             };
-            match kind.to_ne_bytes()[0] {
-                // Echo request and reply; both ways share the identifier.
-                0 | 8 => {}
-                // Unreachable, source quench, redirect, time exceeded, parameter problem.
-                3 | 4 | 5 | 11 | 12 => {
+            match F::icmp_kind(kind.to_ne_bytes()[0]) {
+                // Both ways share the identifier.
+                IcmpKind::Echo => {}
+                IcmpKind::Error => {
                     return Self::IcmpError {
                         quoted: offset + ICMP_ERROR_LEN,
                     };
                 }
-                _ => return Self::IcmpOther,
+                IcmpKind::Other => return Self::IcmpOther,
             }
             let [hi, lo, _, _] = id.to_ne_bytes();
             let id = u16::from_be_bytes([hi, lo]);

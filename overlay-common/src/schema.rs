@@ -1,20 +1,28 @@
 //! Keys and values of the BPF maps: the operator's view of the data path.
 //!
-//! `bpftool map dump` prints these field names. Addresses are byte arrays in network order; all other
-//! integers are in the machine's order. No value has padding that is not named.
+//! `bpftool map dump` prints these field names. Addresses are byte arrays in network order; all
+//! other integers are in the machine's order. No value has padding that is not named.
+//!
+//! A name that ends in 4 or 6 is that of two maps, one for each family of the pods. Programs have
+//! those of the family that they are built for:
 //!
 //! | map | type | key | value |
 //! |---|---|---|---|
-//! | `ov_config` | array | 0 | [`Config`] |
-//! | `ov_endpoints` | hash | ifindex of a pod's host veth | [`Endpoint`] |
-//! | `ov_pods` | hash | address of a pod on this node | [`Pod`] |
-//! | `ov_devices` | device hash | ifindex of a pod's host veth | the device, see [`Pod::ifindex`] |
-//! | `ov_peers` | hash | address under [`Config::peer_mask`] | [`Peer`] |
-//! | `ov_vteps` | hash | underlay address of a node that holds a lease | [`Vtep`] |
-//! | `ov_flows` | LRU hash | [`FlowKey`] | [`Flow`] |
-//! | `ov_flow_news` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
+//! | `ov_config4`, `…6` | array | 0 | [`Config`] |
+//! | `ov_endpoints4`, `…6` | hash | ifindex of a pod's host veth | [`Endpoint`] |
+//! | `ov_pods4`, `…6` | hash | address of a pod on this node | [`PodEntry`] |
+//! | `ov_devices4`, `…6` | device hash | ifindex of a pod's host veth | the device, see [`PodEntry::ifindex`] |
+//! | `ov_peers4`, `…6` | hash | address under [`Config::peer_mask`] | [`PeerEntry`] |
+//! | `ov_vteps4`, `…6` | hash | underlay address of a node that holds a lease | [`Vtep`] |
+//! | `ov_flows4`, `…6` | LRU hash | [`FlowKey`] | [`Flow`] |
+//! | `ov_flow_news4`, `…6` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
 //! | `ov_heartbeat` | array | 0 | [`Heartbeat`] |
 //! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
+//! | `ov_events` | ring buffer | | [`Event`](crate::event::Event) |
+//! | `ov_events_lost` | per-CPU array | 0 | how many events found the ring full |
+//!
+//! Two families meet in a value: `F` is that of the pods, `O` (outer) that of the underlay. The
+//! programs are built for tunnels over the pods' own family, as flannel's are.
 
 #![expect(
     unsafe_code,
@@ -23,10 +31,10 @@
 
 use bytemuck::{Pod as Plain, Zeroable};
 
-use crate::family::{Family, V4};
+use crate::family::{Family, V4, V6};
 
 /// Version of everything in this module; part of the directory that the maps are pinned in.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// How many pods a node can hold; a Linux bridge has no more ports.
 pub const MAX_PODS: u32 = 1024;
@@ -37,26 +45,28 @@ pub const MAX_FLOWS: u32 = 131_072;
 
 /// The program may short-cut packets; without it every packet is left to the kernel.
 pub const CONFIG_ACTIVE: u32 = 1 << 0;
-/// Every lease is in `ov_peers`: a source that is not there belongs to nobody.
+/// Every lease is in the map of peers: a source that is not there belongs to nobody.
 pub const CONFIG_PEERS_COMPLETE: u32 = 1 << 1;
 /// Another VXLAN device shares the UDP port: an unknown VNI is not ours to refuse.
 pub const CONFIG_SHARED_PORT: u32 = 1 << 2;
 /// Super-packets from the network are left to the kernel's VXLAN device.
 pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
-/// Not every node is in `ov_vteps`: a sender that is not there may be honest.
+/// Not every node is in the map of VTEPs: a sender that is not there may be honest.
 pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
 
 /// Packets of some nodes' pods come by the NIC without encapsulation.
 pub const CONFIG_DIRECT: u32 = 1 << 5;
+/// Tell of refused packets in `ov_events`.
+pub const CONFIG_EVENTS: u32 = 1 << 6;
 
-/// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program that
-/// somebody attached on purpose.
+/// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program
+/// that somebody attached on purpose.
 pub const POD_KERNEL_PATH: u16 = 1 << 0;
 
 /// What all programs need to know of this node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config<F: Family> {
+pub struct Config<F: Family, O: Family = F> {
     /// [`ABI_VERSION`] of the agent that wrote this.
     pub abi: u32,
     /// `CONFIG_*`.
@@ -79,7 +89,7 @@ pub struct Config<F: Family> {
     /// What an address is masked with to find its peer.
     pub peer_mask: F::Addr,
     /// This node's address on the underlay.
-    pub vtep: F::Addr,
+    pub vtep: O::Addr,
     /// MAC address of the VXLAN device: what peers address inner frames to.
     pub vtep_mac: [u8; 6],
     /// MAC address of the bridge: the pods' gateway.
@@ -94,12 +104,16 @@ pub struct Config<F: Family> {
     pub underlay_mac: [u8; 6],
 }
 
+/// How many addresses of one family an endpoint can have. A container's others are known by
+/// [`Endpoint::owner`].
+pub const ENDPOINT_ADDRESSES: usize = 4;
+
 /// What the programs on a pod's host veth know of the pod behind it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<F: Family> {
-    /// The only overlay address that the pod may send from.
-    pub address: F::Addr,
+    /// The overlay addresses that the pod may send from. Unused places repeat the first one.
+    pub addresses: [F::Addr; ENDPOINT_ADDRESSES],
     /// The pod's MAC address.
     pub mac: [u8; 6],
     /// `POD_*`.
@@ -109,13 +123,35 @@ pub struct Endpoint<F: Family> {
     pub owner: u32,
 }
 
+impl<F: Family> Endpoint<F> {
+    /// The places for these addresses; `None` where there is no address, or too many.
+    #[must_use]
+    pub fn places(addresses: &[F::Addr]) -> Option<[F::Addr; ENDPOINT_ADDRESSES]> {
+        let mut places = [*addresses.first()?; ENDPOINT_ADDRESSES];
+        places
+            .get_mut(..addresses.len())?
+            .copy_from_slice(addresses);
+        Some(places)
+    }
+
+    /// Whether the pod may send from this address.
+    #[inline(always)]
+    pub fn has(&self, address: F::Addr) -> bool {
+        let [first, second, third, fourth] = self.addresses;
+        F::same(address, first)
+            || F::same(address, second)
+            || F::same(address, third)
+            || F::same(address, fourth)
+    }
+}
+
 /// Where a pod of this node is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
-pub struct Pod {
-    /// The host end of its veth pair. The entry counts only while `ov_devices` has this index: the
-    /// kernel takes a device out of such a map when the device goes, so that the index of another
-    /// device, which the kernel may draw again, leads nowhere.
+pub struct PodEntry {
+    /// The host end of its veth pair. The entry counts only while `ov_devices4` or its like has
+    /// this index: the kernel takes a device out of such a map when the device goes, so that the
+    /// index of another device, which the kernel may draw again, leads nowhere.
     pub ifindex: u32,
     /// Longest IP packet that it takes, in bytes.
     pub mtu: u32,
@@ -127,27 +163,49 @@ pub struct Pod {
     pub owner: u32,
 }
 
-/// The outer MAC addresses in [`Peer::header`] are those of the kernel's neighbour table.
+/// The outer MAC addresses in [`PeerEntry::header`] are those of the kernel's neighbour table.
 pub const PEER_NEXT_HOP: u32 = 1 << 0;
 
-/// Packets go to the peer as they are: of [`Peer::header`] only the outer MAC addresses count, and
-/// frames of its pods come from the first of them.
+/// Packets go to the peer as they are: of [`PeerEntry::header`] only the outer MAC addresses count,
+/// and frames of its pods come from the first of them.
 pub const PEER_DIRECT: u32 = 1 << 1;
 
 /// How to reach a peer's subnet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer<F: Family> {
-    /// Everything in front of the inner IP packet, ready but for lengths, IP identification, ECN and source
-    /// port: see [`vxlan::prepare`](crate::vxlan::prepare). The outer MAC addresses count with
+pub struct PeerEntry<O: Family> {
+    /// Everything in front of the inner IP packet, ready but for lengths, IP identification, ECN
+    /// and source port: see [`Family::prepare`]. The outer MAC addresses count with
     /// [`PEER_NEXT_HOP`] only.
-    pub header: [u8; 64],
+    pub header: O::Front,
     /// The peer's address on the underlay.
-    pub vtep: F::Addr,
+    pub vtep: O::Addr,
     /// Longest IP packet of a pod that fits the path, in bytes.
     pub mtu: u32,
     /// `PEER_*`.
     pub flags: u32,
+}
+
+impl<O: Family> PeerEntry<O> {
+    /// An entry with [`PEER_DIRECT`], whose MAC addresses are not known yet.
+    #[must_use]
+    pub fn direct(vtep: O::Addr, mtu: u32) -> Self {
+        Self {
+            header: Zeroable::zeroed(),
+            vtep,
+            mtu,
+            flags: PEER_DIRECT,
+        }
+    }
+
+    /// The outer MAC addresses: of the next hop, and of the NIC.
+    #[inline(always)]
+    pub fn outer_macs(&self) -> ([u8; 6], [u8; 6]) {
+        match *self.header.as_ref() {
+            [a, b, c, d, e, f, g, h, i, j, k, l, ..] => ([a, b, c, d, e, f], [g, h, i, j, k, l]),
+            _ => Default::default(),
+        }
+    }
 }
 
 /// A sign of life from the agent, which follows the kernel's neighbour table and the store's
@@ -155,8 +213,8 @@ pub struct Peer<F: Family> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Heartbeat {
-    /// Until when prepared MAC addresses can be trusted (`CLOCK_MONOTONIC`, nanoseconds). After that the
-    /// kernel looks the next hop up packet by packet.
+    /// Until when prepared MAC addresses can be trusted (`CLOCK_MONOTONIC`, nanoseconds). After
+    /// that the kernel looks the next hop up packet by packet.
     pub next_hops_until_ns: u64,
     /// Until when the list of leases holds (`CLOCK_MONOTONIC`, nanoseconds). After that a node that
     /// is not in it may have joined since, and is left to the kernel.
@@ -215,11 +273,11 @@ pub struct Flow {
     pub last_seen_ns: u64,
 }
 
-/// Key of `ov_flow_news`: when a program last added a flow to `ov_flows`. Written after the flow is there, and
-/// before its packet goes on.
+/// Key of `ov_flow_news4` and its like: when a program last added a flow. Written after the flow is
+/// there, and before its packet goes on.
 pub const NEWEST_FLOW: u32 = 0;
-/// Key of `ov_flow_news`: what [`NEWEST_FLOW`] was before the agent found `ov_flows` empty. While the two are equal
-/// it is empty still, and the programs need not look.
+/// Key of `ov_flow_news4` and its like: what [`NEWEST_FLOW`] was before the agent found no flow.
+/// While the two are equal there is none still, and the programs need not look.
 pub const NO_FLOW_SINCE: u32 = 1;
 
 /// Whether there are flows to look for.
@@ -242,31 +300,38 @@ pub struct Counter {
 
 const _: () = {
     assert!(size_of::<Config<V4>>() == 68);
-    assert!(size_of::<Endpoint<V4>>() == 16);
-    assert!(size_of::<Pod>() == 20);
-    assert!(size_of::<Peer<V4>>() == 76);
+    assert!(size_of::<Config<V6>>() == 152);
+    assert!(size_of::<Config<V6, V4>>() == 140);
+    assert!(size_of::<Config<V4, V6>>() == 80);
+    assert!(size_of::<Endpoint<V4>>() == 28);
+    assert!(size_of::<Endpoint<V6>>() == 76);
+    assert!(size_of::<PodEntry>() == 20);
+    assert!(size_of::<PeerEntry<V4>>() == 76);
+    assert!(size_of::<PeerEntry<V6>>() == 108);
     assert!(size_of::<FlowKey<V4>>() == 16);
+    assert!(size_of::<FlowKey<V6>>() == 40);
 };
 
-/// The derive of bytemuck refuses generic types, so the promise is made here, once, and checked above: for
-/// every family the sizes are the sums of the fields, so there is no padding.
+/// The derive of bytemuck refuses generic types, so the promise is made here, once, and checked
+/// above: for every family the sizes are the sums of the fields, so there is no padding.
 macro_rules! plain {
-    ($($name:ident),*) => {$(
+    ($($name:ident<$($family:ident),+>),* $(,)?) => {$(
         // SAFETY: all zeros is a value of each field.
-        unsafe impl<F: Family> Zeroable for $name<F> {}
-        // SAFETY: `repr(C)`, every field is plain, no padding (sizes asserted above), 'static and Copy.
-        unsafe impl<F: Family> Plain for $name<F> {}
+        unsafe impl<$($family: Family),+> Zeroable for $name<$($family),+> {}
+        // SAFETY: `repr(C)`, every field is plain, no padding (sizes asserted above), 'static and
+        // Copy.
+        unsafe impl<$($family: Family),+> Plain for $name<$($family),+> {}
         #[cfg(feature = "user")]
         // SAFETY: as above: any bytes are a value, and all bytes of a value are initialised.
-        unsafe impl<F: Family> aya::Pod for $name<F> {}
+        unsafe impl<$($family: Family),+> aya::Pod for $name<$($family),+> {}
     )*};
 }
-plain!(Config, Endpoint, Peer, FlowKey);
+plain!(Config<F, O>, Endpoint<F>, PeerEntry<O>, FlowKey<F>);
 
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: the types derive `bytemuck::Pod`, which checks what `aya::Pod` asks for.
-    unsafe impl aya::Pod for super::Pod {}
+    unsafe impl aya::Pod for super::PodEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Vtep {}
     // SAFETY: as above.
@@ -277,6 +342,8 @@ mod user {
     unsafe impl aya::Pod for super::FlowNews {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Counter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::event::Event {}
 }
 
 #[cfg(test)]
@@ -293,10 +360,32 @@ mod tests {
             CONFIG_AGGREGATES_TO_KERNEL,
             CONFIG_VTEPS_INCOMPLETE,
             CONFIG_DIRECT,
+            CONFIG_EVENTS,
         ];
-        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x20]);
+        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40]);
         assert_eq!(POD_KERNEL_PATH, 0x01);
         assert_eq!((PEER_NEXT_HOP, PEER_DIRECT), (0x01, 0x02));
+    }
+
+    #[test]
+    fn an_endpoint_has_the_addresses_that_it_is_given_and_no_other() {
+        let address = |last| [10, 244, 1, last];
+        let all: [_; ENDPOINT_ADDRESSES] = core::array::from_fn(|at| address(at as u8 + 2));
+        for count in 1..=ENDPOINT_ADDRESSES {
+            let endpoint = Endpoint::<V4> {
+                addresses: Endpoint::<V4>::places(&all[..count]).expect("room"),
+                ..Endpoint::zeroed()
+            };
+            for (at, address) in all.into_iter().enumerate() {
+                assert_eq!(endpoint.has(address), at < count, "{at} of {count}");
+            }
+            assert!(!endpoint.has([0; 4]));
+        }
+        assert_eq!(Endpoint::<V4>::places(&[]), None);
+        assert_eq!(
+            Endpoint::<V4>::places(&[address(2); ENDPOINT_ADDRESSES + 1]),
+            None
+        );
     }
 
     #[test]

@@ -10,8 +10,8 @@ pub enum Hook {
     NetIn = 1,
     /// tc egress of a pod's host veth: what the IP stack or the bridge sends to the pod.
     PodOut = 2,
-    /// tc egress of the VXLAN device, and of the NIC where packets leave without encapsulation: what the IP
-    /// stack sends to other nodes.
+    /// tc egress of the VXLAN device, and of the NIC where packets leave without encapsulation:
+    /// what the IP stack sends to other nodes.
     VtepOut = 3,
     /// XDP of the NIC: what the network sends, before the kernel makes a socket buffer of it.
     NetXdp = 4,
@@ -124,14 +124,15 @@ verdicts! {
     TtlExpired = 8 Slow "ttl_expired",
     /// Longer than the path allows.
     TooLong = 9 Slow "too_long",
-    /// An ICMP message that the stack may have to translate: neither an echo nor about plain pod-to-pod traffic.
+    /// An ICMP message that the stack may have to translate: neither an echo nor about plain
+    /// pod-to-pod traffic.
     IcmpError = 10 Slow "icmp_error",
     /// A length or checksum that the IP stack would not take, or padding it would cut.
     Malformed = 11 Slow "malformed",
     /// A VLAN tag.
     VlanTag = 12 Slow "vlan_tag",
-    /// A second MAC address in the pod, a frame for a MAC address that is not the one expected, or for the
-    /// pod itself.
+    /// A second MAC address in the pod, a frame for a MAC address that is not the one expected, or
+    /// for the pod itself.
     ForeignMac = 13 Slow "foreign_mac",
     /// A super-packet that the kernel segments in a way this program cannot describe.
     Aggregate = 14 Slow "aggregate",
@@ -157,7 +158,7 @@ verdicts! {
     /// The kernel would not change the packet; nothing was changed.
     AdjustFailed = 17 Slow "adjust_failed",
 
-    /// Not an IP packet of this family: ARP, IPv6 and others.
+    /// Not an IP packet of a family that the overlay carries: ARP and others.
     NotIp = 18 Kernel "not_ip",
     /// Broadcast or multicast.
     Group = 19 Kernel "group",
@@ -180,7 +181,7 @@ verdicts! {
 
     /// The pod sent from an overlay address that is not its own.
     SpoofedSource = 29 Refused "spoofed_source",
-    /// The pod announced an overlay address by ARP that is not its own.
+    /// The pod claimed an overlay address that is not its own, by ARP or neighbour discovery.
     SpoofedArp = 30 Refused "spoofed_arp",
     /// The pod sent VXLAN to a node.
     PodVxlan = 31 Refused "pod_vxlan",
@@ -188,8 +189,8 @@ verdicts! {
     UnknownVtep = 32 Refused "unknown_vtep",
     /// VXLAN with a VNI that is not ours.
     WrongVni = 33 Refused "wrong_vni",
-    /// The inner source is in the overlay's network, and outside the sending node's subnets; or, without
-    /// encapsulation, in this node's own.
+    /// The inner source is in the overlay's network, and outside the sending node's subnets; or,
+    /// without encapsulation, in this node's own.
     ForeignInnerSource = 34 Refused "foreign_inner_source",
     /// A VLAN tag inside VXLAN (RFC 7348, section 6.1).
     InnerVlan = 35 Refused "inner_vlan",
@@ -197,7 +198,8 @@ verdicts! {
     InnerProtocol = 43 Refused "inner_protocol",
     /// A first fragment too short to show whom the packet inside comes from.
     HidingFragment = 36 Refused "hiding_fragment",
-    /// The pod put a second VLAN tag behind a priority tag: the kernel would take off both later, unseen.
+    /// The pod put a second VLAN tag behind a priority tag: the kernel would take off both later,
+    /// unseen.
     StackedVlan = 37 Refused "stacked_vlan",
 
     /// The packet was changed and could not be finished.

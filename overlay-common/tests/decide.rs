@@ -1,17 +1,12 @@
 //! What becomes of a packet, over a made-up node's tables.
 
 mod decide {
-    pub mod cases;
-    pub mod frames;
-    pub mod visit;
-    pub mod world;
-
+    mod families;
     mod properties;
 }
 
-use decide::cases::all;
-use decide::visit::Outcome;
 use etherparse::Ipv4Header;
+use overlay_cases::cases::{Outcome, all};
 use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::{Hook, V4, Verdict};
 
@@ -44,7 +39,7 @@ fn congestion_on_the_way_is_told_to_the_pod() {
             continue;
         };
         let FromNetwork::Decapsulate { header, .. } =
-            from_network::<V4, _, _>(&case.visit.packet(), &case.world)
+            from_network::<V4, V4, _, _>(&case.visit.packet(), &case.world)
         else {
             panic!("{}: not decapsulated", case.name);
         };

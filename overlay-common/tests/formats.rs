@@ -27,8 +27,8 @@ fn source_ports_are_the_kernels() {
     }
 }
 
-/// While an agent brings programs of its own build, one program's marks are compared by another's. Worked out with
-/// numbers of any size, on a machine that stores the lower byte first.
+/// While an agent brings programs of its own build, one program's marks are compared by another's.
+/// Worked out with numbers of any size, on a machine that stores the lower byte first.
 #[test]
 fn marks_are_frozen() {
     let (pod, peer) = ([10, 244, 1, 2], [10, 244, 2, 5]);
@@ -63,7 +63,7 @@ fn a_prepared_header_reads_back() {
         destination_mac: [2, 0, 0, 0, 0, 2],
         outer_macs: ([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1]),
     };
-    let header = vxlan::prepare(&tunnel);
+    let header = V4::prepare(&tunnel, V4::ETHERTYPE);
     let (ethernet, rest) = Ethernet2Header::from_slice(&header).expect("Ethernet");
     let outer = Ethernet2Header {
         destination: tunnel.outer_macs.0,
@@ -114,7 +114,7 @@ fn ports_are_read_of_protocols_that_have_some() {
             destination,
         };
         assert_eq!(
-            Transport::parse(&Frame::new(&ports), 0, protocol),
+            Transport::parse::<V4, _>(&Frame::new(&ports), 0, protocol),
             wanted,
             "{number:?}"
         );

@@ -1,96 +1,74 @@
 //! Encapsulation: outer headers in front of an IP packet, then out by the NIC.
 
 use aya_ebpf::bindings::{
-    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
-use aya_ebpf::helpers::{
-    bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect, bpf_redirect_neigh,
-    bpf_skb_adjust_room, bpf_skb_store_bytes,
-};
-use overlay_common::V4;
-use overlay_common::schema::{Config, PEER_NEXT_HOP, Peer};
+use aya_ebpf::helpers::{bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_skb_adjust_room};
+use overlay_common::Family;
+use overlay_common::schema::{Config, PeerEntry};
 use overlay_common::vxlan;
 
-use crate::maps::next_hops_are_fresh;
+use crate::forward::{self, Error};
 use crate::skb::Skb;
 
-/// Tells the kernel what is put in front, so that it can segment super-packets later: IPv4 and UDP around an
-/// Ethernet header (`BPF_F_ADJ_ROOM_ENCAP_L2_ETH` needs Linux 5.13). The segment size stays: segments are
-/// cut from the payload, whatever stands in front.
-pub const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
-    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
-    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
-    | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
-    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
-    | INNER_ETHERNET_LEN << 56;
+/// Tells the kernel what is put in front, so that it can segment super-packets later: IP of the
+/// underlay's family and UDP around an Ethernet header (`BPF_F_ADJ_ROOM_ENCAP_L2_ETH` needs Linux
+/// 5.13). The segment size stays: segments are cut from the payload, whatever stands in front.
+pub const fn flags<O: Family>() -> u64 {
+    BPF_F_ADJ_ROOM_FIXED_GSO as u64
+        | O::ENCAP_L3
+        | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+        | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64
+        | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+        | INNER_ETHERNET_LEN << 56
+}
 const INNER_ETHERNET_LEN: u64 = 14;
 
 /// Everything that is written: the prepared header and the inner IP header one hop further on.
 #[repr(C)]
-struct Front {
-    outer: [u8; vxlan::HEADER_LEN],
-    inner: [u32; 5],
-}
-
-/// Where a packet stands when encapsulation fails.
-pub enum Error {
-    /// Untouched.
-    Untouched,
-    /// Changed beyond repair.
-    Changed,
+struct Front<F: Family, O: Family> {
+    outer: O::Front,
+    inner: F::Header,
 }
 
 /// Encapsulates a packet and sends it to `peer`; returns the tc action.
 #[inline(always)]
-pub fn encapsulate(
+pub fn encapsulate<F: Family, O: Family>(
     skb: &Skb,
-    config: &Config<V4>,
-    peer: &Peer<V4>,
-    inner: [u32; 5],
+    config: &Config<F, O>,
+    peer: &PeerEntry<O>,
+    inner: F::Header,
     len: u32,
     ecn: u8,
 ) -> Result<i32, Error> {
     let raw = skb.as_ptr();
-    // Before the packet changes: the hash is that of the inner flow, as for the kernel's own device.
+    // Before the packet changes: the hash is that of the inner flow, as for the kernel's own
+    // device.
     // SAFETY: the helper takes any buffer.
     let hash = unsafe { bpf_get_hash_recalc(raw) };
+    let overhead = vxlan::overhead::<O>() as i32;
     // SAFETY: on failure with a fixed segment size the kernel leaves the buffer as it was.
     let grown =
-        unsafe { bpf_skb_adjust_room(raw, vxlan::OVERHEAD as i32, BPF_ADJ_ROOM_MAC, FLAGS) };
+        unsafe { bpf_skb_adjust_room(raw, overhead, BPF_ADJ_ROOM_MAC, const { flags::<O>() }) };
     if grown != 0 {
         return Err(Error::Untouched);
     }
-    let mut front = Front {
+    let mut front = Front::<F, O> {
         outer: peer.header,
         inner,
     };
-    let id = vxlan::identification(&inner, hash, || {
-        // SAFETY: the helper takes nothing and cannot fail.
-        unsafe { bpf_get_prandom_u32() }
-    });
-    let port = vxlan::source_port(hash, config.source_port_min, config.source_port_count);
-    vxlan::stamp(&mut front.outer, len, ecn, id, port);
-    // SAFETY: the helper reads as many bytes as the struct has, and checks the buffer's bounds.
-    let failed = unsafe {
-        bpf_skb_store_bytes(
-            raw,
-            0,
-            (&raw const front).cast(),
-            size_of::<Front>() as u32,
-            0,
-        )
+    let id = || {
+        vxlan::identification(F::identification(&inner), hash, || {
+            // SAFETY: the helper takes nothing and cannot fail.
+            unsafe { bpf_get_prandom_u32() }
+        })
     };
-    if failed != 0 {
-        return Err(Error::Changed);
+    let port = vxlan::source_port(hash, config.source_port_min, config.source_port_count);
+    O::stamp(&mut front.outer, len, ecn, id, port);
+    if skb.store(&front, 0) {
+        Ok(forward::send(skb, config, peer))
+    } else {
+        Err(Error::Changed)
     }
-    skb.reset_queue();
-    let nic = config.underlay_ifindex;
-    if peer.flags & PEER_NEXT_HOP != 0 && next_hops_are_fresh() {
-        // SAFETY: the packet has its Ethernet header.
-        return Ok(unsafe { bpf_redirect(nic, 0) } as i32);
-    }
-    // The kernel's neighbour table fills in the outer MAC addresses.
-    // SAFETY: without parameters the helper takes the next hop from the packet's own header.
-    Ok(unsafe { bpf_redirect_neigh(nic, core::ptr::null_mut(), 0, 0) } as i32)
 }

@@ -1,7 +1,7 @@
 //! The packet programs.
 //!
-//! They are thin: each fetches what the decision in `overlay-common` asks for, calls it, carries out what it
-//! says and counts the verdict. `cargo xtask build` compiles them for the BPF target.
+//! They are thin: each fetches what the decision in `overlay-common` asks for, calls it, carries
+//! out what it says and counts the verdict. `cargo xtask build` compiles them for the BPF target.
 #![no_std]
 #![no_main]
 #![expect(
@@ -10,8 +10,9 @@
 )]
 
 mod decap;
-mod direct;
 mod encap;
+mod events;
+mod forward;
 mod maps;
 mod net_in;
 mod net_xdp;
@@ -19,7 +20,6 @@ mod out;
 mod outcome;
 mod pod_in;
 mod probe;
-mod refusal;
 mod skb;
 mod without;
 mod xdp_buff;

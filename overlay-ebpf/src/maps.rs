@@ -6,29 +6,99 @@ use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
     ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, MAX_FLOWS,
-    MAX_PEERS, MAX_PODS, NEWEST_FLOW, NO_FLOW_SINCE, Peer, Pod, Vtep,
+    MAX_PEERS, MAX_PODS, NEWEST_FLOW, NO_FLOW_SINCE, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::verdict::{COUNTERS, counter_index};
-use overlay_common::{Family, Hook, V4, Verdict};
+use overlay_common::{Family, Hook, Verdict};
 
-type Addr = <V4 as Family>::Addr;
+/// The maps of one family's data path.
+pub trait Mapped: Family {
+    fn config() -> &'static Array<Config<Self>, 1>;
+    fn endpoints() -> &'static HashMap<u32, Endpoint<Self>, { MAX_PODS as usize }>;
+    fn pods() -> &'static HashMap<Self::Addr, PodEntry, { MAX_PODS as usize }>;
+    fn devices() -> &'static DevMapHash<{ MAX_PODS as usize }>;
+    fn peers() -> &'static HashMap<Self::Addr, PeerEntry<Self>, { MAX_PEERS as usize }>;
+    fn vteps() -> &'static HashMap<Self::Addr, Vtep, { MAX_PEERS as usize }>;
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow, { MAX_FLOWS as usize }>;
+    fn flow_news() -> &'static Array<FlowNews, 2>;
+}
 
-#[btf_map(name = "ov_config")]
-static CONFIG: Array<Config<V4>, 1> = Array::new();
-#[btf_map(name = "ov_endpoints")]
-static ENDPOINTS: HashMap<u32, Endpoint<V4>, { MAX_PODS as usize }> = HashMap::new();
-#[btf_map(name = "ov_pods")]
-static PODS: HashMap<Addr, Pod, { MAX_PODS as usize }> = HashMap::new();
-#[btf_map(name = "ov_devices")]
-static DEVICES: DevMapHash<{ MAX_PODS as usize }> = DevMapHash::new();
-#[btf_map(name = "ov_peers")]
-static PEERS: HashMap<Addr, Peer<V4>, { MAX_PEERS as usize }> = HashMap::new();
-#[btf_map(name = "ov_vteps")]
-static VTEPS: HashMap<Addr, Vtep, { MAX_PEERS as usize }> = HashMap::new();
-#[btf_map(name = "ov_flows")]
-static FLOWS: LruHashMap<FlowKey<V4>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
-#[btf_map(name = "ov_flow_news")]
-static FLOW_NEWS: Array<FlowNews, 2> = Array::new();
+/// Declares the maps of a family.
+macro_rules! maps {
+    ($family:ident: $config:tt, $endpoints:tt, $pods:tt, $devices:tt, $peers:tt, $vteps:tt, $flows:tt, $flow_news:tt) => {
+        const _: () = {
+            type Addr = <$family as Family>::Addr;
+
+            #[btf_map(name = $config)]
+            static CONFIG: Array<Config<$family>, 1> = Array::new();
+            #[btf_map(name = $endpoints)]
+            static ENDPOINTS: HashMap<u32, Endpoint<$family>, { MAX_PODS as usize }> =
+                HashMap::new();
+            #[btf_map(name = $pods)]
+            static PODS: HashMap<Addr, PodEntry, { MAX_PODS as usize }> = HashMap::new();
+            #[btf_map(name = $devices)]
+            static DEVICES: DevMapHash<{ MAX_PODS as usize }> = DevMapHash::new();
+            #[btf_map(name = $peers)]
+            static PEERS: HashMap<Addr, PeerEntry<$family>, { MAX_PEERS as usize }> =
+                HashMap::new();
+            #[btf_map(name = $vteps)]
+            static VTEPS: HashMap<Addr, Vtep, { MAX_PEERS as usize }> = HashMap::new();
+            #[btf_map(name = $flows)]
+            static FLOWS: LruHashMap<FlowKey<$family>, Flow, { MAX_FLOWS as usize }> =
+                LruHashMap::new();
+            #[btf_map(name = $flow_news)]
+            static FLOW_NEWS: Array<FlowNews, 2> = Array::new();
+
+            impl Mapped for $family {
+                #[inline(always)]
+                fn config() -> &'static Array<Config<Self>, 1> {
+                    &CONFIG
+                }
+                #[inline(always)]
+                fn endpoints() -> &'static HashMap<u32, Endpoint<Self>, { MAX_PODS as usize }> {
+                    &ENDPOINTS
+                }
+                #[inline(always)]
+                fn pods() -> &'static HashMap<Addr, PodEntry, { MAX_PODS as usize }> {
+                    &PODS
+                }
+                #[inline(always)]
+                fn devices() -> &'static DevMapHash<{ MAX_PODS as usize }> {
+                    &DEVICES
+                }
+                #[inline(always)]
+                fn peers() -> &'static HashMap<Addr, PeerEntry<Self>, { MAX_PEERS as usize }> {
+                    &PEERS
+                }
+                #[inline(always)]
+                fn vteps() -> &'static HashMap<Addr, Vtep, { MAX_PEERS as usize }> {
+                    &VTEPS
+                }
+                #[inline(always)]
+                fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow, { MAX_FLOWS as usize }> {
+                    &FLOWS
+                }
+                #[inline(always)]
+                fn flow_news() -> &'static Array<FlowNews, 2> {
+                    &FLOW_NEWS
+                }
+            }
+        };
+    };
+}
+/// The family of the pods that the programs serve: programs of both in one are more than the
+/// verifier of Linux 6.1 takes.
+#[cfg(not(feature = "ipv6"))]
+pub type Served = overlay_common::V4;
+/// As above.
+#[cfg(feature = "ipv6")]
+pub type Served = overlay_common::V6;
+
+#[cfg(not(feature = "ipv6"))]
+maps!(Served: "ov_config4", "ov_endpoints4", "ov_pods4", "ov_devices4", "ov_peers4", "ov_vteps4", "ov_flows4", "ov_flow_news4");
+#[cfg(feature = "ipv6")]
+maps!(Served: "ov_config6", "ov_endpoints6", "ov_pods6", "ov_devices6", "ov_peers6", "ov_vteps6", "ov_flows6", "ov_flow_news6");
+
 #[btf_map(name = "ov_heartbeat")]
 static HEARTBEAT: Array<Heartbeat, 1> = Array::new();
 #[btf_map(name = "ov_counters")]
@@ -37,50 +107,53 @@ static COUNTS: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArray::new();
 /// The maps behind the decision.
 pub struct Maps;
 
-impl Tables<V4> for Maps {
+impl<F: Mapped> Tables<F> for Maps {
     #[inline(always)]
-    fn config(&self) -> Option<&Config<V4>> {
+    fn config(&self) -> Option<&Config<F>> {
         // An array has its element from the start: zeros until an agent has written it.
-        CONFIG.get(0).filter(|config| config.abi == ABI_VERSION)
+        F::config()
+            .get(0)
+            .filter(|config| config.abi == ABI_VERSION)
     }
 
     #[inline(always)]
-    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<V4>> {
-        // SAFETY: the element is memory of the map for as long as the program runs (maps are preallocated), and any bytes are a
-        // value. One that is deleted or replaced meanwhile may be given to another key before the program ends: then one
-        // packet fares as that one's, as it may when it comes a moment later.
-        unsafe { ENDPOINTS.get(ifindex) }
+    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<F>> {
+        // SAFETY: the element is memory of the map for as long as the program runs (maps are
+        // preallocated), and any bytes are a value. One that is deleted or replaced meanwhile may
+        // be given to another key before the program ends: then one packet fares as that one's, as
+        // it may when it comes a moment later.
+        unsafe { F::endpoints().get(ifindex) }
     }
 
     #[inline(always)]
-    fn pod(&self, address: Addr) -> Option<&Pod> {
+    fn pod(&self, address: F::Addr) -> Option<&PodEntry> {
         // SAFETY: as for `endpoint`.
-        let pod = unsafe { PODS.get(address) }?;
+        let pod = unsafe { F::pods().get(address) }?;
         // The kernel has forgotten a device that is gone, whoever has its index now. A classifier
         // may look such a map up from Linux 5.3 on, although only XDP may send by it.
-        DEVICES.get_ifindex(pod.ifindex).map(|_| pod)
+        F::devices().get_ifindex(pod.ifindex).map(|_| pod)
     }
 
     #[inline(always)]
-    fn peer(&self, subnet: Addr) -> Option<&Peer<V4>> {
+    fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<F>> {
         // SAFETY: as for `endpoint`.
-        unsafe { PEERS.get(subnet) }
+        unsafe { F::peers().get(subnet) }
     }
 
     #[inline(always)]
-    fn is_vtep(&self, address: Addr) -> bool {
-        VTEPS.get_ptr(address).is_some()
+    fn is_vtep(&self, address: F::Addr) -> bool {
+        F::vteps().get_ptr(address).is_some()
     }
 
     #[inline(always)]
-    fn is_stack_owned(&self, flow: &FlowKey<V4>) -> bool {
+    fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool {
         if cfg!(feature = "without-stack-owned") {
             return false;
         }
         // Two words against a hash over the flow and a walk.
-        let news = |key| FLOW_NEWS.get(key).map(|news| news.at_ns);
+        let news = |key| F::flow_news().get(key).map(|news| news.at_ns);
         let any = cfg!(feature = "without-flow-news") || news(NEWEST_FLOW) != news(NO_FLOW_SINCE);
-        any && FLOWS.get_ptr(flow).is_some()
+        any && F::flows().get_ptr(flow).is_some()
     }
 
     #[inline(always)]
@@ -91,22 +164,22 @@ impl Tables<V4> for Maps {
 
 /// Remembers that the IP stack owns a flow.
 #[inline(always)]
-pub fn remember(flow: &FlowKey<V4>, now_ns: u64) {
-    if let Some(known) = FLOWS.get_ptr_mut(flow) {
-        // SAFETY: as for `endpoint`; the word is written at once, to another flow's element at worst, which then looks as
-        // fresh as this one.
+pub fn remember<F: Mapped>(flow: &FlowKey<F>, now_ns: u64) {
+    if let Some(known) = F::flows().get_ptr_mut(flow) {
+        // SAFETY: as for `endpoint`; the word is written at once, to another flow's element at
+        // worst, which then looks as fresh as this one.
         unsafe { (*known).last_seen_ns = now_ns };
         return;
     }
     // A full map makes room for itself; there is nothing else that could fail and be helped.
-    let _ = FLOWS.insert(
+    let _ = F::flows().insert(
         flow,
         Flow {
             last_seen_ns: now_ns,
         },
         0,
     );
-    if let Some(news) = FLOW_NEWS.get_ptr_mut(NEWEST_FLOW) {
+    if let Some(news) = F::flow_news().get_ptr_mut(NEWEST_FLOW) {
         // SAFETY: an element of an array is always there; its one word is written at once.
         unsafe { (&raw mut (*news).at_ns).write_volatile(now_ns) };
     }
@@ -136,8 +209,8 @@ pub fn count(hook: Hook, verdict: Verdict, bytes: u32) {
         return;
     }
     if let Some(counter) = COUNTS.get_ptr_mut(counter_index(hook, verdict)) {
-        // SAFETY: the pointer is to this CPU's own copy, and programs on the same hook, which alone have the same
-        // counters, do not interrupt each other on a CPU.
+        // SAFETY: the pointer is to this CPU's own copy, and programs on the same hook, which alone
+        // have the same counters, do not interrupt each other on a CPU.
         unsafe {
             (*counter).packets += 1;
             (*counter).bytes += u64::from(bytes);

@@ -8,31 +8,33 @@ use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict, vxlan};
 
 use crate::decap::decapsulate;
-use crate::direct::deliver;
-use crate::encap::Error;
-use crate::maps::Maps;
+use crate::forward::{Error, deliver};
+use crate::maps::{Mapped, Maps, Served};
 use crate::outcome::{Outcome, end};
-use crate::refusal;
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_net_in(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    let bytes = skb.frame_len();
-    end(&skb, Hook::NetIn, bytes, handle(&skb))
+    handle::<Served>(&Skb::new(&ctx))
 }
 
 #[inline(always)]
-fn handle(skb: &Skb) -> (Verdict, Outcome) {
-    match from_network(skb, &Maps) {
+fn handle<F: Mapped>(skb: &Skb) -> i32 {
+    let bytes = skb.frame_len();
+    end::<F>(skb, Hook::NetIn, bytes, visit::<F>(skb))
+}
+
+#[inline(always)]
+fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
+    match from_network::<F, F, _, _>(skb, &Maps) {
         FromNetwork::Decapsulate {
             pod,
             gateway_mac,
             header,
-        } => match decapsulate(skb, pod, gateway_mac, header) {
+        } => match decapsulate::<F, F>(skb, pod, gateway_mac, header) {
             Ok(action) => (Verdict::Decapsulated, Outcome::Done(action)),
             Err(Error::Untouched) => {
-                let inner = ETHERNET_LEN + vxlan::OVERHEAD;
+                let inner = ETHERNET_LEN + vxlan::overhead::<F>();
                 (Verdict::AdjustFailed, Outcome::HandOver(Some(inner)))
             }
             Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
@@ -41,14 +43,11 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
             pod,
             gateway_mac,
             header,
-        } => match deliver(skb, pod, gateway_mac, header) {
+        } => match deliver::<F>(skb, pod, gateway_mac, header) {
             Ok(action) => (Verdict::Redirected, Outcome::Done(action)),
             Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
         },
         FromNetwork::Pass(pass) => Outcome::pass(pass),
-        FromNetwork::Refuse(verdict) => {
-            refusal::tell(skb, Hook::NetIn, verdict);
-            (verdict, Outcome::Done(TC_ACT_SHOT))
-        }
+        FromNetwork::Refuse(verdict) => (verdict, Outcome::Refused),
     }
 }

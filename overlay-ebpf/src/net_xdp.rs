@@ -9,21 +9,24 @@ use overlay_common::decide::refused_early;
 use overlay_common::packet::Packet as _;
 use overlay_common::{Hook, Verdict};
 
-use crate::maps::{Maps, count};
-use crate::refusal;
+use crate::events;
+use crate::maps::{Mapped, Maps, Served, count};
 use crate::xdp_buff::XdpBuff;
 
 /// Takes packets in several buffers (jumbo frames), which needs Linux 5.18.
 #[xdp(frags)]
 pub fn ov_net_xdp(ctx: XdpContext) -> u32 {
-    let packet = XdpBuff::new(&ctx);
-    let (verdict, action) = match refused_early(&packet, &Maps) {
-        Some(verdict) => {
-            refusal::tell(&packet, Hook::NetXdp, verdict);
-            (verdict, XDP_DROP)
-        }
-        None => (Verdict::Passed, XDP_PASS),
-    };
+    handle::<Served>(&XdpBuff::new(&ctx))
+}
+
+#[inline(always)]
+fn handle<F: Mapped>(packet: &XdpBuff) -> u32 {
+    let refused = refused_early::<F, F, _, _>(packet, &Maps);
+    let verdict = refused.unwrap_or(Verdict::Passed);
     count(Hook::NetXdp, verdict, packet.frame_len());
-    action
+    if refused.is_none() {
+        return XDP_PASS;
+    }
+    events::tell::<F, _>(packet, Hook::NetXdp, verdict);
+    XDP_DROP
 }

@@ -9,23 +9,22 @@ use overlay_common::decide::{Leaving, leaving};
 use overlay_common::packet::Packet as _;
 use overlay_common::{Hook, Verdict};
 
-use crate::maps::{Maps, count, remember};
+use crate::maps::{Mapped, Maps, Served, count, remember};
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_pod_out(ctx: TcContext) -> i32 {
-    watch(&ctx, Hook::PodOut)
+    handle::<Served>(&Skb::new(&ctx), Hook::PodOut)
 }
 
 #[classifier]
 pub fn ov_vtep_out(ctx: TcContext) -> i32 {
-    watch(&ctx, Hook::VtepOut)
+    handle::<Served>(&Skb::new(&ctx), Hook::VtepOut)
 }
 
 #[inline(always)]
-fn watch(ctx: &TcContext, hook: Hook) -> i32 {
-    let skb = Skb::new(ctx);
-    let verdict = match leaving(&skb, &Maps, hook, skb.handed_over()) {
+fn handle<F: Mapped>(skb: &Skb, hook: Hook) -> i32 {
+    let verdict = match leaving::<F, F, _, _>(skb, &Maps, hook, skb.handed_over()) {
         Leaving::Remember(flow) => {
             // SAFETY: the helper takes nothing and cannot fail.
             remember(&flow, unsafe { bpf_ktime_get_ns() });

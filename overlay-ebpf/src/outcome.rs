@@ -1,16 +1,19 @@
 //! How a packet's visit to an ingress hook ends.
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use overlay_common::decide::Pass;
 use overlay_common::{Hook, Verdict};
 
-use crate::maps::count;
+use crate::events;
+use crate::maps::{Mapped, count};
 use crate::skb::Skb;
 
 /// What is left to be done with a packet when its verdict is known.
 pub enum Outcome {
     /// This tc action.
     Done(i32),
+    /// It is dropped, and told of where the agent asks for that.
+    Refused,
     /// The kernel gets it; see [`Pass::plain`].
     HandOver(Option<u32>),
 }
@@ -28,12 +31,21 @@ impl Outcome {
 /// First the counter, then the mark: a verifier that has no verdict to tell them apart by walks
 /// through the mark once for all of them.
 #[inline(always)]
-pub fn end(skb: &Skb, hook: Hook, bytes: u32, (verdict, outcome): (Verdict, Outcome)) -> i32 {
+pub fn end<F: Mapped>(
+    skb: &Skb,
+    hook: Hook,
+    bytes: u32,
+    (verdict, outcome): (Verdict, Outcome),
+) -> i32 {
     count(hook, verdict, bytes);
     match outcome {
         Outcome::Done(action) => action,
+        Outcome::Refused => {
+            events::tell::<F, _>(skb, hook, verdict);
+            TC_ACT_SHOT
+        }
         Outcome::HandOver(plain) => {
-            skb.hand_over(plain);
+            skb.hand_over::<F>(plain);
             TC_ACT_UNSPEC
         }
     }

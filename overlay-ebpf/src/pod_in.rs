@@ -8,23 +8,26 @@ use overlay_common::decide::{FromPod, from_pod};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict};
 
-use crate::direct::route;
-use crate::encap::{Error, encapsulate};
-use crate::maps::Maps;
+use crate::encap::encapsulate;
+use crate::forward::{Error, route};
+use crate::maps::{Mapped, Maps, Served};
 use crate::outcome::{Outcome, end};
-use crate::refusal;
 use crate::skb::Skb;
 
 #[classifier]
 pub fn ov_pod_in(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    let bytes = skb.frame_len();
-    end(&skb, Hook::PodIn, bytes, handle(&skb))
+    handle::<Served>(&Skb::new(&ctx))
 }
 
 #[inline(always)]
-fn handle(skb: &Skb) -> (Verdict, Outcome) {
-    match from_pod(skb, &Maps) {
+fn handle<F: Mapped>(skb: &Skb) -> i32 {
+    let bytes = skb.frame_len();
+    end::<F>(skb, Hook::PodIn, bytes, visit::<F>(skb))
+}
+
+#[inline(always)]
+fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
+    match from_pod::<F, F, _, _>(skb, &Maps) {
         FromPod::Redirect(pod) => {
             let ifindex = pod.ifindex;
             skb.take_in();
@@ -52,9 +55,6 @@ fn handle(skb: &Skb) -> (Verdict, Outcome) {
             Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
         },
         FromPod::Pass(pass) => Outcome::pass(pass),
-        FromPod::Refuse(verdict) => {
-            refusal::tell(skb, Hook::PodIn, verdict);
-            (verdict, Outcome::Done(TC_ACT_SHOT))
-        }
+        FromPod::Refuse(verdict) => (verdict, Outcome::Refused),
     }
 }

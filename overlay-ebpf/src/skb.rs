@@ -4,17 +4,30 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_load_bytes};
+use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use overlay_common::V4;
+use overlay_common::Family;
 use overlay_common::decide::mark;
 use overlay_common::packet::Packet;
 
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
 
-/// Furthest offset that a header of ours can start at: Ethernet and IP with options, twice, and VXLAN.
+/// Furthest offset that a header of ours can start at: Ethernet and IP with options, twice, and
+/// VXLAN.
 pub const FURTHEST: u32 = 0xff;
+
+/// The offset, of which the compiler knows nothing any more: what it can tell of an IPv6 packet's
+/// offsets it does not check again, and the verifier cannot follow it.
+#[inline(always)]
+pub fn unproven(offset: u32) -> u32 {
+    if cfg!(feature = "ipv6") {
+        // SAFETY: the value is on the stack, and initialised.
+        unsafe { (&raw const offset).read_volatile() }
+    } else {
+        offset
+    }
+}
 
 /// A socket buffer that a tc program sees.
 pub struct Skb {
@@ -49,33 +62,44 @@ impl Skb {
         unsafe { (*self.raw).tc_index as u16 }
     }
 
-    /// Hands the packet over to the stack: `plain` tells where the IP header of plain pod-to-pod
-    /// traffic starts.
+    /// Hands the packet over to the stack, or to a program of ours on its way out: `plain` tells
+    /// where the IP header of plain pod-to-pod traffic starts.
     #[inline(always)]
-    pub fn hand_over(&self, plain: Option<u32>) {
-        let mark = plain.map_or(0, |ip_offset| mark::<V4, _>(self, ip_offset));
+    pub fn hand_over<F: Family>(&self, plain: Option<u32>) {
+        let mark = plain.map_or(0, |ip_offset| mark::<F, _>(self, ip_offset));
         // SAFETY: as for `handed_over`; the field is writable for tc programs.
         unsafe { (*self.raw).tc_index = u32::from(mark) }
     }
 
-    /// Marks plain pod-to-pod traffic that a program of ours sends on itself.
-    #[inline(always)]
-    pub fn mark_plain(&self, ip_offset: u32) {
-        self.hand_over(Some(ip_offset));
-    }
-
-    /// Makes the frame one for this host. A veth took it for another's, because its receiver's MAC address is not its own; it stays
-    /// so through `bpf_redirect_peer` before Linux 6.15 (c43272299488), and the receiver's IP stack would drop it.
+    /// Makes the frame one for this host. A veth took it for another's, because its receiver's MAC
+    /// address is not its own; it stays so through `bpf_redirect_peer` before Linux 6.15
+    /// (c43272299488), and the receiver's IP stack would drop it.
     #[inline(always)]
     pub fn take_in(&self) {
         if !self.to_this_host() {
-            // SAFETY: the helper takes the context and a constant; it fails for no type that a received frame can have.
+            // SAFETY: the helper takes the context and a constant; it fails for no type that a
+            // received frame can have.
             unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
         }
     }
 
-    /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which would press
-    /// all pods' traffic into one queue of the NIC.
+    /// Overwrites the beginning of the frame with what `value` has from its byte `start` on; false
+    /// where that fails.
+    #[inline(always)]
+    pub fn store<T>(&self, value: &T, start: usize) -> bool {
+        const { assert!(size_of::<T>() <= FURTHEST as usize) };
+        let from = (&raw const *value).cast::<u8>();
+        // SAFETY: the helper reads as many bytes as the value has from `start` on, and checks the
+        // buffer's bounds. Callers' values have no padding.
+        let failed = unsafe {
+            let len = size_of::<T>() - start;
+            bpf_skb_store_bytes(self.raw, 0, from.add(start).cast(), len as u32, 0)
+        };
+        failed == 0
+    }
+
+    /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which
+    /// would press all pods' traffic into one queue of the NIC.
     #[inline(always)]
     pub fn reset_queue(&self) {
         // SAFETY: as for `hand_over`.
@@ -86,6 +110,7 @@ impl Skb {
 impl Packet for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let offset = unproven(offset);
         if offset > FURTHEST {
             return None;
         }
@@ -97,9 +122,11 @@ impl Packet for Skb {
         let from = start + offset as usize;
         if from + N * 4 <= end {
             for i in 0..N {
-                // SAFETY: within the bounds just checked. Headers stand at even offsets, so this may be misaligned, which Rust
-                // does not promise to bear: it relies on the BPF back end, which makes one load of four bytes of it, as C
-                // compilers do, and four loads of one byte of `read_unaligned`. The verifier refuses it where the machine cannot.
+                // SAFETY: within the bounds just checked. Headers stand at even offsets, so this
+                // may be misaligned, which Rust does not promise to bear: it relies on the BPF back
+                // end, which makes one load of four bytes of it, as C compilers do, and four loads
+                // of one byte of `read_unaligned`. The verifier refuses it where the machine
+                // cannot.
                 unsafe { to.add(i).write(*((from + i * 4) as *const u32)) };
             }
         } else {

@@ -6,10 +6,11 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
-use overlay_common::decide::Tables as _;
+use overlay_common::decide::Tables;
 use overlay_common::packet::{Packet, same_mac};
 
-use crate::maps::Maps;
+use crate::maps::{Maps, Served};
+use crate::skb::{FURTHEST, unproven};
 
 /// A buffer that an XDP program sees.
 pub struct XdpBuff {
@@ -26,11 +27,13 @@ impl XdpBuff {
 }
 
 impl Packet for XdpBuff {
-    /// Of a packet in several buffers only the first is looked at; drivers put far more than headers there.
+    /// Of a packet in several buffers only the first is looked at; drivers put far more than
+    /// headers there.
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let offset = unproven(offset);
         // The verifier wants to know that an offset that the packet names is small.
-        if offset > crate::skb::FURTHEST {
+        if offset > FURTHEST {
             return None;
         }
         // SAFETY: the two fields hold addresses; the verifier knows them as the packet's bounds.
@@ -62,7 +65,8 @@ impl Packet for XdpBuff {
         0
     }
 
-    /// Unknown: a tag that the NIC has taken off does not show. The agent keeps the program off NICs with VLANs.
+    /// Unknown: a tag that the NIC has taken off does not show. The agent keeps the program off
+    /// NICs with VLANs.
     #[inline(always)]
     fn vlan(&self) -> Option<u16> {
         None
@@ -75,7 +79,7 @@ impl Packet for XdpBuff {
         };
         let [a, b, c, d] = first.to_ne_bytes();
         let [e, f, _, _] = second.to_ne_bytes();
-        Maps.config()
+        Tables::<Served>::config(&Maps)
             .is_some_and(|config| same_mac([a, b, c, d, e, f], config.underlay_mac))
     }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub mod early;
+pub mod events;
 pub mod family;
 pub mod maps;
 pub mod object;
@@ -16,7 +17,6 @@ pub mod pins;
 pub mod pods;
 pub mod probe;
 pub mod programs;
-mod refusals;
 pub mod shapes;
 pub mod tables;
 
@@ -31,9 +31,6 @@ pub enum Error {
         "the eBPF programs of this build are for measuring only, built {0}: build with `cargo xtask build`, or try them out by --programs FILE"
     )]
     ForMeasuring(String),
-    /// What the programs tell of refused packets cannot be read.
-    #[error("open the programs' log of refused packets: {0}")]
-    Log(#[from] aya_log::Error),
     /// An object file that was asked for cannot be read.
     #[error("read the eBPF programs in {}: {source}", path.display())]
     ReadObject {

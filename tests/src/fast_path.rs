@@ -58,7 +58,7 @@ pub fn detach(node: &Node) -> Result<()> {
 /// When the node does not tell what its kernel can do.
 pub fn detach_script(node: &Node) -> Result<&'static str> {
     Ok(if has_tcx(node)? {
-        "for link in /sys/fs/bpf/overlay/v2/links/*; do bpftool link detach pinned $link; done"
+        "for link in /sys/fs/bpf/overlay/v3/links/*; do bpftool link detach pinned $link; done"
     } else {
         // A device without the qdisc has no filters, which tc calls an error.
         "for device in $(ls /sys/class/net); do

@@ -112,13 +112,13 @@ fn leftovers(node: &Node) -> Result<Vec<String>> {
     let status = status(node)?;
     let pods = status["pods"].as_array().context("no pods in the status")?;
     left.extend(pods.iter().map(ToString::to_string));
-    for map in ["ov_pods", "ov_endpoints"] {
-        let pin = format!("/sys/fs/bpf/overlay/v2/maps/{map}");
+    for map in ["ov_pods4", "ov_endpoints4"] {
+        let pin = format!("/sys/fs/bpf/overlay/v3/maps/{map}");
         let entries = node.json(["bpftool", "--json", "map", "dump", "pinned", &pin])?;
         let entries = entries.as_array().context("a dump is a list")?;
         left.extend(entries.iter().map(|entry| format!("{map}: {entry}")));
     }
-    let pins = node.run(["ls", "/sys/fs/bpf/overlay/v2/links"])?;
+    let pins = node.run(["ls", "/sys/fs/bpf/overlay/v3/links"])?;
     left.extend(
         pins.lines()
             .filter(|pin| pin.starts_with("pod_"))

@@ -67,7 +67,7 @@ fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
     let node = lab.node(1);
     // Filters of our own do not keep pods from the fast path.
     status::wait_accelerated(&lab)?;
-    let links = node.run(["ls", "/sys/fs/bpf/overlay/v2/links"])?;
+    let links = node.run(["ls", "/sys/fs/bpf/overlay/v3/links"])?;
     ensure!(links.is_empty(), "attached by tcx as well: {links}");
 
     let (a, b) = (lab.pod(1, 1), lab.pod(2, 1));

@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(4);
 /// The entry of the one peer in the fast path's table, in hexadecimal.
 fn peer(node: &Node) -> Result<String> {
     const DUMP: [&str; 6] = ["bpftool", "-j", "map", "dump", "pinned", PEERS];
-    const PEERS: &str = "/sys/fs/bpf/overlay/v2/maps/ov_peers";
+    const PEERS: &str = "/sys/fs/bpf/overlay/v3/maps/ov_peers4";
     let entries = node.json(DUMP)?;
     let bytes = entries[0]["value"].as_array().context("no peer")?;
     let bytes = bytes.iter().filter_map(|byte| byte.as_str());

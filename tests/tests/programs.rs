@@ -5,12 +5,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
-use overlay_common::{Hook, Verdict};
+use overlay_cases::cases::{Case, all};
+use overlay_cases::translate::translate;
+use overlay_common::event::{EVENTS_LEN, Event};
+use overlay_common::packet::ETHERNET_LEN;
+use overlay_common::schema::CONFIG_EVENTS;
+use overlay_common::visit::Outcome;
+use overlay_common::{Family as _, Hook, V4, V6, Verdict};
 use overlay_differential::campaign::{self, Limit, Options, is_expressible};
 use overlay_differential::check::check;
-use overlay_differential::decide::cases::{Case, all};
-use overlay_differential::in_kernel;
+use overlay_differential::kernel::flow_order;
 use overlay_differential::recording::{self, Recording};
+use overlay_differential::{expected, in_kernel, in_kernel_for};
+use overlay_user::datapath::family::UserFamily as _;
 
 #[test]
 fn every_case_ends_in_the_kernel_as_in_rust() -> Result<()> {
@@ -30,6 +37,141 @@ fn every_case_ends_in_the_kernel_as_in_rust() -> Result<()> {
             }
         }
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        Ok(())
+    })
+}
+
+/// The programs for IPv6, which no agent loads yet.
+#[test]
+fn every_case_ends_in_the_kernel_as_in_rust_over_ipv6() -> Result<()> {
+    in_kernel_for::<V6, _>(|kernel| {
+        let mut wrong = Vec::new();
+        let mut sent = BTreeMap::<(Hook, u32), u32>::new();
+        let cases = all().into_iter().filter(|case| is_expressible(&case.visit));
+        for case in cases {
+            let Some((world, visit, want)) = translate::<V6, V6>(&case) else {
+                continue;
+            };
+            kernel.set_world(&world)?;
+            kernel.counted()?;
+            let Some(ran) = kernel.run(&visit)? else {
+                continue;
+            };
+            let verdict = match expected::verdict(&visit, &world, want, &ran) {
+                Ok(verdict) => verdict,
+                Err(what) => {
+                    wrong.push(format!("{:?}, {}: {what}", visit.hook, case.name));
+                    continue;
+                }
+            };
+            let end = (visit.hook, verdict as u32);
+            if !kernel.counted()?.keys().eq([&end]) {
+                wrong.push(format!(
+                    "{:?}, {}: counted otherwise",
+                    visit.hook, case.name
+                ));
+            }
+            if let Outcome::Remember(key) = want {
+                ensure!(
+                    kernel.flows()?.contains_key(&flow_order(&key)),
+                    "{}",
+                    case.name
+                );
+            }
+            *sent.entry(end).or_default() += 1;
+        }
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        for (hook, verdict) in [
+            (Hook::PodIn, Verdict::Redirected),
+            (Hook::PodIn, Verdict::Encapsulated),
+            (Hook::PodIn, Verdict::Routed),
+            (Hook::PodIn, Verdict::SpoofedSource),
+            (Hook::PodIn, Verdict::SpoofedArp),
+            (Hook::NetIn, Verdict::Decapsulated),
+            (Hook::NetIn, Verdict::Redirected),
+            (Hook::NetIn, Verdict::ForeignInnerSource),
+            (Hook::NetXdp, Verdict::UnknownVtep),
+            (Hook::PodOut, Verdict::Remembered),
+            (Hook::VtepOut, Verdict::Remembered),
+        ] {
+            ensure!(
+                sent.contains_key(&(hook, verdict as u32)),
+                "no {} {}",
+                hook.name(),
+                verdict.name()
+            );
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn refused_packets_are_told_of_where_that_is_wanted() -> Result<()> {
+    in_kernel(|kernel| {
+        let is_refused = |case: &Case| matches!(case.want, Outcome::Refuse(_));
+        let cases = all().into_iter().filter(is_refused);
+        let mut count = 0;
+        for mut case in cases.filter(|case| is_expressible(&case.visit)) {
+            kernel.set_world(&case.world)?;
+            kernel.run(&case.visit)?;
+            ensure!(kernel.told().is_empty(), "{}: told unasked", case.name);
+
+            let Some(config) = &mut case.world.config else {
+                continue;
+            };
+            config.flags |= CONFIG_EVENTS;
+            kernel.set_world(&case.world)?;
+            if kernel.run(&case.visit)?.is_none() {
+                continue;
+            }
+            let [told] = kernel.told()[..] else {
+                bail!("{}: not told once", case.name);
+            };
+            ensure!(
+                (told.hook, told.verdict) == (case.visit.hook, case.want.verdict())
+                    && told.event.len as usize == case.visit.frame.len()
+                    && told.event.at_ns > 0,
+                "{}: {told:?}",
+                case.name
+            );
+            if case.visit.frame.get(12..14) == Some(&V4::ETHERTYPE.to_be_bytes()) {
+                let ip = V4::parse(&case.visit.packet(), ETHERNET_LEN);
+                let ends = ip.map(|ip| [ip.source, ip.destination].map(V4::to_ip));
+                let told_ends = [told.source, told.destination];
+                ensure!(
+                    Some(told_ends) == ends.map(|ends| ends.map(Some)),
+                    "{}: {told:?}",
+                    case.name
+                );
+            }
+            count += 1;
+        }
+        ensure!(count > 20, "{count} cases");
+        Ok(())
+    })
+}
+
+/// One refused packet again and again, whose events nobody fetches: what finds no room is counted.
+#[test]
+fn events_that_find_no_room_are_counted() -> Result<()> {
+    /// A record with its header (`BPF_RINGBUF_HDR_SZ`).
+    const RECORD: u32 = size_of::<Event>() as u32 + 8;
+    const MORE: u32 = 7;
+    in_kernel(|kernel| {
+        let mut cases = all().into_iter();
+        let case = cases.find(|case| case.want == Outcome::Refuse(Verdict::UnknownVtep));
+        let mut case = case.expect("a case of it");
+        case.world.config.as_mut().expect("a configuration").flags |= CONFIG_EVENTS;
+        kernel.set_world(&case.world)?;
+        let sent = EVENTS_LEN / RECORD + MORE;
+        for _ in 0..sent {
+            kernel.run(&case.visit)?;
+        }
+        let (told, lost) = (kernel.told().len() as u64, kernel.lost()?);
+        ensure!(
+            told + lost == u64::from(sent) && lost >= u64::from(MORE),
+            "{told} told, {lost} lost of {sent}"
+        );
         Ok(())
     })
 }

@@ -15,7 +15,7 @@ const FIRST: Duration = Duration::from_secs(30);
 
 /// How many entries a pinned map has.
 fn entries(node: &Node, map: &str) -> Result<usize> {
-    let pin = format!("/sys/fs/bpf/overlay/v2/maps/{map}");
+    let pin = format!("/sys/fs/bpf/overlay/v3/maps/{map}");
     let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;
     Ok(entries.as_array().map_or(0, Vec::len))
 }
@@ -34,7 +34,7 @@ fn script(path: &Path, text: &str) -> Result<()> {
 fn adopted_maps_never_say_more_than_the_kernel_path_backs() -> Result<()> {
     let lab = Lab::up(Options::for_test("first"))?;
     let (node, gone) = (lab.node(1), lab.node(2));
-    ensure!(entries(&node, "ov_peers")? == 1);
+    ensure!(entries(&node, "ov_peers4")? == 1);
     for node in lab.nodes() {
         node.stop_agent(Signal::SIGKILL)?;
     }
@@ -64,7 +64,7 @@ fn adopted_maps_never_say_more_than_the_kernel_path_backs() -> Result<()> {
     wait_until("the route to go", FIRST, || {
         node.overlay_routes().is_ok_and(|routes| routes == 0)
     })?;
-    let left = (entries(&node, "ov_peers")?, entries(&node, "ov_vteps")?);
+    let left = (entries(&node, "ov_peers4")?, entries(&node, "ov_vteps4")?);
     let is_held = node.http_get("/readyz")?.status != 200;
     fs::remove_file(&hold)?;
     ensure!(is_held, "the round ended before the look");

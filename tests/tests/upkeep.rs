@@ -106,7 +106,7 @@ fn goes_to(node: &Node, mac: &str) -> Result<()> {
 }
 
 fn first_peer(node: &Node) -> Result<String> {
-    let pin = node.run(["sh", "-c", "ls -d /sys/fs/bpf/overlay/v*/maps/ov_peers"])?;
+    let pin = node.run(["sh", "-c", "ls -d /sys/fs/bpf/overlay/v*/maps/ov_peers4"])?;
     let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", pin.trim()])?;
     let bytes = entries[0]["value"].as_array().context("no peer")?;
     let bytes = bytes.iter().filter_map(Value::as_str);

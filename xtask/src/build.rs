@@ -40,10 +40,17 @@ pub enum Warnings {
     Denied,
 }
 
-/// Builds the eBPF programs into one object file.
+/// Builds the eBPF programs into one object file, and those for IPv6, which only tests load, into
+/// another.
 pub fn programs(warnings: Warnings) -> Result<()> {
-    let built = programs_of(workspace::root(), &[], warnings)?;
-    keep(&built, &workspace::bpf_object())
+    for (features, name) in [
+        (&["ipv6"][..], "overlay-ipv6.bpf.o"),
+        (&[], "overlay.bpf.o"),
+    ] {
+        let built = programs_of(workspace::root(), features, warnings)?;
+        keep(&built, &workspace::bpf_object().with_file_name(name))?;
+    }
+    Ok(())
 }
 
 /// Builds the eBPF programs with a feature that only measuring uses; returns their object file.

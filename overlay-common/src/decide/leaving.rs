@@ -23,7 +23,7 @@ pub enum Leaving<F: Family> {
 /// port that was taken), for the fast path would have carried it: the replies have to be translated
 /// back.
 #[inline(always)]
-pub fn leaving<F: Family, P: Packet, T: Tables<F>>(
+pub fn leaving<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &T,
     hook: Hook,

@@ -1,40 +1,14 @@
 //! What the network sends.
 
+use super::arrived::{Arrived, FromNetwork, pass, receiver};
 use super::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
     CONFIG_VTEPS_INCOMPLETE, Config, ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
-    Packet, Pass, Peer, Pod, Tables, UDP, Verdict, fits, flow, in_a_vlan, in_network,
-    in_own_subnet, is_this_node, routed, same_mac, vxlan,
+    Packet, Pass, PeerEntry, PodEntry, Tables, UDP, Verdict, fits, in_a_vlan, in_network,
+    in_own_subnet, is_not_stack_owned, is_regular, routed, same_mac, vxlan,
 };
 use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
-
-/// What to do with a packet from the network.
-#[derive(Clone, Copy, Debug)]
-pub enum FromNetwork<'t, F: Family> {
-    /// Decapsulate it and hand it to a pod of this node.
-    Decapsulate {
-        /// Whereto.
-        pod: &'t Pod,
-        /// The MAC address that it comes from in the pod's eyes: the bridge's.
-        gateway_mac: [u8; 6],
-        /// The inner IP header, already one hop further on.
-        header: F::Header,
-    },
-    /// Hand it to a pod of this node: it came without encapsulation.
-    Deliver {
-        /// Whereto.
-        pod: &'t Pod,
-        /// The MAC address that it comes from in the pod's eyes: the bridge's.
-        gateway_mac: [u8; 6],
-        /// Its IP header, already one hop further on.
-        header: F::Header,
-    },
-    /// Leave it to the kernel.
-    Pass(Pass),
-    /// Drop it.
-    Refuse(Verdict),
-}
 
 /// UDP (RFC 768) and VXLAN (RFC 7348) headers, in bytes.
 const UDP_LEN: u32 = 8;
@@ -42,23 +16,23 @@ const VXLAN_LEN: u32 = 8;
 
 /// Decides on a packet that arrived from the underlay, seen at the NIC.
 #[inline(always)]
-pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
+pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &'t T,
 ) -> FromNetwork<'t, F> {
     let Some(config) = tables.config() else {
         return pass(Verdict::Inactive);
     };
-    let Some(arrived) = Arrived::parse(packet) else {
-        return pass(Verdict::NotVxlan);
-    };
-    if routed::concerns(config, &arrived) {
-        return match routed::sender(packet, config, tables, &arrived) {
-            Ok(()) => routed::receiver(packet, config, tables, &arrived),
+    let arrived = Arrived::<O>::parse(packet);
+    if let Some(routed) = routed::parse(packet, config, arrived.as_ref()) {
+        return match routed::sender(packet, config, tables, &routed) {
+            Ok(()) => routed::deliver(packet, config, tables, &routed),
             Err(end) => end,
         };
     }
-    let outer = arrived.ip;
+    let Some(Arrived { ip: outer, .. }) = arrived else {
+        return pass(Verdict::NotVxlan);
+    };
     let udp_length_and_checksum = match to_vtep(packet, config, &outer) {
         Ok(second_word) => second_word,
         Err(verdict) => return pass(verdict),
@@ -69,14 +43,9 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
     };
 
     // The sender is who it says it is. Is there a pod for it?
-    let to = inner.ip.destination;
-    let Some(pod) = tables.pod(to) else {
-        let is_pod = in_own_subnet(config, to) && !is_this_node(config, to);
-        return FromNetwork::Pass(if is_pod {
-            Pass::plain(Verdict::UnknownPod, inner.offset)
-        } else {
-            Pass::of(Verdict::NotOverlay)
-        });
+    let pod = match receiver(config, tables, inner.ip.destination, inner.offset) {
+        Ok(pod) => pod,
+        Err(pass) => return FromNetwork::Pass(pass),
     };
     let ecn = match is_ordinary(
         packet,
@@ -102,56 +71,38 @@ pub fn from_network<'t, F: Family, P: Packet, T: Tables<F>>(
     }
 }
 
-/// Why to drop a packet that has just arrived, before the kernel makes a socket buffer of it; `None` leaves it to
-/// the kernel.
+/// Why to drop a packet that has just arrived, before the kernel makes a socket buffer of it;
+/// `None` leaves it to the kernel.
 ///
 /// What is refused is exactly what [`from_network`] would refuse, for the same reason.
 #[inline(always)]
-pub fn refused_early<F: Family, P: Packet, T: Tables<F>>(
+pub fn refused_early<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &T,
 ) -> Option<Verdict> {
     let config = tables.config()?;
-    let arrived = Arrived::parse(packet)?;
-    if routed::concerns(config, &arrived) {
-        return match routed::sender(packet, config, tables, &arrived) {
+    let arrived = Arrived::<O>::parse(packet);
+    if let Some(routed) = routed::parse(packet, config, arrived.as_ref()) {
+        return match routed::sender(packet, config, tables, &routed) {
             Err(FromNetwork::Refuse(verdict)) => Some(verdict),
             _ => None,
         };
     }
-    to_vtep(packet, config, &arrived.ip).ok()?;
-    match inner(packet, config, tables, &arrived.ip) {
+    let outer = arrived?.ip;
+    to_vtep(packet, config, &outer).ok()?;
+    match inner(packet, config, tables, &outer) {
         Err(FromNetwork::Refuse(verdict)) => Some(verdict),
         _ => None,
     }
 }
 
-/// An IP packet as the network sends it.
-pub(super) struct Arrived<F: Family> {
-    pub(super) ethernet: Ethernet,
-    pub(super) ip: Ip<F>,
-}
-
-impl<F: Family> Arrived<F> {
-    #[inline(always)]
-    fn parse<P: Packet>(packet: &P) -> Option<Self> {
-        // The cheapest question first: most of what is not ours ends here.
-        let ethernet = Ethernet::parse(packet, 0)?;
-        if ethernet.ethertype != F::ETHERTYPE {
-            return None;
-        }
-        let ip = F::parse(packet, ETHERNET_LEN)?;
-        Some(Self { ethernet, ip })
-    }
-}
-
-/// The second word of the UDP header (length and checksum) of VXLAN that is for this node; or why it is none
-/// of our business.
+/// The second word of the UDP header (length and checksum) of VXLAN that is for this node; or why
+/// it is none of our business.
 #[inline(always)]
-fn to_vtep<F: Family, P: Packet>(
+fn to_vtep<F: Family, O: Family, P: Packet>(
     packet: &P,
-    config: &Config<F>,
-    outer: &Ip<F>,
+    config: &Config<F, O>,
+    outer: &Ip<O>,
 ) -> Result<u32, Verdict> {
     if outer.protocol != UDP || outer.fragment == Fragment::Later {
         return Err(Verdict::NotVxlan);
@@ -164,15 +115,10 @@ fn to_vtep<F: Family, P: Packet>(
     if u16::from_be_bytes([port_hi, port_lo]) != config.port {
         return Err(Verdict::NotVxlan);
     }
-    if in_a_vlan(packet) || !packet.to_this_host() || outer.destination != config.vtep {
+    if in_a_vlan(packet) || !packet.to_this_host() || !O::same(outer.destination, config.vtep) {
         return Err(Verdict::NotForUs);
     }
     Ok(udp_length_and_checksum)
-}
-
-#[inline(always)]
-pub(super) fn pass<'t, F: Family>(verdict: Verdict) -> FromNetwork<'t, F> {
-    FromNetwork::Pass(Pass::of(verdict))
 }
 
 /// A packet in VXLAN whose sender has been checked.
@@ -185,16 +131,17 @@ struct Inner<F: Family> {
 
 /// Opens VXLAN as far as needed to tell who sent what is inside, and whether that is true.
 #[inline(always)]
-fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
+fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
-    outer: &Ip<F>,
+    outer: &Ip<O>,
 ) -> Result<Inner<F>, FromNetwork<'t, F>> {
     let vxlan = ETHERNET_LEN + outer.header_len + UDP_LEN;
     let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
-    // The rest of a fragmented datagram goes unseen; only its beginning can be judged, so that has to show
-    // enough. What stands behind the end of the packet does not count, for the kernel cuts it off.
+    // The rest of a fragmented datagram goes unseen; only its beginning can be judged, so that has
+    // to show enough. What stands behind the end of the packet does not count, for the kernel cuts
+    // it off.
     if outer.fragment == Fragment::First && ETHERNET_LEN + outer.total_len < offset + F::HEADER_LEN
     {
         return Err(FromNetwork::Refuse(Verdict::HidingFragment));
@@ -222,7 +169,7 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
         None
     };
     if let Some(ip) = ip {
-        let owned = |peer: &Peer<F>| peer.vtep == outer.source;
+        let owned = |peer: &PeerEntry<O>| O::same(peer.vtep, outer.source);
         if cfg!(feature = "without-inner-source")
             || tables
                 .peer(F::mask(ip.source, config.peer_mask))
@@ -278,14 +225,14 @@ fn inner<'t, F: Family, P: Packet, T: Tables<F>>(
 
 /// What the short cut asks of a packet whose sender and receiver are known.
 #[inline(always)]
-fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
+fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
-    outer: &Ip<F>,
+    outer: &Ip<O>,
     udp_length_and_checksum: u32,
     inner: &Inner<F>,
-    pod: &Pod,
+    pod: &PodEntry,
 ) -> Result<DecapsulatedEcn, Verdict> {
     if config.flags & CONFIG_ACTIVE == 0 {
         return Err(Verdict::Inactive);
@@ -296,22 +243,13 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
     }
-    if outer.fragment != Fragment::No || inner.ip.fragment != Fragment::No {
-        return Err(Verdict::Fragment);
-    }
-    if outer.has_options() || inner.ip.has_options() {
-        return Err(Verdict::Options);
-    }
-    // The outer checksum need not be zero, and need not be verified (RFC 7348, section 5): what is inside has
-    // its own.
+    is_regular(packet, outer, ETHERNET_LEN)?;
+    is_regular(packet, &inner.ip, inner.offset)?;
+    // The outer checksum need not be zero, and need not be verified (RFC 7348, section 5): what is
+    // inside has its own.
     let [udp_len_hi, udp_len_lo, _, _] = udp_length_and_checksum.to_ne_bytes();
     let udp_len = u32::from(u16::from_be_bytes([udp_len_hi, udp_len_lo]));
-    if !outer.checksum_ok
-        || !inner.ip.checksum_ok
-        || outer.total_len != packet.frame_len() - ETHERNET_LEN
-        || outer.total_len != udp_len + outer.header_len
-        || inner.ip.total_len != packet.frame_len() - inner.offset
-    {
+    if outer.total_len != udp_len + outer.header_len {
         return Err(Verdict::Malformed);
     }
     if !same_mac(inner.ethernet.destination, config.vtep_mac)
@@ -323,8 +261,8 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
         return Err(Verdict::TtlExpired);
     }
     // That a super-packet came in a tunnel outlives the decapsulation (SKB_GSO_UDP_TUNNEL, until
-    // BPF_F_ADJ_ROOM_DECAP_L4_UDP). TCP takes it as it is; a UDP socket has it cut into datagrams first, and
-    // loses all of it where the tunnel is not found.
+    // BPF_F_ADJ_ROOM_DECAP_L4_UDP). TCP takes it as it is; a UDP socket has it cut into datagrams
+    // first, and loses all of it where the tunnel is not found.
     if packet.gso_size() != 0
         && (inner.ip.protocol != TCP || config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0)
     {
@@ -333,10 +271,7 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if !fits(packet, &inner.ip, inner.offset, pod.mtu)? {
         return Err(Verdict::TooLong);
     }
-    let flow = flow(packet, config, &inner.ip, inner.offset)?;
-    if tables.is_stack_owned(&flow) {
-        return Err(Verdict::StackOwned);
-    }
+    is_not_stack_owned(packet, config, tables, &inner.ip, inner.offset)?;
     match vxlan::decapsulated_ecn(outer.ecn, inner.ip.ecn) {
         DecapsulatedEcn::Unusual => Err(Verdict::EcnPair),
         ecn => Ok(ecn),

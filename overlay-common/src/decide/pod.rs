@@ -2,21 +2,22 @@
 
 use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, PEER_DIRECT,
-    POD_KERNEL_PATH, Packet, Pass, Peer, Pod, Tables, Transport, UDP, Verdict, fits, flow,
-    in_a_vlan, in_network, in_own_subnet, is_this_node, is_whole, same_mac, vxlan,
+    POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP, Verdict, fits,
+    in_a_vlan, in_network, in_own_subnet, is_not_stack_owned, is_regular, is_this_node,
+    same_family, same_mac, vxlan,
 };
 
 /// What to do with a packet from a pod.
 #[derive(Clone, Copy, Debug)]
-pub enum FromPod<'t, F: Family> {
+pub enum FromPod<'t, F: Family, O: Family = F> {
     /// Hand it to a pod of this node as it is.
-    Redirect(&'t Pod),
+    Redirect(&'t PodEntry),
     /// Encapsulate it and send it to the peer.
     Encapsulate {
         /// From where.
-        config: &'t Config<F>,
+        config: &'t Config<F, O>,
         /// Whereto.
-        peer: &'t Peer<F>,
+        peer: &'t PeerEntry<O>,
         /// Its IP header, already one hop further on.
         header: F::Header,
         /// Length of the IP packet in bytes.
@@ -27,9 +28,9 @@ pub enum FromPod<'t, F: Family> {
     /// Send it to the peer as it is.
     Route {
         /// From where.
-        config: &'t Config<F>,
+        config: &'t Config<F, O>,
         /// Whereto.
-        peer: &'t Peer<F>,
+        peer: &'t PeerEntry<O>,
         /// Its IP header, already one hop further on.
         header: F::Header,
     },
@@ -41,10 +42,10 @@ pub enum FromPod<'t, F: Family> {
 
 /// Decides on a packet that a pod sent, seen at its host veth.
 #[inline(always)]
-pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
+pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &'t T,
-) -> FromPod<'t, F> {
+) -> FromPod<'t, F, O> {
     let Some(config) = tables.config() else {
         return FromPod::Pass(Pass::of(Verdict::Inactive));
     };
@@ -57,8 +58,9 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
     if in_a_vlan(packet) {
         return FromPod::Pass(Pass::of(Verdict::VlanTag));
     }
-    // The kernel has taken off one tag. Later on it takes off as many as there are, as long as they say no
-    // more than a priority (`__netif_receive_skb_core()`), and sees a packet that went unseen here.
+    // The kernel has taken off one tag. Later on it takes off as many as there are, as long as they
+    // say no more than a priority (`__netif_receive_skb_core()`), and sees a packet that went
+    // unseen here.
     if ethernet.is_tagged() {
         return FromPod::Refuse(Verdict::StackedVlan);
     }
@@ -70,13 +72,16 @@ pub fn from_pod<'t, F: Family, P: Packet, T: Tables<F>>(
     };
 
     // Nobody can pretend to be somebody else: before any hand-over.
-    let is_own = ip.source == endpoint.address;
+    let is_own = endpoint.has(ip.source);
     let is_sibling = !is_own && in_network(config, ip.source);
     if is_sibling && !same_owner(tables, endpoint, ip.source) {
         return FromPod::Refuse(Verdict::SpoofedSource);
     }
     if is_vxlan_to_node(packet, config, tables, &ip) {
         return FromPod::Refuse(Verdict::PodVxlan);
+    }
+    if claims_anothers(packet, config, tables, endpoint, &ethernet, Some(&ip)) {
+        return FromPod::Refuse(Verdict::SpoofedArp);
     }
 
     if is_sibling {
@@ -144,7 +149,7 @@ const fn plain(verdict: Verdict) -> Pass {
 
 /// Any destination while the fast path is off.
 #[inline(always)]
-fn inactive<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
+fn inactive<F: Family, O: Family>(config: &Config<F, O>, destination: F::Addr) -> Pass {
     if is_outside(config, destination) {
         Pass::of(Verdict::NotOverlay)
     } else {
@@ -154,14 +159,14 @@ fn inactive<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
 
 /// Whether an address is no pod's: outside the overlay's network, or this node's own.
 #[inline(always)]
-fn is_outside<F: Family>(config: &Config<F>, address: F::Addr) -> bool {
+fn is_outside<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
     !in_network(config, address) || is_this_node(config, address)
 }
 
 /// A destination without an entry: in the overlay's network it is a pod that the tables do not list
 /// yet, or an address that the stack translates.
 #[inline(always)]
-fn unlisted<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
+fn unlisted<F: Family, O: Family>(config: &Config<F, O>, destination: F::Addr) -> Pass {
     if is_outside(config, destination) {
         Pass::of(Verdict::NotOverlay)
     } else if in_own_subnet(config, destination) {
@@ -174,7 +179,7 @@ fn unlisted<F: Family>(config: &Config<F>, destination: F::Addr) -> Pass {
 /// Whether an address belongs to an interface of the same container. One that answers from one of
 /// its interfaces by the other forges nothing.
 #[inline(always)]
-fn same_owner<F: Family, T: Tables<F>>(
+fn same_owner<F: Family, O: Family, T: Tables<F, O>>(
     tables: &T,
     endpoint: &Endpoint<F>,
     address: F::Addr,
@@ -185,44 +190,57 @@ fn same_owner<F: Family, T: Tables<F>>(
             .is_some_and(|pod| pod.owner == endpoint.owner)
 }
 
-/// An announcement of somebody else's address would draw that pod's traffic; all else is not ours.
+/// What is no IP packet of the family: only claims to addresses are our business.
 #[inline(always)]
-fn not_ip<'t, F: Family, P: Packet, T: Tables<F>>(
+fn not_ip<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
     endpoint: &Endpoint<F>,
     ethernet: &Ethernet,
-) -> FromPod<'t, F> {
-    match F::announced(packet, ethernet.ethertype, ETHERNET_LEN) {
-        Some(sender)
-            if sender != endpoint.address
-                && in_network(config, sender)
-                && !same_owner(tables, endpoint, sender) =>
-        {
-            FromPod::Refuse(Verdict::SpoofedArp)
-        }
-        _ => FromPod::Pass(Pass::of(Verdict::NotIp)),
+) -> FromPod<'t, F, O> {
+    if claims_anothers(packet, config, tables, endpoint, ethernet, None) {
+        FromPod::Refuse(Verdict::SpoofedArp)
+    } else {
+        FromPod::Pass(Pass::of(Verdict::NotIp))
     }
+}
+
+/// Whether a message of neighbour resolution claims somebody else's address, which would draw that
+/// pod's traffic.
+#[inline(always)]
+fn claims_anothers<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+    packet: &P,
+    config: &Config<F, O>,
+    tables: &T,
+    endpoint: &Endpoint<F>,
+    ethernet: &Ethernet,
+    ip: Option<&Ip<F>>,
+) -> bool {
+    F::claimed(packet, ethernet.ethertype, ip).is_some_and(|claimed| {
+        !endpoint.has(claimed)
+            && in_network(config, claimed)
+            && !same_owner(tables, endpoint, claimed)
+    })
 }
 
 /// Whether a pod tries to speak as a VTEP: its packet would leave with the node's own address.
 #[inline(always)]
-fn is_vxlan_to_node<F: Family, P: Packet, T: Tables<F>>(
+fn is_vxlan_to_node<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
     ip: &Ip<F>,
 ) -> bool {
     if ip.protocol != UDP || ip.fragment == Fragment::Later {
         return false;
     }
-    match Transport::parse(packet, ETHERNET_LEN + ip.header_len, ip.protocol) {
+    match Transport::parse::<F, _>(packet, ETHERNET_LEN + ip.header_len, ip.protocol) {
         Transport::Ports { destination, .. } => {
             destination == config.port
-                && (ip.destination == config.vtep
-                    || is_this_node(config, ip.destination)
-                    || tables.is_vtep(ip.destination))
+                && (is_this_node(config, ip.destination)
+                    || same_family::<F, O>(ip.destination)
+                        .is_some_and(|node| O::same(node, config.vtep) || tables.is_vtep(node)))
         }
         _ => false,
     }
@@ -230,9 +248,9 @@ fn is_vxlan_to_node<F: Family, P: Packet, T: Tables<F>>(
 
 /// What both ways out of a pod ask of a packet.
 #[inline(always)]
-fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
+fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
     endpoint: &Endpoint<F>,
     ethernet: &Ethernet,
@@ -247,21 +265,8 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if !same_mac(ethernet.source, endpoint.mac) {
         return Err(Verdict::ForeignMac);
     }
-    if ip.fragment != Fragment::No {
-        return Err(Verdict::Fragment);
-    }
-    if ip.has_options() {
-        return Err(Verdict::Options);
-    }
-    if !ip.checksum_ok || !is_whole(packet, ip, ETHERNET_LEN) {
-        return Err(Verdict::Malformed);
-    }
-    let flow = flow(packet, config, ip, ETHERNET_LEN)?;
-    if tables.is_stack_owned(&flow) {
-        Err(Verdict::StackOwned)
-    } else {
-        Ok(())
-    }
+    is_regular(packet, ip, ETHERNET_LEN)?;
+    is_not_stack_owned(packet, config, tables, ip, ETHERNET_LEN)
 }
 
 /// What the bridge would do: the frame arrives unchanged.
@@ -270,13 +275,14 @@ fn to_local<F: Family, P: Packet>(
     packet: &P,
     ethernet: &Ethernet,
     ip: &Ip<F>,
-    pod: &Pod,
+    pod: &PodEntry,
 ) -> Result<(), Verdict> {
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
     }
-    // A pod that sends to its neighbour by way of the gateway is routed: another hop, other addresses. And
-    // whether a frame goes back to where it came from is the bridge port's setting (hairpin mode).
+    // A pod that sends to its neighbour by way of the gateway is routed: another hop, other
+    // addresses. And whether a frame goes back to where it came from is the bridge port's setting
+    // (hairpin mode).
     if !same_mac(ethernet.destination, pod.mac) || packet.ifindex() == pod.ifindex {
         return Err(Verdict::ForeignMac);
     }
@@ -288,12 +294,12 @@ fn to_local<F: Family, P: Packet>(
 
 /// What the IP stack would do, and where there is a tunnel the VXLAN device.
 #[inline(always)]
-fn to_remote<F: Family, P: Packet>(
+fn to_remote<F: Family, O: Family, P: Packet>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     ethernet: &Ethernet,
     ip: &Ip<F>,
-    peer: &Peer<F>,
+    peer: &PeerEntry<O>,
 ) -> Result<(), Verdict> {
     if !same_mac(ethernet.destination, config.bridge_mac) {
         return Err(Verdict::ForeignMac);
@@ -303,7 +309,8 @@ fn to_remote<F: Family, P: Packet>(
     }
     // The outer lengths have 16 bits, and nobody takes a tunnel's for empty.
     let is_direct = peer.flags & PEER_DIRECT != 0;
-    if !is_direct && packet.frame_len() - ETHERNET_LEN > u32::from(u16::MAX) - vxlan::OVERHEAD {
+    let longest_in_vxlan = u32::from(u16::MAX) - vxlan::overhead::<O>();
+    if !is_direct && packet.frame_len() - ETHERNET_LEN > longest_in_vxlan {
         return Err(Verdict::TooLong);
     }
     if !fits(packet, ip, ETHERNET_LEN, peer.mtu)? {

@@ -5,39 +5,51 @@
 //! else is refused for its MAC address, because honest nodes may send from another one than they
 //! answer ARP with (bonding in the modes balance-tlb and balance-alb, two devices on one link).
 
-use super::network::{Arrived, FromNetwork, pass};
+use super::arrived::{Arrived, FromNetwork, pass, receiver};
 use super::{
-    CONFIG_ACTIVE, CONFIG_DIRECT, Config, ETHERNET_LEN, Family, Fragment, PEER_DIRECT,
-    PEER_NEXT_HOP, POD_KERNEL_PATH, Packet, Pass, Peer, Pod, Tables, Verdict, fits, flow,
-    in_a_vlan, in_network, in_own_subnet, is_this_node, is_whole, same_mac,
+    CONFIG_ACTIVE, CONFIG_DIRECT, Config, ETHERNET_LEN, Family, Ip, PEER_DIRECT, PEER_NEXT_HOP,
+    POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Verdict, fits, in_a_vlan,
+    in_network, in_own_subnet, is_not_stack_owned, is_regular, same_mac,
 };
 
-/// Whether a packet claims to be a pod's although nothing is around it.
+/// The packet where it claims to be a pod's although nothing is around it. `arrived` is what it is
+/// to the underlay, whose family need not be the pods'.
 #[inline(always)]
-pub(super) fn concerns<F: Family>(config: &Config<F>, arrived: &Arrived<F>) -> bool {
-    config.flags & CONFIG_DIRECT != 0 && in_network(config, arrived.ip.source)
+pub(super) fn parse<F: Family, O: Family, P: Packet>(
+    packet: &P,
+    config: &Config<F, O>,
+    arrived: Option<&Arrived<O>>,
+) -> Option<Arrived<F>> {
+    if config.flags & CONFIG_DIRECT == 0 {
+        return None;
+    }
+    let routed = if F::ETHERTYPE == O::ETHERTYPE {
+        arrived?.of_family()?
+    } else {
+        Arrived::parse(packet)?
+    };
+    in_network(config, routed.ip.source).then_some(routed)
 }
 
 /// Whether the packet comes from where its source is; or how it ends.
 #[inline(always)]
-pub(super) fn sender<'t, F: Family, P: Packet, T: Tables<F>>(
+pub(super) fn sender<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
-    arrived: &Arrived<F>,
+    routed: &Arrived<F>,
 ) -> Result<(), FromNetwork<'t, F>> {
     if in_a_vlan(packet) || !packet.to_this_host() {
         return Err(pass(Verdict::NotForUs));
     }
-    let source = arrived.ip.source;
+    let source = routed.ip.source;
     // This node's own pods are not out there.
     if in_own_subnet(config, source) {
         return Err(FromNetwork::Refuse(Verdict::ForeignInnerSource));
     }
-    let sends_from_here = |peer: &Peer<F>| {
-        let [a, b, c, d, e, f, ..] = peer.header;
+    let sends_from_here = |peer: &PeerEntry<O>| {
         peer.flags & (PEER_DIRECT | PEER_NEXT_HOP) == PEER_DIRECT | PEER_NEXT_HOP
-            && same_mac(arrived.ethernet.source, [a, b, c, d, e, f])
+            && same_mac(routed.ethernet.source, peer.outer_macs().0)
     };
     let subnet = F::mask(source, config.peer_mask);
     if tables.peer(subnet).is_some_and(sends_from_here) {
@@ -49,26 +61,22 @@ pub(super) fn sender<'t, F: Family, P: Packet, T: Tables<F>>(
 
 /// What to do with a packet whose sender has been checked.
 #[inline(always)]
-pub(super) fn receiver<'t, F: Family, P: Packet, T: Tables<F>>(
+pub(super) fn deliver<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &'t T,
-    arrived: &Arrived<F>,
+    routed: &Arrived<F>,
 ) -> FromNetwork<'t, F> {
-    let to = arrived.ip.destination;
-    let Some(pod) = tables.pod(to) else {
-        let is_pod = in_own_subnet(config, to) && !is_this_node(config, to);
-        return FromNetwork::Pass(if is_pod {
-            plain(Verdict::UnknownPod)
-        } else {
-            Pass::of(Verdict::NotOverlay)
-        });
+    let ip = &routed.ip;
+    let pod = match receiver(config, tables, ip.destination, ETHERNET_LEN) {
+        Ok(pod) => pod,
+        Err(pass) => return FromNetwork::Pass(pass),
     };
-    match is_ordinary(packet, config, tables, arrived, pod) {
+    match is_ordinary(packet, config, tables, ip, pod) {
         Ok(()) => FromNetwork::Deliver {
             pod,
             gateway_mac: config.bridge_mac,
-            header: F::forwarded(arrived.ip.header),
+            header: F::forwarded(ip.header),
         },
         Err(verdict) => FromNetwork::Pass(plain(verdict)),
     }
@@ -81,14 +89,13 @@ const fn plain(verdict: Verdict) -> Pass {
 
 /// What the short cut asks of a packet.
 #[inline(always)]
-fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
+fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
-    config: &Config<F>,
+    config: &Config<F, O>,
     tables: &T,
-    arrived: &Arrived<F>,
-    pod: &Pod,
+    ip: &Ip<F>,
+    pod: &PodEntry,
 ) -> Result<(), Verdict> {
-    let ip = &arrived.ip;
     if config.flags & CONFIG_ACTIVE == 0 {
         return Err(Verdict::Inactive);
     }
@@ -98,25 +105,12 @@ fn is_ordinary<F: Family, P: Packet, T: Tables<F>>(
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
     }
-    if ip.fragment != Fragment::No {
-        return Err(Verdict::Fragment);
-    }
-    if ip.has_options() {
-        return Err(Verdict::Options);
-    }
-    // A short frame is padded on the wire; the kernel cuts that off.
-    if !ip.checksum_ok || !is_whole(packet, ip, ETHERNET_LEN) {
-        return Err(Verdict::Malformed);
-    }
+    is_regular(packet, ip, ETHERNET_LEN)?;
     if ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
     if !fits(packet, ip, ETHERNET_LEN, pod.mtu)? {
         return Err(Verdict::TooLong);
     }
-    let flow = flow(packet, config, ip, ETHERNET_LEN)?;
-    if tables.is_stack_owned(&flow) {
-        return Err(Verdict::StackOwned);
-    }
-    Ok(())
+    is_not_stack_owned(packet, config, tables, ip, ETHERNET_LEN)
 }

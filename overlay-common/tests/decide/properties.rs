@@ -6,15 +6,15 @@ use etherparse::{IpFragOffset, IpNumber, Ipv4Options};
 use overlay_common::checksum;
 use overlay_common::decide::{Leaving, leaving, mark};
 use overlay_common::packet::Frame;
-use overlay_common::{Hook, V4, Verdict};
+use overlay_common::{Hook, V4, V6, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::cases::{Case, all};
-use super::frames::{Ipv4Frame, vxlan};
-use super::visit::Outcome;
-use super::world::*;
+use super::families::ends_alike;
+use overlay_cases::cases::{Case, Outcome, all};
+use overlay_cases::frames::{Ipv4Frame, vxlan};
+use overlay_cases::world::*;
 
 /// Of the fields that made-up IP headers do not share.
 #[derive(Clone, Debug)]
@@ -317,7 +317,7 @@ proptest! {
         prop_assume!(source != POD_A);
         let mut case = sent(source, destination, oddities);
         prop_assert_eq!(case.decide(), Outcome::Refuse(Verdict::SpoofedSource));
-        case.world.config().flags = 0;
+        case.world.config_mut().flags = 0;
         prop_assert_eq!(case.decide(), Outcome::Refuse(Verdict::SpoofedSource));
     }
 
@@ -329,7 +329,8 @@ proptest! {
             .with(|ip| ip.source = [192, 168, 0, last]);
         let case = Case::new(Hook::NetIn, "made up", frame.bytes(), Outcome::Pass(Verdict::Malformed));
         let outcome = case.decide();
-        // What is too short to carry a packet is the kernel's to drop, unless a fragment makes it longer.
+        // What is too short to carry a packet is the kernel's to drop, unless a fragment makes it
+        // longer.
         prop_assert!(
             matches!(outcome, Outcome::Refuse(_))
                 || len < 8 + 14 + 20 && outcome == Outcome::Pass(Verdict::Malformed),
@@ -408,13 +409,41 @@ proptest! {
 
         let bytes = request.bytes();
         let Leaving::Remember(key) =
-            leaving::<V4, _, _>(&Frame::new(&bytes), &World::new(), Hook::VtepOut, 0)
+            leaving::<V4, V4, _, _>(&Frame::new(&bytes), &world(), Hook::VtepOut, 0)
         else {
             return Err(TestCaseError::fail("not remembered"));
         };
         for case in [&mut sent, &mut received] {
             case.world.flows.insert(key);
             prop_assert_eq!(case.decide(), Outcome::PassPlain(Verdict::StackOwned));
+        }
+    }
+
+    /// Whatever a pod sends to whomever, but for oddities of IPv4's own.
+    #[test]
+    fn what_a_pod_sends_ends_alike_in_both_families(
+        source in select(vec![POD_A, POD_B, OUTSIDE]), to: [u8; 2], oddities in oddities(), outside in any::<bool>(),
+    ) {
+        let plain = Oddities { option_words: 0, padding: 0, breaks_checksum: false, ..oddities };
+        let [a, b] = to;
+        let mut case = sent(source, if outside { [8, 8, a, b] } else { [10, 244, a, b] }, plain);
+        case.want = case.decide();
+        for told in [ends_alike::<V6, V6>(&case), ends_alike::<V6, V4>(&case), ends_alike::<V4, V6>(&case)] {
+            prop_assert!(!matches!(told, Some(Err(_))), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_network_sends_ends_alike_in_both_families(
+        index in any::<Index>(), bytes: [u8; 16],
+    ) {
+        let mut case = Case::new(
+            Hook::NetIn, "received", outer(&inner().bytes()).bytes(), Outcome::Pass(Verdict::NotVxlan),
+        );
+        change(&mut case, &index.get(RECEIVED_FIELDS).at, &bytes, &[14, 64]);
+        case.want = case.decide();
+        for told in [ends_alike::<V6, V6>(&case), ends_alike::<V6, V4>(&case), ends_alike::<V4, V6>(&case)] {
+            prop_assert!(!matches!(told, Some(Err(_))), "{told:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 mod flows;
 mod follower;
 mod live;
+mod refusals;
 mod running;
 mod ways;
 

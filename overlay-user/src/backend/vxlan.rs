@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
-use overlay_common::vxlan::OVERHEAD;
+use overlay_common::V4;
+use overlay_common::vxlan::overhead;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -40,7 +41,10 @@ impl Backend for Vxlan {
     }
 
     fn mtu(&self, underlay: u32) -> u32 {
-        self.0.mtu.unwrap_or(underlay).saturating_sub(OVERHEAD)
+        self.0
+            .mtu
+            .unwrap_or(underlay)
+            .saturating_sub(overhead::<V4>())
     }
 
     /// `BackendData` is `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock

@@ -7,17 +7,17 @@ use aya::Pod as Plain;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use nix::time::{ClockId, clock_gettime};
-use overlay_common::Family;
 use overlay_common::schema::{
     CONFIG_DIRECT, CONFIG_SHARED_PORT, CONFIG_VTEPS_INCOMPLETE, Config, Counter, Endpoint, Flow,
-    FlowKey, FlowNews, Heartbeat, POD_KERNEL_PATH, Peer, Pod, Vtep,
+    FlowKey, FlowNews, Heartbeat, POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::verdict::{Hook, Verdict, counter_index};
+use overlay_common::{Family, V4};
 
 use super::Error;
 use super::family::UserFamily;
 use super::pins::Pins;
-use super::tables::Tables;
+use overlay_common::snapshot::Snapshot;
 
 mod batch;
 mod devices;
@@ -27,35 +27,24 @@ mod one_pod;
 
 use mirrored::Mirrored;
 
-/// Names of the maps, as the programs declare them.
-pub const CONFIG: &str = "ov_config";
-/// See `overlay_common::schema`.
-pub const ENDPOINTS: &str = "ov_endpoints";
-/// See `overlay_common::schema`.
-pub const PODS: &str = "ov_pods";
-/// See `overlay_common::schema`.
-pub const DEVICES: &str = "ov_devices";
-/// See `overlay_common::schema`.
-pub const PEERS: &str = "ov_peers";
-/// See `overlay_common::schema`.
-pub const VTEPS: &str = "ov_vteps";
-/// See `overlay_common::schema`.
-pub const FLOWS: &str = "ov_flows";
-/// See `overlay_common::schema`.
-pub const FLOW_NEWS: &str = "ov_flow_news";
-/// See `overlay_common::schema`.
+/// The map of the agent's signs of life.
 pub const HEARTBEAT: &str = "ov_heartbeat";
-/// See `overlay_common::schema`.
+/// The map of what was counted.
 pub const COUNTERS: &str = "ov_counters";
+/// The ring of [`Event`](overlay_common::event::Event)s.
+pub const EVENTS: &str = "ov_events";
+/// The map of how many events found the ring full.
+pub const EVENTS_LOST: &str = "ov_events_lost";
 
-/// Every map.
-pub const ALL: [&str; 10] = [
-    CONFIG, ENDPOINTS, PODS, DEVICES, PEERS, VTEPS, FLOWS, FLOW_NEWS, HEARTBEAT, COUNTERS,
-];
+/// The names of every map of the programs for pods of this family.
+pub fn all<F: UserFamily>() -> impl Iterator<Item = &'static str> + Clone {
+    let shared = [HEARTBEAT, COUNTERS, EVENTS, EVENTS_LOST];
+    F::MAPS.all().into_iter().chain(shared)
+}
 
-/// What `ov_peers` and `ov_vteps` hold.
+/// What the maps of peers and VTEPs hold.
 pub type KnownPeers<F> = (
-    BTreeMap<<F as Family>::Addr, Peer<F>>,
+    BTreeMap<<F as Family>::Addr, PeerEntry<F>>,
     BTreeMap<<F as Family>::Addr, Vtep>,
 );
 
@@ -63,9 +52,9 @@ pub type KnownPeers<F> = (
 pub struct Maps<F: UserFamily> {
     config: Array<MapData, Config<F>>,
     endpoints: HashMap<MapData, u32, Endpoint<F>>,
-    pods: HashMap<MapData, F::Addr, Pod>,
+    pods: HashMap<MapData, F::Addr, PodEntry>,
     devices: DevMapHash<MapData>,
-    peers: Mirrored<F::Addr, Peer<F>>,
+    peers: Mirrored<F::Addr, PeerEntry<F>>,
     vteps: Mirrored<F::Addr, Vtep>,
     flows: HashMap<MapData, FlowKey<F>, Flow>,
     flow_news: Array<MapData, FlowNews>,
@@ -73,24 +62,21 @@ pub struct Maps<F: UserFamily> {
     counters: PerCpuArray<MapData, Counter>,
 }
 
-impl<F: UserFamily> Maps<F>
-where
-    F::Addr: Plain,
-{
+impl<F: UserFamily> Maps<F> {
     /// Opens the pinned maps.
     ///
     /// # Errors
     /// [`Error::Map`] where a pin is missing or holds something else.
     pub fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
-            config: open(pins, CONFIG)?,
-            endpoints: open(pins, ENDPOINTS)?,
-            pods: open(pins, PODS)?,
-            devices: open(pins, DEVICES)?,
-            peers: Mirrored::open(pins, PEERS)?,
-            vteps: Mirrored::open(pins, VTEPS)?,
-            flows: open(pins, FLOWS)?,
-            flow_news: open(pins, FLOW_NEWS)?,
+            config: open(pins, F::MAPS.config)?,
+            endpoints: open(pins, F::MAPS.endpoints)?,
+            pods: open(pins, F::MAPS.pods)?,
+            devices: open(pins, F::MAPS.devices)?,
+            peers: Mirrored::open(pins, F::MAPS.peers)?,
+            vteps: Mirrored::open(pins, F::MAPS.vteps)?,
+            flows: open(pins, F::MAPS.flows)?,
+            flow_news: open(pins, F::MAPS.flow_news)?,
             heartbeat: open(pins, HEARTBEAT)?,
             counters: open(pins, COUNTERS)?,
         })
@@ -101,24 +87,30 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn config(&self) -> Result<Option<Config<F>>, Error> {
-        let config = self.config.get(&0, 0).map_err(failed("read", CONFIG))?;
+        let config = self
+            .config
+            .get(&0, 0)
+            .map_err(failed("read", F::MAPS.config))?;
         Ok((config.abi != 0).then_some(config))
     }
 
-    /// Writes the configuration: all of it while the programs leave everything to the kernel, then the flags,
-    /// so that no packet meets half of it.
+    /// Writes the configuration: all of it while the programs leave everything to the kernel, then
+    /// the flags, so that no packet meets half of it.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn set_config(&mut self, config: &Config<F>) -> Result<(), Error> {
-        let current = self.config.get(&0, 0).map_err(failed("read", CONFIG))?;
+        let current = self
+            .config
+            .get(&0, 0)
+            .map_err(failed("read", F::MAPS.config))?;
         if current == *config {
             return Ok(());
         }
         for step in steps(&current, config) {
             self.config
                 .set(0, step, 0)
-                .map_err(failed("update", CONFIG))?;
+                .map_err(failed("update", F::MAPS.config))?;
         }
         Ok(())
     }
@@ -127,22 +119,22 @@ where
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn retire(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
-        Ok(retire(&mut self.pods, PODS, &tables.pods)?
-            + retire(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
+    pub fn retire(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
+        Ok(retire(&mut self.pods, F::MAPS.pods, &tables.pods)?
+            + retire(&mut self.endpoints, F::MAPS.endpoints, &tables.endpoints)?
             + self.peers.retire(&tables.peers)?
             + self.vteps.retire(&tables.vteps)?)
     }
 
-    /// Lets VTEPs in that are new in `tables`; their subnets come later. True if a subnet is new or has moved to
-    /// another VTEP: until its entry is written, what comes from there looks forged.
+    /// Lets VTEPs in that are new in `tables`; their subnets come later. True if a subnet is new or
+    /// has moved to another VTEP: until its entry is written, what comes from there looks forged.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn admit(&mut self, tables: &Tables<F>) -> Result<bool, Error> {
+    pub fn admit(&mut self, tables: &Snapshot<F>) -> Result<bool, Error> {
         self.vteps.fill(&tables.vteps)?;
         let known = self.peers.entries()?;
-        let is_known = |(subnet, peer): (&F::Addr, &Peer<F>)| {
+        let is_known = |(subnet, peer): (&F::Addr, &PeerEntry<F>)| {
             known.get(subnet).is_some_and(|old| old.vtep == peer.vtep)
         };
         Ok(!tables.peers.iter().all(is_known))
@@ -152,7 +144,7 @@ where
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn fill(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+    pub fn fill(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
         Ok(self.fill_peers(tables)? + self.fill_pods(tables)?)
     }
 
@@ -160,7 +152,7 @@ where
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn fill_peers(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
+    pub fn fill_peers(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
         Ok(self.vteps.fill(&tables.vteps)? + self.peers.fill(&tables.peers)?)
     }
 
@@ -168,10 +160,12 @@ where
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
-    pub fn fill_pods(&mut self, tables: &Tables<F>) -> Result<usize, Error> {
-        Ok(fill(&mut self.endpoints, ENDPOINTS, &tables.endpoints)?
-            + fill(&mut self.pods, PODS, &tables.pods)?
-            + devices::fill(&mut self.devices, &mut self.pods, &tables.pods)?)
+    pub fn fill_pods(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
+        Ok(
+            fill(&mut self.endpoints, F::MAPS.endpoints, &tables.endpoints)?
+                + fill(&mut self.pods, F::MAPS.pods, &tables.pods)?
+                + devices::fill::<F>(&mut self.devices, &mut self.pods, &tables.pods)?,
+        )
     }
 
     /// Changes the peers that `change` has another entry for; returns how many.
@@ -180,7 +174,7 @@ where
     /// [`Error::Map`]; what was done before stays.
     pub fn update_peers(
         &mut self,
-        change: impl Fn(&Peer<F>) -> Option<Peer<F>>,
+        change: impl Fn(&PeerEntry<F>) -> Option<PeerEntry<F>>,
     ) -> Result<usize, Error> {
         self.peers.update(|_, peer| change(peer))
     }
@@ -205,38 +199,38 @@ where
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn known_pods(&self) -> Result<Tables<F>, Error> {
-        let devices = devices::dump(&self.devices)?;
-        let mut pods = dump(&self.pods, PODS)?;
+    pub fn known_pods(&self) -> Result<Snapshot<F>, Error> {
+        let devices = devices::dump::<F>(&self.devices)?;
+        let mut pods = dump(&self.pods, F::MAPS.pods)?;
         pods.retain(|_, pod| devices.contains(&pod.ifindex));
-        Ok(Tables {
+        Ok(Snapshot {
             config: self.config()?,
-            endpoints: dump(&self.endpoints, ENDPOINTS)?,
+            endpoints: dump(&self.endpoints, F::MAPS.endpoints)?,
             pods,
-            ..Tables::default()
+            ..Snapshot::default()
         })
     }
 
-    /// Leaves the pod on a device to the kernel, both ways. Its entries stay: packets of a pod that the maps do
-    /// not know look translated where they leave the stack.
+    /// Leaves the pod on a device to the kernel, both ways. Its entries stay: packets of a pod that
+    /// the maps do not know look translated where they leave the stack.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn hold_device(&mut self, ifindex: u32) -> Result<(), Error> {
         // Only what is there: the plugin may be taking the pod out at this moment.
         const EXISTING: u64 = 2; // BPF_EXIST
-        let held =
-            missing_is_none(self.endpoints.get(&ifindex, 0)).map_err(failed("read", ENDPOINTS))?;
+        let held = missing_is_none(self.endpoints.get(&ifindex, 0))
+            .map_err(failed("read", F::MAPS.endpoints))?;
         if let Some(mut endpoint) = held {
             endpoint.flags |= POD_KERNEL_PATH;
             missing_is_none(self.endpoints.insert(ifindex, endpoint, EXISTING))
-                .map_err(failed("update", ENDPOINTS))?;
+                .map_err(failed("update", F::MAPS.endpoints))?;
         }
-        for (address, mut pod) in dump(&self.pods, PODS)? {
+        for (address, mut pod) in dump(&self.pods, F::MAPS.pods)? {
             if pod.ifindex == ifindex {
                 pod.flags |= POD_KERNEL_PATH;
                 missing_is_none(self.pods.insert(address, pod, EXISTING))
-                    .map_err(failed("update", PODS))?;
+                    .map_err(failed("update", F::MAPS.pods))?;
             }
         }
         Ok(())
@@ -256,12 +250,12 @@ where
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn dump(&self) -> Result<Tables<F>, Error> {
+    pub fn dump(&self) -> Result<Snapshot<F>, Error> {
         let heartbeat = self
             .heartbeat
             .get(&0, 0)
             .map_err(failed("read", HEARTBEAT))?;
-        Ok(Tables {
+        Ok(Snapshot {
             flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
             leases_are_stale: heartbeat.leases_until_ns <= now_ns(),
             ..self.tables()?
@@ -273,8 +267,8 @@ where
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn tables(&self) -> Result<Tables<F>, Error> {
-        Ok(Tables {
+    pub fn tables(&self) -> Result<Snapshot<F>, Error> {
+        Ok(Snapshot {
             peers: self.peers.dump()?,
             vteps: self.vteps.dump()?,
             ..self.known_pods()?
@@ -316,9 +310,9 @@ where
     }
 }
 
-/// Flags that no configuration may lack even for a moment, because programs refuse by them also while they leave
-/// everything to the kernel: another device's VNI, a node that had no room in the tables, a pod of this node's own
-/// that comes by the NIC.
+/// Flags that no configuration may lack even for a moment, because programs refuse by them also
+/// while they leave everything to the kernel: another device's VNI, a node that had no room in the
+/// tables, a pod of this node's own that comes by the NIC.
 pub const JUDGING: u32 = CONFIG_SHARED_PORT | CONFIG_VTEPS_INCOMPLETE | CONFIG_DIRECT;
 
 /// What to write one after the other, so that `config` takes the place of `current`.
@@ -344,7 +338,7 @@ pub fn now_ns() -> u64 {
     })
 }
 
-/// The kernel's ids of the pinned maps, in the order of [`ALL`].
+/// The kernel's ids of the pinned maps, in the order of [`all`].
 ///
 /// # Errors
 /// [`Error::Map`] where a pin is missing or holds something else.
@@ -353,10 +347,13 @@ pub fn ids(pins: &Pins) -> Result<Vec<u32>, Error> {
         let info = MapInfo::from_pin(pins.map(name)).map_err(failed("inspect pinned", name))?;
         Ok(info.id())
     };
-    ALL.into_iter().map(id).collect()
+    all::<V4>().map(id).collect()
 }
 
-fn open<M: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<M, Error> {
+pub(super) fn open<M: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    name: &'static str,
+) -> Result<M, Error> {
     MapData::from_pin(pins.map(name))
         .and_then(Map::from_map_data)
         .and_then(M::try_from)
@@ -402,8 +399,8 @@ fn dump<K: Plain + Ord, V: Plain>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,
 ) -> Result<BTreeMap<K, V>, Error> {
-    // An entry that goes while the walk is on it starts the walk anew; a map of a few thousand entries that
-    // only this node's agent and plugin change settles at once.
+    // An entry that goes while the walk is on it starts the walk anew; a map of a few thousand
+    // entries that only this node's agent and plugin change settles at once.
     map.iter()
         .collect::<Result<_, _>>()
         .map_err(failed("dump", name))
@@ -422,7 +419,7 @@ fn missing_is_none<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError
     }
 }
 
-fn failed(call: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
+pub(super) fn failed(call: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
     move |source| Error::Map { call, map, source }
 }
 

@@ -18,7 +18,7 @@ static OBJECT: &Aligned<[u8]> =
 
 /// An object that can be loaded.
 #[derive(Clone, Debug)]
-pub struct Programs {
+pub struct Object {
     /// The ELF file.
     pub bytes: Cow<'static, [u8]>,
     /// Where it is from, if it is not this binary's own, and what it lacks; for people.
@@ -47,9 +47,9 @@ fn fit_to_carry(object: &[u8]) -> Result<&[u8], Error> {
 ///
 /// # Errors
 /// [`Error::ReadObject`]; as for [`bytes`].
-pub fn read(file: Option<&Path>) -> Result<Programs, Error> {
+pub fn read(file: Option<&Path>) -> Result<Object, Error> {
     let Some(path) = file else {
-        return Ok(Programs {
+        return Ok(Object {
             bytes: Cow::Borrowed(bytes()?),
             note: None,
         });
@@ -62,14 +62,14 @@ pub fn read(file: Option<&Path>) -> Result<Programs, Error> {
     if let Some(without) = without(&bytes) {
         note += &format!(", for measuring only: built {without}");
     }
-    Ok(Programs {
+    Ok(Object {
         bytes: Cow::Owned(bytes),
         note: Some(note),
     })
 }
 
-/// The features that leave a check or a short cut out of an object (`overlay-ebpf/src/without.rs`), if any is set.
-/// What is no ELF file has none; loading it will tell.
+/// The features that leave a check or a short cut out of an object (`overlay-ebpf/src/without.rs`),
+/// if any is set. What is no ELF file has none; loading it will tell.
 fn without(object: &[u8]) -> Option<String> {
     use ::object::{Object as _, ObjectSection as _};
     let file = ::object::File::parse(object).ok()?;
@@ -84,11 +84,11 @@ fn without(object: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ::object::write::Object;
+    use ::object::write;
     use ::object::{Architecture, BinaryFormat, Endianness, SectionKind};
 
     fn elf(section: &str, content: &[u8]) -> Vec<u8> {
-        let mut elf = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
+        let mut elf = write::Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
         let id = elf.add_section(Vec::new(), section.into(), SectionKind::ReadOnlyData);
         elf.append_section_data(id, content, 1);
         elf.write().expect("an ELF file")

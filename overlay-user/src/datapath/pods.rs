@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use overlay_common::schema::{Endpoint, POD_KERNEL_PATH, Pod};
+use overlay_common::schema::{ENDPOINT_ADDRESSES, Endpoint, POD_KERNEL_PATH, PodEntry};
 use overlay_common::{Hook, V4};
 
 use super::family::UserFamily as _;
@@ -26,12 +26,13 @@ pub fn guard(root: &Path, interface: &str, pod: &LocalPod) -> Result<bool, Error
     }
     let (flags, owner) = (POD_KERNEL_PATH, owner(&pod.container));
     let endpoint = Endpoint {
-        address: V4::from_ip(pod.address).ok_or(Error::Family(pod.address))?,
+        addresses: [V4::from_ip(pod.address).ok_or(Error::Family(pod.address))?;
+            ENDPOINT_ADDRESSES],
         mac: pod.mac.0,
         flags,
         owner,
     };
-    let entry = Pod {
+    let entry = PodEntry {
         ifindex: pod.ifindex,
         mtu: pod.mtu,
         mac: pod.mac.0,

@@ -6,8 +6,10 @@ use std::io;
 
 use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use overlay_common::V4;
 use serde::Serialize;
 
+use super::family::UserFamily as _;
 use super::programs::Attachment;
 use super::{object, short};
 use crate::privilege::{self, Capability};
@@ -153,10 +155,8 @@ fn load() -> Result<Ebpf, Answer> {
     let bytes = object::bytes().map_err(|error| Answer::Error(error.to_string()))?;
     let mut loader = EbpfLoader::new();
     // Scratch maps; the sizes do not matter.
-    for name in super::maps::ALL {
-        if name != super::maps::COUNTERS && name != super::maps::CONFIG {
-            loader.map_max_entries(name, 1);
-        }
+    for name in V4::MAPS.hashes() {
+        loader.map_max_entries(name, 1);
     }
     loader.load(bytes).map_err(|error| match error {
         aya::EbpfError::MapError(error) => classify_text(&short(&error), errno_of(&error)),
@@ -164,7 +164,8 @@ fn load() -> Result<Ebpf, Answer> {
     })
 }
 
-/// Loads every tc program; those that the kernel takes serve the other probes, even if it does not take all.
+/// Loads every tc program; those that the kernel takes serve the other probes, even if it does not
+/// take all.
 fn programs(ebpf: &mut Ebpf) -> Answer {
     let mut answer = Answer::Yes;
     for (name, program) in ebpf.programs_mut() {
@@ -205,8 +206,8 @@ fn adjust(ebpf: &mut Ebpf, name: &str) -> Answer {
     }
 }
 
-/// Attaches a program to the egress of the loopback device and takes it away again. It does nothing there:
-/// without a configuration it lets everything pass.
+/// Attaches a program to the egress of the loopback device and takes it away again. It does nothing
+/// there: without a configuration it lets everything pass.
 fn tcx(ebpf: &mut Ebpf) -> Answer {
     let Some(Ok(program)) = ebpf
         .program_mut("ov_vtep_out")

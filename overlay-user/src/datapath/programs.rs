@@ -1,8 +1,8 @@
 //! Loading the programs, attaching them, and taking over what an earlier agent has left attached.
 //!
-//! Where the kernel has tcx (Linux 6.6) a program sits on its hook by a link, pinned: the hook is never empty
-//! while a new agent swaps in its own program (`BPF_LINK_UPDATE`). Elsewhere it is a filter of the clsact
-//! qdisc at a place of its own, which a new agent replaces in one step.
+//! Where the kernel has tcx (Linux 6.6) a program sits on its hook by a link, pinned: the hook is
+//! never empty while a new agent swaps in its own program (`BPF_LINK_UPDATE`). Elsewhere it is a
+//! filter of the clsact qdisc at a place of its own, which a new agent replaces in one step.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,11 +11,11 @@ use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use overlay_common::Hook;
+use overlay_common::{Hook, V4};
 
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
-use super::{Error, maps, refusals};
+use super::{Error, maps};
 use crate::marks::CLSACT_PRIORITY;
 
 mod detach;
@@ -76,8 +76,6 @@ const CLSACT: NlOptions = NlOptions {
 
 /// The loaded programs of this agent.
 pub struct Programs {
-    /// Reads what the programs tell of refused packets, if they do.
-    _refusals: Option<refusals::Reader>,
     ebpf: Ebpf,
     pins: Pins,
     attachment: Attachment,
@@ -85,7 +83,8 @@ pub struct Programs {
     filters: BTreeSet<(Hook, u32)>,
     /// Where this agent has put clsact filters.
     own_filters: BTreeSet<(Hook, u32)>,
-    /// Whether devices have been searched for filters that an earlier agent has left where none belongs.
+    /// Whether devices have been searched for filters that an earlier agent has left where none
+    /// belongs.
     searched: bool,
 }
 
@@ -110,12 +109,12 @@ pub enum Attached {
 }
 
 impl Programs {
-    /// Loads the programs of an object file over the pinned maps, creating and pinning what is missing.
+    /// Loads the programs of an object file over the pinned maps, creating and pinning what is
+    /// missing.
     ///
-    /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are unpinned and
-    /// made anew; what did not fit is returned. The programs that still run on the old ones keep them until
-    /// they are swapped. With `log_refused` the programs tell of every packet that they refuse, and that is
-    /// passed on to the agent's log.
+    /// The maps belong together: unless each is pinned and fits in type, sizes and flags, all are
+    /// unpinned and made anew; what did not fit is returned. The programs that still run on the old
+    /// ones keep them until they are swapped.
     ///
     /// # Errors
     /// Any of [`Error`]; nothing is attached then.
@@ -123,22 +122,17 @@ impl Programs {
         bytes: &[u8],
         pins: &Pins,
         attachment: Attachment,
-        log_refused: bool,
     ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
         let mut loader = EbpfLoader::new();
-        let level = refusals::level(log_refused);
-        loader.override_global(aya_log::LEVEL, &level, false);
-        for name in maps::ALL {
+        for name in maps::all::<V4>() {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf = loader
+        let ebpf = loader
             .load(bytes)
             .map_err(|source| Error::Load(Box::new(source)))?;
-        let refusals = log_refused.then(|| refusals::Reader::start(&mut ebpf));
         let mut programs = Self {
-            _refusals: refusals.transpose()?,
             ebpf,
             pins: pins.clone(),
             attachment,

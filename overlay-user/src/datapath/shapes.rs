@@ -1,4 +1,5 @@
-//! Whether pinned maps have the shapes that the object declares. aya 0.14 takes any pinned map of the right name.
+//! Whether pinned maps have the shapes that the object declares. aya 0.14 takes any pinned map of
+//! the right name.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -6,6 +7,7 @@ use std::path::Path;
 
 use aya::EbpfLoader;
 use aya::maps::{Map, MapData, MapInfo, MapType};
+use overlay_common::V4;
 
 use super::pins::Pins;
 use super::{Error, maps};
@@ -19,10 +21,11 @@ pub struct Misfit {
     wanted: String,
 }
 
-/// Unpins the maps if the object cannot work on one of them. aya 0.14 takes any pinned map that has the right name.
+/// Unpins the maps if the object cannot work on one of them. aya 0.14 takes any pinned map that has
+/// the right name.
 pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     let mut misfits = Vec::new();
-    if !maps::ALL.iter().any(|name| pins.map(name).exists()) {
+    if !maps::all::<V4>().any(|name| pins.map(name).exists()) {
         return Ok(misfits);
     }
     let mut complete = true;
@@ -42,12 +45,13 @@ pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
             });
         }
     }
-    // A new map is empty. The configuration of the old ones says that they hold every peer, and programs that
-    // believe it would refuse what peers send. Without one they leave everything to the kernel.
+    // A new map is empty. The configuration of the old ones says that they hold every peer, and
+    // programs that believe it would refuse what peers send. Without one they leave everything to
+    // the kernel.
     if !complete {
         // With them the programs that work on them.
         pins.remove_programs()?;
-        for name in maps::ALL {
+        for name in maps::all::<V4>() {
             Pins::remove(&pins.map(name))?;
         }
     }
@@ -59,8 +63,7 @@ fn declared(bytes: &[u8]) -> Result<BTreeMap<&'static str, String>, Error> {
     let scratch = EbpfLoader::new()
         .load(bytes)
         .map_err(|source| Error::Load(Box::new(source)))?;
-    maps::ALL
-        .into_iter()
+    maps::all::<V4>()
         .map(|name| {
             let map = scratch.map(name).ok_or(Error::Missing(name))?;
             let info = map_data(map)
@@ -94,11 +97,10 @@ fn pinned_shape(pin: &Path) -> String {
 }
 
 fn map_data(map: &Map) -> Option<&MapData> {
-    use Map::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
+    use Map::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf};
     match map {
-        Array(data) | DevMapHash(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data) => {
-            Some(data)
-        }
+        Array(data) | DevMapHash(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data)
+        | RingBuf(data) => Some(data),
         _ => None,
     }
 }
@@ -110,6 +112,7 @@ fn shape(info: &MapInfo) -> String {
         Ok(MapType::LruHash) => "an LRU hash",
         Ok(MapType::PerCpuArray) => "a per-CPU array",
         Ok(MapType::DevMapHash) => "a device hash",
+        Ok(MapType::RingBuf) => "a ring buffer",
         _ => "a map of another type",
     };
     format!(

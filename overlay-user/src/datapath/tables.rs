@@ -1,38 +1,19 @@
 //! What the maps should hold, as pure data.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_common::decide;
 use overlay_common::schema::{
-    ABI_VERSION, CONFIG_PEERS_COMPLETE, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey,
-    MAX_PEERS, MAX_PODS, PEER_DIRECT, PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod, Vtep,
+    ABI_VERSION, CONFIG_PEERS_COMPLETE, CONFIG_VTEPS_INCOMPLETE, Config, ENDPOINT_ADDRESSES,
+    Endpoint, MAX_PEERS, MAX_PODS, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
 };
-use overlay_common::{V4, vxlan};
+use overlay_common::snapshot::Snapshot;
+use overlay_common::vxlan;
 
 use super::family::UserFamily;
 use crate::backend;
 use crate::mac::MacAddr;
-
-/// The tables of one family's data path.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tables<F: UserFamily> {
-    /// `ov_config`.
-    pub config: Option<Config<F>>,
-    /// `ov_endpoints`.
-    pub endpoints: BTreeMap<u32, Endpoint<F>>,
-    /// `ov_pods`.
-    pub pods: BTreeMap<F::Addr, Pod>,
-    /// `ov_peers`.
-    pub peers: BTreeMap<F::Addr, Peer<F>>,
-    /// `ov_vteps`.
-    pub vteps: BTreeMap<F::Addr, Vtep>,
-    /// The keys of `ov_flows`.
-    pub flows: HashSet<FlowKey<F>>,
-    /// Whether the moment in `ov_heartbeat` has passed until which the list of leases holds.
-    pub leases_are_stale: bool,
-}
 
 /// A node, as far as its tables depend on it.
 #[derive(Clone, Debug)]
@@ -61,17 +42,17 @@ pub struct TableInput {
     pub flags: u32,
     /// MAC address of the NIC.
     pub underlay_mac: MacAddr,
-    /// The other nodes, and the way there.
-    pub peers: Vec<(backend::Peer, Way)>,
+    /// The other nodes, and the path over the underlay to each.
+    pub peers: Vec<(backend::Peer, UnderlayPath)>,
     /// Nodes whose kernel path is not complete yet: known as VTEPs, but not short-cut to.
     pub unserved: Vec<backend::Peer>,
     /// The pods of this node.
     pub pods: Vec<LocalPod>,
 }
 
-/// The way to another node.
+/// What the kernel knows of the path over the underlay to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct UnderlayPath {
     /// Longest inner IP packet that fits it, in bytes.
     pub mtu: u32,
     /// MAC address of the next hop, where the kernel knows it.
@@ -110,7 +91,8 @@ pub enum Omission {
 }
 
 impl Omission {
-    /// The first few in words, and how many more there are: whoever may write leases can make thousands.
+    /// The first few in words, and how many more there are: whoever may write leases can make
+    /// thousands.
     #[must_use]
     pub fn summary(omissions: &[Self]) -> Option<String> {
         const NAMED: usize = 3;
@@ -121,149 +103,140 @@ impl Omission {
     }
 }
 
-impl<F: UserFamily> Default for Tables<F> {
-    fn default() -> Self {
-        Self {
-            config: None,
-            endpoints: BTreeMap::new(),
-            pods: BTreeMap::new(),
-            peers: BTreeMap::new(),
-            vteps: BTreeMap::new(),
-            flows: HashSet::new(),
-            leases_are_stale: false,
-        }
-    }
-}
-
 /// How many table entries one lease may take: a /16 among /24s.
 const MAX_EXPANSION: usize = 256;
 
-impl Tables<V4> {
-    /// The tables that a node should have, and what found no place in them.
-    ///
-    /// Peers are found by a hash on the masked address, one mask for all ([`peer_len`]); shorter subnets take several entries.
-    #[must_use]
-    pub fn of(node: &TableInput) -> (Self, Vec<Omission>) {
-        let mut tables = Self::default();
-        let mut omissions = Vec::new();
-        let (Some((network, network_mask)), Some((subnet, subnet_mask)), Some(vtep)) = (
-            V4::from_net(&node.network),
-            V4::from_net(&node.subnet),
-            V4::from_ip(node.vtep),
-        ) else {
-            return (tables, omissions);
+/// The tables that a node should have, and what found no place in them.
+///
+/// Peers are found by a hash on the masked address, one mask for all ([`peer_len`]); shorter
+/// subnets take several entries.
+#[must_use]
+pub fn desired<F: UserFamily>(node: &TableInput) -> (Snapshot<F>, Vec<Omission>) {
+    let mut tables = Snapshot::default();
+    let mut omissions = Vec::new();
+    let (Some((network, network_mask)), Some((subnet, subnet_mask)), Some(vtep)) = (
+        F::from_net(&node.network),
+        F::from_net(&node.subnet),
+        F::from_ip(node.vtep),
+    ) else {
+        return (tables, omissions);
+    };
+    let lens = node.peers.iter().map(|(peer, _)| peer.subnet.prefix_len());
+    let peer_len = peer_len(lens).unwrap_or(node.subnet.prefix_len());
+    let mut flags = node.flags;
+    for (peer, path) in &node.peers {
+        let Some(entry) = peer_entry::<F, F>(node, vtep, peer, *path) else {
+            omissions.push(Omission::Peer(peer.subnet));
+            continue;
         };
-        let lens = node.peers.iter().map(|(peer, _)| peer.subnet.prefix_len());
-        let peer_len = peer_len(lens).unwrap_or(node.subnet.prefix_len());
-        let mut flags = node.flags;
-        for (peer, way) in &node.peers {
-            let Some(entry) = peer_entry(node, vtep, peer, *way) else {
-                omissions.push(Omission::Peer(peer.subnet));
-                continue;
-            };
-            let known = tables.add_vtep(entry.vtep);
-            if !known {
-                flags |= CONFIG_VTEPS_INCOMPLETE;
-            }
-            let room = MAX_PEERS as usize - tables.peers.len();
-            let count = entries(peer.subnet.prefix_len(), peer_len).filter(|count| *count <= room);
-            if !known || count.is_none() {
-                omissions.push(Omission::Peer(peer.subnet));
-                continue;
-            }
-            let parts = peer.subnet.subnets(peer_len).into_iter().flatten();
-            let keys = parts.filter_map(|part| V4::from_ip(part.network()));
-            tables.peers.extend(keys.map(|key| (key, entry)));
+        let known = add_vtep(&mut tables, entry.vtep);
+        if !known {
+            flags |= CONFIG_VTEPS_INCOMPLETE;
         }
-        for vtep in node
-            .unserved
-            .iter()
-            .filter_map(|peer| V4::from_ip(peer.vtep))
-        {
-            if !tables.add_vtep(vtep) {
-                flags |= CONFIG_VTEPS_INCOMPLETE;
-            }
+        let room = MAX_PEERS as usize - tables.peers.len();
+        let count = entries(peer.subnet.prefix_len(), peer_len).filter(|count| *count <= room);
+        if !known || count.is_none() {
+            omissions.push(Omission::Peer(peer.subnet));
+            continue;
         }
-        if omissions.is_empty() && node.unserved.is_empty() {
-            flags |= CONFIG_PEERS_COMPLETE;
+        let parts = peer.subnet.subnets(peer_len).into_iter().flatten();
+        let keys = parts.filter_map(|part| F::from_ip(part.network()));
+        tables.peers.extend(keys.map(|key| (key, entry)));
+    }
+    for vtep in node
+        .unserved
+        .iter()
+        .filter_map(|peer| F::from_ip(peer.vtep))
+    {
+        if !add_vtep(&mut tables, vtep) {
+            flags |= CONFIG_VTEPS_INCOMPLETE;
         }
-        tables.config = Some(Config {
-            abi: ABI_VERSION,
+    }
+    if omissions.is_empty() && node.unserved.is_empty() {
+        flags |= CONFIG_PEERS_COMPLETE;
+    }
+    tables.config = Some(Config {
+        abi: ABI_VERSION,
+        flags,
+        underlay_ifindex: node.underlay_ifindex,
+        vni: node.vni,
+        network,
+        network_mask,
+        subnet,
+        subnet_mask,
+        gateway: node.gateway.and_then(F::from_ip).unwrap_or(F::netmask(0)),
+        peer_mask: F::netmask(peer_len),
+        vtep,
+        vtep_mac: node.vtep_mac.0,
+        bridge_mac: node.bridge_mac.0,
+        port: node.port,
+        source_port_min: node.source_ports.0,
+        source_port_count: node.source_ports.1 - node.source_ports.0,
+        underlay_mac: node.underlay_mac.0,
+    });
+    add_pods(&mut tables, &node.pods, &mut omissions);
+    (tables, omissions)
+}
+
+/// Notes that a node with this address has one more subnet; false where there is no room for
+/// another node.
+fn add_vtep<F: UserFamily>(tables: &mut Snapshot<F>, address: F::Addr) -> bool {
+    if tables.vteps.len() >= MAX_PEERS as usize && !tables.vteps.contains_key(&address) {
+        return false;
+    }
+    tables
+        .vteps
+        .entry(address)
+        .or_insert(Vtep { subnets: 0 })
+        .subnets += 1;
+    true
+}
+
+fn add_pods<F: UserFamily>(
+    tables: &mut Snapshot<F>,
+    pods: &[LocalPod],
+    omissions: &mut Vec<Omission>,
+) {
+    for pod in pods {
+        let Some(address) = F::from_ip(pod.address) else {
+            omissions.push(Omission::Pod(pod.address));
+            continue;
+        };
+        if tables.pods.len() >= MAX_PODS as usize {
+            omissions.push(Omission::Pod(pod.address));
+            continue;
+        }
+        let flags = if pod.kernel_path { POD_KERNEL_PATH } else { 0 };
+        let owner = owner(&pod.container);
+        let endpoint = Endpoint {
+            addresses: [address; ENDPOINT_ADDRESSES],
+            mac: pod.mac.0,
             flags,
-            underlay_ifindex: node.underlay_ifindex,
-            vni: node.vni,
-            network,
-            network_mask,
-            subnet,
-            subnet_mask,
-            gateway: node.gateway.and_then(V4::from_ip).unwrap_or_default(),
-            peer_mask: V4::netmask(peer_len),
-            vtep,
-            vtep_mac: node.vtep_mac.0,
-            bridge_mac: node.bridge_mac.0,
-            port: node.port,
-            source_port_min: node.source_ports.0,
-            source_port_count: node.source_ports.1 - node.source_ports.0,
-            underlay_mac: node.underlay_mac.0,
-        });
-        tables.add_pods(&node.pods, &mut omissions);
-        (tables, omissions)
-    }
-
-    /// Notes that a node with this address has one more subnet; false where there is no room for another node.
-    fn add_vtep(&mut self, address: [u8; 4]) -> bool {
-        if self.vteps.len() >= MAX_PEERS as usize && !self.vteps.contains_key(&address) {
-            return false;
-        }
-        self.vteps
-            .entry(address)
-            .or_insert(Vtep { subnets: 0 })
-            .subnets += 1;
-        true
-    }
-
-    fn add_pods(&mut self, pods: &[LocalPod], omissions: &mut Vec<Omission>) {
-        for pod in pods {
-            let Some(address) = V4::from_ip(pod.address) else {
-                omissions.push(Omission::Pod(pod.address));
-                continue;
-            };
-            if self.pods.len() >= MAX_PODS as usize {
-                omissions.push(Omission::Pod(pod.address));
-                continue;
-            }
-            let flags = if pod.kernel_path { POD_KERNEL_PATH } else { 0 };
-            let owner = owner(&pod.container);
-            let endpoint = Endpoint {
-                address,
-                mac: pod.mac.0,
-                flags,
-                owner,
-            };
-            self.endpoints.insert(pod.ifindex, endpoint);
-            let entry = Pod {
-                ifindex: pod.ifindex,
-                mtu: pod.mtu,
-                mac: pod.mac.0,
-                flags,
-                owner,
-            };
-            if let Some(first) = self.pods.insert(address, entry) {
-                // Nobody can tell which is right: neither gets a short cut.
-                omissions.push(Omission::Duplicate(pod.address));
-                for ifindex in [first.ifindex, pod.ifindex] {
-                    if let Some(endpoint) = self.endpoints.get_mut(&ifindex) {
-                        endpoint.flags |= POD_KERNEL_PATH;
-                    }
+            owner,
+        };
+        tables.endpoints.insert(pod.ifindex, endpoint);
+        let entry = PodEntry {
+            ifindex: pod.ifindex,
+            mtu: pod.mtu,
+            mac: pod.mac.0,
+            flags,
+            owner,
+        };
+        if let Some(first) = tables.pods.insert(address, entry) {
+            // Nobody can tell which is right: neither gets a short cut.
+            omissions.push(Omission::Duplicate(pod.address));
+            for ifindex in [first.ifindex, pod.ifindex] {
+                if let Some(endpoint) = tables.endpoints.get_mut(&ifindex) {
+                    endpoint.flags |= POD_KERNEL_PATH;
                 }
-                self.pods.insert(
-                    address,
-                    Pod {
-                        flags: flags | POD_KERNEL_PATH,
-                        ..entry
-                    },
-                );
             }
+            tables.pods.insert(
+                address,
+                PodEntry {
+                    flags: flags | POD_KERNEL_PATH,
+                    ..entry
+                },
+            );
         }
     }
 }
@@ -279,7 +252,8 @@ pub fn owner(container: &str) -> u32 {
 
 /// The prefix length that leaves fewest subnets without a place, of equals the shortest.
 ///
-/// One long prefix among many short ones, which anybody who may write leases can make, shall not cost those their places.
+/// One long prefix among many short ones, which anybody who may write leases can make, shall not
+/// cost those their places.
 fn peer_len(lens: impl Iterator<Item = u8>) -> Option<u8> {
     let mut subnets = BTreeMap::<u8, usize>::new();
     lens.for_each(|len| *subnets.entry(len).or_default() += 1);
@@ -303,61 +277,57 @@ fn entries(len: u8, peer_len: u8) -> Option<usize> {
     (count <= MAX_EXPANSION).then_some(count)
 }
 
-fn peer_entry(
+fn peer_entry<F: UserFamily, O: UserFamily>(
     node: &TableInput,
-    source: [u8; 4],
+    source: O::Addr,
     peer: &backend::Peer,
-    way: Way,
-) -> Option<Peer<V4>> {
-    V4::from_ip(peer.subnet.network())?;
-    let vtep = V4::from_ip(peer.vtep)?;
+    path: UnderlayPath,
+) -> Option<PeerEntry<O>> {
+    F::from_ip(peer.subnet.network())?;
+    let vtep = O::from_ip(peer.vtep)?;
     if peer.way == backend::Way::Direct {
-        let entry = Peer {
-            header: [0; 64],
-            vtep,
-            mtu: way.mtu,
-            flags: PEER_DIRECT,
-        };
-        return Some(with_next_hop(&entry, way.next_hop, node.underlay_mac));
+        let entry = PeerEntry::direct(vtep, path.mtu);
+        return Some(with_next_hop(&entry, path.next_hop, node.underlay_mac));
     }
-    let header = vxlan::prepare(&vxlan::Tunnel {
+    let tunnel = vxlan::Tunnel {
         source,
         destination: vtep,
         port: node.port,
         vni: node.vni,
         source_mac: node.vtep_mac.0,
         destination_mac: peer.mac().unwrap_or_default().0,
-        outer_macs: way
+        outer_macs: path
             .next_hop
             .map_or_else(Default::default, |mac| (mac.0, node.underlay_mac.0)),
-    });
-    let flags = if way.next_hop.is_some() {
+    };
+    let flags = if path.next_hop.is_some() {
         PEER_NEXT_HOP
     } else {
         0
     };
-    Some(Peer {
-        header,
+    Some(PeerEntry {
+        header: O::prepare(&tunnel, F::ETHERTYPE),
         vtep,
-        mtu: way.mtu,
+        mtu: path.mtu,
         flags,
     })
 }
 
 /// A peer's entry with another next hop, prepared by nobody where that is unknown.
 #[must_use]
-pub fn with_next_hop(
-    peer: &Peer<V4>,
+pub fn with_next_hop<O: UserFamily>(
+    peer: &PeerEntry<O>,
     next_hop: Option<MacAddr>,
     underlay_mac: MacAddr,
-) -> Peer<V4> {
+) -> PeerEntry<O> {
     let mut peer = *peer;
     let (destination, source) = match next_hop {
         Some(mac) => (mac.0, underlay_mac.0),
         None => Default::default(),
     };
-    peer.header[..6].copy_from_slice(&destination);
-    peer.header[6..12].copy_from_slice(&source);
+    let header = peer.header.as_mut();
+    header[..6].copy_from_slice(&destination);
+    header[6..12].copy_from_slice(&source);
     peer.flags &= !PEER_NEXT_HOP;
     if next_hop.is_some() {
         peer.flags |= PEER_NEXT_HOP;
@@ -365,40 +335,11 @@ pub fn with_next_hop(
     peer
 }
 
-impl<F: UserFamily> decide::Tables<F> for Tables<F> {
-    fn config(&self) -> Option<&Config<F>> {
-        self.config.as_ref()
-    }
-
-    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<F>> {
-        self.endpoints.get(&ifindex)
-    }
-
-    fn pod(&self, address: F::Addr) -> Option<&Pod> {
-        self.pods.get(&address)
-    }
-
-    fn peer(&self, subnet: F::Addr) -> Option<&Peer<F>> {
-        self.peers.get(&subnet)
-    }
-
-    fn is_vtep(&self, address: F::Addr) -> bool {
-        self.vteps.contains_key(&address)
-    }
-
-    fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool {
-        self.flows.contains(flow)
-    }
-
-    fn leases_are_stale(&self) -> bool {
-        self.leases_are_stale
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use overlay_common::schema::CONFIG_ACTIVE;
+    use overlay_common::V4;
+    use overlay_common::schema::{CONFIG_ACTIVE, PEER_DIRECT};
 
     fn node(peers: &[&str]) -> TableInput {
         let peer = |(i, subnet): (usize, &&str)| {
@@ -411,7 +352,7 @@ mod tests {
             };
             (
                 peer,
-                Way {
+                UnderlayPath {
                     mtu: 1450,
                     next_hop: Some(MacAddr([2, 0, 0, 0, 9, 9])),
                 },
@@ -449,7 +390,7 @@ mod tests {
 
     #[test]
     fn equal_subnets_take_one_entry_each() {
-        let (tables, omissions) = Tables::of(&node(&["10.244.2.0/24", "10.244.3.0/24"]));
+        let (tables, omissions) = desired::<V4>(&node(&["10.244.2.0/24", "10.244.3.0/24"]));
         assert_eq!(omissions, []);
         assert_eq!(tables.peers.len(), 2);
         assert_eq!(tables.peers[&[10, 244, 3, 0]].vtep, [192, 168, 0, 3]);
@@ -460,7 +401,7 @@ mod tests {
 
     #[test]
     fn mixed_lengths_share_the_longest_mask() {
-        let (tables, omissions) = Tables::of(&node(&["10.244.2.0/23", "10.244.4.0/25"]));
+        let (tables, omissions) = desired::<V4>(&node(&["10.244.2.0/23", "10.244.4.0/25"]));
         assert_eq!(omissions, []);
         assert_eq!(
             tables.config.expect("a configuration").peer_mask,
@@ -472,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_subnet_without_room_leaves_the_table_incomplete() {
-        let (tables, omissions) = Tables::of(&node(&["10.244.128.0/17", "10.244.4.0/30"]));
+        let (tables, omissions) = desired::<V4>(&node(&["10.244.128.0/17", "10.244.4.0/30"]));
         assert_eq!(
             omissions,
             [Omission::Peer("10.244.4.0/30".parse().expect("a subnet"))]
@@ -489,7 +430,7 @@ mod tests {
         let with = |next_hop| {
             let mut node = node(&["10.244.2.0/24"]);
             node.peers[0].1.next_hop = next_hop;
-            let (tables, _) = Tables::of(&node);
+            let (tables, _) = desired::<V4>(&node);
             (tables.peers[&[10, 244, 2, 0]], node.underlay_mac)
         };
         let macs = [
@@ -518,7 +459,7 @@ mod tests {
             .collect();
         subnets.push("10.0.4.0/30".to_owned());
         let names: Vec<&str> = subnets.iter().map(String::as_str).collect();
-        let (tables, omissions) = Tables::of(&node(&names));
+        let (tables, omissions) = desired::<V4>(&node(&names));
         assert_eq!(
             omissions,
             [Omission::Peer("10.0.4.0/30".parse().expect("a subnet"))]
@@ -530,7 +471,7 @@ mod tests {
     fn of_a_peer_on_the_link_only_the_mac_addresses_are_prepared() {
         let mut node = node(&["10.244.2.0/24"]);
         node.peers[0].0.way = backend::Way::Direct;
-        let entry = |node: &TableInput| Tables::of(node).0.peers[&[10, 244, 2, 0]];
+        let entry = |node: &TableInput| desired::<V4>(node).0.peers[&[10, 244, 2, 0]];
         let known = entry(&node);
         assert_eq!(known.flags, PEER_DIRECT | PEER_NEXT_HOP);
         assert_eq!(known.header[..6], [2, 0, 0, 0, 9, 9]);
@@ -550,7 +491,7 @@ mod tests {
                 ..peer.clone()
             })
             .collect();
-        let (tables, _) = Tables::of(&node);
+        let (tables, _) = desired::<V4>(&node);
         assert_eq!(tables.vteps.len(), MAX_PEERS as usize);
         let config = tables.config.expect("a configuration");
         assert_eq!(
@@ -563,7 +504,7 @@ mod tests {
     fn who_is_not_served_is_not_shut_out() {
         let mut node = node(&["10.244.2.0/24", "10.244.3.0/24"]);
         node.unserved.extend(node.peers.pop().map(|(peer, _)| peer));
-        let (tables, _) = Tables::of(&node);
+        let (tables, _) = desired::<V4>(&node);
         assert_eq!((tables.peers.len(), tables.vteps.len()), (1, 2));
         let config = tables.config.expect("a configuration");
         assert_eq!(config.flags & CONFIG_PEERS_COMPLETE, 0);
@@ -581,12 +522,12 @@ mod tests {
             pods: vec![pod(7, 2), second, pod(9, 4)],
             ..node(&[])
         };
-        let (tables, _) = Tables::of(&node);
+        let (tables, _) = desired::<V4>(&node);
         let owners = [7, 8, 9].map(|ifindex| tables.endpoints[&ifindex].owner);
         assert_eq!(owners[0], owners[1]);
         assert_ne!(owners[0], owners[2]);
         for endpoint in tables.endpoints.values() {
-            assert_eq!(tables.pods[&endpoint.address].owner, endpoint.owner);
+            assert_eq!(tables.pods[&endpoint.addresses[0]].owner, endpoint.owner);
         }
     }
 
@@ -596,7 +537,7 @@ mod tests {
             pods: vec![pod(7, 2), pod(8, 2), pod(9, 3)],
             ..node(&[])
         };
-        let (tables, omissions) = Tables::of(&node);
+        let (tables, omissions) = desired::<V4>(&node);
         assert_eq!(
             omissions,
             [Omission::Duplicate(IpAddr::from([10, 244, 1, 2]))]

@@ -27,12 +27,12 @@ use crate::datapath::family::UserFamily as _;
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
 use crate::datapath::programs;
-use crate::datapath::tables::Tables;
 use crate::kernel::{self, Kernel, guard};
 use crate::mac::MacAddr;
 use crate::marks::{BRIDGE, ROUTE_PROTOCOL};
 use crate::privilege::{self, Capability};
 use crate::reconcile::KernelState;
+use overlay_common::snapshot::Snapshot;
 
 /// Looks at this node.
 pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
@@ -95,7 +95,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         Ok(None) => {}
         Err(error) => status.problems.push(error.to_string()),
     }
-    let mut tables = Tables::default();
+    let mut tables = Snapshot::default();
     if pins.exist() {
         match Maps::<V4>::open(pins).and_then(|maps| Ok((maps.dump()?, maps.counters()?))) {
             Ok((dumped, counters)) => {
@@ -162,7 +162,7 @@ impl Status {
         }
     }
 
-    fn describe(&mut self, tables: &Tables<V4>) {
+    fn describe(&mut self, tables: &Snapshot<V4>) {
         let Some(config) = tables.config else {
             return;
         };
@@ -185,7 +185,7 @@ impl Status {
     }
 
     /// The overlay's network; without a fast path the agent's file for the CNI plugin tells.
-    fn network(&mut self, tables: &Tables<V4>, subnet_file: &Path) -> Option<IpNet> {
+    fn network(&mut self, tables: &Snapshot<V4>, subnet_file: &Path) -> Option<IpNet> {
         if let Some(config) = tables.config {
             let len = V4::prefix_len(config.network_mask);
             return IpNet::new(V4::to_ip(config.network), len).ok();
@@ -206,7 +206,7 @@ impl Status {
     async fn look_at_kernel(
         &mut self,
         pins: &Pins,
-        tables: &Tables<V4>,
+        tables: &Snapshot<V4>,
         device: Option<&str>,
         subnet_file: &Path,
     ) -> Result<(), kernel::Error> {
@@ -268,7 +268,7 @@ impl Status {
 }
 
 /// The other nodes: those that the kernel has routes to, and how the fast path reaches them.
-fn peers(observed: &KernelState, tables: &Tables<V4>) -> Vec<PeerView> {
+fn peers(observed: &KernelState, tables: &Snapshot<V4>) -> Vec<PeerView> {
     let ours = observed
         .routes
         .iter()

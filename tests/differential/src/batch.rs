@@ -5,9 +5,10 @@ use anyhow::Result;
 use overlay_common::Verdict;
 
 use crate::check::{self, Difference};
-use crate::decide::visit::{Outcome, Visit};
-use crate::decide::world::World;
 use crate::kernel::{Counters, Kernel, LONG_AGO, flow_order};
+use overlay_cases::cases::Outcome;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// Packets that have gone through a program over the same tables.
 pub struct Batch {

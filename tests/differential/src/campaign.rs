@@ -11,14 +11,14 @@ use overlay_tests::interrupt;
 
 use crate::batch::{Batch, Failure};
 use crate::corpus::{Corpus, Entry};
-use crate::decide::cases;
-use crate::decide::visit::Visit;
-use crate::decide::world::World;
 use crate::kernel::Kernel;
 use crate::minimise::minimise;
 use crate::mutate::{Mutator, Pool};
 use crate::report::Report;
 use crate::{in_kernel, path};
+use overlay_cases::cases;
+use overlay_cases::world::{World, world};
+use overlay_common::visit::Visit;
 
 /// Packets over the same tables: enough that changing those costs little.
 const BATCH: usize = 512;
@@ -218,7 +218,7 @@ fn batch(
     corpus: &Mutex<Corpus>,
 ) -> Result<(Report, Option<Failure>)> {
     let mut seeds: Vec<Visit> = Vec::with_capacity(BATCH);
-    let mut world = World::new();
+    let mut world = world();
     {
         let corpus = lock(corpus);
         if let Some(entry) = mutator.seed(&corpus) {

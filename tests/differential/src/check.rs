@@ -6,10 +6,11 @@ use anyhow::Result;
 use overlay_common::Verdict;
 use overlay_common::schema::Counter;
 
-use crate::decide::visit::{Outcome, Visit};
-use crate::decide::world::World;
 use crate::kernel::{Counters, Kernel, LONG_AGO, Ran, counter_name, flow_order};
 use crate::{expected, wire};
+use overlay_cases::cases::Outcome;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// Where the kernel and the decision part ways.
 #[derive(Clone, Debug, PartialEq, Eq)]

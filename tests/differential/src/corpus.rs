@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-use crate::decide::visit::Visit;
-use crate::decide::world::World;
 use crate::path;
 use crate::recording::Recording;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// More would take longer to read than they are worth.
 const MOST: usize = 20_000;

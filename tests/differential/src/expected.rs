@@ -2,10 +2,10 @@
 
 use overlay_common::decide::{FromNetwork, FromPod, from_network, from_pod};
 use overlay_common::packet::ETHERNET_LEN;
-use overlay_common::{Family as _, Hook, V4, Verdict, vxlan};
+use overlay_common::snapshot::Snapshot;
+use overlay_common::visit::{Outcome, Visit};
+use overlay_common::{Family, Hook, Verdict, vxlan};
 
-use crate::decide::visit::{Outcome, Visit};
-use crate::decide::world::World;
 use crate::kernel::Ran;
 
 /// Of include/uapi/linux/pkt_cls.h: go on, drop, redirect.
@@ -21,7 +21,12 @@ const XDP_PASS: i32 = 2;
 ///
 /// # Errors
 /// The difference, in a sentence.
-pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result<Verdict, String> {
+pub fn verdict<F: Family>(
+    visit: &Visit,
+    world: &Snapshot<F>,
+    want: Outcome<F>,
+    ran: &Ran,
+) -> Result<Verdict, String> {
     if is_declined(visit, want) {
         return if ran.action == UNSPEC && ran.frame == visit.frame {
             Ok(Verdict::AdjustFailed)
@@ -66,13 +71,18 @@ pub fn verdict(visit: &Visit, world: &World, want: Outcome, ran: &Ran) -> Result
 /// A made-up super-packet has a segment size, but no segmentation type (`BPF_PROG_TEST_RUN` sets
 /// none), so that the kernel declines to change it (`bpf_skb_net_grow()` and `bpf_skb_net_shrink()`
 /// in net/core/filter.c). Real ones are for `offloads`.
-fn is_declined(visit: &Visit, want: Outcome) -> bool {
+fn is_declined<F: Family>(visit: &Visit, want: Outcome<F>) -> bool {
     let changes = [Verdict::Encapsulated, Verdict::Decapsulated];
     visit.gso_size != 0 && changes.contains(&want.verdict())
 }
 
 /// The frame afterwards; `got` is asked for what the program chooses freely.
-fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<u8>, String> {
+fn frame<F: Family>(
+    visit: &Visit,
+    world: &Snapshot<F>,
+    want: Outcome<F>,
+    got: &[u8],
+) -> Result<Vec<u8>, String> {
     let packet = visit.packet();
     match want {
         Outcome::Fast(Verdict::Encapsulated) if visit.hook == Hook::PodIn => {
@@ -82,22 +92,25 @@ fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<
                 header,
                 len,
                 ecn,
-            } = from_pod::<V4, _, _>(&packet, world)
+            } = from_pod::<F, F, _, _>(&packet, world)
             else {
                 return Err("the decision changed its mind".to_owned());
             };
-            let (id, port) = (field(got, 18), field(got, 34));
+            let (id, port) = (
+                field(got, 18),
+                field(got, (ETHERNET_LEN + F::HEADER_LEN) as usize),
+            );
             let ports = u32::from(config.source_port_min)
                 ..=u32::from(config.source_port_min) + u32::from(config.source_port_count);
             if !ports.contains(&u32::from(port)) {
                 return Err(format!("source port {port} is outside {ports:?}"));
             }
             let mut outer = peer.header;
-            vxlan::stamp(&mut outer, len, ecn, id, port);
-            let payload = (ETHERNET_LEN + V4::HEADER_LEN) as usize;
+            F::stamp(&mut outer, len, ecn, || id, port);
+            let payload = (ETHERNET_LEN + F::HEADER_LEN) as usize;
             Ok([
-                &outer,
-                bytemuck::cast_slice(&header),
+                outer.as_ref(),
+                bytemuck::bytes_of(&header),
                 &visit.frame[payload..],
             ]
             .concat())
@@ -107,50 +120,51 @@ fn frame(visit: &Visit, world: &World, want: Outcome, got: &[u8]) -> Result<Vec<
                 pod,
                 gateway_mac,
                 header,
-            } = from_network::<V4, _, _>(&packet, world)
+            } = from_network::<F, F, _, _>(&packet, world)
             else {
                 return Err("the decision changed its mind".to_owned());
             };
-            let payload = (ETHERNET_LEN + vxlan::OVERHEAD + V4::HEADER_LEN) as usize;
-            Ok([
-                &pod.mac[..],
-                &gateway_mac,
-                &V4::ETHERTYPE.to_be_bytes(),
-                bytemuck::cast_slice(&header),
-                &visit.frame[payload..],
-            ]
-            .concat())
+            let inner = &visit.frame[vxlan::overhead::<F>() as usize..];
+            Ok(routed::<F>(pod.mac, gateway_mac, &header, inner))
         }
         Outcome::Fast(Verdict::Routed) => {
-            let FromPod::Route { peer, header, .. } = from_pod::<V4, _, _>(&packet, world) else {
+            let FromPod::Route { peer, header, .. } = from_pod::<F, F, _, _>(&packet, world) else {
                 return Err("the decision changed its mind".to_owned());
             };
-            Ok(routed(&peer.header[..12], &header, &visit.frame))
+            let (next_hop, nic) = peer.outer_macs();
+            Ok(routed::<F>(next_hop, nic, &header, &visit.frame))
         }
         Outcome::Fast(Verdict::Redirected) if visit.hook == Hook::NetIn => {
             let FromNetwork::Deliver {
                 pod,
                 gateway_mac,
                 header,
-            } = from_network::<V4, _, _>(&packet, world)
+            } = from_network::<F, F, _, _>(&packet, world)
             else {
                 return Err("the decision changed its mind".to_owned());
             };
-            Ok(routed(
-                &[pod.mac, gateway_mac].concat(),
-                &header,
-                &visit.frame,
-            ))
+            Ok(routed::<F>(pod.mac, gateway_mac, &header, &visit.frame))
         }
         _ => Ok(visit.frame.clone()),
     }
 }
 
 /// A frame with other MAC addresses and another IP header.
-fn routed(macs: &[u8], header: &[u32; 5], frame: &[u8]) -> Vec<u8> {
-    let payload = (ETHERNET_LEN + V4::HEADER_LEN) as usize;
-    let (ethertype, header) = (V4::ETHERTYPE.to_be_bytes(), bytemuck::cast_slice(header));
-    [macs, &ethertype, header, &frame[payload..]].concat()
+fn routed<F: Family>(
+    destination: [u8; 6],
+    source: [u8; 6],
+    header: &F::Header,
+    frame: &[u8],
+) -> Vec<u8> {
+    let payload = (ETHERNET_LEN + F::HEADER_LEN) as usize;
+    [
+        &destination[..],
+        &source,
+        &F::ETHERTYPE.to_be_bytes(),
+        bytemuck::bytes_of(header),
+        &frame[payload..],
+    ]
+    .concat()
 }
 
 fn field(frame: &[u8], at: usize) -> u16 {

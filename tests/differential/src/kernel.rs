@@ -9,14 +9,15 @@ use aya::programs::{Program, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat};
-use overlay_common::{Hook, V4, Verdict};
+use overlay_common::snapshot::Snapshot;
+use overlay_common::{Family, Hook, V4, Verdict};
+use overlay_user::datapath::events::{Events, Told};
+use overlay_user::datapath::family::UserFamily;
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
-use overlay_user::datapath::tables::Tables;
 use overlay_user::datapath::{object, programs};
 
-use crate::decide::visit::Visit;
-use crate::decide::world::World;
+use overlay_common::visit::Visit;
 
 /// Room for the longest frame that the kernel takes here, which is less than a page, and what
 /// encapsulation puts in front.
@@ -43,9 +44,10 @@ pub const LONG_AGO: u64 = 1;
 pub type Counters = BTreeMap<(Hook, u32), Counter>;
 
 /// The programs and their maps.
-pub struct Kernel {
+pub struct Kernel<F: UserFamily = V4> {
     ebpf: Ebpf,
-    maps: Maps<V4>,
+    maps: Maps<F>,
+    events: Events,
     counters: Counters,
     buffer: Vec<u8>,
     /// Whether the agent seems to live: from world to world it does and does not.
@@ -63,7 +65,25 @@ pub struct Ran {
     pub frame: Vec<u8>,
 }
 
-impl Kernel {
+/// The programs for IPv6, which the agent does not carry.
+#[repr(C, align(8))]
+struct Ipv6<T: ?Sized>(T);
+static IPV6: &Ipv6<[u8]> = &Ipv6(*include_bytes!(concat!(
+    env!("OUT_DIR"),
+    "/overlay-ipv6.bpf.o"
+)));
+
+/// The programs for pods of a family.
+fn programs_for<F: Family>() -> Result<&'static [u8]> {
+    const HINT: &str = "no programs: run `cargo xtask build` first";
+    if F::ETHERTYPE == V4::ETHERTYPE {
+        return object::bytes().context(HINT);
+    }
+    ensure!(!IPV6.0.is_empty(), HINT);
+    Ok(&IPV6.0)
+}
+
+impl<F: UserFamily> Kernel<F> {
     /// Loads the programs and pins their maps.
     ///
     /// # Errors
@@ -71,19 +91,16 @@ impl Kernel {
     pub fn load(pins: &Pins) -> Result<Self> {
         pins.create()?;
         let mut loader = EbpfLoader::new();
-        loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
-        for name in maps::ALL {
+        for name in maps::all::<F>() {
             loader.map_pin_path(name, pins.map(name));
         }
-        for name in [maps::PEERS, maps::VTEPS, maps::FLOWS] {
+        for name in [F::MAPS.peers, F::MAPS.vteps, F::MAPS.flows] {
             loader.map_max_entries(name, ROOM);
         }
         // Another build of the programs, to compare with.
         let mut ebpf = match std::env::var_os(OBJECT_ENV) {
             Some(path) => loader.load_file(path),
-            None => {
-                loader.load(object::bytes().context("no programs: run `cargo xtask build` first")?)
-            }
+            None => loader.load(programs_for::<F>()?),
         }
         .context("load the object")?;
         for hook in Hook::ALL {
@@ -98,6 +115,7 @@ impl Kernel {
         Ok(Self {
             ebpf,
             maps: Maps::open(pins)?,
+            events: Events::open(pins)?,
             counters: Counters::new(),
             buffer: vec![0; LONGEST],
             alive: false,
@@ -127,10 +145,9 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel does not take an entry.
-    pub fn set_world(&mut self, world: &World) -> Result<()> {
-        let tables = tables(world);
+    pub fn set_world(&mut self, world: &Snapshot<F>) -> Result<()> {
         // As the map is before an agent has written anything.
-        let config = tables.config.unwrap_or_else(Config::zeroed);
+        let config = world.config.unwrap_or_else(Config::zeroed);
         self.maps.set_config(&config)?;
         self.alive = !self.alive;
         let until = |is_ahead| if is_ahead { u64::MAX } else { 0 };
@@ -138,9 +155,9 @@ impl Kernel {
             next_hops_until_ns: until(self.alive),
             leases_until_ns: until(!world.leases_are_stale),
         })?;
-        self.maps.retire(&tables)?;
-        self.set_devices(&tables)?;
-        self.maps.fill(&tables)?;
+        self.maps.retire(world)?;
+        self.set_devices(world)?;
+        self.maps.fill(world)?;
         let since = Flow {
             last_seen_ns: LONG_AGO,
         };
@@ -157,14 +174,14 @@ impl Kernel {
         self.holds(world)
     }
 
-    /// Lets every pod of `tables` have a device. None has one: the loopback device of this
+    /// Lets every pod of a world have a device. None has one: the loopback device of this
     /// namespace, which is always there, stands for all.
-    fn set_devices(&mut self, tables: &Tables<V4>) -> Result<()> {
+    fn set_devices(&mut self, world: &Snapshot<F>) -> Result<()> {
         const LOOPBACK: u32 = 1;
-        let map = self.ebpf.map_mut(maps::DEVICES);
+        let map = self.ebpf.map_mut(F::MAPS.devices);
         let mut devices = DevMapHash::try_from(map.context("no map of devices")?)?;
         let there = devices.keys().collect::<Result<BTreeSet<u32>, _>>()?;
-        let wanted: BTreeSet<u32> = tables.pods.values().map(|pod| pod.ifindex).collect();
+        let wanted: BTreeSet<u32> = world.pods.values().map(|pod| pod.ifindex).collect();
         for ifindex in there.difference(&wanted) {
             devices.remove(*ifindex)?;
         }
@@ -179,11 +196,11 @@ impl Kernel {
     ///
     /// # Errors
     /// When they hold anything else.
-    pub fn holds(&self, world: &World) -> Result<()> {
-        let (held, wanted) = (self.maps.dump()?, tables(world));
+    pub fn holds(&self, world: &Snapshot<F>) -> Result<()> {
+        let held = self.maps.dump()?;
         ensure!(
-            held == wanted,
-            "the maps hold {held:?} instead of {wanted:?}"
+            held == *world,
+            "the maps hold {held:?} instead of {world:?}"
         );
         Ok(())
     }
@@ -246,11 +263,24 @@ impl Kernel {
         Ok(grown)
     }
 
+    /// What the programs have told of since the last time.
+    pub fn told(&mut self) -> Vec<Told> {
+        self.events.by_ref().collect()
+    }
+
+    /// How many events found no room.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn lost(&self) -> Result<u64> {
+        Ok(self.events.lost()?)
+    }
+
     /// The flows that the IP stack owns, and when each was last seen.
     ///
     /// # Errors
     /// When the flows cannot be read.
-    pub fn flows(&self) -> Result<BTreeMap<FlowOrder, u64>> {
+    pub fn flows(&self) -> Result<BTreeMap<FlowOrder<F>, u64>> {
         let flows = self.maps.flows()?;
         Ok(flows
             .into_iter()
@@ -260,10 +290,11 @@ impl Kernel {
 }
 
 /// A flow as something that can be sorted: its ends (address, port), its protocol.
-pub type FlowOrder = (([u8; 4], u16), ([u8; 4], u16), u32);
+pub type FlowOrder<F> = (End<F>, End<F>, u32);
+type End<F> = (<F as Family>::Addr, u16);
 
 /// See [`FlowOrder`].
-pub fn flow_order(key: &FlowKey<V4>) -> FlowOrder {
+pub fn flow_order<F: Family>(key: &FlowKey<F>) -> FlowOrder<F> {
     (
         (key.low, key.low_port),
         (key.high, key.high_port),
@@ -279,16 +310,4 @@ pub fn counter_name((hook, verdict): (Hook, u32)) -> String {
         hook.name(),
         verdict.map_or("?", |verdict| verdict.name())
     )
-}
-
-fn tables(world: &World) -> Tables<V4> {
-    Tables {
-        config: world.config,
-        endpoints: world.endpoints.clone(),
-        pods: world.pods.clone(),
-        peers: world.peers.clone(),
-        vteps: world.vteps.clone(),
-        flows: world.flows.clone(),
-        leases_are_stale: world.leases_are_stale,
-    }
 }

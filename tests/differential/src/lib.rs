@@ -11,19 +11,6 @@
 //! mark for later hooks, and carries out no redirection: what a redirected packet arrives as is for
 //! the labs to test.
 
-// The packets and the made-up node that the decision is tested with.
-#[path = "../../../overlay-common/tests/decide"]
-#[expect(
-    missing_docs,
-    reason = "written for tests, where the names say what there is"
-)]
-pub mod decide {
-    pub mod cases;
-    pub mod frames;
-    pub mod visit;
-    pub mod world;
-}
-
 pub mod batch;
 pub mod campaign;
 pub mod check;
@@ -38,8 +25,9 @@ pub mod recording;
 pub mod report;
 pub mod wire;
 
-pub use decide::cases::Case;
-pub use decide::visit::{Outcome, Visit};
-pub use decide::world::World;
 pub use kernel::Kernel;
-pub use namespace::in_kernel;
+pub use namespace::{in_kernel, in_kernel_for};
+pub use overlay_cases::Case;
+pub use overlay_cases::cases::Outcome;
+pub use overlay_cases::world::World;
+pub use overlay_common::visit::Visit;

@@ -4,8 +4,8 @@ use anyhow::Result;
 
 use crate::batch::Failure;
 use crate::check::check;
-use crate::decide::world::World;
 use crate::kernel::Kernel;
+use overlay_cases::world::World;
 
 /// After so many tries it is small enough.
 const MOST_TRIES: usize = 3000;

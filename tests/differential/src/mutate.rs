@@ -11,9 +11,9 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::decide::visit::Visit;
-use crate::decide::world::World;
 use crate::namespace::INTERFACES;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// The kernel takes no longer frame here: a page holds it with room in front and the kernel's notes
 /// behind.
@@ -123,7 +123,7 @@ impl Mutator {
 impl Pool {
     /// Collects what means something to the tables, and what is next to it.
     pub fn of(world: &World) -> Self {
-        use crate::decide::world::{NIC_MAC, OUTSIDE, PEER_VTEP_MAC, STRANGER};
+        use overlay_cases::world::{NIC_MAC, OUTSIDE, PEER_VTEP_MAC, STRANGER};
         let mut addresses = vec![
             OUTSIDE,
             STRANGER,
@@ -141,7 +141,12 @@ impl Pool {
         ];
         addresses.extend(world.pods.keys());
         addresses.extend(world.vteps.keys());
-        addresses.extend(world.endpoints.values().map(|endpoint| endpoint.address));
+        addresses.extend(
+            world
+                .endpoints
+                .values()
+                .flat_map(|endpoint| endpoint.addresses),
+        );
         macs.extend(world.pods.values().map(|pod| pod.mac));
         macs.extend(world.endpoints.values().map(|endpoint| endpoint.mac));
         for (subnet, peer) in &world.peers {

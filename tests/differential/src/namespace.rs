@@ -6,10 +6,12 @@ use std::thread;
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
+use overlay_common::V4;
+use overlay_user::datapath::family::UserFamily;
 use overlay_user::datapath::pins::Pins;
 
-use crate::decide::world::{NIC, NIC_MAC, VETH_A, VETH_B, VETH_UNKNOWN};
 use crate::kernel::Kernel;
+use overlay_cases::world::{NIC, NIC_MAC, VETH_A, VETH_B, VETH_UNKNOWN};
 
 /// The interfaces that a packet can arrive on.
 pub const INTERFACES: [u32; 4] = [NIC, VETH_A, VETH_B, VETH_UNKNOWN];
@@ -23,6 +25,19 @@ pub const INTERFACES: [u32; 4] = [NIC, VETH_A, VETH_B, VETH_UNKNOWN];
 /// As `work` does.
 pub fn in_kernel<T: Send + 'static>(
     work: impl FnOnce(&mut Kernel) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    in_kernel_for::<V4, T>(work)
+}
+
+/// As [`in_kernel`], with maps for pods of a family.
+///
+/// # Errors
+/// As [`in_kernel`].
+///
+/// # Panics
+/// As `work` does.
+pub fn in_kernel_for<F: UserFamily, T: Send + 'static>(
+    work: impl FnOnce(&mut Kernel<F>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     ensure!(
         nix::unistd::geteuid().is_root(),

@@ -5,15 +5,15 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_common::schema::{ABI_VERSION, Config, Endpoint, FlowKey, Peer, Pod, Vtep};
+use overlay_common::schema::{ABI_VERSION, Config, Endpoint, FlowKey, PeerEntry, PodEntry, Vtep};
 use overlay_common::{Hook, V4};
 use overlay_user::mac::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use crate::decide::visit::Visit;
-use crate::decide::world::{NIC_MAC, World};
 use crate::expected::hex;
 use crate::namespace::INTERFACES;
+use overlay_cases::world::{NIC_MAC, World};
+use overlay_common::visit::Visit;
 
 /// Tables and the packets that meet them, in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -95,6 +95,9 @@ struct ConfigText {
 #[serde(deny_unknown_fields)]
 struct EndpointText {
     address: Ipv4Addr,
+    /// In the other places, where they hold anything else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    others: Vec<Ipv4Addr>,
     mac: MacAddr,
     flags: u16,
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -235,6 +238,7 @@ impl PacketText {
             hook: hook.with_context(|| format!("no hook {:?}", self.hook))?,
             frame: bytes(&self.frame.concat())?,
             ifindex: self.interface,
+            device_mac: NIC_MAC,
             gso_size: self.segment_size,
             vlan: None,
             handed_over: 0,
@@ -261,14 +265,15 @@ impl TablesText {
         });
         let endpoint = |(ifindex, endpoint): (&u32, &Endpoint<V4>)| {
             let text = EndpointText {
-                address: endpoint.address.into(),
+                address: endpoint.addresses[0].into(),
+                others: others(endpoint),
                 mac: MacAddr(endpoint.mac),
                 flags: endpoint.flags,
                 owner: endpoint.owner,
             };
             (*ifindex, text)
         };
-        let pod = |(address, pod): (&[u8; 4], &Pod)| {
+        let pod = |(address, pod): (&[u8; 4], &PodEntry)| {
             let text = PodText {
                 interface: pod.ifindex,
                 mtu: pod.mtu,
@@ -278,7 +283,7 @@ impl TablesText {
             };
             (Ipv4Addr::from(*address), text)
         };
-        let peer = |(subnet, peer): (&[u8; 4], &Peer<V4>)| {
+        let peer = |(subnet, peer): (&[u8; 4], &PeerEntry<V4>)| {
             let text = PeerText {
                 vtep: peer.vtep.into(),
                 mtu: peer.mtu,
@@ -326,7 +331,12 @@ impl TablesText {
         });
         let endpoint = |(ifindex, text): (&u32, &EndpointText)| {
             let endpoint = Endpoint {
-                address: text.address.octets(),
+                addresses: std::array::from_fn(|place| {
+                    let other = place
+                        .checked_sub(1)
+                        .and_then(|other| text.others.get(other));
+                    other.unwrap_or(&text.address).octets()
+                }),
                 mac: text.mac.0,
                 flags: text.flags,
                 owner: text.owner,
@@ -334,7 +344,7 @@ impl TablesText {
             (*ifindex, endpoint)
         };
         let pod = |(address, text): (&Ipv4Addr, &PodText)| {
-            let pod = Pod {
+            let pod = PodEntry {
                 ifindex: text.interface,
                 mtu: text.mtu,
                 mac: text.mac.0,
@@ -345,7 +355,7 @@ impl TablesText {
         };
         let peer = |(subnet, text): (&Ipv4Addr, &PeerText)| -> Result<_> {
             let header = bytes(&text.header)?.try_into().ok();
-            let peer = Peer {
+            let peer = PeerEntry {
                 header: header.context("a prepared header has 64 bytes")?,
                 vtep: text.vtep.octets(),
                 mtu: text.mtu,
@@ -374,6 +384,13 @@ impl TablesText {
             leases_are_stale: self.leases_are_stale,
         })
     }
+}
+
+fn others(endpoint: &Endpoint<V4>) -> Vec<Ipv4Addr> {
+    let [first, others @ ..] = endpoint.addresses;
+    let differ = others.iter().any(|other| *other != first);
+    let others = others.map(Ipv4Addr::from);
+    if differ { others.into() } else { Vec::new() }
 }
 
 /// Bytes from two digits each; spaces do not count.

@@ -11,8 +11,8 @@ use overlay_common::schema::Config;
 use overlay_common::verdict::Kind;
 use overlay_common::{Hook, V4, Verdict};
 
-use crate::decide::visit::Visit;
-use crate::decide::world::World;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// VXLAN's header (RFC 7348, section 5): flags with only I set, reserved bits, VNI, a reserved
 /// byte.
@@ -186,7 +186,7 @@ fn from_itself(visit: &Visit, world: &World, sent: &Packet<'_>) -> Result<(), St
     let endpoint = world.endpoints.get(&visit.ifindex);
     let endpoint = endpoint.ok_or("the interface has no pod")?;
     demand(
-        sent.ip.source == endpoint.address,
+        endpoint.addresses.contains(&sent.ip.source),
         "the pod sent from another address",
     )?;
     demand(
@@ -214,7 +214,8 @@ fn unforged(
         .pods
         .get(&packet.ip.source)
         .is_some_and(|pod| endpoint.owner != 0 && pod.owner == endpoint.owner);
-    let forged = in_network && packet.ip.source != endpoint.address && !of_same_container;
+    let forged =
+        in_network && !endpoint.addresses.contains(&packet.ip.source) && !of_same_container;
     // A tag beside the packet makes it another network's.
     if forged && visit.vlan.is_none() && verdict.kind() != Kind::Refused {
         return Err(format!(

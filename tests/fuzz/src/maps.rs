@@ -4,21 +4,21 @@
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
 use overlay_common::decide::{from_network, from_pod, leaving, mark};
 use overlay_common::packet::{ETHERNET_LEN, Frame};
-use overlay_common::schema::{Config, Endpoint, FlowKey, Peer, Pod, Vtep};
+use overlay_common::schema::{Config, Endpoint, FlowKey, PeerEntry, PodEntry, Vtep};
+use overlay_common::snapshot::Snapshot;
 use overlay_common::{Hook, V4, vxlan};
 use overlay_user::datapath::family::UserFamily as _;
-use overlay_user::datapath::tables::Tables;
 
 /// The bytes of a value of each table, then a packet.
 pub fn map_dump(data: &[u8]) {
     let mut rest = data;
     let config: Config<V4> = take(&mut rest);
     let endpoint: Endpoint<V4> = take(&mut rest);
-    let pod: Pod = take(&mut rest);
-    let peer: Peer<V4> = take(&mut rest);
+    let pod: PodEntry = take(&mut rest);
+    let peer: PeerEntry<V4> = take(&mut rest);
     let flow: FlowKey<V4> = take(&mut rest);
     let [subnet, vtep, address]: [[u8; 4]; 3] = take(&mut rest);
-    let tables = Tables::<V4> {
+    let tables = Snapshot::<V4> {
         config: Some(config),
         endpoints: [(7, endpoint)].into(),
         pods: [(address, pod)].into(),
@@ -41,11 +41,11 @@ pub fn map_dump(data: &[u8]) {
     for ifindex in [7, 0] {
         for gso_size in [0, pod.mtu] {
             (packet.ifindex, packet.gso_size) = (ifindex, gso_size);
-            let _ = from_pod::<V4, _, _>(&packet, &tables);
-            let _ = from_network::<V4, _, _>(&packet, &tables);
+            let _ = from_pod::<V4, V4, _, _>(&packet, &tables);
+            let _ = from_network::<V4, V4, _, _>(&packet, &tables);
             for hook in [Hook::PodOut, Hook::VtepOut] {
                 for handed_over in [0, mark::<V4, _>(&packet, ETHERNET_LEN)] {
-                    let _ = leaving::<V4, _, _>(&packet, &tables, hook, handed_over);
+                    let _ = leaving::<V4, V4, _, _>(&packet, &tables, hook, handed_over);
                 }
             }
         }

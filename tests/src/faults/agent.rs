@@ -132,7 +132,7 @@ fn over_wrong_next_hops(scene: &Scene<'_>) -> Result<()> {
     wait_until("the programs to trust no next hop", REPAIR, || {
         trusted_until(&node).is_ok_and(|until| until < now())
     })?;
-    let pin = format!("{PINS}/maps/ov_peers");
+    let pin = format!("{PINS}/maps/ov_peers4");
     let peers = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;
     let bytes = |of: &str| -> Result<Vec<String>> {
         let bytes = peers[0][of].as_array().context("no peer")?;

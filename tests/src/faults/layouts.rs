@@ -16,14 +16,14 @@ pub(super) const CASES: &[Case] = &[
         name: "maps-of-an-older-layout",
         fault: "the agent starts over maps whose values are shorter",
         invariant: "all maps are made anew, and the log says why",
-        run: |scene| over_maps(scene, [("ov_pods", 8), ("ov_peers", 40)]),
+        run: |scene| over_maps(scene, [("ov_pods4", 8), ("ov_peers4", 40)]),
         ..Case::USUAL
     },
     Case {
         name: "maps-of-a-newer-layout",
         fault: "the agent starts over maps whose values are longer",
         invariant: "all maps are made anew, and the log says why",
-        run: |scene| over_maps(scene, [("ov_pods", 64), ("ov_peers", 256)]),
+        run: |scene| over_maps(scene, [("ov_pods4", 64), ("ov_peers4", 256)]),
         ..Case::USUAL
     },
     Case {

@@ -71,7 +71,7 @@ fn peers_full(scene: &Scene<'_>) -> Result<()> {
 
 /// Whether the other node is in the first one's table of peers.
 fn in_peers(scene: &Scene<'_>) -> Result<bool> {
-    let pin = format!("{PINS}/maps/ov_peers");
+    let pin = format!("{PINS}/maps/ov_peers4");
     let subnet = scene.lab.node(2).subnet()?.addr().octets();
     let words = subnet.map(|byte| byte.to_string());
     let line = ["bpftool", "map", "lookup", "pinned", &pin, "key"];
@@ -80,7 +80,7 @@ fn in_peers(scene: &Scene<'_>) -> Result<bool> {
 }
 
 fn flows_full(scene: &Scene<'_>) -> Result<()> {
-    let (node, pin) = (scene.node(), format!("{PINS}/maps/ov_flows"));
+    let (node, pin) = (scene.node(), format!("{PINS}/maps/ov_flows4"));
     let map = node.json(["bpftool", "-j", "map", "show", "pinned", &pin])?;
     let size = |key: &str| -> Result<usize> {
         let size = map[key]

@@ -19,7 +19,7 @@ pub(super) const REPAIR: Duration = Duration::from_secs(40);
 /// Between two looks at what must stay as it is.
 const LOOK: Duration = Duration::from_millis(500);
 /// Where the programs' links and the maps are pinned.
-pub(super) const PINS: &str = "/sys/fs/bpf/overlay/v2";
+pub(super) const PINS: &str = "/sys/fs/bpf/overlay/v3";
 
 /// Where a case plays.
 #[derive(Clone, Copy)]
@@ -188,7 +188,7 @@ pub(super) fn ensure_attached(node: &Node) -> Result<()> {
 
 /// Whether a pod is in its node's pinned map.
 pub(super) fn in_map(pod: &Pod) -> bool {
-    let pin = format!("{PINS}/maps/ov_pods");
+    let pin = format!("{PINS}/maps/ov_pods4");
     let dump = pod
         .node()
         .json(["bpftool", "map", "dump", "pinned", &pin])

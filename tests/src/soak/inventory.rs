@@ -25,7 +25,7 @@ const CONNTRACK_FADE: u64 = 30;
 /// Time-out of addresses that a bridge has learned, in seconds: the kernel's default.
 const BRIDGE_FADE: u64 = 300;
 /// Where the maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
+const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
 
 /// Lines that a command prints.
 struct Lines {
@@ -101,7 +101,7 @@ const LINES: &[Lines] = &[
     every(
         "pinned links",
         Rule::Same,
-        "ls /sys/fs/bpf/overlay/v2/links",
+        "ls /sys/fs/bpf/overlay/v3/links",
     ),
     every("IPAM files", Rule::Same, "find /var/lib/cni -type f"),
     every(
@@ -191,11 +191,11 @@ fn lines(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
 
 fn maps(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
     for (map, rule) in [
-        ("ov_pods", Rule::Same),
-        ("ov_endpoints", Rule::Same),
-        ("ov_peers", Rule::Same),
-        ("ov_vteps", Rule::Same),
-        ("ov_flows", Rule::Fades(FLOWS_FADE)),
+        ("ov_pods4", Rule::Same),
+        ("ov_endpoints4", Rule::Same),
+        ("ov_peers4", Rule::Same),
+        ("ov_vteps4", Rule::Same),
+        ("ov_flows4", Rule::Fades(FLOWS_FADE)),
     ] {
         let pin = format!("{MAPS}/{map}");
         let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;

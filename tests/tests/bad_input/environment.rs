@@ -133,7 +133,7 @@ fn subnet_file(node: &Node) -> Result<()> {
 
 /// What is pinned is not what the agent left.
 fn pins(node: &Node) -> Result<()> {
-    const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
+    const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
     let swap = |script: &str| -> Result<usize> {
         node.stop_agent(Signal::SIGTERM)?;
         node.run(["sh", "-ec", script])?;
@@ -142,23 +142,23 @@ fn pins(node: &Node) -> Result<()> {
         Ok(log)
     };
     let log = swap(&format!(
-        "rm {MAPS}/ov_peers; bpftool map create {MAPS}/ov_peers type hash key 8 value 8 entries 3 name ov_peers"
+        "rm {MAPS}/ov_peers4; bpftool map create {MAPS}/ov_peers4 type hash key 8 value 8 entries 3 name ov_peers4"
     ))?;
-    wait_log(node, log, &["ov_peers", "key 8 B", "key 4 B"])?;
+    wait_log(node, log, &["ov_peers4", "key 8 B", "key 4 B"])?;
     let log = swap(&format!(
-        "for map in ov_config ov_pods ov_counters; do rm {MAPS}/$map; \
+        "for map in ov_config4 ov_pods4 ov_counters; do rm {MAPS}/$map; \
          bpftool map create {MAPS}/$map type array key 4 value 4 entries 1 name $map; done"
     ))?;
-    wait_log(node, log, &["ov_config", "ov_pods", "ov_counters"])?;
+    wait_log(node, log, &["ov_config4", "ov_pods4", "ov_counters"])?;
     // Pins that are gone are no cause for a word, but must not cost a packet either.
-    swap(&format!("rm {MAPS}/ov_peers {MAPS}/ov_vteps"))?;
+    swap(&format!("rm {MAPS}/ov_peers4 {MAPS}/ov_vteps4"))?;
     // A pin that is no map: a program.
     let log = swap(&format!(
-        "rm {MAPS}/ov_vteps; \
+        "rm {MAPS}/ov_vteps4; \
          id=$(bpftool -j prog show name ov_net_in | sed 's/.*\"id\":\\([0-9]*\\).*/\\1/'); \
-         bpftool prog pin id $id {MAPS}/ov_vteps"
+         bpftool prog pin id $id {MAPS}/ov_vteps4"
     ))?;
-    wait_log(node, log, &["ov_vteps", "no map"])?;
+    wait_log(node, log, &["ov_vteps4", "no map"])?;
     let status = node.json(["overlayctl", "status", "--output", "json"])?;
     ensure!(
         status["fast_path"]["state"] == "active",

@@ -14,7 +14,7 @@ use crate::{Attachment, NOTICED, lab};
 /// How long nothing more must come.
 const QUIET: Duration = Duration::from_millis(500);
 /// Where the data path is pinned.
-const PINS: &str = "/sys/fs/bpf/overlay/v2";
+const PINS: &str = "/sys/fs/bpf/overlay/v3";
 
 /// Sends from an address to another; says whether any of it arrives there.
 fn arrives(from: &Pod, source: std::net::Ipv4Addr, to: &Pod) -> Result<bool> {
@@ -66,7 +66,7 @@ fn left_of(node: &Node, pod: &Pod, device: &str, index: &str) -> Result<Vec<Stri
     let script = format!(
         "ls {PINS}/links 2>/dev/null | grep '_{index}$'
          nft list table bridge overlay_guard 2>/dev/null | grep -w -e {device} -e {address}
-         bpftool -j map dump pinned {PINS}/maps/ov_endpoints 2>/dev/null | grep -o '\"key\":{index},'
+         bpftool -j map dump pinned {PINS}/maps/ov_endpoints4 2>/dev/null | grep -o '\"key\":{index},'
          ls {}/{address} 2>/dev/null
          ip -o link show dev {device} 2>/dev/null
          true",

@@ -16,7 +16,7 @@ fn a_pod_whose_mac_was_changed_keeps_the_fast_path() -> Result<()> {
     let (pod, remote, node) = (lab.pod(1, 1), lab.pod(2, 1), lab.node(1));
     let text = MAC.map(|byte| format!("{byte:02x}")).join(":");
     pod.run(["ip", "link", "set", "eth0", "address", &text])?;
-    let map = "/sys/fs/bpf/overlay/v2/maps/ov_pods";
+    let map = "/sys/fs/bpf/overlay/v3/maps/ov_pods4";
     let bytes = MAC.map(|byte| byte.to_string()).join(",");
     wait_until("the programs to know the new MAC address", NOTICED, || {
         node.run(["bpftool", "-j", "map", "dump", "pinned", map])

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use overlay_cases::world::{Change as _, NIC_MAC, PEER_VTEP_MAC, VETH_A, World, peer, world};
 use overlay_common::Hook;
-use overlay_common::schema::{Endpoint, Pod as PodEntry, Vtep};
+use overlay_common::schema::{ENDPOINT_ADDRESSES, Endpoint, PodEntry, Vtep};
 use overlay_differential::Visit;
-use overlay_differential::decide::world::{NIC_MAC, PEER_VTEP_MAC, VETH_A, World, peer};
 use overlay_differential::mutate::{Mutator, Pool, layout};
 use overlay_tests::fast_path::packets;
 use overlay_tests::{Lab, Node, Options, Pod};
@@ -199,6 +199,7 @@ fn made_up(
             hook,
             frame: (*frame).clone(),
             ifindex: VETH_A,
+            device_mac: NIC_MAC,
             gso_size: 0,
             vlan: None,
             handed_over: 0,
@@ -233,7 +234,7 @@ fn sending_node(lab: &Lab) -> Result<World> {
     let (sender, neighbour) = (lab.pod(1, 1), lab.pod(1, 2));
     let mut world = node_world(&lab.node(1), &lab.node(2), &[sender.clone(), neighbour])?;
     let endpoint = Endpoint {
-        address: sender.address().octets(),
+        addresses: [sender.address().octets(); ENDPOINT_ADDRESSES],
         mac: mac(&sender.namespace(), "eth0")?,
         flags: 0,
         owner: 0,
@@ -248,9 +249,9 @@ fn receiving_node(lab: &Lab) -> Result<World> {
 }
 
 fn node_world(node: &Node, other: &Node, pods: &[Pod]) -> Result<World> {
-    let mut world = World::new();
+    let mut world = world();
     let subnet = |node: &Node| Ok::<_, anyhow::Error>(node.subnet()?.network().octets());
-    let config = world.config();
+    let config = world.config_mut();
     config.subnet = subnet(node)?;
     config.gateway = config.subnet;
     config.gateway[3] += 1;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::kernel_state::kernel_state;
 use crate::{MAPS, SOON, dump, endpoint, lab, shell};
 
-/// What the pinned map `ov_pods` says of an address.
+/// What the pinned map `ov_pods4` says of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InMap {
     Absent,
@@ -25,7 +25,7 @@ enum InMap {
 fn in_map(node: &Node, address: Ipv4Addr) -> Result<InMap> {
     let byte = |value: &u8| json!(format!("0x{value:02x}"));
     let key: Vec<Value> = address.octets().iter().map(byte).collect();
-    let map = format!("{MAPS}/ov_pods");
+    let map = format!("{MAPS}/ov_pods4");
     let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &map])?;
     let entries = entries.as_array().context("a list of entries")?;
     let Some(entry) = entries.iter().find(|entry| entry["key"] == json!(key)) else {
@@ -113,12 +113,12 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
     println!("churn of pods: {outcome}");
     ensure!(outcome.lost() == 0, "{outcome}");
     let left = node.pods().len();
-    for map in ["ov_pods", "ov_endpoints"] {
+    for map in ["ov_pods4", "ov_endpoints4"] {
         wait_until(&format!("{left} entries in {map}"), SOON, || {
             dump(&node, map).is_ok_and(|entries| entries.len() == left)
         })?;
     }
-    let links = node.run(["ls", "/sys/fs/bpf/overlay/v2/links"])?;
+    let links = node.run(["ls", "/sys/fs/bpf/overlay/v3/links"])?;
     // Filters have no links, and go with their devices.
     let pinned = if fast_path::has_tcx(&node)? {
         2 + 2 * left
@@ -159,7 +159,7 @@ fn nodes_come_and_go() -> Result<()> {
     let [one, two, three] = [1, 2, 3].map(|number| lab.node(number));
     let known = |node: &Node, peers: usize| -> bool {
         node.overlay_routes().is_ok_and(|routes| routes == peers)
-            && ["ov_peers", "ov_vteps"]
+            && ["ov_peers4", "ov_vteps4"]
                 .iter()
                 .all(|map| dump(node, map).is_ok_and(|entries| entries.len() == peers))
     };

@@ -83,7 +83,7 @@ fn health_tells_the_truth() -> Result<()> {
     .with_context(|| node.agent_log_tail())?;
     ensure!(status("/livez")? == 200);
     wait_until("the peer to leave the fast path", SOON, || {
-        dump(&node, "ov_peers").is_ok_and(|peers| peers.is_empty())
+        dump(&node, "ov_peers4").is_ok_and(|peers| peers.is_empty())
     })?;
     let theirs = shell(&node, &format!("ip route show {subnet}"))?;
     ensure!(
@@ -93,7 +93,7 @@ fn health_tells_the_truth() -> Result<()> {
     shell(&node, &format!("ip route del {subnet} proto static"))?;
     node.wait_ready(SOON)?;
     ensure!(
-        dump(&node, "ov_peers")?.len() == 1,
+        dump(&node, "ov_peers4")?.len() == 1,
         "ready without the fast path's entry"
     );
 

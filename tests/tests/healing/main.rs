@@ -19,7 +19,7 @@ const RESYNC: Duration = Duration::from_secs(10);
 /// How long a store may take to be reached over a new way.
 const RECONNECT: Duration = Duration::from_secs(30);
 /// Where the maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
+const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
 
 fn endpoint(pod: &Pod) -> Endpoint {
     pod.into()

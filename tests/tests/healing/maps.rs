@@ -23,11 +23,11 @@ fn map_entries_heal() -> Result<()> {
     let lab = lab(Options::for_test("maps"))?;
     let node = lab.node(1);
     for map in [
-        "ov_pods",
-        "ov_endpoints",
-        "ov_peers",
-        "ov_vteps",
-        "ov_config",
+        "ov_pods4",
+        "ov_endpoints4",
+        "ov_peers4",
+        "ov_vteps4",
+        "ov_config4",
     ] {
         let before = dump(&node, map)?;
         let pin = format!("{MAPS}/{map}");
@@ -44,7 +44,7 @@ fn map_entries_heal() -> Result<()> {
             line
         };
         let mut changes = vec![[base("update"), vec![word("value")], zeros].concat()];
-        if map != "ov_config" {
+        if map != "ov_config4" {
             changes.push(base("delete"));
         }
         for change in changes {

@@ -31,7 +31,7 @@ fn every_program_loads_and_keeps_its_size() -> Result<()> {
         None::<&str>,
     )?;
     let pins = Pins::new(directory.path().join("overlay"));
-    let loaded = Programs::load(object::bytes()?, &pins, Attachment::Clsact, false);
+    let loaded = Programs::load(object::bytes()?, &pins, Attachment::Clsact);
     let sizes = loaded.map(|(mut programs, _)| sizes(&mut programs));
     umount(directory.path())?;
     match (sizes, expected_attachment()) {

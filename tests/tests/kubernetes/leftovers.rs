@@ -20,8 +20,8 @@ fn leftovers(node: &Node) -> Result<Vec<String>> {
         !file.ends_with("/lock") && !file.contains("/last_reserved_ip.")
     });
     add(node.run(["ls", "/run/netns"])?, &|_| true);
-    for map in ["ov_pods", "ov_endpoints"] {
-        let pin = format!("/sys/fs/bpf/overlay/v2/maps/{map}");
+    for map in ["ov_pods4", "ov_endpoints4"] {
+        let pin = format!("/sys/fs/bpf/overlay/v3/maps/{map}");
         let dump = node.run(["bpftool", "--json", "map", "dump", "pinned", &pin])?;
         let entries: Vec<serde_json::Value> = serde_json::from_str(&dump).context("a dump")?;
         left.extend(entries.iter().map(|entry| format!("{map}: {entry}")));

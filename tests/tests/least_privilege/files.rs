@@ -35,7 +35,7 @@ fn files_and_sockets_are_tight() -> Result<()> {
     node.start_agent_from(&script, &["--healthz-ip=127.0.0.1"])?;
     overlay_tests::wait_until("the agent", crate::PATIENCE, || {
         let answer = node.exec(["test", "-f", "/run/flannel/subnet.env"]);
-        let pinned = node.exec(["test", "-e", "/sys/fs/bpf/overlay/v2/maps/ov_peers"]);
+        let pinned = node.exec(["test", "-e", "/sys/fs/bpf/overlay/v3/maps/ov_peers4"]);
         answer.is_ok_and(|it| it.status.success()) && pinned.is_ok_and(|it| it.status.success())
     })?;
     let mut wrong = Vec::new();
@@ -47,10 +47,10 @@ fn files_and_sockets_are_tight() -> Result<()> {
         ("/run/overlay/agent.lock", "600 root:root"),
         ("/run/overlay/agent.json", "600 root:root"),
         ("/sys/fs/bpf/overlay", "700 root:root"),
-        ("/sys/fs/bpf/overlay/v2", "700 root:root"),
-        ("/sys/fs/bpf/overlay/v2/maps", "700 root:root"),
-        ("/sys/fs/bpf/overlay/v2/links", "700 root:root"),
-        ("/sys/fs/bpf/overlay/v2/maps/ov_peers", "600 root:root"),
+        ("/sys/fs/bpf/overlay/v3", "700 root:root"),
+        ("/sys/fs/bpf/overlay/v3/maps", "700 root:root"),
+        ("/sys/fs/bpf/overlay/v3/links", "700 root:root"),
+        ("/sys/fs/bpf/overlay/v3/maps/ov_peers4", "600 root:root"),
     ] {
         let found = mode(&node, path)?;
         if found != wanted {

@@ -17,7 +17,7 @@ use super::cluster::Cluster;
 /// How long an agent may take to bring the fast path up or down.
 pub const SWITCH: Duration = Duration::from_secs(20);
 /// Where maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v2/maps";
+const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
 /// Silence in a conversation, long enough for the agent to do all it wants meanwhile.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -109,7 +109,7 @@ fn pinned(node: &Node) -> Result<String> {
 
 /// Fills the table of flows that the IP stack owns with others, as many as it holds.
 fn fill_flows(node: &Node) -> Result<()> {
-    let pin = format!("{MAPS}/ov_flows");
+    let pin = format!("{MAPS}/ov_flows4");
     let map = node.json(["bpftool", "-j", "map", "show", "pinned", &pin])?;
     let size = |key: &str| {
         let size = map[key]
@@ -149,8 +149,8 @@ fn conversations_outlive_maps_that_are_lost_old_or_full() -> Result<()> {
 
     for node in lab.nodes() {
         node.stop_agent(Signal::SIGTERM)?;
-        let pin = format!("{MAPS}/ov_flows");
-        let other = "type hash key 4 value 4 entries 16 name ov_flows";
+        let pin = format!("{MAPS}/ov_flows4");
+        let other = "type hash key 4 value 4 entries 16 name ov_flows4";
         let script = format!("rm {pin} && bpftool map create {pin} {other}");
         node.run(["sh", "-c", &script])?;
         node.start_agent(&[])?;

@@ -1,4 +1,4 @@
-//! What the programs have been told about peers: the map `ov_peers`, looked at entry by entry.
+//! What the programs have been told about peers: the map `ov_peers4`, looked at entry by entry.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -6,17 +6,17 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use overlay_common::V4;
-use overlay_common::schema::{ABI_VERSION, PEER_NEXT_HOP, Peer};
+use overlay_common::schema::{ABI_VERSION, PEER_NEXT_HOP, PeerEntry};
 use overlay_tests::Namespace;
 
 use super::leases::Invented;
 
 /// Where an agent pins its maps, unless it is told otherwise.
 const PINS: &str = "/sys/fs/bpf/overlay";
-const MAP: &str = "ov_peers";
+const MAP: &str = "ov_peers4";
 
 /// The pinned map of one node.
-pub struct FastPath(HashMap<MapData, [u8; 4], Peer<V4>>);
+pub struct FastPath(HashMap<MapData, [u8; 4], PeerEntry<V4>>);
 
 impl FastPath {
     /// Opens the map of a node; nothing where no agent has pinned it yet.
@@ -62,7 +62,7 @@ impl FastPath {
         }))
     }
 
-    fn entry(&self, subnet: Ipv4Addr) -> Result<Option<Peer<V4>>> {
+    fn entry(&self, subnet: Ipv4Addr) -> Result<Option<PeerEntry<V4>>> {
         match self.0.get(&subnet.octets(), 0) {
             Ok(entry) => Ok(Some(entry)),
             Err(MapError::KeyNotFound) => Ok(None),

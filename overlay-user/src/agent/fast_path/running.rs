@@ -13,7 +13,7 @@ use crate::datapath::object;
 use crate::datapath::pins::Pins;
 use crate::datapath::probe::Probes;
 use crate::datapath::programs::{Attachment, Programs};
-use crate::datapath::tables::{LocalPod, Omission, TableInput, Tables};
+use crate::datapath::tables::{self, LocalPod, Omission, TableInput};
 use crate::kernel::nic::Nic;
 use crate::kernel::pods::PodLink;
 use crate::kernel::xfrm::{self, Traffic};
@@ -22,15 +22,17 @@ use crate::mac::MacAddr;
 use crate::marks::BRIDGE;
 use ipnet::IpNet;
 use overlay_common::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, Config,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_EVENTS, CONFIG_PEERS_COMPLETE,
+    CONFIG_SHARED_PORT, Config,
 };
+use overlay_common::snapshot::Snapshot;
 use overlay_common::{Hook, V4, Verdict};
 use tokio::sync::Notify;
 
 use super::follower::Follower;
 use super::live::Live;
 use super::ways::Exit;
-use super::{Backing, View, flows};
+use super::{Backing, View, flows, refusals};
 use hooks::{Site, sites};
 use wanted::{local_pods, table_input, watch_newcomers};
 
@@ -43,6 +45,8 @@ const FLOWS_RESYNC: Duration = Duration::from_secs(20);
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
+    /// Reads what the programs tell of refused packets, if they do.
+    _refusals: Option<refusals::Reader>,
     /// Whether packets are short-cut, or only checked.
     carries: bool,
     /// Whether programs and maps were in place when the last round ended.
@@ -74,7 +78,7 @@ pub struct Running {
     traffic: Option<Traffic>,
     flows_checked: Instant,
     /// What the maps should hold, as of the last round.
-    written: Tables<V4>,
+    written: Snapshot<V4>,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
     /// See [`Running::has_unlisted_traffic`].
@@ -95,8 +99,7 @@ impl Running {
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
         let (mut programs, misfits) =
-            Programs::load(&object.bytes, pins, attachment, flags.log_refused)
-                .map_err(|error| error.to_string())?;
+            Programs::load(&object.bytes, pins, attachment).map_err(|error| error.to_string())?;
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
@@ -122,8 +125,11 @@ impl Running {
         if let Some(note) = &object.note {
             tracing::warn!("the programs are not this build's own: {note}");
         }
+        let refusals = flags.log_refused.then(|| refusals::Reader::start(pins));
+        let refusals = refusals.transpose().map_err(|error| error.to_string())?;
         Ok(Self {
             programs,
+            _refusals: refusals,
             carries: flags.fast_path != FastPath::Off,
             judges: false,
             unjudged: BTreeSet::new(),
@@ -141,7 +147,7 @@ impl Running {
             ipsec: None,
             traffic: None,
             flows_checked: Instant::now(),
-            written: Tables::default(),
+            written: Snapshot::default(),
             shares_port: false,
             unlisted_packets: 0,
             leases_outlive_us: Some(flags.refuse_without_agent).filter(|time| !time.is_zero()),
@@ -215,7 +221,8 @@ impl Running {
             return Ok(());
         };
         let pods = local_pods(&view.pods.pods, |_| false);
-        let (mut tables, _) = Tables::of(&table_input(view, MacAddr::default(), view.peers, pods));
+        let (mut tables, _) =
+            tables::desired(&table_input(view, MacAddr::default(), view.peers, pods));
         // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
         // that is not there may be its.
         if maps.admit(&tables)? {
@@ -321,13 +328,12 @@ impl Running {
 
     /// Looks at the pods once more before something is written of them: what was done so far took its time, and a
     /// pod may have come or gone, its address with it.
-    async fn second_look(&self, view: &mut View<'_>, known: &Tables<V4>) {
+    async fn second_look(&self, view: &mut View<'_>, known: &Snapshot<V4>) {
         let pods = local_pods(&view.pods.pods, |_| false);
         let is_known = |pod: &LocalPod| {
-            known
-                .endpoints
-                .get(&pod.ifindex)
-                .is_some_and(|endpoint| V4::from_ip(pod.address) == Some(endpoint.address))
+            known.endpoints.get(&pod.ifindex).is_some_and(|endpoint| {
+                V4::from_ip(pod.address).is_some_and(|address| endpoint.has(address))
+            })
         };
         if pods.len() == known.endpoints.len() && pods.iter().all(is_known) {
             return;
@@ -363,6 +369,9 @@ impl Running {
         }
         if view.settings.flags.node.aggregates == Aggregates::Kernel {
             input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
+        }
+        if view.settings.flags.node.log_refused {
+            input.flags |= CONFIG_EVENTS;
         }
         let backed: BTreeSet<_> = backing.peers.iter().map(|peer| peer.subnet).collect();
         input.unserved = view
@@ -407,13 +416,13 @@ impl Running {
     fn fill(
         &mut self,
         input: &mut TableInput,
-        known: &Tables<V4>,
-    ) -> Result<Option<(Tables<V4>, bool)>, Error> {
+        known: &Snapshot<V4>,
+    ) -> Result<Option<(Snapshot<V4>, bool)>, Error> {
         let live = self.live.clone();
         let inner = &mut *live.lock();
         let maps = &mut inner.maps;
         self.elsewhere = inner.ways.apply(input);
-        let (tables, omissions) = Tables::of(input);
+        let (tables, omissions) = tables::desired(input);
         let omissions = Omission::summary(&omissions);
         if omissions != self.omissions {
             if let Some(text) = &omissions {
@@ -468,7 +477,7 @@ impl Running {
     }
 
     /// The pods that are without a program of ours, or without an entry in the tables.
-    fn unjudged_pods(&self, view: &View<'_>, tables: &Tables<V4>) -> BTreeSet<String> {
+    fn unjudged_pods(&self, view: &View<'_>, tables: &Snapshot<V4>) -> BTreeSet<String> {
         let is_judged = |pod: &&PodLink| {
             !self.left_out.contains_key(&pod.name) && tables.endpoints.contains_key(&pod.ifindex)
         };

@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_common::vxlan::OVERHEAD;
+use overlay_common::V4;
+use overlay_common::vxlan::overhead;
 
 use crate::backend::{self, Peer};
-use crate::datapath::tables::{TableInput, Way};
+use crate::datapath::tables::{TableInput, UnderlayPath};
 use crate::kernel::next_hop::{Neighbour, NextHop};
 use crate::mac::MacAddr;
 
@@ -163,22 +164,24 @@ impl Ways {
         next_hop.is_some_and(|it| peer.way != backend::Way::Direct || it.address == peer.vtep)
     }
 
-    /// Notes the ways in what the tables are made from. Peers that the routes lead to by another device are left to
+    /// Notes the paths in what the tables are made from. Peers that the routes lead to by another device are left to
     /// the kernel path: out of the underlay's device, packets to them would be lost. Returns those.
     pub fn apply(&self, input: &mut TableInput) -> BTreeSet<IpAddr> {
         let (here, elsewhere): (Vec<_>, _) = std::mem::take(&mut input.peers)
             .into_iter()
             .partition(|(peer, _)| self.leads_to(peer));
         input.peers = here;
-        for (peer, way) in &mut input.peers {
+        for (peer, path) in &mut input.peers {
             if peer.way == backend::Way::Direct {
                 // Its subnet has a route of its own, which has no MTU.
-                way.next_hop = self.neighbour_mac(peer.vtep);
+                path.next_hop = self.neighbour_mac(peer.vtep);
                 continue;
             }
             let mtu = self.next_hop(peer.vtep).and_then(|next_hop| next_hop.mtu);
-            *way = Way {
-                mtu: mtu.map_or(way.mtu, |mtu| way.mtu.min(mtu.saturating_sub(OVERHEAD))),
+            *path = UnderlayPath {
+                mtu: mtu.map_or(path.mtu, |mtu| {
+                    path.mtu.min(mtu.saturating_sub(overhead::<V4>()))
+                }),
                 next_hop: self.mac(peer.vtep),
             };
         }

@@ -1,5 +1,5 @@
-//! All entries of a hash map in a few system calls (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), where aya takes two for
-//! each entry.
+//! All entries of a hash map in a few system calls (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), where aya
+//! takes two for each entry.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,7 +16,8 @@ const MAP_LOOKUP_BATCH: libc::c_int = 24;
 #[repr(C)]
 #[derive(Default)]
 struct Batch {
-    /// Pointers to where the last batch ended and where this one ends: four bytes each for a hash map.
+    /// Pointers to where the last batch ended and where this one ends: four bytes each for a hash
+    /// map.
     in_batch: u64,
     out_batch: u64,
     /// Pointers to room for `count` keys and values.
@@ -63,8 +64,8 @@ pub(super) fn entries<K: Plain + Ord, V: Plain>(map: &MapData) -> io::Result<BTr
             map_fd: fd,
             ..Batch::default()
         };
-        // SAFETY: the kernel writes `next`, `batch.count`, and at most `count` keys and values of the sizes that were
-        // compared above, for which there is room.
+        // SAFETY: the kernel writes `next`, `batch.count`, and at most `count` keys and values of
+        // the sizes that were compared above, for which there is room.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,
@@ -80,7 +81,8 @@ pub(super) fn entries<K: Plain + Ord, V: Plain>(map: &MapData) -> io::Result<BTr
             Some(error) => return Err(error),
         };
         let found = (batch.count as usize).min(room);
-        // SAFETY: the kernel has written so many of each, and any bytes are a value of a `Pod` type.
+        // SAFETY: the kernel has written so many of each, and any bytes are a value of a `Pod`
+        // type.
         unsafe {
             keys.set_len(found);
             values.set_len(found);

@@ -1,69 +1,72 @@
 //! The devices of this node's pods, which the kernel itself takes out of the map when they go: an
-//! entry in `ov_pods` whose device is not there, or is another one with the same index by now,
+//! entry in `ov_pods4` whose device is not there, or is another one with the same index by now,
 //! leads nowhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aya::Pod as Plain;
 use aya::maps::xdp::{DevMapHash, XdpMapError};
 use aya::maps::{HashMap, MapData, MapError};
 use nix::errno::Errno;
-use overlay_common::schema::Pod;
+use overlay_common::schema::PodEntry;
 
 use super::super::Error;
-use super::{DEVICES, PODS, failed, missing_is_none};
+use super::super::family::UserFamily;
+use super::{failed, missing_is_none};
 
 /// The indexes of the devices that are in the map.
-pub(super) fn dump(devices: &DevMapHash<MapData>) -> Result<BTreeSet<u32>, Error> {
+pub(super) fn dump<F: UserFamily>(devices: &DevMapHash<MapData>) -> Result<BTreeSet<u32>, Error> {
     devices
         .keys()
         .collect::<Result<_, _>>()
-        .map_err(failed("dump", DEVICES))
+        .map_err(failed("dump", F::MAPS.devices))
 }
 
 /// Adds the devices of `desired` pods; returns how many are new. What `pods` holds of a former
 /// device with the same index goes first.
-pub(super) fn fill<A: Plain + Ord>(
+pub(super) fn fill<F: UserFamily>(
     devices: &mut DevMapHash<MapData>,
-    pods: &mut HashMap<MapData, A, Pod>,
-    desired: &BTreeMap<A, Pod>,
+    pods: &mut HashMap<MapData, F::Addr, PodEntry>,
+    desired: &BTreeMap<F::Addr, PodEntry>,
 ) -> Result<usize, Error> {
-    let known = dump(devices)?;
+    let known = dump::<F>(devices)?;
     let wanted: BTreeSet<u32> = desired.values().map(|pod| pod.ifindex).collect();
     let new: BTreeSet<u32> = wanted.difference(&known).copied().collect();
     if new.is_empty() {
         return Ok(0);
     }
-    let is_wanted = |address: &A, pod: &Pod| desired.get(address) == Some(pod);
-    forget_former(pods, |address, pod| {
+    let is_wanted = |address: &F::Addr, pod: &PodEntry| desired.get(address) == Some(pod);
+    forget_former::<F>(pods, |address, pod| {
         new.contains(&pod.ifindex) && !is_wanted(address, pod)
     })?;
     let mut added = 0;
     for ifindex in new {
-        added += usize::from(add(devices, ifindex)?);
+        added += usize::from(add::<F>(devices, ifindex)?);
     }
     Ok(added)
 }
 
 /// Removes what a map holds of pods that are former.
-pub(super) fn forget_former<A: Plain + Ord>(
-    pods: &mut HashMap<MapData, A, Pod>,
-    is_former: impl Fn(&A, &Pod) -> bool,
+pub(super) fn forget_former<F: UserFamily>(
+    pods: &mut HashMap<MapData, F::Addr, PodEntry>,
+    is_former: impl Fn(&F::Addr, &PodEntry) -> bool,
 ) -> Result<(), Error> {
-    for (address, pod) in super::dump(pods, PODS)? {
+    for (address, pod) in super::dump(pods, F::MAPS.pods)? {
         if is_former(&address, &pod) {
-            missing_is_none(pods.remove(&address)).map_err(failed("delete from", PODS))?;
+            missing_is_none(pods.remove(&address)).map_err(failed("delete from", F::MAPS.pods))?;
         }
     }
     Ok(())
 }
 
 /// Adds a device; false where it is gone.
-pub(super) fn add(devices: &mut DevMapHash<MapData>, ifindex: u32) -> Result<bool, Error> {
+pub(super) fn add<F: UserFamily>(
+    devices: &mut DevMapHash<MapData>,
+    ifindex: u32,
+) -> Result<bool, Error> {
     match devices.insert(ifindex, ifindex, None, 0) {
         Ok(()) => Ok(true),
         Err(XdpMapError::MapError(error)) if is_gone(&error) => Ok(false),
-        Err(XdpMapError::MapError(error)) => Err(failed("update", DEVICES)(error)),
+        Err(XdpMapError::MapError(error)) => Err(failed("update", F::MAPS.devices)(error)),
         // Said of a program that goes with the device, and none does.
         Err(XdpMapError::ChainedProgramNotSupported) => Ok(false),
     }

@@ -1,27 +1,24 @@
 //! The flows that the IP stack owns.
 
-use aya::Pod as Plain;
 use overlay_common::schema::{Flow, FlowKey, FlowNews, MAX_FLOWS, NEWEST_FLOW, NO_FLOW_SINCE};
 
 use super::super::Error;
 use super::super::family::UserFamily;
-use super::{FLOW_NEWS, FLOWS, Maps, failed, missing_is_none};
+use super::{Maps, failed, missing_is_none};
 
-impl<F: UserFamily> Maps<F>
-where
-    F::Addr: Plain,
-{
+impl<F: UserFamily> Maps<F> {
     /// The flows that the IP stack owns, and when each was last seen.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn flows(&self) -> Result<Vec<(FlowKey<F>, Flow)>, Error> {
-        // The walk starts anew when the entry that it stands on is pushed out; it must end all the same.
+        // The walk starts anew when the entry that it stands on is pushed out; it must end all the
+        // same.
         self.flows
             .iter()
             .take(2 * MAX_FLOWS as usize)
             .collect::<Result<_, _>>()
-            .map_err(failed("dump", FLOWS))
+            .map_err(failed("dump", F::MAPS.flows))
     }
 
     /// Adds a flow that the IP stack owns.
@@ -32,7 +29,7 @@ where
         self.look_for_flows()?;
         self.flows
             .insert(key, flow, 0)
-            .map_err(failed("update", FLOWS))
+            .map_err(failed("update", F::MAPS.flows))
     }
 
     /// When a flow was last seen; `None` where the IP stack does not own it.
@@ -40,7 +37,7 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn flow(&self, key: &FlowKey<F>) -> Result<Option<Flow>, Error> {
-        missing_is_none(self.flows.get(key, 0)).map_err(failed("read", FLOWS))
+        missing_is_none(self.flows.get(key, 0)).map_err(failed("read", F::MAPS.flows))
     }
 
     /// Forgets a flow.
@@ -48,11 +45,12 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn remove_flow(&mut self, key: &FlowKey<F>) -> Result<(), Error> {
-        missing_is_none(self.flows.remove(key)).map_err(failed("delete from", FLOWS))?;
+        missing_is_none(self.flows.remove(key)).map_err(failed("delete from", F::MAPS.flows))?;
         Ok(())
     }
 
-    /// Whether the IP stack owns any flow. Where there is none, the programs stop looking until there is one.
+    /// Whether the IP stack owns any flow. Where there is none, the programs stop looking until
+    /// there is one.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -61,19 +59,19 @@ where
         let newest = self
             .flow_news
             .get(&NEWEST_FLOW, 0)
-            .map_err(failed("read", FLOW_NEWS))?;
+            .map_err(failed("read", F::MAPS.flow_news))?;
         let any = self.flows.keys().next().transpose();
-        if any.map_err(failed("dump", FLOWS))?.is_some() {
+        if any.map_err(failed("dump", F::MAPS.flows))?.is_some() {
             return Ok(true);
         }
         self.flow_news
             .set(NO_FLOW_SINCE, newest, 0)
-            .map_err(failed("update", FLOW_NEWS))?;
+            .map_err(failed("update", F::MAPS.flow_news))?;
         Ok(false)
     }
 
-    /// Makes the programs look for flows until [`Maps::has_flows`] finds none: before flows are added, and when
-    /// programs that tell no news may have remembered some.
+    /// Makes the programs look for flows until [`Maps::has_flows`] finds none: before flows are
+    /// added, and when programs that tell no news may have remembered some.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -81,6 +79,6 @@ where
         let never = FlowNews { at_ns: u64::MAX };
         self.flow_news
             .set(NO_FLOW_SINCE, never, 0)
-            .map_err(failed("update", FLOW_NEWS))
+            .map_err(failed("update", F::MAPS.flow_news))
     }
 }

@@ -1,5 +1,5 @@
-//! A hash map that the agent alone writes, with a copy of what is in it: a change costs what has changed, and
-//! not what is there.
+//! A hash map that the agent alone writes, with a copy of what is in it: a change costs what has
+//! changed, and not what is there.
 
 use std::collections::BTreeMap;
 
@@ -96,8 +96,8 @@ impl<K: Plain + Ord, V: Plain + PartialEq> Mirrored<K, V> {
     }
 }
 
-/// The entries of `these` that have no match in `those` under the same key. Walks both side by side: looking each key
-/// up takes ten times as long.
+/// The entries of `these` that have no match in `those` under the same key. Walks both side by
+/// side: looking each key up takes ten times as long.
 fn missing<K: Copy + Ord, V: Copy>(
     these: &BTreeMap<K, V>,
     those: &BTreeMap<K, V>,

@@ -1,36 +1,34 @@
 //! The entries of one pod, which the CNI plugin writes and removes. Only the maps that hold them
 //! are opened: an agent of another build may have pinned the others.
 
-use aya::Pod as Plain;
 use aya::maps::HashMap;
-use overlay_common::schema::{Endpoint, Heartbeat, Pod};
+use overlay_common::schema::{Endpoint, Heartbeat, PodEntry};
 
 use super::super::Error;
 use super::super::family::UserFamily;
 use super::super::pins::Pins;
-use super::{DEVICES, ENDPOINTS, HEARTBEAT, Maps, PODS, devices, failed, missing_is_none, open};
+use super::{HEARTBEAT, Maps, devices, failed, missing_is_none, open};
 
-impl<F: UserFamily> Maps<F>
-where
-    F::Addr: Plain,
-{
+impl<F: UserFamily> Maps<F> {
     /// Tells the programs of a new pod, and forgets a former one behind a device with the same
     /// index.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn remember_pod(pins: &Pins, endpoint: Endpoint<F>, pod: Pod) -> Result<(), Error> {
-        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
+    pub fn remember_pod(pins: &Pins, endpoint: Endpoint<F>, pod: PodEntry) -> Result<(), Error> {
+        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, F::MAPS.endpoints)?;
         let done = endpoints.insert(pod.ifindex, endpoint, 0);
-        done.map_err(failed("update", ENDPOINTS))?;
-        let mut pods: HashMap<_, F::Addr, Pod> = open(pins, PODS)?;
-        let done = pods.insert(endpoint.address, pod, 0);
-        done.map_err(failed("update", PODS))?;
+        done.map_err(failed("update", F::MAPS.endpoints))?;
+        let mut pods: HashMap<_, F::Addr, PodEntry> = open(pins, F::MAPS.pods)?;
+        for address in endpoint.addresses {
+            let done = pods.insert(address, pod, 0);
+            done.map_err(failed("update", F::MAPS.pods))?;
+        }
         // Last, because the former pod's entry would lead to the device as well.
-        devices::forget_former(&mut pods, |address, former| {
-            *address != endpoint.address && former.ifindex == pod.ifindex
+        devices::forget_former::<F>(&mut pods, |address, former| {
+            !endpoint.has(*address) && former.ifindex == pod.ifindex
         })?;
-        devices::add(&mut open(pins, DEVICES)?, pod.ifindex).map(drop)
+        devices::add::<F>(&mut open(pins, F::MAPS.devices)?, pod.ifindex).map(drop)
     }
 
     /// Takes a pod out of the maps, its endpoint with it.
@@ -38,12 +36,13 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn forget_pod(pins: &Pins, address: F::Addr) -> Result<(), Error> {
-        let mut pods: HashMap<_, F::Addr, Pod> = open(pins, PODS)?;
-        let Some(pod) = missing_is_none(pods.get(&address, 0)).map_err(failed("read", PODS))?
+        let mut pods: HashMap<_, F::Addr, PodEntry> = open(pins, F::MAPS.pods)?;
+        let Some(pod) =
+            missing_is_none(pods.get(&address, 0)).map_err(failed("read", F::MAPS.pods))?
         else {
             return Ok(());
         };
-        missing_is_none(pods.remove(&address)).map_err(failed("delete from", PODS))?;
+        missing_is_none(pods.remove(&address)).map_err(failed("delete from", F::MAPS.pods))?;
         Self::forget_device(pins, pod.ifindex)
     }
 
@@ -52,9 +51,10 @@ where
     /// # Errors
     /// [`Error::Map`].
     pub fn forget_device(pins: &Pins, ifindex: u32) -> Result<(), Error> {
-        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, ENDPOINTS)?;
+        let mut endpoints: HashMap<_, u32, Endpoint<F>> = open(pins, F::MAPS.endpoints)?;
         let gone = missing_is_none(endpoints.remove(&ifindex));
-        gone.map(drop).map_err(failed("delete from", ENDPOINTS))
+        gone.map(drop)
+            .map_err(failed("delete from", F::MAPS.endpoints))
     }
 
     /// Until when the last sign of life of an agent holds; see [`Heartbeat`].

@@ -6,8 +6,8 @@ use rand::RngExt as _;
 
 use super::layout::{self, Layer};
 use super::{Mutator, host};
-use crate::decide::visit::Visit;
-use crate::decide::world::{NIC, NIC_MAC, World};
+use overlay_cases::world::{NIC, NIC_MAC, World};
+use overlay_common::visit::Visit;
 
 impl Mutator {
     /// Gives a packet the addresses that it needs to go the short way. What is not there stays as
@@ -42,7 +42,7 @@ impl Mutator {
         };
         set(frame, layer.ethernet, mac);
         if let Some(ip) = layer.ip {
-            set(frame, ip + 12, endpoint.address);
+            set(frame, ip + 12, endpoint.addresses[0]);
             set(frame, ip + 16, destination);
         }
     }

@@ -4,7 +4,7 @@ use rand::RngExt as _;
 
 use super::layout::{self, Layer};
 use super::{LONGEST, Mutator, Pool, SHORTEST};
-use crate::decide::world::{NIC_MAC, PEER_NIC_MAC};
+use overlay_cases::world::{NIC_MAC, PEER_NIC_MAC};
 
 impl Mutator {
     /// Gives a frame another structure.

@@ -1,12 +1,16 @@
 //! Tables changed: other masks, flags, entries.
 
-use overlay_common::schema::{Endpoint, FlowKey, PEER_NEXT_HOP, POD_KERNEL_PATH, Peer, Pod, Vtep};
-use overlay_common::vxlan::{self, Tunnel};
+use overlay_common::schema::{
+    ENDPOINT_ADDRESSES, Endpoint, FlowKey, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry,
+    Vtep,
+};
+use overlay_common::vxlan::{Tunnel, overhead};
+use overlay_common::{Family as _, V4};
 use rand::RngExt as _;
 
 use super::Mutator;
-use crate::decide::world::{NIC, NIC_MAC, PEER_NIC_MAC, World};
 use crate::namespace::INTERFACES;
+use overlay_cases::world::{NIC, NIC_MAC, PEER_NIC_MAC, World};
 
 /// Where a prepared header has the MAC address of the peer's VXLAN device.
 const INNER_MAC: std::ops::Range<usize> = 50..56;
@@ -19,7 +23,7 @@ fn prepare(world: &mut World) {
     for peer in world.peers.values_mut() {
         let mut destination_mac = [0; 6];
         destination_mac.copy_from_slice(&peer.header[INNER_MAC]);
-        peer.header = vxlan::prepare(&Tunnel {
+        let tunnel = Tunnel {
             source: config.vtep,
             destination: peer.vtep,
             port: config.port,
@@ -27,7 +31,8 @@ fn prepare(world: &mut World) {
             source_mac: config.vtep_mac,
             destination_mac,
             outer_macs: (PEER_NIC_MAC, NIC_MAC),
-        });
+        };
+        peer.header = V4::prepare(&tunnel, V4::ETHERTYPE);
     }
 }
 
@@ -127,12 +132,13 @@ impl Mutator {
             }
         }
         let owner = world.pods.get(&address).map_or(0, |pod| pod.owner);
+        let place = self.below(ENDPOINT_ADDRESSES);
         if self.chance(1, 3)
             && let Some(endpoint) = world.endpoints.get_mut(&ifindex)
         {
             match self.below(4) {
                 0 => endpoint.flags ^= POD_KERNEL_PATH,
-                1 => endpoint.address = address,
+                1 => endpoint.addresses[place] = address,
                 2 => endpoint.owner = owner,
                 _ => drop(world.endpoints.remove(&ifindex)),
             }
@@ -155,12 +161,12 @@ impl Mutator {
         };
         let owner = self.one_of([0, ifindex, INTERFACES[0]]);
         let endpoint = Endpoint {
-            address,
+            addresses: [address; ENDPOINT_ADDRESSES],
             mac,
             flags,
             owner,
         };
-        let pod = Pod {
+        let pod = PodEntry {
             ifindex,
             mtu: self.mtu(),
             mac,
@@ -201,9 +207,9 @@ impl Mutator {
             config.network,
             and(number.to_be_bytes(), config.network_mask.map(|byte| !byte)),
         );
-        let mut header = [0; vxlan::HEADER_LEN];
+        let mut header = [0; 14 + overhead::<V4>() as usize];
         header[INNER_MAC].copy_from_slice(&[2, 0, 0, 2, a, b]);
-        let peer = Peer {
+        let peer = PeerEntry {
             header,
             vtep,
             mtu: self.mtu(),

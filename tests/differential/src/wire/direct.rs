@@ -5,8 +5,8 @@ use overlay_common::V4;
 use overlay_common::schema::Config;
 
 use super::{ETHERNET_LEN, Packet, demand, from_itself, number, one_hop_on};
-use crate::decide::visit::Visit;
-use crate::decide::world::World;
+use overlay_cases::world::World;
+use overlay_common::visit::Visit;
 
 /// What a pod sends to a peer on the link.
 pub(super) fn sent(

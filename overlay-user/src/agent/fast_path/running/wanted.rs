@@ -1,34 +1,40 @@
 //! What the maps should hold, made from what a round knows of the node.
 
 use crate::backend::{self, Peer};
-use crate::datapath::tables::{LocalPod, TableInput, Tables, Way};
+use crate::datapath::tables::{LocalPod, TableInput, UnderlayPath};
 use crate::kernel::pods::PodLink;
 use crate::mac::MacAddr;
 use overlay_common::V4;
 use overlay_common::schema::{CONFIG_DIRECT, POD_KERNEL_PATH};
+use overlay_common::snapshot::Snapshot;
 
 use super::super::View;
 
-/// The pods of the tables, every one that is not `known` left to the kernel, and whether there are any such.
-pub(super) fn watch_newcomers(tables: &Tables<V4>, known: &Tables<V4>) -> (Tables<V4>, bool) {
-    let mut watched = Tables {
+/// The pods of the tables, every one that is not `known` left to the kernel, and whether there are
+/// any such.
+pub(super) fn watch_newcomers(tables: &Snapshot<V4>, known: &Snapshot<V4>) -> (Snapshot<V4>, bool) {
+    let mut watched = Snapshot {
         endpoints: tables.endpoints.clone(),
         pods: tables.pods.clone(),
-        ..Tables::default()
+        ..Snapshot::default()
     };
     let mut any = false;
     for (ifindex, endpoint) in &mut watched.endpoints {
-        // One that leaves the kernel path counts as one: a round that ended early may have left it there.
+        // One that leaves the kernel path counts as one: a round that ended early may have left it
+        // there.
         let is_known = known.endpoints.get(ifindex).is_some_and(|old| {
-            old.address == endpoint.address && old.flags & POD_KERNEL_PATH & !endpoint.flags == 0
+            old.addresses == endpoint.addresses
+                && old.flags & POD_KERNEL_PATH & !endpoint.flags == 0
         });
         if is_known {
             continue;
         }
         any = true;
         endpoint.flags |= POD_KERNEL_PATH;
-        if let Some(pod) = watched.pods.get_mut(&endpoint.address) {
-            pod.flags |= POD_KERNEL_PATH;
+        for address in &endpoint.addresses {
+            if let Some(pod) = watched.pods.get_mut(address) {
+                pod.flags |= POD_KERNEL_PATH;
+            }
         }
     }
     (watched, any)
@@ -50,7 +56,8 @@ pub(super) fn local_pods<'a>(
     pods.into_iter().filter(|pod| pod.up).map(local).collect()
 }
 
-/// What the tables are made from with these peers and pods; next hops and flags are still to be found out.
+/// What the tables are made from with these peers and pods; next hops and flags are still to be
+/// found out.
 pub(super) fn table_input(
     view: &View<'_>,
     mac: MacAddr,
@@ -83,7 +90,7 @@ pub(super) fn table_input(
             .map(|peer| {
                 (
                     peer.clone(),
-                    Way {
+                    UnderlayPath {
                         mtu: match peer.way {
                             backend::Way::Vxlan { .. } => view.mtu,
                             backend::Way::Direct => view.underlay.mtu,
@@ -100,14 +107,14 @@ pub(super) fn table_input(
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::schema::Endpoint;
+    use overlay_common::schema::{ENDPOINT_ADDRESSES, Endpoint};
 
     use super::*;
 
-    fn tables(flags: u16) -> Tables<V4> {
-        let mut tables = Tables::default();
+    fn tables(flags: u16) -> Snapshot<V4> {
+        let mut tables = Snapshot::default();
         let endpoint = Endpoint {
-            address: [10, 244, 1, 2],
+            addresses: [[10, 244, 1, 2]; ENDPOINT_ADDRESSES],
             mac: [2, 0, 0, 0, 0, 2],
             flags,
             owner: 1,
@@ -118,9 +125,9 @@ mod tests {
 
     #[test]
     fn a_pod_is_a_newcomer_until_it_was_short_cut_once() {
-        let is_newcomer = |wanted, known: &Tables<V4>| watch_newcomers(&tables(wanted), known).1;
-        assert!(is_newcomer(0, &Tables::default()));
-        let (watched, _) = watch_newcomers(&tables(0), &Tables::default());
+        let is_newcomer = |wanted, known: &Snapshot<V4>| watch_newcomers(&tables(wanted), known).1;
+        assert!(is_newcomer(0, &Snapshot::default()));
+        let (watched, _) = watch_newcomers(&tables(0), &Snapshot::default());
         assert!(
             is_newcomer(0, &watched),
             "the round ended before its flows were known"

@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
             stranger().bytes(),
             Refuse(UnknownVtep),
         )
-        .world(|w| w.config().flags = 0),
+        .world(|w| w.config_mut().flags = 0),
         case(
             "from a stranger, in a first fragment",
             stranger().fragment(0, true).bytes(),
@@ -56,7 +56,7 @@ pub fn cases() -> Vec<Case> {
             damaged(&outer(&inner().bytes()), |b| b[48] = 9),
             Refuse(WrongVni),
         )
-        .world(|w| w.config().flags = 0),
+        .world(|w| w.config_mut().flags = 0),
         case(
             "another peer's pod",
             outer(&foreign().bytes()).bytes(),
@@ -162,7 +162,7 @@ pub fn cases() -> Vec<Case> {
             outer(&ipv6()).bytes(),
             Refuse(InnerProtocol),
         )
-        .world(|w| w.config().flags = 0),
+        .world(|w| w.config_mut().flags = 0),
         case(
             "LLDP inside",
             outer(&ethernet(PEER_VTEP_MAC, VTEP_MAC, 0x88cc, &[0; 46])).bytes(),

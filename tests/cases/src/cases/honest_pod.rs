@@ -22,6 +22,18 @@ pub fn cases() -> Vec<Case> {
     vec![
         case("to a pod of this node", local().bytes(), Fast(Redirected)),
         case("to a peer's pod", remote().bytes(), Fast(Encapsulated)),
+        case(
+            "from a second address of its own",
+            Ipv4Frame::tcp((POD_UNLISTED, 40000), (POD_REMOTE, 80), b"request")
+                .sent_by(MAC_A)
+                .sent_to(BRIDGE_MAC)
+                .bytes(),
+            Fast(Encapsulated),
+        )
+        .world(|w| {
+            let endpoint = w.endpoints.get_mut(&VETH_A).expect("a known interface");
+            endpoint.addresses[ENDPOINT_ADDRESSES - 1] = POD_UNLISTED;
+        }),
         case("an echo request", icmp(echo()).bytes(), Fast(Encapsulated)),
         case(
             "a protocol without ports",
@@ -166,7 +178,7 @@ pub fn cases() -> Vec<Case> {
             local().bytes(),
             PassPlain(PodKernelPath),
         )
-        .world(|w| w.pod(POD_B).flags = POD_KERNEL_PATH),
+        .world(|w| w.pod_mut(POD_B).flags = POD_KERNEL_PATH),
         case(
             "from a second MAC address",
             remote().sent_by(MAC_B).bytes(),
@@ -305,7 +317,7 @@ pub fn cases() -> Vec<Case> {
             local().bytes(),
             PassPlain(TooLong),
         )
-        .world(move |w| w.pod(POD_B).mtu = long() - 1),
+        .world(move |w| w.pod_mut(POD_B).mtu = long() - 1),
         case(
             "more than 64 KiB to a pod of this node",
             big(&local()),
@@ -426,6 +438,6 @@ fn filled(mut frame: Ipv4Frame, len: usize) -> Vec<u8> {
 
 /// A peer with half of a /24: everybody is looked up under the longer mask then.
 fn halves(world: &mut World) {
-    world.config().peer_mask = [255, 255, 255, 128];
+    world.config_mut().peer_mask = [255, 255, 255, 128];
     world.peers.insert([10, 244, 4, 128], peer(PEER_VTEP));
 }

@@ -1,6 +1,6 @@
 //! What travels without encapsulation, between pods of nodes on one link.
 
-use overlay_common::schema::PEER_NEXT_HOP;
+use overlay_common::schema::{PEER_NEXT_HOP, PeerEntry};
 
 use super::*;
 
@@ -153,7 +153,7 @@ fn received() -> Vec<Case> {
             packet().bytes(),
             PassPlain(PodKernelPath),
         )
-        .world(|w| w.pod(POD_A).flags = POD_KERNEL_PATH),
+        .world(|w| w.pod_mut(POD_A).flags = POD_KERNEL_PATH),
         case(
             "from the link, a fragment",
             packet().fragment(0, true).bytes(),
@@ -179,7 +179,7 @@ fn received() -> Vec<Case> {
             packet().bytes(),
             PassPlain(TooLong),
         )
-        .world(|w| w.pod(POD_A).mtu = 40),
+        .world(|w| w.pod_mut(POD_A).mtu = 40),
         case(
             "from the link, of a flow that the stack owns",
             packet().bytes(),
@@ -195,7 +195,7 @@ fn received() -> Vec<Case> {
 }
 
 /// The peer that is on the link.
-fn peer_of(world: &mut World) -> &mut overlay_common::schema::Peer<V4> {
+fn peer_of(world: &mut World) -> &mut PeerEntry<V4> {
     world.peers.get_mut(&[10, 244, 2, 0]).expect("a peer")
 }
 

@@ -6,14 +6,14 @@ use overlay_common::decide::mark;
 use overlay_common::packet::{ETHERNET_LEN, Frame};
 use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
-    CONFIG_VTEPS_INCOMPLETE, FlowKey, POD_KERNEL_PATH,
+    CONFIG_VTEPS_INCOMPLETE, ENDPOINT_ADDRESSES, FlowKey, POD_KERNEL_PATH,
 };
+use overlay_common::visit::Outcome::{Fast, Pass, PassPlain, Refuse, Remember};
+use overlay_common::visit::{self, Visit};
 use overlay_common::{Hook, V4, Verdict};
 
-use super::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan, without_length};
-use super::visit::Outcome::{self, Fast, Pass, PassPlain, Refuse, Remember};
-use super::visit::Visit;
-use super::world::*;
+use crate::frames::{End, Ipv4Frame, arp, big, ethernet, tagged, vxlan, without_length};
+use crate::world::*;
 
 mod direct;
 mod forging_network;
@@ -21,6 +21,8 @@ mod honest_network;
 mod honest_pod;
 mod leaving;
 mod spoofing_pod;
+
+pub type Outcome = visit::Outcome<V4>;
 
 /// A packet at a hook of a made-up node.
 #[derive(Clone, Debug)]
@@ -40,13 +42,14 @@ impl Case {
                 Hook::NetIn | Hook::NetXdp => NIC,
                 Hook::PodIn | Hook::PodOut | Hook::VtepOut => VETH_A,
             },
+            device_mac: NIC_MAC,
             gso_size: 0,
             vlan: None,
             handed_over: 0,
         };
         Self {
             name,
-            world: World::new(),
+            world: world(),
             visit,
             want,
         }
@@ -78,7 +81,8 @@ impl Case {
         self
     }
 
-    /// The same packet before there is a socket buffer: refused there if and only if it would be later.
+    /// The same packet before there is a socket buffer: refused there if and only if it would be
+    /// later.
     ///
     /// There is no super-packet yet, and no tag that shows.
     pub fn early(&self) -> Option<Self> {

@@ -143,7 +143,7 @@ pub fn cases() -> Vec<Case> {
         ),
         at(to_pod, "options", &reply.clone().options(), Remember(key)),
         at(to_pod, "an ICMP error", &error, Pass(IcmpError)),
-        at(to_pod, "switched off", &reply, Remember(key)).world(|w| w.config().flags = 0),
+        at(to_pod, "switched off", &reply, Remember(key)).world(|w| w.config_mut().flags = 0),
         at(to_pod, "no configuration", &reply, Pass(Inactive)).world(|w| w.config = None),
         at(to_pod, "no configuration, marked", &reply, Pass(Inactive))
             .world(|w| w.config = None)

@@ -5,7 +5,8 @@ use etherparse::{
     Ipv4Options, TcpHeader, UdpHeader,
 };
 
-/// An IPv4 packet in an Ethernet frame. Lengths and header checksum are made to fit when it becomes bytes.
+/// An IPv4 packet in an Ethernet frame. Lengths and header checksum are made to fit when it becomes
+/// bytes.
 #[derive(Clone, Debug)]
 pub struct Ipv4Frame {
     pub source_mac: [u8; 6],
@@ -106,7 +107,8 @@ impl Ipv4Frame {
     }
 }
 
-/// A frame with so much payload that its length does not fit the IP header, which leaves the field empty.
+/// A frame with so much payload that its length does not fit the IP header, which leaves the field
+/// empty.
 pub fn big(frame: &Ipv4Frame) -> Vec<u8> {
     without_length(frame, 100_000)
 }

@@ -184,7 +184,7 @@ pub fn cases() -> Vec<Case> {
             packet().bytes(),
             PassPlain(PodKernelPath),
         )
-        .world(|w| w.pod(POD_A).flags = POD_KERNEL_PATH),
+        .world(|w| w.pod_mut(POD_A).flags = POD_KERNEL_PATH),
         case(
             "an outer first fragment",
             packet().fragment(0, true).bytes(),
@@ -294,7 +294,7 @@ pub fn cases() -> Vec<Case> {
             packet().bytes(),
             PassPlain(TooLong),
         )
-        .world(|w| w.pod(POD_A).mtu = 40),
+        .world(|w| w.pod_mut(POD_A).mtu = 40),
         case(
             "an ICMP error that quotes nothing",
             with_inner(

@@ -88,7 +88,7 @@ pub fn cases() -> Vec<Case> {
             forged().bytes(),
             Refuse(SpoofedSource),
         )
-        .world(|w| w.config().flags = 0),
+        .world(|w| w.config_mut().flags = 0),
         case(
             "spoofed from a pod on the kernel path",
             forged().bytes(),
@@ -126,7 +126,7 @@ pub fn cases() -> Vec<Case> {
             arp(MAC_A, POD_B, POD_A),
             Refuse(SpoofedArp),
         )
-        .world(|w| w.config().flags = 0),
+        .world(|w| w.config_mut().flags = 0),
         case(
             "ARP for another's address with a priority tag",
             arp(MAC_A, POD_B, POD_A),
@@ -186,7 +186,7 @@ pub fn cases() -> Vec<Case> {
             to_node(VTEP).bytes(),
             Refuse(PodVxlan),
         )
-        .world(|w| w.config().flags = 0),
+        .world(|w| w.config_mut().flags = 0),
         case(
             "VXLAN from a source outside the overlay",
             to_node(VTEP).with(|ip| ip.source = OUTSIDE).bytes(),

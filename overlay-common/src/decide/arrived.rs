@@ -1,0 +1,84 @@
+//! What arrives from the network, in VXLAN or without encapsulation.
+
+use super::{
+    Config, ETHERNET_LEN, Ethernet, Family, Ip, Packet, Pass, PodEntry, Tables, Verdict,
+    in_own_subnet, is_this_node,
+};
+
+/// What to do with a packet from the network.
+#[derive(Clone, Copy, Debug)]
+pub enum FromNetwork<'t, F: Family> {
+    /// Decapsulate it and hand it to a pod of this node.
+    Decapsulate {
+        /// Whereto.
+        pod: &'t PodEntry,
+        /// The MAC address that it comes from in the pod's eyes: the bridge's.
+        gateway_mac: [u8; 6],
+        /// The inner IP header, already one hop further on.
+        header: F::Header,
+    },
+    /// Hand it to a pod of this node: it came without encapsulation.
+    Deliver {
+        /// Whereto.
+        pod: &'t PodEntry,
+        /// The MAC address that it comes from in the pod's eyes: the bridge's.
+        gateway_mac: [u8; 6],
+        /// Its IP header, already one hop further on.
+        header: F::Header,
+    },
+    /// Leave it to the kernel.
+    Pass(Pass),
+    /// Drop it.
+    Refuse(Verdict),
+}
+
+#[inline(always)]
+pub(super) fn pass<'t, F: Family>(verdict: Verdict) -> FromNetwork<'t, F> {
+    FromNetwork::Pass(Pass::of(verdict))
+}
+
+/// An IP packet as the network sends it.
+pub(super) struct Arrived<F: Family> {
+    pub(super) ethernet: Ethernet,
+    pub(super) ip: Ip<F>,
+}
+
+impl<F: Family> Arrived<F> {
+    /// Reads the headers; `None` where there is no packet of this family.
+    #[inline(always)]
+    pub(super) fn parse<P: Packet>(packet: &P) -> Option<Self> {
+        // The cheapest question first: most of what is not ours ends here.
+        let ethernet = Ethernet::parse(packet, 0)?;
+        if ethernet.ethertype != F::ETHERTYPE {
+            return None;
+        }
+        let ip = F::parse(packet, ETHERNET_LEN)?;
+        Some(Self { ethernet, ip })
+    }
+
+    /// The packet as one of another family: itself, or `None` where the families differ.
+    #[inline(always)]
+    pub(super) fn of_family<G: Family>(&self) -> Option<Arrived<G>> {
+        Some(Arrived {
+            ethernet: self.ethernet,
+            ip: self.ip.of_family()?,
+        })
+    }
+}
+
+/// The pod of this node that a packet is for; or how the packet is left to the kernel.
+#[inline(always)]
+pub(super) fn receiver<'t, F: Family, O: Family, T: Tables<F, O>>(
+    config: &Config<F, O>,
+    tables: &'t T,
+    address: F::Addr,
+    ip_offset: u32,
+) -> Result<&'t PodEntry, Pass> {
+    tables.pod(address).ok_or_else(|| {
+        if in_own_subnet(config, address) && !is_this_node(config, address) {
+            Pass::plain(Verdict::UnknownPod, ip_offset)
+        } else {
+            Pass::of(Verdict::NotOverlay)
+        }
+    })
+}

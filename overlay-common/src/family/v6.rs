@@ -1,0 +1,263 @@
+//! IPv6.
+
+use network_types::eth::{EthHdr, EtherType};
+use network_types::ip::{IpProto, Ipv6Hdr};
+
+use super::{Family, Fragment, Ip};
+use crate::packet::{IcmpKind, Packet, UDP};
+use crate::vxlan::{self, Tunnel};
+
+/// IPv6 (RFC 8200).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct V6;
+
+const IP: usize = EthHdr::LEN;
+const AFTER_IP: usize = IP + Ipv6Hdr::LEN;
+const FRONT_LEN: usize = IP + vxlan::overhead::<V6>() as usize;
+const HEADER_LEN: u32 = Ipv6Hdr::LEN as u32;
+
+/// Extension headers that are read to find the payload; a packet with more of them is as good as
+/// malformed. The kernel's path takes such packets apart by itself.
+const MAX_EXTENSIONS: u32 = 2;
+const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
+const ROUTING: u8 = IpProto::Ipv6Route as u8;
+const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
+
+/// Neighbour advertisement (RFC 4861, section 4.4): the address that it is about follows 8 bytes
+/// on.
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+
+impl Family for V6 {
+    type Addr = [u8; 16];
+    type Header = [u32; 10];
+    type Number = u128;
+    type Front = [u8; FRONT_LEN];
+
+    const ETHERTYPE: u16 = u16::from_be(EtherType::Ipv6 as u16);
+    const HEADER_LEN: u32 = HEADER_LEN;
+    const ICMP: u8 = IpProto::Ipv6Icmp as u8;
+    const ENCAP_L3: u64 = 1 << 2;
+
+    #[inline(always)]
+    fn number(address: [u8; 16]) -> u128 {
+        u128::from_be_bytes(address)
+    }
+
+    #[inline(always)]
+    fn word(address: [u8; 16]) -> u64 {
+        let [a, b, c, d] = words(address);
+        u64::from(a ^ c) << 32 | u64::from(b ^ d)
+    }
+
+    #[inline(always)]
+    fn mapped(address: [u8; 16]) -> [u8; 16] {
+        address
+    }
+
+    #[inline(always)]
+    fn mask(address: [u8; 16], mask: [u8; 16]) -> [u8; 16] {
+        let (address, mask) = (words(address), words(mask));
+        bytemuck::cast([
+            address[0] & mask[0],
+            address[1] & mask[1],
+            address[2] & mask[2],
+            address[3] & mask[3],
+        ])
+    }
+
+    #[inline(always)]
+    fn same(a: [u8; 16], b: [u8; 16]) -> bool {
+        let (a, b) = (words(a), words(b));
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+    }
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P, offset: u32) -> Option<Ip<Self>> {
+        let header: [u32; 10] = packet.load(offset)?;
+        let [version, class, _, _] = header[0].to_ne_bytes();
+        let [len_hi, len_lo, mut protocol, ttl] = header[1].to_ne_bytes();
+        if version >> 4 != 6 {
+            return None;
+        }
+        let mut header_len = HEADER_LEN;
+        let mut fragment = Fragment::No;
+        let mut left = MAX_EXTENSIONS;
+        // Of a later fragment nothing but the payload of the first one follows.
+        while fragment != Fragment::Later && is_extension(protocol) {
+            if left == 0 {
+                return None;
+            }
+            left -= 1;
+            let [word] = packet.load::<1>(offset + header_len)?;
+            let [next, len, place_hi, place_lo] = word.to_ne_bytes();
+            if protocol == FRAGMENT {
+                // The place in the datagram has 13 bits; even one that is alone takes the kernel's
+                // path.
+                let is_first = u16::from_be_bytes([place_hi, place_lo]) & 0xfff8 == 0;
+                fragment = if is_first {
+                    Fragment::First
+                } else {
+                    Fragment::Later
+                };
+                header_len += 8;
+            } else {
+                header_len += (u32::from(len) + 1) * 8;
+            }
+            protocol = next;
+        }
+        Some(Ip {
+            header,
+            source: bytemuck::cast([header[2], header[3], header[4], header[5]]),
+            destination: bytemuck::cast([header[6], header[7], header[8], header[9]]),
+            protocol,
+            ttl,
+            ecn: class >> 4 & 0b11,
+            header_len,
+            // A jumbogram (RFC 2675) has a length of 0 and takes the kernel's path for it.
+            total_len: u32::from(u16::from_be_bytes([len_hi, len_lo])) + HEADER_LEN,
+            fragment,
+            checksum_ok: true,
+        })
+    }
+
+    #[inline(always)]
+    fn icmp_kind(message_type: u8) -> IcmpKind {
+        match message_type {
+            128 | 129 => IcmpKind::Echo,
+            // Unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+            1..=4 => IcmpKind::Error,
+            _ => IcmpKind::Other,
+        }
+    }
+
+    /// By neighbour discovery (RFC 4861). A solicitation claims the address that it is sent from,
+    /// which is judged as every source is.
+    #[inline(always)]
+    fn claimed<P: Packet>(packet: &P, _: u16, ip: Option<&Ip<Self>>) -> Option<[u8; 16]> {
+        let ip = ip?;
+        if ip.protocol != Self::ICMP || ip.fragment == Fragment::Later {
+            return None;
+        }
+        let message = IP as u32 + ip.header_len;
+        let [kind] = packet.load::<1>(message)?;
+        if kind.to_ne_bytes()[0] != NEIGHBOUR_ADVERTISEMENT {
+            return None;
+        }
+        packet.load::<4>(message + 8).map(bytemuck::cast)
+    }
+
+    #[inline(always)]
+    fn forwarded(mut header: [u32; 10]) -> [u32; 10] {
+        let [len_hi, len_lo, protocol, ttl] = header[1].to_ne_bytes();
+        header[1] = u32::from_ne_bytes([len_hi, len_lo, protocol, ttl.wrapping_sub(1)]);
+        header
+    }
+
+    #[inline(always)]
+    fn congested(mut header: [u32; 10]) -> [u32; 10] {
+        let [version, class, flow_hi, flow_lo] = header[0].to_ne_bytes();
+        header[0] = u32::from_ne_bytes([version, class | 0b11 << 4, flow_hi, flow_lo]);
+        header
+    }
+
+    /// Only fragments have one.
+    #[inline(always)]
+    fn identification(_: &[u32; 10]) -> u16 {
+        0
+    }
+
+    fn prepare(tunnel: &Tunnel<Self>, inner: u16) -> Self::Front {
+        let mut front = [0; FRONT_LEN];
+        vxlan::prepare_around(&mut front, tunnel, inner);
+        front[IP] = 0x60;
+        front[IP + 6] = UDP;
+        front[IP + 7] = vxlan::OUTER_TTL;
+        front[IP + 8..IP + 24].copy_from_slice(&tunnel.source);
+        front[IP + 24..AFTER_IP].copy_from_slice(&tunnel.destination);
+        front
+    }
+
+    #[inline(always)]
+    fn stamp(
+        front: &mut Self::Front,
+        inner_len: u32,
+        ecn: u8,
+        _: impl FnOnce() -> u16,
+        source_port: u16,
+    ) {
+        let udp_len = ((inner_len + vxlan::overhead::<Self>() - HEADER_LEN) as u16).to_be_bytes();
+        front[IP + 1] = vxlan::encapsulated_ecn(ecn) << 4;
+        [front[IP + 4], front[IP + 5]] = udp_len;
+        [front[AFTER_IP], front[AFTER_IP + 1]] = source_port.to_be_bytes();
+        [front[AFTER_IP + 4], front[AFTER_IP + 5]] = udp_len;
+    }
+}
+
+/// An address as words, in memory order.
+#[inline(always)]
+fn words(address: [u8; 16]) -> [u32; 4] {
+    bytemuck::cast(address)
+}
+
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Frame;
+    use std::vec::Vec;
+
+    /// From fd00::1 to fd00::2, hop limit 64, ECT(0), with this behind the fixed header.
+    fn frame(next: u8, rest: &[u8]) -> Vec<u8> {
+        let mut frame = [[0; 14].as_slice(), &[0x60, 0x20, 0, 0]].concat();
+        frame.extend((rest.len() as u16).to_be_bytes());
+        frame.extend([next, 64]);
+        for last in [1, 2] {
+            frame.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        }
+        [&frame, rest].concat()
+    }
+
+    #[test]
+    fn header_fields_are_read() {
+        let frame = frame(UDP, &[0; 8]);
+        let ip = V6::parse(&Frame::new(&frame), 14).expect("a whole header");
+        assert_eq!((ip.source[15], ip.destination[15]), (1, 2));
+        assert_eq!((ip.protocol, ip.ttl, ip.ecn, ip.total_len), (17, 64, 2, 48));
+        assert_eq!((ip.fragment, ip.has_options()), (Fragment::No, false));
+        assert!(V6::parse(&Frame::new(&frame[..53]), 14).is_none());
+        assert_eq!(V6::forwarded(ip.header)[1].to_ne_bytes(), [0, 8, 17, 63]);
+        assert_eq!(
+            V6::congested(ip.header)[0].to_ne_bytes(),
+            [0x60, 0x30, 0, 0]
+        );
+    }
+
+    #[test]
+    fn the_payload_is_found_behind_extension_headers() {
+        let options = [FRAGMENT, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for (place, fragment) in [(0_u16, Fragment::First), (0x10, Fragment::Later)] {
+            let [hi, lo] = place.to_be_bytes();
+            let rest = [&options[..], &[UDP, 0, hi, lo, 0, 0, 0, 1], &[0; 8]].concat();
+            let bytes = frame(HOP_BY_HOP, &rest);
+            let ip = V6::parse(&Frame::new(&bytes), 14).expect("a whole header");
+            assert_eq!((ip.protocol, ip.header_len), (UDP, 40 + 16 + 8));
+            assert!(ip.has_options());
+            assert_eq!(ip.fragment, fragment);
+        }
+    }
+
+    #[test]
+    fn a_chain_without_end_is_no_header() {
+        let rest = [DESTINATION_OPTIONS, 0, 0, 0, 0, 0, 0, 0].repeat(9);
+        let bytes = frame(DESTINATION_OPTIONS, &rest);
+        assert!(V6::parse(&Frame::new(&bytes), 14).is_none());
+    }
+}
