@@ -92,6 +92,15 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_container_and_interface() {
+        let attachment = Attachment {
+            container: "c0ffee".into(),
+            interface: "eth0".into(),
+        };
+        assert_eq!(attachment.to_string(), "eth0 of container c0ffee");
+    }
+
+    #[test]
     fn old_files_name_the_container_only() {
         let attachment = Attachment {
             container: "c0ffee".into(),

@@ -47,6 +47,7 @@ const TOOLS_OF_SUITE: &[&str] = &[
     "etcd",
     "etcdctl",
     "ethtool",
+    "flock",
     "nstat",
     "ping",
     "setpriv",
