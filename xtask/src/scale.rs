@@ -30,7 +30,7 @@ use stage::{Agent, Stage};
 /// One real node with one real agent (release build) and a real etcd with the leases of made-up
 /// nodes, which are behind 16 routers. For each size: time until the agent is ready, memory,
 /// processor time of the agent and of all programs that it starts over an idle minute, time from a
-/// lease's write until route, neighbour, FDB entry and the entry in ov_peers are there, alone and
+/// lease's write until route, neighbour, FDB entry and the entry in ov_peers4 are there, alone and
 /// while leases churn, and time until a router's new MAC address is used. Work that the kernel puts
 /// off to its own threads is nobody's. Needs root.
 #[derive(clap::Args)]
