@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-pub use control_plane::{API_SERVER, PlainApiServer};
+pub use control_plane::API_SERVER;
 pub use images::{OVERLAY_IMAGE, PROBE_IMAGE};
 pub use node::Node;
 pub use pod::pod;

@@ -1,7 +1,7 @@
 //! API server, controller manager and scheduler, beside the lab's etcd.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::programs::bin_dir;
 use super::{POD_NETWORK, SERVICE_NETWORK};
 use crate::process::Process;
-use crate::{Lab, command, http, wait_until};
+use crate::{Lab, command, wait_until};
 
 /// Where the API server is: the namespace of the lab's store.
 pub const API_SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 66, 254);
@@ -127,53 +127,6 @@ fn launch_api_server(lab: &Lab, directory: &Path) -> Result<()> {
     )?;
     let record = serde_json::to_string(&process).context("write a process as JSON")?;
     write(directory, "kube-apiserver.json", &record)
-}
-
-/// An API server alone beside a lab's etcd, whom everybody may ask everything without TLS: for
-/// measurements that need Nodes and no kubelets.
-pub struct PlainApiServer;
-
-impl PlainApiServer {
-    /// Where it listens, in the namespace of the lab's store and for its nodes.
-    pub const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(API_SERVER), 8080);
-
-    /// Starts it and waits until it answers. It goes with the lab.
-    ///
-    /// # Errors
-    /// When it is missing, or does not come up.
-    pub fn start(lab: &Lab) -> Result<()> {
-        super::programs::check()?;
-        let directory = lab.directory().join("api-server");
-        fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
-        let at = |name: &str| directory.join(name).to_string_lossy().into_owned();
-        let flag = |name: &str, value: &str| format!("--{name}={value}");
-        let key = at("service-accounts.key");
-        command::run("openssl", ["genrsa", "-out", &key, "2048"])?;
-        launch(
-            lab,
-            &directory,
-            "kube-apiserver",
-            &[
-                flag("etcd-servers", &lab.store_endpoint()),
-                flag("bind-address", &API_SERVER.to_string()),
-                flag("insecure-bind-address", &API_SERVER.to_string()),
-                flag("insecure-port", &Self::ADDRESS.port().to_string()),
-                flag("secure-port", &PORT.to_string()),
-                flag("cert-dir", &at("tls")),
-                flag("service-cluster-ip-range", SERVICE_NETWORK),
-                flag("service-account-issuer", "https://kubernetes.default.svc"),
-                flag("service-account-key-file", &key),
-                flag("service-account-signing-key-file", &key),
-            ],
-        )?;
-        let place = lab.namespace("store")?;
-        let ready = || {
-            let asked = place.inside(|| http::get(Self::ADDRESS, "/readyz"));
-            matches!(asked, Ok(Ok(answer)) if answer.status == 200)
-        };
-        wait_until("the API server to be ready", UP, ready)
-            .with_context(|| format!("its log is {}", log(&directory, "kube-apiserver")))
-    }
 }
 
 /// Ends the API server at once: this version takes a minute when asked politely.

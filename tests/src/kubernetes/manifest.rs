@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result};
 use super::{Cluster, Node};
 
 const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
+const UNINSTALL: &str = include_str!("../../../deploy/uninstall.yml");
+const UNINSTALL_DAEMON_SET: &str = "daemonset/kube-overlay-uninstall";
 /// What the manifest calls its namespace and its DaemonSet.
 const NAMESPACE: &str = "--namespace=kube-overlay";
 const DAEMON_SET: &str = "daemonset/kube-overlay-ds";
@@ -44,6 +46,50 @@ impl Cluster {
     pub fn restart_overlay(&self) -> Result<()> {
         self.kubectl(["rollout", "restart", NAMESPACE, DAEMON_SET])?;
         self.wait_overlay_ready()
+    }
+
+    /// Uninstalls the overlay, as docs/kubernetes.md says; the pods that it served are gone already.
+    ///
+    /// # Errors
+    /// When a step fails.
+    pub fn uninstall_overlay(&self) -> Result<()> {
+        self.kubectl(["delete", NAMESPACE, DAEMON_SET, ROLLOUT])?;
+        self.kubectl([
+            "wait",
+            NAMESPACE,
+            "--for=delete",
+            "pods",
+            "--selector=app=overlay",
+            ROLLOUT,
+        ])?;
+        self.apply(UNINSTALL)?;
+        self.kubectl([
+            "rollout",
+            "status",
+            NAMESPACE,
+            UNINSTALL_DAEMON_SET,
+            ROLLOUT,
+        ])
+        .with_context(|| {
+            let told = self.kubectl(["describe", NAMESPACE, "pods"]);
+            let logs = self.kubectl(["logs", NAMESPACE, UNINSTALL_DAEMON_SET, "--all-containers"]);
+            format!("{}\n{}", told.unwrap_or_default(), logs.unwrap_or_default())
+        })?;
+        for manifest in [UNINSTALL, MANIFEST] {
+            self.kubectl_with(
+                ["delete", "--ignore-not-found", ROLLOUT, "--filename=-"],
+                manifest,
+            )?;
+        }
+        let annotations = [
+            "backend-data",
+            "backend-type",
+            "kube-subnet-manager",
+            "public-ip",
+        ];
+        let annotations = annotations.map(|name| format!("flannel.alpha.coreos.com/{name}-"));
+        let line = ["annotate", "nodes", "--all"].map(ToOwned::to_owned);
+        self.kubectl(line.into_iter().chain(annotations)).map(drop)
     }
 
     /// Runs a program in the DaemonSet's container on a node.

@@ -1,4 +1,4 @@
-//! What pods leave behind on a node: nothing.
+//! What pods, and the overlay itself, leave behind on a node: nothing.
 
 use anyhow::{Context as _, Result};
 use overlay_tests::kubernetes::Node;
@@ -36,4 +36,19 @@ pub fn wait_clean(node: &Node) -> Result<()> {
         look().is_ok_and(|left| left.is_empty())
     })
     .with_context(|| format!("{:?}", look()))
+}
+
+/// Everything on a node that belongs to the overlay.
+pub fn traces(node: &Node) -> Result<Vec<String>> {
+    let look = "
+        ip -o link show | grep -E ': (flannel|cni0)' || true
+        ip route show proto 111 || true
+        find /run/flannel /run/overlay /sys/fs/bpf/overlay /var/lib/cni/networks /etc/cni/net.d \
+            /opt/cni/bin/flannel -mindepth 0 -not -path '*/net.d' -not -path /run/flannel -not -path /run/overlay \
+            -not -path /var/lib/cni/networks 2>/dev/null || true
+        nft list tables | grep -E 'overlay|flannel' || true
+        iptables-save | grep -i -E 'flannel|overlay' || true
+        iptables-legacy-save | grep -i -E 'flannel|overlay' || true";
+    let found = node.run(["sh", "-c", look])?;
+    Ok(found.lines().map(str::to_owned).collect())
 }

@@ -6,7 +6,7 @@ use overlay_tests::pace::Traffic;
 use overlay_tests::wait_until;
 use serde_json::json;
 
-use crate::leftovers::wait_clean;
+use crate::leftovers::{traces, wait_clean};
 use crate::{PATIENCE, cluster, leases_its_range, talk};
 
 /// What the agents have leased.
@@ -45,6 +45,29 @@ fn agents_and_pods_are_made_anew() -> Result<()> {
     }
     for node in cluster.nodes() {
         wait_clean(&node)?;
+    }
+    cluster.down()
+}
+
+#[test]
+fn nothing_is_left_after_the_overlay_is_uninstalled() -> Result<()> {
+    let cluster = cluster("k8s-off")?;
+    let one = cluster.run_pod("one", 1, &json!([]))?;
+    let other = cluster.run_pod("other", 2, &json!([]))?;
+    talk(&one, &other)?;
+    for name in ["one", "other"] {
+        cluster.delete_pod(name)?;
+    }
+    for node in cluster.nodes() {
+        ensure!(traces(&node)?.len() > 5, "{:?}", traces(&node)?);
+    }
+    cluster.uninstall_overlay()?;
+    for node in cluster.nodes() {
+        let left = traces(&node)?;
+        ensure!(left.is_empty(), "{}: {left:?}", node.name());
+        let object = cluster.json(["get", "node", &node.name()])?;
+        let text = object["metadata"]["annotations"].to_string();
+        ensure!(!text.contains("flannel"), "{text}");
     }
     cluster.down()
 }

@@ -11,12 +11,20 @@ use overlay_tests::{Lab, Namespace, http};
 use serde_json::{Value, json};
 
 use super::leases::Invented;
-use super::store::Change;
 
 /// Most operations of one transaction (etcd's `--max-txn-ops`).
 const MOST_OPERATIONS: usize = 128;
 /// Calls that only this program makes while it measures.
 const OURS: [&str; 3] = ["Put", "DeleteRange", "Txn"];
+
+/// A change of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is there, with these contents.
+    Is(Invented),
+    /// It is gone.
+    Gone(Invented),
+}
 
 /// The lab's etcd.
 #[derive(Clone)]
@@ -38,7 +46,8 @@ impl Etcd {
     }
 
     /// Writes leases, many in one transaction.
-    pub fn fill(&self, leases: &[Invented]) -> Result<()> {
+    pub fn fill(&self, leases: impl Iterator<Item = Invented>) -> Result<()> {
+        let leases: Vec<_> = leases.collect();
         for some in leases.chunks(MOST_OPERATIONS) {
             let puts = some.iter().map(|lease| json!({"requestPut": put(*lease)}));
             self.call("txn", &json!({"success": puts.collect::<Value>()}))?;

@@ -28,11 +28,6 @@ pub fn network() -> Value {
     })
 }
 
-/// What the one real node has where subnets are assigned: the `spec` of its Node.
-pub fn real_range() -> Value {
-    json!({"podCIDR": "10.255.1.0/24", "podCIDRs": ["10.255.1.0/24"]})
-}
-
 /// A made-up node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invented {

@@ -7,8 +7,8 @@ use overlay_tests::interrupt;
 use overlay_tests::load::percentile;
 use serde::Serialize;
 
+use super::etcd::Change;
 use super::stage::Stage;
-use super::store::Change;
 
 /// A change that the agent has to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,21 +1,18 @@
 //! What was known last of the Nodes: a file that outlives the agent, for one that starts while the
 //! API server is away. It lies below `/run`, because what is programmed goes with a reboot, too.
 
+mod file;
+
 use std::borrow::Cow;
-use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::libc;
-use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, Options};
-use crate::files;
 use crate::lease::{RejectReason, excerpt};
 use crate::store::entry::{Entry, Given, Snapshot, Term};
 
@@ -23,9 +20,6 @@ use crate::store::entry::{Entry, Given, Snapshot, Term};
 const GRACE: Duration = Duration::from_secs(5);
 /// Of the file's format. A file of another version is not read.
 const VERSION: u32 = 1;
-/// Nobody has so many Nodes, in bytes. A file that would be longer is not written, and one that is
-/// longer not read.
-const LONGEST: u64 = 16 << 20;
 
 /// Writes the file while the API server answers, and reads it where it does not.
 #[derive(Debug)]
@@ -178,7 +172,7 @@ impl Memory {
         };
         let written = serde_json::to_vec(&content)
             .map_err(io::Error::from)
-            .and_then(|json| replace(path, &json));
+            .and_then(|json| file::replace(path, &json));
         if let Err(error) = written {
             tracing::warn!(
                 "cannot write {}, so that an agent that starts while the API server is away would have \
@@ -216,7 +210,7 @@ impl Memory {
     }
 
     fn read(&self, path: &Path, network: &str) -> Result<Recalled, String> {
-        let (json, about) = read(path).map_err(|error| error.to_string())?;
+        let (json, about) = file::read(path).map_err(|error| error.to_string())?;
         let as_of = about.modified().map_err(|error| error.to_string())?;
         self.parse(&json, network, as_of)
     }
@@ -278,48 +272,9 @@ impl Line<'_> {
     }
 }
 
-/// Replaces the file in one step. It is for its owner alone.
-fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
-    if json.len() as u64 > LONGEST {
-        files::remove(path)?;
-        return Err(too_long());
-    }
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(json)?;
-    file.persist(path)?;
-    Ok(())
-}
-
-/// Reads a file that nobody else can have written.
-fn read(path: &Path) -> io::Result<(Vec<u8>, Metadata)> {
-    let file: File = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)?;
-    let about = file.metadata()?;
-    if !about.is_file() || about.uid() != geteuid().as_raw() || about.mode() & 0o022 != 0 {
-        let why = "it is not a file that its owner alone can write";
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    }
-    let mut json = Vec::new();
-    file.take(LONGEST + 1).read_to_end(&mut json)?;
-    if json.len() as u64 > LONGEST {
-        return Err(too_long());
-    }
-    Ok((json, about))
-}
-
-fn too_long() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::FileTooLarge,
-        format!("more than {LONGEST} bytes"),
-    )
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, Permissions};
+    use std::fs::{self, File, Permissions};
     use std::os::unix::fs::PermissionsExt as _;
 
     use tempfile::TempDir;
@@ -422,7 +377,7 @@ mod tests {
         fs::write(&path, r#"{"version":2,"anything":[]}"#).expect("written");
         assert!(why("of the future").contains("version 2"));
         let long = File::create(&path).expect("a file");
-        long.set_len(LONGEST + 1).expect("long");
+        long.set_len(file::LONGEST + 1).expect("long");
         assert!(why("long").contains("bytes"));
         fs::remove_file(&path).expect("removed");
         std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");

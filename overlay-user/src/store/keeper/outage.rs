@@ -1,0 +1,55 @@
+//! What an outage of the store means for what is known, and its end.
+
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::{GRACE, Inner};
+use crate::store::StoreHealth;
+use crate::store::entry::Change;
+
+impl Inner {
+    /// The store does not answer.
+    pub(super) fn outage(&mut self, message: &str) {
+        let since = match self.health {
+            StoreHealth::Unreachable { since, .. } => since,
+            _ => {
+                tracing::warn!(
+                    error = message,
+                    "the store does not answer; known leases stay in force"
+                );
+                SystemTime::now()
+            }
+        };
+        // What lingers from the last outage lingers through this one.
+        self.grace = None;
+        self.health = StoreHealth::Unreachable {
+            since,
+            error: message.to_owned(),
+        };
+    }
+
+    /// Whether this node's lease is not among all that there are, although it was renewed in time.
+    /// The other nodes' leases have ended just as wrongly then, and they need a moment to see that
+    /// and take them again.
+    pub(super) fn has_ended_for(&self, change: &Change) -> bool {
+        match (&self.held, change) {
+            (Some(held), Change::All(snapshot)) if change.is_answer() => {
+                held.revision <= snapshot.revision
+                    && !snapshot.entries.iter().any(|entry| entry.key == held.key)
+            }
+            _ => false,
+        }
+    }
+
+    /// The store answers. True if it did not before.
+    pub(super) fn answered(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.health, StoreHealth::Ok);
+        let recovered = matches!(before, StoreHealth::Unreachable { .. });
+        if recovered {
+            tracing::info!("the store answers again");
+            self.grace = Some(Instant::now() + GRACE);
+        }
+        recovered
+    }
+}
