@@ -8,14 +8,13 @@
 //! a fragment, a tag) walks around them.
 
 use crate::family::{Family, Fragment, Ip, same_family};
-use crate::packet::{
-    ETHERNET_LEN, Ethernet, Packet, TCP, Transport, UDP, same_mac, segment_header_len,
-};
+use crate::packet::{ETHERNET_LEN, Ethernet, Packet, TCP, UDP, same_mac, segment_header_len};
 use crate::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE,
     CONFIG_SHARED_PORT, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey, PEER_DIRECT,
     PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry,
 };
+use crate::transport::Transport;
 use crate::verdict::Verdict;
 use crate::vxlan;
 

@@ -7,13 +7,31 @@ use core::hash::Hash;
 use bytemuck::Pod;
 
 use crate::packet::{IcmpKind, Packet};
-use crate::vxlan::Tunnel;
 
 mod v4;
 mod v6;
 
 pub use v4::V4;
 pub use v6::V6;
+
+/// What a prepared VXLAN header over this family is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Tunnel<O: Family> {
+    /// This node's underlay address.
+    pub source: O::Addr,
+    /// The peer's underlay address.
+    pub destination: O::Addr,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// MAC address of this node's VXLAN device.
+    pub source_mac: [u8; 6],
+    /// MAC address of the peer's VXLAN device; a kernel peer drops frames to any other.
+    pub destination_mac: [u8; 6],
+    /// MAC addresses of the next hop and of the NIC, zeros where the kernel looks them up.
+    pub outer_macs: ([u8; 6], [u8; 6]),
+}
 
 /// An address family: of pods, of the underlay, or of both.
 pub trait Family: Copy + Debug + Eq + Hash + 'static {

@@ -17,7 +17,7 @@ use network_types::eth::EthHdr;
 use network_types::udp::UdpHdr;
 use network_types::vxlan::VxlanHdr;
 
-use crate::family::Family;
+use crate::family::{Family, Tunnel};
 
 /// Outer IP, UDP, VXLAN and inner Ethernet: what a VXLAN device takes off the MTU of an underlay of
 /// this family.
@@ -32,25 +32,6 @@ pub const FLAGS: [u8; 4] = [0x08, 0, 0, 0];
 pub const DEFAULT_PORT: u16 = 8472;
 /// Time to live of the outer header: the kernel's default hop limit.
 pub(crate) const OUTER_TTL: u8 = 64;
-
-/// What a prepared header is made from.
-#[derive(Clone, Copy, Debug)]
-pub struct Tunnel<O: Family> {
-    /// This node's underlay address.
-    pub source: O::Addr,
-    /// The peer's underlay address.
-    pub destination: O::Addr,
-    /// UDP port of VXLAN.
-    pub port: u16,
-    /// VXLAN network identifier, 24 bits.
-    pub vni: u32,
-    /// MAC address of this node's VXLAN device.
-    pub source_mac: [u8; 6],
-    /// MAC address of the peer's VXLAN device; a kernel peer drops frames to any other.
-    pub destination_mac: [u8; 6],
-    /// MAC addresses of the next hop and of the NIC, zeros where the kernel looks them up.
-    pub outer_macs: ([u8; 6], [u8; 6]),
-}
 
 /// Fills in what stands before and behind the outer IP header: the same for both families.
 pub(crate) fn prepare_around<O: Family>(front: &mut [u8], tunnel: &Tunnel<O>, inner: u16) {

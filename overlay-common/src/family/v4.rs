@@ -3,10 +3,10 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv4Hdr};
 
-use super::{Family, Fragment, Ip};
+use super::{Family, Fragment, Ip, Tunnel};
 use crate::checksum;
 use crate::packet::{ETHERNET_LEN, ETHERTYPE_ARP, IcmpKind, Packet, UDP};
-use crate::vxlan::{self, Tunnel};
+use crate::vxlan;
 
 /// IPv4 (RFC 791).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

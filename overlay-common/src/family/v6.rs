@@ -3,9 +3,9 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv6Hdr};
 
-use super::{Family, Fragment, Ip};
+use super::{Family, Fragment, Ip, Tunnel};
 use crate::packet::{IcmpKind, Packet, UDP};
-use crate::vxlan::{self, Tunnel};
+use crate::vxlan;
 
 /// IPv6 (RFC 8200).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,10 +1,11 @@
 //! Tables changed: other masks, flags, entries.
 
+use overlay_common::family::Tunnel;
 use overlay_common::schema::{
     ENDPOINT_ADDRESSES, Endpoint, FlowKey, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry,
     Vtep,
 };
-use overlay_common::vxlan::{Tunnel, overhead};
+use overlay_common::vxlan::overhead;
 use overlay_common::{Family as _, V4};
 use rand::RngExt as _;
 
