@@ -1,7 +1,7 @@
 //! Embeds the eBPF object where `cargo xtask build` has put it.
 //!
-//! Without it the crate still builds, for machines without an eBPF toolchain: the agent then serves the kernel
-//! path only and says so.
+//! Without it the crate still builds, for machines without an eBPF toolchain: the agent then serves
+//! the kernel path only and says so.
 
 use std::path::PathBuf;
 use std::{env, fs};

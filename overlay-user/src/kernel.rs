@@ -235,7 +235,8 @@ impl Kernel {
         future: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<T, Error> {
         let patience = self.patience();
-        // A future is polled once before its time is looked at, so that one out of time is not begun.
+        // A future is polled once before its time is looked at, so that one out of time is not
+        // begun.
         if !patience.is_zero() && !self.is_late.load(Ordering::Relaxed) {
             match timeout(patience, future).await {
                 Ok(result) => {

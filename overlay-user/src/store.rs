@@ -58,8 +58,8 @@ pub struct LeaseState {
     pub rejected: Rejections,
     /// Whether `leases` has ever been complete. Once true it stays true.
     pub synced: bool,
-    /// Since when nothing has been heard of `leases`, where they are what an earlier agent knew last: the
-    /// store has not answered this one yet.
+    /// Since when nothing has been heard of `leases`, where they are what an earlier agent knew
+    /// last: the store has not answered this one yet.
     pub as_of: Option<SystemTime>,
     /// Whether the store answers.
     pub store: StoreHealth,

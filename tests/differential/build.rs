@@ -1,5 +1,5 @@
-//! Embeds the programs for IPv6 where `cargo xtask build` has put them. Without them the crate still
-//! builds, for machines without an eBPF toolchain.
+//! Embeds the programs for IPv6 where `cargo xtask build` has put them. Without them the crate
+//! still builds, for machines without an eBPF toolchain.
 
 use std::path::PathBuf;
 use std::{env, fs};

@@ -56,8 +56,8 @@ impl Relation {
         }
     }
 
-    /// The same of a node's way to a remote pod, unless a tunnel says so where it begins: the first long
-    /// datagram is lost on learning it.
+    /// The same of a node's way to a remote pod, unless a tunnel says so where it begins: the first
+    /// long datagram is lost on learning it.
     fn learns(self, length: usize, mtu: usize, in_tunnel: bool) -> bool {
         self == Self::NodeToRemotePod && !in_tunnel && length + HEADERS > mtu
     }
@@ -101,8 +101,8 @@ pub struct Pair {
     pub to: Endpoint,
     /// The source address that the receiver must see.
     pub source: Ipv4Addr,
-    /// What the pods' network carries in one packet, in bytes; without end where it carries as much as the
-    /// underlay.
+    /// What the pods' network carries in one packet, in bytes; without end where it carries as much
+    /// as the underlay.
     pub mtu: usize,
     /// Whether nodes reach each other's pods by a tunnel.
     pub in_tunnel: bool,
@@ -175,8 +175,8 @@ pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
         for node in &nodes {
             let own = node.name() == pod.node().name();
             let subnet = node.subnet()?;
-            // A node talks to its pods from the bridge's address, to others from that of the device that
-            // leads there.
+            // A node talks to its pods from the bridge's address, to others from that of the device
+            // that leads there.
             let gateway = subnet.hosts().next().context("a subnet without hosts")?;
             let (to_pod, source, from_pod, seen) = if own {
                 (

@@ -1,5 +1,5 @@
-//! The Helm chart, rendered by what little of Helm's templates it uses: with the default values it is the
-//! manifest.
+//! The Helm chart, rendered by what little of Helm's templates it uses: with the default values it
+//! is the manifest.
 
 use std::fmt::Write as _;
 

@@ -22,11 +22,12 @@ fn lab(name: &str, store: StoreKind, fast_path: &str) -> Result<Lab> {
     })
 }
 
-/// Has everybody talk to everybody, and checks that plain traffic took the fast path on every node, and that whatever
-/// did not is explained.
+/// Has everybody talk to everybody, and checks that plain traffic took the fast path on every node,
+/// and that whatever did not is explained.
 fn reaches_all_by_the_fast_path(lab: &Lab) -> Result<()> {
     wait_accelerated(lab)?;
-    // What was sent before, by agents that look for their peers, came when the fast path did not know everybody.
+    // What was sent before, by agents that look for their peers, came when the fast path did not
+    // know everybody.
     let nodes = lab.nodes().into_iter();
     let before = nodes.map(|node| Ok((Counts::of(&node)?, node)));
     let before: Vec<_> = before.collect::<Result<_>>()?;
@@ -142,12 +143,13 @@ fn own_address(frame: &[u8]) -> Option<Ipv4Addr> {
     ([m0, m1, m2, m3] == MAGIC && frame[23] == UDP).then(|| Ipv4Addr::new(a0, a1, a2, a3))
 }
 
-/// How many addresses of a subnet are sent to besides its last, pods' and others. Each that nobody has takes a place in
-/// the neighbour table, which all network namespaces of a machine share, 1024 places in all (`gc_thresh3`): a full one
-/// cuts every other lab off.
+/// How many addresses of a subnet are sent to besides its last, pods' and others. Each that nobody
+/// has takes a place in the neighbour table, which all network namespaces of a machine share, 1024
+/// places in all (`gc_thresh3`): a full one cuts every other lab off.
 const TRIED: u8 = 32;
 
-/// Sends from a pod to addresses of the pods' subnets, and more to those that are pods. A datagram says where it goes.
+/// Sends from a pod to addresses of the pods' subnets, and more to those that are pods. A datagram
+/// says where it goes.
 fn send_to_all(
     sender: &Pod,
     subnets: &[Ipv4Addr],
@@ -175,7 +177,8 @@ fn send_to_all(
     sender.namespace().inside(send)?
 }
 
-/// A redirect names an interface, which no comparison of verdicts or bytes shows: who gets the packet does.
+/// A redirect names an interface, which no comparison of verdicts or bytes shows: who gets the
+/// packet does.
 #[test]
 fn every_packet_arrives_at_its_own_pod_and_at_no_other() -> Result<()> {
     const TO_EACH: usize = 20;

@@ -1,4 +1,5 @@
-//! `cargo xtask mutants`: changes the code on purpose, in one place at a time, and sees whether a test notices.
+//! `cargo xtask mutants`: changes the code on purpose, in one place at a time, and sees whether a
+//! test notices.
 
 mod areas;
 mod explained;
@@ -20,13 +21,15 @@ use report::{AreaReport, Report};
 
 /// Change the code on purpose and see whether a test notices.
 ///
-/// cargo-mutants (built below target at the first use, which takes some minutes) makes one small change after another
-/// to what decides: an operator becomes another, an arm of a match goes, a function returns something else. The tests
-/// that need no root are run against each. A change that no test notices survives, and fails this command, unless
-/// xtask/src/mutants/explained.rs says why no test can see it.
+/// cargo-mutants (built below target at the first use, which takes some minutes) makes one small
+/// change after another to what decides: an operator becomes another, an arm of a match goes, a
+/// function returns something else. The tests that need no root are run against each. A change that
+/// no test notices survives, and fails this command, unless xtask/src/mutants/explained.rs says why
+/// no test can see it.
 ///
-/// What changes the kernel's network and what talks to bpf(2) is not among it: such tests need root, and labs. Nor is
-/// overlay-ebpf: its programs are compared with the decision by `cargo xtask fuzz`.
+/// What changes the kernel's network and what talks to bpf(2) is not among it: such tests need
+/// root, and labs. Nor is overlay-ebpf: its programs are compared with the decision by `cargo xtask
+/// fuzz`.
 ///
 /// The working tree is copied first, and may be edited meanwhile.
 #[derive(clap::Args)]

@@ -1,5 +1,5 @@
-//! Tells the cluster's owner how this node fares, where the store has a place for it: whether the node's
-//! network can be used, and what keeps pods from being served well.
+//! Tells the cluster's owner how this node fares, where the store has a place for it: whether the
+//! node's network can be used, and what keeps pods from being served well.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -120,7 +120,8 @@ async fn vxlan_device(name: &str) -> Option<Identity> {
     })
 }
 
-/// Gives up this node's lease, so that its subnet is free at once: also one from before its address changed.
+/// Gives up this node's lease, so that its subnet is free at once: also one from before its address
+/// changed.
 async fn release(
     flags: &AgentFlags,
     subnet: IpNet,

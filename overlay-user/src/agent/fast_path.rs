@@ -103,8 +103,9 @@ impl FastPath {
         Self::Down { tried: None }
     }
 
-    /// The pods that programs judge, by the host end's name, as of the last round; a pod that came since
-    /// counts, for its program comes before this round ends. None where no program judges any.
+    /// The pods that programs judge, by the host end's name, as of the last round; a pod that came
+    /// since counts, for its program comes before this round ends. None where no program judges
+    /// any.
     pub fn judged(&self, view: &View<'_>) -> Option<BTreeSet<String>> {
         match self {
             Self::Up(running) if view.settings.flags.node.guard != Guard::Nftables => {
@@ -130,8 +131,8 @@ impl FastPath {
         }
     }
 
-    /// Whether something of ours is missing for which the kernel sends no event: a program, a pin, the
-    /// configuration; or what would not load is to be tried again.
+    /// Whether something of ours is missing for which the kernel sends no event: a program, a pin,
+    /// the configuration; or what would not load is to be tried again.
     pub fn is_disturbed(&mut self) -> bool {
         match self {
             Self::Up(running) => running.is_disturbed(),
@@ -142,8 +143,8 @@ impl FastPath {
         }
     }
 
-    /// Tells the programs that the list of leases is kept, and compares the flows with connection tracking now and
-    /// then.
+    /// Tells the programs that the list of leases is kept, and compares the flows with connection
+    /// tracking now and then.
     pub async fn beat(&mut self, network: IpNet) {
         let Self::Up(running) = self else {
             return;
@@ -166,8 +167,8 @@ impl FastPath {
         }
     }
 
-    /// Whether what depends on the leases was changed by others, or IPsec policies came or went, of which no event
-    /// tells.
+    /// Whether what depends on the leases was changed by others, or IPsec policies came or went, of
+    /// which no event tells.
     pub async fn is_surprised(&mut self) -> bool {
         match self {
             Self::Up(running) => running.is_surprised().await,
@@ -197,9 +198,10 @@ impl FastPath {
         }
     }
 
-    /// Starts the fast path where it does not run, or takes it off where it is not wanted, and makes the maps
-    /// ready for what the kernel path is about to change: what goes is taken out, and those who come are
-    /// expected. The maps may be an earlier agent's, whose pins say what was true in its time.
+    /// Starts the fast path where it does not run, or takes it off where it is not wanted, and
+    /// makes the maps ready for what the kernel path is about to change: what goes is taken out,
+    /// and those who come are expected. The maps may be an earlier agent's, whose pins say what was
+    /// true in its time.
     ///
     /// What programs judged has to be in the guard by now: they may be taken off.
     pub fn prepare(&mut self, view: &View<'_>, report: &mut Report) {
@@ -280,8 +282,8 @@ impl FastPath {
         let Self::Up(running) = self else {
             return;
         };
-        // Connection tracking sees halves of connections when some packets take the fast path and some do not. It
-        // may be loaded at any time.
+        // Connection tracking sees halves of connections when some packets take the fast path and
+        // some do not. It may be loaded at any time.
         if running.carries()
             && let Err(error) = sysctl::be_liberal_with_tcp()
         {

@@ -76,8 +76,8 @@ impl KernelPath {
         served
     }
 
-    /// Admits new peers before their routes are added, because replies arrive at once; and guards what
-    /// programs are about to leave.
+    /// Admits new peers before their routes are added, because replies arrive at once; and guards
+    /// what programs are about to leave.
     pub async fn widen_guard(&mut self, mut state: GuardState, report: &mut Report) {
         if let Some(last) = &self.guarded {
             add_departing(&mut state.peers, &last.peers);

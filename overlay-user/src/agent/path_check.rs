@@ -1,8 +1,9 @@
-//! Asks each peer for an answer over the kernel path, for nothing else shows that a firewall drops VXLAN
-//! there: what the fast path carries does not pass the firewall.
+//! Asks each peer for an answer over the kernel path, for nothing else shows that a firewall drops
+//! VXLAN there: what the fast path carries does not pass the firewall.
 //!
-//! The request is an ICMP echo from this node's address on the VXLAN device to the peer's, which is no
-//! pod's, so that both the request and the reply are the IP stack's. A stock flannel answers, too.
+//! The request is an ICMP echo from this node's address on the VXLAN device to the peer's, which is
+//! no pod's, so that both the request and the reply are the IP stack's. A stock flannel answers,
+//! too.
 
 mod checks;
 

@@ -1,7 +1,7 @@
 //! Rounds: see what is, plan what should be, carry out the difference.
 //!
-//! Any change (a lease, a pod, a netlink event) only starts a round; what to do follows from the state alone,
-//! so a lost event costs time, never correctness.
+//! Any change (a lease, a pod, a netlink event) only starts a round; what to do follows from the
+//! state alone, so a lost event costs time, never correctness.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -40,10 +40,11 @@ use crate::store::{LeaseState, Store};
 const SETTLE: Duration = Duration::from_millis(20);
 /// At least this long from the end of a round to the next, however many events there are.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often what failed is tried again, and what sends no events and takes a moment to look at is looked at: map
-/// entries, IPsec policies.
+/// How often what failed is tried again, and what sends no events and takes a moment to look at is
+/// looked at: map entries, IPsec policies.
 const RESYNC: Duration = Duration::from_secs(5);
-/// How often what sends no events and is quickly looked at is looked at: programs, pins, sysctls, the subnet file.
+/// How often what sends no events and is quickly looked at is looked at: programs, pins, sysctls,
+/// the subnet file.
 const TICK: Duration = Duration::from_secs(1);
 
 /// What the agent starts with.
@@ -140,7 +141,8 @@ impl Reconciler {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 () = when(due) => {
-                    // A round may be left at any point, as when the agent is killed: the next agent's puts it right.
+                    // A round may be left at any point, as when the agent is killed: the next
+                    // agent's puts it right.
                     tokio::select! {
                         () = cancel.cancelled() => return Ok(()),
                         () = self.round() => {}
@@ -295,7 +297,8 @@ impl Reconciler {
         report.reject(self.peers.rejected());
     }
 
-    /// The order in which everything changes: what goes, goes from the maps first; what comes, comes to the maps last.
+    /// The order in which everything changes: what goes, goes from the maps first; what comes,
+    /// comes to the maps last.
     async fn carry_out(&mut self, here: &Here, report: &mut Report) {
         let mut peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
         peers.sort();

@@ -1,5 +1,5 @@
-//! Upkeep of flannel's packet-filter rules, in a task of its own: `iptables` may wait long for its lock, and nothing else
-//! shall wait with it.
+//! Upkeep of flannel's packet-filter rules, in a task of its own: `iptables` may wait long for its
+//! lock, and nothing else shall wait with it.
 
 use std::time::Duration;
 
@@ -118,8 +118,9 @@ impl Task {
                 continue;
             }
             let ensured = self.ensure(&wanted).await;
-            // The look from before is as good as the rules that were found: what others did meanwhile shows at the
-            // next look. After a write there is none, so that the rules are looked at once more.
+            // The look from before is as good as the rules that were found: what others did
+            // meanwhile shows at the next look. After a write there is none, so that the rules are
+            // looked at once more.
             self.witness = match ensured {
                 Ok(false) => witness,
                 Ok(true) | Err(_) => None,

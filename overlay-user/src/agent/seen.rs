@@ -16,8 +16,8 @@ use crate::reconcile::{KernelState, Link};
 /// How often everything is looked at although no event says so.
 const NOW_AND_THEN: Duration = Duration::from_secs(60);
 
-/// How long pods are looked at again and again after one has come or changed: other plugins of its list may change
-/// its MAC address, of which no event tells here.
+/// How long pods are looked at again and again after one has come or changed: other plugins of its
+/// list may change its MAC address, of which no event tells here.
 const YOUNG: Duration = Duration::from_secs(30);
 
 /// What was seen.
@@ -102,7 +102,8 @@ impl Seen {
         is_due
     }
 
-    /// Whether the pods are to be looked at although no event says so, and lets the next refreshment do it.
+    /// Whether the pods are to be looked at although no event says so, and lets the next
+    /// refreshment do it.
     pub fn are_pods_due(&mut self) -> bool {
         let are_due = !self.pods.pods.is_empty() && self.pods_changed.elapsed() < YOUNG;
         self.devices_are_old |= are_due;

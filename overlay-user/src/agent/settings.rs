@@ -77,7 +77,8 @@ pub fn open_store(flags: &AgentFlags) -> Result<Store, store::Error> {
     Store::open(location(flags), ttl, renew_every)
 }
 
-/// The file in which the agent leaves what it knows of a store that may be away when the next one starts.
+/// The file in which the agent leaves what it knows of a store that may be away when the next one
+/// starts.
 #[must_use]
 pub fn memory(flags: &AgentFlags) -> PathBuf {
     flags.node.run_dir.join("nodes.json")

@@ -152,8 +152,9 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
         async move { store.run(cancel).await }
     });
-    // A round removes what no lease asks for, so there is none before all leases are known: Kubernetes
-    // gives a lease before it lists the others', and what an earlier agent has programmed must stay.
+    // A round removes what no lease asks for, so there is none before all leases are known:
+    // Kubernetes gives a lease before it lists the others', and what an earlier agent has
+    // programmed must stay.
     let mut leases = store.subscribe();
     tokio::select! {
         () = cancel.cancelled() => {}
@@ -276,8 +277,8 @@ fn is_late(error: &anyhow::Error) -> bool {
     matches!(kernel, Some(kernel::Error::Deadline { .. }))
 }
 
-/// The MAC address of the VXLAN device: an existing one keeps its own, and one that is made anew gets
-/// that of the earlier one, because peers know it.
+/// The MAC address of the VXLAN device: an existing one keeps its own, and one that is made anew
+/// gets that of the earlier one, because peers know it.
 async fn device_mac(
     kernel: &Kernel,
     device: &str,

@@ -40,8 +40,8 @@ pub async fn supervise(
     result
 }
 
-/// Tells the log which tasks make no progress, and systemd, if the unit asks for it (`WatchdogSec=`),
-/// that every task makes progress.
+/// Tells the log which tasks make no progress, and systemd, if the unit asks for it
+/// (`WatchdogSec=`), that every task makes progress.
 pub async fn feed(liveness: Liveness) {
     let watchdog = sd_notify::watchdog_enabled();
     let every = watchdog.map_or(LOOK_EVERY, |deadline| LOOK_EVERY.min(deadline / 3));

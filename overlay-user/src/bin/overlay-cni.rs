@@ -1,5 +1,5 @@
-//! The CNI plugin `overlay-cni`, which also answers under the name `flannel`. A container runtime runs it;
-//! see [`overlay_user::cni`].
+//! The CNI plugin `overlay-cni`, which also answers under the name `flannel`. A container runtime
+//! runs it; see [`overlay_user::cni`].
 
 use std::env;
 use std::io;

@@ -8,7 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use overlay_user::datapath::pins::Pins;
 use overlay_user::observe::status;
 
-/// Looks into the overlay of this node: leases, pods, programs, what took the fast path and what was refused.
+/// Looks into the overlay of this node: leases, pods, programs, what took the fast path and what
+/// was refused.
 #[derive(Parser)]
 #[command(name = "overlayctl", version, after_help = EXAMPLES)]
 struct Cli {

@@ -11,8 +11,8 @@ use overlay_user::datapath::probe::Probes;
 use overlay_user::observe::probes;
 use tracing_subscriber::EnvFilter;
 
-/// Node agent of the overlay: leases this node's pod subnet, learns the others', keeps the kernel's VXLAN state
-/// complete and accelerates pod traffic with eBPF.
+/// Node agent of the overlay: leases this node's pod subnet, learns the others', keeps the kernel's
+/// VXLAN state complete and accelerates pod traffic with eBPF.
 #[derive(Parser)]
 #[command(name = "overlayd", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -24,7 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Take everything of the overlay off this node: programs, maps, device, routes, rules, subnet.env.
+    /// Take everything of the overlay off this node: programs, maps, device, routes, rules,
+    /// subnet.env.
     ///
     /// Pods, their addresses and the bridge stay. Needs the agent to be stopped.
     Cleanup(Box<AgentFlags>),

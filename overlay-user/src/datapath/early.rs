@@ -1,15 +1,16 @@
 //! Where early refusal at the NIC (`ov_net_xdp`) is switched on: a matter of the driver.
 //!
-//! Native XDP costs offloads with some drivers; those are worth more than a cheaper refusal. Generic XDP is never
-//! used: it comes after the socket buffer has been made, where `ov_net_in` refuses as well.
+//! Native XDP costs offloads with some drivers; those are worth more than a cheaper refusal.
+//! Generic XDP is never used: it comes after the socket buffer has been made, where `ov_net_in`
+//! refuses as well.
 
 use crate::config::flags::Xdp as Wanted;
 use crate::kernel::nic::Nic;
 
-/// What a virtio NIC's device does for its driver on receive (virtio 1.2, section 5.1.3: checksums, and
-/// super-packets of TCP and UDP; for those in UDP tunnels `VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO` and its neighbour of
-/// linux/virtio_net.h). Linux switches all of it off while an XDP program is attached (`virtnet_xdp_set()` of
-/// drivers/net/virtio_net.c).
+/// What a virtio NIC's device does for its driver on receive (virtio 1.2, section 5.1.3: checksums,
+/// and super-packets of TCP and UDP; for those in UDP tunnels `VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO`
+/// and its neighbour of linux/virtio_net.h). Linux switches all of it off while an XDP program is
+/// attached (`virtnet_xdp_set()` of drivers/net/virtio_net.c).
 const VIRTIO_RECEIVE_OFFLOADS: u128 =
     1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 54 | 1 << 55 | 1 << 65 | 1 << 66;
 

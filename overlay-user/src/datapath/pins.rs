@@ -2,7 +2,8 @@
 //! `<root>/v<ABI>/links/<program>_<ifindex>`, and below `<root>/v<ABI>/programs` what the CNI
 //! plugin attaches while no agent runs.
 //!
-//! Links are named after the interface's index, not its name: a device may be renamed under a running link.
+//! Links are named after the interface's index, not its name: a device may be renamed under a
+//! running link.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -178,8 +179,9 @@ impl Pins {
         remove_directory(&self.programs())
     }
 
-    /// Removes every pin of every ABI version, and with them the links and maps that nothing else holds. A directory that
-    /// is on no BPF file system holds no pins, whatever it holds, and stays.
+    /// Removes every pin of every ABI version, and with them the links and maps that nothing else
+    /// holds. A directory that is on no BPF file system holds no pins, whatever it holds, and
+    /// stays.
     ///
     /// # Errors
     /// [`Error::Pin`] where the kernel refuses.

@@ -66,9 +66,9 @@ impl Kernel {
         Ok(devices.map(|device| device.vni).collect())
     }
 
-    /// Deletes the VXLAN devices that an agent of this network has made with another VNI than that of
-    /// the device called `name`, or with another backend than now, and returns their names. Nobody
-    /// maintains those devices, and nobody checks what they receive. Such a device is called
+    /// Deletes the VXLAN devices that an agent of this network has made with another VNI than that
+    /// of the device called `name`, or with another backend than now, and returns their names.
+    /// Nobody maintains those devices, and nobody checks what they receive. Such a device is called
     /// `flannel.<VNI>` after its own VNI, and has a host address inside the network, as flannel
     /// gives it.
     ///

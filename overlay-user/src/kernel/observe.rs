@@ -16,9 +16,9 @@ use super::{Error, Kernel, sysctl};
 use crate::reconcile::{KernelState, Link, is_of_interest};
 
 impl Kernel {
-    /// Reads what [`crate::reconcile::diff`] judges: the device called `device`, if the backend makes
-    /// one, with all that hangs on it; the main table's routes and the forwarding switch, in the
-    /// address family of `network`.
+    /// Reads what [`crate::reconcile::diff`] judges: the device called `device`, if the backend
+    /// makes one, with all that hangs on it; the main table's routes and the forwarding switch, in
+    /// the address family of `network`.
     ///
     /// # Errors
     /// What netlink or `/proc` says.

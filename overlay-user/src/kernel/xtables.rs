@@ -27,8 +27,8 @@ pub(super) const SIZE: usize = 80;
 /// Where the entries begin in `struct ipt_get_entries`.
 const ENTRIES: usize = 40;
 
-/// Layout of `struct ipt_entry`: where the next entry is, and where the counters of packets and bytes
-/// stand.
+/// Layout of `struct ipt_entry`: where the next entry is, and where the counters of packets and
+/// bytes stand.
 pub(super) const NEXT_OFFSET: usize = 90;
 const COUNTERS: Range<usize> = 96..112;
 

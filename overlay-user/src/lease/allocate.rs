@@ -7,8 +7,8 @@ use rand::seq::IndexedRandom as _;
 use super::{Lease, SubnetKey};
 use crate::config::SubnetPool;
 
-/// How many free subnets are gathered before one is drawn, as flannel does. A draw, so that nodes that
-/// start together seldom want the same one; a bound, so that a large pool costs little.
+/// How many free subnets are gathered before one is drawn, as flannel does. A draw, so that nodes
+/// that start together seldom want the same one; a bound, so that a large pool costs little.
 const CANDIDATES: usize = 100;
 
 /// Why there is no subnet to take.
@@ -25,9 +25,9 @@ pub enum AllocateError {
     },
 }
 
-/// Picks a subnet for a node that has none: the one it had before if that is still free and allowed,
-/// else one of the first hundred free ones by chance. `taken` are the keys of all entries, also those
-/// whose values make no sense; a subnet that overlaps any of them is not free.
+/// Picks a subnet for a node that has none: the one it had before if that is still free and
+/// allowed, else one of the first hundred free ones by chance. `taken` are the keys of all entries,
+/// also those whose values make no sense; a subnet that overlaps any of them is not free.
 ///
 /// # Errors
 /// [`AllocateError::OutOfSubnets`].
@@ -52,8 +52,8 @@ pub fn allocate(
         .ok_or(AllocateError::OutOfSubnets { pool: *pool })
 }
 
-/// The lease among `own`, all of this node's public IP, that it goes on with: the one it had before, else
-/// a reservation, else the lowest. Leases that the pool does not allow are no use.
+/// The lease among `own`, all of this node's public IP, that it goes on with: the one it had
+/// before, else a reservation, else the lowest. Leases that the pool does not allow are no use.
 #[must_use]
 pub fn reusable<'a>(
     pool: &SubnetPool,

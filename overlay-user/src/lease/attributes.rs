@@ -10,8 +10,8 @@ use crate::config::fold_keys;
 /// A lease's value, as in
 /// `{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}`.
 ///
-/// Fields are in flannel's order. `PublicIPv6` is written even when it is null; the last three are left
-/// out when absent. Backend data keeps its own order of keys.
+/// Fields are in flannel's order. `PublicIPv6` is written even when it is null; the last three are
+/// left out when absent. Backend data keeps its own order of keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Attributes {
@@ -58,9 +58,9 @@ impl Attributes {
         })
     }
 
-    /// Whether `earlier` are the same node's, from before its public IP changed: all that it says of itself but
-    /// the address, such as the MAC address of its VXLAN device, is the same. Without any such data nobody can
-    /// tell.
+    /// Whether `earlier` are the same node's, from before its public IP changed: all that it says
+    /// of itself but the address, such as the MAC address of its VXLAN device, is the same. Without
+    /// any such data nobody can tell.
     #[must_use]
     pub fn is_moved_from(&self, earlier: &Self) -> bool {
         let same_address = Self {

@@ -1,4 +1,5 @@
-//! The name of a lease: its subnet, spelt `10.5.34.0-24`, or `10.5.34.0-24&fd00:34::-64` in dual stack.
+//! The name of a lease: its subnet, spelt `10.5.34.0-24`, or `10.5.34.0-24&fd00:34::-64` in dual
+//! stack.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -51,7 +52,8 @@ impl fmt::Display for SubnetKey {
 impl FromStr for SubnetKey {
     type Err = ParseKeyError;
 
-    /// Stricter than flannel, whose pattern is not anchored at its start: one subnet has one spelling.
+    /// Stricter than flannel, whose pattern is not anchored at its start: one subnet has one
+    /// spelling.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
             let (v4, v6) = match text.split_once('&') {

@@ -94,8 +94,8 @@ pub enum RejectReason {
     PublicIpOwn(IpAddr),
 }
 
-/// What a refused entry is called: by its key, and by its node's name where that is known and no part of
-/// the key.
+/// What a refused entry is called: by its key, and by its node's name where that is known and no
+/// part of the key.
 pub(crate) fn subject(key: &str, node: Option<&str>) -> String {
     match node {
         Some(node) if !key.contains(node) => excerpt(&format!("{key} of node {node}")),
@@ -103,8 +103,8 @@ pub(crate) fn subject(key: &str, node: Option<&str>) -> String {
     }
 }
 
-/// What a store's text is shown as: one line without control characters, and not too long, for whoever
-/// writes to the store decides what it is.
+/// What a store's text is shown as: one line without control characters, and not too long, for
+/// whoever writes to the store decides what it is.
 pub(crate) fn excerpt(text: &str) -> String {
     const LONGEST: usize = 200;
     let mut shown = String::new();

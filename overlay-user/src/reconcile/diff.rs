@@ -7,8 +7,9 @@ use ipnet::IpNet;
 use super::{Action, KernelState, Link, RecreateReason, Route, VxlanAttributes};
 use crate::marks::{FLANNEL_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
-/// Names the changes that turn `observed` into `desired`, in the order to apply them: what is added comes
-/// before the routes that lead to it, and what is removed goes after them. Empty when nothing is to do.
+/// Names the changes that turn `observed` into `desired`, in the order to apply them: what is added
+/// comes before the routes that lead to it, and what is removed goes after them. Empty when nothing
+/// is to do.
 #[must_use]
 pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Action> {
     let mut actions = Vec::new();

@@ -145,8 +145,8 @@ impl Store {
         self.registry.notify(notice).await
     }
 
-    /// What this node's entry says before the agent takes it: what another agent has left there, where
-    /// the store gives each node its entry.
+    /// What this node's entry says before the agent takes it: what another agent has left there,
+    /// where the store gives each node its entry.
     ///
     /// # Errors
     /// The store does not answer. Worth another attempt.

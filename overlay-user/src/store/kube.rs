@@ -1,8 +1,8 @@
-//! Leases as Kubernetes knows them: a node's subnet is its podCIDR, and what the node says about itself
-//! is in the annotations of its Node object, as flannel writes them.
+//! Leases as Kubernetes knows them: a node's subnet is its podCIDR, and what the node says about
+//! itself is in the annotations of its Node object, as flannel writes them.
 //!
-//! Subnets are assigned by the cluster's controller manager. Nothing is allocated here, no lease ends,
-//! and nothing is deleted: a lease goes with its Node.
+//! Subnets are assigned by the cluster's controller manager. Nothing is allocated here, no lease
+//! ends, and nothing is deleted: a lease goes with its Node.
 
 mod client;
 mod follow;
@@ -37,7 +37,8 @@ const MANAGER: &str = "overlayd";
 /// How to reach the API server, and who this node is.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// URL of the API server, in place of the kubeconfig's. Without either, a pod's own credentials.
+    /// URL of the API server, in place of the kubeconfig's. Without either, a pod's own
+    /// credentials.
     pub api_url: Option<String>,
     /// A kubeconfig.
     pub kubeconfig: Option<PathBuf>,
@@ -47,7 +48,8 @@ pub struct Options {
     pub config_path: PathBuf,
     /// This node.
     pub identity: Option<Identity>,
-    /// File in which an agent leaves what it knows, for one that starts while the API server is away.
+    /// File in which an agent leaves what it knows, for one that starts while the API server is
+    /// away.
     pub memory: Option<PathBuf>,
 }
 
@@ -208,8 +210,8 @@ impl Kube {
         Ok(nodes.snapshot(place.parse().unwrap_or_default()))
     }
 
-    /// Writes the annotations of this node, unless its Node is not the one that `held` is of: one that
-    /// was made anew has another podCIDR, perhaps.
+    /// Writes the annotations of this node, unless its Node is not the one that `held` is of: one
+    /// that was made anew has another podCIDR, perhaps.
     pub async fn replace(&self, held: &Entry, value: &str) -> Result<Option<Entry>, Error> {
         let node = self.own().await?;
         let key = node.subnet().ok().flatten().map(|key| key.to_string());
@@ -299,8 +301,8 @@ impl Kube {
         })
     }
 
-    /// Hands every Node of one moment to `take`, page by page, and tells the place of that moment in a
-    /// watch.
+    /// Hands every Node of one moment to `take`, page by page, and tells the place of that moment
+    /// in a watch.
     async fn each(&self, mut take: impl FnMut(&Node)) -> Result<String, Failure> {
         let mut how = ListParams::default().limit(PAGE);
         loop {

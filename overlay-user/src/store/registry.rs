@@ -47,8 +47,8 @@ impl Registry {
         matches!(self, Self::Kube(_))
     }
 
-    /// The entry with the subnet that this node is given, where nodes do not choose (`None`). Its value
-    /// may say anything yet.
+    /// The entry with the subnet that this node is given, where nodes do not choose (`None`). Its
+    /// value may say anything yet.
     pub async fn assigned(&self) -> Result<Option<Given>, Error> {
         match self {
             Self::Etcd(_) | Self::Dir(_) => Ok(None),

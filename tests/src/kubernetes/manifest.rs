@@ -48,7 +48,8 @@ impl Cluster {
         self.wait_overlay_ready()
     }
 
-    /// Uninstalls the overlay, as docs/kubernetes.md says; the pods that it served are gone already.
+    /// Uninstalls the overlay, as docs/kubernetes.md says; the pods that it served are gone
+    /// already.
     ///
     /// # Errors
     /// When a step fails.

@@ -227,7 +227,8 @@ impl<'a> Node<'a> {
         self.home().join(format!("{program}.log"))
     }
 
-    /// What the kubelet, containerd and the agent said last, for a failure that has to explain itself.
+    /// What the kubelet, containerd and the agent said last, for a failure that has to explain
+    /// itself.
     pub fn last_words(&self) -> String {
         let programs = ["kubelet", "containerd"].map(|program| {
             let text = fs::read_to_string(self.log(program)).unwrap_or_default();

@@ -12,8 +12,8 @@ use crate::Namespace;
 use crate::traffic::Endpoint;
 use crate::wait::wait_for;
 
-/// How long a kubelet may take to take a pod away: one that missed the end of a container looks again
-/// after a minute.
+/// How long a kubelet may take to take a pod away: one that missed the end of a container looks
+/// again after a minute.
 const DELETED: &str = "--timeout=150s";
 /// How long a kubelet may take to make a pod that it finds in a file.
 const STATIC_POD: Duration = Duration::from_secs(90);
@@ -57,8 +57,8 @@ impl Cluster {
     /// Takes a pod away at once, and waits until it is gone.
     ///
     /// # Errors
-    /// When kubectl fails; what `kubectl describe` says, and the last words of the nodes, are part of
-    /// the error.
+    /// When kubectl fails; what `kubectl describe` says, and the last words of the nodes, are part
+    /// of the error.
     pub fn delete_pod(&self, name: &str) -> Result<()> {
         self.kubectl(["delete", "pod", name, "--grace-period=1", DELETED])
             .map(drop)
@@ -113,8 +113,8 @@ impl Node<'_> {
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
-    /// Where sockets of a pod of this node are opened, and its address, as containerd and the kernel
-    /// know it.
+    /// Where sockets of a pod of this node are opened, and its address, as containerd and the
+    /// kernel know it.
     ///
     /// # Errors
     /// When it has no address, or does not run.

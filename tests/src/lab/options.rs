@@ -100,8 +100,8 @@ impl Options {
         self
     }
 
-    /// Whether the network configuration asks for VXLAN between nodes that are on one link, as they are in
-    /// every lab.
+    /// Whether the network configuration asks for VXLAN between nodes that are on one link, as they
+    /// are in every lab.
     pub fn has_tunnels(&self) -> bool {
         let backend = &self.network["Backend"];
         backend["Type"] != "host-gw" && backend["DirectRouting"] != true

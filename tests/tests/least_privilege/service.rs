@@ -1,8 +1,9 @@
 //! The agent as a service of systemd: the unit of `deploy/` as it is, run by systemd itself.
 //!
-//! systemd is the first process of a process namespace inside a node of the lab, with the node's network and `/run`, a
-//! control group of its own, and no unit but this one. So whatever the unit takes from the agent is taken from it the
-//! way that a host takes it: capabilities, system calls, address families, paths, namespaces.
+//! systemd is the first process of a process namespace inside a node of the lab, with the node's
+//! network and `/run`, a control group of its own, and no unit but this one. So whatever the unit
+//! takes from the agent is taken from it the way that a host takes it: capabilities, system calls,
+//! address families, paths, namespaces.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,9 +22,11 @@ const SYSTEMD: &str = "/lib/systemd/systemd";
 /// The unit as systemd knows it.
 const UNIT: &str = "overlayd.service";
 
-/// What makes a process the first one of a small system, and then systemd. Its words are the agent's flags.
+/// What makes a process the first one of a small system, and then systemd. Its words are the
+/// agent's flags.
 ///
-/// `/proc/sys` is the machine's: but for its network's part, which is the node's own, it stays as it is.
+/// `/proc/sys` is the machine's: but for its network's part, which is the node's own, it stays as
+/// it is.
 const BOOT: &str = r#"
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p "/sys/fs/cgroup/$GROUP"
@@ -129,7 +132,8 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.node.stop_agent(Signal::SIGKILL);
-        // Without processes, which end a moment later, control groups can be removed, the innermost first.
+        // Without processes, which end a moment later, control groups can be removed, the innermost
+        // first.
         let remove = format!(
             "mount -t cgroup2 cgroup2 /sys/fs/cgroup
              find /sys/fs/cgroup/{0} -depth -type d -exec rmdir '{{}}' ';'

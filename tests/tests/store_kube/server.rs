@@ -18,7 +18,8 @@ use tempfile::TempDir;
 pub const PREFIX: &str = "flannel.alpha.coreos.com";
 /// How long the server may take to answer after its start.
 const UP: Duration = Duration::from_secs(90);
-/// The user that may do everything, and one that is the service account of the manifest; each with its name as token.
+/// The user that may do everything, and one that is the service account of the manifest; each with
+/// its name as token.
 const USERS: &str = "admin,admin,admin,system:masters\n\
                      agent,system:serviceaccount:kube-overlay:overlay,agent,\n";
 
@@ -218,8 +219,8 @@ impl Server {
             .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 
-    /// What the service account of the manifest may do: resources with their verbs, as the API server
-    /// lists them to it.
+    /// What the service account of the manifest may do: resources with their verbs, as the API
+    /// server lists them to it.
     pub fn allowed(&self) -> Vec<(String, String)> {
         // The last token is the one that counts.
         let list = self.kubectl(&["auth", "can-i", "--list", "--token=agent"]);

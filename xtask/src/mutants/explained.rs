@@ -2,8 +2,8 @@
 
 use super::program::Mutant;
 
-/// A change that survives, with the reason. One that is gone from the code, or that a test notices, has to leave the
-/// list.
+/// A change that survives, with the reason. One that is gone from the code, or that a test notices,
+/// has to leave the list.
 #[derive(Clone, Copy, Debug)]
 pub struct Explained {
     /// In the repository.

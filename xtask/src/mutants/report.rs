@@ -1,4 +1,5 @@
-//! What came of the changes: counts, survivors, and whether the list of explained ones is still true.
+//! What came of the changes: counts, survivors, and whether the list of explained ones is still
+//! true.
 
 use std::fmt::{self, Display, Formatter};
 

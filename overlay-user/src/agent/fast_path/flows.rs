@@ -1,7 +1,8 @@
 //! The flows that the IP stack owns, kept in step with connection tracking.
 //!
-//! The egress hooks remember a flow the moment the stack sends a translated packet. What they cannot see is
-//! the time before they were attached and the end of a flow; connection tracking knows both.
+//! The egress hooks remember a flow the moment the stack sends a translated packet. What they
+//! cannot see is the time before they were attached and the end of a flow; connection tracking
+//! knows both.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,12 +17,12 @@ use overlay_common::schema::{Flow, FlowKey};
 use super::live::Live;
 use crate::datapath::maps::now_ns;
 
-/// A flow that connection tracking does not know stays this long: others translate too (IPVS), and keep
-/// sending.
+/// A flow that connection tracking does not know stays this long: others translate too (IPVS), and
+/// keep sending.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes the table hold exactly the flows that connection tracking translates: after a time in which they went
-/// unseen.
+/// Makes the table hold exactly the flows that connection tracking translates: after a time in
+/// which they went unseen.
 pub async fn rebuild(live: &Live, network: IpNet) -> Result<(), Error> {
     settle(live, network, Duration::ZERO).await
 }
@@ -31,8 +32,8 @@ pub async fn heal(live: &Live, network: IpNet) -> Result<(), Error> {
     settle(live, network, PATIENCE).await
 }
 
-/// Compares the flows that were remembered a moment ago with connection tracking. A flow that is seen meanwhile
-/// stays: connection tracking takes its time to tell, and may have told before.
+/// Compares the flows that were remembered a moment ago with connection tracking. A flow that is
+/// seen meanwhile stays: connection tracking takes its time to tell, and may have told before.
 async fn settle(live: &Live, network: IpNet, patience: Duration) -> Result<(), Error> {
     let remembered = live.lock().maps.flows()?;
     let Some(mut missing) = translated(network).await? else {

@@ -1,5 +1,5 @@
-//! Follows the kernel's neighbours and routes in a task of its own, so that a changed next hop is in the maps within
-//! moments whatever else the agent is doing.
+//! Follows the kernel's neighbours and routes in a task of its own, so that a changed next hop is
+//! in the maps within moments whatever else the agent is doing.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,7 +27,8 @@ const TRUST: Duration = Duration::from_secs(5);
 /// How often stale next hops are confirmed: about when the kernel would, were the packets its own
 /// (`delay_first_probe_time`).
 const CONFIRM: u32 = 5;
-/// How many next hops are confirmed at a time: each costs the kernel a packet and the follower three events.
+/// How many next hops are confirmed at a time: each costs the kernel a packet and the follower
+/// three events.
 const CONFIRMATIONS: usize = 200;
 /// How often everything is asked again although no event says so: some changes tell of none.
 const NOW_AND_THEN: u32 = 60;

@@ -1,7 +1,8 @@
-//! What rounds and the [follower](super::follower) of next hops share: the maps, and the ways that are in them.
+//! What rounds and the [follower](super::follower) of next hops share: the maps, and the ways that
+//! are in them.
 //!
-//! A round reads the ways and writes the peers under one lock, so that it cannot put back what the follower has just
-//! changed. The lock is never held while something is waited for.
+//! A round reads the ways and writes the peers under one lock, so that it cannot put back what the
+//! follower has just changed. The lock is never held while something is waited for.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,7 +19,8 @@ use crate::datapath::tables::with_next_hop;
 use crate::kernel::next_hop::routes_by;
 use crate::kernel::{self, Kernel};
 
-/// How often an answer is asked for again that changes overtook; after that the follower mends what is wrong.
+/// How often an answer is asked for again that changes overtook; after that the follower mends what
+/// is wrong.
 const ATTEMPTS: usize = 3;
 
 /// The maps, and the ways to the other nodes.
@@ -38,7 +40,8 @@ impl Inner {
         self.maps.set_heartbeat(self.heartbeat)
     }
 
-    /// Lets the programs refuse by the list of leases for so long from now on; for ever where no time is given.
+    /// Lets the programs refuse by the list of leases for so long from now on; for ever where no
+    /// time is given.
     pub fn keep_leases(&mut self, time: Option<Duration>) -> Result<(), Error> {
         self.heartbeat.leases_until_ns = time.map_or(u64::MAX, after);
         self.maps.set_heartbeat(self.heartbeat)
@@ -138,7 +141,8 @@ impl Live {
     pub fn prepare_next_hops(&self) -> Result<usize, Error> {
         let inner = &mut *self.lock();
         let (maps, ways) = (&mut inner.maps, &inner.ways);
-        // Before the first round nothing is known that could be better than what an earlier agent has left.
+        // Before the first round nothing is known that could be better than what an earlier agent
+        // has left.
         if ways.exit().source.is_none() {
             return Ok(0);
         }

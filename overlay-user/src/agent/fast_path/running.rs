@@ -70,7 +70,8 @@ pub struct Running {
     pub omissions: Option<String>,
     /// Where hostile VXLAN is refused early; or why nowhere.
     pub early: Result<Nic, String>,
-    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves them.
+    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves
+    /// them.
     pub elsewhere: BTreeSet<IpAddr>,
     /// Why IPsec keeps all peers to the kernel path, which asks its policies; if it does.
     pub ipsec: Option<String>,
@@ -168,7 +169,8 @@ impl Running {
         names.filter(|name| !self.unjudged.contains(name)).collect()
     }
 
-    /// Whether the pinned maps are those that we fill: the plugin and the next agent go by the pins.
+    /// Whether the pinned maps are those that we fill: the plugin and the next agent go by the
+    /// pins.
     pub fn is_pinned(&self) -> bool {
         maps::ids(&self.pins).is_ok_and(|ids| ids == self.map_ids)
     }
@@ -223,8 +225,8 @@ impl Running {
         let pods = local_pods(&view.pods.pods, |_| false);
         let (mut tables, _) =
             tables::desired(&table_input(view, MacAddr::default(), view.peers, pods));
-        // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the table, a source
-        // that is not there may be its.
+        // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the
+        // table, a source that is not there may be its.
         if maps.admit(&tables)? {
             self.write(
                 maps,
@@ -279,7 +281,8 @@ impl Running {
             if !site.is_pod() {
                 gap |= !ours;
             } else if !ours {
-                // The stack may send it what no program of ours sees: it starts again as a newcomer.
+                // The stack may send it what no program of ours sees: it starts again as a
+                // newcomer.
                 live.lock().maps.hold_device(site.ifindex)?;
                 known.endpoints.remove(&site.ifindex);
             }
@@ -326,8 +329,8 @@ impl Running {
         ways.map_err(Error::Ways)
     }
 
-    /// Looks at the pods once more before something is written of them: what was done so far took its time, and a
-    /// pod may have come or gone, its address with it.
+    /// Looks at the pods once more before something is written of them: what was done so far took
+    /// its time, and a pod may have come or gone, its address with it.
     async fn second_look(&self, view: &mut View<'_>, known: &Snapshot<V4>) {
         let pods = local_pods(&view.pods.pods, |_| false);
         let is_known = |pod: &LocalPod| {
@@ -411,8 +414,8 @@ impl Running {
         self.live.find(kernel, exit, &vteps).await
     }
 
-    /// Writes the maps; returns what they hold in the end, and whether a pod is new. Of the ways, what is known at
-    /// this moment is written.
+    /// Writes the maps; returns what they hold in the end, and whether a pod is new. Of the ways,
+    /// what is known at this moment is written.
     fn fill(
         &mut self,
         input: &mut TableInput,
@@ -433,8 +436,8 @@ impl Running {
         let Some(config) = tables.config else {
             return Ok(None);
         };
-        // A newcomer may have talked with Services before it was watched: it is left to the kernel, and watched
-        // from now on, until the flows that it has by then are known.
+        // A newcomer may have talked with Services before it was watched: it is left to the kernel,
+        // and watched from now on, until the flows that it has by then are known.
         let (watched, newcomers) = watch_newcomers(&tables, known);
         // Narrow the mask last: until then the old entries answer for the old mask.
         let fill = |maps: &mut Maps<V4>| {
@@ -442,7 +445,8 @@ impl Running {
             maps.fill_pods(&watched)
         };
         if fill(maps).is_err() {
-            // Old and new together may be too many: without the old, then, while the kernel has everything.
+            // Old and new together may be too many: without the old, then, while the kernel has
+            // everything.
             self.write(
                 maps,
                 Config {
@@ -485,9 +489,9 @@ impl Running {
         pods.map(|pod| pod.name.clone()).collect()
     }
 
-    /// Whether the flows have to be compared with connection tracking: not where there are none, and where pods have
-    /// not sent to addresses of the network that no table lists. Services may have such addresses, and one
-    /// translation in 32,768 goes unseen.
+    /// Whether the flows have to be compared with connection tracking: not where there are none,
+    /// and where pods have not sent to addresses of the network that no table lists. Services may
+    /// have such addresses, and one translation in 32,768 goes unseen.
     fn flows_are_due(&mut self) -> Result<bool, Error> {
         if self.flows_checked.elapsed() < FLOWS_RESYNC {
             return Ok(false);
@@ -538,7 +542,8 @@ impl Running {
     }
 }
 
-/// Why IPsec keeps packets between nodes from the fast path, if it does. Who cannot tell must not take them past it.
+/// Why IPsec keeps packets between nodes from the fast path, if it does. Who cannot tell must not
+/// take them past it.
 async fn ipsec(traffic: &Traffic) -> Option<String> {
     match xfrm::policies(traffic).await {
         Ok(policies) => {

@@ -1,12 +1,13 @@
 //! The ways to the other nodes: next hops and what fits.
 //!
-//! The kernel is asked for the route to a node once; from then on its events say which routes and neighbours have
-//! changed ([`super::follower`]).
+//! The kernel is asked for the route to a node once; from then on its events say which routes and
+//! neighbours have changed ([`super::follower`]).
 //!
-//! Where a route has several next hops, one of them is taken for all packets to a peer. The kernel's VXLAN does no
-//! different: it caches the route of the first packet for each remote address and CPU (`dst_cache` in
-//! `drivers/net/vxlan/vxlan_core.c`). Leaving such peers to `bpf_redirect_neigh` would be worse: for a given device it
-//! always takes the first next hop (`fib_select_path` in `net/ipv4/fib_semantics.c`).
+//! Where a route has several next hops, one of them is taken for all packets to a peer. The
+//! kernel's VXLAN does no different: it caches the route of the first packet for each remote
+//! address and CPU (`dst_cache` in `drivers/net/vxlan/vxlan_core.c`). Leaving such peers to
+//! `bpf_redirect_neigh` would be worse: for a given device it always takes the first next hop
+//! (`fib_select_path` in `net/ipv4/fib_semantics.c`).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -37,7 +38,8 @@ pub struct Ways {
     exit: Exit,
     /// The next hop to each VTEP; none where packets leave by another device, or cannot leave.
     next_hops: BTreeMap<IpAddr, Option<NextHop>>,
-    /// The VTEPs that the kernel is asked about for the first time: a change may overtake the answer.
+    /// The VTEPs that the kernel is asked about for the first time: a change may overtake the
+    /// answer.
     asked: BTreeSet<IpAddr>,
     /// The usable neighbours of the underlay's device.
     neighbours: BTreeMap<IpAddr, Neighbour>,
@@ -45,7 +47,8 @@ pub struct Ways {
     knows_neighbours: bool,
     /// The addresses in `next_hops`.
     used: HashSet<IpAddr>,
-    /// How many changes the kernel has told of: an answer from before one of them is not to be believed.
+    /// How many changes the kernel has told of: an answer from before one of them is not to be
+    /// believed.
     news: u64,
 }
 
@@ -60,7 +63,8 @@ impl Ways {
         self.news
     }
 
-    /// Takes another exit. True if the neighbours have to be looked at, since those of this device are not known.
+    /// Takes another exit. True if the neighbours have to be looked at, since those of this device
+    /// are not known.
     pub fn leave_by(&mut self, exit: Exit) -> bool {
         let is_other = (exit.ifindex, exit.source) != (self.exit.ifindex, self.exit.source);
         if is_other {
@@ -82,7 +86,8 @@ impl Ways {
         unknown
     }
 
-    /// Takes the kernel's answers, asked for when the news was `as_of`; false if they may be too old.
+    /// Takes the kernel's answers, asked for when the news was `as_of`; false if they may be too
+    /// old.
     pub fn learn(&mut self, answers: BTreeMap<IpAddr, Option<NextHop>>, as_of: u64) -> bool {
         if self.news != as_of {
             return false;
@@ -96,7 +101,8 @@ impl Ways {
         true
     }
 
-    /// Takes all neighbours of the device, looked at when the news was `as_of`; false if they may be too old.
+    /// Takes all neighbours of the device, looked at when the news was `as_of`; false if they may
+    /// be too old.
     pub fn learn_neighbours(&mut self, all: BTreeMap<IpAddr, Neighbour>, as_of: u64) -> bool {
         let is_fresh = self.news == as_of;
         if is_fresh {
@@ -105,7 +111,8 @@ impl Ways {
         is_fresh
     }
 
-    /// Takes note of what a neighbour is now. Returns whether a next hop has another MAC address by that.
+    /// Takes note of what a neighbour is now. Returns whether a next hop has another MAC address by
+    /// that.
     pub fn neighbour(&mut self, address: IpAddr, now: Option<Neighbour>) -> bool {
         self.news += 1;
         let before = match now {
@@ -116,8 +123,8 @@ impl Ways {
         mac(before) != mac(now) && self.used.contains(&address)
     }
 
-    /// The VTEPs whose way goes by a next hop. Among several next hops of a route the kernel takes another when one is
-    /// lost (`fib_multipath_use_neigh`), and sends no event.
+    /// The VTEPs whose way goes by a next hop. Among several next hops of a route the kernel takes
+    /// another when one is lost (`fib_multipath_use_neigh`), and sends no event.
     pub fn by(&self, next_hop: IpAddr) -> Vec<IpAddr> {
         let goes_by = |way: &Option<NextHop>| way.is_some_and(|way| way.address == next_hop);
         let vteps = self.next_hops.iter().filter(|(_, way)| goes_by(way));
@@ -152,7 +159,8 @@ impl Ways {
         self.neighbour_mac(self.next_hop(vtep)?.address)
     }
 
-    /// MAC address of a neighbour, where it can be prepared: of a peer to which packets go as they are.
+    /// MAC address of a neighbour, where it can be prepared: of a peer to which packets go as they
+    /// are.
     pub fn neighbour_mac(&self, address: IpAddr) -> Option<MacAddr> {
         self.exit.mac?;
         self.neighbours.get(&address).map(|neighbour| neighbour.mac)
@@ -164,8 +172,9 @@ impl Ways {
         next_hop.is_some_and(|it| peer.way != backend::Way::Direct || it.address == peer.vtep)
     }
 
-    /// Notes the paths in what the tables are made from. Peers that the routes lead to by another device are left to
-    /// the kernel path: out of the underlay's device, packets to them would be lost. Returns those.
+    /// Notes the paths in what the tables are made from. Peers that the routes lead to by another
+    /// device are left to the kernel path: out of the underlay's device, packets to them would be
+    /// lost. Returns those.
     pub fn apply(&self, input: &mut TableInput) -> BTreeSet<IpAddr> {
         let (here, elsewhere): (Vec<_>, _) = std::mem::take(&mut input.peers)
             .into_iter()
@@ -193,8 +202,8 @@ impl Ways {
         vteps
     }
 
-    /// The next hops that the kernel would want confirmed at the next packet; packets of the fast path do not remind
-    /// it to.
+    /// The next hops that the kernel would want confirmed at the next packet; packets of the fast
+    /// path do not remind it to.
     pub fn stale(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let stale = self.neighbours.iter();
         stale

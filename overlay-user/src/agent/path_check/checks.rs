@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Peer, PeerMap};
 
-/// At most this many requests go out at once, and the next ones a second later, however many peers there are.
+/// At most this many requests go out at once, and the next ones a second later, however many peers
+/// there are.
 pub const BURST: usize = 20;
 /// Time from one burst to the next.
 pub const PAUSE: Duration = Duration::from_secs(1);

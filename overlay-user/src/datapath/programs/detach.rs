@@ -42,8 +42,8 @@ impl Programs {
         first_error.map_or(Ok(done), Err)
     }
 
-    /// Detaches what an agent of another ABI version has left attached by tcx, and removes its pins: nobody keeps
-    /// those maps true any more.
+    /// Detaches what an agent of another ABI version has left attached by tcx, and removes its
+    /// pins: nobody keeps those maps true any more.
     ///
     /// # Errors
     /// [`Error::Pin`], [`Error::Link`].
@@ -59,8 +59,8 @@ impl Programs {
         Ok(done)
     }
 
-    /// Detaches what is attached by clsact, on every device of this network namespace. The qdisc stays, as it
-    /// may be somebody else's; empty it does nothing.
+    /// Detaches what is attached by clsact, on every device of this network namespace. The qdisc
+    /// stays, as it may be somebody else's; empty it does nothing.
     ///
     /// # Errors
     /// The first failure; the rest is done all the same.
@@ -78,8 +78,8 @@ impl Programs {
         first_error.map_or(Ok(done), Err)
     }
 
-    /// Detaches from devices that are none of ours any more, and removes the pins of links whose devices are
-    /// gone.
+    /// Detaches from devices that are none of ours any more, and removes the pins of links whose
+    /// devices are gone.
     ///
     /// # Errors
     /// [`Error::Pin`], [`Error::Link`], [`Error::Filter`].

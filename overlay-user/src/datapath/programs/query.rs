@@ -1,20 +1,21 @@
-//! The ids of the programs on a tcx hook. aya opens every program that it lists, which takes `CAP_SYS_ADMIN`: all
-//! of root. The ids alone take `CAP_NET_ADMIN`.
+//! The ids of the programs on a tcx hook. aya opens every program that it lists, which takes
+//! `CAP_SYS_ADMIN`: all of root. The ids alone take `CAP_NET_ADMIN`.
 
 use std::io;
 
 use aya::programs::TcAttachType;
 use nix::libc;
 
-/// `BPF_PROG_QUERY` of `enum bpf_cmd`, and the hooks of `enum bpf_attach_type` (include/uapi/linux/bpf.h).
+/// `BPF_PROG_QUERY` of `enum bpf_cmd`, and the hooks of `enum bpf_attach_type`
+/// (include/uapi/linux/bpf.h).
 const PROG_QUERY: libc::c_int = 16;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 /// More than tcx takes (`BPF_MPROG_MAX`).
 const MOST: usize = 64;
 
-/// The member `query` of `union bpf_attr`, up to the last field that the kernel writes for tcx: it does so whatever size it
-/// is told (`bpf_mprog_query()` of kernel/bpf/mprog.c).
+/// The member `query` of `union bpf_attr`, up to the last field that the kernel writes for tcx: it
+/// does so whatever size it is told (`bpf_mprog_query()` of kernel/bpf/mprog.c).
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -51,8 +52,8 @@ pub(super) fn tcx_program_ids(ifindex: u32, direction: TcAttachType) -> io::Resu
         count: MOST as u32,
         ..Query::default()
     };
-    // SAFETY: the kernel reads as much of the struct as it is told, writes no field behind `revision`, and at most
-    // `count` ids.
+    // SAFETY: the kernel reads as much of the struct as it is told, writes no field behind
+    // `revision`, and at most `count` ids.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,4 +1,5 @@
-//! The XDP program: one to a device, native, by a pinned link (Linux 5.9; with packets in several buffers 5.18).
+//! The XDP program: one to a device, native, by a pinned link (Linux 5.9; with packets in several
+//! buffers 5.18).
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
@@ -33,8 +34,8 @@ impl Programs {
     /// Sees to it that this agent's program sits on a NIC.
     ///
     /// # Errors
-    /// Where somebody else's program sits there, or the driver has no native XDP ([`Error::Attach`]); or
-    /// [`Error::Link`], [`Error::Pin`], [`Error::Program`].
+    /// Where somebody else's program sits there, or the driver has no native XDP
+    /// ([`Error::Attach`]); or [`Error::Link`], [`Error::Pin`], [`Error::Program`].
     pub fn attach_xdp(&mut self, nic: &Nic) -> Result<Attached, Error> {
         let id = self.load_xdp()?;
         let pin = self.pins.link(HOOK, nic.ifindex);

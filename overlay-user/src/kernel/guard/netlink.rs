@@ -1,4 +1,5 @@
-//! nftables as netlink speaks it: small transactions, and what tells whether somebody else made one.
+//! nftables as netlink speaks it: small transactions, and what tells whether somebody else made
+//! one.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -31,7 +32,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// `NFNL_MSG_BATCH_BEGIN` and its attribute `NFNL_BATCH_GENID` (`linux/netfilter/nfnetlink.h`).
 const BATCH_BEGIN: u8 = 16;
 const BATCH_GENID: u16 = 1;
-/// Elements of one message: the length of an attribute has 16 bits, and an element takes at most 40.
+/// Elements of one message: the length of an attribute has 16 bits, and an element takes at most
+/// 40.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
 
 /// The chain that is on the hook of bridges, where there is anything for the guard to judge.
@@ -124,8 +126,8 @@ pub(super) async fn change(delta: &Delta, expected: Option<u32>) -> Result<(), E
     transact(messages, expected).await
 }
 
-/// Gives the one element of [`Set::Kept`] its whole time again. A newer element takes the place of the
-/// old one, for before Linux 6.12 the time of an element does not change.
+/// Gives the one element of [`Set::Kept`] its whole time again. A newer element takes the place of
+/// the old one, for before Linux 6.12 the time of an element does not change.
 pub(super) async fn keep(port: u16, lapse: Duration) -> Result<(), Error> {
     let element = |time| vec![key(&Element::Service(port), time)];
     let anew = || add(Set::Kept, element(Some(lapse)));

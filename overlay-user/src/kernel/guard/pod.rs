@@ -5,13 +5,14 @@ use std::net::Ipv4Addr;
 use super::state::{Delta, Element, Elements, Set};
 use super::{Error, netlink};
 
-/// Has the guard judge what comes from `device`, where only `address` may come from. Where the guard
-/// judges no pods there is nothing to do: programs judge, or no agent has run.
+/// Has the guard judge what comes from `device`, where only `address` may come from. Where the
+/// guard judges no pods there is nothing to do: programs judge, or no agent has run.
 ///
 /// # Errors
 /// [`Error::Netlink`].
 pub async fn admit(device: &str, address: Ipv4Addr) -> Result<(), Error> {
-    // A transaction on tables that are not there would tell as well, but waits for RCU before it does.
+    // A transaction on tables that are not there would tell as well, but waits for RCU before it
+    // does.
     if !netlink::fingerprint().await?.judges_pods() {
         return Ok(());
     }

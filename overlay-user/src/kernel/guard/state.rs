@@ -37,16 +37,17 @@ pub struct GuardState {
     pub other_vnis: BTreeSet<u32>,
     /// Every peer with the subnets that it may send from.
     pub peers: Sources,
-    /// Host device of every pod with an address that it may send from. A pod with two attachments may
-    /// send from the address of either through both.
+    /// Host device of every pod with an address that it may send from. A pod with two attachments
+    /// may send from the address of either through both.
     pub pods: BTreeSet<(String, Ipv4Addr)>,
-    /// The host devices of pods on which eBPF programs judge every frame, so that the guard need not; none
-    /// where no programs can.
+    /// The host devices of pods on which eBPF programs judge every frame, so that the guard need
+    /// not; none where no programs can.
     pub judged: Option<BTreeSet<String>>,
-    /// Whether this node's packets are translated by netfilter anyway (`--ip-masq`): the first packet of
-    /// a connection then tells of all others where it goes.
+    /// Whether this node's packets are translated by netfilter anyway (`--ip-masq`): the first
+    /// packet of a connection then tells of all others where it goes.
     pub translates: bool,
-    /// How long the list of leases is believed after the last [`Guard::renew`](super::Guard::renew).
+    /// How long the list of leases is believed after the last
+    /// [`Guard::renew`](super::Guard::renew).
     pub lapse: Duration,
 }
 
@@ -79,8 +80,8 @@ pub(super) enum Set {
     /// The same with this node's own.
     Nodes,
     /// Outer address with inner network, for subnets of this prefix length. Such a set is a hash: a
-    /// change costs the same at any size, which a set of intervals cannot offer (pipapo copies itself
-    /// for each transaction, `net/netfilter/nft_set_pipapo.c`).
+    /// change costs the same at any size, which a set of intervals cannot offer (pipapo copies
+    /// itself for each transaction, `net/netfilter/nft_set_pipapo.c`).
     Sources(u8),
     /// Our port, as long as somebody keeps the list of leases true.
     Kept,
@@ -312,8 +313,8 @@ fn missing(these: &Elements, those: &Elements) -> Elements {
     these.iter().filter_map(of).collect()
 }
 
-/// Whether `nft` can quote a device's name: its strings have no escapes, and take a final asterisk for a
-/// wildcard.
+/// Whether `nft` can quote a device's name: its strings have no escapes, and take a final asterisk
+/// for a wildcard.
 pub(super) fn is_plain(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'*');
     !name.is_empty() && name.len() <= 15 && name.bytes().all(plain)

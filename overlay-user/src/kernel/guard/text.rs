@@ -6,16 +6,16 @@ use overlay_common::schema::VOUCHED;
 use super::state::{Elements, Set, Shape, is_plain, lengths};
 use super::{Error, GuardCounters, Reason, TABLE};
 
-/// Where things are in a VXLAN packet, in bits from the UDP header on: 64 of UDP, 64 of VXLAN, 112 of
-/// Ethernet, then IPv4. As `nft` writes raw payload: base, offset, length.
+/// Where things are in a VXLAN packet, in bits from the UDP header on: 64 of UDP, 64 of VXLAN, 112
+/// of Ethernet, then IPv4. As `nft` writes raw payload: base, offset, length.
 const PORT: &str = "@th,16,16";
 const VNI: &str = "@th,96,24";
 /// The VNI with the reserved byte behind it: loading four bytes is what netfilter does fastest.
 const VNI_WORD: &str = "@th,96,32";
 const INNER_TYPE: &str = "@th,224,16";
 const INNER_SOURCE: &str = "@th,336,32";
-/// The VLAN identifier of a frame that carries a tag (802.1Q), in the bridge family: `nft` sees the tag
-/// where it was although the kernel has taken it off.
+/// The VLAN identifier of a frame that carries a tag (802.1Q), in the bridge family: `nft` sees the
+/// tag where it was although the kernel has taken it off.
 const VLAN_ID: &str = "@ll,116,12";
 
 /// Ethernet types.
@@ -26,14 +26,16 @@ const VLANS: &str = "{ 0x8100, 0x88a8 }";
 const BRIDGE_CHAIN: &str = "chain prerouting { \
      type filter hook prerouting priority -300; policy accept; iifname @ports jump guard; }\n";
 
-/// Deletes our tables whether they are there or not; that of the family `inet` is an earlier version's.
+/// Deletes our tables whether they are there or not; that of the family `inet` is an earlier
+/// version's.
 pub(super) fn removal() -> String {
     ["ip", "bridge", "inet"]
         .map(|f| format!("table {f} {TABLE}\ndelete table {f} {TABLE}\n"))
         .concat()
 }
 
-/// The transaction that puts new tables in the place of what is there, with these counts to go on from.
+/// The transaction that puts new tables in the place of what is there, with these counts to go on
+/// from.
 pub(super) fn render(
     shape: &Shape,
     elements: &Elements,
@@ -55,8 +57,8 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
     Ok(text + "}\n")
 }
 
-/// What comes by the NIC as it is: nothing in it tells which node sent it, but this node's own pods are
-/// not out there.
+/// What comes by the NIC as it is: nothing in it tells which node sent it, but this node's own pods
+/// are not out there.
 fn link(shape: &Shape, nic: &str) -> String {
     let (own_subnet, own) = (shape.own_subnet, drop(Reason::OwnSubnet));
     format!(
@@ -82,8 +84,8 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
 
     let unknown_vtep = drop(Reason::UnknownVtep);
     let wrong_vni = drop(Reason::WrongVni);
-    // Peers send to the address that the lease names. Any other address of this node is a way around the
-    // check of who sends: a pod's packet to it is masqueraded as its node's.
+    // Peers send to the address that the lease names. Any other address of this node is a way
+    // around the check of who sends: a pod's packet to it is masqueraded as its node's.
     let other_address = drop(Reason::OtherAddress);
     let inner_vlan = drop(Reason::InnerVlan);
     // The VXLAN device would take ARP and router advertisements for this node's own.
@@ -147,10 +149,10 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
          {INNER_SOURCE} {network} jump sources\n\
          }}\n"
     );
-    // A condition costs 5 to 10 ns a packet, a chain on a hook 30 ns. So the first rule has one condition: what
-    // is right by all others is let through whatever protocol it has.
-    // VXLAN for a node never comes through the overlay: its outer source would be whatever a peer has
-    // put inside its own VXLAN, another node's address for one.
+    // A condition costs 5 to 10 ns a packet, a chain on a hook 30 ns. So the first rule has one
+    // condition: what is right by all others is let through whatever protocol it has. VXLAN for a
+    // node never comes through the overlay: its outer source would be whatever a peer has put
+    // inside its own VXLAN, another node's address for one.
     text += &format!(
         "chain arriving {{\n\
          {right_at_once}\
@@ -169,9 +171,10 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
          {vouched}{PORT} {port} jump arriving\n\
          }}\n"
     );
-    // Where netfilter translates, only the first packet of a connection meets a chain of the type nat;
-    // all others follow it. It sees packets of this node's own as well, which the VXLAN device names as
-    // the device that they came from. (That a chain on this hook may ask for the device: Linux 5.7.)
+    // Where netfilter translates, only the first packet of a connection meets a chain of the type
+    // nat; all others follow it. It sees packets of this node's own as well, which the VXLAN device
+    // names as the device that they came from. (That a chain on this hook may ask for the device:
+    // Linux 5.7.)
     let (hook, not_own) = if shape.translates {
         let hook = "chain leaving { type nat hook postrouting priority 90";
         (hook, format!("ip saddr != {own_vtep} "))
@@ -197,13 +200,13 @@ fn bridge(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Strin
     let source = drop(Reason::SpoofedSource);
     let arp = drop(Reason::SpoofedArp);
     let stacked = drop(Reason::StackedVlan);
-    // Without pods to judge nothing is on the bridge's hook; counters stay, and the CNI plugin finds
-    // where to put the pods that it makes while no agent runs.
+    // Without pods to judge nothing is on the bridge's hook; counters stay, and the CNI plugin
+    // finds where to put the pods that it makes while no agent runs.
     let hook = if shape.has_ports { BRIDGE_CHAIN } else { "" };
-    // The kernel takes one tag off before the bridge sees the frame, so that a tagged packet is matched
-    // like a plain one; but `nft` would look for ARP in the Ethernet header, where the tag still shows,
-    // unless told to ask for the protocol. The kernel takes any number of tags with VLAN 0 off before
-    // the IP stack sees it: what has a second tag could be anything.
+    // The kernel takes one tag off before the bridge sees the frame, so that a tagged packet is
+    // matched like a plain one; but `nft` would look for ARP in the Ethernet header, where the tag
+    // still shows, unless told to ask for the protocol. The kernel takes any number of tags with
+    // VLAN 0 off before the IP stack sees it: what has a second tag could be anything.
     format!(
         "table bridge {TABLE} {{\n\
          {}{}{}\

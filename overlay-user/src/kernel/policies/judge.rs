@@ -16,8 +16,8 @@ const DEPTH: usize = 32;
 pub struct Scope {
     /// The whole overlay: source and destination are in it.
     pub network: IpNet,
-    /// The devices by which the IP stack sees them come and go: the pods' bridge, the VXLAN device, the NIC
-    /// where packets leave without encapsulation.
+    /// The devices by which the IP stack sees them come and go: the pods' bridge, the VXLAN device,
+    /// the NIC where packets leave without encapsulation.
     pub devices: BTreeSet<String>,
     /// The host ends of the pods' veth pairs.
     pub ports: BTreeSet<String>,

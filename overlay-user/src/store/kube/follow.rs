@@ -1,4 +1,5 @@
-//! A watch of all Nodes that outlives broken connections, restarts of the API server and compaction.
+//! A watch of all Nodes that outlives broken connections, restarts of the API server and
+//! compaction.
 
 use std::time::Duration;
 
@@ -15,17 +16,17 @@ use super::node::Node;
 use super::nodes::Nodes;
 use crate::store::entry::Change;
 
-/// Pauses between attempts, shortest and longest, each stretched by chance: all nodes of a cluster lose
-/// the API server at the same moment.
+/// Pauses between attempts, shortest and longest, each stretched by chance: all nodes of a cluster
+/// lose the API server at the same moment.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How often a watch that brings nothing is reported as alive. The connection is probed by TCP.
 const SILENCE: Duration = Duration::from_secs(10);
-/// What is known is written down as soon as it changes, but not more often than this, and in no more
-/// than this share of the time: all of it is written.
+/// What is known is written down as soon as it changes, but not more often than this, and in no
+/// more than this share of the time: all of it is written.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
 const RECORD_SHARE: u32 = 100;
-/// The server ends a watch after so many seconds, drawn by chance, so that not all nodes of a cluster
-/// come back at once. kube allows no more than 294.
+/// The server ends a watch after so many seconds, drawn by chance, so that not all nodes of a
+/// cluster come back at once. kube allows no more than 294.
 const LENGTH: std::ops::Range<u32> = 200..290;
 
 /// Why a watch ended.
@@ -113,7 +114,8 @@ fn pauses() -> ExponentialBackoff {
 }
 
 impl Follower<'_> {
-    /// One list, if due, and one watch until it ends. `heard` becomes true once the server answered.
+    /// One list, if due, and one watch until it ends. `heard` becomes true once the server
+    /// answered.
     async fn once(&mut self, heard: &mut bool) -> End {
         if self.place.is_none() && !self.streams {
             match self.list().await {

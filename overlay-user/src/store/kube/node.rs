@@ -163,9 +163,9 @@ impl Node {
         self.annotation(names, "public-ip-overwrite")?.parse().ok()
     }
 
-    /// The node as an entry under `key`, whose value is the JSON that etcd would hold. What cannot be
-    /// read is passed on as it is, because whoever judges leases names it. With `v4_only` what the
-    /// node says for IPv6 is left out.
+    /// The node as an entry under `key`, whose value is the JSON that etcd would hold. What cannot
+    /// be read is passed on as it is, because whoever judges leases names it. With `v4_only` what
+    /// the node says for IPv6 is left out.
     pub fn entry(&self, names: &Names, key: String, v4_only: bool) -> Entry {
         let text = |name| self.annotation(names, name);
         let data = |text: &str| match serde_json::from_str(text) {

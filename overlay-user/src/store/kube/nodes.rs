@@ -1,7 +1,7 @@
 //! Which node holds which subnet, and what the keeper is told when a Node changes: pure.
 //!
-//! The keeper knows entries by their subnets, and two Nodes may claim one. The older holds it then; the
-//! others are refused, under a key that is their name.
+//! The keeper knows entries by their subnets, and two Nodes may claim one. The older holds it then;
+//! the others are refused, under a key that is their name.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -169,9 +169,9 @@ impl Nodes {
         }
     }
 
-    /// Decides anew who holds a subnet, and tells how everybody who claims it stands. The revision is
-    /// that of the change that it is about, because a holder that was there before must not look older
-    /// than one that is gone.
+    /// Decides anew who holds a subnet, and tells how everybody who claims it stands. The revision
+    /// is that of the change that it is about, because a holder that was there before must not look
+    /// older than one that is gone.
     fn settle(&mut self, key: &SubnetKey, revision: u64) -> Vec<Change> {
         let Self { known, claims, .. } = self;
         let Some(claims) = claims.get_mut(key) else {
@@ -254,7 +254,8 @@ mod tests {
         serde_json::from_value(json).expect("a Node")
     }
 
-    /// The table that the keeper makes of the changes: public addresses of leases, and who is refused.
+    /// The table that the keeper makes of the changes: public addresses of leases, and who is
+    /// refused.
     #[derive(Default)]
     struct Keeper(Table);
 

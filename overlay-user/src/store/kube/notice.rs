@@ -100,7 +100,8 @@ impl Kube {
         let event = json!({
             "apiVersion": "v1", "kind": "Event",
             "metadata": {"generateName": format!("{name}."), "namespace": NAMESPACE},
-            // kubectl finds a Node's events by its name in place of the UID, as the kubelet puts it.
+            // kubectl finds a Node's events by its name in place of the UID, as the kubelet puts
+            // it.
             "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": name, "uid": name},
             "reason": reason, "message": cut(message), "type": "Warning",
             "source": {"component": MANAGER, "host": name},

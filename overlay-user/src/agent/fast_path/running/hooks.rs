@@ -47,7 +47,8 @@ pub(super) fn sites(view: &View<'_>, outlets: &[Outlet]) -> Vec<Site> {
 }
 
 impl Running {
-    /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told last holds.
+    /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told
+    /// last holds.
     pub(super) async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
         let mut found = BTreeSet::new();
         for site in self.sites.clone() {
@@ -73,8 +74,9 @@ impl Running {
             .presence(site.hook, &site.interface, site.ifindex)
     }
 
-    /// Puts programs on every site; returns the pods that carry a program of somebody else. A pod that goes
-    /// while we are at it, or that the kernel refuses, is left out and does not hold up the others.
+    /// Puts programs on every site; returns the pods that carry a program of somebody else. A pod
+    /// that goes while we are at it, or that the kernel refuses, is left out and does not hold up
+    /// the others.
     pub(super) fn attach(&mut self) -> Result<Vec<u32>, Error> {
         let mut foreign = Vec::new();
         let mut left_out = BTreeMap::new();
