@@ -92,7 +92,7 @@ impl FastPath {
     pub fn new(settings: &Settings) -> Self {
         match (settings.flags.node.fast_path, settings.flags.node.guard) {
             (Wanted::Off, Guard::Nftables) => Self::Off { removed: false },
-            // Without a fast path programs check all the same, for less than nftables takes.
+            // Without a fast path programs check all the same, because nftables takes longer.
             (Wanted::Off, Guard::Auto | Guard::Bpf) | (Wanted::Auto | Wanted::Force, _) => {
                 Self::down()
             }
