@@ -1,6 +1,7 @@
 //! Everybody reaches everybody, the receiver sees the sender's own address, and plain pod traffic
 //! takes the fast path.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -95,14 +96,15 @@ fn reachability_with_a_directory_and_the_kernel_path() -> Result<()> {
     programs_only_check(&lab)
 }
 
-/// Without a fast path, programs judge what pods send, and carry nothing.
+/// Without a fast path, programs judge what pods send and what arrives, and carry nothing.
 fn programs_only_check(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let status = status(&node)?;
         let attachments = status["attachments"].as_array();
-        let of_pods = |it: &serde_json::Value| it["hook"] == "pod_in";
+        let hooks: Option<BTreeSet<_>> =
+            attachments.map(|all| all.iter().filter_map(|it| it["hook"].as_str()).collect());
         ensure!(
-            attachments.is_some_and(|all| !all.is_empty() && all.iter().all(of_pods)),
+            hooks == Some(BTreeSet::from(["net_in", "pod_in"])),
             "{status}"
         );
         let counts = Counts::of(&node)?;

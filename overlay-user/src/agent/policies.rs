@@ -1,8 +1,11 @@
 //! Whether network policies, and other packet-filter rules of others, keep the fast path from being
 //! active.
 
+use super::settings::Settings;
 use crate::config::flags::FastPath as Wanted;
+use crate::kernel::pods::PodLinks;
 use crate::kernel::policies::{Found, Policies, Policy, Scope};
+use crate::marks::BRIDGE;
 
 /// What keeps packets to the kernel path, from look to look.
 #[derive(Debug)]
@@ -66,5 +69,24 @@ impl Hindrance {
     /// The rules themselves.
     pub fn policies(&self) -> &[Policy] {
         &self.found.policies
+    }
+}
+
+/// The packets whose short cut passes by netfilter.
+pub fn scope(settings: &Settings, nic: &str, pods: &PodLinks) -> Scope {
+    let bridge = pods.bridge.as_ref();
+    let bridge = bridge.map_or(BRIDGE, |bridge| &bridge.name);
+    let device = settings.device.as_deref();
+    // Packets that nothing is around meet the rules for the NIC.
+    let nic = settings.backend.has_direct_ways().then_some(nic);
+    Scope {
+        network: settings.network(),
+        devices: [bridge]
+            .into_iter()
+            .chain(device)
+            .chain(nic)
+            .map(str::to_owned)
+            .collect(),
+        ports: pods.pods.iter().map(|pod| pod.name.clone()).collect(),
     }
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::admitted::Admitted;
@@ -17,7 +17,7 @@ use super::health::{Health, Report};
 use super::kernel_path::KernelPath;
 use super::path_check::PathCheck;
 use super::plan::{self, Plan, attributes};
-use super::policies::Hindrance;
+use super::policies::{Hindrance, scope};
 use super::rules::RulesUpkeep;
 use super::seen::Seen;
 use super::settings::Settings;
@@ -25,16 +25,17 @@ use super::underlay::{Footing, Step};
 use crate::backend::{Here, Peer, Peers};
 use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
-use crate::kernel::monitor::{Event, Monitor, ROUNDS};
-use crate::kernel::pods::PodLinks;
-use crate::kernel::policies::Scope;
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
 use crate::liveness::Heartbeat;
 use crate::mac::MacAddr;
-use crate::marks::BRIDGE;
 use crate::observe::agent_file::AgentFile;
 use crate::store::{LeaseState, Store};
+
+mod tell;
+mod waits;
+
+use waits::{told, watch_kernel, when};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -383,44 +384,6 @@ impl Reconciler {
         report.pods = view.pods.pods.len();
         report.peers = served.len();
     }
-
-    fn announce(&mut self, report: &Report) {
-        if !report.is_ready() || self.announced {
-            return;
-        }
-        self.announced = true;
-        tracing::info!(peers = report.peers, pods = report.pods, "ready");
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::debug!("sd_notify: {error}");
-        }
-    }
-
-    /// Leaves a note for the tools of what the kernel does not show.
-    fn leave_note(&mut self, report: &mut Report) {
-        let paths = self.path_check.paths().borrow().clone();
-        let file = AgentFile {
-            rejected: report
-                .rejected
-                .sorted()
-                .iter()
-                .map(|it| (&***it).into())
-                .collect(),
-            leases_as_of: report.leases_as_of.clone(),
-            early_refusal: self.fast_path.early_refusal(),
-            foreign_programs: self.fast_path.foreign_programs(),
-            network_policies: self.hindrance.note(),
-            unreachable: paths.unreachable,
-            unchecked: paths.unchecked,
-            ..self.file.clone()
-        };
-        if file == self.file {
-            return;
-        }
-        match file.write(&self.settings.flags.node.run_dir) {
-            Ok(()) => self.file = file,
-            Err(error) => report.problem("note for the tools", error.to_string()),
-        }
-    }
 }
 
 /// Who judges what pods and nodes send, for people.
@@ -428,56 +391,5 @@ fn guards(by_programs: usize) -> String {
     match by_programs {
         0 => "nftables".to_owned(),
         pods => format!("eBPF programs what {pods} pods send, nftables all else"),
-    }
-}
-
-/// Reads the kernel's events in a task of its own, so that none is lost while a round goes on.
-fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Event, kernel::Error>>> {
-    let mut monitor = Monitor::subscribe(ROUNDS)?;
-    let (tell, events) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        loop {
-            let event = monitor.next().await;
-            let is_last = event.is_err();
-            if tell.send(event).is_err() || is_last {
-                return;
-            }
-        }
-    });
-    Ok(events)
-}
-
-/// The packets whose short cut passes by netfilter.
-fn scope(settings: &Settings, nic: &str, pods: &PodLinks) -> Scope {
-    let bridge = pods.bridge.as_ref();
-    let bridge = bridge.map_or(BRIDGE, |bridge| &bridge.name);
-    let device = settings.device.as_deref();
-    // Packets that nothing is around meet the rules for the NIC.
-    let nic = settings.backend.has_direct_ways().then_some(nic);
-    Scope {
-        network: settings.network(),
-        devices: [bridge]
-            .into_iter()
-            .chain(device)
-            .chain(nic)
-            .map(str::to_owned)
-            .collect(),
-        ports: pods.pods.iter().map(|pod| pod.name.clone()).collect(),
-    }
-}
-
-/// Waits for a moment, or for ever.
-async fn when(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until told, or for ever.
-async fn told(notify: Option<Arc<Notify>>) {
-    match notify {
-        Some(notify) => notify.notified().await,
-        None => std::future::pending().await,
     }
 }

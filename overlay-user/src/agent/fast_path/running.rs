@@ -5,37 +5,32 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::flags::{Aggregates, Attach, FastPath, NodeFlags, Xdp};
+use crate::config::flags::{Attach, FastPath, NodeFlags, Xdp};
 use crate::datapath::Error;
-use crate::datapath::family::UserFamily as _;
-use crate::datapath::maps::{self, JUDGING, Maps};
+use crate::datapath::maps::{self, Maps};
 use crate::datapath::object;
 use crate::datapath::pins::Pins;
 use crate::datapath::probe::Probes;
 use crate::datapath::programs::{Attachment, Programs};
-use crate::datapath::tables::{self, LocalPod, Omission, TableInput};
+use crate::datapath::tables::{self};
 use crate::kernel::nic::Nic;
 use crate::kernel::pods::PodLink;
-use crate::kernel::xfrm::{self, Traffic};
-use crate::kernel::{self, Kernel, sysctl};
+use crate::kernel::xfrm::Traffic;
 use crate::mac::MacAddr;
-use crate::marks::BRIDGE;
 use ipnet::IpNet;
-use overlay_common::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_EVENTS, CONFIG_PEERS_COMPLETE,
-    CONFIG_SHARED_PORT, Config,
-};
+use overlay_common::schema::{CONFIG_ACTIVE, CONFIG_PEERS_COMPLETE, Config};
 use overlay_common::snapshot::Snapshot;
 use overlay_common::{Hook, V4, Verdict};
 use tokio::sync::Notify;
 
 use super::follower::Follower;
 use super::live::Live;
-use super::ways::Exit;
 use super::{Backing, View, flows, refusals};
+use contents::ipsec;
 use hooks::{Site, sites};
-use wanted::{local_pods, table_input, watch_newcomers};
+use wanted::{local_pods, table_input};
 
+mod contents;
 mod hooks;
 mod wanted;
 
@@ -329,157 +324,6 @@ impl Running {
         ways.map_err(Error::Ways)
     }
 
-    /// Looks at the pods once more before something is written of them: what was done so far took
-    /// its time, and a pod may have come or gone, its address with it.
-    async fn second_look(&self, view: &mut View<'_>, known: &Snapshot<V4>) {
-        let pods = local_pods(&view.pods.pods, |_| false);
-        let is_known = |pod: &LocalPod| {
-            known.endpoints.get(&pod.ifindex).is_some_and(|endpoint| {
-                V4::from_ip(pod.address).is_some_and(|address| endpoint.has(address))
-            })
-        };
-        if pods.len() == known.endpoints.len() && pods.iter().all(is_known) {
-            return;
-        }
-        view.kernel.look();
-        match view.kernel.pods(BRIDGE).await {
-            Ok(pods) => *view.pods = pods,
-            Err(error) => tracing::warn!("list pods: {error}"),
-        }
-    }
-
-    /// What the tables are made from, but for the ways to the peers.
-    async fn input(
-        &mut self,
-        view: &View<'_>,
-        backing: &Backing<'_>,
-        foreign: &[u32],
-    ) -> TableInput {
-        let pods = view
-            .pods
-            .pods
-            .iter()
-            .filter(|pod| !self.left_out.contains_key(&pod.name));
-        let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
-        let mut input = table_input(view, backing.mac, backing.peers, pods);
-        input.source_ports = sysctl::local_port_range().unwrap_or(input.source_ports);
-        // Where the kernel does not tell, what it told last holds.
-        if let Some(others) = &view.other_vnis {
-            self.shares_port = !others.is_empty();
-        }
-        if self.shares_port {
-            input.flags |= CONFIG_SHARED_PORT;
-        }
-        if view.settings.flags.node.aggregates == Aggregates::Kernel {
-            input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
-        }
-        if view.settings.flags.node.log_refused {
-            input.flags |= CONFIG_EVENTS;
-        }
-        let backed: BTreeSet<_> = backing.peers.iter().map(|peer| peer.subnet).collect();
-        input.unserved = view
-            .peers
-            .iter()
-            .filter(|peer| !backed.contains(&peer.subnet))
-            .cloned()
-            .collect();
-        input
-    }
-
-    /// Finds the ways to the peers. A peer without one is left to the kernel path.
-    async fn find_ways(
-        &mut self,
-        kernel: &Kernel,
-        input: &mut TableInput,
-    ) -> Result<(), kernel::Error> {
-        let traffic = Traffic {
-            own: input.vtep,
-            peers: input.peers.iter().map(|(peer, _)| peer.vtep).collect(),
-            port: input.port,
-            network: input.network,
-        };
-        self.ipsec = ipsec(&traffic).await;
-        self.traffic = Some(traffic);
-        if self.ipsec.is_some() {
-            let peers = std::mem::take(&mut input.peers).into_iter();
-            input.unserved.extend(peers.map(|(peer, _)| peer));
-        }
-        let vteps = input.peers.iter().map(|(peer, _)| peer.vtep).collect();
-        let mac = kernel.device_mac(input.underlay_ifindex).await;
-        let exit = Exit {
-            ifindex: input.underlay_ifindex,
-            source: Some(input.vtep),
-            mac: mac.ok().flatten().filter(|mac| *mac != MacAddr::default()),
-        };
-        self.live.find(kernel, exit, &vteps).await
-    }
-
-    /// Writes the maps; returns what they hold in the end, and whether a pod is new. Of the ways,
-    /// what is known at this moment is written.
-    fn fill(
-        &mut self,
-        input: &mut TableInput,
-        known: &Snapshot<V4>,
-    ) -> Result<Option<(Snapshot<V4>, bool)>, Error> {
-        let live = self.live.clone();
-        let inner = &mut *live.lock();
-        let maps = &mut inner.maps;
-        self.elsewhere = inner.ways.apply(input);
-        let (tables, omissions) = tables::desired(input);
-        let omissions = Omission::summary(&omissions);
-        if omissions != self.omissions {
-            if let Some(text) = &omissions {
-                tracing::warn!("{text}");
-            }
-            self.omissions = omissions;
-        }
-        let Some(config) = tables.config else {
-            return Ok(None);
-        };
-        // A newcomer may have talked with Services before it was watched: it is left to the kernel,
-        // and watched from now on, until the flows that it has by then are known.
-        let (watched, newcomers) = watch_newcomers(&tables, known);
-        // Narrow the mask last: until then the old entries answer for the old mask.
-        let fill = |maps: &mut Maps<V4>| {
-            maps.fill_peers(&tables)?;
-            maps.fill_pods(&watched)
-        };
-        if fill(maps).is_err() {
-            // Old and new together may be too many: without the old, then, while the kernel has
-            // everything.
-            self.write(
-                maps,
-                Config {
-                    flags: config.flags & JUDGING,
-                    ..config
-                },
-            )?;
-            maps.retire(&tables)?;
-            fill(maps)?;
-        }
-        inner.keep_leases(self.leases_outlive_us)?;
-        let maps = &mut inner.maps;
-        self.write(maps, config)?;
-        maps.retire(&tables)?;
-        Ok(Some((tables, newcomers)))
-    }
-
-    fn forget_gone(&mut self) -> Result<(), Error> {
-        let (sites, early) = (&self.sites, &self.early);
-        let gone = self.programs.forget_gone(|hook, ifindex| {
-            if hook == Hook::NetXdp {
-                return early.as_ref().is_ok_and(|nic| nic.ifindex == ifindex);
-            }
-            sites
-                .iter()
-                .any(|site| site.hook == hook && site.ifindex == ifindex)
-        })?;
-        if gone > 0 {
-            tracing::debug!(links = gone, "links of gone devices removed");
-        }
-        Ok(())
-    }
-
     /// The pods that are without a program of ours, or without an entry in the tables.
     fn unjudged_pods(&self, view: &View<'_>, tables: &Snapshot<V4>) -> BTreeSet<String> {
         let is_judged = |pod: &&PodLink| {
@@ -539,21 +383,5 @@ impl Running {
         maps.set_config(&config)?;
         self.config = Some(config);
         Ok(())
-    }
-}
-
-/// Why IPsec keeps packets between nodes from the fast path, if it does. Who cannot tell must not
-/// take them past it.
-async fn ipsec(traffic: &Traffic) -> Option<String> {
-    match xfrm::policies(traffic).await {
-        Ok(policies) => {
-            let first = policies.first()?;
-            let others = match policies.len() - 1 {
-                0 => String::new(),
-                others => format!(" and {others} more"),
-            };
-            Some(format!("IPsec policies exist ({first}{others})"))
-        }
-        Err(error) => Some(format!("IPsec policies cannot be read: {error}")),
     }
 }

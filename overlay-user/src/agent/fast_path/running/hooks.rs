@@ -47,6 +47,23 @@ pub(super) fn sites(view: &View<'_>, outlets: &[Outlet]) -> Vec<Site> {
 }
 
 impl Running {
+    /// Removes the links of devices that are gone.
+    pub(super) fn forget_gone(&mut self) -> Result<(), Error> {
+        let (sites, early) = (&self.sites, &self.early);
+        let gone = self.programs.forget_gone(|hook, ifindex| {
+            if hook == Hook::NetXdp {
+                return early.as_ref().is_ok_and(|nic| nic.ifindex == ifindex);
+            }
+            sites
+                .iter()
+                .any(|site| site.hook == hook && site.ifindex == ifindex)
+        })?;
+        if gone > 0 {
+            tracing::debug!(links = gone, "links of gone devices removed");
+        }
+        Ok(())
+    }
+
     /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told
     /// last holds.
     pub(super) async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
