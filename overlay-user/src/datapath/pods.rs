@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use overlay_common::schema::{ENDPOINT_ADDRESSES, Endpoint, POD_KERNEL_PATH, PodEntry};
+use overlay_common::schema::POD_KERNEL_PATH;
 use overlay_common::{Hook, V4};
 
 use super::family::UserFamily as _;
 use super::maps::Maps;
 use super::pins::Pins;
-use super::tables::{LocalPod, owner};
+use super::tables::LocalPod;
 use super::{Error, programs};
 
 /// Tells the programs of a pod, and attaches the one that judges what the pod sends to the pod's
@@ -24,21 +24,8 @@ pub fn guard(root: &Path, interface: &str, pod: &LocalPod) -> Result<bool, Error
     if !pins.programs().exists() {
         return Ok(false);
     }
-    let (flags, owner) = (POD_KERNEL_PATH, owner(&pod.container));
-    let endpoint = Endpoint {
-        addresses: [V4::from_ip(pod.address).ok_or(Error::Family(pod.address))?;
-            ENDPOINT_ADDRESSES],
-        mac: pod.mac.0,
-        flags,
-        owner,
-    };
-    let entry = PodEntry {
-        ifindex: pod.ifindex,
-        mtu: pod.mtu,
-        mac: pod.mac.0,
-        flags,
-        owner,
-    };
+    let address = V4::from_ip(pod.address).ok_or(Error::Family(pod.address))?;
+    let (endpoint, entry) = pod.entries::<V4>(address, POD_KERNEL_PATH);
     Maps::<V4>::remember_pod(&pins, endpoint, entry)?;
     programs::attach_offered(&pins, interface, pod.ifindex)
 }

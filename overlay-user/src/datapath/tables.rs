@@ -76,6 +76,31 @@ pub struct LocalPod {
     pub container: String,
 }
 
+impl LocalPod {
+    /// What the tables say of a pod with this address: by its device, and by its address.
+    pub(super) fn entries<F: UserFamily>(
+        &self,
+        address: F::Addr,
+        flags: u16,
+    ) -> (Endpoint<F>, PodEntry) {
+        let (mac, owner) = (self.mac.0, owner(&self.container));
+        let endpoint = Endpoint {
+            addresses: [address; ENDPOINT_ADDRESSES],
+            mac,
+            flags,
+            owner,
+        };
+        let entry = PodEntry {
+            ifindex: self.ifindex,
+            mtu: self.mtu,
+            mac,
+            flags,
+            owner,
+        };
+        (endpoint, entry)
+    }
+}
+
 /// Something that the tables have no room or form for; the kernel path serves it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Omission {
@@ -207,21 +232,8 @@ fn add_pods<F: UserFamily>(
             continue;
         }
         let flags = if pod.kernel_path { POD_KERNEL_PATH } else { 0 };
-        let owner = owner(&pod.container);
-        let endpoint = Endpoint {
-            addresses: [address; ENDPOINT_ADDRESSES],
-            mac: pod.mac.0,
-            flags,
-            owner,
-        };
+        let (endpoint, entry) = pod.entries::<F>(address, flags);
         tables.endpoints.insert(pod.ifindex, endpoint);
-        let entry = PodEntry {
-            ifindex: pod.ifindex,
-            mtu: pod.mtu,
-            mac: pod.mac.0,
-            flags,
-            owner,
-        };
         if let Some(first) = tables.pods.insert(address, entry) {
             // Nobody can tell which is right: neither gets a short cut.
             omissions.push(Omission::Duplicate(pod.address));
@@ -243,7 +255,7 @@ fn add_pods<F: UserFamily>(
 
 /// What stands for a container in the tables: FNV-1a of its identifier, which the runtime draws at
 /// random, and never zero.
-pub fn owner(container: &str) -> u32 {
+fn owner(container: &str) -> u32 {
     const OFFSET_BASIS: u32 = 0x811c_9dc5;
     const PRIME: u32 = 0x0100_0193;
     let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(PRIME);
