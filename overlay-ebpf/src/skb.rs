@@ -1,5 +1,6 @@
 //! The kernel's socket buffer as a packet.
 
+use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
@@ -9,7 +10,8 @@ use aya_ebpf::programs::TcContext;
 use overlay_common::Family;
 use overlay_common::decide::mark;
 use overlay_common::packet::Packet;
-use overlay_common::schema::VOUCHED;
+
+use crate::events::Copied;
 
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -99,17 +101,6 @@ impl Skb {
         failed == 0
     }
 
-    /// Tells the guard of the kernel path that the sender of this VXLAN packet has been checked.
-    ///
-    /// The priority goes with the buffer to netfilter's input hook. The IP stack gives what it
-    /// forwards after decapsulation a priority of its own (`ip_forward()`), and a veth takes it
-    /// off (`____dev_forward_skb()`), so that it neither leaves the machine nor comes from a pod.
-    #[inline(always)]
-    pub fn vouch(&self) {
-        // SAFETY: as for `hand_over`.
-        unsafe { (*self.raw).priority = VOUCHED }
-    }
-
     /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which
     /// would press all pods' traffic into one queue of the NIC.
     #[inline(always)]
@@ -183,5 +174,13 @@ impl Packet for Skb {
     fn ifindex(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw).ifindex }
+    }
+}
+
+impl Copied for Skb {
+    #[inline(always)]
+    fn copy(&self, to: *mut c_void, len: u32) {
+        // SAFETY: `to` has room for as many bytes.
+        unsafe { bpf_skb_load_bytes(self.raw.cast(), 0, to.cast(), len) };
     }
 }
