@@ -21,8 +21,8 @@ static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// A packet whose beginning can be copied out.
 pub trait Copied: Packet {
-    /// Copies the first `len` bytes to `to`, which has room for [`HEAD_LEN`]; zeros where the packet
-    /// has fewer.
+    /// Copies the first `len` bytes to `to`, which has room for [`HEAD_LEN`]; zeros where the
+    /// packet has fewer.
     fn copy(&self, to: *mut c_void, len: u32);
 }
 

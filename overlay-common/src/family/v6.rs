@@ -77,9 +77,9 @@ impl Family for V6 {
         let mut header_len = HEADER_LEN;
         let mut fragment = Fragment::No;
         let mut left = MAX_EXTENSIONS;
-        // Of a later fragment nothing but the payload of the first one follows.
-        // Behind more extensions than are followed stands a payload of unknown protocol: who sends it
-        // is judged all the same.
+        // Of a later fragment nothing but the payload of the first one follows. Behind more
+        // extensions than are followed stands a payload of unknown protocol, whose sender is judged
+        // all the same.
         while fragment != Fragment::Later && is_extension(protocol) && left > 0 {
             left -= 1;
             let [word] = packet.load::<1>(offset + header_len)?;
