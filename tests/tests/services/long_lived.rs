@@ -17,7 +17,6 @@ use super::cluster::Cluster;
 
 /// How long an agent may take to bring the fast path up or down.
 pub const SWITCH: Duration = Duration::from_secs(20);
-/// Where maps are pinned.
 /// Silence in a conversation, long enough for the agent to do all it wants meanwhile.
 const IDLE: Duration = Duration::from_secs(2);
 
