@@ -161,3 +161,6 @@ pub fn attributes(
         IpAddr::V6(address) => bail!("public address {address}: the underlay is IPv4"),
     }
 }
+
+#[cfg(test)]
+mod tests;

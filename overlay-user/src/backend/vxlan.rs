@@ -149,6 +149,118 @@ mod tests {
     }
 
     #[test]
+    fn packets_leave_room_for_the_header() {
+        // Outer IPv4 (20), UDP (8), VXLAN (8), inner Ethernet (14).
+        let of = |mtu, underlay| {
+            Vxlan(VxlanConfig {
+                mtu,
+                ..VxlanConfig::default()
+            })
+            .mtu(underlay)
+        };
+        assert_eq!(of(None, 1500), 1450);
+        assert_eq!(of(None, 9000), 8950);
+        assert_eq!(of(Some(1400), 9000), 1350);
+        assert_eq!(of(None, 49), 0);
+    }
+
+    #[test]
+    fn a_peer_is_behind_its_subnets_base_address() {
+        let (vxlan, here) = (
+            Vxlan(VxlanConfig {
+                vni: 7,
+                port: 4789,
+                ..VxlanConfig::default()
+            }),
+            here(),
+        );
+        assert!(!vxlan.has_direct_ways());
+        let theirs = lease(&vxlan, "10.244.2.0/24", [192, 168, 1, 2], mac(2));
+        let peer = Peer {
+            subnet: theirs.subnet,
+            vtep: theirs.attributes.public_ip.into(),
+            way: vxlan.way(&here, &theirs).expect("a way"),
+        };
+        assert_eq!(peer.mac(), Some(mac(2)));
+        let state = vxlan.state(&here, &[peer]);
+        assert_eq!(
+            (state.network, state.forwarding),
+            (Some(here.network), true)
+        );
+        let device = Link {
+            name: "flannel.7".to_owned(),
+            ifindex: 0,
+            vxlan: Some(VxlanAttributes {
+                vni: 7,
+                port: 4789,
+                underlay: 2,
+                local: Some([192, 168, 0, 1].into()),
+                learning: false,
+            }),
+            mac: mac(1),
+            mtu: 1450,
+            up: true,
+            addresses: ["10.244.1.0/32".parse().expect("an address")].into(),
+            configures_itself: false,
+        };
+        assert_eq!(state.link, Some(device));
+        let base = [10, 244, 2, 0].into();
+        let route = Route {
+            subnet: theirs.subnet,
+            gateway: Some(base),
+            device: Some("flannel.7".to_owned()),
+            onlink: true,
+            protocol: ROUTE_PROTOCOL,
+            metric: 0,
+        };
+        assert_eq!(Vec::from_iter(&state.routes), [&route]);
+        assert_eq!(Vec::from_iter(state.neighbours), [(base, mac(2))]);
+        assert_eq!(
+            Vec::from_iter(state.fdb),
+            [(mac(2), [192, 168, 1, 2].into())]
+        );
+    }
+
+    #[test]
+    fn the_way_is_what_the_lease_says_if_that_makes_sense() {
+        let (vxlan, here) = (Vxlan::default(), here());
+        let way = |data: Value| {
+            let mut lease = lease(&vxlan, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
+            lease.attributes.backend_data = Some(data);
+            vxlan.way(&here, &lease)
+        };
+        let known = Ok(Way::Vxlan { mac: mac(2) });
+        let address = "02:00:00:00:00:02";
+        assert_eq!(way(json!({ "VNI": 1, "VtepMAC": address })), known);
+        // Before 2021, and whatever the case of the letters.
+        assert_eq!(way(json!({ "vtepmac": address })), known);
+        let theirs = way(json!({ "VNI": 2, "VtepMAC": address }));
+        assert_eq!(theirs, Err(RejectReason::Vni { theirs: 2, ours: 1 }));
+        let own = way(json!({ "VNI": 1, "VtepMAC": "02:00:00:00:00:01" }));
+        assert!(matches!(own, Err(RejectReason::MacTaken { .. })), "{own:?}");
+        let group = way(json!({ "VNI": 1, "VtepMAC": "01:00:5e:00:00:01" }));
+        assert!(matches!(group, Err(RejectReason::Mac(_))), "{group:?}");
+        for nonsense in [json!({}), json!({ "VtepMAC": 7 }), json!("text")] {
+            let way = way(nonsense);
+            assert!(matches!(way, Err(RejectReason::BackendData(_))), "{way:?}");
+        }
+    }
+
+    #[test]
+    fn a_lease_names_the_address_of_one_device() {
+        let of = |address: MacAddr| {
+            mac_of(&Vxlan::default().attributes([192, 168, 0, 2].into(), address))
+        };
+        assert_eq!(of(mac(2)), Some(mac(2)));
+        assert_eq!(of(MacAddr([1, 0, 0x5e, 0, 0, 1])), None);
+        let attributes = Attributes {
+            backend_data: None,
+            ..Vxlan::default().attributes([192, 168, 0, 2].into(), mac(2))
+        };
+        assert_eq!(mac_of(&attributes), None);
+    }
+
+    #[test]
     fn direct_routing_is_for_peers_on_the_link_only() {
         let direct = Vxlan(VxlanConfig {
             direct_routing: true,
