@@ -103,69 +103,11 @@ pub(crate) mod tests {
         }
     }
 
-    fn judged(subnet: &str, public_ip: [u8; 4]) -> Result<Peer, RejectReason> {
+    #[test]
+    fn the_smallest_subnet_and_the_last_address_are_good() {
         let vxlan = Vxlan::default();
-        judge(&vxlan, &here(), &lease(&vxlan, subnet, public_ip, mac(2)))
-    }
-
-    #[test]
-    fn a_subnet_has_room_lies_in_the_network_and_is_not_ours() {
-        let of = |subnet| judged(subnet, [192, 168, 0, 2]).map(|peer| peer.subnet.to_string());
-        for subnet in ["10.244.2.0/24", "10.244.128.0/17", "10.244.2.0/30"] {
-            assert_eq!(of(subnet).as_deref(), Ok(subnet));
-        }
-        for subnet in ["10.244.2.0/31", "10.244.2.0/32"] {
-            assert!(
-                matches!(of(subnet), Err(RejectReason::TooSmall(_))),
-                "{subnet}"
-            );
-        }
-        for subnet in ["10.245.2.0/24", "10.244.0.0/15", "192.168.7.0/24"] {
-            let judged = of(subnet);
-            assert!(
-                matches!(judged, Err(RejectReason::OutsideNetwork(_))),
-                "{subnet}"
-            );
-        }
-        for subnet in ["10.244.1.0/24", "10.244.1.128/25", "10.244.0.0/17"] {
-            assert!(
-                matches!(of(subnet), Err(RejectReason::OverlapsOwn(_))),
-                "{subnet}"
-            );
-        }
-    }
-
-    /// Classes of addresses: RFC 6890, and RFC 919 for broadcast.
-    #[test]
-    fn a_public_address_is_that_of_one_other_host() {
-        let of = |address| judged("10.244.2.0/24", address).map(|peer| peer.vtep);
-        for host in [
-            [1, 0, 0, 1],
-            [169, 254, 0, 1],
-            [192, 168, 0, 2],
-            [192, 168, 0, 254],
-            // Of two addresses (RFC 3021) neither is broadcast.
-            [192, 168, 5, 0],
-            [223, 255, 255, 254],
-        ] {
-            assert_eq!(of(host), Ok(host.into()));
-        }
-        for nobody in [
-            [0, 0, 0, 0],
-            [0, 1, 2, 3],
-            [127, 0, 0, 1],
-            [224, 0, 0, 1],
-            [255, 255, 255, 255],
-            [192, 168, 0, 0],
-            [192, 168, 0, 255],
-        ] {
-            let judged = of(nobody);
-            assert_eq!(judged, Err(RejectReason::PublicIp(nobody.into())));
-        }
-        let inside = [10, 244, 2, 1];
-        assert_eq!(of(inside), Err(RejectReason::PublicIpInside(inside.into())));
-        let own = [192, 168, 0, 1];
-        assert_eq!(of(own), Err(RejectReason::PublicIpOwn(own.into())));
+        let theirs = lease(&vxlan, "10.244.2.0/30", [223, 255, 255, 254], mac(2));
+        assert!(judge(&vxlan, &here(), &theirs).is_ok());
     }
 
     #[test]

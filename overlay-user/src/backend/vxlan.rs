@@ -222,31 +222,6 @@ mod tests {
     }
 
     #[test]
-    fn the_way_is_what_the_lease_says_if_that_makes_sense() {
-        let (vxlan, here) = (Vxlan::default(), here());
-        let way = |data: Value| {
-            let mut lease = lease(&vxlan, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
-            lease.attributes.backend_data = Some(data);
-            vxlan.way(&here, &lease)
-        };
-        let known = Ok(Way::Vxlan { mac: mac(2) });
-        let address = "02:00:00:00:00:02";
-        assert_eq!(way(json!({ "VNI": 1, "VtepMAC": address })), known);
-        // Before 2021, and whatever the case of the letters.
-        assert_eq!(way(json!({ "vtepmac": address })), known);
-        let theirs = way(json!({ "VNI": 2, "VtepMAC": address }));
-        assert_eq!(theirs, Err(RejectReason::Vni { theirs: 2, ours: 1 }));
-        let own = way(json!({ "VNI": 1, "VtepMAC": "02:00:00:00:00:01" }));
-        assert!(matches!(own, Err(RejectReason::MacTaken { .. })), "{own:?}");
-        let group = way(json!({ "VNI": 1, "VtepMAC": "01:00:5e:00:00:01" }));
-        assert!(matches!(group, Err(RejectReason::Mac(_))), "{group:?}");
-        for nonsense in [json!({}), json!({ "VtepMAC": 7 }), json!("text")] {
-            let way = way(nonsense);
-            assert!(matches!(way, Err(RejectReason::BackendData(_))), "{way:?}");
-        }
-    }
-
-    #[test]
     fn a_lease_names_the_address_of_one_device() {
         let of = |address: MacAddr| {
             mac_of(&Vxlan::default().attributes([192, 168, 0, 2].into(), address))
