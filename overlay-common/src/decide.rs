@@ -60,9 +60,6 @@ pub struct Pass {
     /// header starts in the frame. When the stack sends it on as it is, that is no reason to
     /// remember the flow; see [`mark`].
     pub plain: Option<u32>,
-    /// Whether it came in VXLAN, as a whole, from the node that its inner source belongs to: the
-    /// guard of the kernel path need not look at it again.
-    pub is_vouched: bool,
 }
 
 impl Pass {
@@ -72,7 +69,6 @@ impl Pass {
         Self {
             verdict,
             plain: None,
-            is_vouched: false,
         }
     }
 
@@ -82,7 +78,6 @@ impl Pass {
         Self {
             verdict,
             plain: Some(ip_offset),
-            is_vouched: false,
         }
     }
 }

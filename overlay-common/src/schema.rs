@@ -280,10 +280,6 @@ pub const NEWEST_FLOW: u32 = 0;
 /// While the two are equal there is none still, and the programs need not look.
 pub const NO_FLOW_SINCE: u32 = 1;
 
-/// Priority (`skb->priority`) of a VXLAN packet whose sender `ov_net_in` has checked: the guard of
-/// the kernel path lets it through.
-pub const VOUCHED: u32 = 0x6f76_6c79;
-
 /// Whether there are flows to look for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Plain, Zeroable)]

@@ -47,12 +47,7 @@ fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
             Ok(action) => (Verdict::Redirected, Outcome::Done(action)),
             Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
         },
-        FromNetwork::Pass(pass) => {
-            if pass.is_vouched {
-                skb.vouch();
-            }
-            Outcome::pass(pass)
-        }
+        FromNetwork::Pass(pass) => Outcome::pass(pass),
         FromNetwork::Refuse(verdict) => (verdict, Outcome::Refused),
     }
 }

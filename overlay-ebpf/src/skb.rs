@@ -9,7 +9,6 @@ use aya_ebpf::programs::TcContext;
 use overlay_common::Family;
 use overlay_common::decide::mark;
 use overlay_common::packet::Packet;
-use overlay_common::schema::VOUCHED;
 
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -97,17 +96,6 @@ impl Skb {
             bpf_skb_store_bytes(self.raw, 0, from.add(start).cast(), len as u32, 0)
         };
         failed == 0
-    }
-
-    /// Tells the guard of the kernel path that the sender of this VXLAN packet has been checked.
-    ///
-    /// The priority goes with the buffer to netfilter's input hook. The IP stack gives what it
-    /// forwards after decapsulation a priority of its own (`ip_forward()`), and a veth takes it
-    /// off (`____dev_forward_skb()`), so that it neither leaves the machine nor comes from a pod.
-    #[inline(always)]
-    pub fn vouch(&self) {
-        // SAFETY: as for `hand_over`.
-        unsafe { (*self.raw).priority = VOUCHED }
     }
 
     /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which

@@ -40,7 +40,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The pin directory is not on a BPF file system.
-    #[error("{path} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf")]
+    #[error(
+        "{path} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf (a container: give it the \
+         host's)"
+    )]
     NotBpfFs {
         /// The directory.
         path: PathBuf,

@@ -1,8 +1,8 @@
 //! The note that the CNI plugin leaves on the host end of a pod's veth pair.
 //!
 //! It is written to the device's alias (`IFLA_IFALIAS`, at most 255 bytes), so it lives and dies
-//! with the device, survives every restart, and `ip link` shows it. The agent learns of pods from
-//! nothing else.
+//! with the device, survives every restart, and `ip link` shows it. Of a pod that flannel's plugin
+//! made, which has no note, the agent learns by the pod's end of the pair (`kernel/pods/ends.rs`).
 
 use std::fmt;
 use std::net::IpAddr;

@@ -171,7 +171,11 @@ impl Cluster {
             .map(drop)
     }
 
-    fn kubectl_with<S: AsRef<OsStr>>(
+    /// The same for a kubectl that reads `input`.
+    ///
+    /// # Errors
+    /// When it fails; what it said is part of the error.
+    pub fn kubectl_with<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
         input: &str,

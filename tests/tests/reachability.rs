@@ -96,17 +96,14 @@ fn reachability_with_a_directory_and_the_kernel_path() -> Result<()> {
     programs_only_check(&lab)
 }
 
-/// Without a fast path, programs judge what pods send and what arrives, and carry nothing.
+/// Without a fast path, programs judge what pods send, and carry nothing.
 fn programs_only_check(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let status = status(&node)?;
         let attachments = status["attachments"].as_array();
         let hooks: Option<BTreeSet<_>> =
             attachments.map(|all| all.iter().filter_map(|it| it["hook"].as_str()).collect());
-        ensure!(
-            hooks == Some(BTreeSet::from(["net_in", "pod_in"])),
-            "{status}"
-        );
+        ensure!(hooks == Some(BTreeSet::from(["pod_in"])), "{status}");
         let counts = Counts::of(&node)?;
         ensure!(
             counts.redirected + counts.encapsulated + counts.decapsulated == 0,

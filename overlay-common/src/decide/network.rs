@@ -42,17 +42,14 @@ pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         Err(end) => return end,
     };
 
-    // The sender is who it says it is. What the kernel puts together from fragments is another
-    // packet, for which nobody vouches.
-    let is_vouched = outer.fragment == Fragment::No;
-    let leave = |pass: Pass| FromNetwork::Pass(Pass { is_vouched, ..pass });
+    // The sender is who it says it is.
     if config.flags & CONFIG_ACTIVE == 0 {
-        return leave(Pass::plain(Verdict::Inactive, inner.offset));
+        return FromNetwork::Pass(Pass::plain(Verdict::Inactive, inner.offset));
     }
     // Is there a pod for it?
     let pod = match receiver(config, tables, inner.ip.destination, inner.offset) {
         Ok(pod) => pod,
-        Err(pass) => return leave(pass),
+        Err(pass) => return FromNetwork::Pass(pass),
     };
     let ecn = match is_ordinary(
         packet,
@@ -64,7 +61,7 @@ pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         pod,
     ) {
         Ok(ecn) => ecn,
-        Err(verdict) => return leave(Pass::plain(verdict, inner.offset)),
+        Err(verdict) => return FromNetwork::Pass(Pass::plain(verdict, inner.offset)),
     };
     // In the kernel's order: the VXLAN device settles the ECN field, then forwarding takes a hop.
     let header = match ecn {

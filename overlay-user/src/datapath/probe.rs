@@ -63,7 +63,10 @@ impl Probes {
                 feature: LOAD,
                 since: LOAD_SINCE,
                 needed: true,
-                answer: Answer::Error(format!("this process lacks {missing}")),
+                answer: Answer::Error(format!(
+                    "this process lacks {missing} (a container: give it these, and the host's \
+                     /sys/fs/bpf)"
+                )),
             }]);
         }
         let mut ebpf = match load() {

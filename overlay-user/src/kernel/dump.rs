@@ -38,7 +38,19 @@ pub(super) async fn dump<M, T>(
 where
     M: NetlinkSerializable + NetlinkDeserializable,
 {
-    exchange(request, NLM_F_DUMP, pick).await
+    exchange(request, NLM_F_DUMP, false, pick).await
+}
+
+/// As [`dump`], where the request's own fields choose what is dumped: the kernel looks at them only
+/// on sockets with `NETLINK_GET_STRICT_CHK` (Linux 4.20).
+pub(super) async fn dump_strictly<M, T>(
+    request: Request<M>,
+    pick: impl FnMut(M) -> Option<T>,
+) -> Result<Vec<T>, Error>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
+    exchange(request, NLM_F_DUMP, true, pick).await
 }
 
 /// As [`dump`], for a question with one answer.
@@ -49,12 +61,13 @@ pub(super) async fn ask<M, T>(
 where
     M: NetlinkSerializable + NetlinkDeserializable,
 {
-    exchange(request, NLM_F_ACK, pick).await
+    exchange(request, NLM_F_ACK, false, pick).await
 }
 
 async fn exchange<M, T>(
     request: Request<M>,
     flags: u16,
+    strictly: bool,
     mut pick: impl FnMut(M) -> Option<T>,
 ) -> Result<Vec<T>, Error>
 where
@@ -73,6 +86,10 @@ where
     };
     let mut socket = TokioSocket::new(protocol).map_err(Error::Socket)?;
     socket.socket_mut().bind_auto().map_err(Error::Socket)?;
+    if strictly {
+        let set = socket.socket_ref().set_netlink_get_strict_chk(true);
+        set.map_err(Error::Socket)?;
+    }
     let bytes = serialize(message, flags);
     let mut found = Vec::new();
     for _ in 0..ATTEMPTS {

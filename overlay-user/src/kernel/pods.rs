@@ -1,23 +1,24 @@
 //! Pods as the links of this node show them, and the bridge that they hang on.
 
+mod ends;
+mod qdiscs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use netlink_packet_core::DefaultNla;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::tc::TcMessage;
 
+pub use self::qdiscs::Filter;
+use self::qdiscs::Qdiscs;
 use super::attributes::{link_mac, link_mtu, link_name, on_device};
 use super::{Error, Kernel};
 use crate::mac::MacAddr;
 use crate::marks::CLSACT_PRIORITY;
 use crate::pod::PodNote;
 
-/// The attribute of a request about a device of another namespace (`linux/if_link.h`; Linux 4.19).
-const IFLA_TARGET_NETNSID: u16 = 46;
-
-/// A pod of this node: the host end of its veth pair, enslaved to the bridge and carrying a note.
+/// A pod of this node: the host end of its veth pair, a port of the bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodLink {
     /// Interface index of the host end.
@@ -31,7 +32,7 @@ pub struct PodLink {
     pub pod_mac: MacAddr,
     /// Interface index of the pod's end, in its own namespace.
     pub peer: Option<u32>,
-    /// What the CNI plugin wrote.
+    /// What the CNI plugin wrote, or what the kernel tells of a pod that another plugin made.
     pub note: PodNote,
     /// Interface index of the bridge.
     pub master: u32,
@@ -45,17 +46,6 @@ pub struct PodLink {
     /// past the device would pass by: any root qdisc but `noqueue`, an `ingress` qdisc, a `clsact`
     /// qdisc with filters besides ours.
     pub has_foreign_qdisc: bool,
-}
-
-/// A filter of a `clsact` qdisc.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Filter {
-    /// Whether it is on the egress side.
-    pub egress: bool,
-    /// Its place among the filters.
-    pub priority: u16,
-    /// The kernel's id of its program, if it is one of eBPF (`TCA_BPF_ID`).
-    pub program: Option<u32>,
 }
 
 /// The bridge of the pods.
@@ -130,28 +120,6 @@ impl Kernel {
                 .push(qdisc);
         }
 
-        let mut pods = Vec::new();
-        for mut pod in links.iter().filter_map(|link| pod(link, ifindex)) {
-            let qdiscs = by_device.get(&pod.ifindex).map_or(&[][..], Vec::as_slice);
-            pod.has_foreign_qdisc = match judge(qdiscs) {
-                Qdiscs::Plain => false,
-                Qdiscs::Foreign => true,
-                Qdiscs::Clsact => self
-                    .filters(pod.ifindex)
-                    .await?
-                    .iter()
-                    .any(|filter| filter.priority != CLSACT_PRIORITY),
-            };
-            if let (Some(netns), Some(peer)) = (pod.netns_id, pod.peer) {
-                match self.mac_in(netns, peer).await {
-                    Ok(mac) => pod.pod_mac = mac.unwrap_or(pod.pod_mac),
-                    // A pod that goes, or a kernel that does not tell (before Linux 4.19).
-                    Err(error) => tracing::debug!(pod = pod.name, "the pod's end: {error}"),
-                }
-            }
-            pods.push(pod);
-        }
-        pods.sort_by_key(|pod| pod.ifindex);
         let bridge = BridgeLink {
             name: link_name(master).unwrap_or_default().to_owned(),
             ifindex,
@@ -160,73 +128,62 @@ impl Kernel {
             up: master.header.flags.contains(LinkFlags::Up),
             addresses: on_device(&addresses, ifindex).collect(),
         };
+        let ports = self.ports(&links, &bridge).await;
+        let mut pods = Vec::new();
+        for mut pod in ports {
+            let qdiscs = by_device.get(&pod.ifindex).map_or(&[][..], Vec::as_slice);
+            pod.has_foreign_qdisc = match qdiscs::judge(qdiscs) {
+                Qdiscs::Plain => false,
+                Qdiscs::Foreign => true,
+                Qdiscs::Clsact => self
+                    .filters(pod.ifindex)
+                    .await?
+                    .iter()
+                    .any(|filter| filter.priority != CLSACT_PRIORITY),
+            };
+            pods.push(pod);
+        }
+        pods.sort_by_key(|pod| pod.ifindex);
         Ok(PodLinks {
             bridge: Some(bridge),
             pods,
         })
     }
 
-    /// MAC address of a device in another namespace, which has the number `netns` in this one.
-    async fn mac_in(&self, netns: i32, ifindex: u32) -> Result<Option<MacAddr>, Error> {
-        let mut get = self.handle.link().get().match_index(ifindex);
-        let target = DefaultNla::new(IFLA_TARGET_NETNSID, netns.to_ne_bytes().to_vec());
-        let attributes = &mut get.message_mut().attributes;
-        attributes.push(LinkAttribute::Other(target));
-        let object = format!("ifindex {ifindex} of namespace {netns}");
-        let found = self.dump("RTM_GETLINK", &object, get.execute()).await?;
-        Ok(found.first().and_then(link_mac))
-    }
-
-    /// The filters of a device's `clsact` qdisc; a device that is gone has none.
-    ///
-    /// # Errors
-    /// What netlink says.
-    pub async fn filters(&self, ifindex: u32) -> Result<Vec<Filter>, Error> {
-        let object = format!("filters of ifindex {ifindex}");
-        let get = || self.handle.traffic_filter(ifindex.cast_signed()).get();
-        // One after the other: `execute` sends at once, and a socket has one dump at a time
-        // (EBUSY).
-        let ingress = self
-            .dump("RTM_GETTFILTER", &object, get().ingress().execute())
-            .await?;
-        let egress = self
-            .dump("RTM_GETTFILTER", &object, get().egress().execute())
-            .await?;
-        let of = |egress| {
-            move |message: TcMessage| Filter {
-                egress,
-                // The upper half of tcm_info; the lower is the protocol.
-                priority: (message.header.info >> 16) as u16,
-                program: program(&message),
+    /// The pods on the ports of the bridge: those with a note, and those that their ends tell of.
+    async fn ports(&self, links: &[LinkMessage], bridge: &BridgeLink) -> Vec<PodLink> {
+        let (mut noted, mut unnoted) = (Vec::new(), Vec::new());
+        for link in links {
+            let Some(port) = Port::of(link).filter(|port| port.master == bridge.ifindex) else {
+                continue;
+            };
+            let end = match port.end {
+                Some((netns, peer)) if port.note.is_some() || port.may_be_learnt => {
+                    self.end_in(netns, peer).await.unwrap_or_else(|error| {
+                        // A pod that goes, or a kernel that does not tell (before Linux 4.19).
+                        tracing::debug!(port = link_name(link), "the pod's end: {error}");
+                        None
+                    })
+                }
+                _ => None,
+            };
+            if port.note.is_some() {
+                let mac = end.map(|end| end.mac);
+                noted.extend(port.pod(link, mac));
+            } else if let Some(end) = end
+                && let Some(address) = self.address_behind(&port, bridge).await
+            {
+                let (mac, note) = (end.mac, end.note(address, &port));
+                let port = Port {
+                    note: Some(note),
+                    ..port
+                };
+                unnoted.extend(port.pod(link, Some(mac)));
             }
-        };
-        let ingress = ingress.into_iter().map(of(false));
-        Ok(ingress.chain(egress.into_iter().map(of(true))).collect())
-    }
-
-    /// Name and index of every device that has a `clsact` qdisc.
-    ///
-    /// # Errors
-    /// What netlink says.
-    pub async fn clsact_devices(&self) -> Result<BTreeMap<u32, String>, Error> {
-        let qdiscs = self.qdiscs().await?;
-        let clsact: BTreeSet<u32> = qdiscs
-            .iter()
-            .filter(|qdisc| kind(qdisc) == Some("clsact"))
-            .map(|qdisc| qdisc.header.index.cast_unsigned())
-            .collect();
-        let links = self.links().await?;
-        let devices = links
-            .iter()
-            .filter(|link| clsact.contains(&link.header.index));
-        Ok(devices
-            .filter_map(|link| Some((link.header.index, link_name(link)?.to_owned())))
-            .collect())
-    }
-
-    async fn qdiscs(&self) -> Result<Vec<TcMessage>, Error> {
-        let all = self.handle.qdisc().get().execute();
-        self.dump("RTM_GETQDISC", "all devices", all).await
+        }
+        ends::drop_disputed(&noted, &mut unnoted);
+        noted.append(&mut unnoted);
+        noted
     }
 }
 
@@ -241,90 +198,71 @@ fn bridge<'l>(links: &'l [LinkMessage], usual: &str) -> Option<&'l LinkMessage> 
     usual.filter(of_pods).or_else(other).or(usual)
 }
 
-/// The program of a filter; one that is not of eBPF has none.
-fn program(filter: &TcMessage) -> Option<u32> {
-    let options = filter
-        .attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            TcAttribute::Options(options) => Some(options),
-            _ => None,
-        });
-    options.flatten().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
-        _ => None,
-    })
+/// A port of a bridge.
+struct Port {
+    /// Interface index of the bridge.
+    master: u32,
+    /// The other end of the pair: the number of its namespace, its interface index there.
+    end: Option<(i32, u32)>,
+    note: Option<PodNote>,
+    /// Whether another plugin may have made it for a pod: one end of a veth pair that nobody has
+    /// put an alias on.
+    may_be_learnt: bool,
+}
+
+impl Port {
+    fn of(link: &LinkMessage) -> Option<Self> {
+        let (mut alias, mut master, mut netns, mut peer) = (None, None, None, None);
+        let mut is_veth = false;
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfAlias(text) => alias = Some(text),
+                LinkAttribute::Controller(ifindex) => master = Some(*ifindex),
+                LinkAttribute::LinkNetNsId(id) => netns = Some(*id),
+                LinkAttribute::Link(ifindex) => peer = Some(*ifindex),
+                LinkAttribute::LinkInfo(infos) => {
+                    is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                }
+                _ => {}
+            }
+        }
+        Some(Self {
+            master: master?,
+            end: netns.zip(peer),
+            note: alias.and_then(|alias| alias.parse().ok()),
+            may_be_learnt: is_veth && alias.is_none(),
+        })
+    }
+
+    /// The pod behind the port, which is `link`; `mac` is that of its end now.
+    fn pod(self, link: &LinkMessage, mac: Option<MacAddr>) -> Option<PodLink> {
+        let note = self.note?;
+        Some(PodLink {
+            ifindex: link.header.index,
+            name: link_name(link)?.to_owned(),
+            mac: link_mac(link)?,
+            pod_mac: mac.unwrap_or(note.mac),
+            note,
+            master: self.master,
+            netns_id: self.end.map(|(netns, _)| netns),
+            peer: self.end.map(|(_, peer)| peer),
+            mtu: link_mtu(link),
+            up: link.header.flags.contains(LinkFlags::Up),
+            has_foreign_qdisc: false,
+        })
+    }
 }
 
 /// The pod behind a device, if the device is a port of `bridge` and carries a pod's note.
 #[must_use]
 pub fn pod(link: &LinkMessage, bridge: u32) -> Option<PodLink> {
-    let (mut note, mut master, mut netns_id, mut peer) = (None, None, None, None);
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::IfAlias(alias) => note = alias.parse::<PodNote>().ok(),
-            LinkAttribute::Controller(ifindex) => master = Some(*ifindex),
-            LinkAttribute::LinkNetNsId(id) => netns_id = Some(*id),
-            LinkAttribute::Link(ifindex) => peer = Some(*ifindex),
-            _ => {}
-        }
-    }
-    let note = note?;
-    Some(PodLink {
-        ifindex: link.header.index,
-        name: link_name(link)?.to_owned(),
-        mac: link_mac(link)?,
-        pod_mac: note.mac,
-        peer,
-        note,
-        master: master.filter(|master| *master == bridge)?,
-        netns_id,
-        mtu: link_mtu(link),
-        up: link.header.flags.contains(LinkFlags::Up),
-        has_foreign_qdisc: false,
-    })
-}
-
-/// What the queueing disciplines of a device amount to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Qdiscs {
-    Plain,
-    /// Only its filters matter.
-    Clsact,
-    Foreign,
-}
-
-fn judge(qdiscs: &[&TcMessage]) -> Qdiscs {
-    let mut verdict = Qdiscs::Plain;
-    for qdisc in qdiscs {
-        match kind(qdisc) {
-            Some("noqueue") if qdisc.header.parent == TcHandle::ROOT => {}
-            Some("clsact") => verdict = Qdiscs::Clsact,
-            _ => return Qdiscs::Foreign,
-        }
-    }
-    verdict
-}
-
-/// The kind of a queueing discipline.
-fn kind(qdisc: &TcMessage) -> Option<&str> {
-    let mut attributes = qdisc.attributes.iter();
-    attributes.find_map(|attribute| match attribute {
-        TcAttribute::Kind(kind) => Some(kind.as_str()),
-        _ => None,
-    })
+    let port = Port::of(link).filter(|port| port.master == bridge)?;
+    port.pod(link, None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn qdisc(kind: &str, parent: TcHandle) -> TcMessage {
-        let mut message = TcMessage::default();
-        message.header.parent = parent;
-        message.attributes.push(TcAttribute::Kind(kind.to_owned()));
-        message
-    }
 
     #[test]
     fn a_container_may_send_from_either_of_its_addresses() {
@@ -364,23 +302,5 @@ mod tests {
         ];
         let expected = expected.map(|(name, address)| (name.to_owned(), address.into()));
         assert_eq!(links.sources(), BTreeSet::from(expected));
-    }
-
-    #[test]
-    fn only_the_defaults_are_plain() {
-        let noqueue = qdisc("noqueue", TcHandle::ROOT);
-        let clsact = qdisc("clsact", TcHandle::CLSACT);
-        assert_eq!(judge(&[]), Qdiscs::Plain);
-        assert_eq!(judge(&[&noqueue]), Qdiscs::Plain);
-        assert_eq!(judge(&[&noqueue, &clsact]), Qdiscs::Clsact);
-        assert_eq!(judge(&[&qdisc("tbf", TcHandle::ROOT)]), Qdiscs::Foreign);
-        assert_eq!(
-            judge(&[&noqueue, &qdisc("ingress", TcHandle::INGRESS)]),
-            Qdiscs::Foreign
-        );
-        assert_eq!(
-            judge(&[&clsact, &qdisc("fq_codel", TcHandle::ROOT)]),
-            Qdiscs::Foreign
-        );
     }
 }

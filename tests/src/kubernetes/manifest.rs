@@ -48,6 +48,19 @@ impl Cluster {
         self.wait_overlay_ready()
     }
 
+    /// Deletes all that the overlay's manifest made.
+    ///
+    /// # Errors
+    /// When that does not come to its end.
+    pub fn delete_overlay(&self) -> Result<()> {
+        self.delete(MANIFEST)
+    }
+
+    fn delete(&self, manifest: &str) -> Result<()> {
+        let words = ["delete", "--ignore-not-found", ROLLOUT, "--filename=-"];
+        self.kubectl_with(words, manifest).map(drop)
+    }
+
     /// Uninstalls the overlay, as docs/kubernetes.md says; the pods that it served are gone
     /// already.
     ///
@@ -77,10 +90,7 @@ impl Cluster {
             format!("{}\n{}", told.unwrap_or_default(), logs.unwrap_or_default())
         })?;
         for manifest in [UNINSTALL, MANIFEST] {
-            self.kubectl_with(
-                ["delete", "--ignore-not-found", ROLLOUT, "--filename=-"],
-                manifest,
-            )?;
+            self.delete(manifest)?;
         }
         let annotations = [
             "backend-data",

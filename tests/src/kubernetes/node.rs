@@ -234,7 +234,8 @@ impl<'a> Node<'a> {
             let text = fs::read_to_string(self.log(program)).unwrap_or_default();
             format!("{program} of {}:\n{}", self.name(), tail(&text))
         });
-        let agent = "cat /var/log/pods/kube-overlay_*/overlayd/*.log";
+        let agent =
+            "cat /var/log/pods/kube-*/overlayd/*.log /var/log/pods/kube-*/kube-flannel/*.log";
         let agent = self.run(["sh", "-c", agent]).unwrap_or_default();
         format!("{}\nagent:\n{}", programs.join("\n"), tail(&agent))
     }

@@ -153,6 +153,15 @@ fn a_plain_flannel_node_talks_with_ours() -> Result<()> {
     talk(&reach::of_pod(&pods[0]), &reach::of_pod(&pods[1]))
 }
 
+/// Whether the fast path carries what a pod sends.
+fn fast_path(node: &Node, pod: &Endpoint) -> Result<bool> {
+    let status = node.json(["overlayctl", "status", "--output", "json"])?;
+    let pods = status["pods"].as_array().context("no pods")?;
+    let address = json!(pod.address.to_string());
+    let mut pods = pods.iter();
+    Ok(pods.any(|it| it["address"] == address && it["path"] == "fast"))
+}
+
 /// Packets that a node's fast path sent, and packets from the network that it took.
 fn taken(node: &Node) -> Result<(u64, u64)> {
     Ok((
@@ -261,14 +270,36 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
     );
     forgotten(node, &gone)?;
 
-    // The pod of before is none of our plugin's: it keeps the kernel path. A new one is on the fast
-    // path.
-    talk(&plain.endpoint(), &reach::of_pod(&target))?;
+    // The pod of before is none of our plugin's, and on the fast path as a new one is.
     let fresh = lab.add_pod(1)?;
-    let before = taken(node)?;
-    wait_until("the new pod on the fast path", FOLLOWED, || {
-        icmp(&reach::of_pod(&fresh), &reach::of_pod(&target), 56).is_ok()
-            && taken(node).is_ok_and(|after| after.0 > before.0)
-    })?;
+    for (what, from) in [
+        ("the pod of before", plain.endpoint()),
+        ("a new pod", reach::of_pod(&fresh)),
+    ] {
+        wait_until(&format!("{what} on the fast path"), FOLLOWED, || {
+            fast_path(node, &from).is_ok_and(|it| it)
+        })
+        .with_context(|| node.agent_log_tail())?;
+        let before = taken(node)?;
+        talk(&from, &reach::of_pod(&target)).context(what)?;
+        let after = taken(node)?;
+        ensure!(
+            after.0 > before.0 + 30 && after.1 > before.1 + 30,
+            "{what}: {before:?}, then {after:?}"
+        );
+    }
+    // It is held to its address, too.
+    let refused = packets(node, "pod_in", "spoofed_source")?;
+    let false_address = fresh.address().to_string();
+    for line in [
+        format!("ip address add {false_address}/32 dev lo"),
+        format!("ping -c1 -W1 -I {false_address} {}", target.address()),
+    ] {
+        plain.pod.exec(line.split(' '))?;
+    }
+    ensure!(
+        packets(node, "pod_in", "spoofed_source")? > refused,
+        "a pod of flannel's may pretend to be another"
+    );
     talk(&reach::of_pod(&fresh), &reach::of_pod(&target))
 }

@@ -8,6 +8,7 @@ use overlay_tests::traffic::Endpoint;
 use overlay_tests::{Lab, Namespace, Node, command};
 use serde_json::Value;
 
+const ADDRESSES: &str = "/var/lib/cni/networks/cbr0";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 
 /// A lease as it lies in etcd.
@@ -73,10 +74,11 @@ impl Plain {
         let (gateway, address) = (plain.gateway(), plain.address());
         let length = subnet.prefix_len();
         plain.node.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
+        // The `bridge` plugin sets the bridge's address, so that no port changes it.
         command::ip_batch(
             plain.node.namespace().name(),
             &format!(
-                "link add cni0 mtu 1450 type bridge\n\
+                "link add cni0 address 0e:00:00:00:01:01 mtu 1450 type bridge\n\
                  address add {gateway}/{length} dev cni0\n\
                  link set cni0 up\n\
                  link add vethplain mtu 1450 type veth peer name eth0 mtu 1450 netns {}\n\
@@ -92,6 +94,10 @@ impl Plain {
                  route add default via {gateway}\n"
             ),
         )?;
+        // How `host-local` remembers whose the address is.
+        let remember =
+            format!("mkdir -p {ADDRESSES}; printf 'plain\\r\\neth0' >{ADDRESSES}/{address}");
+        plain.node.run(["sh", "-c", &remember])?;
         Ok(plain)
     }
 

@@ -70,6 +70,54 @@ fn pods_are_ports_of_the_bridge_with_a_note() {
 }
 
 #[test]
+fn a_port_without_a_note_is_a_pod_where_its_end_says_so() {
+    in_namespace(|| async {
+        let kernel = Kernel::connect().expect("netlink");
+        let ends = [Namespace::new(), Namespace::new()];
+        run("ip link add cni0 type bridge && ip link set cni0 up");
+        run("ip addr add 10.244.1.1/24 dev cni0");
+        for (name, end) in ["one", "two"].iter().zip(&ends) {
+            let peer = format!("peer name eth0 netns {}", end.pid());
+            run(&format!("ip link add {name} type veth {peer}"));
+            run(&format!("ip link set {name} master cni0 up"));
+        }
+        let learnt = async || {
+            let pods = kernel.pods("cni0").await.expect("list").pods;
+            let pods = pods.into_iter();
+            pods.map(|pod| (pod.name, pod.note.address.to_string()))
+                .collect::<Vec<_>>()
+        };
+        let pair = |name: &str, address: &str| (name.to_owned(), address.to_owned());
+        assert_eq!(learnt().await, [], "without an address");
+        // The same index in this namespace has an address, too, which is not the pod's.
+        run("ip addr add 10.244.1.77/24 dev lo");
+        assert_eq!(learnt().await, []);
+
+        ends[0].run("ip link set eth0 address 02:00:00:00:00:09");
+        ends[0].run("ip addr add 10.244.1.9/24 dev eth0 && ip link set eth0 up");
+        assert_eq!(learnt().await, [pair("one", "10.244.1.9")]);
+        let pods = kernel.pods("cni0").await.expect("list").pods;
+        assert_eq!(pods[0].pod_mac.to_string(), "02:00:00:00:00:09");
+        assert_eq!(pods[0].note.interface, "eth0");
+
+        ends[1].run("ip addr add 10.244.1.9/24 dev eth0");
+        assert_eq!(learnt().await, [], "two claim the address");
+        let note = "overlay/1 10.244.1.9 02:00:00:00:00:09 eth0 c0ffee";
+        run(&format!("ip link set one alias \"{note}\""));
+        assert_eq!(
+            learnt().await,
+            [pair("one", "10.244.1.9")],
+            "the plugin vouches for one of them"
+        );
+        ends[1].run("ip addr flush dev eth0; ip addr add 10.244.1.8/24 dev eth0");
+        let both = [pair("one", "10.244.1.9"), pair("two", "10.244.1.8")];
+        assert_eq!(learnt().await, both);
+        run("ip link set two alias uplink");
+        assert_eq!(learnt().await, both[..1], "a device of others");
+    });
+}
+
+#[test]
 fn every_reading_finds_every_filter() {
     in_namespace(|| async {
         let kernel = Kernel::connect().expect("netlink");

@@ -2,14 +2,14 @@
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::Ipv4Net;
-use overlay_tests::kubernetes::{Cluster, Node, pod};
+use overlay_tests::kubernetes::{Node, pod};
 use overlay_tests::pace::Traffic;
 use overlay_tests::traffic::Endpoint;
 use overlay_tests::wait_until;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::leftovers::wait_clean;
-use crate::{PATIENCE, cluster, talk};
+use crate::{PATIENCE, cluster, is_accelerated, talk};
 
 /// How many pods come and go, and how many at a time.
 const PODS: usize = 100;
@@ -120,18 +120,6 @@ fn is_of_subnet(node: &Node, pod: &Endpoint) -> Result<()> {
     let subnet: Ipv4Net = gateway.parse()?;
     ensure!(subnet.contains(&pod.address), "{}: {file}", pod.address);
     Ok(())
-}
-
-/// Whether the fast path carries what the pod sends to other pods.
-fn is_accelerated(cluster: &Cluster, node: &Node, pod: &Endpoint) -> Result<bool> {
-    let overlayctl = cluster.lab().options().bin_dir.join("overlayctl");
-    let overlayctl = overlayctl.to_string_lossy();
-    let status = node.run([&*overlayctl, "status", "--output=json"])?;
-    let status: Value = serde_json::from_str(&status)?;
-    let address = pod.address.to_string();
-    let pods = status["pods"].as_array().context("no pods")?;
-    let known = pods.iter().find(|it| it["address"] == address.as_str());
-    Ok(known.is_some_and(|it| it["path"] == "fast"))
 }
 
 /// The process of a node's agent, by its number on the node.

@@ -2,7 +2,9 @@
 //! and image.
 
 mod churn;
+mod flannel;
 mod leftovers;
+mod migrate;
 mod reach;
 mod upkeep;
 
@@ -12,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_tests::Options;
 use overlay_tests::kubernetes::{Cluster, Node};
 use overlay_tests::traffic::{self, Answers, Endpoint};
+use serde_json::Value;
 
 /// How long the cluster may take to follow a change.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,6 +50,18 @@ fn talk(one: &Endpoint, other: &Endpoint) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether the fast path carries what the pod sends to other pods.
+fn is_accelerated(cluster: &Cluster, node: &Node, pod: &Endpoint) -> Result<bool> {
+    let overlayctl = cluster.lab().options().bin_dir.join("overlayctl");
+    let overlayctl = overlayctl.to_string_lossy();
+    let status = node.run([&*overlayctl, "status", "--output=json"])?;
+    let status: Value = serde_json::from_str(&status)?;
+    let address = pod.address.to_string();
+    let pods = status["pods"].as_array().context("no pods")?;
+    let known = pods.iter().find(|it| it["address"] == address.as_str());
+    Ok(known.is_some_and(|it| it["path"] == "fast"))
 }
 
 /// The node's lease is the range of addresses that Kubernetes has given it: FLANNEL_SUBNET is its

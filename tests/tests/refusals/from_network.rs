@@ -92,7 +92,7 @@ impl Stage {
             for (outer_shape, inner_shape) in shapes {
                 let end = match (outer_shape, end) {
                     // The programs see the first fragment only, and do not wait for the rest of it.
-                    (Shape::Fragments(first), _) if first < 50 && self.programs_judge => {
+                    (Shape::Fragments(first), _) if first < 50 && self.fast_path => {
                         End::Refused(1, &["hiding_fragment"])
                     }
                     (_, end) => end,
@@ -141,7 +141,7 @@ impl Stage {
     pub(super) fn decoys(&mut self) {
         let honest = self.pods[&Pod::Remote].0;
         let forged = Ipv4Addr::new(10, 244, 250, 9);
-        let fragment: &[&str] = if self.programs_judge {
+        let fragment: &[&str] = if self.fast_path {
             &["hiding_fragment"]
         } else {
             &["foreign_inner_source"]

@@ -259,8 +259,8 @@ impl Running {
         self.second_look(view, &known).await;
         self.sites = sites(view, backing.outlets);
         if !self.carries {
-            self.sites
-                .retain(|site| matches!(site.hook, Hook::PodIn | Hook::NetIn));
+            // VXLAN that the kernel opens meets the guard in any case, and is judged there.
+            self.sites.retain(|site| site.hook == Hook::PodIn);
             self.deactivate()?;
         }
         if self.programs.attachment() == Attachment::Clsact {

@@ -19,8 +19,8 @@ pub struct NodeFlags {
     /// the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
-    /// Who judges what pods send and what arrives in VXLAN: eBPF programs, even where they carry
-    /// nothing, or nftables; "auto" is "bpf" where this kernel can
+    /// Who judges what pods send: eBPF programs, even where they carry nothing, or nftables; "auto"
+    /// is "bpf" where this kernel can
     #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = Guard::Auto)]
     pub guard: Guard,
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact

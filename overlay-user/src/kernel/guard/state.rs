@@ -67,8 +67,6 @@ pub(super) struct Shape {
     pub translates: bool,
     /// Whether there are, or may be at any moment, pods for the bridge table to judge.
     pub has_ports: bool,
-    /// Whether a program may have judged what comes in VXLAN.
-    pub is_vouched: bool,
     pub lapse: Duration,
 }
 
@@ -140,7 +138,6 @@ impl GuardState {
             vni: self.vni,
             other_vnis: self.other_vnis.clone(),
             translates: self.translates,
-            is_vouched: self.judged.is_some(),
             has_ports: self.judged.is_none() || self.unjudged().next().is_some(),
             lapse: self.lapse,
         }

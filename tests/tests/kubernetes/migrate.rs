@@ -1,0 +1,130 @@
+//! A cluster of flannel's changes its image and nothing else, and changes it back.
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::kubernetes::{Cluster, Node};
+use overlay_tests::pace::Traffic;
+use overlay_tests::traffic::Endpoint;
+use overlay_tests::{Options, wait_until};
+use serde_json::json;
+
+use crate::{PATIENCE, flannel, is_accelerated, leases_its_range, talk};
+
+/// What flannel's own manifest makes, with our image.
+const MANIFEST: &str = include_str!("flannel.yml");
+const NAMESPACE: &str = "--namespace=kube-flannel";
+const DAEMON_SET: &str = "daemonset/kube-flannel-ds";
+/// What the manifest lacks for the fast path.
+const FAST_PATH: &str = include_str!("../../../deploy/flannel-fast-path.yml");
+/// What the agent says without that.
+const MISSING: &str = "fast path: down: probing packet programs: this process lacks CAP_BPF and \
+                       CAP_PERFMON (a container: give it these, and the host's /sys/fs/bpf)";
+
+#[test]
+fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
+    let cluster = Cluster::up(Options::for_test("k8s-swap"))?;
+    flannel::install(&cluster)?;
+    cluster.wait_nodes_ready()?;
+    let nodes = cluster.nodes();
+    let one = cluster.run_pod("one", 1, &json!([]))?;
+    let other = cluster.run_pod("other", 2, &json!([]))?;
+    let short = cluster.run_pod("short", 1, &json!([]))?;
+    talk(&one, &other).context("as flannel has it")?;
+    let devices = devices(&nodes)?;
+    let traffic = Traffic::start(&one, &other)?;
+
+    // Nothing but the images: the kernel path, and what is missing for more.
+    cluster.apply(MANIFEST)?;
+    rollout(&cluster)?;
+    for node in &nodes {
+        leases_its_range(&cluster, node)?;
+        let said = node.run(["wget", "-q", "-O", "-", "http://127.0.0.1:8081/readyz"])?;
+        ensure!(said.lines().any(|line| line == MISSING), "{said}");
+    }
+    talk(&one, &other).context("by the kernel path")?;
+    let mine = cluster.run_pod("mine", 1, &json!([]))?;
+    talk(&mine, &other).context("a pod of our plugin's and one of flannel's")?;
+    cluster.delete_pod("short")?;
+    is_gone(&nodes[0], &short)?;
+
+    // What the agent asks for, by one command.
+    let set = ["patch", NAMESPACE, DAEMON_SET, "--patch", FAST_PATH];
+    cluster.kubectl(set)?;
+    rollout(&cluster)?;
+    for (node, pod) in [(&nodes[0], &one), (&nodes[0], &mine), (&nodes[1], &other)] {
+        wait_accelerated(&cluster, node, pod)?;
+    }
+
+    // The page's way, all at once.
+    cluster.kubectl_with(["delete", "--filename=-", "--timeout=120s"], MANIFEST)?;
+    cluster.apply_overlay()?;
+    cluster.wait_overlay_ready()?;
+    for (node, pod) in [(&nodes[0], &one), (&nodes[0], &mine), (&nodes[1], &other)] {
+        wait_accelerated(&cluster, node, pod)?;
+    }
+    talk(&one, &other).context("with the overlay's manifest")?;
+    talk(&mine, &other)?;
+    ensure!(self::devices(&nodes)? == devices, "another VXLAN device");
+
+    // And back.
+    cluster.delete_overlay()?;
+    flannel::install(&cluster)?;
+    let late = cluster.run_pod("late", 2, &json!([]))?;
+    talk(&one, &late).context("a pod that flannel made after it was back")?;
+    talk(&mine, &late)?;
+    cluster.delete_pod("mine")?;
+    is_gone(&nodes[0], &mine)?;
+    let outcome = traffic.finish()?;
+    println!("from flannel to the overlay and back: {outcome}");
+    ensure!(outcome.lost() == 0, "{outcome}");
+    cluster.down()
+}
+
+/// Waits until the agents of flannel's manifest are Ready.
+fn rollout(cluster: &Cluster) -> Result<()> {
+    cluster
+        .kubectl(["rollout", "status", NAMESPACE, DAEMON_SET, "--timeout=180s"])
+        .map(drop)
+        .with_context(|| {
+            let told = cluster.kubectl(["describe", NAMESPACE, "pods"]);
+            let logs = cluster.kubectl(["logs", NAMESPACE, DAEMON_SET, "--tail=20"]);
+            format!("{}\n{}", told.unwrap_or_default(), logs.unwrap_or_default())
+        })
+}
+
+/// Index and MAC address of each node's VXLAN device.
+fn devices(nodes: &[Node]) -> Result<Vec<String>> {
+    let show = [
+        "cat",
+        "/sys/class/net/flannel.1/ifindex",
+        "/sys/class/net/flannel.1/address",
+    ];
+    nodes.iter().map(|node| node.run(show)).collect()
+}
+
+fn wait_accelerated(cluster: &Cluster, node: &Node, pod: &Endpoint) -> Result<()> {
+    wait_until(
+        &format!("pod {} to be accelerated", pod.name),
+        PATIENCE,
+        || is_accelerated(cluster, node, pod).is_ok_and(|it| it),
+    )
+    .with_context(|| node.last_words())
+}
+
+/// Nothing of a pod that was deleted is left on its node.
+fn is_gone(node: &Node, pod: &Endpoint) -> Result<()> {
+    let address = pod.address.to_string();
+    let files = node.run(["ls", "/var/lib/cni/networks/cbr0"])?;
+    ensure!(
+        files.lines().all(|file| file != address),
+        "the address of {} is not free: {files}",
+        pod.name
+    );
+    let held = files.lines().filter(|file| file.starts_with("10.")).count();
+    let ports = node.run(["ls", "/sys/class/net/cni0/brif"])?;
+    ensure!(
+        ports.lines().count() == held,
+        "{} left a port: {ports}, addresses: {files}",
+        pod.name
+    );
+    Ok(())
+}
