@@ -191,8 +191,8 @@ fn outlets_are_where_peers_are_reached() {
             .collect::<Vec<_>>()
     };
     let (device, nic) = (("flannel.7".to_owned(), 5), ("eth0".to_owned(), 2));
-    assert_eq!(outlets(VXLAN, Some(5)), [device.clone()]);
-    assert_eq!(outlets(DIRECT, Some(5)), [device, nic.clone()]);
+    assert_eq!(outlets(DIRECT, Some(5)), [device.clone(), nic.clone()]);
+    assert_eq!(outlets(VXLAN, Some(5)), [device]);
     assert_eq!(outlets(HOST_GW, None), [nic]);
     for backend in [VXLAN, DIRECT] {
         assert_eq!(outlets(backend, None), [], "{backend}");
