@@ -12,11 +12,6 @@ pub const EVENTS_LEN: u32 = 128 * 1024;
 pub struct Event {
     /// When (`CLOCK_MONOTONIC`, nanoseconds).
     pub at_ns: u64,
-    /// Sender of the outermost IP header; one of IPv4 as IPv6 writes it (RFC 4291, section
-    /// 2.5.5.2), zeros where there is no such header.
-    pub source: [u8; 16],
-    /// Receiver, likewise.
-    pub destination: [u8; 16],
     /// The number of the [`Hook`](crate::Hook).
     pub hook: u32,
     /// The number of the [`Verdict`](crate::Verdict).
@@ -25,20 +20,28 @@ pub struct Event {
     pub ifindex: u32,
     /// Bytes from the Ethernet header on; of a super-packet, of the whole of it.
     pub len: u32,
-    /// Sender's port of TCP and UDP, else zero.
-    pub source_port: u16,
-    /// Receiver's port, likewise.
-    pub destination_port: u16,
-    /// The protocol above IP (`IPPROTO_*`); zero where there is no IP header.
-    pub protocol: u32,
+    /// The frame's beginning; see [`Event::head`]. Addresses and ports are left to the reader,
+    /// because each instruction here is one in every program.
+    pub head: [u8; HEAD_LEN],
 }
 
-const _: () = assert!(size_of::<Event>() == 64);
+/// Bytes of a frame that an [`Event`] has room for: Ethernet and IPv6 header twice, and what VXLAN
+/// puts between them, without extensions.
+pub const HEAD_LEN: usize = 128;
+
+const _: () = assert!(size_of::<Event>() == 24 + HEAD_LEN);
 
 impl Event {
     /// Reads a record; `None` where it is another build's, of another length.
     #[must_use]
     pub fn read(record: &[u8]) -> Option<Self> {
         bytemuck::try_pod_read_unaligned(record).ok()
+    }
+
+    /// The beginning of the frame, as far as the frame is long and the record has room.
+    #[must_use]
+    pub fn head(&self) -> &[u8] {
+        let len = usize::try_from(self.len).unwrap_or(HEAD_LEN);
+        &self.head[..len.min(HEAD_LEN)]
     }
 }

@@ -59,8 +59,6 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     fn number(address: Self::Addr) -> Self::Number;
     /// The address as a number to make a hash of; nothing is told of its order.
     fn word(address: Self::Addr) -> u64;
-    /// The address as IPv6 writes it (RFC 4291, section 2.5.5.2).
-    fn mapped(address: Self::Addr) -> [u8; 16];
     /// The network part of an address.
     fn mask(address: Self::Addr, mask: Self::Addr) -> Self::Addr;
     /// Whether two addresses are the same one.

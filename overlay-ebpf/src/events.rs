@@ -1,16 +1,16 @@
 //! Telling of single packets, where the agent asks for it (`overlayd --log-refused`).
 
+use core::ffi::c_void;
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
-use overlay_common::event::{EVENTS_LEN, Event};
-use overlay_common::family::{Fragment, Ip};
-use overlay_common::packet::{ETHERNET_LEN, Packet, TCP, UDP};
+use overlay_common::event::{EVENTS_LEN, Event, HEAD_LEN};
+use overlay_common::packet::Packet;
 use overlay_common::schema::CONFIG_EVENTS;
-use overlay_common::{Family, Hook, Verdict};
+use overlay_common::{Hook, Verdict};
 
 use crate::maps::{Mapped, Maps};
 
@@ -19,10 +19,17 @@ static EVENTS: RingBuf<Event, { EVENTS_LEN as usize }> = RingBuf::new();
 #[btf_map(name = "ov_events_lost")]
 static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// A packet whose beginning can be copied out.
+pub trait Copied: Packet {
+    /// Copies the first `len` bytes to `to`, which has room for [`HEAD_LEN`]; zeros where the packet
+    /// has fewer.
+    fn copy(&self, to: *mut c_void, len: u32);
+}
+
 /// Tells of a packet and the verdict on it, where the agent asks for that; where the ring is full,
 /// the event is counted as lost.
 #[inline(always)]
-pub fn tell<F: Mapped, P: Packet>(packet: &P, hook: Hook, verdict: Verdict) {
+pub fn tell<F: Mapped, P: Copied>(packet: &P, hook: Hook, verdict: Verdict) {
     let config = Tables::<F>::config(&Maps);
     if config.is_none_or(|config| config.flags & CONFIG_EVENTS == 0) {
         return;
@@ -46,29 +53,12 @@ pub fn tell<F: Mapped, P: Packet>(packet: &P, hook: Hook, verdict: Verdict) {
         addr_of_mut!((*event).ifindex).write(packet.ifindex());
         addr_of_mut!((*event).len).write(packet.frame_len());
     }
-    let ip = F::parse(packet, ETHERNET_LEN);
-    let (source, destination, protocol) = ip.map_or(([0; 16], [0; 16], 0), |ip| {
-        (F::mapped(ip.source), F::mapped(ip.destination), ip.protocol)
-    });
-    let (source_port, destination_port) = ports::<F, P>(packet, ip.as_ref()).unwrap_or((0, 0));
-    // SAFETY: as above.
-    unsafe {
-        addr_of_mut!((*event).source).write(source);
-        addr_of_mut!((*event).destination).write(destination);
-        addr_of_mut!((*event).source_port).write(source_port);
-        addr_of_mut!((*event).destination_port).write(destination_port);
-        addr_of_mut!((*event).protocol).write(protocol.into());
+    // SAFETY: as above; the helpers write as many bytes as they are told to, or zeros.
+    let head = unsafe { addr_of_mut!((*event).head).cast() };
+    let len = packet.frame_len().min(HEAD_LEN as u32);
+    // The verifier wants to know that there is something to load.
+    if len > 0 {
+        packet.copy(head, len);
     }
     entry.submit(0);
-}
-
-#[inline(always)]
-fn ports<F: Family, P: Packet>(packet: &P, ip: Option<&Ip<F>>) -> Option<(u16, u16)> {
-    let ip = ip.filter(|ip| ip.fragment != Fragment::Later)?;
-    if ip.protocol != TCP && ip.protocol != UDP {
-        return None;
-    }
-    let [word] = packet.load::<1>(ETHERNET_LEN + ip.header_len)?;
-    let [s0, s1, d0, d1] = word.to_ne_bytes();
-    Some((u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])))
 }

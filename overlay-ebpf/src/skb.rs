@@ -1,5 +1,6 @@
 //! The kernel's socket buffer as a packet.
 
+use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
@@ -9,6 +10,8 @@ use aya_ebpf::programs::TcContext;
 use overlay_common::Family;
 use overlay_common::decide::mark;
 use overlay_common::packet::Packet;
+
+use crate::events::Copied;
 
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -171,5 +174,13 @@ impl Packet for Skb {
     fn ifindex(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw).ifindex }
+    }
+}
+
+impl Copied for Skb {
+    #[inline(always)]
+    fn copy(&self, to: *mut c_void, len: u32) {
+        // SAFETY: `to` has room for as many bytes.
+        unsafe { bpf_skb_load_bytes(self.raw.cast(), 0, to.cast(), len) };
     }
 }

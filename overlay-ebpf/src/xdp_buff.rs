@@ -1,14 +1,16 @@
 //! A driver's receive buffer as a packet.
 
+use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::bpf_xdp_get_buff_len;
+use aya_ebpf::helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use overlay_common::decide::Tables;
 use overlay_common::packet::{Packet, same_mac};
 
+use crate::events::Copied;
 use crate::maps::{Maps, Served};
 use crate::skb::{FURTHEST, unproven};
 
@@ -87,5 +89,13 @@ impl Packet for XdpBuff {
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is valid for the whole program; the verifier checks the access.
         unsafe { (*self.raw).ingress_ifindex }
+    }
+}
+
+impl Copied for XdpBuff {
+    #[inline(always)]
+    fn copy(&self, to: *mut c_void, len: u32) {
+        // SAFETY: `to` has room for as many bytes (Linux 5.18).
+        unsafe { bpf_xdp_load_bytes(self.raw, 0, to.cast(), len) };
     }
 }

@@ -15,4 +15,4 @@ pub(crate) use fold::fold_keys;
 pub use net_conf::{BackendConfig, NetworkConfig, VxlanConfig};
 pub use pool::SubnetPool;
 pub use secret::Secret;
-pub use subnet_env::SubnetEnv;
+pub use subnet_env::{Nets, SubnetEnv};

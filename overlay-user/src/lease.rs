@@ -12,26 +12,24 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
-use serde::Serialize;
 
-pub use allocate::{AllocateError, allocate, reusable};
+pub use allocate::{AllocateError, allocate, are_allowed, reusable};
 pub use attributes::Attributes;
 pub use key::{ParseKeyError, SubnetKey};
 pub use rejected::{RejectReason, Rejected, Rejections};
 pub(crate) use rejected::{excerpt, subject};
 
+use crate::per_family::PerFamily;
 use crate::shared_map::SharedMap;
 
 /// Leases by key. A lease that did not change is the same allocation in every clone.
 pub type Leases = SharedMap<SubnetKey, Arc<Lease>>;
 
-/// A subnet held by a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// What a node holds of the overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The node's pods have their addresses here.
-    pub subnet: IpNet,
-    /// Its IPv6 subnet, if the lease is a dual-stack one. Not used yet.
-    pub subnet_v6: Option<IpNet>,
+    pub subnets: PerFamily<IpNet>,
     /// What the node says about itself.
     pub attributes: Attributes,
     /// The node's name, where the store knows it.
@@ -47,15 +45,6 @@ impl Lease {
     /// The lease's name in every store, `10.5.34.0-24`.
     #[must_use]
     pub fn key(&self) -> SubnetKey {
-        SubnetKey {
-            subnet: self.subnet,
-            subnet_v6: self.subnet_v6,
-        }
-    }
-
-    /// Whether any address belongs to both this lease and `subnet`.
-    #[must_use]
-    pub fn overlaps(&self, subnet: &IpNet) -> bool {
-        self.key().overlaps(subnet)
+        SubnetKey(self.subnets)
     }
 }

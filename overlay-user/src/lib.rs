@@ -18,6 +18,7 @@ pub mod liveness;
 pub mod mac;
 pub mod marks;
 pub mod observe;
+pub mod per_family;
 pub mod pod;
 pub mod privilege;
 pub mod reconcile;

@@ -5,17 +5,18 @@
 //! made, which has no note, the agent learns by the pod's end of the pair (`kernel/pods/ends.rs`).
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use crate::mac::MacAddr;
 use crate::marks::POD_NOTE_TAG;
+use crate::per_family::PerFamily;
 
 /// What the host end of a veth pair says about its pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodNote {
-    /// The pod's address on the overlay.
-    pub address: IpAddr,
+    /// The pod's addresses on the overlay.
+    pub addresses: PerFamily<IpAddr>,
     /// The MAC address of the pod's end.
     pub mac: MacAddr,
     /// The runtime's identifier of the container (`CNI_CONTAINERID`).
@@ -39,7 +40,7 @@ impl fmt::Display for PodNote {
         write!(
             f,
             "{POD_NOTE_TAG} {} {} {} {}",
-            self.address, self.mac, self.interface, self.container
+            self.addresses, self.mac, self.interface, self.container
         )?;
         if self.masqueraded {
             write!(f, " {MASQUERADED}")?;
@@ -58,17 +59,28 @@ impl FromStr for PodNote {
             [words @ .., MASQUERADED] if words.len() == 5 => (words, true),
             words => (words, false),
         };
-        let [POD_NOTE_TAG, address, mac, interface, container] = *words else {
+        let [POD_NOTE_TAG, addresses, mac, interface, container] = *words else {
             return Err(bad());
         };
         Ok(Self {
-            address: address.parse().map_err(|_| bad())?,
+            addresses: parse(addresses).ok_or_else(bad)?,
             mac: mac.parse().map_err(|_| bad())?,
             container: container.to_owned(),
             interface: interface.to_owned(),
             masqueraded,
         })
     }
+}
+
+/// Reads an address, or an IPv4 address and an IPv6 address with a comma between.
+fn parse(addresses: &str) -> Option<PerFamily<IpAddr>> {
+    Some(match addresses.split_once(',') {
+        None => addresses.parse::<IpAddr>().ok()?.into(),
+        Some((v4, v6)) => PerFamily::Both {
+            v4: v4.parse::<Ipv4Addr>().ok()?.into(),
+            v6: v6.parse::<Ipv6Addr>().ok()?.into(),
+        },
+    })
 }
 
 #[cfg(test)]
@@ -78,7 +90,7 @@ mod tests {
     #[test]
     fn note_round_trips() {
         let note = PodNote {
-            address: IpAddr::from([10, 244, 1, 5]),
+            addresses: IpAddr::from([10, 244, 1, 5]).into(),
             mac: MacAddr([2, 0, 0, 0, 0, 5]),
             container: "c0ffee".into(),
             interface: "eth0".into(),
@@ -95,6 +107,10 @@ mod tests {
         };
         assert!(masqueraded.to_string().ends_with("c0ffee masqueraded"));
         assert_eq!(masqueraded.to_string().parse(), Ok(masqueraded));
+        let dual = "overlay/1 10.244.1.5,fd00::5 02:00:00:00:00:05 eth0 c0ffee";
+        let note: PodNote = dual.parse().expect("a pod of both families");
+        assert_eq!(note.addresses.v6(), "fd00::5".parse().ok().as_ref());
+        assert_eq!(note.to_string(), dual);
     }
 
     #[test]
@@ -104,6 +120,8 @@ mod tests {
             "uplink",
             "overlay/2 10.0.0.1 02:00:00:00:00:05 eth0 x",
             "overlay/1 10.0.0.1",
+            "overlay/1 fd00::5,10.0.0.1 02:00:00:00:00:05 eth0 x",
+            "overlay/1 10.0.0.1,10.0.0.2 02:00:00:00:00:05 eth0 x",
             "overlay/1 10.0.0.1 02:00:00:00:00:05 eth0 x odd",
             "overlay/1 10.0.0.1 02:00:00:00:00:05 eth0 x masqueraded masqueraded",
         ] {

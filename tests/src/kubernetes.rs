@@ -5,6 +5,7 @@
 //! The lab takes all of it away: whatever is started is written down with the lab's other
 //! processes.
 
+mod churn;
 mod control_plane;
 mod images;
 mod manifest;
@@ -21,6 +22,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
+pub use churn::{AddTimes, reference_list};
 pub use control_plane::API_SERVER;
 pub use images::{OVERLAY_IMAGE, PROBE_IMAGE};
 pub use node::Node;

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use overlay_user::lease::{Attributes, RejectReason};
+use overlay_user::per_family::PerFamily;
 use overlay_user::store::{Error, Location, StoreHealth};
-use support::{LARGE, SMALL, attributes, config, open, race, run, see_each_other, start};
+use support::{LARGE, SMALL, attributes, config, open, race, run, see_each_other, start, subnets};
 
 const TTL: Duration = Duration::from_secs(24 * 3600);
 const SHORT: Duration = Duration::from_secs(2);
@@ -19,7 +20,7 @@ fn at(path: &Path) -> Location {
 }
 
 fn subnet(state: &overlay_user::store::LeaseState) -> Option<String> {
-    state.own.as_ref().map(|own| own.subnet.to_string())
+    state.own.as_ref().map(|own| own.subnets.to_string())
 }
 
 #[test]
@@ -47,7 +48,7 @@ fn a_lease_is_one_file_and_is_found_again() {
             r#"{"PublicIP":"192.168.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
         );
         let (_, again) = start(at(directory.path()), TTL, LARGE, 1).await;
-        assert_eq!(again.subnet, lease.subnet);
+        assert_eq!(again.subnets, lease.subnets);
     });
 }
 
@@ -57,21 +58,21 @@ fn a_node_keeps_its_lease_when_its_public_ip_changes_and_a_stranger_cannot_take_
         let directory = tempfile::tempdir().expect("a directory");
         let (one, lease) = start(at(directory.path()), TTL, LARGE, 1).await;
         drop(one);
-        let take = async |attributes: &Attributes, previous: IpNet| {
+        let take = async |attributes: &Attributes, previous: PerFamily<IpNet>| {
             let store = open(at(directory.path()), TTL);
             let taken = store
                 .acquire(&config(LARGE), attributes.clone(), Some(previous))
                 .await;
-            taken.expect("a lease").subnet
+            taken.expect("a lease").subnets
         };
         let moved = Attributes {
-            public_ip: [192, 168, 0, 101].into(),
+            public_ip: PerFamily::V4([192, 168, 0, 101].into()),
             ..attributes(1)
         };
         // Whoever has the subnet's name but another MAC address, or the MAC address but not the
         // subnet's name.
-        assert_ne!(take(&attributes(2), lease.subnet).await, lease.subnet);
-        let elsewhere = "10.3.200.0/24".parse().expect("a subnet");
+        assert_ne!(take(&attributes(2), lease.subnets).await, lease.subnets);
+        let elsewhere = subnets("10.3.200.0/24");
         assert_eq!(take(&moved, elsewhere).await, elsewhere);
         let file = directory
             .path()
@@ -79,16 +80,16 @@ fn a_node_keeps_its_lease_when_its_public_ip_changes_and_a_stranger_cannot_take_
         let text = || fs::read_to_string(&file).expect("the file");
         assert!(text().contains("192.168.0.1\""), "{}", text());
 
-        assert_eq!(take(&moved, lease.subnet).await, lease.subnet);
+        assert_eq!(take(&moved, lease.subnets).await, lease.subnets);
         assert!(text().contains("192.168.0.101\""), "{}", text());
         // Nor can a stranger give it up, but the node can, wherever it has moved since.
         let store = open(at(directory.path()), TTL);
         let gives_up = async |attributes: &Attributes| {
-            let released = store.release(lease.subnet, attributes).await;
+            let released = store.release(&lease.subnets, attributes).await;
             released.expect("an answer")
         };
         let moved_on = Attributes {
-            public_ip: [192, 168, 0, 102].into(),
+            public_ip: PerFamily::V4([192, 168, 0, 102].into()),
             ..attributes(1)
         };
         assert!(!gives_up(&attributes(2)).await);
@@ -111,7 +112,7 @@ fn nodes_see_each_other_come_change_and_go() {
     run(async {
         let directory = tempfile::tempdir().expect("a directory");
         let ([one, two], [_, lease]) = see_each_other(&at(directory.path()), TTL).await;
-        let released = two.store.release(lease.subnet, &attributes(22)).await;
+        let released = two.store.release(&lease.subnets, &attributes(22)).await;
         drop(two);
         assert!(released.expect("released"));
         // The other node's keeper may have taken it again before it was stopped; its file is
@@ -162,7 +163,7 @@ fn a_lost_lease_is_taken_again() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         fs::write(&file, r#"{"PublicIP":"192.168.0.99"}"#).expect("overwritten");
-        let old = lease.subnet.to_string();
+        let old = lease.subnets.to_string();
         one.until("another subnet", |state| {
             subnet(state).is_some_and(|it| it != old)
         })
@@ -192,7 +193,7 @@ fn reservations_and_peers_placed_by_hand_never_end() {
         )
         .expect("written");
         let (one, lease) = start(at(directory.path()), SHORT, LARGE, 1).await;
-        assert_eq!(lease.subnet.to_string(), "10.3.9.0/24");
+        assert_eq!(lease.subnets.to_string(), "10.3.9.0/24");
         assert!(lease.reserved);
         assert_eq!(lease.expires, None);
         tokio::time::sleep(SHORT * 2).await;
@@ -202,7 +203,7 @@ fn reservations_and_peers_placed_by_hand_never_end() {
         assert!(!directory.path().join("subnets/10.3.9.0-24.json").exists());
         assert!(
             !one.store
-                .release(lease.subnet, &lease.attributes)
+                .release(&lease.subnets, &lease.attributes)
                 .await
                 .expect("asked")
         );
@@ -263,7 +264,7 @@ fn a_directory_that_goes_and_returns_is_ridden_out() {
         let state = one
             .until("the return", |state| state.store == StoreHealth::Ok)
             .await;
-        assert_eq!(state.own.map(|own| own.subnet), Some(lease.subnet));
+        assert_eq!(state.own.map(|own| own.subnets), Some(lease.subnets));
         assert_eq!(state.leases.len(), 1, "no gap for the peer");
     });
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything one does with this repository.
 
+mod adds;
 mod apt;
 mod bench;
 mod build;
@@ -66,6 +67,7 @@ enum Command {
     Soak(soak::Arguments),
     Flood(flood::Arguments),
     Scale(scale::Arguments),
+    Adds(adds::Arguments),
     Fresh(fresh::Arguments),
     Image(image::Arguments),
     Vmtest(vmtest::Arguments),
@@ -101,6 +103,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),
         Command::Scale(arguments) => scale::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Adds(arguments) => adds::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fresh(arguments) => fresh::run(&arguments),
         Command::Image(arguments) => image::run(&arguments).map(|()| ExitCode::SUCCESS),
     }

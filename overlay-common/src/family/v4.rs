@@ -46,11 +46,6 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-    }
-
-    #[inline(always)]
     fn mask(address: [u8; 4], mask: [u8; 4]) -> [u8; 4] {
         (u32::from_ne_bytes(address) & u32::from_ne_bytes(mask)).to_ne_bytes()
     }

@@ -51,11 +51,6 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn mapped(address: [u8; 16]) -> [u8; 16] {
-        address
-    }
-
-    #[inline(always)]
     fn mask(address: [u8; 16], mask: [u8; 16]) -> [u8; 16] {
         let (address, mask) = (words(address), words(mask));
         bytemuck::cast([

@@ -10,6 +10,7 @@ use crate::kernel;
 use crate::mac::MacAddr;
 use crate::marks::ROUTE_PROTOCOL;
 use crate::observe::agent_file::{AgentFile, AgentLock};
+use crate::per_family::PerFamily;
 use anyhow::{Context as _, bail};
 use ipnet::{IpNet, Ipv4Net};
 use overlay_common::V4;
@@ -33,8 +34,11 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     if let Err(error) = fast_path::take_off(&pins) {
         problems.push(error.to_string());
     }
-    let (networks, subnet) = match subnet_env {
-        Ok(env) => (env.networks, env.subnet),
+    let (networks, subnets) = match subnet_env {
+        Ok(env) => {
+            let networks = env.nets.iter().flat_map(|nets| nets.networks.clone());
+            (networks.collect(), Some(env.nets.map(|nets| nets.subnet)))
+        }
         Err(error) => {
             if flags.node.subnet_file.exists() {
                 problems.push(error.to_string());
@@ -65,8 +69,8 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
         mac: MacAddr(config.vtep_mac),
         address: Some(config.vtep.into()),
     });
-    if let Some(subnet) = subnet
-        && let Err(error) = release(flags, subnet, vxlan.or(recorded)).await
+    if let Some(subnets) = subnets
+        && let Err(error) = release(flags, &subnets, vxlan.or(recorded)).await
     {
         tracing::warn!("the lease ends by itself: {error:#}");
     }
@@ -124,7 +128,7 @@ async fn vxlan_device(name: &str) -> Option<Identity> {
 /// changed.
 async fn release(
     flags: &AgentFlags,
-    subnet: IpNet,
+    subnets: &PerFamily<IpNet>,
     identity: Option<Identity>,
 ) -> anyhow::Result<()> {
     let store = settings::open_store(flags)?;
@@ -139,17 +143,17 @@ async fn release(
         (Err(_), Some(address)) => address,
         (Err(error), None) => return Err(error.into()),
     };
-    let IpAddr::V4(address) = address else {
+    if address.is_ipv6() {
         bail!("public address {address}: the underlay is IPv4");
-    };
+    }
     let mac = identity.map_or_else(MacAddr::default, |identity| identity.mac);
-    let attributes = backend::of(&config.backend).attributes(address, mac);
+    let attributes = backend::of(&config.backend).attributes(&PerFamily::V4((address, mac)));
     if store
-        .release(subnet, &attributes)
+        .release(subnets, &attributes)
         .await
         .context("release the lease")?
     {
-        tracing::info!(%subnet, "lease released");
+        tracing::info!(%subnets, "lease released");
     }
     Ok(())
 }

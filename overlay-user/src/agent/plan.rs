@@ -10,13 +10,14 @@ use super::fast_path::Outlet;
 use super::seen::Seen;
 use super::settings::Settings;
 use crate::backend::{Here, Nic, Peer};
-use crate::config::SubnetEnv;
+use crate::config::{Nets, SubnetEnv};
 use crate::kernel::guard::{GuardState, Sources};
 use crate::kernel::interface::Underlay;
 use crate::kernel::rules::RuleSet;
 use crate::lease::{Attributes, Lease};
 use crate::mac::MacAddr;
 use crate::marks::BRIDGE;
+use crate::per_family::PerFamily;
 use crate::reconcile::KernelState;
 
 /// This node, with its lease, the MAC address of the backend's device, the underlay's device and
@@ -31,7 +32,7 @@ pub fn here(
 ) -> Here {
     Here {
         network: settings.network(),
-        subnet: lease.subnet,
+        subnet: *lease.subnets.first(),
         public_ip: underlay.public_address,
         mac,
         nic: Nic {
@@ -85,9 +86,10 @@ impl Plan {
                 random_fully: !flags.ip_masq_fully_random_disable,
             },
             subnet_env: SubnetEnv {
-                networks: vec![network],
-                subnet: IpNet::new(gateway, subnet.prefix_len()).ok(),
-                subnet_v6: None,
+                nets: PerFamily::V4(Nets {
+                    networks: vec![network],
+                    subnet: IpNet::new_assert(gateway, subnet.prefix_len()),
+                }),
                 mtu,
                 ip_masq: flags.ip_masq,
             },
@@ -156,10 +158,11 @@ pub fn attributes(
     underlay: &Underlay,
     mac: MacAddr,
 ) -> anyhow::Result<Attributes> {
-    match underlay.public_address {
-        IpAddr::V4(address) => Ok(settings.backend.attributes(address, mac)),
-        IpAddr::V6(address) => bail!("public address {address}: the underlay is IPv4"),
+    let address = underlay.public_address;
+    if address.is_ipv6() {
+        bail!("public address {address}: the underlay is IPv4");
     }
+    Ok(settings.backend.attributes(&PerFamily::V4((address, mac))))
 }
 
 #[cfg(test)]

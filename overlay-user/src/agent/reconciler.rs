@@ -231,9 +231,9 @@ impl Reconciler {
         let Some(own) = &state.own else {
             return;
         };
-        if own.subnet != self.lease.subnet {
+        if own.subnets != self.lease.subnets {
             tracing::warn!(
-                old = %self.lease.subnet, new = %own.subnet,
+                old = %self.lease.subnets, new = %own.subnets,
                 "this node has another subnet now; pods of the old one keep their addresses until they are made anew"
             );
         }
@@ -308,7 +308,7 @@ impl Reconciler {
         let mut view = View {
             settings: &self.settings,
             underlay: self.footing.underlay(),
-            subnet: self.lease.subnet,
+            subnet: here.subnet,
             mtu: plan.mtu,
             pods: &mut self.seen.pods.clone(),
             other_vnis: self.seen.other_vnis.clone(),
@@ -377,7 +377,7 @@ impl Reconciler {
             self.kernel_path.narrow_guard(guard, report).await;
         }
         if let Some(device) = &self.settings.device {
-            let source = self.lease.subnet.network();
+            let source = here.subnet.network();
             self.path_check
                 .follow(device, source, self.peers.believed());
         }

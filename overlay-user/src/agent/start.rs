@@ -14,6 +14,7 @@ use crate::kernel::{self, Kernel};
 use crate::liveness::Liveness;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::{AgentFile, AgentLock};
+use crate::per_family::PerFamily;
 use crate::privilege::{self, Capability};
 use crate::store::{self, Store};
 use anyhow::{Context as _, bail};
@@ -118,7 +119,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
             "removed: the network has another VNI or backend now"
         );
     }
-    let previous = previous_subnet(flags);
+    let previous = previous_subnets(flags);
     let attributes = attributes(&settings, &underlay, mac)?;
     let Some(lease) = until(&cancel, &health, "take a lease", async || {
         store
@@ -130,7 +131,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     else {
         return Ok(());
     };
-    tracing::info!(subnet = %lease.subnet, "lease");
+    tracing::info!(subnet = %lease.subnets, "lease");
 
     let file = AgentFile {
         pid: std::process::id(),
@@ -296,11 +297,11 @@ async fn device_mac(
     })
 }
 
-/// The subnet of the last time, if its file can be read.
-fn previous_subnet(flags: &AgentFlags) -> Option<IpNet> {
+/// The subnets of the last time, if their file can be read.
+fn previous_subnets(flags: &AgentFlags) -> Option<PerFamily<IpNet>> {
     let path = &flags.node.subnet_file;
     match SubnetEnv::read(path) {
-        Ok(env) => env.subnet,
+        Ok(env) => Some(env.nets.map(|nets| nets.subnet)),
         Err(error) => {
             if path.exists() {
                 tracing::warn!("the previous subnet is not known, any will do: {error}");

@@ -1,11 +1,12 @@
 //! `host-gw`: every node is the gateway to its own pods, on a link that all nodes share. Nothing is
 //! encapsulated, and no device is made.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+
+use serde_json::Value;
 
 use super::model::{Backend, Entries, Here, Peer, Way};
-use crate::lease::{Attributes, Lease, RejectReason};
-use crate::mac::MacAddr;
+use crate::lease::RejectReason;
 
 /// See [the module](self).
 #[derive(Clone, Copy, Debug)]
@@ -24,22 +25,15 @@ impl Backend for HostGw {
         underlay
     }
 
-    /// No `BackendData`, as flannel writes it.
-    fn attributes(&self, public_ip: Ipv4Addr, _mac: MacAddr) -> Attributes {
-        Attributes {
-            public_ip,
-            public_ipv6: None,
-            backend_type: Some(self.name().to_owned()),
-            backend_data: None,
-            backend_v6_data: None,
-        }
-    }
-
-    fn way(&self, here: &Here, lease: &Lease) -> Result<Way, RejectReason> {
-        let address = lease.attributes.public_ip.into();
-        match here.is_on_link(address) {
+    fn way(
+        &self,
+        here: &Here,
+        public_ip: IpAddr,
+        _data: Option<&Value>,
+    ) -> Result<Way, RejectReason> {
+        match here.is_on_link(public_ip) {
             true => Ok(Way::Direct),
-            false => Err(RejectReason::NotOnLink(address, here.nic.name.clone())),
+            false => Err(RejectReason::NotOnLink(public_ip, here.nic.name.clone())),
         }
     }
 
@@ -50,12 +44,18 @@ impl Backend for HostGw {
 
 #[cfg(test)]
 mod tests {
+    use super::super::judge::judge;
     use super::super::judge::tests::{here, lease, mac};
     use super::*;
+    use crate::mac::MacAddr;
+    use crate::per_family::PerFamily;
 
     #[test]
     fn own_data_is_flannels_to_the_byte() {
-        let attributes = HostGw.attributes([192, 168, 64, 3].into(), MacAddr::default());
+        let attributes = HostGw.attributes(&PerFamily::V4((
+            [192, 168, 64, 3].into(),
+            MacAddr::default(),
+        )));
         assert_eq!(
             attributes.to_json().expect("JSON"),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#
@@ -73,11 +73,7 @@ mod tests {
     fn a_peer_on_the_link_is_its_subnets_gateway() {
         let here = here();
         let theirs = lease(&HostGw, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
-        let peer = Peer {
-            subnet: theirs.subnet,
-            vtep: theirs.attributes.public_ip.into(),
-            way: HostGw.way(&here, &theirs).expect("a way"),
-        };
+        let peer = judge(&HostGw, &here, &theirs).expect("a peer");
         assert_eq!(peer.way, Way::Direct);
         let state = HostGw.state(&here, std::slice::from_ref(&peer));
         assert_eq!((&state.link, state.forwarding), (&None, true));
@@ -99,7 +95,7 @@ mod tests {
     #[test]
     fn a_peer_behind_a_router_is_refused_by_name() {
         let theirs = lease(&HostGw, "10.244.2.0/24", [192, 168, 1, 2], mac(2));
-        let reason = HostGw.way(&here(), &theirs).expect_err("a router");
+        let reason = judge(&HostGw, &here(), &theirs).expect_err("a router");
         let text = reason.to_string();
         assert!(
             text.contains("192.168.1.2") && text.contains("eth0"),

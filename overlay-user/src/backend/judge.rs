@@ -3,7 +3,7 @@
 //! A lease decides where this node sends packets and whose packets it believes, so each field is
 //! taken for hostile until shown otherwise, and a bad lease never costs a good one its place.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -15,17 +15,16 @@ const LONGEST_SUBNET: u8 = 30;
 
 /// Judges a lease on its own.
 pub fn judge(backend: &dyn Backend, here: &Here, lease: &Lease) -> Result<Peer, RejectReason> {
-    let Lease {
-        subnet, attributes, ..
-    } = lease;
+    let Lease { attributes, .. } = lease;
     let network = &here.network;
-    if !network.contains(subnet) {
+    let subnet = lease.subnets.like(network.addr());
+    let Some(subnet) = subnet.filter(|subnet| network.contains(*subnet)) else {
         return Err(RejectReason::OutsideNetwork(*network));
-    }
+    };
     if subnet.prefix_len() > LONGEST_SUBNET {
         return Err(RejectReason::TooSmall(subnet.prefix_len()));
     }
-    if lease.overlaps(&here.subnet) {
+    if lease.key().overlaps(&here.subnet.into()) {
         return Err(RejectReason::OverlapsOwn(here.subnet));
     }
     let theirs = attributes.backend_type.as_deref().unwrap_or_default();
@@ -33,35 +32,44 @@ pub fn judge(backend: &dyn Backend, here: &Here, lease: &Lease) -> Result<Peer, 
         let (theirs, ours) = (excerpt(theirs), backend.name());
         return Err(RejectReason::BackendType { theirs, ours });
     }
-    let vtep = attributes.public_ip;
+    let Some(&vtep) = attributes.public_ip.like(here.public_ip) else {
+        return Err(RejectReason::Value(format!(
+            "no public IP of the family of {}",
+            here.public_ip
+        )));
+    };
     let is_broadcast = |prefix| is_broadcast(prefix, vtep);
     if !is_host(vtep) || here.on_link.iter().any(is_broadcast) {
-        return Err(RejectReason::PublicIp(vtep.into()));
+        return Err(RejectReason::PublicIp(vtep));
     }
-    if network.contains(&IpAddr::V4(vtep)) {
-        return Err(RejectReason::PublicIpInside(vtep.into()));
+    if network.contains(&vtep) {
+        return Err(RejectReason::PublicIpInside(vtep));
     }
-    if IpAddr::V4(vtep) == here.public_ip {
-        return Err(RejectReason::PublicIpOwn(vtep.into()));
+    if vtep == here.public_ip {
+        return Err(RejectReason::PublicIpOwn(vtep));
     }
+    let data = attributes.backend_data.as_ref();
+    let data = data.and_then(|data| data.like(network.addr()));
     Ok(Peer {
         subnet: *subnet,
-        vtep: vtep.into(),
-        way: backend.way(here, lease)?,
+        vtep,
+        way: backend.way(here, vtep, data)?,
     })
 }
 
 /// Whether the address can be that of one remote host. Class E (240.0.0.0/4) and 0.0.0.0/8 cannot
 /// be routed to by a Linux host in general; link-local ones can, on one segment.
-fn is_host(address: Ipv4Addr) -> bool {
+fn is_host(address: IpAddr) -> bool {
+    let IpAddr::V4(address) = address else {
+        return false;
+    };
     let first = address.octets()[0];
     first != 0 && first < 224 && !address.is_loopback()
 }
 
 /// Whether an address stands for everybody on a link: its last one, and of old (RFC 1122, section
 /// 3.3.6) its first.
-fn is_broadcast(prefix: &IpNet, address: Ipv4Addr) -> bool {
-    let address = IpAddr::V4(address);
+fn is_broadcast(prefix: &IpNet, address: IpAddr) -> bool {
     prefix.prefix_len() < 31 && (address == prefix.broadcast() || address == prefix.network())
 }
 
@@ -70,6 +78,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::backend::{HostGw, Nic, Vxlan};
     use crate::mac::MacAddr;
+    use crate::per_family::PerFamily;
 
     pub fn mac(last: u8) -> MacAddr {
         MacAddr([2, 0, 0, 0, 0, last])
@@ -94,9 +103,8 @@ pub(crate) mod tests {
 
     pub fn lease(backend: &dyn Backend, subnet: &str, public_ip: [u8; 4], mac: MacAddr) -> Lease {
         Lease {
-            subnet: subnet.parse().expect("a subnet"),
-            subnet_v6: None,
-            attributes: backend.attributes(public_ip.into(), mac),
+            subnets: subnet.parse::<IpNet>().expect("a subnet").into(),
+            attributes: backend.attributes(&PerFamily::V4((public_ip.into(), mac))),
             node: None,
             reserved: false,
             expires: None,

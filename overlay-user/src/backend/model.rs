@@ -1,14 +1,16 @@
 //! What a backend is, and what it speaks of: this node, its peers, the ways to them.
 
 use std::fmt::Debug;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::lease::{Attributes, Lease, RejectReason};
+use crate::lease::{Attributes, RejectReason};
 use crate::mac::MacAddr;
 use crate::marks::ROUTE_PROTOCOL;
+use crate::per_family::PerFamily;
 use crate::reconcile::{KernelState, Link, Route};
 
 /// How packets get to other nodes: what the leases say about it, and what the kernel should hold
@@ -30,14 +32,33 @@ pub trait Backend: Debug + Send + Sync {
     /// Longest packet of a pod, in bytes, where the underlay takes `underlay` bytes.
     fn mtu(&self, underlay: u32) -> u32;
 
-    /// What this node's lease says. `mac` is the MAC address of the device that the backend makes.
-    fn attributes(&self, public_ip: Ipv4Addr, mac: MacAddr) -> Attributes;
+    /// The backend's own data in this node's lease. `mac` is the MAC address of the device that the
+    /// backend makes.
+    fn data(&self, _mac: MacAddr) -> Option<Value> {
+        None
+    }
 
-    /// What another node's lease means: the way to that node.
+    /// What this node's lease says: of each family the public IP and the MAC address of the device
+    /// that the backend makes.
+    fn attributes(&self, ends: &PerFamily<(IpAddr, MacAddr)>) -> Attributes {
+        let data = |end: Option<&(IpAddr, MacAddr)>| end.and_then(|(_, mac)| self.data(*mac));
+        Attributes {
+            public_ip: ends.map(|(public_ip, _)| *public_ip),
+            backend_type: Some(self.name().to_owned()),
+            backend_data: PerFamily::new(data(ends.v4()), data(ends.v6())),
+        }
+    }
+
+    /// The way to another node, of whose lease `data` is the backend's own data.
     ///
     /// # Errors
-    /// Why there is none. Subnet, backend type and public IP are good already.
-    fn way(&self, here: &Here, lease: &Lease) -> Result<Way, RejectReason>;
+    /// Why there is none. Subnet, backend type and public IP of the lease are good already.
+    fn way(
+        &self,
+        here: &Here,
+        public_ip: IpAddr,
+        data: Option<&Value>,
+    ) -> Result<Way, RejectReason>;
 
     /// The device that it makes, as it should be.
     fn link(&self, _here: &Here) -> Option<Link> {

@@ -168,11 +168,10 @@ impl Believed {
 
     /// Takes the peer of a lease out, if it is there.
     fn remove(&mut self, key: &SubnetKey) -> Option<Peer> {
-        if self.keys.get(&key.subnet) != Some(key) {
-            return None;
-        }
-        self.keys.remove(&key.subnet);
-        let peer = self.peers.remove(&key.subnet)?;
+        let is_of_key = |subnet: &&IpNet| self.keys.get(subnet) == Some(key);
+        let subnet = *key.0.iter().find(is_of_key)?;
+        self.keys.remove(&subnet);
+        let peer = self.peers.remove(&subnet)?;
         if let Some(mac) = peer.mac()
             && let Some((_, count)) = self.nodes.get_mut(&mac)
         {

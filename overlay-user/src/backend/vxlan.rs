@@ -1,6 +1,6 @@
 //! `vxlan`: packets travel in UDP (RFC 7348), by a device that the kernel's VXLAN driver serves.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use overlay_common::V4;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::model::{Backend, Entries, Here, Peer, Way};
 use crate::config::{VxlanConfig, fold_keys};
-use crate::lease::{Attributes, Lease, RejectReason, excerpt};
+use crate::lease::{Attributes, RejectReason, excerpt};
 use crate::mac::MacAddr;
 use crate::marks::ROUTE_PROTOCOL;
 use crate::reconcile::{Link, Route, VxlanAttributes};
@@ -47,20 +47,19 @@ impl Backend for Vxlan {
             .saturating_sub(overhead::<V4>())
     }
 
-    /// `BackendData` is `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock
-    /// flanneld finds it there by its place.
-    fn attributes(&self, public_ip: Ipv4Addr, mac: MacAddr) -> Attributes {
-        Attributes {
-            public_ip,
-            public_ipv6: None,
-            backend_type: Some(self.name().to_owned()),
-            backend_data: Some(json!({ "VNI": self.0.vni, "VtepMAC": mac })),
-            backend_v6_data: None,
-        }
+    /// `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds it there
+    /// by its place.
+    fn data(&self, mac: MacAddr) -> Option<Value> {
+        Some(json!({ "VNI": self.0.vni, "VtepMAC": mac }))
     }
 
-    fn way(&self, here: &Here, lease: &Lease) -> Result<Way, RejectReason> {
-        let Data { vni, vtepmac: mac } = data(lease.attributes.backend_data.as_ref())?;
+    fn way(
+        &self,
+        here: &Here,
+        public_ip: IpAddr,
+        data: Option<&Value>,
+    ) -> Result<Way, RejectReason> {
+        let Data { vni, vtepmac: mac } = parse(data)?;
         if !mac.is_unicast() {
             return Err(RejectReason::Mac(mac));
         }
@@ -73,9 +72,7 @@ impl Backend for Vxlan {
                 let ours = self.0.vni;
                 Err(RejectReason::Vni { theirs, ours })
             }
-            _ if self.0.direct_routing && here.is_on_link(lease.attributes.public_ip.into()) => {
-                Ok(Way::Direct)
-            }
+            _ if self.0.direct_routing && here.is_on_link(public_ip) => Ok(Way::Direct),
             _ => Ok(Way::Vxlan { mac }),
         }
     }
@@ -124,11 +121,11 @@ impl Backend for Vxlan {
 /// The MAC address that a lease names, where it is that of one device.
 #[must_use]
 pub fn mac_of(attributes: &Attributes) -> Option<MacAddr> {
-    let data = data(attributes.backend_data.as_ref()).ok()?;
+    let data = parse(Some(attributes.backend_data.as_ref()?.first())).ok()?;
     data.vtepmac.is_unicast().then_some(data.vtepmac)
 }
 
-fn data(value: Option<&Value>) -> Result<Data, RejectReason> {
+fn parse(value: Option<&Value>) -> Result<Data, RejectReason> {
     let value = value.cloned().unwrap_or_default();
     serde_json::from_value(fold_keys(value))
         .map_err(|error| RejectReason::BackendData(excerpt(&error.to_string())))
@@ -136,12 +133,16 @@ fn data(value: Option<&Value>) -> Result<Data, RejectReason> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::judge::judge;
     use super::super::judge::tests::{here, lease, mac};
     use super::*;
+    use crate::lease::Lease;
+    use crate::per_family::PerFamily;
 
     #[test]
     fn own_data_is_flannels_to_the_byte() {
-        let attributes = Vxlan::default().attributes([192, 168, 64, 3].into(), mac(0x44));
+        let attributes =
+            Vxlan::default().attributes(&PerFamily::V4(([192, 168, 64, 3].into(), mac(0x44))));
         assert_eq!(
             attributes.to_json().expect("JSON"),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:44"}}"#
@@ -176,13 +177,9 @@ mod tests {
         );
         assert!(!vxlan.has_direct_ways());
         let theirs = lease(&vxlan, "10.244.2.0/24", [192, 168, 1, 2], mac(2));
-        let peer = Peer {
-            subnet: theirs.subnet,
-            vtep: theirs.attributes.public_ip.into(),
-            way: vxlan.way(&here, &theirs).expect("a way"),
-        };
+        let peer = judge(&vxlan, &here, &theirs).expect("a peer");
         assert_eq!(peer.mac(), Some(mac(2)));
-        let state = vxlan.state(&here, &[peer]);
+        let state = vxlan.state(&here, std::slice::from_ref(&peer));
         assert_eq!(
             (state.network, state.forwarding),
             (Some(here.network), true)
@@ -206,7 +203,7 @@ mod tests {
         assert_eq!(state.link, Some(device));
         let base = [10, 244, 2, 0].into();
         let route = Route {
-            subnet: theirs.subnet,
+            subnet: peer.subnet,
             gateway: Some(base),
             device: Some("flannel.7".to_owned()),
             onlink: true,
@@ -223,14 +220,20 @@ mod tests {
 
     #[test]
     fn a_lease_names_the_address_of_one_device() {
-        let of = |address: MacAddr| {
-            mac_of(&Vxlan::default().attributes([192, 168, 0, 2].into(), address))
+        let lease = |address| {
+            lease(
+                &Vxlan::default(),
+                "10.244.2.0/24",
+                [192, 168, 0, 2],
+                address,
+            )
         };
-        assert_eq!(of(mac(2)), Some(mac(2)));
-        assert_eq!(of(MacAddr([1, 0, 0x5e, 0, 0, 1])), None);
+        assert_eq!(mac_of(&lease(mac(2)).attributes), Some(mac(2)));
+        let group = MacAddr([1, 0, 0x5e, 0, 0, 1]);
+        assert_eq!(mac_of(&lease(group).attributes), None);
         let attributes = Attributes {
             backend_data: None,
-            ..Vxlan::default().attributes([192, 168, 0, 2].into(), mac(2))
+            ..lease(mac(2)).attributes
         };
         assert_eq!(mac_of(&attributes), None);
     }
@@ -244,17 +247,13 @@ mod tests {
         let here = here();
         let near = lease(&direct, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
         let far = lease(&direct, "10.244.3.0/24", [192, 168, 1, 2], mac(3));
-        let way = |backend: &Vxlan, lease: &Lease| backend.way(&here, lease).expect("a way");
+        let peer = |backend: &Vxlan, lease: &Lease| judge(backend, &here, lease).expect("a peer");
+        let way = |backend, lease| peer(backend, lease).way;
         assert_eq!(way(&direct, &near), Way::Direct);
         assert_eq!(way(&direct, &far), Way::Vxlan { mac: mac(3) });
         assert_eq!(way(&Vxlan::default(), &near), Way::Vxlan { mac: mac(2) });
 
-        let peer = |lease: &Lease| Peer {
-            subnet: lease.subnet,
-            vtep: lease.attributes.public_ip.into(),
-            way: way(&direct, lease),
-        };
-        let state = direct.state(&here, &[peer(&near), peer(&far)]);
+        let state = direct.state(&here, &[peer(&direct, &near), peer(&direct, &far)]);
         let devices = state.routes.iter().map(|route| route.device.as_deref());
         assert_eq!(Vec::from_iter(devices), [Some("eth0"), Some("flannel.1")]);
         assert_eq!((state.neighbours.len(), state.fdb.len()), (1, 1));

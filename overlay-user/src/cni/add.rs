@@ -160,7 +160,7 @@ impl Place<'_> {
         // The note is last, because the agent lets traffic to the pod as soon as it reads the note.
         self.is_still_ours(address)?;
         let note = PodNote {
-            address,
+            addresses: address.into(),
             mac: end.mac,
             container: attachment.container.clone(),
             interface: attachment.interface.clone(),

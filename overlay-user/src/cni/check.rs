@@ -214,7 +214,8 @@ impl<'a> Expected<'a> {
             // another, which the agent finds by itself.
             let is_of_pod = |note: PodNote| {
                 (&note.container, &note.interface) == (&attachment.container, &attachment.interface)
-                    && Some(note.address) == self.addresses.first().map(IpNet::addr)
+                    && Some(note.addresses.first())
+                        == self.addresses.first().map(IpNet::addr).as_ref()
             };
             if !veth::note(&port).is_some_and(is_of_pod) {
                 return changed(format!("the alias of {name} does not describe the pod"));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::Error;
-use crate::config::{SubnetEnv, subnet_env};
+use crate::config::{Nets, SubnetEnv, subnet_env};
 use crate::marks::BRIDGE;
 
 /// The part of the JSON on standard input that the plugin reads. Unknown keys are ignored, as by
@@ -227,22 +227,12 @@ impl Delegate {
 /// the overlay is routed by way of the node.
 fn merge(delegate: Delegate, ipam: Ipam, env: SubnetEnv, bridge: &str) -> Result<Network, Error> {
     // A pod has one address; where the node leases both families, that is the IPv4 one.
-    let subnet = env
-        .subnet
-        .or(env.subnet_v6)
-        .ok_or_else(|| Error::Config("subnet.env names no subnet of this node".into()))?;
+    let Nets { networks, subnet } = env.nets.first().clone();
     let mut routes = ipam.routes;
-    let is_v4 = subnet.addr().is_ipv4();
-    let family = |net: &IpNet| net.addr().is_ipv4() == is_v4;
-    routes.extend(
-        env.networks
-            .iter()
-            .filter(|net| family(net))
-            .map(|net| route(*net, None)),
-    );
+    routes.extend(networks.iter().map(|net| route(*net, None)));
     if delegate.is_default_gateway {
         let everything = IpNet::new_assert(
-            if is_v4 {
+            if subnet.addr().is_ipv4() {
                 IpAddr::from([0; 4])
             } else {
                 IpAddr::from([0; 16])
@@ -261,7 +251,7 @@ fn merge(delegate: Delegate, ipam: Ipam, env: SubnetEnv, bridge: &str) -> Result
         hairpin: delegate.hairpin_mode,
         promiscuous: delegate.promisc_mode,
         force_address: delegate.force_address,
-        networks: env.networks,
+        networks,
         subnet,
         routes,
         dns: delegate.dns,
@@ -285,13 +275,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::per_family::PerFamily;
 
     fn merged(conf: Value, ip_masq: bool) -> Network {
         let conf: NetConf = serde_json::from_value(conf).expect("a configuration");
         let env = SubnetEnv {
-            networks: vec!["10.244.0.0/16".parse().expect("a network")],
-            subnet: "10.244.1.1/24".parse().ok(),
-            subnet_v6: None,
+            nets: PerFamily::V4(Nets {
+                networks: vec!["10.244.0.0/16".parse().expect("a network")],
+                subnet: "10.244.1.1/24".parse().expect("a subnet"),
+            }),
             mtu: 1450,
             ip_masq,
         };

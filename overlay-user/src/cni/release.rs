@@ -52,8 +52,14 @@ pub async fn del(
             (&note.container, &note.interface) == (&attachment.container, &attachment.interface)
         });
     let masqueraded = masquerades(conf) || noted.as_ref().is_some_and(|note| note.masqueraded);
-    let noted = noted.map(|note| note.address);
-    addresses.extend(noted.filter(|address| !addresses.contains(address)));
+    let noted: Vec<IpAddr> = (noted.iter())
+        .flat_map(|note| note.addresses.iter().copied())
+        .collect();
+    for address in &noted {
+        if !addresses.contains(address) {
+            addresses.push(*address);
+        }
+    }
     let pod = Pod {
         attachment,
         addresses: &addresses,
@@ -68,10 +74,14 @@ pub async fn del(
     // An ADD that its runtime has given up may still be at work. Remove what that ADD has made
     // since the device was removed above; what it makes from now on, that ADD undoes itself.
     veth::remove(&host, attachment).await?;
-    if let (Some(address), Some(book)) = (noted, open_book(conf, deadline)?) {
-        let entries = book.entries()?;
-        if entries.contains(&(address, Holder::Unreadable)) {
-            book.free(address)?;
+    if noted.is_empty() {
+        return Ok(());
+    }
+    if let Some(book) = open_book(conf, deadline)? {
+        for (address, holder) in book.entries()? {
+            if holder == Holder::Unreadable && noted.contains(&address) {
+                book.free(address)?;
+            }
         }
     }
     Ok(())
@@ -129,7 +139,7 @@ pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(),
     let masquerading: BTreeSet<_> = notes
         .iter()
         .filter(|note| note.masqueraded)
-        .map(|note| note.address)
+        .flat_map(|note| note.addresses.iter().copied())
         .collect();
     let stale = Stale::new(&valid, notes, entries);
 
@@ -169,9 +179,10 @@ impl Stale {
         entries: Vec<(IpAddr, Holder)>,
     ) -> Self {
         let mut stale = Self::default();
-        let noted: BTreeSet<_> = notes.iter().map(|note| note.address).collect();
+        let addresses_of = |note: &PodNote| note.addresses.iter().copied().collect::<Vec<_>>();
+        let noted: BTreeSet<_> = notes.iter().flat_map(addresses_of).collect();
         for PodNote {
-            address,
+            addresses,
             container,
             interface,
             ..
@@ -182,7 +193,8 @@ impl Stale {
                 interface,
             };
             if !valid.contains(&attachment) {
-                stale.attachments.insert((attachment, address));
+                let each = addresses.iter().map(|it| (attachment.clone(), *it));
+                stale.attachments.extend(each);
             }
         }
         for (address, holder) in entries {
@@ -337,7 +349,7 @@ mod tests {
             interface,
         } = attachment(container);
         PodNote {
-            address: address(last),
+            addresses: address(last).into(),
             mac: MacAddr::default(),
             container,
             interface,

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::fold_keys;
 use super::pool::{PoolError, SubnetPool};
+use crate::per_family::PerFamily;
 
 /// VNI of the overlay unless the configuration names another.
 pub const DEFAULT_VNI: u32 = 1;
@@ -23,8 +24,8 @@ const MAX_VNI: u32 = (1 << 24) - 1;
 /// What every node of the network agrees on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
-    /// The overlay's network and the subnets in it that nodes lease.
-    pub pool: SubnetPool,
+    /// The overlay's networks and the subnets in them that nodes lease.
+    pub pools: PerFamily<SubnetPool>,
     /// Packet-filter rules by nftables instead of iptables (`EnableNFTables`).
     pub nftables: bool,
     /// How peers are reached.
@@ -160,17 +161,17 @@ impl NetworkConfig {
             }
         };
         Ok(Self {
-            pool,
+            pools: PerFamily::V4(pool),
             nftables: raw.enablenftables.unwrap_or(false),
             backend,
             notes,
         })
     }
 
-    /// The overlay's whole network.
+    /// The overlay's whole network, of the family that is served.
     #[must_use]
     pub fn network(&self) -> IpNet {
-        self.pool.network()
+        self.pools.first().network()
     }
 
     /// Options of the vxlan backend; none where the backend is another.
@@ -234,9 +235,10 @@ mod tests {
         )
         .expect("a usable configuration");
         assert_eq!(config.network().to_string(), "10.3.0.0/16");
-        assert_eq!(config.pool.subnet_len(), 28);
-        assert_eq!(config.pool.min().to_string(), "10.3.5.0");
-        assert_eq!(config.pool.max().to_string(), "10.3.8.0");
+        let pool = config.pools.first();
+        assert_eq!(pool.subnet_len(), 28);
+        assert_eq!(pool.min().to_string(), "10.3.5.0");
+        assert_eq!(pool.max().to_string(), "10.3.8.0");
         assert!(config.nftables);
         let expected = VxlanConfig {
             vni: 7,
@@ -258,7 +260,7 @@ mod tests {
             direct_routing: false,
         };
         assert_eq!(config.vxlan(), Some(&expected));
-        assert_eq!(config.pool.min().to_string(), "10.3.1.0");
+        assert_eq!(config.pools.first().min().to_string(), "10.3.1.0");
         assert_eq!(config.notes.len(), 1);
     }
 
@@ -269,7 +271,7 @@ mod tests {
                 "Backend":{"Type":"vxlan","Port":0,"MTU":0}}"#,
         )
         .expect("usable");
-        assert_eq!(config.pool.subnet_len(), 24);
+        assert_eq!(config.pools.first().subnet_len(), 24);
         assert_eq!(config.vxlan(), Some(&VxlanConfig::default()));
     }
 

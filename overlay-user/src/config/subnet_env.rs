@@ -2,7 +2,6 @@
 //!
 //! Written to the byte as flannel writes it; read as leniently as flannel reads it.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -10,24 +9,31 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use crate::per_family::PerFamily;
+
 /// Where flannel keeps the file.
 pub const DEFAULT_PATH: &str = "/run/flannel/subnet.env";
 
 /// The file's content.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
-    /// The overlay's networks, IPv4 before IPv6 (`FLANNEL_NETWORK`, `FLANNEL_IPV6_NETWORK`, each a
-    /// comma-separated list).
-    pub networks: Vec<IpNet>,
-    /// The node's IPv4 gateway with its subnet's prefix length (`FLANNEL_SUBNET`), as in
-    /// `10.244.1.1/24`.
-    pub subnet: Option<IpNet>,
-    /// The node's IPv6 gateway likewise (`FLANNEL_IPV6_SUBNET`).
-    pub subnet_v6: Option<IpNet>,
+    /// What the node has of the overlay.
+    pub nets: PerFamily<Nets>,
     /// MTU of pods in bytes (`FLANNEL_MTU`).
     pub mtu: u32,
     /// Whether the agent masquerades, so that the plugin must not (`FLANNEL_IPMASQ`).
     pub ip_masq: bool,
+}
+
+/// What a node has of the overlay, of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nets {
+    /// The overlay's networks (`FLANNEL_NETWORK`, `FLANNEL_IPV6_NETWORK`, each a comma-separated
+    /// list).
+    pub networks: Vec<IpNet>,
+    /// The node's gateway with its subnet's prefix length (`FLANNEL_SUBNET`,
+    /// `FLANNEL_IPV6_SUBNET`), as in `10.244.1.1/24`.
+    pub subnet: IpNet,
 }
 
 /// Why the file could not be read or written.
@@ -95,8 +101,9 @@ impl SubnetEnv {
     /// # Errors
     /// As [`SubnetEnv::read`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, SubnetEnvError> {
-        let mut env = Self::default();
-        let (mut v6, mut mtu, mut ip_masq) = (Vec::new(), None, None);
+        // By variable, whose names promise a family. What counts is the value's own.
+        let (mut networks, mut subnets) = ([Vec::new(), Vec::new()], [None, None]);
+        let (mut mtu, mut ip_masq) = (None, None);
         for (index, raw) in text.lines().enumerate() {
             let bad = |problem| SubnetEnvError::Line {
                 path: path.into(),
@@ -117,10 +124,10 @@ impl SubnetEnv {
                     .map_err(|_| bad("not an address with a prefix"))
             };
             match name.trim() {
-                "FLANNEL_NETWORK" => env.networks = networks(value),
-                "FLANNEL_IPV6_NETWORK" => v6 = networks(value),
-                "FLANNEL_SUBNET" => env.subnet = Some(cidr()?),
-                "FLANNEL_IPV6_SUBNET" => env.subnet_v6 = Some(cidr()?),
+                "FLANNEL_NETWORK" => networks[0] = list(value),
+                "FLANNEL_IPV6_NETWORK" => networks[1] = list(value),
+                "FLANNEL_SUBNET" => subnets[0] = Some(cidr()?),
+                "FLANNEL_IPV6_SUBNET" => subnets[1] = Some(cidr()?),
                 "FLANNEL_MTU" => mtu = Some(value.parse().map_err(|_| bad("not a number"))?),
                 "FLANNEL_IPMASQ" => {
                     ip_masq = Some(match value {
@@ -132,17 +139,26 @@ impl SubnetEnv {
                 _ => {}
             }
         }
-        env.networks.append(&mut v6);
+        let (networks, subnets) = (
+            networks.concat(),
+            Vec::from_iter(subnets.into_iter().flatten()),
+        );
+        let nets = |is_v4: bool| {
+            let is_of_family = |net: &&IpNet| net.addr().is_ipv4() == is_v4;
+            Some(Nets {
+                networks: networks.iter().filter(is_of_family).copied().collect(),
+                subnet: *subnets.iter().find(is_of_family)?,
+            })
+        };
         let missing = [
-            (env.networks.is_empty(), "FLANNEL_NETWORK"),
-            (
-                env.subnet.is_none() && env.subnet_v6.is_none(),
-                "FLANNEL_SUBNET",
-            ),
+            (networks.is_empty(), "FLANNEL_NETWORK"),
+            (subnets.is_empty(), "FLANNEL_SUBNET"),
             (mtu.is_none(), "FLANNEL_MTU"),
             (ip_masq.is_none(), "FLANNEL_IPMASQ"),
         ];
-        let (Some(mtu), Some(ip_masq), false, false) = (mtu, ip_masq, missing[0].0, missing[1].0)
+        let nets = PerFamily::new(nets(true), nets(false));
+        let (Some(nets), Some(mtu), Some(ip_masq), false) =
+            (nets, mtu, ip_masq, networks.is_empty())
         else {
             let names = missing
                 .iter()
@@ -154,11 +170,7 @@ impl SubnetEnv {
                 names,
             });
         };
-        Ok(Self {
-            mtu,
-            ip_masq,
-            ..env
-        })
+        Ok(Self { nets, mtu, ip_masq })
     }
 
     /// Replaces the file in one step, so that a reader sees the old content or the new, whole. The
@@ -196,39 +208,22 @@ impl SubnetEnv {
 /// The file's bytes, in flannel's order.
 impl std::fmt::Display for SubnetEnv {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let list = |wanted: fn(&IpNet) -> bool| {
-            let mut list = String::new();
-            for network in self.networks.iter().filter(|network| wanted(network)) {
-                let comma = if list.is_empty() { "" } else { "," };
-                write!(list, "{comma}{network}")?;
-            }
-            Ok(list)
-        };
-        if let Some(subnet) = self.subnet {
-            writeln!(
-                f,
-                "FLANNEL_NETWORK={}",
-                list(|net| matches!(net, IpNet::V4(_)))?
-            )?;
-            writeln!(f, "FLANNEL_SUBNET={subnet}")?;
-        }
-        if let Some(subnet) = self.subnet_v6 {
-            writeln!(
-                f,
-                "FLANNEL_IPV6_NETWORK={}",
-                list(|net| matches!(net, IpNet::V6(_)))?
-            )?;
-            writeln!(f, "FLANNEL_IPV6_SUBNET={subnet}")?;
+        for (nets, infix) in [(self.nets.v4(), ""), (self.nets.v6(), "IPV6_")] {
+            let Some(Nets { networks, subnet }) = nets else {
+                continue;
+            };
+            let networks: Vec<_> = networks.iter().map(ToString::to_string).collect();
+            writeln!(f, "FLANNEL_{infix}NETWORK={}", networks.join(","))?;
+            writeln!(f, "FLANNEL_{infix}SUBNET={subnet}")?;
         }
         writeln!(f, "FLANNEL_MTU={}", self.mtu)?;
         writeln!(f, "FLANNEL_IPMASQ={}", self.ip_masq)
     }
 }
 
-fn networks(list: &str) -> Vec<IpNet> {
-    list.split(',')
-        .filter_map(|network| network.trim().parse().ok())
-        .collect()
+fn list(networks: &str) -> Vec<IpNet> {
+    let parse = |network: &str| network.trim().parse().ok();
+    networks.split(',').filter_map(parse).collect()
 }
 
 fn unquote(value: &str) -> &str {
@@ -254,11 +249,11 @@ mod tests {
     fn the_bytes_are_flannels() {
         let env = parse(GOLDEN).expect("flannel's own file");
         assert_eq!(env.to_string(), GOLDEN);
-        assert_eq!(env.networks.len(), 2);
-        assert_eq!(env.subnet, "10.244.1.1/24".parse().ok());
+        let nets = env.nets.v4().expect("IPv4").clone();
+        assert_eq!(nets.networks.len(), 1);
+        assert_eq!(Some(nets.subnet), "10.244.1.1/24".parse().ok());
         let v4 = SubnetEnv {
-            subnet_v6: None,
-            networks: env.networks[..1].to_vec(),
+            nets: PerFamily::V4(nets),
             ..env
         };
         assert_eq!(
@@ -274,7 +269,7 @@ mod tests {
              FLANNEL_MTU=1450\r\nFLANNEL_IPMASQ=false\nOTHER=x",
         )
         .expect("readable");
-        assert_eq!(env.networks.len(), 2);
+        assert_eq!(env.nets.first().networks.len(), 2);
         assert!(!env.ip_masq);
     }
 

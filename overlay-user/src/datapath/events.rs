@@ -1,14 +1,16 @@
 //! What the programs tell of single packets: see [`overlay_common::event`].
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use nix::net::if_::if_indextoname;
 use overlay_common::event::Event;
-use overlay_common::{Hook, Verdict};
+use overlay_common::packet::{ETHERNET_LEN, Ethernet, Frame};
+use overlay_common::{Hook, V4, V6, Verdict};
 
 use super::Error;
+use super::family::UserFamily;
 use super::maps::{self, failed};
 use super::pins::Pins;
 
@@ -32,7 +34,7 @@ pub struct Told {
     pub source: Option<IpAddr>,
     /// Receiver, likewise.
     pub destination: Option<IpAddr>,
-    /// The record itself: ports, protocol, length, time.
+    /// The record itself: time, length, the frame's beginning.
     pub event: Event,
 }
 
@@ -83,18 +85,16 @@ impl AsFd for Events {
 impl Told {
     /// `None` for numbers that this build does not know.
     fn new(event: Event) -> Option<Self> {
-        let address = |bytes| {
-            let address = Ipv6Addr::from_octets(bytes);
-            (!address.is_unspecified()).then(|| address.to_canonical())
-        };
+        let frame = Frame::new(event.head());
+        let ends = ends::<V4>(&frame).or_else(|| ends::<V6>(&frame));
         Some(Self {
             hook: Hook::ALL
                 .into_iter()
                 .find(|hook| *hook as u32 == event.hook)?,
             verdict: Verdict::from_number(event.verdict)?,
             ifindex: event.ifindex,
-            source: address(event.source),
-            destination: address(event.destination),
+            source: ends.map(|(source, _)| source),
+            destination: ends.map(|(_, destination)| destination),
             event,
         })
     }
@@ -108,30 +108,57 @@ impl Told {
     }
 }
 
+/// Sender and receiver by the frame's IP header; `None` where there is none of this family.
+fn ends<F: UserFamily>(frame: &Frame<'_>) -> Option<(IpAddr, IpAddr)> {
+    let ethernet = Ethernet::parse(frame, 0)?;
+    let ip = (ethernet.ethertype == F::ETHERTYPE).then(|| F::parse(frame, ETHERNET_LEN))??;
+    Some((F::to_ip(ip.source), F::to_ip(ip.destination)))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
 
-    #[test]
-    fn an_event_is_told_in_the_addresses_of_its_family() {
+    /// A record about a frame with these words from the IP header on.
+    fn event(ethertype: u16, ip: &[u8]) -> Event {
         let mut event = Event {
             hook: Hook::NetIn as u32,
             verdict: Verdict::UnknownVtep as u32,
             ifindex: 7,
-            source: Ipv6Addr::from([0, 0, 0, 0, 0, 0xffff, 0xc000, 0x0201]).octets(),
             ..Event::read(&[0; size_of::<Event>()]).expect("a record")
         };
-        let told = Told::new(event).expect("known numbers");
+        let frame = [&[0; 12][..], &ethertype.to_be_bytes(), ip].concat();
+        event.head[..frame.len()].copy_from_slice(&frame);
+        event.len = frame.len().try_into().expect("a short frame");
+        event
+    }
+
+    #[test]
+    fn an_event_is_told_in_the_addresses_of_its_family() {
+        let ipv4 = [&[0x45; 12][..], &[192, 0, 2, 1, 192, 0, 2, 2]].concat();
+        let told = Told::new(event(0x0800, &ipv4)).expect("known numbers");
         assert_eq!(
             (told.hook, told.verdict),
             (Hook::NetIn, Verdict::UnknownVtep)
         );
         assert_eq!(told.source, "192.0.2.1".parse().ok());
-        assert_eq!(told.destination, None);
-        event.source = Ipv6Addr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]).octets();
-        let told = Told::new(event).expect("known numbers");
-        assert_eq!(told.source, "fd00::1".parse().ok());
+        assert_eq!(told.destination, "192.0.2.2".parse().ok());
+
+        let address: Ipv6Addr = "fd00::1".parse().expect("an address");
+        let ipv6 = [&[0x60; 8][..], &address.octets(), &[0; 16]].concat();
+        let told = Told::new(event(0x86dd, &ipv6)).expect("known numbers");
+        assert_eq!(told.source, Some(address.into()));
+
+        let told = Told::new(event(0x0806, &ipv4)).expect("known numbers");
+        assert_eq!((told.source, told.destination), (None, None));
+    }
+
+    #[test]
+    fn what_another_build_tells_is_passed_over() {
         assert_eq!(Event::read(&[0; 8]), None);
+        let mut event = event(0x0800, &[]);
         event.hook = 9999;
         assert_eq!(Told::new(event), None);
     }

@@ -82,9 +82,9 @@ impl PodLinks {
     pub fn sources(&self) -> BTreeSet<(String, Ipv4Addr)> {
         let mut addresses: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
         for pod in &self.pods {
-            if let IpAddr::V4(address) = pod.note.address {
+            if let Some(IpAddr::V4(address)) = pod.note.addresses.v4() {
                 let of_container = addresses.entry(&pod.note.container).or_default();
-                of_container.push(address);
+                of_container.push(*address);
             }
         }
         let of = |pod: &PodLink| {
@@ -271,7 +271,7 @@ mod tests {
             name: name.to_owned(),
             mac: MacAddr::default(),
             note: PodNote {
-                address: address.parse().expect("an address"),
+                addresses: address.parse::<IpAddr>().expect("an address").into(),
                 mac: MacAddr::default(),
                 container: container.to_owned(),
                 interface: "eth0".to_owned(),

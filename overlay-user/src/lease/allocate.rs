@@ -6,6 +6,7 @@ use rand::seq::IndexedRandom as _;
 
 use super::{Lease, SubnetKey};
 use crate::config::SubnetPool;
+use crate::per_family::PerFamily;
 
 /// How many free subnets are gathered before one is drawn, as flannel does. A draw, so that nodes
 /// that start together seldom want the same one; a bound, so that a large pool costs little.
@@ -37,7 +38,7 @@ pub fn allocate(
     previous: Option<IpNet>,
     rng: &mut impl Rng,
 ) -> Result<IpNet, AllocateError> {
-    let free = |subnet: &IpNet| !taken.iter().any(|key| key.overlaps(subnet));
+    let free = |subnet: &IpNet| !taken.iter().any(|key| key.overlaps(&(*subnet).into()));
     if let Some(previous) = previous
         .map(|net| net.trunc())
         .filter(|net| pool.allows(net))
@@ -53,23 +54,30 @@ pub fn allocate(
 }
 
 /// The lease among `own`, all of this node's public IP, that it goes on with: the one it had
-/// before, else a reservation, else the lowest. Leases that the pool does not allow are no use.
+/// before, else a reservation, else the lowest. Leases that the pools do not allow are no use.
 #[must_use]
 pub fn reusable<'a>(
-    pool: &SubnetPool,
+    pools: &PerFamily<SubnetPool>,
     own: impl IntoIterator<Item = &'a Lease>,
-    previous: Option<IpNet>,
+    previous: Option<PerFamily<IpNet>>,
 ) -> Option<&'a Lease> {
-    let previous = previous.map(|net| net.trunc());
+    let previous = previous.map(|subnets| subnets.map(IpNet::trunc));
     own.into_iter()
-        .filter(|lease| pool.allows(&lease.subnet))
+        .filter(|lease| are_allowed(pools, &lease.subnets))
         .min_by_key(|lease| {
             (
-                Some(lease.subnet) != previous,
+                Some(lease.subnets) != previous,
                 !lease.reserved,
-                lease.subnet,
+                lease.subnets,
             )
         })
+}
+
+/// Whether a node may hold these subnets: one from each pool.
+#[must_use]
+pub fn are_allowed(pools: &PerFamily<SubnetPool>, subnets: &PerFamily<IpNet>) -> bool {
+    let of = |pool: &SubnetPool| subnets.like(pool.network().addr());
+    (pools.iter()).all(|pool| of(pool).is_some_and(|subnet| pool.allows(subnet)))
 }
 
 #[cfg(test)]
@@ -133,7 +141,7 @@ mod tests {
         assert!(
             drawn
                 .iter()
-                .all(|subnet| !taken.iter().any(|key| key.overlaps(subnet)))
+                .all(|subnet| !taken.iter().any(|key| key.overlaps(&(*subnet).into())))
         );
     }
 
@@ -148,8 +156,7 @@ mod tests {
     #[test]
     fn a_nodes_own_lease_is_found_again() {
         let lease = |subnet, reserved| Lease {
-            subnet: net(subnet),
-            subnet_v6: None,
+            subnets: net(subnet).into(),
             attributes: Attributes::parse(r#"{"PublicIP":"1.2.3.4"}"#).expect("attributes"),
             node: None,
             reserved,
@@ -160,9 +167,14 @@ mod tests {
             lease("10.3.5.0/24", false),
             lease("10.3.9.0/24", true),
         ];
-        let found = |previous| reusable(&pool("10.3.0.0/16"), &own, previous).map(|it| it.subnet);
-        assert_eq!(found(Some(net("10.3.5.1/24"))), Some(net("10.3.5.0/24")));
-        assert_eq!(found(None), Some(net("10.3.9.0/24")));
-        assert_eq!(reusable(&pool("10.9.0.0/16"), &own, None), None);
+        let found = |previous: Option<&str>| {
+            let pools = PerFamily::V4(pool("10.3.0.0/16"));
+            let previous = previous.map(|subnet| net(subnet).into());
+            reusable(&pools, &own, previous).map(|it| it.subnets)
+        };
+        assert_eq!(found(Some("10.3.5.1/24")), Some(net("10.3.5.0/24").into()));
+        assert_eq!(found(None), Some(net("10.3.9.0/24").into()));
+        let elsewhere = PerFamily::V4(pool("10.9.0.0/16"));
+        assert_eq!(reusable(&elsewhere, &own, None), None);
     }
 }

@@ -1,35 +1,42 @@
 //! What a node says about itself in its lease: flannel's JSON, to the byte.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::fold_keys;
+use crate::per_family::PerFamily;
 
 /// A lease's value, as in
 /// `{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}`.
 ///
-/// Fields are in flannel's order. `PublicIPv6` is written even when it is null; the last three are
-/// left out when absent. Backend data keeps its own order of keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "PascalCase")]
+/// Backend data keeps its own order of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributes {
     /// Where the node's encapsulated packets go.
-    #[serde(rename = "PublicIP")]
-    pub public_ip: Ipv4Addr,
-    /// The same over IPv6.
-    #[serde(rename = "PublicIPv6")]
-    pub public_ipv6: Option<Ipv6Addr>,
+    pub public_ip: PerFamily<IpAddr>,
     /// How the node is reached: `vxlan`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub backend_type: Option<String>,
-    /// The backend's own data for IPv4.
+    /// The backend's own data.
+    pub backend_data: Option<PerFamily<Value>>,
+}
+
+/// [`Attributes`] as they are written: fields in flannel's order, `PublicIPv6` even when it is
+/// null, the last three left out when absent.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Written<'a> {
+    #[serde(rename = "PublicIP")]
+    public_ip: Option<&'a IpAddr>,
+    #[serde(rename = "PublicIPv6")]
+    public_ipv6: Option<&'a IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub backend_data: Option<Value>,
-    /// The backend's own data for IPv6.
+    backend_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend_data: Option<&'a Value>,
     #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
-    pub backend_v6_data: Option<Value>,
+    backend_v6_data: Option<&'a Value>,
 }
 
 /// [`Attributes`] with its keys lower-cased.
@@ -49,13 +56,23 @@ impl Attributes {
     /// What serde found wrong: no JSON object, or no valid `PublicIP`.
     pub fn parse(json: &str) -> Result<Self, serde_json::Error> {
         let folded: Folded = serde_json::from_value(fold_keys(serde_json::from_str(json)?))?;
+        let v4 = folded.publicip.into();
         Ok(Self {
-            public_ip: folded.publicip,
-            public_ipv6: folded.publicipv6,
+            public_ip: match folded.publicipv6 {
+                None => PerFamily::V4(v4),
+                Some(v6) => PerFamily::Both { v4, v6: v6.into() },
+            },
             backend_type: folded.backendtype.filter(|kind| !kind.is_empty()),
-            backend_data: folded.backenddata,
-            backend_v6_data: folded.backendv6data,
+            backend_data: PerFamily::new(folded.backenddata, folded.backendv6data),
         })
+    }
+
+    /// Whether the node is the one with this public IP: by the IPv4 address where there is one, as
+    /// flannel finds a node's lease again.
+    #[must_use]
+    pub fn is_at(&self, public_ip: &PerFamily<IpAddr>) -> bool {
+        let address = public_ip.first();
+        self.public_ip.like(*address) == Some(address)
     }
 
     /// Whether `earlier` are the same node's, from before its public IP changed: all that it says
@@ -75,7 +92,14 @@ impl Attributes {
     /// # Errors
     /// None in practice: every field has a JSON form.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
-        serde_json::to_string(self)
+        let data = self.backend_data.as_ref();
+        serde_json::to_string(&Written {
+            public_ip: self.public_ip.v4(),
+            public_ipv6: self.public_ip.v6(),
+            backend_type: self.backend_type.as_deref(),
+            backend_data: data.and_then(PerFamily::v4),
+            backend_v6_data: data.and_then(PerFamily::v6),
+        })
     }
 }
 
@@ -110,6 +134,17 @@ mod tests {
         assert!(!now.is_moved_from(&with("1.2.3.5", &mac(2))), "a stranger");
         let anybody = with("1.2.3.4", "null");
         assert!(!anybody.is_moved_from(&with("1.2.3.5", "null")));
+    }
+
+    #[test]
+    fn a_node_is_found_by_its_ipv4_address() {
+        let of = |json| Attributes::parse(json).expect("attributes");
+        let own = of(r#"{"PublicIP":"1.2.3.4"}"#);
+        let dual = of(r#"{"PublicIP":"1.2.3.4","PublicIPv6":"2001:db8::1"}"#);
+        let other = of(r#"{"PublicIP":"1.2.3.5","PublicIPv6":"2001:db8::1"}"#);
+        assert!(dual.is_at(&own.public_ip), "what a dual-stack flannel left");
+        assert!(own.is_at(&dual.public_ip));
+        assert!(!other.is_at(&dual.public_ip));
     }
 
     #[test]

@@ -7,14 +7,11 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use crate::per_family::PerFamily;
+
 /// The subnets of a lease as flannel spells them in the last part of an etcd key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SubnetKey {
-    /// The IPv4 subnet.
-    pub subnet: IpNet,
-    /// The IPv6 subnet of a dual-stack lease.
-    pub subnet_v6: Option<IpNet>,
-}
+pub struct SubnetKey(pub PerFamily<IpNet>);
 
 /// Text that names no subnet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,30 +19,28 @@ pub struct SubnetKey {
 pub struct ParseKeyError(pub String);
 
 impl SubnetKey {
-    /// Whether any address belongs to both this key and `subnet`.
+    /// Whether any address belongs to both.
     #[must_use]
-    pub fn overlaps(&self, subnet: &IpNet) -> bool {
-        let share = |own: &IpNet| own.contains(subnet) || subnet.contains(own);
-        share(&self.subnet) || self.subnet_v6.as_ref().is_some_and(share)
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let shared = |own: &IpNet, their: &IpNet| own.contains(their) || their.contains(own);
+        let theirs = |own: &IpNet| other.0.like(own.addr());
+        (self.0.iter()).any(|own| theirs(own).is_some_and(|their| shared(own, their)))
     }
 }
 
 impl From<IpNet> for SubnetKey {
     fn from(subnet: IpNet) -> Self {
-        Self {
-            subnet,
-            subnet_v6: None,
-        }
+        Self(subnet.into())
     }
 }
 
 impl fmt::Display for SubnetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.subnet.addr(), self.subnet.prefix_len())?;
-        match self.subnet_v6 {
-            Some(v6) => write!(f, "&{}-{}", v6.addr(), v6.prefix_len()),
-            None => Ok(()),
+        for (index, subnet) in self.0.iter().enumerate() {
+            let and = if index == 0 { "" } else { "&" };
+            write!(f, "{and}{}-{}", subnet.addr(), subnet.prefix_len())?;
         }
+        Ok(())
     }
 }
 
@@ -65,9 +60,8 @@ impl FromStr for SubnetKey {
                 Some(v6) => Some(net::<Ipv6Addr>(v6)?),
                 None => None,
             };
-            let aligned = |net: &IpNet| *net == net.trunc();
-            (aligned(&subnet) && subnet_v6.as_ref().is_none_or(aligned))
-                .then_some(Self { subnet, subnet_v6 })
+            let subnets = PerFamily::new(Some(subnet), subnet_v6)?;
+            (subnets.iter().all(|net| *net == net.trunc())).then_some(Self(subnets))
         };
         parse().ok_or_else(|| ParseKeyError(text.to_owned()))
     }
@@ -138,11 +132,11 @@ mod tests {
             ("fd00::1:0:0/112", true),
             ("fd00:1::/64", false),
         ] {
-            assert_eq!(
-                key.overlaps(&subnet.parse().expect("a subnet")),
-                overlaps,
-                "{subnet}"
-            );
+            let other = SubnetKey::from(subnet.parse::<IpNet>().expect("a subnet"));
+            assert_eq!(key.overlaps(&other), overlaps, "{subnet}");
+            assert_eq!(other.overlaps(&key), overlaps, "{subnet}");
         }
+        let dual: SubnetKey = "10.0.8.0-22&fd00::-48".parse().expect("a key");
+        assert!(key.overlaps(&dual), "by IPv6 alone");
     }
 }

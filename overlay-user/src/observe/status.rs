@@ -191,10 +191,11 @@ impl Status {
             return IpNet::new(V4::to_ip(config.network), len).ok();
         }
         let env = SubnetEnv::read(subnet_file).ok()?;
-        let network = *env.networks.first()?;
+        let nets = env.nets.first();
+        let network = *nets.networks.first()?;
         self.node = Some(NodeView {
             network: network.to_string(),
-            subnet: env.subnet?.trunc().to_string(),
+            subnet: nets.subnet.trunc().to_string(),
             vtep: Ipv4Addr::UNSPECIFIED.into(),
             vtep_mac: MacAddr::default(),
             vni: 0,
@@ -220,7 +221,7 @@ impl Status {
                 None => "unknown",
             };
             self.pods.push(PodView {
-                address: pod.note.address,
+                address: *pod.note.addresses.first(),
                 mac: pod.pod_mac,
                 device: pod.name.clone(),
                 container: pod.note.container.clone(),

@@ -74,7 +74,7 @@ impl Dir {
                         other
                             .key
                             .parse::<SubnetKey>()
-                            .is_ok_and(|it| it.overlaps(&own.subnet))
+                            .is_ok_and(|it| it.overlaps(&own))
                     })
             });
             if taken {

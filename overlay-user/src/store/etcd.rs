@@ -248,7 +248,7 @@ impl Etcd {
         let overlaps = |kv: &KeyValue| {
             self.entry(kv)
                 .and_then(|entry| entry.key.parse::<SubnetKey>().ok())
-                .is_some_and(|other| other.overlaps(&own.subnet))
+                .is_some_and(|other| other.overlaps(&own))
         };
         let mut found = false;
         self.each(|kv| found |= kv.create_revision() < revision && overlaps(kv))

@@ -19,6 +19,7 @@ use super::{Error, LeaseState, Location, Notice, StoreHealth};
 use crate::config::{NetworkConfig, SubnetPool};
 use crate::lease::{Attributes, Lease, SubnetKey};
 use crate::liveness::Heartbeat;
+use crate::per_family::PerFamily;
 
 /// Changes that may wait between the watch and the keeper.
 const QUEUE: usize = 256;
@@ -48,9 +49,9 @@ pub struct Store {
 /// What this node wants to hold.
 #[derive(Clone, Debug, PartialEq)]
 struct Wanted {
-    pool: SubnetPool,
+    pools: PerFamily<SubnetPool>,
     attributes: Attributes,
-    previous: Option<IpNet>,
+    previous: Option<PerFamily<IpNet>>,
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +96,7 @@ impl Store {
 
     /// Takes this node's lease: the one that it held before its public IP changed (see
     /// [`Attributes::is_moved_from`]), else the one it holds (found by its public IP), else the
-    /// `previous` subnet (as in `subnet.env`, so a gateway will do), else any free one.
+    /// `previous` subnets (as in `subnet.env`, so gateways will do), else any free ones.
     ///
     /// # Errors
     /// The store does not answer, or there is no subnet left. Worth another attempt.
@@ -103,10 +104,10 @@ impl Store {
         &self,
         config: &NetworkConfig,
         attributes: Attributes,
-        previous: Option<IpNet>,
+        previous: Option<PerFamily<IpNet>>,
     ) -> Result<Lease, Error> {
         let wanted = Wanted {
-            pool: config.pool,
+            pools: config.pools,
             attributes,
             previous,
         };
@@ -198,20 +199,24 @@ impl Store {
         }
     }
 
-    /// Gives up a lease for good: removes the entry of `subnet` if it is that of the node that says
+    /// Gives up a lease for good: removes the entry of `subnets` if it is that of the node that says
     /// `attributes` of itself, by its public IP or from before that changed (see
     /// [`Attributes::is_moved_from`]). Reservations stay. Tells whether something was removed.
     ///
     /// # Errors
     /// The store does not answer.
-    pub async fn release(&self, subnet: IpNet, attributes: &Attributes) -> Result<bool, Error> {
+    pub async fn release(
+        &self,
+        subnets: &PerFamily<IpNet>,
+        attributes: &Attributes,
+    ) -> Result<bool, Error> {
         if self.registry.assigns() {
             return Ok(false);
         }
-        let key = SubnetKey::from(subnet.trunc()).to_string();
+        let key = SubnetKey(subnets.map(IpNet::trunc)).to_string();
         let entries = self.registry.list().await?.entries;
         let is_own = |lease: Lease| {
-            lease.attributes.public_ip == attributes.public_ip
+            lease.attributes.is_at(&attributes.public_ip)
                 || attributes.is_moved_from(&lease.attributes)
         };
         let ours = entries.iter().find(|entry| {

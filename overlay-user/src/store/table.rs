@@ -1,7 +1,7 @@
 //! What the registry is known to hold, kept up to date by changes that may come late or twice.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,6 +11,7 @@ use super::entry::{Change, Entry, Snapshot, Term};
 use crate::lease::{
     Attributes, Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, excerpt, subject,
 };
+use crate::per_family::PerFamily;
 
 /// Entries by key. What an entry says is read when the entry comes, and shared from then on.
 #[derive(Debug, Default)]
@@ -129,9 +130,7 @@ impl Table {
         self.lingering.remove(&entry.key);
         if let Ok(key) = entry.key.parse::<SubnetKey>() {
             let overlaps = |other: &Option<SubnetKey>| {
-                other
-                    .as_ref()
-                    .is_some_and(|other| other.overlaps(&key.subnet))
+                other.as_ref().is_some_and(|other| other.overlaps(&key))
             };
             let replaced = self
                 .lingering
@@ -191,7 +190,7 @@ impl Table {
     }
 
     /// The entries whose leases are those of `public_ip`.
-    pub fn entries_of(&self, public_ip: Ipv4Addr) -> Vec<(Entry, Lease)> {
+    pub fn entries_of(&self, public_ip: &PerFamily<IpAddr>) -> Vec<(Entry, Lease)> {
         let with_entry = |lease: &&Arc<Lease>| {
             Some((
                 self.entries.get(&lease.key().to_string())?.clone(),
@@ -199,13 +198,17 @@ impl Table {
             ))
         };
         let mut leases = self.leases.sorted();
-        leases.retain(|lease| lease.attributes.public_ip == public_ip);
+        leases.retain(|lease| lease.attributes.is_at(public_ip));
         leases.iter().filter_map(with_entry).collect()
     }
 
-    /// The entry of `subnet`, if it is the lease of a node that is now known as `attributes` say.
-    pub fn moved(&self, subnet: IpNet, attributes: &Attributes) -> Option<(Entry, Lease)> {
-        let entry = self.entries.get(&SubnetKey::from(subnet).to_string())?;
+    /// The entry of `subnets`, if it is the lease of a node that is now known as `attributes` say.
+    pub fn moved(
+        &self,
+        subnets: &PerFamily<IpNet>,
+        attributes: &Attributes,
+    ) -> Option<(Entry, Lease)> {
+        let entry = self.entries.get(&SubnetKey(*subnets).to_string())?;
         let lease = entry.lease().ok()?;
         attributes
             .is_moved_from(&lease.attributes)
@@ -236,8 +239,7 @@ impl Entry {
         let attributes = Attributes::parse(value)
             .map_err(|error| RejectReason::Value(excerpt(&error.to_string())))?;
         Ok(Lease {
-            subnet: key.subnet,
-            subnet_v6: key.subnet_v6,
+            subnets: key.0,
             attributes,
             node: self.node.clone(),
             reserved: self.is_reserved(),

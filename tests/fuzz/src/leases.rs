@@ -57,11 +57,11 @@ fn judged(backend: &dyn Backend, data: &[u8]) {
 /// Whether some lease says what made this peer: a later line may have rewritten it.
 fn is_claimed(backend: &dyn Backend, peer: &Peer, leases: &Leases) -> bool {
     let says_so = |lease: &Arc<Lease>| {
-        let network = lease.subnet;
         let mut alone = Peers::default();
         let leases = Leases::from_iter([(lease.key(), Arc::clone(lease))]);
         alone.update(backend, &here(), &leases);
-        alone.believed().get(&network) == Some(peer)
+        let mut subnets = lease.subnets.iter();
+        subnets.any(|subnet| alone.believed().get(subnet) == Some(peer))
     };
     leases.values().any(says_so)
 }
@@ -128,8 +128,7 @@ fn lease(line: &str) -> Option<Lease> {
     let again = Attributes::parse(&json).expect("what we write we can read");
     assert_eq!(again, attributes, "{json}");
     Some(Lease {
-        subnet: key.subnet,
-        subnet_v6: key.subnet_v6,
+        subnets: key.0,
         attributes,
         node: None,
         reserved: false,
@@ -147,14 +146,15 @@ pub fn network_config(data: &[u8]) {
         Err(error) => return explained(&error),
     };
     assert!(config.vxlan().is_none_or(|vxlan| vxlan.vni < 1 << 24));
-    assert!(config.pool.min() <= config.pool.max());
+    let pool = config.pools.first();
+    assert!(pool.min() <= pool.max());
     for note in &config.notes {
         explained(note);
     }
-    for subnet in config.pool.subnets().take(20) {
-        assert!(config.pool.allows(&subnet), "{subnet}");
+    for subnet in pool.subnets().take(20) {
+        assert!(pool.allows(&subnet), "{subnet}");
         assert!(config.network().contains(&subnet), "{subnet}");
-        assert_eq!(subnet.prefix_len(), config.pool.subnet_len());
+        assert_eq!(subnet.prefix_len(), pool.subnet_len());
         assert_eq!(subnet, subnet.trunc());
     }
 }

@@ -24,17 +24,18 @@ pub fn subnet_env(data: &[u8]) {
     // changes.
     let Ok(again) = read(&env.to_string()) else {
         assert!(
-            env.networks.iter().all(|net| match net {
-                IpNet::V4(_) => env.subnet.is_none(),
-                IpNet::V6(_) => env.subnet_v6.is_none(),
-            }),
+            env.nets.iter().all(|nets| nets.networks.is_empty()),
             "{env:?} cannot be read back"
         );
         return;
     };
-    assert_eq!((again.mtu, again.ip_masq), (env.mtu, env.ip_masq));
-    assert_eq!((again.subnet, again.subnet_v6), (env.subnet, env.subnet_v6));
-    assert_eq!(again.to_string(), env.to_string());
+    assert_eq!(again, env);
+    for (nets, is_v4) in [(env.nets.v4(), true), (env.nets.v6(), false)] {
+        let mut all = nets
+            .into_iter()
+            .flat_map(|it| it.networks.iter().chain([&it.subnet]));
+        assert!(all.all(|net| net.addr().is_ipv4() == is_v4), "{env:?}");
+    }
 }
 
 /// A file of an address: its first line the subnet, its second the address given out last, then its

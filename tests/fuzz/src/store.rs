@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,12 @@ use nix::unistd::mkfifo;
 use overlay_user::backend::{Backend as _, Vxlan};
 use overlay_user::lease::Attributes;
 use overlay_user::mac::MacAddr;
+use overlay_user::per_family::PerFamily;
 use overlay_user::store::{Error, Location, Store};
 
 use super::{explained, shown};
 
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1));
 const TTL: Duration = Duration::from_secs(3600);
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 /// More than a lease can have.
@@ -44,7 +45,8 @@ pub fn store_dir(data: &[u8]) {
         let open = || Store::open(Location::Dir(root.clone()), TTL, TTL / 2).expect("a store");
         let store = open();
         let config = store.network_config().await.expect("a configuration");
-        let attributes = Vxlan::default().attributes(ADDRESS, MacAddr([2, 0, 0, 0, 0, 1]));
+        let attributes =
+            Vxlan::default().attributes(&PerFamily::V4((ADDRESS, MacAddr([2, 0, 0, 0, 0, 1]))));
         let own = match store.acquire(&config, attributes.clone(), None).await {
             Ok(lease) => lease,
             Err(error) => {
@@ -65,10 +67,7 @@ pub fn store_dir(data: &[u8]) {
         let (mine, others): (Vec<_>, Vec<_>) =
             before.iter().partition(|(_, content)| is_own(content));
         for lease in state.leases.values().filter(|_| mine.is_empty()) {
-            assert!(
-                !lease.key().overlaps(&own.subnet),
-                "{own:?} is in {lease:?}"
-            );
+            assert!(!lease.key().overlaps(&own.key()), "{own:?} is in {lease:?}");
         }
         for (path, content) in others {
             let now = fs::read(path).ok();
@@ -76,12 +75,12 @@ pub fn store_dir(data: &[u8]) {
         }
         let again = open().acquire(&config, attributes.clone(), None).await;
         assert_eq!(
-            again.expect("a lease").subnet,
-            own.subnet,
+            again.expect("a lease").subnets,
+            own.subnets,
             "what we wrote we find"
         );
         let released = store
-            .release(own.subnet, &attributes)
+            .release(&own.subnets, &attributes)
             .await
             .expect("a release");
         assert_eq!(released, !own.reserved);
@@ -90,7 +89,8 @@ pub fn store_dir(data: &[u8]) {
 
 fn is_own(content: &[u8]) -> bool {
     let text = String::from_utf8_lossy(content);
-    Attributes::parse(text.trim_end()).is_ok_and(|attributes| attributes.public_ip == ADDRESS)
+    Attributes::parse(text.trim_end())
+        .is_ok_and(|attributes| attributes.public_ip == PerFamily::V4(ADDRESS))
 }
 
 fn make(root: &Path, record: &[u8]) -> std::io::Result<()> {

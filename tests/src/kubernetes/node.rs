@@ -256,7 +256,7 @@ impl<'a> Node<'a> {
         serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
     }
 
-    fn home(&self) -> PathBuf {
+    pub(super) fn home(&self) -> PathBuf {
         self.cluster.directory().join(self.name())
     }
 }

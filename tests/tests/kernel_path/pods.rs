@@ -84,7 +84,7 @@ fn a_port_without_a_note_is_a_pod_where_its_end_says_so() {
         let learnt = async || {
             let pods = kernel.pods("cni0").await.expect("list").pods;
             let pods = pods.into_iter();
-            pods.map(|pod| (pod.name, pod.note.address.to_string()))
+            pods.map(|pod| (pod.name, pod.note.addresses.to_string()))
                 .collect::<Vec<_>>()
         };
         let pair = |name: &str, address: &str| (name.to_owned(), address.to_owned());

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::Ipv4Net;
-use overlay_tests::kubernetes::{Node, pod};
+use overlay_tests::kubernetes::Node;
 use overlay_tests::pace::Traffic;
 use overlay_tests::traffic::Endpoint;
 use overlay_tests::wait_until;
@@ -18,39 +18,13 @@ const AT_A_TIME: usize = 10;
 #[test]
 fn a_hundred_pods_leave_nothing() -> Result<()> {
     let cluster = cluster("k8s-churn")?;
-    for first in (0..PODS).step_by(AT_A_TIME) {
-        let batch = format!("from{first}");
-        let pods: Vec<_> = (first..first + AT_A_TIME)
-            .map(|number| {
-                let mut pod = pod(&format!("pod{number}"), 1, &json!([]));
-                pod["metadata"]["labels"]["batch"] = json!(batch);
-                pod
-            })
-            .collect();
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
-        cluster.apply(&list.to_string())?;
-        let these = format!("--selector=batch={batch}");
-        cluster.kubectl([
-            "wait",
-            "--for=condition=Ready",
-            "pods",
-            &these,
-            "--timeout=90s",
-        ])?;
-        let pods = cluster.json(["get", "pods", &these])?;
-        let pods = pods["items"].as_array().context("a list")?;
-        let mut addresses: Vec<_> = pods
-            .iter()
-            .filter_map(|pod| pod["status"]["podIP"].as_str())
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        ensure!(addresses.len() == AT_A_TIME, "addresses: {addresses:?}");
-        // The next ones are made while these go.
-        cluster.kubectl(["delete", "pods", &these, "--grace-period=1", "--wait=false"])?;
-    }
-    cluster.kubectl(["wait", "--for=delete", "pods", "--all", "--timeout=120s"])?;
-    wait_clean(&cluster.node(1))?;
+    let node = cluster.node(1);
+    node.time_adds("flannel")?;
+    cluster.churn(1, PODS, AT_A_TIME)?;
+    let times = node.add_times()?;
+    println!("ADD, {AT_A_TIME} at a time: {times:?}");
+    ensure!(times.count >= PODS, "{times:?}");
+    wait_clean(&node)?;
     cluster.down()
 }
 

@@ -4,8 +4,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
-use overlay_tests::kubernetes::{Cluster, Node, POD_NETWORK};
-use serde_json::json;
+use overlay_tests::kubernetes::{Cluster, Node, POD_NETWORK, reference_list};
 
 /// flannel's plugin is not there; what it calls is.
 const CONFLIST: &str = "/etc/cni/net.d/10-flannel.conflist";
@@ -79,27 +78,7 @@ fn script(own: &Lease, peer: &Lease) -> String {
     let [a, b, c, _] = base.octets();
     let masq = "-m comment --comment \"flanneld masq\"";
     let forward = "-m comment --comment \"flanneld forward\"";
-    let list = json!({
-        "name": "cbr0",
-        "cniVersion": "0.3.1",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "mtu": 1450,
-                "hairpinMode": true,
-                "isGateway": true,
-                "isDefaultGateway": true,
-                "ipMasq": false,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[{"subnet": format!("{base}/24")}]],
-                    "routes": [{"dst": POD_NETWORK}],
-                },
-            },
-            {"type": "portmap", "capabilities": {"portMappings": true}},
-        ],
-    });
+    let list = reference_list(&format!("{base}/24"));
     format!(
         "sysctl -qw net.ipv4.ip_forward=1
          ip link show flannel.1 >/dev/null 2>&1 || ip link add flannel.1 mtu 1450 address {mac} \

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use etcd_client::PutOptions;
-use overlay_user::lease::AllocateError;
+use overlay_user::lease::{AllocateError, are_allowed};
 use overlay_user::store::Error;
 use tokio::time::{sleep, timeout};
 
 use crate::server::{Server, key};
-use crate::support::{LARGE, SMALL, attributes, config, open, race, run, start};
+use crate::support::{LARGE, SMALL, attributes, config, open, race, run, start, subnets};
 use crate::{SHORT, TTL};
 
 #[test]
@@ -20,12 +20,12 @@ fn keys_and_values_are_flannels_to_the_byte() {
         assert!(matches!(error, Error::NoConfig(_)), "{error}");
         server.put("config", LARGE).await;
         let config = store.network_config().await.expect("config");
-        let previous = "10.3.6.1/24".parse().ok();
+        let previous = Some(subnets("10.3.6.1/24"));
         let lease = store
             .acquire(&config, attributes(1), previous)
             .await
             .expect("a lease");
-        assert_eq!(lease.subnet.to_string(), "10.3.6.0/24");
+        assert_eq!(lease.subnets.to_string(), "10.3.6.0/24");
         let kvs = server.leases().await;
         assert_eq!(kvs.len(), 1);
         assert_eq!(key(&kvs[0]), "/coreos.com/network/subnets/10.3.6.0-24");
@@ -45,7 +45,7 @@ fn keys_and_values_are_flannels_to_the_byte() {
             .acquire(&config, attributes(1), None)
             .await
             .expect("a lease");
-        assert_eq!(lease.subnet.to_string(), "10.3.6.0/24");
+        assert_eq!(lease.subnets.to_string(), "10.3.6.0/24");
         assert_eq!(server.leases().await[0].lease(), kvs[0].lease());
         // The network moves: the old lease is of no use and goes.
         let moved = crate::support::config(r#"{"Network":"10.9.0.0/16"}"#);
@@ -53,11 +53,11 @@ fn keys_and_values_are_flannels_to_the_byte() {
             .acquire(&moved, attributes(1), previous)
             .await
             .expect("a lease");
-        assert!(moved.pool.allows(&lease.subnet));
+        assert!(are_allowed(&moved.pools, &lease.subnets));
         assert_eq!(server.leases().await.len(), 1);
         assert!(
             again
-                .release(lease.subnet, &attributes(1))
+                .release(&lease.subnets, &attributes(1))
                 .await
                 .expect("released")
         );
@@ -113,7 +113,7 @@ fn subnets_of_different_lengths_never_overlap() {
             assert!(
                 won[at + 1..]
                     .iter()
-                    .all(|other| !other.overlaps(&one.subnet)),
+                    .all(|other| !other.key().overlaps(&one.key())),
                 "{won:#?}"
             );
         }
@@ -149,7 +149,7 @@ fn a_revoked_lease_is_taken_again() {
         let state = one
             .until("its own lease", |state| state.own.is_some())
             .await;
-        assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
+        assert_eq!(state.own.map(|it| it.subnets), Some(own.subnets));
     });
 }
 
@@ -165,7 +165,10 @@ fn a_stranger_on_our_key_is_not_overwritten() {
             .await;
         let state = one
             .until("another subnet", |state| {
-                state.own.as_ref().is_some_and(|it| it.subnet != own.subnet)
+                state
+                    .own
+                    .as_ref()
+                    .is_some_and(|it| it.subnets != own.subnets)
             })
             .await;
         assert_eq!(state.leases.len(), 1);
@@ -202,8 +205,8 @@ fn our_key_written_over_by_ourselves_is_set_right() {
             .await
             .expect("not set right");
         assert_eq!(
-            one.state.borrow().own.as_ref().map(|it| it.subnet),
-            Some(own.subnet)
+            one.state.borrow().own.as_ref().map(|it| it.subnets),
+            Some(own.subnets)
         );
     });
 }
@@ -217,7 +220,7 @@ fn reservations_keep_their_nature() {
             .await;
         server.put("subnets/10.3.5.0-24", "held for later").await;
         let (one, own) = start(server.location(), SHORT, LARGE, 1).await;
-        assert_eq!(own.subnet.to_string(), "10.3.9.0/24");
+        assert_eq!(own.subnets.to_string(), "10.3.9.0/24");
         assert!(own.reserved && own.expires.is_none());
         sleep(SHORT).await;
         one.until("a complete answer", |state| state.synced).await;
@@ -229,7 +232,7 @@ fn reservations_keep_their_nature() {
         );
         assert!(
             !one.store
-                .release(own.subnet, &own.attributes)
+                .release(&own.subnets, &own.attributes)
                 .await
                 .expect("asked")
         );

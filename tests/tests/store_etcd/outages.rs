@@ -31,7 +31,7 @@ fn a_restarted_etcd_is_followed() {
         let state = one
             .until("a third node", |state| state.leases.len() == 2)
             .await;
-        assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
+        assert_eq!(state.own.map(|it| it.subnets), Some(own.subnets));
     });
 }
 
@@ -103,7 +103,7 @@ fn an_etcd_that_lost_its_data_is_filled_again() {
         let state = one
             .until("the peer go", |state| state.leases.is_empty())
             .await;
-        assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
+        assert_eq!(state.own.map(|it| it.subnets), Some(own.subnets));
         assert_eq!(server.leases().await.len(), 1, "our own lease is back");
     });
 }
@@ -145,7 +145,7 @@ fn an_etcd_that_stands_still_for_longer_than_the_lease_cuts_nobody() {
         for (node, lease) in [(one, own), (two, other)] {
             let state = node.state.borrow();
             assert_eq!(state.store, StoreHealth::Ok);
-            assert_eq!(state.own.as_ref().map(|it| it.subnet), Some(lease.subnet));
+            assert_eq!(state.own.as_ref().map(|it| it.subnets), Some(lease.subnets));
         }
     });
 }

@@ -138,8 +138,8 @@ fn a_peers_lease_ends_and_ours_is_kept() {
         })
         .await;
         assert_eq!(
-            one.state.borrow().own.as_ref().map(|it| it.subnet),
-            Some(own.subnet)
+            one.state.borrow().own.as_ref().map(|it| it.subnets),
+            Some(own.subnets)
         );
     });
 }

@@ -12,10 +12,10 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use overlay_user::lease::Attributes;
+use overlay_user::per_family::PerFamily;
 use overlay_user::store::{Error, LeaseState, Notice, Store, StoreHealth};
 use serde_json::{Value, json};
 use server::{Server, bare, flannels};
@@ -47,7 +47,7 @@ async fn start(server: &Server, name: &str, n: u8) -> (Node, overlay_user::lease
 
 async fn acquire(store: &Store, n: u8) -> Result<String, Error> {
     let lease = store.acquire(&config(NETWORK), attributes(n), None).await?;
-    Ok(lease.subnet.to_string())
+    Ok(lease.subnets.to_string())
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn annotations_are_flannels_to_the_byte_and_nodes_see_each_other() {
     let server = cluster(&nodes);
     run(async {
         let (a, lease) = start(&server, "a", 1).await;
-        assert_eq!(lease.subnet.to_string(), "10.244.1.0/24");
+        assert_eq!(lease.subnets.to_string(), "10.244.1.0/24");
         assert!(lease.expires.is_none());
         let (b, _) = start(&server, "b", 2).await;
         let state = a.until("two others", |state| state.leases.len() == 2).await;
@@ -105,13 +105,13 @@ fn a_change_of_one_family_is_not_lost() {
         server.annotate("dual", &["public-ipv6=fd01::9"]);
         a.until(
             "IPv6 alone",
-            says(|it| it.public_ipv6 == "fd01::9".parse().ok()),
+            says(|it| it.public_ip.v6().copied() == "fd01::9".parse().ok()),
         )
         .await;
         server.annotate("dual", &["public-ip=192.168.0.10"]);
         a.until(
             "IPv4 alone",
-            says(|it| it.public_ip == Ipv4Addr::new(192, 168, 0, 10)),
+            says(|it| it.public_ip.v4().copied() == "192.168.0.10".parse().ok()),
         )
         .await;
     });
@@ -176,7 +176,7 @@ fn a_node_that_is_made_anew_gets_its_new_subnet() {
                 .is_some_and(|why| why.contains("no such Node"))
         );
         server.add_nodes(&[bare("a", "10.244.7.0/24")]);
-        let subnet = |state: &LeaseState| state.own.as_ref().map(|it| it.subnet.to_string());
+        let subnet = |state: &LeaseState| state.own.as_ref().map(|it| it.subnets.to_string());
         a.until("the new subnet", |state| {
             subnet(state).as_deref() == Some("10.244.7.0/24")
         })
@@ -240,10 +240,9 @@ fn an_overwritten_public_ip_is_published_and_one_of_the_node_is_told() {
             ],
         );
         a.until("the overwritten address", |state| {
-            state
-                .own
-                .as_ref()
-                .is_some_and(|own| own.attributes.public_ip == Ipv4Addr::new(172, 18, 0, 2))
+            state.own.as_ref().is_some_and(|own| {
+                own.attributes.public_ip == PerFamily::V4([172, 18, 0, 2].into())
+            })
         })
         .await;
         assert_eq!(

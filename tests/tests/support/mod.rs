@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use overlay_user::backend::{Backend as _, Vxlan};
 use overlay_user::config::NetworkConfig;
 use overlay_user::lease::{Attributes, Lease};
 use overlay_user::mac::MacAddr;
+use overlay_user::per_family::PerFamily;
 use overlay_user::store::{Error, LeaseState, Location, Store, StoreHealth};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -25,10 +26,15 @@ pub fn config(json: &str) -> NetworkConfig {
     NetworkConfig::parse(json).expect("a usable configuration")
 }
 
+/// Subnets of a lease that has one.
+pub fn subnets(text: &str) -> PerFamily<IpNet> {
+    text.parse::<IpNet>().expect("a subnet").into()
+}
+
 /// What node number `n` says about itself.
 pub fn attributes(n: u8) -> Attributes {
     let mac = MacAddr([2, 0, 0, 0, 0, n]);
-    Vxlan::default().attributes(Ipv4Addr::new(192, 168, 0, n), mac)
+    Vxlan::default().attributes(&PerFamily::V4((IpAddr::from([192, 168, 0, n]), mac)))
 }
 
 /// A node with its store running until it is dropped.
@@ -79,7 +85,12 @@ impl Node {
 
 /// Lets nodes 1 to `nodes` ask for a lease at once; returns the subnets that they got. Whoever got
 /// none was told that there is no room.
-pub async fn race(location: &Location, ttl: Duration, json: &str, nodes: u8) -> BTreeSet<IpNet> {
+pub async fn race(
+    location: &Location,
+    ttl: Duration,
+    json: &str,
+    nodes: u8,
+) -> BTreeSet<PerFamily<IpNet>> {
     let config = config(json);
     let races = (1..=nodes).map(|n| {
         let store = open(location.clone(), ttl);
@@ -88,7 +99,7 @@ pub async fn race(location: &Location, ttl: Duration, json: &str, nodes: u8) -> 
     });
     let results = futures::future::join_all(races).await;
     let won = results.into_iter().filter_map(|result| match result {
-        Ok(lease) => Some(lease.subnet),
+        Ok(lease) => Some(lease.subnets),
         Err(Error::Allocate(_)) => None,
         Err(error) => panic!("{error}"),
     });
@@ -104,8 +115,8 @@ pub async fn see_each_other(location: &Location, ttl: Duration) -> ([Node; 2], [
         .await;
     assert!(state.synced);
     assert_eq!(state.store, StoreHealth::Ok);
-    assert_eq!(state.own.map(|it| it.subnet), Some(own.subnet));
-    assert_eq!(state.leases.sorted()[0].subnet, lease.subnet);
+    assert_eq!(state.own.map(|it| it.subnets), Some(own.subnets));
+    assert_eq!(state.leases.sorted()[0].subnets, lease.subnets);
     two.store.publish(attributes(22));
     one.until("its new attributes", |state| {
         state

@@ -11,6 +11,10 @@ const DIRECT: &str = r#"{"Type":"vxlan","DirectRouting":true}"#;
 const HOST_GW: &str = r#"{"Type":"host-gw"}"#;
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
+fn subnet(text: &str) -> IpNet {
+    text.parse().expect("a subnet")
+}
+
 fn settings(backend: &str, args: &[&str]) -> Settings {
     let command = AgentFlags::augment_args(Command::new("overlayd"));
     let args = std::iter::once("overlayd").chain(args.iter().copied());
@@ -35,8 +39,7 @@ fn underlay() -> Underlay {
 
 fn this_node(settings: &Settings) -> Here {
     let lease = Lease {
-        subnet: "10.244.1.0/24".parse().expect("a subnet"),
-        subnet_v6: None,
+        subnets: subnet("10.244.1.0/24").into(),
         attributes: attributes(settings, &underlay(), MAC).expect("attributes"),
         node: None,
         reserved: false,
@@ -117,8 +120,9 @@ fn the_plugin_is_told_gateway_and_mtu() {
         assert_eq!(plan.mtu, mtu);
         let told = plan.subnet_env;
         assert_eq!((told.mtu, told.ip_masq), (mtu, true));
-        assert_eq!(told.subnet, "10.244.1.1/24".parse().ok());
-        assert_eq!(told.networks, ["10.244.0.0/16".parse().expect("a network")]);
+        let nets = told.nets.v4().expect("nets");
+        assert_eq!(nets.subnet, subnet("10.244.1.1/24"));
+        assert_eq!(nets.networks, [subnet("10.244.0.0/16")]);
     }
 }
 
@@ -203,7 +207,7 @@ fn outlets_are_where_peers_are_reached() {
 fn the_lease_names_the_address_that_peers_send_to() {
     let settings = settings(VXLAN, &[]);
     let ours = attributes(&settings, &underlay(), MAC).expect("attributes");
-    assert_eq!(ours.public_ip.to_string(), "203.0.113.1");
+    assert_eq!(ours.public_ip, underlay().public_address.into());
     assert_eq!(ours.backend_type.as_deref(), Some("vxlan"));
     let of_ipv6 = Underlay {
         public_address: "2001:db8::1".parse().expect("an address"),

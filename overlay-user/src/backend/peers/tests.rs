@@ -1,4 +1,3 @@
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
@@ -8,7 +7,7 @@ use super::*;
 use crate::backend::judge::tests::{here, mac};
 use crate::backend::judge::{judge as judge_one, tests::lease as lease_by};
 use crate::backend::{Entries, Vxlan, Way};
-use crate::lease::Attributes;
+use crate::per_family::PerFamily;
 
 fn lease(subnet: &str, public_ip: [u8; 4], mac: MacAddr) -> Lease {
     lease_by(&Vxlan::default(), subnet, public_ip, mac)
@@ -42,7 +41,7 @@ fn good() -> Lease {
 fn good_leases_become_peers() {
     let second = lease("10.244.3.0/24", [192, 168, 0, 2], mac(2));
     let mut old = lease("10.244.4.0/24", [192, 168, 0, 4], mac(4));
-    old.attributes.backend_data = Some(json!({ "VtepMAC": mac(4) }));
+    old.attributes.backend_data = Some(PerFamily::V4(json!({ "VtepMAC": mac(4) })));
     let (peers, rejected) = judge(&[second, good(), old]);
     assert_eq!(rejected, []);
     let subnets: Vec<String> = peers.iter().map(|peer| peer.subnet.to_string()).collect();
@@ -69,7 +68,7 @@ fn a_link_of_two_has_no_broadcast_address() {
 fn hostile_leases_are_rejected_and_cost_no_good_one() {
     let with = |data: Value| {
         let mut lease = lease("10.244.9.0/24", [192, 168, 0, 9], mac(9));
-        lease.attributes.backend_data = Some(data);
+        lease.attributes.backend_data = Some(PerFamily::V4(data));
         lease
     };
     let at = |address| lease("10.244.9.0/24", address, mac(9));
@@ -174,7 +173,7 @@ fn hostile_leases_are_rejected_and_cost_no_good_one() {
 fn who_was_there_first_stays() {
     let intruder = lease("10.244.0.0/20", [192, 168, 0, 66], mac(66));
     let intruder = Lease {
-        subnet: "10.244.2.0/23".parse().expect("a subnet"),
+        subnets: "10.244.2.0/23".parse::<IpNet>().expect("a subnet").into(),
         ..intruder
     };
     let mut peers = Peers::default();
@@ -255,8 +254,8 @@ const KEYS: [&str; 12] = [
 fn lease_of(key: usize, node: u8, mac_of: u8) -> (SubnetKey, Arc<Lease>) {
     let key: SubnetKey = KEYS[key].parse().expect("a key");
     let lease = Lease {
-        subnet_v6: key.subnet_v6,
-        ..lease(&key.subnet.to_string(), [192, 168, 0, node], mac(mac_of))
+        subnets: key.0,
+        ..lease(&key.0.first().to_string(), [192, 168, 0, node], mac(mac_of))
     };
     (key, Arc::new(lease))
 }
@@ -317,13 +316,18 @@ impl Backend for Counting {
         self.vxlan.mtu(underlay)
     }
 
-    fn attributes(&self, public_ip: Ipv4Addr, mac: MacAddr) -> Attributes {
-        self.vxlan.attributes(public_ip, mac)
+    fn data(&self, mac: MacAddr) -> Option<Value> {
+        self.vxlan.data(mac)
     }
 
-    fn way(&self, here: &Here, lease: &Lease) -> Result<Way, RejectReason> {
+    fn way(
+        &self,
+        here: &Here,
+        public_ip: IpAddr,
+        data: Option<&Value>,
+    ) -> Result<Way, RejectReason> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        self.vxlan.way(here, lease)
+        self.vxlan.way(here, public_ip, data)
     }
 
     fn entries(&self, here: &Here, peer: &Peer) -> Entries {
@@ -357,7 +361,7 @@ fn one_change_among_ten_thousand_costs_what_it_costs_among_ten() {
 
     let before = peers.believed().clone();
     let key = at(5000).key();
-    let moved = lease(&key.subnet.to_string(), [172, 17, 0, 1], mac(9));
+    let moved = lease(&key.0.to_string(), [172, 17, 0, 1], mac(9));
     leases.insert(key, Arc::new(moved));
     peers.update(&backend, &here, &leases);
     assert_eq!(asked(), 1);

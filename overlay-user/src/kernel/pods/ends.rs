@@ -33,7 +33,7 @@ impl End {
     pub(super) fn note(self, address: IpAddr, port: &Port) -> PodNote {
         let netns = port.end.map_or(-1, |(netns, _)| netns);
         PodNote {
-            address,
+            addresses: address.into(),
             mac: self.mac,
             container: format!("netns-{netns}"),
             interface: self.name,
@@ -110,9 +110,12 @@ fn only_address(found: &[IpNet], bridge: &[IpNet]) -> Option<IpAddr> {
 pub(super) fn drop_disputed(noted: &[PodLink], unnoted: &mut Vec<PodLink>) {
     let mut claims: BTreeMap<IpAddr, usize> = BTreeMap::new();
     for pod in noted.iter().chain(unnoted.iter()) {
-        *claims.entry(pod.note.address).or_default() += 1;
+        for address in pod.note.addresses.iter() {
+            *claims.entry(*address).or_default() += 1;
+        }
     }
-    unnoted.retain(|pod| claims.get(&pod.note.address) == Some(&1));
+    let is_sole = |address: &IpAddr| claims.get(address) == Some(&1);
+    unnoted.retain(|pod| pod.note.addresses.iter().all(is_sole));
 }
 
 #[cfg(test)]
@@ -144,7 +147,7 @@ mod tests {
             pod_mac: MacAddr::default(),
             peer: None,
             note: PodNote {
-                address: [10, 244, 1, last].into(),
+                addresses: IpAddr::from([10, 244, 1, last]).into(),
                 mac: MacAddr::default(),
                 container: format!("netns-{ifindex}"),
                 interface: "eth0".to_owned(),

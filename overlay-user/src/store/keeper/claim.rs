@@ -1,5 +1,6 @@
 //! Taking a lease, against others who do the same at the same time.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -7,7 +8,9 @@ use ipnet::IpNet;
 use tokio::time::sleep;
 
 use super::{Inner, Store, Wanted};
-use crate::lease::{Attributes, Lease, SubnetKey, allocate, reusable};
+use crate::config::SubnetPool;
+use crate::lease::{Attributes, Lease, SubnetKey, allocate, are_allowed, reusable};
+use crate::per_family::PerFamily;
 use crate::store::Error;
 use crate::store::entry::{Change, Entry, Term};
 use crate::store::registry::Registry;
@@ -30,17 +33,20 @@ impl Store {
         inner: &mut Inner,
         wanted: &Wanted,
     ) -> Result<Option<Lease>, Error> {
-        let Some(previous) = wanted.previous.map(|net| net.trunc()) else {
+        let Some(previous) = &wanted.previous else {
             return Ok(None);
         };
         if self.registry.assigns() {
             return Ok(None);
         }
         self.look(inner).await?;
-        let Some((entry, lease)) = inner.table.moved(previous, &wanted.attributes) else {
+        let Some((entry, lease)) = inner
+            .table
+            .moved(&previous.map(IpNet::trunc), &wanted.attributes)
+        else {
             return Ok(None);
         };
-        if !wanted.pool.allows(&lease.subnet) {
+        if !are_allowed(&wanted.pools, &lease.subnets) {
             return Ok(None);
         }
         let Some(entry) = self
@@ -51,7 +57,7 @@ impl Store {
             return Ok(None);
         };
         tracing::info!(
-            subnet = %lease.subnet, old = %lease.attributes.public_ip, new = %wanted.attributes.public_ip,
+            subnet = %lease.subnets, old = %lease.attributes.public_ip, new = %wanted.attributes.public_ip,
             "the public IP changed: this node goes on with its lease"
         );
         self.take(inner, entry).map(Some)
@@ -62,7 +68,7 @@ impl Store {
         &self,
         inner: &mut Inner,
         wanted: &Wanted,
-        previous: Option<IpNet>,
+        previous: Option<PerFamily<IpNet>>,
     ) -> Result<Lease, Error> {
         inner.held = None;
         inner.expires = None;
@@ -88,7 +94,7 @@ impl Store {
         &self,
         inner: &mut Inner,
         wanted: &Wanted,
-        previous: Option<IpNet>,
+        previous: Option<PerFamily<IpNet>>,
     ) -> Result<Option<Entry>, Error> {
         if let Some(given) = self.registry.assigned().await? {
             if given.as_of.is_none() {
@@ -97,9 +103,10 @@ impl Store {
             return self.accept(wanted, given.entry).await;
         }
         self.look(inner).await?;
-        let own = inner.table.entries_of(wanted.attributes.public_ip);
-        if let Some(lease) = reusable(&wanted.pool, own.iter().map(|(_, lease)| lease), previous) {
-            let entry = own.iter().find(|(_, other)| other.subnet == lease.subnet);
+        let own = inner.table.entries_of(&wanted.attributes.public_ip);
+        let leases = own.iter().map(|(_, lease)| lease);
+        if let Some(lease) = reusable(&wanted.pools, leases, previous) {
+            let entry = own.iter().find(|(_, other)| other.subnets == lease.subnets);
             let Some((entry, _)) = entry else {
                 return Ok(None);
             };
@@ -108,28 +115,32 @@ impl Store {
         // What this node held under another configuration is of no use to anybody.
         for (entry, lease) in &own {
             if entry.term != Term::Reserved && self.registry.remove(entry).await? {
-                tracing::info!(subnet = %lease.subnet, "released a lease that the network no longer allows");
+                tracing::info!(subnet = %lease.subnets, "released a lease that the network no longer allows");
                 inner.table.forget(&entry.key);
             }
         }
-        let subnet = allocate(
-            &wanted.pool,
-            &inner.table.taken(),
-            previous,
-            &mut rand::rng(),
-        )?;
+        let taken = inner.table.taken();
+        let draw = |pool: &SubnetPool| {
+            let family = pool.network().addr();
+            let previous = previous.and_then(|subnets| subnets.like(family).copied());
+            allocate(pool, &taken, previous, &mut rand::rng())
+        };
+        let subnets = wanted.pools.try_map(draw)?;
         let value = to_json(&wanted.attributes)?;
-        self.registry
-            .create(&SubnetKey::from(subnet).to_string(), &value)
-            .await
+        let key = SubnetKey(subnets).to_string();
+        self.registry.create(&key, &value).await
     }
 
     /// Publishes this node's attributes with the subnet that it was given. Nothing if that changed
     /// meanwhile.
     async fn accept(&self, wanted: &Wanted, given: Entry) -> Result<Option<Entry>, Error> {
-        let suits = |key: &SubnetKey| wanted.pool.network().contains(&key.subnet);
-        if !given.key.parse().is_ok_and(|key| suits(&key)) {
-            let network = wanted.pool.network();
+        let key: Option<SubnetKey> = given.key.parse().ok();
+        let is_inside = |network: &IpNet| {
+            let subnet = key.as_ref().and_then(|key| key.0.like(network.addr()));
+            subnet.is_some_and(|subnet| network.contains(subnet))
+        };
+        let mut networks = wanted.pools.iter().map(SubnetPool::network);
+        if let Some(network) = networks.find(|network| !is_inside(network)) {
             return Err(Error::NotAssigned {
                 node: given.node.unwrap_or_default(),
                 why: format!(
@@ -162,7 +173,7 @@ impl Store {
             .lease()
             .map_err(|reason| Error::Options(reason.to_string()))?;
         self.hold(inner, entry);
-        tracing::info!(subnet = %lease.subnet, reserved = lease.reserved, "this node holds a lease");
+        tracing::info!(subnet = %lease.subnets, reserved = lease.reserved, "this node holds a lease");
         Ok(Lease {
             expires: inner.expires,
             ..lease
@@ -182,9 +193,11 @@ impl Store {
 
 /// What this node's entry has to say.
 pub(super) fn value(wanted: &Wanted, entry: &Entry) -> Result<String, Error> {
-    let public_ip = entry.public_ip.unwrap_or(wanted.attributes.public_ip);
+    let own = wanted.attributes.public_ip;
+    let v4 = entry.public_ip.map(IpAddr::from);
+    let public_ip = PerFamily::new(v4.or(own.v4().copied()), own.v6().copied());
     to_json(&Attributes {
-        public_ip,
+        public_ip: public_ip.unwrap_or(own),
         ..wanted.attributes.clone()
     })
 }

@@ -2,6 +2,7 @@
 
 use super::claim::value;
 use super::{Inner, Store, Wanted};
+use crate::lease::Attributes;
 use crate::store::Error;
 use crate::store::entry::{Entry, Term};
 use crate::store::registry::Registry;
@@ -89,7 +90,7 @@ impl Store {
         let previous = held
             .lease()
             .ok()
-            .map(|lease| lease.subnet)
+            .map(|lease| lease.subnets)
             .or(wanted.previous);
         self.claim(inner, wanted, previous).await?;
         Ok(true)
@@ -100,11 +101,12 @@ fn find(inner: &mut Inner, held: &Entry, wanted: &Wanted, value: &str) -> Findin
     let Some(current) = inner.table.get(&held.key).cloned() else {
         return Finding::Lost("its entry is gone");
     };
-    let public_ip = |entry: &Entry| entry.lease().ok().map(|lease| lease.attributes.public_ip);
-    let theirs = public_ip(&current);
-    let is_other = current.node != held.node
-        || (theirs != public_ip(held) && theirs != Some(wanted.attributes.public_ip));
-    if is_other {
+    let attributes = |entry: &Entry| entry.lease().ok().map(|lease| lease.attributes);
+    let theirs = attributes(&current);
+    let is_at =
+        |own: &Attributes| (theirs.as_ref()).is_some_and(|theirs| theirs.is_at(&own.public_ip));
+    let is_own = is_at(&wanted.attributes) || attributes(held).is_some_and(|own| is_at(&own));
+    if current.node != held.node || !is_own {
         return Finding::Lost("another node has written over it");
     }
     if current.value != value.as_bytes() || current.term != held.term {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::lease::{Attributes, SubnetKey, excerpt};
+use crate::per_family::PerFamily;
 use crate::store::Error;
 use crate::store::entry::{Entry, Term};
 
@@ -86,16 +87,18 @@ impl Names {
     /// The annotations that publish these attributes. A family that this node does not speak is
     /// not named, and so left as it is.
     pub fn annotations(&self, attributes: &Attributes) -> Value {
-        let data = |data: &Option<Value>| data.clone().unwrap_or_default().to_string();
+        let data = attributes.backend_data.as_ref().and_then(PerFamily::v4);
         let mut map = Map::new();
         let mut add = |name: &str, text: String| {
             map.insert(self.of(name), text.into());
         };
-        add("backend-data", data(&attributes.backend_data));
+        add("backend-data", data.unwrap_or(&Value::Null).to_string());
         let kind = attributes.backend_type.clone();
         add("backend-type", kind.unwrap_or_default());
         add("kube-subnet-manager", "true".to_owned());
-        add("public-ip", attributes.public_ip.to_string());
+        if let Some(address) = attributes.public_ip.v4() {
+            add("public-ip", address.to_string());
+        }
         Value::Object(map)
     }
 }
@@ -142,9 +145,8 @@ impl Node {
             }
         }
         match (v4, v6) {
-            (None, None) => Ok(None),
             (None, Some(v6)) => Err(format!("podCIDR {v6} is IPv6 alone; the overlay is IPv4")),
-            (Some(subnet), subnet_v6) => Ok(Some(SubnetKey { subnet, subnet_v6 })),
+            (v4, v6) => Ok(PerFamily::new(v4, v6).map(SubnetKey)),
         }
     }
 
@@ -267,14 +269,12 @@ mod tests {
         assert_eq!(key.to_string(), "10.244.1.0-24&fd00:1::-64");
         let entry = node.entry(&names(), key.to_string(), false);
         let attributes = entry.lease().expect("a lease").attributes;
-        assert_eq!(attributes.public_ipv6, "fd01::1".parse().ok());
-        assert!(attributes.backend_v6_data.is_some());
+        assert_eq!(attributes.public_ip.v6().copied(), "fd01::1".parse().ok());
+        assert!(attributes.backend_data.expect("data").v6().is_some());
         let own = node.entry(&names(), key.to_string(), true);
         let attributes = own.lease().expect("a lease").attributes;
-        assert_eq!(
-            (attributes.public_ipv6, attributes.backend_v6_data),
-            (None, None)
-        );
+        assert_eq!(attributes.public_ip.v6(), None);
+        assert_eq!(attributes.backend_data.expect("data").v6(), None);
     }
 
     #[test]
@@ -317,7 +317,10 @@ mod tests {
             let entry = node(&json).entry(&names(), "10.244.1.0-24".into(), false);
             assert!(entry.value.len() < 1000);
             let data = entry.lease().expect("readable").attributes.backend_data;
-            assert!(data.is_some_and(|data| data.is_string()), "{text:.10}");
+            assert!(
+                data.is_some_and(|data| data.first().is_string()),
+                "{text:.10}"
+            );
         }
     }
 

@@ -94,7 +94,9 @@ fn after_an_outage_leases_linger_until_they_settle_or_are_replaced() {
     );
     assert_eq!(table.leases().len(), 3);
     assert!(
-        table.entries_of([1, 1, 1, 1].into()).is_empty(),
+        table
+            .entries_of(&IpAddr::from([1, 1, 1, 1]).into())
+            .is_empty(),
         "no guarded write can succeed"
     );
     assert_eq!(table.taken().len(), 3);

@@ -40,20 +40,24 @@ pub(super) fn watch_newcomers(tables: &Snapshot<V4>, known: &Snapshot<V4>) -> (S
     (watched, any)
 }
 
-/// The pods that are up.
+/// The pods that are up, by each of their addresses.
 pub(super) fn local_pods<'a>(
     pods: impl IntoIterator<Item = &'a PodLink>,
     has_foreign_program: impl Fn(u32) -> bool,
 ) -> Vec<LocalPod> {
-    let local = |pod: &PodLink| LocalPod {
-        ifindex: pod.ifindex,
-        address: pod.note.address,
-        mac: pod.pod_mac,
-        mtu: pod.mtu,
-        kernel_path: pod.has_foreign_qdisc || has_foreign_program(pod.ifindex),
-        container: pod.note.container.clone(),
-    };
-    pods.into_iter().filter(|pod| pod.up).map(local).collect()
+    let mut local = Vec::new();
+    for pod in pods.into_iter().filter(|pod| pod.up) {
+        let kernel_path = pod.has_foreign_qdisc || has_foreign_program(pod.ifindex);
+        local.extend(pod.note.addresses.iter().map(|address| LocalPod {
+            ifindex: pod.ifindex,
+            address: *address,
+            mac: pod.pod_mac,
+            mtu: pod.mtu,
+            kernel_path,
+            container: pod.note.container.clone(),
+        }));
+    }
+    local
 }
 
 /// What the tables are made from with these peers and pods; next hops and flags are still to be

@@ -1,0 +1,176 @@
+//! Pods that come and go many at a time, and how long the plugin takes over each.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Cluster, Node, POD_NETWORK, pod};
+use crate::load::percentile;
+
+/// Stands in a plugin's place, and writes down when each ADD began and ended, and how.
+const TIMED: &str = r#"#!/bin/bash
+begin=$EPOCHREALTIME
+/opt/cni/bin/timed/NAME
+code=$?
+[ "$CNI_COMMAND" != ADD ] || echo "$begin $EPOCHREALTIME $code" >> /run/node/adds
+exit $code
+"#;
+/// What it writes, in the node's directory.
+const ADDS: &str = "adds";
+
+/// Times of ADD, from the start of the plugin to its end, in milliseconds.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct AddTimes {
+    /// How many.
+    pub count: usize,
+    /// Half of them took at most this.
+    pub p50_ms: f64,
+    /// 99 of 100 took at most this.
+    pub p99_ms: f64,
+}
+
+impl Cluster {
+    /// Makes `pods` pods on node `number`, `at_a_time`, and deletes each batch while the next is
+    /// made. Returns when all are gone.
+    ///
+    /// # Errors
+    /// When pods do not become Ready, share an address, or do not go.
+    pub fn churn(&self, number: usize, pods: usize, at_a_time: usize) -> Result<()> {
+        for first in (0..pods).step_by(at_a_time) {
+            let batch = format!("n{number}from{first}");
+            let made: Vec<_> = (first..pods.min(first + at_a_time))
+                .map(|pod_number| {
+                    let name = format!("n{number}pod{pod_number}");
+                    let mut pod = pod(&name, number, &json!([]));
+                    pod["metadata"]["labels"]["batch"] = json!(batch);
+                    pod
+                })
+                .collect();
+            let count = made.len();
+            let list = json!({"apiVersion": "v1", "kind": "List", "items": made});
+            self.apply(&list.to_string())?;
+            let these = format!("--selector=batch={batch}");
+            let ready = [
+                "wait",
+                "--for=condition=Ready",
+                "pods",
+                &these,
+                "--timeout=90s",
+            ];
+            self.kubectl(ready)?;
+            let pods = self.json(["get", "pods", &these])?;
+            let pods = pods["items"].as_array().context("a list")?;
+            let mut addresses: Vec<_> = pods
+                .iter()
+                .filter_map(|pod| pod["status"]["podIP"].as_str())
+                .collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            ensure!(addresses.len() == count, "addresses: {addresses:?}");
+            // The next ones are made while these go.
+            self.kubectl(["delete", "pods", &these, "--grace-period=1", "--wait=false"])?;
+        }
+        self.kubectl(["wait", "--for=delete", "pods", "--all", "--timeout=120s"])
+            .map(drop)
+    }
+}
+
+impl Node<'_> {
+    /// Has every ADD of a plugin of this node timed from now on.
+    ///
+    /// # Errors
+    /// When the node has no such plugin.
+    pub fn time_adds(&self, plugin: &str) -> Result<()> {
+        let script = format!(
+            "cd /opt/cni/bin; mkdir timed; cp {plugin} timed/
+             cat > .timed; chmod 755 .timed; mv .timed {plugin}"
+        );
+        let wrapper = TIMED.replace("NAME", plugin);
+        // As a here-document would be, without its quoting.
+        let line = format!("printf %s '{wrapper}' | (set -e; {script})");
+        self.run(["bash", "-ec", &line]).map(drop)
+    }
+
+    /// The times since [`Node::time_adds`].
+    ///
+    /// # Errors
+    /// When there are none, or one of the ADDs failed.
+    pub fn add_times(&self) -> Result<AddTimes> {
+        let path = self.home().join(ADDS);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let mut times = text.lines().map(time).collect::<Result<Vec<_>>>()?;
+        ensure!(!times.is_empty(), "nothing was added");
+        times.sort_unstable();
+        Ok(AddTimes {
+            count: times.len(),
+            p50_ms: percentile(&times, 50) / 1e3,
+            p99_ms: percentile(&times, 99) / 1e3,
+        })
+    }
+
+    /// Lets the node make pods by the chain that flannel's plugin calls instead of ours.
+    ///
+    /// # Errors
+    /// When the node has no lease.
+    pub fn use_reference_plugins(&self) -> Result<()> {
+        let lease = self.run(["cat", "/run/flannel/subnet.env"])?;
+        let mut lines = lease.lines();
+        let gateway = lines.find_map(|line| line.strip_prefix("FLANNEL_SUBNET="));
+        let subnet = gateway.context("no FLANNEL_SUBNET")?;
+        let list = reference_list(&subnet.replace(".1/", ".0/"));
+        let write = format!("cd /etc/cni/net.d; echo '{list}' > .new; mv .new 10-flannel.conflist");
+        self.run(["sh", "-ec", &write]).map(drop)
+    }
+}
+
+/// What flannel's plugin asks of `bridge` and `host-local` with its manifest's list.
+pub fn reference_list(subnet: &str) -> Value {
+    json!({
+        "name": "cbr0",
+        "cniVersion": "0.3.1",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "mtu": 1450,
+                "hairpinMode": true,
+                "isGateway": true,
+                "isDefaultGateway": true,
+                "ipMasq": false,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": subnet}]],
+                    "routes": [{"dst": POD_NETWORK}],
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ],
+    })
+}
+
+/// How long the ADD of a line took.
+fn time(line: &str) -> Result<Duration> {
+    let bad = || format!("not two times and a code: {line:?}");
+    let words: Vec<&str> = line.split(' ').collect();
+    let [begin, end, code] = words[..] else {
+        anyhow::bail!(bad());
+    };
+    ensure!(code == "0", "an ADD failed: {line}");
+    let at = |word: &str| word.parse::<f64>().with_context(bad);
+    Duration::try_from_secs_f64(at(end)? - at(begin)?).with_context(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_time() {
+        let took = time("1764233000.250000 1764233000.258500 0").unwrap();
+        assert!((took.as_secs_f64() * 1e3 - 8.5).abs() < 0.01, "{took:?}");
+        assert!(time("1764233000.250000 1764233000.258500 1").is_err());
+        assert!(time("1764233000.250000").is_err());
+    }
+}

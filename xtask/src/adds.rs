@@ -1,0 +1,114 @@
+//! `cargo xtask adds`: how long the plugin takes over a pod while many come and go.
+
+use anyhow::{Context as _, Result, ensure};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use overlay_tests::Options;
+use overlay_tests::kubernetes::{AddTimes, Cluster};
+use serde::Serialize;
+
+use crate::bench::Machine;
+use crate::lab::Output;
+use crate::{build, setup, shell, workspace};
+
+/// Measure how long ADD takes on a real kubelet while pods come and go.
+///
+/// A cluster of two nodes with the overlay's manifest. One node makes its pods by our plugin, the
+/// other by the chain that flannel's plugin calls (`bridge`, `host-local`), one after the other with
+/// the same load; an ADD is timed from the start of the plugin to its end. Needs root, and takes
+/// about five minutes.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask adds
+  cargo xtask adds --pods 30 --at-a-time 1        without load
+  cargo xtask adds --output json")]
+pub struct Arguments {
+    /// How many pods come and go on each node.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pods: usize,
+    /// How many of them are made together.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    at_a_time: usize,
+    /// What to print on stdout: a table for people, or one JSON document.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Output,
+    /// Do not build first; take the programs in target/release as they are.
+    #[arg(long)]
+    no_build: bool,
+}
+
+#[derive(Serialize)]
+struct Findings {
+    machine: Machine,
+    at_a_time: usize,
+    overlay: AddTimes,
+    reference: AddTimes,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let Arguments {
+        pods, at_a_time, ..
+    } = *arguments;
+    ensure!(pods > 0 && at_a_time > 0, "nothing to measure");
+    setup::ensure_kubernetes()?;
+    if !arguments.no_build {
+        build::programs(build::Warnings::Shown)?;
+        build::binaries(true)?;
+    }
+    let cluster = Cluster::up(Options {
+        prefix: format!("{}adds-", Options::default().prefix),
+        nodes: 2,
+        bin_dir: workspace::target().join("release"),
+        ephemeral: true,
+        ..Options::default()
+    })?;
+    cluster.apply_overlay()?;
+    cluster.wait_nodes_ready()?;
+    cluster.wait_overlay_ready()?;
+    let nodes = cluster.nodes();
+    nodes[1].use_reference_plugins()?;
+    let mut times = Vec::new();
+    for (number, plugin, what) in [
+        (1, "flannel", "our plugin"),
+        (2, "bridge", "bridge, host-local"),
+    ] {
+        shell::progress(&format!("{pods} pods, {at_a_time} at a time: {what}"));
+        let node = &nodes[number - 1];
+        node.time_adds(plugin)?;
+        cluster.churn(number, pods, at_a_time)?;
+        times.push(node.add_times().context(what)?);
+    }
+    let findings = Findings {
+        machine: Machine::describe(),
+        at_a_time,
+        overlay: times[0],
+        reference: times[1],
+    };
+    match arguments.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+        Output::Table => println!("{}", render(&findings)),
+    }
+    cluster.down()
+}
+
+fn render(findings: &Findings) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(NOTHING)
+        .set_header(["ADD BY", "ADDS", "P50 ms", "P99 ms"]);
+    for (name, times) in [
+        ("overlay-cni", findings.overlay),
+        ("bridge, host-local", findings.reference),
+    ] {
+        table.add_row([
+            name.to_owned(),
+            times.count.to_string(),
+            format!("{:.1}", times.p50_ms),
+            format!("{:.1}", times.p99_ms),
+        ]);
+    }
+    format!(
+        "{table}\n\n{} at a time; {}",
+        findings.at_a_time, findings.machine
+    )
+}
