@@ -8,7 +8,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
 use overlay_common::event::{EVENTS_LEN, Event, HEAD_LEN};
-use overlay_common::packet::Packet;
+use overlay_common::packet::{ETHERNET_LEN, Packet};
 use overlay_common::schema::CONFIG_EVENTS;
 use overlay_common::{Hook, Verdict};
 
@@ -21,8 +21,8 @@ static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// A packet whose beginning can be copied out.
 pub trait Copied: Packet {
-    /// Copies the first `len` bytes to `to`, which has room for [`HEAD_LEN`]; zeros where the packet
-    /// has fewer.
+    /// Copies the first `len` bytes to `to`, which has room for [`HEAD_LEN`]; zeros where the
+    /// packet has fewer.
     fn copy(&self, to: *mut c_void, len: u32);
 }
 
@@ -56,8 +56,9 @@ pub fn tell<F: Mapped, P: Copied>(packet: &P, hook: Hook, verdict: Verdict) {
     // SAFETY: as above; the helpers write as many bytes as they are told to, or zeros.
     let head = unsafe { addr_of_mut!((*event).head).cast() };
     let len = packet.frame_len().min(HEAD_LEN as u32);
-    // The verifier wants to know that there is something to load.
-    if len > 0 {
+    // That is every frame; the verifier of Linux 6.1 wants to see that there is something to copy,
+    // and learns nothing from a comparison with zero.
+    if len >= ETHERNET_LEN {
         packet.copy(head, len);
     }
     entry.submit(0);

@@ -16,8 +16,7 @@ const AFTER_IP: usize = IP + Ipv6Hdr::LEN;
 const FRONT_LEN: usize = IP + vxlan::overhead::<V6>() as usize;
 const HEADER_LEN: u32 = Ipv6Hdr::LEN as u32;
 
-/// Extension headers that are read to find the payload; a packet with more of them is as good as
-/// malformed. The kernel's path takes such packets apart by itself.
+/// Extension headers that are read to find the payload. A packet with any takes the kernel's path.
 const MAX_EXTENSIONS: u32 = 2;
 const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 const ROUTING: u8 = IpProto::Ipv6Route as u8;
@@ -78,11 +77,10 @@ impl Family for V6 {
         let mut header_len = HEADER_LEN;
         let mut fragment = Fragment::No;
         let mut left = MAX_EXTENSIONS;
-        // Of a later fragment nothing but the payload of the first one follows.
-        while fragment != Fragment::Later && is_extension(protocol) {
-            if left == 0 {
-                return None;
-            }
+        // Of a later fragment nothing but the payload of the first one follows. Behind more
+        // extensions than are followed stands a payload of unknown protocol, whose sender is judged
+        // all the same.
+        while fragment != Fragment::Later && is_extension(protocol) && left > 0 {
             left -= 1;
             let [word] = packet.load::<1>(offset + header_len)?;
             let [next, len, place_hi, place_lo] = word.to_ne_bytes();
@@ -250,9 +248,12 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_without_end_is_no_header() {
+    fn a_chain_without_end_hides_no_sender() {
         let rest = [DESTINATION_OPTIONS, 0, 0, 0, 0, 0, 0, 0].repeat(9);
         let bytes = frame(DESTINATION_OPTIONS, &rest);
-        assert!(V6::parse(&Frame::new(&bytes), 14).is_none());
+        let ip = V6::parse(&Frame::new(&bytes), 14).expect("a whole header");
+        assert_eq!((ip.source[15], ip.destination[15]), (1, 2));
+        assert_eq!(ip.protocol, DESTINATION_OPTIONS);
+        assert!(ip.has_options());
     }
 }

@@ -143,10 +143,10 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
          {INNER_SOURCE} {network} jump sources\n\
          }}\n"
     );
-    // A condition costs 5 to 10 ns a packet, a chain on a hook 30 ns, a jump 46 ns. So what is right
-    // passes by the first rule, without a jump, and what is no VXLAN meets one condition of each
-    // rule. VXLAN for a node never comes through the overlay: its outer source would be whatever a
-    // peer has put inside its own VXLAN, another node's address for one.
+    // A condition costs 5 to 10 ns a packet, a chain on a hook 30 ns, a jump 46 ns. So what is
+    // right passes by the first rule, without a jump, and what is no VXLAN meets one condition of
+    // each rule. VXLAN for a node never comes through the overlay: its outer source would be
+    // whatever a peer has put inside its own VXLAN, another node's address for one.
     text += &format!(
         "chain arriving {{\n\
          meta l4proto != udp return\n\
