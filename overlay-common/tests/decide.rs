@@ -29,6 +29,14 @@ fn every_case_ends_as_listed() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn a_watched_visit_ends_as_an_unwatched_one() {
+    for case in all() {
+        let watched = case.visit.watch(&case.world, |_| ());
+        assert_eq!(watched, case.decide(), "{}", case.name);
+    }
+}
+
 /// RFC 6040: what met congestion in the tunnel arrives marked, with a checksum to match.
 #[test]
 fn congestion_on_the_way_is_told_to_the_pod() {
