@@ -2,6 +2,7 @@
 
 mod decide {
     mod families;
+    mod fields;
     mod properties;
 }
 
@@ -26,6 +27,14 @@ fn every_case_ends_as_listed() {
         })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_watched_visit_ends_as_an_unwatched_one() {
+    for case in all() {
+        let watched = case.visit.watch(&case.world, |_| ());
+        assert_eq!(watched, case.decide(), "{}", case.name);
+    }
 }
 
 /// RFC 6040: what met congestion in the tunnel arrives marked, with a checksum to match.

@@ -7,11 +7,11 @@ use etherparse::{
 };
 use overlay_common::decide::mark;
 use overlay_common::family::Tunnel;
-use overlay_common::packet::{Frame, segment_header_len};
+use overlay_common::packet::{Frame, Packet as _, segment_header_len};
 use overlay_common::schema::FlowKey;
 use overlay_common::transport::Transport;
 use overlay_common::vxlan;
-use overlay_common::{Family as _, V4};
+use overlay_common::{Family as _, V4, V6};
 
 /// `udp_flow_src_port()` of include/net/udp.h, worked out with numbers of any size.
 #[test]
@@ -165,4 +165,31 @@ fn addresses_are_in_the_order_of_their_numbers() {
         assert_eq!((key.low, key.low_port), (pair[0], 2));
         assert_eq!((key.high, key.high_port), (pair[1], 1));
     }
+}
+
+#[test]
+fn addresses_are_compared_in_every_byte() {
+    let v6: [u8; 16] = std::array::from_fn(|place| place as u8 + 1);
+    assert!(V6::same(v6, v6));
+    for place in 0..v6.len() {
+        let mut other = v6;
+        other[place] ^= 0x80;
+        assert!(!V6::same(v6, other), "byte {place}");
+    }
+    let v4 = [10, 244, 1, 2];
+    assert!(V4::same(v4, v4));
+    for place in 0..v4.len() {
+        let mut other = v4;
+        other[place] ^= 0x80;
+        assert!(!V4::same(v4, other), "byte {place}");
+    }
+}
+
+#[test]
+fn the_identification_is_the_headers() {
+    let mut ip = Ipv4Header::new(0, 64, IpNumber::TCP, [10, 244, 1, 2], [10, 244, 2, 5])
+        .expect("a short payload");
+    ip.identification = 0x1234;
+    let header: [u32; 5] = Frame::new(&ip.to_bytes()).load(0).expect("20 bytes");
+    assert_eq!(V4::identification(&header), 0x1234);
 }

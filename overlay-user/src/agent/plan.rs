@@ -164,3 +164,6 @@ pub fn attributes(
     }
     Ok(settings.backend.attributes(&PerFamily::V4((address, mac))))
 }
+
+#[cfg(test)]
+mod tests;

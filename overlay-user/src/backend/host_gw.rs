@@ -63,6 +63,13 @@ mod tests {
     }
 
     #[test]
+    fn packets_are_as_long_as_the_links() {
+        assert_eq!(HostGw.mtu(1500), 1500);
+        assert_eq!(HostGw.device(), None);
+        assert!(HostGw.has_direct_ways());
+    }
+
+    #[test]
     fn a_peer_on_the_link_is_its_subnets_gateway() {
         let here = here();
         let theirs = lease(&HostGw, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
@@ -70,6 +77,7 @@ mod tests {
         assert_eq!(peer.way, Way::Direct);
         let state = HostGw.state(&here, std::slice::from_ref(&peer));
         assert_eq!((&state.link, state.forwarding), (&None, true));
+        assert_eq!(state.network, Some(here.network));
         assert!(state.neighbours.is_empty() && state.fdb.is_empty());
         let [route] = Vec::from_iter(&state.routes)[..] else {
             panic!("{:?}", state.routes);

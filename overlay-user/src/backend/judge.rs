@@ -112,6 +112,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_smallest_subnet_and_the_last_address_are_good() {
+        let vxlan = Vxlan::default();
+        let theirs = lease(&vxlan, "10.244.2.0/30", [223, 255, 255, 254], mac(2));
+        assert!(judge(&vxlan, &here(), &theirs).is_ok());
+    }
+
+    #[test]
     fn a_lease_of_another_backend_is_refused_by_name() {
         let theirs = lease(&HostGw, "10.244.2.0/24", [192, 168, 0, 2], mac(2));
         let vxlan = Vxlan::default();

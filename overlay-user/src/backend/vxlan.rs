@@ -150,6 +150,95 @@ mod tests {
     }
 
     #[test]
+    fn packets_leave_room_for_the_header() {
+        // Outer IPv4 (20), UDP (8), VXLAN (8), inner Ethernet (14).
+        let of = |mtu, underlay| {
+            Vxlan(VxlanConfig {
+                mtu,
+                ..VxlanConfig::default()
+            })
+            .mtu(underlay)
+        };
+        assert_eq!(of(None, 1500), 1450);
+        assert_eq!(of(None, 9000), 8950);
+        assert_eq!(of(Some(1400), 9000), 1350);
+        assert_eq!(of(None, 49), 0);
+    }
+
+    #[test]
+    fn a_peer_is_behind_its_subnets_base_address() {
+        let (vxlan, here) = (
+            Vxlan(VxlanConfig {
+                vni: 7,
+                port: 4789,
+                ..VxlanConfig::default()
+            }),
+            here(),
+        );
+        assert!(!vxlan.has_direct_ways());
+        let theirs = lease(&vxlan, "10.244.2.0/24", [192, 168, 1, 2], mac(2));
+        let peer = judge(&vxlan, &here, &theirs).expect("a peer");
+        assert_eq!(peer.mac(), Some(mac(2)));
+        let state = vxlan.state(&here, std::slice::from_ref(&peer));
+        assert_eq!(
+            (state.network, state.forwarding),
+            (Some(here.network), true)
+        );
+        let device = Link {
+            name: "flannel.7".to_owned(),
+            ifindex: 0,
+            vxlan: Some(VxlanAttributes {
+                vni: 7,
+                port: 4789,
+                underlay: 2,
+                local: Some([192, 168, 0, 1].into()),
+                learning: false,
+            }),
+            mac: mac(1),
+            mtu: 1450,
+            up: true,
+            addresses: ["10.244.1.0/32".parse().expect("an address")].into(),
+            configures_itself: false,
+        };
+        assert_eq!(state.link, Some(device));
+        let base = [10, 244, 2, 0].into();
+        let route = Route {
+            subnet: peer.subnet,
+            gateway: Some(base),
+            device: Some("flannel.7".to_owned()),
+            onlink: true,
+            protocol: ROUTE_PROTOCOL,
+            metric: 0,
+        };
+        assert_eq!(Vec::from_iter(&state.routes), [&route]);
+        assert_eq!(Vec::from_iter(state.neighbours), [(base, mac(2))]);
+        assert_eq!(
+            Vec::from_iter(state.fdb),
+            [(mac(2), [192, 168, 1, 2].into())]
+        );
+    }
+
+    #[test]
+    fn a_lease_names_the_address_of_one_device() {
+        let lease = |address| {
+            lease(
+                &Vxlan::default(),
+                "10.244.2.0/24",
+                [192, 168, 0, 2],
+                address,
+            )
+        };
+        assert_eq!(mac_of(&lease(mac(2)).attributes), Some(mac(2)));
+        let group = MacAddr([1, 0, 0x5e, 0, 0, 1]);
+        assert_eq!(mac_of(&lease(group).attributes), None);
+        let attributes = Attributes {
+            backend_data: None,
+            ..lease(mac(2)).attributes
+        };
+        assert_eq!(mac_of(&attributes), None);
+    }
+
+    #[test]
     fn direct_routing_is_for_peers_on_the_link_only() {
         let direct = Vxlan(VxlanConfig {
             direct_routing: true,

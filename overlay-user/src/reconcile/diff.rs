@@ -23,8 +23,7 @@ pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Action> {
     let observed = if kept {
         observed
     } else {
-        let name = name(desired);
-        let stays = |route: &&Route| name.is_none() || route.device.as_deref() != name;
+        let stays = |route: &&Route| route.device.as_deref() != name(desired);
         blank = KernelState {
             routes: observed.routes.iter().filter(stays).cloned().collect(),
             ..KernelState::default()

@@ -208,6 +208,28 @@ mod tests {
     }
 
     #[test]
+    fn a_route_goes_by_all_that_the_kernel_tells_of_it() {
+        let mut observed = observed();
+        let kept = route("10.244.7.0/24", 1, 111);
+        assert!(observed.apply(&Change::Added(kept.clone())));
+        for other in [
+            route("10.244.8.0/24", 1, 111),
+            route("10.244.7.0/24", 2, 111),
+            route("10.244.7.0/24", 1, 3),
+            Route {
+                metric: 50,
+                ..kept.clone()
+            },
+        ] {
+            assert!(
+                !observed.apply(&Change::Removed(other.clone())),
+                "{other:?}"
+            );
+        }
+        assert_eq!(observed.routes, BTreeSet::from([kept]));
+    }
+
+    #[test]
     fn what_is_known_already_is_no_news() {
         let mut observed = observed();
         let mac = MacAddr([2, 0, 0, 0, 0, 1]);

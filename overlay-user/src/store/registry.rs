@@ -125,3 +125,6 @@ impl Registry {
         SystemTime::now().checked_add(ttl)
     }
 }
+
+#[cfg(test)]
+mod tests;

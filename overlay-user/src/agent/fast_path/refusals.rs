@@ -8,14 +8,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use overlay_common::{Hook, Verdict};
 
 use crate::datapath::Error;
 use crate::datapath::events::{Events, Told};
 use crate::datapath::pins::Pins;
 
 /// Lines in a second: enough to see who it is, and no flood of the journal.
-const LINES: u32 = 10;
+const LINES: usize = 10;
 const SECOND: Duration = Duration::from_secs(1);
+/// Events between two looks at how many were lost, and at whether anybody still wants them.
+const BATCH: usize = 1024;
 /// How long to wait for events before looking whether anybody still wants them, in milliseconds.
 const PAUSE_MS: u16 = 500;
 
@@ -39,9 +42,9 @@ impl Reader {
             let mut budget = Budget::new(Instant::now());
             while !stopped.load(Ordering::Relaxed) {
                 wait(&events);
-                for told in events.by_ref() {
+                for told in events.by_ref().take(BATCH) {
                     budget.unsaid += 1;
-                    if !budget.spend(Instant::now()) {
+                    if !budget.spend(Culprit::of(&told), Instant::now()) {
                         continue;
                     }
                     say(&told, budget.unsaid - 1);
@@ -83,10 +86,30 @@ fn say(told: &Told, unsaid: u64) {
     );
 }
 
-/// How much may still be said in this second.
+/// Who is refused, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Culprit {
+    verdict: Verdict,
+    ifindex: u32,
+    /// None at a pod's interface, where every source is that pod.
+    source: Option<IpAddr>,
+}
+
+impl Culprit {
+    fn of(told: &Told) -> Self {
+        Self {
+            verdict: told.verdict,
+            ifindex: told.ifindex,
+            source: told.source.filter(|_| told.hook != Hook::PodIn),
+        }
+    }
+}
+
+/// What may still be said in this second: each culprit is named once, so that one who sends a flood
+/// does not hide another who sends a packet.
 struct Budget {
     second: Instant,
-    said: u32,
+    said: Vec<Culprit>,
     /// Events that found no place in the log or in the ring since the last line.
     unsaid: u64,
 }
@@ -95,34 +118,81 @@ impl Budget {
     fn new(now: Instant) -> Self {
         Self {
             second: now,
-            said: 0,
+            said: Vec::new(),
             unsaid: 0,
         }
     }
 
-    /// Takes a line, if there is one left.
-    fn spend(&mut self, now: Instant) -> bool {
+    /// Takes the line for this culprit, if there is one left.
+    fn spend(&mut self, culprit: Culprit, now: Instant) -> bool {
         if now.duration_since(self.second) >= SECOND {
             self.second = now;
-            self.said = 0;
+            self.said.clear();
         }
-        let is_left = self.said < LINES;
-        self.said += u32::from(is_left);
+        let is_left = self.said.len() < LINES && !self.said.contains(&culprit);
+        if is_left {
+            self.said.push(culprit);
+        }
         is_left
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use overlay_common::event::Event;
+
     use super::*;
 
+    fn stranger(number: u8) -> Culprit {
+        Culprit {
+            verdict: Verdict::UnknownVtep,
+            ifindex: 2,
+            source: Some([192, 0, 2, number].into()),
+        }
+    }
+
     #[test]
-    fn a_flood_gets_some_lines_a_second() {
+    fn a_culprit_gets_a_line_a_second() {
         let start = Instant::now();
         let mut budget = Budget::new(start);
-        let said = |budget: &mut Budget, now| (0..100).filter(|_| budget.spend(now)).count();
-        assert_eq!(said(&mut budget, start), LINES as usize);
+        let said =
+            |budget: &mut Budget, now| (0..100).filter(|_| budget.spend(stranger(1), now)).count();
+        assert_eq!(said(&mut budget, start), 1);
         assert_eq!(said(&mut budget, start + SECOND / 2), 0);
-        assert_eq!(said(&mut budget, start + SECOND * 2), LINES as usize);
+        assert!(budget.spend(stranger(2), start + SECOND / 2));
+        assert_eq!(said(&mut budget, start + SECOND), 1);
+        assert_eq!(said(&mut budget, start + SECOND * 2), 1);
+    }
+
+    #[test]
+    fn many_culprits_share_some_lines_a_second() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let said = |budget: &mut Budget, now| {
+            let culprits = (0..100).map(stranger);
+            culprits
+                .filter(|culprit| budget.spend(*culprit, now))
+                .count()
+        };
+        assert_eq!(said(&mut budget, start), LINES);
+        assert_eq!(said(&mut budget, start + SECOND / 2), 0);
+        assert_eq!(said(&mut budget, start + SECOND), LINES);
+    }
+
+    #[test]
+    fn a_pod_is_one_culprit_whatever_it_forges() {
+        let mut told = Told {
+            hook: Hook::PodIn,
+            verdict: Verdict::SpoofedSource,
+            ifindex: 7,
+            source: Some([10, 244, 2, 1].into()),
+            destination: None,
+            event: Event::read(&[0; size_of::<Event>()]).expect("a record"),
+        };
+        let pod = Culprit::of(&told);
+        told.source = Some([10, 244, 2, 2].into());
+        assert_eq!(Culprit::of(&told), pod);
+        told.hook = Hook::NetIn;
+        assert_ne!(Culprit::of(&told), pod);
     }
 }

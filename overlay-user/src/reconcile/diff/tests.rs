@@ -180,6 +180,7 @@ fn ipv6_does_not_configure_the_device() {
 #[test]
 fn an_empty_kernel_gets_everything_in_order() {
     let (actions, _) = settle(&desired(&[peer(2), peer(3)]), KernelState::default());
+    assert_eq!(actions[0], Action::EnableForwarding);
     let device = position(&actions, |a| matches!(a, Action::CreateDevice(..)));
     let quiet = position(&actions, |a| *a == Action::ForbidAutoconfiguration);
     let up = position(&actions, |a| *a == Action::SetUp);
@@ -371,6 +372,99 @@ fn flannels_route_is_replaced_without_a_gap() {
     }]
     .into();
     assert_eq!(settle(&want, kernel).0, [Action::ReplaceRoute(ours)]);
+}
+
+#[test]
+fn a_route_by_another_device_outlives_the_device() {
+    let want = desired(&[peer(2)]);
+    let direct = Route {
+        gateway: Some(peer(2).vtep),
+        device: Some("eth0".into()),
+        onlink: false,
+        ..route(&peer(2))
+    };
+    let kernel = KernelState {
+        routes: [direct].into(),
+        ..KernelState::default()
+    };
+    let (actions, _) = settle(&want, kernel);
+    assert!(actions.contains(&Action::ReplaceRoute(route(&peer(2)))));
+}
+
+#[test]
+fn what_others_have_in_the_place_of_a_route_is_not_replaced() {
+    let want = desired(&[peer(2)]);
+    let wanted = route(&peer(2));
+    let others = Route {
+        protocol: 4,
+        ..wanted.clone()
+    };
+    let flannels_elsewhere = Route {
+        protocol: FLANNEL_ROUTE_PROTOCOL,
+        device: Some("eth1".into()),
+        ..wanted.clone()
+    };
+    for old in [others, flannels_elsewhere] {
+        let mut kernel = settled(&want);
+        kernel.routes = [old.clone()].into();
+        let actions = diff(&want, &kernel);
+        // Which the kernel answers by EEXIST.
+        assert_eq!(actions, [Action::AddRoute(wanted.clone())], "{old:?}");
+    }
+}
+
+#[test]
+fn a_route_beside_ours_does_not_take_its_place() {
+    let want = desired(&[peer(2)]);
+    let mut kernel = settled(&want);
+    let odd = Route {
+        metric: 50,
+        ..route(&peer(2))
+    };
+    kernel.routes = [odd.clone()].into();
+    let expected = [Action::AddRoute(route(&peer(2))), Action::RemoveRoute(odd)];
+    assert_eq!(settle(&want, kernel).0, expected);
+}
+
+/// What is noted of an action that the kernel has taken is what the kernel then holds.
+#[test]
+fn an_action_tells_what_the_kernel_then_holds() {
+    let moved = Peer {
+        vtep: IpAddr::from([192, 0, 2, 77]),
+        ..peer(3)
+    };
+    let want = desired(&[moved, peer(4), peer(5)]);
+    let mut kernel = settled(&desired(&[peer(2), peer(3), peer(5)]));
+    kernel.network = want.network;
+    let flannels = |route: Route| Route {
+        protocol: FLANNEL_ROUTE_PROTOCOL,
+        ..route
+    };
+    kernel.routes.remove(&route(&peer(5)));
+    kernel.routes.insert(flannels(route(&peer(5))));
+    let (actions, after) = settle(&want, kernel.clone());
+    for action in &actions {
+        let change = action
+            .change()
+            .expect("a change of what hangs on the device");
+        assert!(kernel.apply(&change), "{action}: no news");
+    }
+    assert_eq!(kernel, after);
+    let tells = |action: Action| action.change().is_some();
+    assert!(!tells(Action::SetUp) && !tells(Action::EnableForwarding));
+}
+
+#[test]
+fn an_action_says_what_it_does_and_why() {
+    for (reason, text) in [
+        (RecreateReason::Kind, "it is not a VXLAN device"),
+        (RecreateReason::Vni, "its VNI differs"),
+    ] {
+        let action = Action::DeleteDevice(reason);
+        assert_eq!(action.to_string(), format!("delete device because {text}"));
+    }
+    let action = Action::SetFdb(peer(2).mac, peer(2).vtep);
+    assert_eq!(action.to_string(), "set fdb 02:00:00:00:00:02 to 192.0.2.2");
 }
 
 #[test]
