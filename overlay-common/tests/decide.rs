@@ -2,6 +2,7 @@
 
 mod decide {
     mod families;
+    mod fields;
     mod properties;
 }
 

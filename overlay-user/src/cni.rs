@@ -20,6 +20,7 @@ pub mod bridge;
 pub mod check;
 pub mod config;
 mod error;
+mod gc;
 pub mod guard;
 pub mod install;
 pub mod masquerade;
@@ -134,7 +135,7 @@ async fn serve(
         Request::Check(attachment, netns) => {
             check::check(conf, attachment, netns, deadline).await?
         }
-        Request::Gc => release::gc(conf, agent, deadline).await?,
+        Request::Gc => gc::gc(conf, agent, deadline).await?,
         Request::Status => check::status(conf, deadline).await?,
     }
     Ok(None)

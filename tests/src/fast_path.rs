@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::pins::LINKS;
 use anyhow::{Context, Result, ensure};
 use overlay_common::verdict::{Hook, Verdict};
 
@@ -49,21 +50,22 @@ pub fn has_tcx(node: &Node) -> Result<bool> {
 /// # Errors
 /// When a tool is missing or fails.
 pub fn detach(node: &Node) -> Result<()> {
-    node.run(["sh", "-ec", detach_script(node)?]).map(drop)
+    node.run(["sh", "-ec", &detach_script(node)?]).map(drop)
 }
 
 /// What the shell of a node has to run for [`detach`].
 ///
 /// # Errors
 /// When the node does not tell what its kernel can do.
-pub fn detach_script(node: &Node) -> Result<&'static str> {
+pub fn detach_script(node: &Node) -> Result<String> {
     Ok(if has_tcx(node)? {
-        "for link in /sys/fs/bpf/overlay/v3/links/*; do bpftool link detach pinned $link; done"
+        format!("for link in {LINKS}/*; do bpftool link detach pinned $link; done")
     } else {
         // A device without the qdisc has no filters, which tc calls an error.
         "for device in $(ls /sys/class/net); do
              for way in ingress egress; do tc filter del dev $device $way 2>/dev/null || true; done
          done"
+            .to_owned()
     })
 }
 

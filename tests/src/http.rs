@@ -37,9 +37,17 @@ pub fn get(server: SocketAddr, path: &str) -> Result<HttpAnswer> {
 /// # Errors
 /// When nobody answers, or not in HTTP.
 pub fn post(server: SocketAddr, path: &str, json: &str) -> Result<HttpAnswer> {
+    send(server, "POST", path, json)
+}
+
+/// One request with JSON, or with an empty body, over HTTP/1.0.
+///
+/// # Errors
+/// When nobody answers, or not in HTTP.
+pub fn send(server: SocketAddr, method: &str, path: &str, json: &str) -> Result<HttpAnswer> {
     let length = json.len();
     let head = format!(
-        "POST {path} HTTP/1.0\r\nHost: {server}\r\nContent-Type: application/json\r\n\
+        "{method} {path} HTTP/1.0\r\nHost: {server}\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n"
     );
     request(server, &(head + json))

@@ -23,7 +23,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result};
 
 pub use churn::{AddTimes, reference_list};
-pub use control_plane::API_SERVER;
+pub use control_plane::{API_SERVER, ApiServer};
 pub use images::{OVERLAY_IMAGE, PROBE_IMAGE};
 pub use node::Node;
 pub use pod::pod;

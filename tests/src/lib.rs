@@ -35,6 +35,7 @@ pub mod measure;
 pub mod netns;
 pub mod pace;
 pub mod packet;
+pub mod pins;
 pub mod process;
 pub mod reach;
 pub mod soak;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::containers::{Container, Containerd, image};
+use overlay_tests::pins::{LINKS, MAPS};
 use overlay_tests::status::{Counts, status, wait_for_path};
 use overlay_tests::{Lab, Node, Options, wait_until};
 
@@ -113,12 +114,12 @@ fn leftovers(node: &Node) -> Result<Vec<String>> {
     let pods = status["pods"].as_array().context("no pods in the status")?;
     left.extend(pods.iter().map(ToString::to_string));
     for map in ["ov_pods4", "ov_endpoints4"] {
-        let pin = format!("/sys/fs/bpf/overlay/v3/maps/{map}");
+        let pin = format!("{MAPS}/{map}");
         let entries = node.json(["bpftool", "--json", "map", "dump", "pinned", &pin])?;
         let entries = entries.as_array().context("a dump is a list")?;
         left.extend(entries.iter().map(|entry| format!("{map}: {entry}")));
     }
-    let pins = node.run(["ls", "/sys/fs/bpf/overlay/v3/links"])?;
+    let pins = node.run(["ls", &LINKS.to_string()])?;
     left.extend(
         pins.lines()
             .filter(|pin| pin.starts_with("pod_"))

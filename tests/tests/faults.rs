@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::faults::{self, Settings, Stage};
 use overlay_tests::pace::Traffic;
+use overlay_tests::pins::LINKS;
 use overlay_tests::status::{self, Counts};
 use overlay_tests::traffic::{self, Endpoint};
 use overlay_tests::{Lab, Node, Options};
@@ -67,7 +68,7 @@ fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
     let node = lab.node(1);
     // Filters of our own do not keep pods from the fast path.
     status::wait_accelerated(&lab)?;
-    let links = node.run(["ls", "/sys/fs/bpf/overlay/v3/links"])?;
+    let links = node.run(["ls", &LINKS.to_string()])?;
     ensure!(links.is_empty(), "attached by tcx as well: {links}");
 
     let (a, b) = (lab.pod(1, 1), lab.pod(2, 1));

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use overlay_tests::pins::MAPS;
 use overlay_tests::{Lab, Node, Options, wait_until};
 
 /// What netlink tells of; machines that run tests are slow.
@@ -11,9 +12,8 @@ const SOON: Duration = Duration::from_secs(4);
 
 /// The entry of the one peer in the fast path's table, in hexadecimal.
 fn peer(node: &Node) -> Result<String> {
-    const DUMP: [&str; 6] = ["bpftool", "-j", "map", "dump", "pinned", PEERS];
-    const PEERS: &str = "/sys/fs/bpf/overlay/v3/maps/ov_peers4";
-    let entries = node.json(DUMP)?;
+    let peers = format!("{MAPS}/ov_peers4");
+    let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &peers])?;
     let bytes = entries[0]["value"].as_array().context("no peer")?;
     let bytes = bytes.iter().filter_map(|byte| byte.as_str());
     Ok(bytes

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use overlay_tests::pins::MAPS;
 use overlay_tests::{Lab, Node, Options, wait_until};
 use overlay_user::datapath::object;
 
@@ -15,7 +16,7 @@ const FIRST: Duration = Duration::from_secs(30);
 
 /// How many entries a pinned map has.
 fn entries(node: &Node, map: &str) -> Result<usize> {
-    let pin = format!("/sys/fs/bpf/overlay/v3/maps/{map}");
+    let pin = format!("{MAPS}/{map}");
     let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;
     Ok(entries.as_array().map_or(0, Vec::len))
 }

@@ -14,9 +14,9 @@ use crate::{build, setup, shell, workspace};
 /// Measure how long ADD takes on a real kubelet while pods come and go.
 ///
 /// A cluster of two nodes with the overlay's manifest. One node makes its pods by our plugin, the
-/// other by the chain that flannel's plugin calls (`bridge`, `host-local`), one after the other with
-/// the same load; an ADD is timed from the start of the plugin to its end. Needs root, and takes
-/// about five minutes.
+/// other by the chain that flannel's plugin calls (`bridge`, `host-local`), one after the other
+/// with the same load; an ADD is timed from the start of the plugin to its end. Needs root, and
+/// takes about five minutes.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask adds

@@ -3,11 +3,13 @@
 mod etcd;
 mod fast_path;
 mod kernel_path;
+mod kube;
 mod leases;
 mod measure;
 mod pending;
 mod process;
 mod stage;
+mod store;
 mod table;
 mod trace;
 
@@ -24,19 +26,21 @@ use crate::lab::Output;
 use crate::{build, setup, shell, workspace};
 use measure::{Plan, Scaled};
 use stage::{Agent, Stage};
+use store::Kind;
 
 /// Measure what one agent costs in a cluster of many nodes, and how fast it follows a change.
 ///
-/// One real node with one real agent (release build) and a real etcd with the leases of made-up
-/// nodes, which are behind 16 routers. For each size: time until the agent is ready, memory,
-/// processor time of the agent and of all programs that it starts over an idle minute, time from a
-/// lease's write until route, neighbour, FDB entry and the entry in ov_peers4 are there, alone and
-/// while leases churn, and time until a router's new MAC address is used. Work that the kernel puts
-/// off to its own threads is nobody's. Needs root.
+/// One real node with one real agent (release build) and a real etcd, or API server of Kubernetes,
+/// with the leases of made-up nodes, which are behind 16 routers. For each size: time until the
+/// agent is ready, memory, processor time of the agent and of all programs that it starts over an
+/// idle minute, time from a lease's write until route, neighbour, FDB entry and the entry in
+/// ov_peers4 are there, alone and while leases churn, and time until a router's new MAC address is
+/// used. Work that the kernel puts off to its own threads is nobody's. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about ten minutes
   cargo xtask scale --peers 1000 --idle 10
+  cargo xtask scale --store kube --peers 1000,5000
   cargo xtask scale --flanneld ./flanneld --json scale.json
   cargo xtask scale --quick                          a few seconds over the debug build, to see that it works")]
 pub struct Arguments {
@@ -51,12 +55,15 @@ pub struct Arguments {
     /// How long to watch an idle agent, in seconds.
     #[arg(long, default_value_t = 60, value_name = "N")]
     idle: u64,
+    /// Where the leases are.
+    #[arg(long, value_enum, default_value = "etcd")]
+    store: Kind,
     /// One small cluster, every phase as short as it gets, over the debug build; the figures mean
     /// nothing.
     #[arg(long, conflicts_with_all = ["peers", "idle"])]
     quick: bool,
     /// A real flanneld to compare with.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "store")]
     flanneld: Option<PathBuf>,
     /// What to print on stdout: a table for people, or one JSON document.
     #[arg(long, short, value_enum, default_value = "table")]
@@ -73,6 +80,7 @@ pub struct Arguments {
 #[derive(Serialize)]
 struct Findings {
     machine: Machine,
+    store: Kind,
     results: Vec<Scaled>,
     skipped: Vec<String>,
 }
@@ -81,6 +89,7 @@ struct Findings {
 pub fn try_out() -> Result<()> {
     run(&Arguments {
         peers: Vec::new(),
+        store: Kind::Etcd,
         idle: 0,
         quick: true,
         flanneld: None,
@@ -96,6 +105,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     setup::ensure_lab(StoreKind::Etcd)?;
     setup::ensure_measuring()?;
+    if arguments.store == Kind::Kube {
+        setup::ensure_kubernetes()?;
+    }
     if !arguments.no_build {
         build::binaries(!arguments.quick)?;
     }
@@ -126,11 +138,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut results = Vec::new();
     for peers in peers {
         for agent in &agents {
-            results.push(one(agent, &bin_dir, peers, &plan)?);
+            results.push(one(arguments.store, agent, &bin_dir, peers, &plan)?);
         }
     }
     let findings = Findings {
         machine,
+        store: arguments.store,
         results,
         skipped,
     };
@@ -146,10 +159,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Measures one agent in a lab of its own, which goes whatever comes of it.
-fn one(agent: &Agent, bin_dir: &Path, peers: u32, plan: &Plan) -> Result<Scaled> {
+fn one(kind: Kind, agent: &Agent, bin_dir: &Path, peers: u32, plan: &Plan) -> Result<Scaled> {
     let name = agent.name();
     shell::progress(&format!("{name}, {peers} peers"));
-    let mut stage = Stage::up(agent, bin_dir.to_owned(), peers)?;
+    let mut stage = Stage::up(kind, agent, bin_dir.to_owned(), peers)?;
     let scaled = measure::measure(&mut stage, agent, peers, plan);
     let scaled = scaled.with_context(|| format!("{name} with {peers} peers"));
     // An error of the measurement is the one to tell.

@@ -11,7 +11,6 @@ use overlay_common::schema::{
     Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, POD_KERNEL_PATH, PeerEntry,
     PodEntry, Vtep,
 };
-use overlay_common::verdict::{Hook, Verdict, counter_index};
 use overlay_common::{Family, V4};
 
 use super::Error;
@@ -20,6 +19,7 @@ use super::pins::Pins;
 use overlay_common::snapshot::Snapshot;
 
 mod batch;
+mod counters;
 mod devices;
 mod flows;
 mod mirrored;
@@ -276,40 +276,6 @@ impl<F: UserFamily> Maps<F> {
             vteps: self.vteps.dump()?,
             ..self.known_pods()?
         })
-    }
-
-    /// The counters that are not zero, summed over all CPUs.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn counters(&self) -> Result<Vec<(Hook, Verdict, Counter)>, Error> {
-        let mut counters = Vec::new();
-        for hook in Hook::ALL {
-            for verdict in Verdict::ALL {
-                let sum = self.counter(hook, *verdict)?;
-                if sum.packets != 0 {
-                    counters.push((hook, *verdict, sum));
-                }
-            }
-        }
-        Ok(counters)
-    }
-
-    /// One counter, summed over all CPUs.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn counter(&self, hook: Hook, verdict: Verdict) -> Result<Counter, Error> {
-        let values = self
-            .counters
-            .get(&counter_index(hook, verdict), 0)
-            .map_err(failed("read", COUNTERS))?;
-        Ok(values
-            .iter()
-            .fold(Counter::default(), |sum, value| Counter {
-                packets: sum.packets + value.packets,
-                bytes: sum.bytes + value.bytes,
-            }))
     }
 }
 

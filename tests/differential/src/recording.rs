@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use overlay_common::V4;
 use overlay_common::schema::{ABI_VERSION, Config, Endpoint, FlowKey, PeerEntry, PodEntry, Vtep};
-use overlay_common::{Hook, V4};
 use overlay_user::mac::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::expected::hex;
-use crate::namespace::INTERFACES;
 use overlay_cases::world::{NIC_MAC, World};
 use overlay_common::visit::Visit;
+
+mod packet;
+
+pub use packet::PacketText;
+use packet::{bytes, is_zero};
 
 /// Tables and the packets that meet them, in order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,24 +31,8 @@ pub struct Recording {
     pub tables: TablesText,
 }
 
-/// See [`Visit`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PacketText {
-    hook: String,
-    interface: u32,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    segment_size: u32,
-    /// Hexadecimal, cut at the ends of headers; spaces do not count.
-    frame: Vec<String>,
-}
-
 fn underlay_mac() -> MacAddr {
     MacAddr(NIC_MAC)
-}
-
-fn is_zero(number: &u32) -> bool {
-    *number == 0
 }
 
 fn is_false(truth: &bool) -> bool {
@@ -205,47 +193,6 @@ pub fn all(directory: &Path) -> Result<BTreeMap<PathBuf, Recording>> {
     Ok(found)
 }
 
-impl PacketText {
-    fn of(visit: &Visit) -> Self {
-        // Ethernet, IP, UDP and VXLAN, Ethernet, IP, the rest: where they stand in VXLAN, and near
-        // enough in what is none.
-        const ENDS: [usize; 5] = [14, 34, 50, 64, 84];
-        let mut frame = Vec::new();
-        let mut start = 0;
-        for end in ENDS.into_iter().chain([visit.frame.len()]) {
-            let end = end.min(visit.frame.len());
-            if end > start {
-                frame.push(hex(&visit.frame[start..end]));
-                start = end;
-            }
-        }
-        Self {
-            hook: visit.hook.name().to_owned(),
-            interface: visit.ifindex,
-            segment_size: visit.gso_size,
-            frame,
-        }
-    }
-
-    fn visit(&self) -> Result<Visit> {
-        let hook = Hook::ALL.into_iter().find(|hook| hook.name() == self.hook);
-        ensure!(
-            INTERFACES.contains(&self.interface),
-            "no interface {}",
-            self.interface
-        );
-        Ok(Visit {
-            hook: hook.with_context(|| format!("no hook {:?}", self.hook))?,
-            frame: bytes(&self.frame.concat())?,
-            ifindex: self.interface,
-            device_mac: NIC_MAC,
-            gso_size: self.segment_size,
-            vlan: None,
-            handed_over: 0,
-        })
-    }
-}
-
 impl TablesText {
     fn of(world: &World) -> Self {
         let config = world.config.map(|config| ConfigText {
@@ -391,20 +338,4 @@ fn others(endpoint: &Endpoint<V4>) -> Vec<Ipv4Addr> {
     let differ = others.iter().any(|other| *other != first);
     let others = others.map(Ipv4Addr::from);
     if differ { others.into() } else { Vec::new() }
-}
-
-/// Bytes from two digits each; spaces do not count.
-fn bytes(text: &str) -> Result<Vec<u8>> {
-    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b' ').collect();
-    ensure!(
-        digits.len().is_multiple_of(2),
-        "an odd number of hexadecimal digits"
-    );
-    digits
-        .chunks(2)
-        .map(|pair| {
-            let pair = std::str::from_utf8(pair)?;
-            u8::from_str_radix(pair, 16).with_context(|| format!("{pair:?} is not hexadecimal"))
-        })
-        .collect()
 }

@@ -17,7 +17,7 @@ pub(super) const CASES: &[Case] = &[
         name: "programs-detached",
         fault: "every program is detached by hand",
         invariant: "the kernel path carries everything until they are back",
-        run: |scene| scene.without_programs(fast_path::detach_script(&scene.node())?),
+        run: |scene| scene.without_programs(&fast_path::detach_script(&scene.node())?),
         ..Case::USUAL
     },
     Case {
@@ -72,7 +72,7 @@ fn link_pins_removed(scene: &Scene<'_>) -> Result<()> {
     if fast_path::has_tcx(&node)? {
         scene.without_programs(&format!("rm {PINS}/links/*"))
     } else {
-        scene.without_programs(fast_path::detach_script(&node)?)
+        scene.without_programs(&fast_path::detach_script(&node)?)
     }
 }
 

@@ -18,8 +18,7 @@ use crate::{Lab, Node, Pod, interrupt, status, wait_until};
 pub(super) const REPAIR: Duration = Duration::from_secs(40);
 /// Between two looks at what must stay as it is.
 const LOOK: Duration = Duration::from_millis(500);
-/// Where the programs' links and the maps are pinned.
-pub(super) const PINS: &str = "/sys/fs/bpf/overlay/v3";
+pub(super) use crate::pins::PINS;
 
 /// Where a case plays.
 #[derive(Clone, Copy)]

@@ -1,8 +1,8 @@
 //! API server, controller manager and scheduler, beside the lab's etcd.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::programs::bin_dir;
 use super::{POD_NETWORK, SERVICE_NETWORK};
 use crate::process::Process;
-use crate::{Lab, command, wait_until};
+use crate::{Lab, command, http, wait_until};
 
 /// Where the API server is: the namespace of the lab's store.
 pub const API_SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 66, 254);
@@ -32,30 +32,7 @@ const USERS: [(&str, &str, &str); 4] = [
 
 /// Starts all three.
 pub(super) fn start(lab: &Lab, directory: &Path) -> Result<()> {
-    let mut tokens = String::new();
-    for (name, user, groups) in USERS {
-        tokens += &format!("{name},{user},{name},{groups}\n");
-    }
-    for number in 1..=lab.options().nodes {
-        tokens += &format!("n{number},system:node:n{number},n{number},system:nodes\n");
-    }
-    write(directory, "tokens", &tokens)?;
-    let key = directory.join("service-accounts.key");
-    command::run(
-        "openssl",
-        ["genrsa", "-out", &key.to_string_lossy(), "2048"],
-    )?;
-    launch_api_server(lab, directory)?;
-    // The API server signs a certificate for itself at its first start.
-    let certificate = directory.join("tls/apiserver.crt");
-    wait_until("the API server's certificate", UP, || {
-        fs::metadata(&certificate).is_ok_and(|file| file.len() > 0)
-    })?;
-    for (name, ..) in USERS {
-        write_client(directory, name, directory)?;
-    }
-    wait_api_server(lab, directory)?;
-
+    start_first_api_server(lab, directory)?;
     let at = |name: &str| directory.join(name).to_string_lossy().into_owned();
     let flag = |name: &str, value: &str| format!("--{name}={value}");
     let manager = at("controller-manager.conf");
@@ -94,6 +71,33 @@ pub(super) fn start(lab: &Lab, directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Starts the API server for the first time, and writes what its clients need.
+fn start_first_api_server(lab: &Lab, directory: &Path) -> Result<()> {
+    let mut tokens = String::new();
+    for (name, user, groups) in USERS {
+        tokens += &format!("{name},{user},{name},{groups}\n");
+    }
+    for number in 1..=lab.options().nodes {
+        tokens += &format!("n{number},system:node:n{number},n{number},system:nodes\n");
+    }
+    write(directory, "tokens", &tokens)?;
+    let key = directory.join("service-accounts.key");
+    command::run(
+        "openssl",
+        ["genrsa", "-out", &key.to_string_lossy(), "2048"],
+    )?;
+    launch_api_server(lab, directory)?;
+    // The API server signs a certificate for itself at its first start.
+    let certificate = directory.join("tls/apiserver.crt");
+    wait_until("the API server's certificate", UP, || {
+        fs::metadata(&certificate).is_ok_and(|file| file.len() > 0)
+    })?;
+    for (name, ..) in USERS {
+        write_client(directory, name, directory)?;
+    }
+    wait_api_server(lab, directory)
+}
+
 /// Starts the API server and waits until it answers.
 pub(super) fn start_api_server(lab: &Lab, directory: &Path) -> Result<()> {
     launch_api_server(lab, directory)?;
@@ -127,6 +131,48 @@ fn launch_api_server(lab: &Lab, directory: &Path) -> Result<()> {
     )?;
     let record = serde_json::to_string(&process).context("write a process as JSON")?;
     write(directory, "kube-apiserver.json", &record)
+}
+
+/// An API server alone beside a lab's etcd, for measurements that need Nodes and no kubelets. It
+/// goes with the lab.
+pub struct ApiServer {
+    directory: PathBuf,
+}
+
+impl ApiServer {
+    /// Where `kubectl proxy` takes plain HTTP for an administrator, in the namespace of the lab's
+    /// store.
+    pub const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+
+    /// Starts it and waits until it answers.
+    ///
+    /// # Errors
+    /// When it is missing, or does not come up.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        super::programs::check()?;
+        let directory = lab.directory().join("kubernetes");
+        fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
+        start_first_api_server(lab, &directory)?;
+        let server = Self { directory };
+        let flags = [
+            format!("--kubeconfig={}", server.kubeconfig().display()),
+            "proxy".to_owned(),
+            format!("--port={}", Self::PROXY.port()),
+        ];
+        launch(lab, &server.directory, "kubectl", &flags)?;
+        let place = lab.namespace("store")?;
+        let ready = || {
+            let asked = place.inside(|| http::get(Self::PROXY, "/readyz"));
+            matches!(asked, Ok(Ok(answer)) if answer.status == 200)
+        };
+        wait_until("kubectl proxy", UP, ready)?;
+        Ok(server)
+    }
+
+    /// What an administrator's clients need.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.directory.join("admin.conf")
+    }
 }
 
 /// Ends the API server at once: this version takes a minute when asked politely.

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::series::{Inventory, Name, Rule};
 use super::stage::Stage;
 use crate::Node;
+use crate::pins::MAPS;
 use crate::process::Process;
 
 /// The node whose agent is never ended.
@@ -24,9 +25,6 @@ const FLOWS_FADE: u64 = 100;
 const CONNTRACK_FADE: u64 = 30;
 /// Time-out of addresses that a bridge has learned, in seconds: the kernel's default.
 const BRIDGE_FADE: u64 = 300;
-/// Where the maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
-
 /// Lines that a command prints.
 struct Lines {
     quantity: &'static str,
@@ -101,7 +99,7 @@ const LINES: &[Lines] = &[
     every(
         "pinned links",
         Rule::Same,
-        "ls /sys/fs/bpf/overlay/v3/links",
+        "ls /sys/fs/bpf/overlay/v*/links",
     ),
     every("IPAM files", Rule::Same, "find /var/lib/cni -type f"),
     every(

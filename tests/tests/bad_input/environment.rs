@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::cni::cni_error;
 use crate::witness::{all_is_well, log_length, talks, wait_log};
 use crate::{PATIENCE, lab};
+use overlay_tests::pins::MAPS;
 
 /// How long a program may run that must end by itself, in seconds.
 const END: &str = "10";
@@ -133,7 +134,6 @@ fn subnet_file(node: &Node) -> Result<()> {
 
 /// What is pinned is not what the agent left.
 fn pins(node: &Node) -> Result<()> {
-    const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
     let swap = |script: &str| -> Result<usize> {
         node.stop_agent(Signal::SIGTERM)?;
         node.run(["sh", "-ec", script])?;

@@ -10,12 +10,10 @@ use overlay_tests::{Lab, Node, Pod, wait_until};
 use serde_json::json;
 
 use crate::{Attachment, NOTICED, lab};
+use overlay_tests::pins::PINS;
 
 /// How long nothing more must come.
 const QUIET: Duration = Duration::from_millis(500);
-/// Where the data path is pinned.
-const PINS: &str = "/sys/fs/bpf/overlay/v3";
-
 /// Sends from an address to another; says whether any of it arrives there.
 fn arrives(from: &Pod, source: std::net::Ipv4Addr, to: &Pod) -> Result<bool> {
     let socket = RawSocket::open(&to.namespace(), "eth0")?;

@@ -5,6 +5,7 @@ use overlay_tests::status::{Counts, wait_accelerated};
 use overlay_tests::wait_until;
 
 use crate::{NOTICED, lab};
+use overlay_tests::pins::MAPS;
 
 const MAC: [u8; 6] = [0x02, 0x99, 0x88, 0x77, 0x66, 0x55];
 
@@ -16,10 +17,10 @@ fn a_pod_whose_mac_was_changed_keeps_the_fast_path() -> Result<()> {
     let (pod, remote, node) = (lab.pod(1, 1), lab.pod(2, 1), lab.node(1));
     let text = MAC.map(|byte| format!("{byte:02x}")).join(":");
     pod.run(["ip", "link", "set", "eth0", "address", &text])?;
-    let map = "/sys/fs/bpf/overlay/v3/maps/ov_pods4";
+    let map = format!("{MAPS}/ov_pods4");
     let bytes = MAC.map(|byte| byte.to_string()).join(",");
     wait_until("the programs to know the new MAC address", NOTICED, || {
-        node.run(["bpftool", "-j", "map", "dump", "pinned", map])
+        node.run(["bpftool", "-j", "map", "dump", "pinned", &map])
             .is_ok_and(|dump| dump.contains(&format!("[{bytes}]")))
     })?;
     let before = Counts::of(&node)?;

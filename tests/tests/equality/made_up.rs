@@ -19,8 +19,9 @@ use overlay_tests::fast_path::packets;
 use overlay_tests::{Lab, Node, Options, Pod};
 
 use crate::corpus::{Corpus, FIRST_ID, Fast};
+use crate::seen::{Seen, Sender, differences, send};
 use crate::wire::{ICMP, IPV4};
-use crate::{Seen, Sender, differences, mac, prepare, send, switch_on, tunnel, ways};
+use crate::{mac, prepare, switch_on, tunnel, ways};
 
 /// Of each kind: from a pod, and from another node.
 const PACKETS: usize = 500;
@@ -151,7 +152,7 @@ fn quieten(lab: &Lab) -> Result<()> {
         pod.run(["sysctl", "-qw", "net.ipv4.ipfrag_time=1"])?;
         let (node, port) = (pod.node(), pod.host_interface()?);
         node.run(["bridge", "link", "set", "dev", &port, "learning", "off"])?;
-        let address = crate::hex(mac(&pod.namespace(), "eth0")?);
+        let address = crate::seen::hex(mac(&pod.namespace(), "eth0")?);
         node.run([
             "bridge", "fdb", "replace", &address, "dev", &port, "master", "static",
         ])?;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::kernel_state::kernel_state;
 use crate::{MAPS, SOON, dump, endpoint, lab, shell};
+use overlay_tests::pins::LINKS;
 
 /// What the pinned map `ov_pods4` says of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +119,7 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
             dump(&node, map).is_ok_and(|entries| entries.len() == left)
         })?;
     }
-    let links = node.run(["ls", "/sys/fs/bpf/overlay/v3/links"])?;
+    let links = node.run(["ls", &LINKS.to_string()])?;
     // Filters have no links, and go with their devices.
     let pinned = if fast_path::has_tcx(&node)? {
         2 + 2 * left

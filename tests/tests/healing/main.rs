@@ -9,6 +9,7 @@ mod maps;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use overlay_tests::pins::MAPS;
 use overlay_tests::traffic::{self, Endpoint};
 use overlay_tests::{Lab, Node, Options, Pod, wait_until};
 
@@ -18,9 +19,6 @@ const SOON: Duration = Duration::from_secs(4);
 const RESYNC: Duration = Duration::from_secs(10);
 /// How long a store may take to be reached over a new way.
 const RECONNECT: Duration = Duration::from_secs(30);
-/// Where the maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
-
 fn endpoint(pod: &Pod) -> Endpoint {
     pod.into()
 }

@@ -1,5 +1,5 @@
-//! Nodes as flannel makes them, by hand: the annotations of their Nodes, the kernel's state, and the
-//! plugins that flannel's plugin calls (`bridge` and `host-local`) with what it tells them.
+//! Nodes as flannel makes them, by hand: the annotations of their Nodes, the kernel's state, and
+//! the plugins that flannel's plugin calls (`bridge` and `host-local`) with what it tells them.
 
 use std::net::Ipv4Addr;
 

@@ -5,6 +5,7 @@ use overlay_tests::kubernetes::Node;
 use overlay_tests::wait_until;
 
 use crate::PATIENCE;
+use overlay_tests::pins::MAPS;
 
 /// Everything on a node that belongs to a pod.
 fn leftovers(node: &Node) -> Result<Vec<String>> {
@@ -21,7 +22,7 @@ fn leftovers(node: &Node) -> Result<Vec<String>> {
     });
     add(node.run(["ls", "/run/netns"])?, &|_| true);
     for map in ["ov_pods4", "ov_endpoints4"] {
-        let pin = format!("/sys/fs/bpf/overlay/v3/maps/{map}");
+        let pin = format!("{MAPS}/{map}");
         let dump = node.run(["bpftool", "--json", "map", "dump", "pinned", &pin])?;
         let entries: Vec<serde_json::Value> = serde_json::from_str(&dump).context("a dump")?;
         left.extend(entries.iter().map(|entry| format!("{map}: {entry}")));

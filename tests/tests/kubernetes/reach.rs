@@ -29,6 +29,7 @@ fn pods_services_and_nodes_reach_each_other() -> Result<()> {
     talk(&one, &other).context("across nodes")?;
     talk(&one, &beside).context("on one node")?;
     services(&cluster, &one, &other)?;
+    credentials(&cluster)?;
     kubectl(&cluster)?;
     cluster.down()
 }
@@ -124,6 +125,32 @@ fn service(name: &str) -> Value {
             "ports": [port("TCP"), port("UDP")],
         },
     })
+}
+
+/// The agents' service account may do what the manifest's ClusterRole says, and nothing else.
+fn credentials(cluster: &Cluster) -> Result<()> {
+    let agent = |line: &str| {
+        let who = "--as=system:serviceaccount:kube-overlay:overlay";
+        cluster.kubectl([who].into_iter().chain(line.split(' ')))
+    };
+    agent("get nodes").context("what it needs")?;
+    for line in [
+        "get pods --all-namespaces",
+        "get secrets --namespace kube-overlay",
+        "get configmaps --namespace kube-overlay",
+        "get services",
+        "get events",
+        "label node n1 from=agent",
+    ] {
+        let refused = agent(line).err().map(|error| format!("{error:#}"));
+        ensure!(
+            refused
+                .as_ref()
+                .is_some_and(|said| said.contains("forbidden")),
+            "{line}: {refused:?}"
+        );
+    }
+    Ok(())
 }
 
 /// What goes by way of the kubelet, and what an operator looks at.

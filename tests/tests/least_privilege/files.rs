@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use overlay_tests::pins::{LINKS, MAPS, PINS};
 use overlay_tests::{Lab, Node, Options, StoreKind};
 
 /// Mode and owner of a path, as `stat` has them.
@@ -33,9 +34,10 @@ fn files_and_sockets_are_tight() -> Result<()> {
     node.run(["rm", "-rf", "/run/overlay", "/run/flannel"])?;
     node.run(["rm", "-rf", "/sys/fs/bpf/overlay"])?;
     node.start_agent_from(&script, &["--healthz-ip=127.0.0.1"])?;
+    let peers = format!("{MAPS}/ov_peers4");
     overlay_tests::wait_until("the agent", crate::PATIENCE, || {
         let answer = node.exec(["test", "-f", "/run/flannel/subnet.env"]);
-        let pinned = node.exec(["test", "-e", "/sys/fs/bpf/overlay/v3/maps/ov_peers4"]);
+        let pinned = node.exec(["test", "-e", &peers]);
         answer.is_ok_and(|it| it.status.success()) && pinned.is_ok_and(|it| it.status.success())
     })?;
     let mut wrong = Vec::new();
@@ -47,10 +49,10 @@ fn files_and_sockets_are_tight() -> Result<()> {
         ("/run/overlay/agent.lock", "600 root:root"),
         ("/run/overlay/agent.json", "600 root:root"),
         ("/sys/fs/bpf/overlay", "700 root:root"),
-        ("/sys/fs/bpf/overlay/v3", "700 root:root"),
-        ("/sys/fs/bpf/overlay/v3/maps", "700 root:root"),
-        ("/sys/fs/bpf/overlay/v3/links", "700 root:root"),
-        ("/sys/fs/bpf/overlay/v3/maps/ov_peers4", "600 root:root"),
+        (&PINS.to_string(), "700 root:root"),
+        (&MAPS.to_string(), "700 root:root"),
+        (&LINKS.to_string(), "700 root:root"),
+        (&peers, "600 root:root"),
     ] {
         let found = mode(&node, path)?;
         if found != wanted {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::conversation::{Conversation, Transport};
 use overlay_tests::fast_path;
+use overlay_tests::pins::MAPS;
 use overlay_tests::status::status;
 use overlay_tests::{Lab, Node, wait_until};
 use serde_json::json;
@@ -16,8 +17,6 @@ use super::cluster::Cluster;
 
 /// How long an agent may take to bring the fast path up or down.
 pub const SWITCH: Duration = Duration::from_secs(20);
-/// Where maps are pinned.
-const MAPS: &str = "/sys/fs/bpf/overlay/v3/maps";
 /// Silence in a conversation, long enough for the agent to do all it wants meanwhile.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -104,7 +103,7 @@ fn wait_for_maps(node: &Node, maps: &str) -> Result<()> {
 }
 
 fn pinned(node: &Node) -> Result<String> {
-    node.run(["ls", MAPS])
+    node.run(["ls", &MAPS.to_string()])
 }
 
 /// Fills the table of flows that the IP stack owns with others, as many as it holds.

@@ -10,21 +10,12 @@ use base64::prelude::BASE64_STANDARD;
 use overlay_tests::{Lab, Namespace, http};
 use serde_json::{Value, json};
 
-use super::leases::Invented;
+use super::leases::{Change, Invented};
 
 /// Most operations of one transaction (etcd's `--max-txn-ops`).
 const MOST_OPERATIONS: usize = 128;
 /// Calls that only this program makes while it measures.
 const OURS: [&str; 3] = ["Put", "DeleteRange", "Txn"];
-
-/// A change of a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// It is there, with these contents.
-    Is(Invented),
-    /// It is gone.
-    Gone(Invented),
-}
 
 /// The lab's etcd.
 #[derive(Clone)]
@@ -46,8 +37,7 @@ impl Etcd {
     }
 
     /// Writes leases, many in one transaction.
-    pub fn fill(&self, leases: impl Iterator<Item = Invented>) -> Result<()> {
-        let leases: Vec<_> = leases.collect();
+    pub fn fill(&self, leases: &[Invented]) -> Result<()> {
         for some in leases.chunks(MOST_OPERATIONS) {
             let puts = some.iter().map(|lease| json!({"requestPut": put(*lease)}));
             self.call("txn", &json!({"success": puts.collect::<Value>()}))?;

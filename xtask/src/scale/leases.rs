@@ -28,6 +28,11 @@ pub fn network() -> Value {
     })
 }
 
+/// What the one real node has where subnets are assigned: the `spec` of its Node.
+pub fn real_range() -> Value {
+    json!({"podCIDR": "10.255.1.0/24", "podCIDRs": ["10.255.1.0/24"]})
+}
+
 /// A made-up node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invented {
@@ -110,6 +115,15 @@ pub fn router_mac(number: u32, generation: u32) -> [u8; 6] {
 /// A MAC address as people and flannel write it.
 pub fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// A change of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is there, with these contents.
+    Is(Invented),
+    /// It is gone.
+    Gone(Invented),
 }
 
 #[cfg(test)]

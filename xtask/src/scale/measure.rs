@@ -8,11 +8,11 @@ use anyhow::{Context, Result, bail};
 use overlay_tests::{Namespace, Process, interrupt};
 use serde::Serialize;
 
-use super::etcd::{Change, Etcd};
-use super::leases::{Invented, ROUTERS, router_mac};
+use super::leases::{Change, Invented, ROUTERS, router_mac};
 use super::pending::{Pending, Sent, Times};
 use super::process::{Started, Time, memory};
 use super::stage::{Agent, Stage, replace_router};
+use super::store::Store;
 use super::trace::{Calls, Trace};
 use crate::shell;
 
@@ -81,7 +81,7 @@ pub struct Idle {
     pub agent_percent: f64,
     pub children_percent: f64,
     pub programs_per_minute: f64,
-    /// Requests to etcd.
+    /// Requests to the store.
     pub requests_per_minute: f64,
 }
 
@@ -104,9 +104,9 @@ pub fn measure(stage: &mut Stage, agent: &Agent, peers: u32, plan: &Plan) -> Res
     let idle = idle(stage, plan.idle)?;
     let mut spare = (peers + 1..).map(Invented::new);
     say(agent, peers, &format!("{} single changes", plan.singles));
-    let requests = stage.etcd.requests()?;
+    let requests = stage.store.requests()?;
     let single = singles(stage, spare.by_ref().take(plan.singles as usize))?;
-    let requests = stage.etcd.requests()? - requests;
+    let requests = stage.store.requests()? - requests;
     let counted: Vec<_> = spare.by_ref().take(plan.counted as usize).collect();
     let calls = calls(stage, &counted)?;
     say(agent, peers, &format!("churn of {} a second", plan.rate));
@@ -161,7 +161,7 @@ fn rest(length: Duration) -> Result<()> {
 fn idle(stage: &mut Stage, length: Duration) -> Result<Idle> {
     let mut programs = Started::count(&stage.process, stage.directory())?;
     let usage = Usage::begin(&stage.process)?;
-    let requests = stage.etcd.requests()?;
+    let requests = stage.store.requests()?;
     rest(length)?;
     let (seconds, [agent_percent, children_percent]) = usage.end()?;
     let per_minute = |count: u64| count as f64 * 60.0 / seconds;
@@ -170,7 +170,7 @@ fn idle(stage: &mut Stage, length: Duration) -> Result<Idle> {
         agent_percent,
         children_percent,
         programs_per_minute: per_minute(programs.so_far()?),
-        requests_per_minute: per_minute(stage.etcd.requests()? - requests),
+        requests_per_minute: per_minute(stage.store.requests()? - requests),
     })
 }
 
@@ -207,7 +207,7 @@ fn singles(stage: &mut Stage, nodes: impl Iterator<Item = Invented>) -> Result<T
     let mut pending = Pending::default();
     for node in nodes {
         let start = Instant::now();
-        stage.etcd.write(Change::Is(node))?;
+        stage.store.write(Change::Is(node))?;
         pending.add(Sent::Lease(Change::Is(node)), start);
         pending.wait(stage, PATIENCE)?;
         rest(APART)?;
@@ -222,7 +222,7 @@ fn calls(stage: &mut Stage, nodes: &[Invented]) -> Result<Option<Calls>> {
     for node in nodes {
         let next = Instant::now() + Duration::from_secs(1);
         let mut pending = Pending::default();
-        stage.etcd.write(Change::Is(*node))?;
+        stage.store.write(Change::Is(*node))?;
         pending.add(Sent::Lease(Change::Is(*node)), Instant::now());
         pending.wait(stage, PATIENCE)?;
         if pending.leases().missing > 0 {
@@ -242,7 +242,7 @@ fn churn(stage: &mut Stage, nodes: &[Invented], plan: &Plan) -> Result<(Churn, O
     let old = nodes.iter().zip(&changes);
     let old = old.filter(|(node, change)| **change != Change::Is(**node));
     let old: Vec<_> = old.map(|(node, _)| *node).collect();
-    stage.etcd.fill(old.iter().copied())?;
+    stage.store.fill(old.iter().copied())?;
     for node in old {
         pending.add(Sent::Lease(Change::Is(node)), Instant::now());
     }
@@ -253,7 +253,7 @@ fn churn(stage: &mut Stage, nodes: &[Invented], plan: &Plan) -> Result<(Churn, O
     let process = stage.process.clone();
     let usage = Usage::begin(&process)?;
     let writer = Writer {
-        etcd: stage.etcd.clone(),
+        store: stage.store.clone(),
         node: stage.namespace(),
         replaces_routers: stage.has_fast_path(),
         rate: plan.rate,
@@ -295,7 +295,7 @@ fn turn(node: Invented) -> Change {
 
 /// Makes the churn, in a thread of its own, so that who writes does not wait for who looks.
 struct Writer {
-    etcd: Etcd,
+    store: Store,
     node: Namespace,
     replaces_routers: bool,
     rate: u32,
@@ -325,7 +325,7 @@ impl Writer {
                 let _ = told.send((Sent::Router { number, mac }, start));
             }
             let start = Instant::now();
-            self.etcd.write(*change)?;
+            self.store.write(*change)?;
             let _ = told.send((Sent::Lease(*change), start));
         }
         Ok(begin.elapsed())

@@ -7,7 +7,7 @@ use overlay_tests::interrupt;
 use overlay_tests::load::percentile;
 use serde::Serialize;
 
-use super::etcd::Change;
+use super::leases::Change;
 use super::stage::Stage;
 
 /// A change that the agent has to follow.

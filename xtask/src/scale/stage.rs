@@ -1,4 +1,4 @@
-//! Where it happens: one real node with one real agent, a real etcd, and routers that lead to
+//! Where it happens: one real node with one real agent, a real store, and routers that lead to
 //! everybody else.
 
 use std::fmt::Write as _;
@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 use overlay_tests::{Lab, Namespace, Node, Options, Process, Running, command};
 use serde::{Serialize, Serializer};
 
-use super::etcd::{Change, Etcd};
 use super::fast_path::FastPath;
 use super::kernel_path::KernelPath;
-use super::leases::{self, Invented, ROUTERS};
+use super::leases::{self, Change, Invented, ROUTERS};
+use super::store::{Kind, Store};
 
 /// How long to wait for an event before the map is looked at again.
 const LOOK: Duration = Duration::from_millis(1);
@@ -43,7 +43,7 @@ impl Serialize for Agent {
 
 /// The lab, and what is known of both paths.
 pub struct Stage {
-    pub etcd: Etcd,
+    pub store: Store,
     pub process: Process,
     agent: Agent,
     peers: u32,
@@ -57,7 +57,7 @@ pub struct Stage {
 
 impl Stage {
     /// Brings a node up, writes the leases of `peers` made-up nodes and starts the agent.
-    pub fn up(agent: &Agent, bin_dir: PathBuf, peers: u32) -> Result<Self> {
+    pub fn up(kind: Kind, agent: &Agent, bin_dir: PathBuf, peers: u32) -> Result<Self> {
         let lab = Lab::up(Options {
             nodes: 1,
             pods: 0,
@@ -74,15 +74,15 @@ impl Stage {
             let _ = writeln!(setup, "route add {behind} via {address} dev eth0");
         }
         command::ip_batch(node.namespace().name(), &setup)?;
-        let etcd = Etcd::of(&lab)?;
-        etcd.fill((1..=peers).map(Invented::new))?;
+        let store = Store::of(kind, &lab)?;
+        store.fill((1..=peers).map(Invented::new))?;
         let kernel = KernelPath::follow(&node.namespace())?;
         for router in 0..ROUTERS {
             replace_router(&node.namespace(), router, leases::router_mac(router, 0))?;
         }
-        let (process, running) = start(&lab, &node, agent)?;
+        let (process, running) = start(&lab, &node, agent, &store.agent_flags())?;
         Ok(Self {
-            etcd,
+            store,
             process,
             agent: agent.clone(),
             peers,
@@ -197,9 +197,17 @@ pub fn replace_router(node: &Namespace, router: u32, mac: [u8; 6]) -> Result<()>
 
 const FLANNELD_LOG: &str = "/run/flanneld.log";
 
-fn start(lab: &Lab, node: &Node, agent: &Agent) -> Result<(Process, Option<Running>)> {
+fn start(
+    lab: &Lab,
+    node: &Node,
+    agent: &Agent,
+    flags: &[String],
+) -> Result<(Process, Option<Running>)> {
     match agent {
-        Agent::Overlayd => Ok((node.start_agent_unready(&[])?.process, None)),
+        Agent::Overlayd => {
+            let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+            Ok((node.start_agent_unready(&flags)?.process, None))
+        }
         Agent::Flanneld(program) => {
             let endpoints = format!("--etcd-endpoints={}", lab.store_endpoint());
             let program = program.to_string_lossy().into_owned();

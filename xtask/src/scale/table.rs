@@ -24,13 +24,13 @@ const ROWS: &[Row] = &[
     ("idle: programs started a minute", |of| {
         short(of.idle.programs_per_minute)
     }),
-    ("idle: requests to etcd a minute", |of| {
+    ("idle: requests to the store a minute", |of| {
         short(of.idle.requests_per_minute)
     }),
     ("one change, ms: p50", |of| time(of.single.p50_ms)),
     ("one change, ms: p99", |of| time(of.single.p99_ms)),
     ("changes, and missing ones", |of| counts(&of.single)),
-    ("requests to etcd for one change", |of| {
+    ("requests to the store for one change", |of| {
         short(of.requests_per_change)
     }),
     ("netlink messages sent for one", |of| {
@@ -85,7 +85,7 @@ pub fn render(findings: &Findings) -> String {
     }
     align_right(&mut shown, 1);
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "{shown}");
+    let _ = writeln!(text, "store: {}\n{shown}", findings.store.name());
     for reason in &findings.skipped {
         let _ = writeln!(text, "left out: {reason}");
     }
