@@ -75,6 +75,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_environment_variable_with_something_in_it_counts() {
+        let command = Command::new("x").arg(Arg::new("path").long("path").env("PATH"));
+        let command = ignore_empty_env(command);
+        let arg = command.get_arguments().next().expect("an argument");
+        assert_eq!(arg.get_env(), Some(OsStr::new("PATH")));
+    }
+
+    #[test]
     fn known_flags_get_their_second_dash() {
         let command = Command::new("x")
             .arg(Arg::new("iface").long("iface"))

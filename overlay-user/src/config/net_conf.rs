@@ -227,6 +227,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_backend_that_is_null_is_none() {
+        for text in [
+            r#"{"Network":"10.0.0.0/8"}"#,
+            r#"{"Network":"10.0.0.0/8","Backend":null}"#,
+        ] {
+            let config = NetworkConfig::parse(text).expect("a configuration");
+            assert_eq!(config.backend, BackendConfig::Vxlan(VxlanConfig::default()));
+            assert!(
+                config
+                    .notes
+                    .iter()
+                    .any(|it| it.contains("names no Backend"))
+            );
+        }
+    }
+
+    #[test]
     fn keys_fold_and_unknown_ones_are_ignored() {
         let config = NetworkConfig::parse(
             r#"{"network":"10.3.0.0/16","SUBNETLEN":28,"subnetMin":"10.3.5.0","SubnetMax":"10.3.8.0",

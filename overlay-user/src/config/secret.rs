@@ -33,3 +33,15 @@ impl fmt::Debug for Secret {
         f.write_str("<hidden>")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_named_and_not_shown() {
+        let secret: Secret = "hunter2".parse().expect("a secret");
+        assert_eq!(format!("{secret:?}"), "<hidden>");
+        assert_eq!(secret.reveal(), "hunter2");
+    }
+}

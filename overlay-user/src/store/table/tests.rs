@@ -191,3 +191,76 @@ fn what_was_known_last_makes_way_for_every_answer() {
     table.apply(last(), false);
     assert_eq!((public_ips(&table).len(), table.as_of()), (1, None));
 }
+
+#[test]
+fn of_equal_counts_the_one_that_comes_last_is_believed() {
+    let mut table = Table::default();
+    table.put(entry("10.0.1.0-24", ONE, 7));
+    table.put(entry("10.0.1.0-24", TWO, 7));
+    assert_eq!(public_ips(&table), ["2.2.2.2"]);
+    let snapshot = Snapshot {
+        entries: vec![entry("10.0.1.0-24", ONE, 7)],
+        revision: 7,
+        as_of: None,
+    };
+    table.apply(Change::All(snapshot), false);
+    assert_eq!(public_ips(&table), ["1.1.1.1"]);
+}
+
+#[test]
+fn an_entry_is_found_by_its_key_and_its_address_until_it_is_forgotten() {
+    let mut table = Table::default();
+    let (one, two) = (entry("10.0.1.0-24", ONE, 1), entry("10.0.2.0-24", TWO, 2));
+    table.put(one.clone());
+    table.put(two);
+    assert_eq!(table.get(&one.key), Some(&one));
+    let of = |table: &Table| {
+        let found = table.entries_of(&IpAddr::from([1, 1, 1, 1]).into());
+        found
+            .into_iter()
+            .map(|(entry, _)| entry)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of(&table), std::slice::from_ref(&one));
+    table.forget(&one.key);
+    assert_eq!((table.get(&one.key), of(&table)), (None, vec![]));
+    assert_eq!(public_ips(&table), ["2.2.2.2"]);
+}
+
+#[test]
+fn a_node_with_another_address_is_known_by_the_rest() {
+    let says = |public_ip: &str, mac: &str| {
+        format!(
+            r#"{{"PublicIP":"{public_ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+        )
+    };
+    let (ours, others) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
+    let mut table = Table::default();
+    table.put(entry("10.0.1.0-24", &says("1.1.1.1", ours), 1));
+    let moved = |subnet: &str, says: &str| {
+        let subnet: IpNet = subnet.parse().expect("a subnet");
+        let attributes = Attributes::parse(says).expect("attributes");
+        table
+            .moved(&subnet.into(), &attributes)
+            .map(|(entry, _)| entry.key)
+    };
+    let key = Some("10.0.1.0-24".to_owned());
+    assert_eq!(moved("10.0.1.0/24", &says("2.2.2.2", ours)), key);
+    assert_eq!(moved("10.0.1.0/24", &says("2.2.2.2", others)), None);
+    assert_eq!(moved("10.0.1.0/24", &says("1.1.1.1", ours)), None);
+    assert_eq!(moved("10.0.2.0/24", &says("2.2.2.2", ours)), None);
+}
+
+#[test]
+fn an_answer_is_what_the_registry_itself_has_said() {
+    let all = |as_of| {
+        Change::All(Snapshot {
+            entries: vec![],
+            revision: 1,
+            as_of,
+        })
+    };
+    assert!(Change::Alive.is_answer() && all(None).is_answer());
+    assert!(!all(Some(SystemTime::UNIX_EPOCH)).is_answer());
+    assert!(!Change::Unreachable("why".to_owned()).is_answer());
+}
