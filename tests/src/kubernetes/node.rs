@@ -3,11 +3,12 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -17,7 +18,7 @@ use super::programs::bin_dir;
 use super::{Cluster, POD_NETWORK};
 use crate::process::Process;
 use crate::wait::wait_for;
-use crate::{command, wait_until};
+use crate::{command, http, wait_until};
 
 /// What a node's first process does.
 const INIT: &str = include_str!("node.sh");
@@ -62,6 +63,18 @@ impl<'a> Node<'a> {
     /// The lab's node below: its network namespace, its address on the underlay.
     pub fn below(&self) -> crate::Node {
         self.cluster.lab.node(self.number)
+    }
+
+    /// What the agent says of its readiness on this port, if it is ready.
+    ///
+    /// # Errors
+    /// When nobody answers, or the agent is not ready.
+    pub fn readyz(&self, port: u16) -> Result<String> {
+        let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let network = self.below().namespace();
+        let answer = network.inside(|| http::get(agent, "/readyz"))??;
+        ensure!(answer.status == 200, "not ready: {}", answer.body);
+        Ok(answer.body)
     }
 
     /// Runs a program in all namespaces of the node. A bad exit status is the caller's to judge.

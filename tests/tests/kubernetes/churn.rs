@@ -14,6 +14,8 @@ use crate::{PATIENCE, cluster, is_accelerated, talk};
 /// How many pods come and go, and how many at a time.
 const PODS: usize = 100;
 const AT_A_TIME: usize = 10;
+/// The agent's `--healthz-port` in our manifest.
+const READYZ: u16 = 8471;
 
 #[test]
 fn a_hundred_pods_leave_nothing() -> Result<()> {
@@ -43,9 +45,11 @@ fn the_api_server_is_away() -> Result<()> {
         wait_until("another agent", PATIENCE, || {
             agent(node).is_ok_and(|agent| agent != before)
         })?;
-        wait_until("the agent to be ready", PATIENCE, || readyz(node).is_ok())
-            .with_context(|| node.last_words())?;
-        let said = readyz(node)?;
+        wait_until("the agent to be ready", PATIENCE, || {
+            node.readyz(READYZ).is_ok()
+        })
+        .with_context(|| node.last_words())?;
+        let said = node.readyz(READYZ)?;
         ensure!(said.contains("leases: as known at"), "{said}");
     }
     talk(&one, &other).context("while the API server is away")?;
@@ -70,18 +74,14 @@ fn the_api_server_is_away() -> Result<()> {
     ensure!(outcome.lost() == 0, "{outcome}");
     for node in &nodes {
         wait_until("the leases to be those of the API server", PATIENCE, || {
-            readyz(node).is_ok_and(|said| said.contains("leases: known"))
+            node.readyz(READYZ)
+                .is_ok_and(|said| said.contains("leases: known"))
         })?;
         node.remove_static_pod("meanwhile")?;
     }
     let new = cluster.run_pod("new", 1, &json!([]))?;
     talk(&new, &other).context("a pod that was made afterwards")?;
     cluster.down()
-}
-
-/// What the agent says of its readiness, if it is ready.
-fn readyz(node: &Node) -> Result<String> {
-    node.run(["wget", "-q", "-O", "-", "http://127.0.0.1:8471/readyz"])
 }
 
 /// The pod's address is one of the node's lease.

@@ -37,7 +37,7 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     rollout(&cluster)?;
     for node in &nodes {
         leases_its_range(&cluster, node)?;
-        let said = node.run(["wget", "-q", "-O", "-", "http://127.0.0.1:8081/readyz"])?;
+        let said = node.readyz(8081)?;
         ensure!(said.lines().any(|line| line == MISSING), "{said}");
     }
     talk(&one, &other).context("by the kernel path")?;
