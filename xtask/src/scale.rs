@@ -6,6 +6,7 @@ mod kernel_path;
 mod kube;
 mod leases;
 mod measure;
+mod metrics;
 mod pending;
 mod process;
 mod stage;

@@ -47,8 +47,8 @@ impl Backend for Vxlan {
             .saturating_sub(overhead::<V4>())
     }
 
-    /// `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds it there
-    /// by its place.
+    /// `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds it
+    /// there by its place.
     fn data(&self, mac: MacAddr) -> Option<Value> {
         Some(json!({ "VNI": self.0.vni, "VtepMAC": mac }))
     }

@@ -20,7 +20,8 @@ use crate::pod::PodNote;
 ///
 /// # Errors
 ///
-/// [`Error::Config`] if the runtime does not say what is valid; else as [`del`](super::release::del).
+/// [`Error::Config`] if the runtime does not say what is valid; else as
+/// [`del`](super::release::del).
 pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(), Error> {
     let valid: BTreeSet<_> = conf
         .valid_attachments()

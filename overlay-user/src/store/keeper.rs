@@ -199,8 +199,8 @@ impl Store {
         }
     }
 
-    /// Gives up a lease for good: removes the entry of `subnets` if it is that of the node that says
-    /// `attributes` of itself, by its public IP or from before that changed (see
+    /// Gives up a lease for good: removes the entry of `subnets` if it is that of the node that
+    /// says `attributes` of itself, by its public IP or from before that changed (see
     /// [`Attributes::is_moved_from`]). Reservations stay. Tells whether something was removed.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use overlay_tests::{Lab, Namespace, http};
 use serde_json::{Value, json};
 
 use super::leases::{Change, Invented};
+use super::metrics;
 
 /// Most operations of one transaction (etcd's `--max-txn-ops`).
 const MOST_OPERATIONS: usize = 128;
@@ -88,17 +89,10 @@ fn encode(text: &str) -> String {
 
 /// The sum of `grpc_server_msg_received_total` in etcd's metrics, without the methods that we use.
 fn requests(metrics: &str) -> u64 {
-    let samples = metrics.lines().filter_map(|line| {
-        line.strip_prefix("grpc_server_msg_received_total{")?
-            .split_once("} ")
-    });
-    let others = samples.filter(|(labels, _)| {
+    metrics::total(metrics, "grpc_server_msg_received_total", |labels| {
         let is = |method: &&str| labels.contains(&format!("grpc_method=\"{method}\""));
         !OURS.iter().any(is)
-    });
-    others
-        .filter_map(|(_, value)| value.parse::<f64>().ok())
-        .sum::<f64>() as u64
+    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use overlay_tests::{Lab, Namespace};
 use serde_json::{Value, json};
 
 use super::leases::{self, Change, Invented};
+use super::metrics;
 
 const NODES: &str = "/api/v1/nodes";
 /// What only this program asks of Nodes while it measures.
@@ -143,18 +144,11 @@ fn node(lease: Invented) -> Value {
 
 /// The sum of `apiserver_request_total` for Nodes and events, without what we ask.
 fn requests(metrics: &str) -> u64 {
-    let samples = metrics.lines().filter_map(|line| {
-        line.strip_prefix("apiserver_request_total{")?
-            .split_once("} ")
-    });
-    let others = samples.filter(|(labels, _)| {
+    metrics::total(metrics, "apiserver_request_total", |labels| {
         let has = |name: &str, value: &str| labels.contains(&format!("{name}=\"{value}\""));
         let is_ours = has("resource", "nodes") && OURS.iter().any(|verb| has("verb", verb));
         !is_ours && (has("resource", "nodes") || has("resource", "events"))
-    });
-    others
-        .filter_map(|(_, value)| value.parse::<f64>().ok())
-        .sum::<f64>() as u64
+    })
 }
 
 #[cfg(test)]
