@@ -4,7 +4,7 @@ use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, PEER_DIRECT,
     POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP, Verdict, fits,
     in_a_vlan, in_network, in_own_subnet, is_not_stack_owned, is_regular, is_this_node,
-    same_family, same_mac, vxlan,
+    same_family, same_mac,
 };
 
 /// What to do with a packet from a pod.
@@ -309,7 +309,7 @@ fn to_remote<F: Family, O: Family, P: Packet>(
     }
     // The outer lengths have 16 bits, and nobody takes a tunnel's for empty.
     let is_direct = peer.flags & PEER_DIRECT != 0;
-    let longest_in_vxlan = u32::from(u16::MAX) - vxlan::overhead::<O>();
+    let longest_in_vxlan = u32::from(u16::MAX) - O::VXLAN_OVERHEAD;
     if !is_direct && packet.frame_len() - ETHERNET_LEN > longest_in_vxlan {
         return Err(Verdict::TooLong);
     }

@@ -4,7 +4,7 @@ use overlay_common::decide::{FromNetwork, FromPod, from_network, from_pod};
 use overlay_common::packet::ETHERNET_LEN;
 use overlay_common::snapshot::Snapshot;
 use overlay_common::visit::{Outcome, Visit};
-use overlay_common::{Family, Hook, Verdict, vxlan};
+use overlay_common::{Family, Hook, Verdict};
 
 use crate::kernel::Ran;
 
@@ -124,7 +124,7 @@ fn frame<F: Family>(
             else {
                 return Err("the decision changed its mind".to_owned());
             };
-            let inner = &visit.frame[vxlan::overhead::<F>() as usize..];
+            let inner = &visit.frame[F::VXLAN_OVERHEAD as usize..];
             Ok(routed::<F>(pod.mac, gateway_mac, &header, inner))
         }
         Outcome::Fast(Verdict::Routed) => {
