@@ -5,7 +5,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
-use overlay_common::{Family as _, Hook, Verdict};
+use overlay_common::{Hook, Verdict};
 
 use crate::decap::decapsulate;
 use crate::forward::{Error, deliver};
