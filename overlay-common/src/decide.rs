@@ -24,12 +24,14 @@ mod mark;
 mod network;
 mod pod;
 mod routed;
+mod sending;
 
 pub use arrived::FromNetwork;
-pub use leaving::{Encapsulation, Leaving, Sending, leaving, sending};
+pub use leaving::{Leaving, leaving};
 pub use mark::mark;
 pub use network::{from_network, refused_early};
 pub use pod::{FromPod, from_pod};
+pub use sending::{Encapsulation, Sending, sending};
 
 /// What the decision looks things up in: for pods of one family, over an underlay of another or the
 /// same.

@@ -297,6 +297,7 @@ mod tests {
             (43, "inner_protocol"),
             (44, "routed"),
             (45, "unproven_source"),
+            (46, "encapsulated_for_stack"),
         ];
         let mut found: Vec<_> = Verdict::ALL.iter().map(|v| (*v as u32, v.name())).collect();
         found.sort_unstable();

@@ -111,6 +111,15 @@ pub enum Outcome<F: Family> {
 }
 
 impl<F: Family> Outcome<F> {
+    /// The flow that is remembered as the stack's.
+    #[must_use]
+    pub fn remembered(self) -> Option<FlowKey<F>> {
+        match self {
+            Self::Remember(key) | Self::Send(Some(key)) => Some(key),
+            _ => None,
+        }
+    }
+
     /// The verdict that is counted.
     #[must_use]
     pub fn verdict(self) -> Verdict {

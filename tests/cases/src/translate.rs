@@ -185,6 +185,7 @@ pub fn translate<F: Translated, O: Translated>(
         Outcome::PassPlain(verdict) => Outcome::PassPlain(verdict),
         Outcome::Refuse(verdict) => Outcome::Refuse(verdict),
         Outcome::Remember(key) => Outcome::Remember(flow(&key)),
+        Outcome::Send(key) => Outcome::Send(key.as_ref().map(flow)),
     };
     // Whom a pod cannot reach it cannot send VXLAN to.
     let is_out_of_reach =

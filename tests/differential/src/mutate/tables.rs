@@ -58,7 +58,7 @@ impl Mutator {
     }
 
     fn change_flags(&mut self, world: &mut World) {
-        let bits = self.below(32) as u32;
+        let bits = self.below(256) as u32;
         world.leases_are_stale = self.chance(1, 4);
         if let Some(config) = &mut world.config {
             // Mostly active: there is little to see otherwise.

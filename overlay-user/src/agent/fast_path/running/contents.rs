@@ -68,7 +68,11 @@ impl Running {
         if view.settings.flags.node.aggregates == Aggregates::Kernel {
             input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
         }
-        input.flags |= CONFIG_ENCAPSULATE_FOR_STACK;
+        // A capture on the VXLAN device shall show what the stack sends by it: the program there comes
+        // before, and would send it past the capture.
+        if !view.is_captured {
+            input.flags |= CONFIG_ENCAPSULATE_FOR_STACK;
+        }
         if view.settings.flags.node.log_refused {
             input.flags |= CONFIG_EVENTS;
         }
