@@ -6,7 +6,7 @@
 use super::leaving::{Leaving, Seen, seen, translated};
 use super::{
     CONFIG_ACTIVE, CONFIG_ENCAPSULATE_FOR_STACK, Config, ETHERNET_LEN, Family, PEER_DIRECT, Packet,
-    PeerEntry, Tables, fits, fits_in_vxlan, is_regular, same_mac,
+    PeerEntry, Tables, fits, fits_in_vxlan, is_regular, is_this_node, same_mac,
 };
 use crate::verdict::Hook;
 
@@ -69,6 +69,10 @@ fn encapsulation<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         ip,
     } = seen;
     if config.flags & WANTED != WANTED || packet.vlan().is_some() {
+        return None;
+    }
+    // The agent asks peers by ICMP whether the kernel's own path to them is whole.
+    if ip.protocol == F::ICMP && is_this_node(config, ip.source) {
         return None;
     }
     let peer = tables.peer(F::mask(ip.destination, config.peer_mask))?;

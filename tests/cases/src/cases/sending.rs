@@ -21,7 +21,14 @@ pub fn cases() -> Vec<Case> {
         .clone()
         .with(|ip| ip.ecn = IpEcn::try_new(3).expect("two bits"));
     let wrong = damaged(&own, |b| b[24] ^= 1);
+    let ask = |from| by_device(Ipv4Frame::icmp(from, POD_REMOTE, echo()));
     vec![
+        at(
+            "this node's question for the kernel path",
+            &ask(VTEP_DEVICE),
+            Pass(Passed),
+        ),
+        at("a ping from elsewhere", &ask(VTEP), Send(None)),
         at("this node's own, to a peer's pod", &own, Send(None)),
         at(
             "from a node of the underlay",
