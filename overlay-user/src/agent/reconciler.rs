@@ -20,6 +20,7 @@ use super::plan::{self, Plan, attributes};
 use super::policies::{Hindrance, scope};
 use super::rules::RulesUpkeep;
 use super::seen::Seen;
+use super::services;
 use super::settings::Settings;
 use super::underlay::{Footing, Step};
 use crate::backend::{Here, Peer, Peers};
@@ -35,7 +36,7 @@ use crate::store::{LeaseState, Store};
 mod tell;
 mod waits;
 
-use waits::{told, watch_kernel, when};
+use waits::{told, told_of, watch_kernel, when};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -84,6 +85,7 @@ pub struct Reconciler {
     announced: bool,
     heartbeat: Heartbeat,
     path_check: PathCheck,
+    services: watch::Receiver<services::Standing>,
 }
 
 impl Reconciler {
@@ -95,6 +97,7 @@ impl Reconciler {
         store: Arc<Store>,
         health: Health,
         path_check: PathCheck,
+        services: watch::Receiver<services::Standing>,
     ) -> Self {
         Self {
             leases: store.subscribe(),
@@ -117,6 +120,7 @@ impl Reconciler {
             announced: false,
             heartbeat: Heartbeat::default(),
             path_check,
+            services,
         }
     }
 
@@ -135,6 +139,7 @@ impl Reconciler {
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
         let mut paths = self.path_check.paths();
+        let mut services = self.services.clone();
         loop {
             self.heartbeat.beat();
             let soon = || Some((Instant::now() + SETTLE).max(last_round + PAUSE));
@@ -172,6 +177,7 @@ impl Reconciler {
                     changed?;
                     due = due.or_else(soon);
                 }
+                () = told_of(&mut services) => due = due.or_else(soon),
                 _ = tick.tick() => {
                     self.fast_path.beat(self.settings.network()).await;
                     self.kernel_path.keep_guard().await;

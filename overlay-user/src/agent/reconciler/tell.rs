@@ -31,6 +31,7 @@ impl Reconciler {
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
             network_policies: self.hindrance.note(),
+            services: Some(self.services.borrow().text()),
             unreachable: paths.unreachable,
             unchecked: paths.unchecked,
             ..self.file.clone()

@@ -1,0 +1,358 @@
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use overlay_common::socket::{
+    Affinity, AffinityKey, Server, ServerKey, Service, Tables, Translation, Verdict, choose,
+    is_kept,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+/// Maps with room for so many servers, looked at after every step.
+struct Fake<F> {
+    services: BTreeMap<socket::Frontend, Service>,
+    servers: BTreeMap<ServerKey, Server>,
+    affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    random: u32,
+    now_ns: u64,
+    room: usize,
+    look: F,
+}
+
+fn fake(room: usize) -> Fake<()> {
+    looked_at(room, ())
+}
+
+fn looked_at<F>(room: usize, look: F) -> Fake<F> {
+    Fake {
+        services: BTreeMap::new(),
+        servers: BTreeMap::new(),
+        affinity: RefCell::default(),
+        random: 0,
+        now_ns: 0,
+        room,
+        look,
+    }
+}
+
+impl<F> Tables for Fake<F> {
+    fn service(&self, frontend: &socket::Frontend) -> Option<Service> {
+        self.services.get(frontend).copied()
+    }
+    fn server(&self, key: &ServerKey) -> Option<Server> {
+        self.servers.get(key).copied()
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+    fn remember(&self, key: &AffinityKey, affinity: Affinity) {
+        self.affinity.borrow_mut().insert(*key, affinity);
+    }
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+    fn random(&self) -> u32 {
+        self.random
+    }
+}
+
+trait Watch: Sized {
+    fn watch(fake: &Fake<Self>);
+}
+
+impl Watch for () {
+    fn watch(_: &Fake<Self>) {}
+}
+
+/// The sets of servers that a frontend may have at the moment.
+struct Allowed(BTreeMap<socket::Frontend, Vec<Vec<Server>>>);
+
+impl Watch for Allowed {
+    /// Whatever a socket draws, it gets a server of one of these sets, and finds all of them.
+    fn watch(fake: &Fake<Self>) {
+        for (frontend, service) in &fake.services {
+            let set: Vec<_> = (0..service.servers)
+                .map(|slot| fake.servers[&server_key(service.set, slot)])
+                .collect();
+            let allowed = fake.look.0.get(frontend);
+            assert!(
+                allowed.is_some_and(|allowed| allowed.contains(&set)),
+                "{set:?} is neither what was nor what will be"
+            );
+            for server in set {
+                let translation = Translation {
+                    set: u64::MAX,
+                    frontend: *frontend,
+                    server,
+                };
+                assert!(is_kept(fake, &translation), "{server:?} is not found");
+            }
+        }
+    }
+}
+
+impl<F: Watch> Writer for Fake<F> {
+    type Error = Infallible;
+    fn put_server(&mut self, key: ServerKey, server: Server) -> Result<(), Failure<Infallible>> {
+        if self.servers.len() >= self.room {
+            return Err(Failure::Full);
+        }
+        assert_eq!(self.servers.insert(key, server), None, "written twice");
+        F::watch(self);
+        Ok(())
+    }
+    fn remove_server(&mut self, key: ServerKey) -> Result<(), Infallible> {
+        assert!(self.servers.remove(&key).is_some(), "not there");
+        F::watch(self);
+        Ok(())
+    }
+    fn put_service(
+        &mut self,
+        frontend: socket::Frontend,
+        service: Service,
+    ) -> Result<(), Failure<Infallible>> {
+        self.services.insert(frontend, service);
+        F::watch(self);
+        Ok(())
+    }
+    fn remove_service(&mut self, frontend: socket::Frontend) -> Result<(), Infallible> {
+        self.services.remove(&frontend);
+        F::watch(self);
+        Ok(())
+    }
+}
+
+fn frontend(last: u8) -> Frontend {
+    Frontend {
+        address: [10, 96, 0, last].into(),
+        port: 53,
+        transport: Transport::Udp,
+    }
+}
+
+fn serving(servers: impl IntoIterator<Item = u8>) -> Arc<Serving> {
+    let servers = servers.into_iter();
+    Arc::new(Serving {
+        servers: servers
+            .map(|last| SocketAddr::from(([10, 244, 1, last], 53)))
+            .collect(),
+        affinity: None,
+    })
+}
+
+fn table(entries: impl IntoIterator<Item = (u8, Arc<Serving>)>) -> ServiceTable {
+    let entries = entries.into_iter();
+    entries.map(|(last, it)| (frontend(last), it)).collect()
+}
+
+fn become_table<F: Watch>(
+    contents: &mut Contents,
+    maps: &mut Fake<F>,
+    table: &ServiceTable,
+) -> Changed {
+    contents
+        .become_table(table, maps)
+        .unwrap_or_else(|never| match never {})
+}
+
+proptest! {
+    /// After every single step a socket gets what was, or what will be; in the end what shall be,
+    /// and nothing else is left.
+    #[test]
+    fn nobody_meets_half_of_a_change(
+        tables in prop::collection::vec(
+            prop::collection::btree_map(0u8..4, prop::collection::btree_set(1u8..40, 0..12), 0..4),
+            1..6,
+        ),
+    ) {
+        let mut contents = Contents::empty(1);
+        let mut maps = looked_at(usize::MAX, Allowed(BTreeMap::new()));
+        for servers in tables {
+            let wanted = table(servers.iter().map(|(last, it)| (*last, serving(it.iter().copied()))));
+            for (frontend, serving) in wanted.iter() {
+                let servers = serving.servers.iter().map(server_of).collect();
+                maps.look.0.entry(frontend_of(frontend)).or_default().push(servers);
+            }
+            become_table(&mut contents, &mut maps, &wanted);
+            prop_assert_eq!(maps.services.len(), wanted.len());
+            let all: usize = wanted.values().map(|serving| serving.servers.len()).sum();
+            prop_assert_eq!(maps.servers.len(), all);
+            prop_assert_eq!(contents.counts(), (wanted.len(), all, 0));
+            for sets in maps.look.0.values_mut() {
+                sets.drain(..sets.len() - 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_finds_no_room_is_left_out_until_there_is_some() {
+    let mut contents = Contents::empty(1);
+    let mut maps = fake(5);
+    become_table(&mut contents, &mut maps, &table([(1, serving(1..5))]));
+    become_table(
+        &mut contents,
+        &mut maps,
+        &table([(1, serving(1..5)), (2, serving(1..4))]),
+    );
+    assert_eq!(contents.counts(), (1, 4, 1));
+    // A change needs room for both, and without that the Service is kube-proxy's.
+    become_table(
+        &mut contents,
+        &mut maps,
+        &table([(1, serving(2..6)), (2, serving(1..4))]),
+    );
+    assert_eq!(maps.services.len(), contents.counts().0);
+    become_table(&mut contents, &mut maps, &table([(2, serving(1..4))]));
+    assert_eq!(contents.counts(), (1, 3, 0));
+    assert_eq!(maps.servers.len(), 3);
+}
+
+#[test]
+fn a_server_that_leaves_datagrams_is_told_of() {
+    let mut contents = Contents::empty(1);
+    let mut maps = fake(100);
+    let mut left = |table| become_table(&mut contents, &mut maps, &table).datagram_server_left;
+    assert!(!left(table([(1, serving([1, 2]))])));
+    assert!(!left(table([(1, serving([1, 2, 3]))])));
+    assert!(left(table([(1, serving([1, 3]))])));
+    assert!(!left(table([(1, serving([1, 3])), (2, serving([]))])));
+    assert!(left(table([(2, serving([]))])));
+}
+
+/// Every draw from 0 to the last is as good as another.
+#[test]
+fn every_server_is_as_likely_as_the_others() {
+    let mut contents = Contents::empty(1);
+    let mut maps = fake(100);
+    become_table(&mut contents, &mut maps, &table([(1, serving(0..7))]));
+    let frontend = frontend_of(&frontend(1));
+    let mut drawn = BTreeMap::new();
+    for draw in 0..7000_u32 {
+        maps.random = draw * (u32::MAX / 7000);
+        let given = choose(&maps, 1, &frontend, None).expect("a server");
+        *drawn.entry(given.server).or_insert(0) += 1;
+    }
+    assert_eq!(drawn.len(), 7);
+    assert!(
+        drawn.values().all(|times| (999..=1001).contains(times)),
+        "{drawn:?}"
+    );
+}
+
+#[test]
+fn an_unconnected_socket_stays_while_its_server_serves() {
+    let mut contents = Contents::empty(1);
+    let mut maps = fake(100);
+    become_table(&mut contents, &mut maps, &table([(1, serving([3, 5, 7]))]));
+    let frontend = frontend_of(&frontend(1));
+    maps.random = u32::MAX;
+    let given = choose(&maps, 1, &frontend, None).expect("a server");
+    maps.random = 0;
+    assert_eq!(choose(&maps, 1, &frontend, Some(&given)), Ok(given));
+    become_table(&mut contents, &mut maps, &table([(1, serving(0..40))]));
+    let later = choose(&maps, 1, &frontend, Some(&given)).expect("a server");
+    assert_eq!(later.server, given.server);
+    assert_ne!(later.set, given.set);
+    become_table(&mut contents, &mut maps, &table([(1, serving([3, 5]))]));
+    assert!(!is_kept(&maps, &later));
+    let other = choose(&maps, 1, &frontend, Some(&later)).expect("a server");
+    assert_ne!(other.server, given.server);
+    become_table(&mut contents, &mut maps, &table([(1, serving([]))]));
+    assert_eq!(
+        choose(&maps, 1, &frontend, Some(&other)),
+        Err(Verdict::NoServers)
+    );
+    become_table(&mut contents, &mut maps, &table([]));
+    assert_eq!(
+        choose(&maps, 1, &frontend, Some(&other)),
+        Err(Verdict::NotService)
+    );
+    assert!(!is_kept(&maps, &other));
+}
+
+#[test]
+fn a_client_stays_with_its_server_for_the_time_of_its_affinity() {
+    let sticky = |servers: &[u8]| {
+        Arc::new(Serving {
+            affinity: Some(Duration::from_secs(10)),
+            ..Arc::unwrap_or_clone(serving(servers.iter().copied()))
+        })
+    };
+    let mut contents = Contents::empty(1);
+    let mut maps = fake(100);
+    become_table(&mut contents, &mut maps, &table([(1, sticky(&[1, 2, 3]))]));
+    let frontend = frontend_of(&frontend(1));
+    let second = |seconds: u64| seconds * 1_000_000_000;
+    maps.random = u32::MAX;
+    let first = choose(&maps, 7, &frontend, None).expect("a server").server;
+    maps.random = 0;
+    let others = choose(&maps, 8, &frontend, None).expect("a server").server;
+    assert_ne!(first, others);
+    // Each connection starts the time anew.
+    for now in [9, 18, 27] {
+        maps.now_ns = second(now);
+        assert_eq!(
+            choose(&maps, 7, &frontend, None).map(|it| it.server),
+            Ok(first)
+        );
+    }
+    // Not with one that has gone.
+    become_table(&mut contents, &mut maps, &table([(1, sticky(&[1, 2]))]));
+    let second_choice = choose(&maps, 7, &frontend, None).expect("a server").server;
+    assert_ne!(second_choice, first);
+    maps.random = u32::MAX;
+    maps.now_ns = second(38);
+    let third = choose(&maps, 7, &frontend, None).expect("a server").server;
+    assert_ne!(third, second_choice);
+}
+
+/// The entry is another's by the time that it is read a second time, or a place is missing.
+#[test]
+fn what_changes_meanwhile_is_left_to_kube_proxy() {
+    struct Restless(Fake<()>, RefCell<u32>);
+    impl Tables for Restless {
+        fn service(&self, frontend: &socket::Frontend) -> Option<Service> {
+            let looks = &mut *self.1.borrow_mut();
+            *looks += 1;
+            let service = self.0.service(frontend)?;
+            (*looks == 1).then_some(service)
+        }
+        fn server(&self, key: &ServerKey) -> Option<Server> {
+            self.0.server(key)
+        }
+        fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+            self.0.affinity(key)
+        }
+        fn remember(&self, key: &AffinityKey, affinity: Affinity) {
+            self.0.remember(key, affinity);
+        }
+        fn now_ns(&self) -> u64 {
+            0
+        }
+        fn random(&self) -> u32 {
+            0
+        }
+    }
+    let mut contents = Contents::empty(1);
+    let mut maps = fake(100);
+    become_table(&mut contents, &mut maps, &table([(1, serving([1]))]));
+    let frontend = frontend_of(&frontend(1));
+    let restless = Restless(maps, RefCell::new(0));
+    assert_eq!(
+        choose(&restless, 1, &frontend, None),
+        Err(Verdict::Changing)
+    );
+    let gone = Translation {
+        set: u64::MAX,
+        frontend,
+        server: Server::new([0; 16], 1),
+    };
+    *restless.1.borrow_mut() = 0;
+    assert!(is_kept(&restless, &gone), "told in doubt");
+    let mut maps = restless.0;
+    maps.servers.clear();
+    assert_eq!(choose(&maps, 1, &frontend, None), Err(Verdict::Changing));
+}
