@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | `ov_services` | hash | [`Frontend`] | [`Service`] |
 //! | `ov_servers` | hash | [`ServerKey`] | [`Server`] |
+//! | `ov_opted_out` | hash | cookie of a pod's network namespace | nothing: left to kube-proxy |
 //! | `ov_affinity` | LRU hash | [`AffinityKey`] | [`Affinity`] |
 //! | `ov_connected` | socket storage | a socket | [`Translation`] of its connection |
 //! | `ov_unconnected` | socket storage | a socket | [`Translations`] of datagrams to addresses |
@@ -31,6 +32,8 @@ pub const MAX_FRONTENDS: u32 = 65_536;
 pub const MAX_SERVERS: u32 = 524_288;
 /// How many clients of Services with session affinity are remembered.
 pub const MAX_AFFINITIES: u32 = 65_536;
+/// How many pods can be left to kube-proxy.
+pub const MAX_OPTED_OUT: u32 = crate::schema::MAX_PODS;
 /// How many Services an unconnected socket can talk to.
 pub const MAX_TRANSLATIONS: usize = 8;
 

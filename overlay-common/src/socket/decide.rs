@@ -9,6 +9,8 @@ use super::{
 pub trait Tables {
     /// What is behind an address.
     fn service(&self, frontend: &Frontend) -> Option<Service>;
+    /// Whether Services are to be left to kube-proxy for this client.
+    fn is_opted_out(&self, client: u64) -> bool;
     /// A server of a set.
     fn server(&self, key: &ServerKey) -> Option<Server>;
     /// Where a client stays.
@@ -37,6 +39,9 @@ pub fn choose<T: Tables>(
     former: Option<&Translation>,
 ) -> Result<Translation, Verdict> {
     let service = tables.service(frontend).ok_or(Verdict::NotService)?;
+    if tables.is_opted_out(client) {
+        return Err(Verdict::OptedOut);
+    }
     if service.servers == 0 {
         return Err(Verdict::NoServers);
     }

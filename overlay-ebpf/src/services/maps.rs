@@ -5,8 +5,8 @@ use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use overlay_common::socket::{
-    Affinity, AffinityKey, COUNTERS, Frontend, MAX_AFFINITIES, MAX_FRONTENDS, MAX_SERVERS,
-    Operation, Server, ServerKey, Service, Tables, Translation, Translations, Verdict,
+    Affinity, AffinityKey, COUNTERS, Frontend, MAX_AFFINITIES, MAX_FRONTENDS, MAX_OPTED_OUT,
+    MAX_SERVERS, Operation, Server, ServerKey, Service, Tables, Translation, Translations, Verdict,
     counter_index,
 };
 
@@ -17,6 +17,8 @@ const AS_NEEDED: usize = BPF_F_NO_PREALLOC as usize;
 static SERVICES: HashMap<Frontend, Service, { MAX_FRONTENDS as usize }, AS_NEEDED> = HashMap::new();
 #[btf_map(name = "ov_servers")]
 static SERVERS: HashMap<ServerKey, Server, { MAX_SERVERS as usize }, AS_NEEDED> = HashMap::new();
+#[btf_map(name = "ov_opted_out")]
+static OPTED_OUT: HashMap<u64, u32, { MAX_OPTED_OUT as usize }, AS_NEEDED> = HashMap::new();
 #[btf_map(name = "ov_affinity")]
 static AFFINITY: LruHashMap<AffinityKey, Affinity, { MAX_AFFINITIES as usize }> = LruHashMap::new();
 #[btf_map(name = "ov_connected")]
@@ -35,6 +37,11 @@ impl Tables for Maps {
         // SAFETY: the memory is a map's as long as the program runs, and any bytes are a value. It
         // may become another entry's meanwhile, which the decision reckons with.
         unsafe { SERVICES.get(frontend) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_opted_out(&self, client: u64) -> bool {
+        OPTED_OUT.get_ptr(client).is_some()
     }
 
     #[inline(always)]

@@ -85,7 +85,7 @@ pub struct Reconciler {
     announced: bool,
     heartbeat: Heartbeat,
     path_check: PathCheck,
-    services: watch::Receiver<services::Standing>,
+    services: services::Line,
 }
 
 impl Reconciler {
@@ -97,7 +97,7 @@ impl Reconciler {
         store: Arc<Store>,
         health: Health,
         path_check: PathCheck,
-        services: watch::Receiver<services::Standing>,
+        services: services::Line,
     ) -> Self {
         Self {
             leases: store.subscribe(),
@@ -139,7 +139,7 @@ impl Reconciler {
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
         let mut paths = self.path_check.paths();
-        let mut services = self.services.clone();
+        let mut services = self.services.standing.clone();
         loop {
             self.heartbeat.beat();
             let soon = || Some((Instant::now() + SETTLE).max(last_round + PAUSE));
@@ -223,6 +223,7 @@ impl Reconciler {
         if let Err(error) = self.see(&mut report).await {
             report.problem("kernel", format!("look at the kernel: {error}"));
         } else {
+            self.tell_services();
             let here = self.here();
             self.judge_leases(&here, &state, &mut report);
             self.carry_out(&here, &mut report).await;

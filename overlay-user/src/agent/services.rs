@@ -1,5 +1,6 @@
 //! Services at the socket, kept as the store has them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -93,10 +94,30 @@ impl Standing {
     }
 }
 
+/// What the reconciler has of it.
+pub struct Line {
+    /// How Services are translated.
+    pub standing: watch::Receiver<Standing>,
+    /// Network namespaces whose Services are left to kube-proxy.
+    pub opted_out: watch::Sender<BTreeSet<u64>>,
+}
+
+impl Line {
+    /// Says whose Services are left to kube-proxy.
+    pub fn opt_out(&self, cookies: BTreeSet<u64>) {
+        self.opted_out.send_if_modified(|known| {
+            let is_news = *known != cookies;
+            *known = cookies;
+            is_news
+        });
+    }
+}
+
 /// Keeps the programs at the socket until `cancel`; they go with the agent.
 pub async fn run(
     flags: AgentFlags,
     mut tables: watch::Receiver<Option<ServiceTable>>,
+    mut opted_out: watch::Receiver<BTreeSet<u64>>,
     standing: watch::Sender<Standing>,
     cancel: CancellationToken,
 ) {
@@ -126,7 +147,8 @@ pub async fn run(
         let table = tables.borrow_and_update().clone();
         let mut failed = false;
         if let Some(table) = &table {
-            match follow(&flags, &pins, &mut running, table) {
+            let alone = opted_out.borrow_and_update().clone();
+            match follow(&flags, &pins, &mut running, table, &alone) {
                 Ok(new) => show(new),
                 Err(error) => {
                     // With its programs go their links: kube-proxy takes over.
@@ -143,6 +165,7 @@ pub async fn run(
         tokio::select! {
             () = cancel.cancelled() => return,
             changed = tables.changed(), if !failed => if changed.is_err() { return },
+            changed = opted_out.changed(), if !failed => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY), if failed => {}
         }
         tokio::time::sleep(SETTLE).await;
@@ -155,9 +178,11 @@ fn follow(
     pins: &Pins,
     running: &mut Option<Services>,
     table: &ServiceTable,
+    opted_out: &BTreeSet<u64>,
 ) -> Result<Standing, Error> {
     let services = match running {
         Some(services) => {
+            services.leave_to_kube_proxy(opted_out)?;
             services.update(table)?;
             services
         }
@@ -174,6 +199,7 @@ fn follow(
             for misfit in misfits {
                 tracing::warn!("{misfit}");
             }
+            services.leave_to_kube_proxy(opted_out)?;
             services.update(table)?;
             services.attach()?;
             running.insert(services)

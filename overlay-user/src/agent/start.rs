@@ -1,5 +1,6 @@
 //! From flags to a running node: store, underlay, lease, then the reconciler.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::linux::net::SocketAddrExt as _;
@@ -173,9 +174,11 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         file,
     };
     let (_no_source, tables) = watch::channel(None);
+    let (opted_out, are_opted_out) = watch::channel(BTreeSet::new());
     tokio::spawn(services::run(
         flags.clone(),
         tables,
+        are_opted_out,
         services_stand,
         cancel.clone(),
     ));
@@ -186,7 +189,10 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         store,
         health,
         path_check,
-        services_shown,
+        services::Line {
+            standing: services_shown,
+            opted_out,
+        },
     );
     liveness.expect("reconciler", reconciler.heartbeat(), PATIENCE);
     watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await

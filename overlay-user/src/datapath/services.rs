@@ -6,6 +6,7 @@
 //! as the memory of what sockets were given is: sockets that stand need both, and the next agent
 //! puts its own in their place.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,8 @@ pub use view::{FrontendView, view};
 pub const SERVICES: &str = "ov_services";
 /// The map of their servers.
 pub const SERVERS: &str = "ov_servers";
+/// The map of pods that are left to kube-proxy.
+const OPTED_OUT: &str = "ov_opted_out";
 /// The map of what was counted.
 pub const COUNTS: &str = "ov_socket_count";
 /// What outlives the agent: sockets that stand need it.
@@ -61,6 +64,8 @@ pub struct Services {
     /// The group whose sockets they serve.
     group: PathBuf,
     entries: Entries,
+    opted_out: HashMap<MapData, u64, u32>,
+    are_opted_out: BTreeSet<u64>,
     contents: Contents,
     /// While there may be connected sockets whose servers have gone.
     telling: Option<CgroupSkbLinkId>,
@@ -93,7 +98,7 @@ impl Services {
             loader.map_pin_path(name, pins.map(name));
         }
         // What an earlier agent has left in the others is true no more.
-        for name in [SERVICES, SERVERS] {
+        for name in [SERVICES, SERVERS, OPTED_OUT] {
             Pins::remove(&pins.map(name))?;
             loader.map_pin_path(name, pins.map(name));
         }
@@ -105,11 +110,14 @@ impl Services {
             services: open(pins, SERVICES)?,
             servers: open(pins, SERVERS)?,
         };
+        let opted_out = open(pins, OPTED_OUT)?;
         let services = Self {
             ebpf,
             pins: pins.clone(),
             group: group.into(),
             entries,
+            opted_out,
+            are_opted_out: BTreeSet::new(),
             // Nobody has had an id from the future.
             contents: Contents::empty(now_ns()),
             telling: None,
@@ -128,6 +136,24 @@ impl Services {
             self.tell_of_gone()?;
         }
         Ok(changed)
+    }
+
+    /// Leaves Services to kube-proxy for these network namespaces (`SO_NETNS_COOKIE`), and for no
+    /// others.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn leave_to_kube_proxy(&mut self, wanted: &BTreeSet<u64>) -> Result<(), Error> {
+        for cookie in wanted.difference(&self.are_opted_out) {
+            let inserted = self.opted_out.insert(cookie, 0, 0);
+            inserted.map_err(failed("update", OPTED_OUT))?;
+        }
+        for cookie in self.are_opted_out.difference(wanted) {
+            let removed = self.opted_out.remove(cookie);
+            removed.map_err(failed("delete from", OPTED_OUT))?;
+        }
+        self.are_opted_out.clone_from(wanted);
+        Ok(())
     }
 
     /// What the maps hold.
@@ -269,7 +295,7 @@ pub fn try_loading() -> Result<(), Error> {
 /// # Errors
 /// [`Error::Pin`].
 pub fn forget(pins: &Pins) -> Result<(), Error> {
-    [SERVICES, SERVERS]
+    [SERVICES, SERVERS, OPTED_OUT]
         .iter()
         .try_for_each(|name| Pins::remove(&pins.map(name)))
 }

@@ -10,6 +10,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// A client that kube-proxy serves.
+const OPTED_OUT: u64 = 99;
+
 /// Maps with room for so many servers, looked at after every step.
 struct Fake<F> {
     services: BTreeMap<socket::Frontend, Service>,
@@ -40,6 +43,9 @@ fn looked_at<F>(room: usize, look: F) -> Fake<F> {
 impl<F> Tables for Fake<F> {
     fn service(&self, frontend: &socket::Frontend) -> Option<Service> {
         self.services.get(frontend).copied()
+    }
+    fn is_opted_out(&self, client: u64) -> bool {
+        client == OPTED_OUT
     }
     fn server(&self, key: &ServerKey) -> Option<Server> {
         self.servers.get(key).copied()
@@ -274,6 +280,19 @@ fn an_unconnected_socket_stays_while_its_server_serves() {
 }
 
 #[test]
+fn who_opts_out_is_left_to_kube_proxy() {
+    let mut contents = Contents::empty(1);
+    let mut maps = fake(100);
+    become_table(&mut contents, &mut maps, &table([(1, serving([3]))]));
+    let frontend = frontend_of(&frontend(1));
+    let given = choose(&maps, 1, &frontend, None).expect("a server");
+    for former in [None, Some(&given)] {
+        let choice = choose(&maps, OPTED_OUT, &frontend, former);
+        assert_eq!(choice, Err(Verdict::OptedOut));
+    }
+}
+
+#[test]
 fn a_client_stays_with_its_server_for_the_time_of_its_affinity() {
     let sticky = |servers: &[u8]| {
         Arc::new(Serving {
@@ -319,6 +338,9 @@ fn what_changes_meanwhile_is_left_to_kube_proxy() {
             *looks += 1;
             let service = self.0.service(frontend)?;
             (*looks == 1).then_some(service)
+        }
+        fn is_opted_out(&self, client: u64) -> bool {
+            self.0.is_opted_out(client)
         }
         fn server(&self, key: &ServerKey) -> Option<Server> {
             self.0.server(key)
