@@ -173,10 +173,7 @@ impl Reconciler {
                     due = due.or_else(soon);
                 }
                 // For the note to the tools.
-                changed = paths.changed() => {
-                    changed?;
-                    due = due.or_else(soon);
-                }
+                () = told_of(&mut paths) => due = due.or_else(soon),
                 () = told_of(&mut services) => due = due.or_else(soon),
                 _ = tick.tick() => {
                     self.fast_path.beat(self.settings.network()).await;

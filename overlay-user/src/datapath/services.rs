@@ -40,7 +40,9 @@ const OPTED_OUT: &str = "ov_opted_out";
 /// The map of what was counted.
 pub const COUNTS: &str = "ov_socket_count";
 /// What outlives the agent: sockets that stand need it.
-const MEMORY: [&str; 4] = ["ov_affinity", "ov_connected", "ov_unconnected", COUNTS];
+const MEMORY: [&str; 4] = ["ov_affinity", CONNECTED, "ov_unconnected", COUNTS];
+/// The memory of what connected sockets were given.
+const CONNECTED: &str = "ov_connected";
 
 /// The programs that live as long as the agent.
 const CHOOSING: [&str; 4] = ["ov_connect4", "ov_connect6", "ov_sendmsg4", "ov_sendmsg6"];
@@ -67,6 +69,8 @@ pub struct Services {
     opted_out: HashMap<MapData, u64, u32>,
     are_opted_out: BTreeSet<u64>,
     contents: Contents,
+    /// Whether sockets may have been given servers before.
+    had_predecessor: bool,
     /// While there may be connected sockets whose servers have gone.
     telling: Option<CgroupSkbLinkId>,
 }
@@ -93,6 +97,7 @@ impl Services {
         for misfit in &misfits {
             Pins::remove(&pins.map(misfit.name))?;
         }
+        let had_predecessor = pins.map(CONNECTED).exists();
         let mut loader = EbpfLoader::new();
         for name in MEMORY {
             loader.map_pin_path(name, pins.map(name));
@@ -120,6 +125,7 @@ impl Services {
             are_opted_out: BTreeSet::new(),
             // Nobody has had an id from the future.
             contents: Contents::empty(now_ns()),
+            had_predecessor,
             telling: None,
         };
         Ok((services, misfits))
@@ -186,7 +192,9 @@ impl Services {
             self.pin(link, name)?;
         }
         // Sockets of an earlier agent's time may have lost their servers meanwhile.
-        self.tell_of_gone()?;
+        if self.had_predecessor {
+            self.tell_of_gone()?;
+        }
         for name in CHOOSING {
             let refused = self.refused("bpf_link_create", name);
             program(&mut self.ebpf, name)?
