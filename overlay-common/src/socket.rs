@@ -13,6 +13,7 @@
 //! | `ov_affinity` | LRU hash | [`AffinityKey`] | [`Affinity`] |
 //! | `ov_connected` | socket storage | a socket | [`Translation`] of its connection |
 //! | `ov_unconnected` | socket storage | a socket | [`Translations`] of datagrams to addresses |
+//! | `ov_found_gone` | array | 0 | connected sockets whose servers have gone, at the last look |
 //! | `ov_socket_count` | per-CPU array | [`counter_index`] | how many ended so |
 //!
 //! A set of servers has an id that is never used again, and never changes: what changes is which
@@ -23,7 +24,7 @@ use bytemuck::{Pod as Plain, Zeroable};
 mod decide;
 mod verdict;
 
-pub use decide::{Tables, choose, is_kept, place_for, place_of};
+pub use decide::{Tables, choose, is_kept, note, place_for, place_of};
 pub use verdict::{COUNTERS, Operation, SLOTS_PER_OPERATION, Verdict, counter_index};
 
 /// How many addresses of Services there can be.

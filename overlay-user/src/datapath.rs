@@ -105,6 +105,9 @@ pub enum Error {
         /// What the kernel said.
         source: Box<aya::programs::ProgramError>,
     },
+    /// The sockets that were given servers could not be walked over.
+    #[error("look at sockets by a BPF iterator: {0}")]
+    Walk(#[source] io::Error),
     /// There is no control group of all sockets.
     #[error(transparent)]
     Hierarchy(#[from] crate::kernel::cgroup::Error),

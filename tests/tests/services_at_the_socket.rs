@@ -143,18 +143,32 @@ fn servers_are_chosen_as_by_kube_proxy() -> Result<()> {
     let kind = refused.err().map(|error| error.kind());
     ensure!(kind == Some(ErrorKind::ConnectionRefused), "{kind:?}");
 
-    // One socket, more Services than it has room for: the last is kube-proxy's.
-    let all = 10..=10 + u8::try_from(MAX_TRANSLATIONS)?;
+    // One socket, two Services with one server: it is told of the one that it asked.
     let far = [both[1]];
-    serving.update(&table(all.clone().map(|last| (last, &far[..], None))))?;
-    let by_kube_proxy = [stage::by_kube_proxy(*all.end(), &far)];
-    kube_proxy::serve(&node, "10.244.0.0/16".parse()?, &by_kube_proxy)?;
+    serving.update(&table([(1, &far[..], None), (2, &far[..], None)]))?;
     let socket = stage::socket(&place, "0.0.0.0:0")?;
-    for last in all {
-        let to = service(last).into();
+    for last in [1, 2, 1] {
+        let (_, from) = ask(&socket, service(last).into())?;
+        ensure!(from == service(last).into(), "asked {last}, told {from}");
+    }
+
+    // One socket, more Services than it has room for: the last is kube-proxy's.
+    let servers = stage.echoes(MAX_TRANSLATIONS + 1)?;
+    let services: Vec<_> = (10..).zip(servers.chunks(1)).collect();
+    let all = services
+        .iter()
+        .map(|(last, servers)| (*last, *servers, None));
+    serving.update(&table(all))?;
+    let by_kube_proxy = services
+        .last()
+        .map(|(last, at)| stage::by_kube_proxy(*last, at));
+    kube_proxy::serve(&node, "10.244.0.0/16".parse()?, by_kube_proxy.as_slice())?;
+    let socket = stage::socket(&place, "0.0.0.0:0")?;
+    for (last, server) in &services {
+        let to = service(*last).into();
         let (answered_by, from) = ask(&socket, to)?;
         ensure!(
-            answered_by == far[0] && from == to,
+            [answered_by] == **server && from == to,
             "{to}: {answered_by}, from {from}"
         );
     }

@@ -171,6 +171,25 @@ pub fn place_for(table: &Translations, frontend: &Frontend) -> usize {
     free
 }
 
+/// Notes at `place` what a socket was given for datagrams. An answer names the server alone, so of
+/// several Services with that server the socket is told the one that it asked last: the others are
+/// forgotten.
+///
+/// # Errors
+/// [`Verdict::Full`] where there is no such place.
+#[inline(always)]
+pub fn note(table: &mut Translations, place: usize, given: Translation) -> Result<(), Verdict> {
+    let known = table.all.get(place).ok_or(Verdict::Full)?;
+    if known.set == 0 || !known.server.is(&given.server) {
+        let of_same_server = place_of(table, &given.server);
+        if let Some(other) = table.all.get_mut(of_same_server) {
+            other.set = 0;
+        }
+    }
+    *table.all.get_mut(place).ok_or(Verdict::Full)? = given;
+    Ok(())
+}
+
 /// The place in `table` of what was given as `server` for datagrams; [`MAX_TRANSLATIONS`] where
 /// nothing was.
 #[inline(always)]

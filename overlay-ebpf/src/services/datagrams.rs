@@ -3,7 +3,7 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use overlay_common::socket::{
-    Operation, Server, Translation, Translations, Verdict, choose, place_for, place_of,
+    Operation, Server, Translation, Translations, Verdict, choose, note, place_for, place_of,
 };
 
 use crate::ALLOW;
@@ -65,11 +65,10 @@ fn translate(call: &Call<'_>) -> Result<(), Verdict> {
         }
     };
     let place = place_for(table, &frontend);
-    let known = table.all.get_mut(place);
-    let former = known.as_deref().filter(|known| known.set != 0);
+    let former = table.all.get(place).filter(|known| known.set != 0);
     match choose(&Maps, call.client(), &frontend, former) {
         Ok(given) => {
-            *known.ok_or(Verdict::Full)? = given;
+            note(table, place, given)?;
             call.replace(&given.server.address, given.server.port);
             Ok(())
         }

@@ -15,7 +15,7 @@
 mod address;
 mod connected;
 mod datagrams;
-mod egress;
+mod gone;
 mod maps;
 
 /// The kernel gives some helpers to programs under the GPL only.

@@ -1,7 +1,7 @@
 //! The maps, as `overlay_common::socket` describes them.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use overlay_common::socket::{
@@ -25,6 +25,8 @@ static AFFINITY: LruHashMap<AffinityKey, Affinity, { MAX_AFFINITIES as usize }> 
 pub static CONNECTED: SkStorage<Translation> = SkStorage::new();
 #[btf_map(name = "ov_unconnected")]
 pub static UNCONNECTED: SkStorage<Translations> = SkStorage::new();
+#[btf_map(name = "ov_found_gone")]
+static FOUND_GONE: Array<u64, 1> = Array::new();
 #[btf_map(name = "ov_socket_count")]
 static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
@@ -73,6 +75,15 @@ impl Tables for Maps {
     fn random(&self) -> u32 {
         // SAFETY: the helper takes nothing and cannot fail.
         unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+/// Notes a connected socket whose server has gone.
+#[inline(always)]
+pub fn found_gone() {
+    if let Some(found) = FOUND_GONE.get_ptr_mut(0) {
+        // SAFETY: an element of an array is always there; one walk at a time writes it.
+        unsafe { *found += 1 };
     }
 }
 

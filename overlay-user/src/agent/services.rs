@@ -19,6 +19,8 @@ use super::settings;
 
 /// How long to wait before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(30);
+/// How often connected sockets are looked for whose servers have gone, while there may be any.
+const LOOK: Duration = Duration::from_secs(60);
 /// Changes come in bursts; the maps follow after the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -167,6 +169,12 @@ pub async fn run(
             changed = tables.changed(), if !failed => if changed.is_err() { return },
             changed = opted_out.changed(), if !failed => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY), if failed => {}
+            () = tokio::time::sleep(LOOK), if running.as_ref().is_some_and(Services::is_telling) => {
+                let looked = running.as_mut().map_or(Ok(()), Services::look_for_gone);
+                if let Err(error) = looked {
+                    tracing::debug!("packets' sockets are asked whether their servers serve: {error}");
+                }
+            }
         }
         tokio::time::sleep(SETTLE).await;
     }

@@ -171,6 +171,7 @@ mod tests {
         let wanted = Asked {
             address: Some([10, 244, 1, 9].into()),
             mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
+            by_kube_proxy: false,
         };
         let (ip, mac) = ("10.244.1.9", "02:00:00:00:00:09");
         let wish = json!({ "ips": [ip], "mac": mac });

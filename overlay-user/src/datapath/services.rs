@@ -26,6 +26,7 @@ use super::{Error, short};
 use crate::service::ServiceTable;
 
 pub mod contents;
+mod gone;
 mod view;
 
 use contents::{Changed, Contents, Failure, Writer};
@@ -237,9 +238,31 @@ impl Services {
         let group =
             opened.map_err(|error| self.refused("open", GONE)(ProgramError::IOError(error)))?;
         let refused = self.refused("bpf_link_create", GONE);
-        let program = gone(&mut self.ebpf)?;
+        let program = teller(&mut self.ebpf)?;
         let link = program.attach(group, CgroupSkbAttachType::Egress, MODE);
         self.telling = Some(link.map_err(refused)?);
+        Ok(())
+    }
+
+    /// Whether packets' sockets are asked; see [`look_for_gone`](Self::look_for_gone).
+    #[must_use]
+    pub fn is_telling(&self) -> bool {
+        self.telling.is_some()
+    }
+
+    /// Stops asking packets' sockets, which costs each packet a moment, if none of them has lost its
+    /// server.
+    ///
+    /// # Errors
+    /// Any of [`Error`] where the sockets cannot be looked at; they are asked further on then.
+    pub fn look_for_gone(&mut self) -> Result<(), Error> {
+        if self.is_telling()
+            && gone::count(&mut self.ebpf, &self.pins)? == 0
+            && let Some(link) = self.telling.take()
+        {
+            let refused = self.refused("detach", GONE);
+            teller(&mut self.ebpf)?.detach(link).map_err(refused)?;
+        }
         Ok(())
     }
 
@@ -269,7 +292,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
     for name in CHOOSING.into_iter().chain(SAYING) {
         program(ebpf, name)?.load().map_err(refused(name))?;
     }
-    gone(ebpf)?.load().map_err(refused(GONE))
+    teller(ebpf)?.load().map_err(refused(GONE))
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
@@ -278,7 +301,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupS
         .ok_or(Error::Missing(name))
 }
 
-fn gone(ebpf: &mut Ebpf) -> Result<&mut CgroupSkb, Error> {
+fn teller(ebpf: &mut Ebpf) -> Result<&mut CgroupSkb, Error> {
     ebpf.program_mut(GONE)
         .and_then(|program| program.try_into().ok())
         .ok_or(Error::Missing(GONE))

@@ -48,6 +48,10 @@ fn who_talks_to_a_server_that_goes() -> Result<()> {
     serving.update(&table([(1, &[near][..], None)]))?;
     ensure!(ask(&unconnected, address.into())? == (near, address.into()));
     ensure!(ask(&of_v6, to_v6)? == (near, to_v6));
+    ensure!(
+        serving.is_telling_after_a_look()?,
+        "a socket that has to be told is not found"
+    );
     ensure!(is_told(&told), "not told");
     ensure!(ask_peer(&direct)? == (far, far.into()));
     connection.client_speaks()?;
@@ -55,6 +59,12 @@ fn who_talks_to_a_server_that_goes() -> Result<()> {
     // Connected anew it gets another.
     told.connect(address)?;
     ensure!(ask_peer(&told)? == (near, address.into()));
+
+    // Nobody is left to be told, and packets cost what they did.
+    ensure!(
+        !serving.is_telling_after_a_look()?,
+        "packets' sockets are asked for nothing"
+    );
 
     // An agent that comes later tells those of its predecessor's time.
     drop(serving);

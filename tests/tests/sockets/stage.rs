@@ -136,6 +136,18 @@ impl Stage {
         Ok(())
     }
 
+    /// So many more echoes of datagrams, on the second node.
+    pub fn echoes(&self, count: usize) -> Result<Vec<SocketAddrV4>> {
+        let pod = self.lab.pod(2, 1);
+        let address = |port| SocketAddrV4::new(pod.address(), port);
+        let echoes: Vec<_> = (PORT + 100..).map(address).take(count).collect();
+        for echo in &echoes {
+            let socket = pod.namespace().inside(|| UdpSocket::bind(echo))??;
+            self.echo(socket, *echo)?;
+        }
+        Ok(echoes)
+    }
+
     /// Who takes connections at these addresses.
     pub fn servers(&self, at: &[SocketAddrV4]) -> Vec<Server> {
         at.iter().map(|at| self.connections[at].clone()).collect()
@@ -181,6 +193,12 @@ impl Served {
     pub fn update(&mut self, table: &ServiceTable) -> Result<()> {
         self.services.update(table)?;
         Ok(())
+    }
+
+    /// Whether packets' sockets are still asked after a look at all sockets.
+    pub fn is_telling_after_a_look(&mut self) -> Result<bool> {
+        self.place.inside(|| self.services.look_for_gone())??;
+        Ok(self.services.is_telling())
     }
 
     /// What was counted, by operation and verdict.

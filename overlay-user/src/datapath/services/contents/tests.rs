@@ -3,8 +3,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use overlay_common::socket::{
-    Affinity, AffinityKey, Server, ServerKey, Service, Tables, Translation, Verdict, choose,
-    is_kept,
+    Affinity, AffinityKey, MAX_TRANSLATIONS, Server, ServerKey, Service, Tables, Translation,
+    Translations, Verdict, choose, is_kept, note, place_for, place_of,
 };
 use proptest::prelude::*;
 
@@ -277,6 +277,38 @@ fn an_unconnected_socket_stays_while_its_server_serves() {
         Err(Verdict::NotService)
     );
     assert!(!is_kept(&maps, &other));
+}
+
+#[test]
+fn a_socket_is_told_of_the_service_that_it_asked_last() {
+    let given = |last: u8, server: u8| Translation {
+        set: 1,
+        frontend: frontend_of(&frontend(last)),
+        server: Server::new([server; 16], 53),
+    };
+    let mut table = Translations {
+        all: [Translation {
+            set: 0,
+            ..given(0, 0)
+        }; MAX_TRANSLATIONS],
+    };
+    let mut ask = |given: Translation| {
+        let place = place_for(&table, &given.frontend);
+        note(&mut table, place, given)?;
+        let named = table.all[place_of(&table, &given.server)].frontend;
+        assert!(named.is(&given.frontend), "told of {named:?}");
+        Ok(place)
+    };
+    // Two Services with one server, in turns.
+    for last in [1, 2, 1, 2] {
+        ask(given(last, 1)).expect("room");
+    }
+    // As many with servers of their own as there is room for.
+    for server in 1..8 {
+        ask(given(10 + server, 1 + server)).expect("room");
+    }
+    assert_eq!(ask(given(20, 20)), Err(Verdict::Full));
+    assert!(ask(given(11, 2)).is_ok(), "what is known stays");
 }
 
 #[test]
