@@ -30,9 +30,9 @@ pub use verdict::{COUNTERS, Operation, SLOTS_PER_OPERATION, Verdict, counter_ind
 /// How many addresses of Services there can be.
 pub const MAX_FRONTENDS: u32 = 65_536;
 /// How many servers there can be behind all of them.
-pub const MAX_SERVERS: u32 = 524_288;
+pub const MAX_SERVERS: u32 = 262_144;
 /// How many clients of Services with session affinity are remembered.
-pub const MAX_AFFINITIES: u32 = 65_536;
+pub const MAX_AFFINITIES: u32 = 16_384;
 /// How many pods can be left to kube-proxy.
 pub const MAX_OPTED_OUT: u32 = crate::schema::MAX_PODS;
 /// How many Services an unconnected socket can talk to.
