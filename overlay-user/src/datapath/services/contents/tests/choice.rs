@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use overlay_common::socket::{MAX_TRANSLATIONS, Translations, Verdict, note, place_for, place_of};
+use overlay_common::socket::{
+    MAX_TRANSLATIONS, Translations, Verdict, choose, note, place_for, place_of,
+};
 
 use super::*;
 
