@@ -1,5 +1,6 @@
 //! From flags to a running node: store, underlay, lease, then the reconciler.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::linux::net::SocketAddrExt as _;
@@ -19,6 +20,7 @@ use crate::privilege::{self, Capability};
 use crate::store::{self, Store};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::announcer;
@@ -26,6 +28,7 @@ use super::health::Health;
 use super::path_check::PathCheck;
 use super::plan::attributes;
 use super::reconciler::{Reconciler, Start};
+use super::services;
 use super::settings::{self, Settings};
 use super::watchdog::{self, PATIENCE};
 
@@ -48,11 +51,13 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     tokio::spawn(watchdog::feed(liveness.clone()));
     let path_check = PathCheck::spawn();
     liveness.expect("path check", path_check.heartbeat(), PATIENCE);
+    let (services_stand, services_shown) = watch::channel(services::Standing::default());
     let health = Health::serve(
         flags,
         settings::pins(flags),
         liveness.clone(),
         path_check.paths(),
+        services_shown.clone(),
     )
     .await?;
     let store = Arc::new(settings::open_store(flags).context("open the store")?);
@@ -143,6 +148,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         early_refusal: None,
         foreign_programs: None,
         network_policies: None,
+        services: None,
         unreachable: Vec::new(),
         unchecked: None,
     };
@@ -167,7 +173,27 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         mac,
         file,
     };
-    let reconciler = Reconciler::new(settings, start, kernel, store, health, path_check);
+    let (_no_source, tables) = watch::channel(None);
+    let (opted_out, are_opted_out) = watch::channel(BTreeSet::new());
+    tokio::spawn(services::run(
+        flags.clone(),
+        tables,
+        are_opted_out,
+        services_stand,
+        cancel.clone(),
+    ));
+    let reconciler = Reconciler::new(
+        settings,
+        start,
+        kernel,
+        store,
+        health,
+        path_check,
+        services::Line {
+            standing: services_shown,
+            opted_out,
+        },
+    );
     liveness.expect("reconciler", reconciler.heartbeat(), PATIENCE);
     watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await
 }

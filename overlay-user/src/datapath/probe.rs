@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::family::UserFamily as _;
 use super::programs::Attachment;
-use super::{object, short};
+use super::{object, services, short};
 use crate::privilege::{self, Capability};
 
 /// The answer of a probe.
@@ -45,11 +45,12 @@ pub struct Probes(pub Vec<Probe>);
 
 /// Names of features, as shown.
 const LOAD: &str = "packet programs";
-/// The youngest helper that a program calls is `bpf_ktime_get_coarse_ns`.
+/// The youngest helper that any program calls is `bpf_ktime_get_coarse_ns`.
 const LOAD_SINCE: &str = "5.11";
 const ENCAP: &str = "encapsulation with an inner Ethernet header";
 const DECAP: &str = "decapsulation with a fixed segment size";
 const TCX: &str = "tcx links";
+const SOCKETS: &str = "programs at the socket, for Services";
 const XDP: &str = "early refusal by XDP, on a NIC whose driver has it";
 
 impl Probes {
@@ -110,6 +111,12 @@ impl Probes {
                 since: "5.18",
                 needed: false,
                 answer: xdp(&mut ebpf),
+            },
+            Probe {
+                feature: SOCKETS,
+                since: LOAD_SINCE,
+                needed: false,
+                answer: sockets(),
             },
         ])
     }
@@ -237,6 +244,15 @@ fn xdp(ebpf: &mut Ebpf) -> Answer {
     match program.load() {
         Ok(()) => Answer::Yes,
         Err(error) => classify_text(&short(&error), errno_of(&error)),
+    }
+}
+
+/// Loads the programs at the socket. Whether there is a hierarchy of control groups to attach them
+/// to shows then.
+fn sockets() -> Answer {
+    match services::try_loading() {
+        Ok(()) => Answer::Yes,
+        Err(error) => classify_text(&error.to_string(), errno_of(&error)),
     }
 }
 

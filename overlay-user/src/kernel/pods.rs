@@ -276,6 +276,7 @@ mod tests {
                 container: container.to_owned(),
                 interface: "eth0".to_owned(),
                 masqueraded: false,
+                by_kube_proxy: None,
             },
             pod_mac: MacAddr::default(),
             peer: None,

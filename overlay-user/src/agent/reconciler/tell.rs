@@ -17,6 +17,13 @@ impl Reconciler {
         }
     }
 
+    /// Tells whose Services are left to kube-proxy.
+    pub(super) fn tell_services(&self) {
+        let notes = self.seen.pods.pods.iter().map(|pod| &pod.note);
+        let opted_out = notes.filter_map(|note| note.by_kube_proxy);
+        self.services.opt_out(opted_out.collect());
+    }
+
     /// Leaves a note for the tools of what the kernel does not show.
     pub(super) fn leave_note(&mut self, report: &mut Report) {
         let paths = self.path_check.paths().borrow().clone();
@@ -31,6 +38,7 @@ impl Reconciler {
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
             network_policies: self.hindrance.note(),
+            services: Some(self.services.standing.borrow().text()),
             unreachable: paths.unreachable,
             unchecked: paths.unchecked,
             ..self.file.clone()

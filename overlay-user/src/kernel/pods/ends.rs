@@ -38,6 +38,7 @@ impl End {
             container: format!("netns-{netns}"),
             interface: self.name,
             masqueraded: false,
+            by_kube_proxy: None,
         }
     }
 }
@@ -152,6 +153,7 @@ mod tests {
                 container: format!("netns-{ifindex}"),
                 interface: "eth0".to_owned(),
                 masqueraded: false,
+                by_kube_proxy: None,
             },
             master: 1,
             netns_id: None,
