@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rand::Rng as _;
+use rand::RngExt as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
@@ -83,7 +83,7 @@ impl Made {
             *known = slice(random, name, owner, service);
             changed.push(known.clone());
         }
-        feed(server, "apply", &changed);
+        feed(server, "replace", &changed);
         self.create(server, random, self.services.len() / 10);
     }
 }
@@ -116,6 +116,11 @@ fn service(random: &mut StdRng, name: &str, number: usize) -> Value {
         2..6 => spec["type"] = "NodePort".into(),
         6 => {
             spec["type"] = "LoadBalancer".into();
+            // This version takes one protocol of a load balancer.
+            let protocol = spec["ports"][0]["protocol"].clone();
+            for port in spec["ports"].as_array_mut().into_iter().flatten() {
+                port["protocol"] = protocol.clone();
+            }
             if random.random_bool(0.3) {
                 spec["loadBalancerSourceRanges"] = json!(["203.0.113.0/24"]);
             }
