@@ -5,10 +5,24 @@
 //! Kubernetes calls an endpoint and LVS a real server (`endpoint` and `backend` have other meanings
 //! here: see the glossary).
 
+pub mod api;
+mod catalog;
+mod choice;
+mod claims;
+mod judge;
+mod name;
+mod offers;
+mod spec;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use catalog::{Catalog, Refusals};
+pub use judge::{Refusal, Role};
+pub use name::{Kind, ObjectName, Subject};
+pub use spec::Here;
 
 use crate::shared_map::SharedMap;
 
@@ -57,3 +71,6 @@ pub struct Serving {
 /// [`differences`](SharedMap::differences), at a cost that does not depend on what stayed; frontends
 /// of one Service share what serves them.
 pub type ServiceTable = SharedMap<Frontend, Arc<Serving>>;
+
+#[cfg(test)]
+mod tests;

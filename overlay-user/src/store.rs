@@ -8,6 +8,8 @@
 //!               └ kube    Node objects: subnets are assigned, not chosen
 //! ```
 //!
+//! Services come from the same place, but only where somebody asks for them: [`Services`].
+//!
 //! The keeper is level-triggered: it compares what the registry holds with what this node wants to
 //! hold and mends the difference, whether a watch event, a renewal or a timer told it to look.
 
@@ -16,7 +18,9 @@ mod entry;
 pub mod etcd;
 mod keeper;
 pub mod kube;
+mod news;
 mod registry;
+mod services;
 mod table;
 
 use std::io::ErrorKind;
@@ -24,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 pub use keeper::Store;
+pub use services::{ServiceState, Services};
 
 use crate::config::net_conf::NetConfError;
 use crate::lease::{AllocateError, Lease, Leases, Rejections};

@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use overlay_user::lease::{Attributes, RejectReason};
 use overlay_user::per_family::PerFamily;
 use overlay_user::store::{Error, Location, StoreHealth};
-use support::{LARGE, SMALL, attributes, config, open, race, run, see_each_other, start, subnets};
+use support::{
+    LARGE, SMALL, WEB, attributes, config, open, race, run, see_each_other, serve, start, subnets,
+    web_slice,
+};
 
 const TTL: Duration = Duration::from_secs(24 * 3600);
 const SHORT: Duration = Duration::from_secs(2);
@@ -266,5 +269,48 @@ fn a_directory_that_goes_and_returns_is_ridden_out() {
             .await;
         assert_eq!(state.own.map(|own| own.subnets), Some(lease.subnets));
         assert_eq!(state.leases.len(), 1, "no gap for the peer");
+    });
+}
+
+#[test]
+fn services_are_small_files_and_followed() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (node, _) = start(at(directory.path()), TTL, LARGE, 1).await;
+        let services = directory.path().join("services");
+        let slices = directory.path().join("endpointslices");
+        for path in [&services, &slices] {
+            fs::create_dir(path).expect("a directory");
+        }
+        fs::write(services.join("web.json"), WEB).expect("written");
+        fs::write(services.join(".web.json.swp"), "half").expect("written");
+        let served = serve(&node);
+        served.until_web(Some(&[])).await;
+        fs::write(slices.join("web-1.json"), web_slice("10.244.1.2")).expect("written");
+        served.until_web(Some(&["10.244.1.2:8080"])).await;
+        fs::write(slices.join("new"), web_slice("10.244.1.3")).expect("written");
+        fs::rename(slices.join("new"), slices.join("web-1.json")).expect("renamed");
+        served.until_web(Some(&["10.244.1.3:8080"])).await;
+        fs::write(slices.join("web-2.json"), "nonsense").expect("written");
+        let refused = |state: &overlay_user::store::ServiceState| state.refused.len() == 1;
+        served.until("one that is refused", refused).await;
+        served.until_web(Some(&["10.244.1.3:8080"])).await;
+        fs::remove_file(slices.join("web-2.json")).expect("removed");
+        served
+            .until("nothing refused", |state| state.refused.is_empty())
+            .await;
+        fs::remove_dir_all(&slices).expect("removed");
+        served.until_web(Some(&[])).await;
+        // The agent may have been faster.
+        fs::create_dir_all(&slices).expect("a directory");
+        fs::write(slices.join("web-3.json"), web_slice("10.244.1.5")).expect("written");
+        served.until_web(Some(&["10.244.1.5:8080"])).await;
+        fs::write(
+            services.join("web.json"),
+            r#"{"metadata":{"name":"other"}}"#,
+        )
+        .expect("written");
+        served.until_web(None).await;
+        served.until("a wrong name", refused).await;
     });
 }

@@ -14,6 +14,7 @@ use crate::datapath::services::{self, Services};
 use crate::datapath::{Error, object};
 use crate::kernel::cgroup;
 use crate::service::ServiceTable;
+use crate::store::ServiceState;
 
 use super::settings;
 
@@ -118,7 +119,7 @@ impl Line {
 /// Keeps the programs at the socket until `cancel`; they go with the agent.
 pub async fn run(
     flags: AgentFlags,
-    mut tables: watch::Receiver<Option<ServiceTable>>,
+    mut source: watch::Receiver<ServiceState>,
     mut opted_out: watch::Receiver<BTreeSet<u64>>,
     standing: watch::Sender<Standing>,
     cancel: CancellationToken,
@@ -146,7 +147,7 @@ pub async fn run(
     }
     let mut running: Option<Services> = None;
     loop {
-        let table = tables.borrow_and_update().clone();
+        let table = source.borrow_and_update().table.clone();
         let mut failed = false;
         if let Some(table) = &table {
             let alone = opted_out.borrow_and_update().clone();
@@ -166,7 +167,7 @@ pub async fn run(
         }
         tokio::select! {
             () = cancel.cancelled() => return,
-            changed = tables.changed(), if !failed => if changed.is_err() { return },
+            changed = source.changed(), if !failed => if changed.is_err() { return },
             changed = opted_out.changed(), if !failed => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY), if failed => {}
             () = tokio::time::sleep(LOOK), if running.as_ref().is_some_and(Services::is_telling) => {

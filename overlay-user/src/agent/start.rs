@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend;
+use crate::config::flags::Services as Wanted;
+use crate::config::pool::SubnetPool;
 use crate::config::{AgentFlags, SubnetEnv};
 use crate::kernel::interface::{self, Underlay};
 use crate::kernel::{self, Kernel};
@@ -173,11 +175,17 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         mac,
         file,
     };
-    let (_no_source, tables) = watch::channel(None);
+    let source = store::Services::default();
+    let services_known = source.subscribe();
+    if flags.node.services != Wanted::Off {
+        let (store, cancel) = (Arc::clone(&store), cancel.clone());
+        let pods = settings.config.pools.map(SubnetPool::network);
+        tokio::spawn(async move { source.run(&store, pods, cancel).await });
+    }
     let (opted_out, are_opted_out) = watch::channel(BTreeSet::new());
     tokio::spawn(services::run(
         flags.clone(),
-        tables,
+        services_known,
         are_opted_out,
         services_stand,
         cancel.clone(),

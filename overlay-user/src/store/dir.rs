@@ -4,14 +4,17 @@
 //! PATH/config                        the network configuration
 //! PATH/subnets/10.5.34.0-24.json     a lease; it ends one lease time after its file was last touched
 //! PATH/static/10.5.35.0-24.json      a reservation, or a peer placed by hand; never ends
-//! PATH/lock                          held (flock) while anything is read or written
+//! PATH/lock                          held (flock) while a lease is read or written
+//! PATH/services/shop.web.json        a Service, where this node is asked for them
+//! PATH/endpointslices/shop.web-1.json   some of a Service's servers
 //! ```
 //!
-//! A file holds the same JSON as a value in etcd. Where both directories have a key, `static` wins.
+//! A lease's file holds the same JSON as a value in etcd. Where both directories have a key, `static` wins.
 //! All nodes must use the same lease time and clocks that agree.
 
 mod files;
 mod follow;
+mod services;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +25,7 @@ use tokio::sync::mpsc;
 
 use self::files::Files;
 use super::entry::{Change, Entry, Snapshot, Term};
+use super::news::News;
 use super::{Error, config_file};
 use crate::lease::SubnetKey;
 
@@ -128,6 +132,11 @@ impl Dir {
 
     pub async fn watch(&self, changes: mpsc::Sender<Change>) {
         follow::follow(self, &changes).await;
+    }
+
+    /// Tells of every Service and EndpointSlice, until nobody listens.
+    pub async fn watch_services(&self, news: mpsc::Sender<News>) {
+        services::follow(&self.path, &news).await;
     }
 
     /// Does `work` with the lock held, away from the asynchronous threads, and gives it the next

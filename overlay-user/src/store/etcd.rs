@@ -7,6 +7,7 @@
 
 mod client;
 mod follow;
+mod services;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,8 +21,12 @@ use tokio::sync::mpsc;
 use self::client::{Clients, is_too_large};
 use super::Error;
 use super::entry::{Change, Entry, Snapshot, Term};
+use super::news::News;
 use crate::config::Secret;
 use crate::lease::SubnetKey;
+
+/// Where leases are.
+const SUBNETS: &str = "subnets";
 
 /// How many pairs to ask for at a time; fewer where values are large.
 const PAGE: i64 = 500;
@@ -83,8 +88,14 @@ impl Etcd {
     }
 
     pub async fn list(&self) -> Result<Snapshot, Error> {
+        self.list_all(SUBNETS).await
+    }
+
+    /// Lists one branch below the prefix.
+    async fn list_all(&self, branch: &str) -> Result<Snapshot, Error> {
         let mut entries = Vec::new();
-        let revision = self.each(|kv| entries.extend(self.entry(kv))).await?;
+        let take = |kv: &KeyValue| entries.extend(self.entry(branch, kv));
+        let revision = self.each(branch, take).await?;
         Ok(Snapshot {
             entries,
             revision: revision.cast_unsigned(),
@@ -166,20 +177,26 @@ impl Etcd {
     }
 
     pub async fn watch(&self, changes: mpsc::Sender<Change>) {
-        follow::follow(self, &changes).await;
+        follow::follow(self, SUBNETS, &changes).await;
     }
 
-    fn subnets(&self) -> String {
-        format!("{}/subnets/", self.prefix)
+    /// Tells of every Service and EndpointSlice, until nobody listens.
+    pub async fn watch_services(&self, news: mpsc::Sender<News>) {
+        services::follow(self, &news).await;
+    }
+
+    /// What the keys of one branch begin with.
+    fn keys_of(&self, branch: &str) -> String {
+        format!("{}/{branch}/", self.prefix)
     }
 
     fn path(&self, key: &str) -> String {
-        self.subnets() + key
+        self.keys_of(SUBNETS) + key
     }
 
-    /// An etcd pair as an entry, or nothing if it lies elsewhere.
-    fn entry(&self, kv: &KeyValue) -> Option<Entry> {
-        let key = kv.key().strip_prefix(self.subnets().as_bytes())?;
+    /// An etcd pair as an entry of the branch, or nothing if it lies elsewhere.
+    fn entry(&self, branch: &str, kv: &KeyValue) -> Option<Entry> {
+        let key = kv.key().strip_prefix(self.keys_of(branch).as_bytes())?;
         let term = if kv.lease() == 0 {
             Term::Reserved
         } else {
@@ -193,14 +210,14 @@ impl Etcd {
         ))
     }
 
-    /// Hands every pair of one moment to `take`, and tells the revision of that moment. Read page
+    /// Hands every pair of a branch at one moment to `take`, and tells the revision of that moment. Read page
     /// by page: an answer larger than the client takes (4 MiB) would be none. Of a pair that does
     /// not fit alone, the key is told.
-    async fn each(&self, mut take: impl FnMut(&KeyValue)) -> Result<i64, Error> {
+    async fn each(&self, branch: &str, mut take: impl FnMut(&KeyValue)) -> Result<i64, Error> {
         let (mut revision, mut limit) = (0, PAGE);
-        let mut from = self.subnets().into_bytes();
+        let mut from = self.keys_of(branch).into_bytes();
         loop {
-            let answer = match self.page(&from, revision, limit).await {
+            let answer = match self.page(branch, &from, revision, limit).await {
                 Err(Error::Refused { message, .. }) if is_too_large(&message) && limit > 0 => {
                     limit /= 2;
                     continue;
@@ -221,10 +238,16 @@ impl Etcd {
 
     /// At most `limit` pairs from the key `from` on, as they were at `revision` (zero: now). A
     /// limit of zero is the next key without its value.
-    async fn page(&self, from: &[u8], revision: i64, limit: i64) -> Result<GetResponse, Error> {
-        let prefix = self.subnets();
+    async fn page(
+        &self,
+        branch: &str,
+        from: &[u8],
+        revision: i64,
+        limit: i64,
+    ) -> Result<GetResponse, Error> {
+        let prefix = self.keys_of(branch);
         // What follows the slash in ASCII ends the range.
-        let end = format!("{}/subnets0", self.prefix);
+        let end = format!("{}/{branch}0", self.prefix);
         let mut options = GetOptions::new()
             .with_range(end)
             .with_revision(revision)
@@ -246,13 +269,13 @@ impl Etcd {
             return Ok(false);
         };
         let overlaps = |kv: &KeyValue| {
-            self.entry(kv)
+            self.entry(SUBNETS, kv)
                 .and_then(|entry| entry.key.parse::<SubnetKey>().ok())
                 .is_some_and(|other| other.overlaps(&own))
         };
         let mut found = false;
-        self.each(|kv| found |= kv.create_revision() < revision && overlaps(kv))
-            .await?;
+        let take = |kv: &KeyValue| found |= kv.create_revision() < revision && overlaps(kv);
+        self.each(SUBNETS, take).await?;
         Ok(found)
     }
 

@@ -37,7 +37,7 @@ const GRACE: Duration = Duration::from_secs(15);
 /// as the agent lives, while others publish attributes and read the state.
 #[derive(Debug)]
 pub struct Store {
-    registry: Registry,
+    pub(super) registry: Registry,
     ttl: Duration,
     renew_every: Duration,
     wanted: watch::Sender<Option<Wanted>>,

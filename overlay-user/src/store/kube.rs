@@ -10,27 +10,28 @@ mod memory;
 mod node;
 mod nodes;
 mod notice;
+mod objects;
+mod services;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use kube::core::Request;
-use kube::core::params::{GetParams, ListParams, Patch, PatchParams};
+use kube::core::params::{GetParams, Patch, PatchParams};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, mpsc, watch};
 
 use self::client::{Api, Failure};
 use self::memory::Memory;
 use self::node::{Metadata, Names, Node};
 use super::entry::{Change, Entry, Given, Snapshot};
+use super::news::{News, Place};
 use super::{Error, config_file};
 use crate::lease::Attributes;
 
 const NODES: &str = "/api/v1/nodes";
-/// Nodes of one page of a list. One takes 6 kB of JSON and more.
-const PAGE: u32 = 100;
 /// Who changed something, to Kubernetes.
 const MANAGER: &str = "overlayd";
 
@@ -89,24 +90,9 @@ pub(super) struct Kube {
     name: OnceCell<String>,
     /// An older node with this node's podCIDR.
     rival: Mutex<Option<String>>,
+    /// Where this node is.
+    place: watch::Sender<Option<Place>>,
     memory: Memory,
-}
-
-/// A page of a list.
-#[derive(Deserialize)]
-struct Page {
-    metadata: PageMetadata,
-    items: Vec<Node>,
-}
-
-/// See the API's `ListMeta`.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PageMetadata {
-    #[serde(default)]
-    resource_version: String,
-    #[serde(default, rename = "continue")]
-    next: Option<String>,
 }
 
 /// A Pod with what is needed of it.
@@ -139,6 +125,7 @@ impl Kube {
             identity,
             name: OnceCell::new(),
             rival: Mutex::default(),
+            place: watch::Sender::default(),
         })
     }
 
@@ -201,13 +188,15 @@ impl Kube {
     pub async fn list(&self) -> Result<Snapshot, Error> {
         let own = self.name().await?.to_owned();
         let mut nodes = nodes::Nodes::new(self.names.clone(), own);
-        let listed = self.each(|node| {
-            nodes.put(node);
-        });
-        let place = listed
-            .await
-            .map_err(|failure| failure.of("listing nodes"))?;
-        Ok(nodes.snapshot(place.parse().unwrap_or_default()))
+        let mut pages = follow::NODES.pages(NODES);
+        let listing = |failure: Failure| failure.of("listing nodes");
+        while let Some(page) = pages.next(&self.api).await.map_err(listing)? {
+            for node in &page {
+                nodes.put(node);
+            }
+        }
+        let revision = pages.place.and_then(|place| place.parse().ok());
+        Ok(nodes.snapshot(revision.unwrap_or_default()))
     }
 
     /// Writes the annotations of this node, unless its Node is not the one that `held` is of: one
@@ -240,6 +229,16 @@ impl Kube {
 
     pub async fn watch(&self, changes: mpsc::Sender<Change>) {
         follow::follow(self, &changes).await;
+    }
+
+    /// Where this node is, as [`watch`](Self::watch) learns it.
+    pub fn place(&self) -> watch::Receiver<Option<Place>> {
+        self.place.subscribe()
+    }
+
+    /// Tells of every Service and EndpointSlice, until nobody listens.
+    pub async fn watch_services(&self, news: mpsc::Sender<News>) {
+        services::follow(&self.api, &news).await;
     }
 
     /// This node's name; from its pod where that is all that is known.
@@ -301,26 +300,16 @@ impl Kube {
         })
     }
 
-    /// Hands every Node of one moment to `take`, page by page, and tells the place of that moment
-    /// in a watch.
-    async fn each(&self, mut take: impl FnMut(&Node)) -> Result<String, Failure> {
-        let mut how = ListParams::default().limit(PAGE);
-        loop {
-            let request = self
-                .nodes()
-                .list(&how)
-                .map_err(|error| Failure::Unreachable(error.to_string()))?;
-            let page: Page = self.api.call(request).await?;
-            page.items.iter().for_each(&mut take);
-            match page.metadata.next.filter(|token| !token.is_empty()) {
-                Some(token) => how = how.continue_token(&token),
-                None => return Ok(page.metadata.resource_version),
-            }
-        }
-    }
-
     fn nodes(&self) -> Request {
         Request::new(NODES)
+    }
+
+    fn note_place(&self, place: Option<&Place>) {
+        self.place.send_if_modified(|known| {
+            let differs = known.as_ref() != place;
+            *known = place.cloned();
+            differs
+        });
     }
 
     fn note_rival(&self, rival: Option<&str>) {

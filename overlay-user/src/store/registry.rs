@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::dir::Dir;
 use super::entry::{Change, Entry, Given, Snapshot};
 use super::etcd::Etcd;
 use super::kube::Kube;
+use super::news::{News, Place};
 use super::{Error, Location, Notice};
 
 /// A place that holds leases.
@@ -118,6 +119,20 @@ impl Registry {
     /// Tells of every change, beginning with everything, until nobody listens.
     pub async fn watch(&self, changes: mpsc::Sender<Change>) {
         ask!(self, watch(changes));
+    }
+
+    /// Tells of every Service and EndpointSlice, beginning with everything, until nobody listens.
+    pub async fn watch_services(&self, news: mpsc::Sender<News>) {
+        ask!(self, watch_services(news));
+    }
+
+    /// Where this node is, where the registry knows that: none before it has told, which it does
+    /// while [`watch`](Self::watch) is heard.
+    pub fn place(&self) -> Option<watch::Receiver<Option<Place>>> {
+        match self {
+            Self::Etcd(_) | Self::Dir(_) => None,
+            Self::Kube(kube) => Some(kube.place()),
+        }
     }
 
     /// When a term that begins now ends.

@@ -10,6 +10,7 @@ mod leases;
 mod maps;
 mod netlink;
 mod node;
+mod services;
 mod store;
 
 use std::fmt::Display;
@@ -20,6 +21,7 @@ pub type Target = fn(&[u8]);
 /// Every target by name; `fuzz_targets/` has a file for each.
 pub const TARGETS: &[(&str, Target)] = &[
     ("leases", leases::leases),
+    ("services", services::services),
     ("store_dir", store::store_dir),
     ("network_config", leases::network_config),
     ("subnet_env", node::subnet_env),

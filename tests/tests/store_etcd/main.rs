@@ -4,6 +4,7 @@ mod access;
 mod claims;
 mod outages;
 mod server;
+mod services;
 #[path = "../support/mod.rs"]
 mod support;
 mod watch;

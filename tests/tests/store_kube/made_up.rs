@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -106,19 +106,77 @@ fn expires(request: &str, lists: usize) -> (u16, Vec<Value>) {
     (200, vec![page])
 }
 
+/// A server of today, which streams lists and knows what 1.20 does not.
+fn streams(request: &str, _: usize) -> (u16, Vec<Value>) {
+    if !request.contains("watch=true") {
+        return (200, vec![own()]);
+    }
+    let added = |object: Value| json!({"type": "ADDED", "object": object});
+    let end = |kind: &str| {
+        let annotations = json!({"k8s.io/initial-events-end": "true"});
+        let metadata = json!({"resourceVersion": "9", "annotations": annotations});
+        json!({"type": "BOOKMARK", "object": {"kind": kind, "metadata": metadata}})
+    };
+    let meta = |name: &str| json!({"name": name, "namespace": "default", "resourceVersion": "5"});
+    if request.contains("/nodes?") {
+        return (200, vec![added(own()), end("Node")]);
+    }
+    if request.contains("/services?") {
+        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+        let web = json!({"metadata": meta("web"), "spec": spec});
+        return (200, vec![added(web), end("Service")]);
+    }
+    if !request.contains("/apis/discovery.k8s.io/v1/") {
+        return (404, vec![failed(404)]);
+    }
+    let mut metadata = meta("web-1");
+    metadata["labels"] = json!({"kubernetes.io/service-name": "web"});
+    let hinted = |address: &str, zone: &str| json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}});
+    let slice = json!({
+        "metadata": metadata, "addressType": "IPv4", "ports": [{"name": "", "port": 8080}],
+        "endpoints": [hinted("10.244.1.2", "east"), hinted("10.244.2.2", "west")],
+    });
+    let deleted = json!({"metadata": {"name": "x", "namespace": "default"}});
+    let gone = json!({"type": "DELETED", "object": deleted});
+    (200, vec![added(slice), end("EndpointSlice"), gone])
+}
+
+fn own() -> Value {
+    let mut own = node("a", 1);
+    own["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": "west"});
+    own["status"] = json!({"addresses": [{"type": "InternalIP", "address": "192.168.0.1"}]});
+    own
+}
+
 #[test]
-fn a_watch_whose_place_is_gone_begins_anew_with_a_list() {
+fn services_are_streamed_and_seen_from_the_nodes_own_zone() {
     let directory = tempfile::tempdir().expect("a directory");
-    let config_path: PathBuf = directory.path().join("net-conf.json");
+    let location = location(directory.path(), streams);
+    run(async {
+        let (a, _) = support::start(location, TTL, NETWORK, 1).await;
+        let served = support::serve(&a);
+        served.until_web(Some(&["10.244.2.2:8080"])).await;
+    });
+}
+
+/// The store of the node `a` in a cluster that is made up.
+fn location(directory: &Path, answers: Answers) -> Location {
+    let config_path = directory.join("net-conf.json");
     std::fs::write(&config_path, NETWORK).expect("written");
-    let location = Location::Kube(Options {
-        api_url: Some(serve(expires)),
+    Location::Kube(Options {
+        api_url: Some(serve(answers)),
         kubeconfig: None,
         annotation_prefix: PREFIX.into(),
         config_path,
         identity: Some(Identity::Node("a".into())),
         memory: None,
-    });
+    })
+}
+
+#[test]
+fn a_watch_whose_place_is_gone_begins_anew_with_a_list() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let location = location(directory.path(), expires);
     run(async {
         let (a, _) = support::start(location, TTL, NETWORK, 1).await;
         let state = a

@@ -2,6 +2,7 @@
 
 mod agents;
 mod made_up;
+mod oracle;
 mod server;
 #[path = "../support/mod.rs"]
 #[expect(
@@ -402,9 +403,11 @@ fn the_node_says_how_it_fares_and_no_more_is_allowed() {
         .filter(|(resource, _)| !EVERYBODYS.contains(&resource.as_str()))
         .collect();
     let wanted = [
+        ("endpointslices.discovery.k8s.io", "[get list watch]"),
         ("events", "[create]"),
         ("nodes", "[get list watch]"),
         ("nodes/status", "[patch]"),
+        ("services", "[get list watch]"),
     ];
     let wanted = wanted.map(|(resource, verbs)| (resource.to_owned(), verbs.to_owned()));
     assert_eq!(allowed, BTreeSet::from(wanted));

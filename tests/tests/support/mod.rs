@@ -12,7 +12,9 @@ use overlay_user::config::NetworkConfig;
 use overlay_user::lease::{Attributes, Lease};
 use overlay_user::mac::MacAddr;
 use overlay_user::per_family::PerFamily;
-use overlay_user::store::{Error, LeaseState, Location, Store, StoreHealth};
+use overlay_user::store::{
+    Error, LeaseState, Location, ServiceState, Services, Store, StoreHealth,
+};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -140,4 +142,74 @@ pub fn run(body: impl Future<Output = ()>) {
         .build()
         .expect("a runtime")
         .block_on(body);
+}
+
+/// The Services that a node sees, until it is dropped.
+pub struct Served {
+    pub state: watch::Receiver<ServiceState>,
+    _stop: DropGuard,
+}
+
+/// Follows the Services of a store that runs.
+pub fn serve(node: &Node) -> Served {
+    let services = Arc::new(Services::default());
+    let state = services.subscribe();
+    let cancel = CancellationToken::new();
+    let (store, token) = (Arc::clone(&node.store), cancel.clone());
+    tokio::spawn(async move {
+        let pods = subnets("10.244.0.0/16");
+        services.run(&store, pods, token).await;
+    });
+    Served {
+        state,
+        _stop: cancel.drop_guard(),
+    }
+}
+
+impl Served {
+    /// Waits until the state is as wanted.
+    pub async fn until(&self, what: &str, wanted: impl FnMut(&ServiceState) -> bool) {
+        let mut watched = self.state.clone();
+        if timeout(Duration::from_secs(30), watched.wait_for(wanted))
+            .await
+            .is_err()
+        {
+            panic!("never saw {what}; the state is {:#?}", *self.state.borrow());
+        }
+    }
+
+    /// Waits until these servers, and no others, serve 10.96.0.1:80/TCP; or until it is no frontend.
+    pub async fn until_web(&self, servers: Option<&[&str]>) {
+        let web = |state: &ServiceState| {
+            let mut table = state.table.as_ref()?.iter();
+            let found = table.find(|(frontend, _)| frontend.to_string() == "10.96.0.1:80/TCP");
+            found.map(|(_, it)| {
+                it.servers
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+            })
+        };
+        let what = format!("{servers:?}");
+        let is_known = |state: &ServiceState| state.table.is_some();
+        self.until(&what, |state| {
+            is_known(state)
+                && web(state)
+                    .as_deref()
+                    .map(|it| it.iter().map(String::as_str).collect::<Vec<_>>())
+                    .as_deref()
+                    == servers
+        })
+        .await;
+    }
+}
+
+/// A Service at 10.96.0.1:80/TCP.
+pub const WEB: &str = r#"{"spec":{"clusterIP":"10.96.0.1","ports":[{"port":80}]}}"#;
+
+/// An EndpointSlice of the Service `web` with one server.
+pub fn web_slice(address: &str) -> String {
+    format!(
+        r#"{{"metadata":{{"labels":{{"kubernetes.io/service-name":"web"}}}},"addressType":"IPv4","ports":[{{"port":8080}}],"endpoints":[{{"addresses":["{address}"]}}]}}"#
+    )
 }

@@ -1,7 +1,8 @@
 //! The files of a directory of leases, under its lock. Blocking.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::store::entry::{Entry, Term};
 /// How long to wait for the lock, and between two attempts.
 const DEADLINE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
-/// No lease is longer. What is, is cut, and then makes no sense.
+/// Nothing is longer. What is, is cut, and then makes no sense.
 const LONGEST: u64 = 64 * 1024;
 const SUFFIX: &str = ".json";
 
@@ -78,9 +79,7 @@ impl Files {
             };
             for file in listing {
                 let name = file?.file_name();
-                // Hidden files are replacements that are still being written.
-                let name = name.to_str().filter(|name| !name.starts_with('.'));
-                let Some(key) = name.and_then(|name| name.strip_suffix(SUFFIX)) else {
+                let Some(key) = key(&name) else {
                     continue;
                 };
                 if keys.contains(key) {
@@ -142,17 +141,9 @@ impl Files {
     /// The content of a lease's file; nothing if there is none, or if only leases that have not
     /// ended are wanted and this one has.
     fn read(&self, key: &str, term: Term, current: bool) -> io::Result<Option<Vec<u8>>> {
-        let path = self.file(key, term);
-        // Non-blocking, lest a pipe put there keep the agent waiting.
-        let file = match OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(&path)
-        {
-            Err(error) if is_no_file(&error) => return Ok(None),
-            file => file?,
+        let Some((file, metadata)) = open(&self.file(key, term))? else {
+            return Ok(None);
         };
-        let metadata = file.metadata()?;
         if metadata.is_dir() && term != Term::Reserved {
             // No lease can be put in its place: an entry that makes no sense, and holds its subnet.
             return Ok(Some(Vec::new()));
@@ -162,12 +153,39 @@ impl Files {
         if !metadata.is_file() || (current && term != Term::Reserved && age > self.ttl) {
             return Ok(None);
         }
-        let mut value = Vec::new();
-        file.take(LONGEST).read_to_end(&mut value)?;
-        // People end files with a line feed.
-        value.truncate(value.trim_ascii_end().len());
-        Ok(Some(value))
+        content(file).map(Some)
     }
+}
+
+/// Opens whatever is at a path; nothing if that could never be read.
+pub(super) fn open(path: &Path) -> io::Result<Option<(File, Metadata)>> {
+    // Non-blocking, lest a pipe put there keep the agent waiting.
+    let file = match OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+    {
+        Err(error) if is_no_file(&error) => return Ok(None),
+        file => file?,
+    };
+    let metadata = file.metadata()?;
+    Ok(Some((file, metadata)))
+}
+
+/// What a file holds, as far as that can make sense.
+pub(super) fn content(file: File) -> io::Result<Vec<u8>> {
+    let mut value = Vec::new();
+    file.take(LONGEST).read_to_end(&mut value)?;
+    // People end files with a line feed.
+    value.truncate(value.trim_ascii_end().len());
+    Ok(value)
+}
+
+/// The key that a file's name stands for; none for other files, and for hidden ones: replacements
+/// that are still being written.
+pub(super) fn key(name: &OsStr) -> Option<&str> {
+    let name = name.to_str().filter(|name| !name.starts_with('.'))?;
+    name.strip_suffix(SUFFIX)
 }
 
 /// Whether there is nothing at a path that could ever be read: nothing at all, a link that leads

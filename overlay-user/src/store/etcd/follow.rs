@@ -27,14 +27,14 @@ enum End {
     Unheard,
 }
 
-/// Tells of everything, then of every change, until nobody listens.
-pub(super) async fn follow(etcd: &Etcd, changes: &Sender<Change>) {
+/// Tells of everything in a branch, then of every change, until nobody listens.
+pub(super) async fn follow(etcd: &Etcd, branch: &str, changes: &Sender<Change>) {
     // The last revision heard of, perhaps not all of it; none while a listing is due.
     let mut heard_of = None;
     let mut pause = PAUSE.0;
     loop {
         let mut heard = false;
-        match once(etcd, changes, &mut heard_of, &mut heard).await {
+        match once(etcd, branch, changes, &mut heard_of, &mut heard).await {
             End::Unheard => return,
             End::Broken(why) => {
                 if changes.send(Change::Unreachable(why)).await.is_err() {
@@ -42,7 +42,7 @@ pub(super) async fn follow(etcd: &Etcd, changes: &Sender<Change>) {
                 }
             }
             End::Lost(why) => {
-                tracing::info!(why, "listing all leases anew");
+                tracing::info!(why, "listing all {branch} anew");
                 heard_of = None;
             }
         }
@@ -57,13 +57,14 @@ pub(super) async fn follow(etcd: &Etcd, changes: &Sender<Change>) {
 /// One listing, if due, and one watch until it ends.
 async fn once(
     etcd: &Etcd,
+    branch: &str,
     changes: &Sender<Change>,
     heard_of: &mut Option<i64>,
     heard: &mut bool,
 ) -> End {
     let from = match *heard_of {
         Some(from) => from,
-        None => match etcd.list().await {
+        None => match etcd.list_all(branch).await {
             Ok(snapshot) => {
                 let from = snapshot.revision.cast_signed();
                 if changes.send(Change::All(snapshot)).await.is_err() {
@@ -75,7 +76,7 @@ async fn once(
             Err(error) => return End::Broken(error.to_string()),
         },
     };
-    let mut stream = match open(etcd, from).await {
+    let mut stream = match open(etcd, branch, from).await {
         Ok(stream) => stream,
         Err(error) => return End::Broken(error.to_string()),
     };
@@ -98,13 +99,13 @@ async fn once(
         }
         let revision = answer.header().map_or(0, |header| header.revision());
         if revision > 0 && heard_of.is_some_and(|last| revision < last) {
-            return match restart(etcd, changes).await {
+            return match restart(etcd, branch, changes).await {
                 Ok(()) => End::Lost("etcd's revision went back".into()),
                 Err(end) => end,
             };
         }
         *heard = true;
-        if let Err(end) = tell(etcd, changes, &answer, heard_of).await {
+        if let Err(end) = tell(etcd, branch, changes, &answer, heard_of).await {
             return end;
         }
     }
@@ -112,8 +113,8 @@ async fn once(
 
 /// A watch that begins with the changes of the revision `from`: a part of them may have been heard
 /// already, since etcd cuts what is too large for one answer anywhere (fragments).
-async fn open(etcd: &Etcd, from: i64) -> Result<WatchStream, Error> {
-    let prefix = etcd.subnets();
+async fn open(etcd: &Etcd, branch: &str, from: i64) -> Result<WatchStream, Error> {
+    let prefix = etcd.keys_of(branch);
     etcd.clients
         .call(format!("watching {prefix} in etcd"), |mut client| {
             let prefix = prefix.clone();
@@ -149,6 +150,7 @@ async fn hear(etcd: &Etcd, stream: &mut WatchStream) -> Result<WatchResponse, St
 /// that runs ahead of events still to come (etcd issue 15220).
 async fn tell(
     etcd: &Etcd,
+    branch: &str,
     changes: &Sender<Change>,
     answer: &WatchResponse,
     heard_of: &mut Option<i64>,
@@ -156,7 +158,7 @@ async fn tell(
     let mut told = Change::Alive;
     for event in answer.events() {
         let Some(kv) = event.kv() else { continue };
-        let Some(entry) = etcd.entry(kv) else {
+        let Some(entry) = etcd.entry(branch, kv) else {
             continue;
         };
         let change = match event.event_type() {
@@ -176,9 +178,9 @@ async fn tell(
 }
 
 /// Lists once more with a revision above all others, so that nothing of the lost future stays.
-async fn restart(etcd: &Etcd, changes: &Sender<Change>) -> Result<(), End> {
+async fn restart(etcd: &Etcd, branch: &str, changes: &Sender<Change>) -> Result<(), End> {
     let snapshot = etcd
-        .list()
+        .list_all(branch)
         .await
         .map_err(|error| End::Broken(error.to_string()))?;
     let all = Change::All(Snapshot {

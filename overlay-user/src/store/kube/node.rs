@@ -7,13 +7,18 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::objects::Object;
 use crate::lease::{Attributes, SubnetKey, excerpt};
 use crate::per_family::PerFamily;
 use crate::store::Error;
 use crate::store::entry::{Entry, Term};
+use crate::store::news::Place;
 
 /// No backend needs more for its data, in bytes. A longer text is not kept, and so refused.
 const LONGEST: usize = 4096;
+
+/// The label with a node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// A Node with what is needed of it, so that thousands of them take little memory.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -21,6 +26,8 @@ pub(super) struct Node {
     pub metadata: Metadata,
     #[serde(default)]
     spec: Spec,
+    #[serde(default)]
+    status: Status,
 }
 
 /// See the API's `ObjectMeta`.
@@ -33,6 +40,7 @@ pub(super) struct Metadata {
     /// RFC 3339 in UTC with whole seconds: the order of texts is that of moments.
     creation_timestamp: Option<String>,
     annotations: Option<BTreeMap<String, String>>,
+    labels: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -42,6 +50,26 @@ struct Spec {
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    addresses: Option<Vec<Address>>,
+}
+
+/// See the API's `NodeAddress`.
+#[derive(Clone, Debug, Deserialize)]
+struct Address {
+    #[serde(rename = "type")]
+    kind: String,
+    address: String,
+}
+
+impl Object for Node {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
 }
 
 /// The names of flannel's annotations.
@@ -199,6 +227,28 @@ impl Node {
                 self.revision(),
                 Term::Reserved,
             )
+        }
+    }
+
+    /// Where the node is, and at which addresses its node ports are served: kube-proxy takes those
+    /// of one type, and in its nftables mode no others.
+    pub fn place(&self) -> Place {
+        let zone = self.metadata.labels.as_ref().and_then(|it| it.get(ZONE));
+        let of = |kind: &str| -> Vec<IpAddr> {
+            let addresses = self.status.addresses.iter().flatten();
+            let addresses = addresses.filter(|it| it.kind == kind);
+            addresses.filter_map(|it| it.address.parse().ok()).collect()
+        };
+        let internal = of("InternalIP");
+        let is_inside = !internal.is_empty();
+        Place {
+            node: self.metadata.name.clone(),
+            zone: zone.filter(|zone| !zone.is_empty()).cloned(),
+            addresses: Some(if is_inside {
+                internal
+            } else {
+                of("ExternalIP")
+            }),
         }
     }
 

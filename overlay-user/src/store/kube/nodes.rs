@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use super::node::{Names, Node};
 use crate::lease::{RejectReason, SubnetKey};
 use crate::store::entry::{Change, Entry, Snapshot, Term};
+use crate::store::news::Place;
 
 /// The Nodes that take part in the overlay.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Nodes {
     own: String,
     /// The address that an operator wants to be this node's.
     node_public_ip: Option<IpAddr>,
+    /// Where this node is.
+    place: Option<Place>,
     known: HashMap<String, Known>,
     /// The names of the nodes that claim a subnet, the holder first. Most often there is no other.
     claims: HashMap<SubnetKey, Vec<String>>,
@@ -39,6 +42,7 @@ impl Nodes {
             names,
             own,
             node_public_ip: None,
+            place: None,
             known,
             claims,
         }
@@ -70,6 +74,11 @@ impl Nodes {
         self.node_public_ip
     }
 
+    /// Where this node is, once its Node has been seen.
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
     /// The older node that claims this node's subnet too.
     pub fn rival(&self) -> Option<&str> {
         let key = self.known.get(&self.own)?.key?;
@@ -83,6 +92,7 @@ impl Nodes {
         let name = &node.metadata.name;
         if *name == self.own {
             self.node_public_ip = node.node_public_ip(&self.names);
+            self.place = Some(node.place());
         }
         if !node.is_member(&self.names) {
             return self.remove(name, node.revision());

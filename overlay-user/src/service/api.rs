@@ -1,0 +1,231 @@
+//! Services and EndpointSlices as the Kubernetes API writes them, in every store: only what is
+//! needed of them, and nothing judged yet.
+//!
+//! Numbers and addresses are taken as they come, so that one object that makes no sense is refused
+//! by name, and does not end a watch of all others.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+/// The label of an EndpointSlice that names its Service.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Labels of objects that kube-proxy leaves to others, whatever their values.
+pub const LEFT_TO_OTHERS: [&str; 2] = [
+    "service.kubernetes.io/service-proxy-name",
+    "service.kubernetes.io/headless",
+];
+
+/// What both kinds begin with; see the API's `ObjectMeta`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    /// Name, unique in its namespace.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// The API server's count at the last change.
+    pub resource_version: String,
+    /// RFC 3339 in UTC with whole seconds: the order of texts is that of moments.
+    #[serde(deserialize_with = "or_default")]
+    pub creation_timestamp: String,
+    /// Labels.
+    #[serde(deserialize_with = "or_default")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// See the API's `Service` (v1).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// Name and labels.
+    pub metadata: Metadata,
+    /// What its owner wants.
+    pub spec: ServiceSpec,
+    /// What others made of that.
+    #[serde(deserialize_with = "or_default")]
+    pub status: ServiceStatus,
+}
+
+/// See the API's `ServiceSpec`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSpec {
+    /// `ClusterIP` where nothing is said.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The first of `cluster_ips`; `None` is the word for a headless Service.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    /// One address of each family in use.
+    #[serde(rename = "clusterIPs", deserialize_with = "or_default")]
+    pub cluster_ips: Vec<String>,
+    /// Addresses that others lead to nodes.
+    #[serde(rename = "externalIPs", deserialize_with = "or_default")]
+    pub external_ips: Vec<String>,
+    /// Ports.
+    #[serde(deserialize_with = "or_default")]
+    pub ports: Vec<ServicePort>,
+    /// `ClientIP` or `None`.
+    pub session_affinity: String,
+    /// How long affinity lasts.
+    #[serde(deserialize_with = "or_default")]
+    pub session_affinity_config: SessionAffinityConfig,
+    /// `Local` or `Cluster`; absent before Kubernetes 1.21.
+    #[serde(deserialize_with = "or_default")]
+    pub internal_traffic_policy: String,
+    /// Whose packets a load balancer's address takes; everybody's where there is none.
+    #[serde(deserialize_with = "or_default")]
+    pub load_balancer_source_ranges: Vec<String>,
+}
+
+/// See the API's `ServicePort`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServicePort {
+    /// Name, by which EndpointSlices know the port.
+    pub name: String,
+    /// `TCP` where nothing is said.
+    pub protocol: String,
+    /// The Service's port.
+    pub port: i64,
+    /// The port of every node; zero for none.
+    pub node_port: i64,
+}
+
+/// See the API's `SessionAffinityConfig`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SessionAffinityConfig {
+    /// The one kind there is.
+    #[serde(rename = "clientIP", deserialize_with = "or_default")]
+    pub client_ip: ClientIp,
+}
+
+/// See the API's `ClientIPConfig`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientIp {
+    /// Seconds; three hours where nothing is said.
+    pub timeout_seconds: Option<i64>,
+}
+
+/// See the API's `ServiceStatus`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    /// What a load balancer's controller wrote.
+    #[serde(deserialize_with = "or_default")]
+    pub load_balancer: LoadBalancer,
+}
+
+/// See the API's `LoadBalancerStatus`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancer {
+    /// Where it is reached.
+    #[serde(deserialize_with = "or_default")]
+    pub ingress: Vec<Ingress>,
+}
+
+/// See the API's `LoadBalancerIngress`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ingress {
+    /// An address; empty where it is known by a name.
+    pub ip: String,
+    /// `Proxy` where packets from inside must pass the load balancer as well; else `VIP`.
+    #[serde(deserialize_with = "or_default")]
+    pub ip_mode: String,
+}
+
+/// See the API's `EndpointSlice`, `discovery.k8s.io/v1` and `v1beta1` in one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSlice {
+    /// Name and labels, one of which names the Service.
+    pub metadata: Metadata,
+    /// `IPv4`, `IPv6` or `FQDN`.
+    pub address_type: String,
+    /// Endpoints, each of which has all ports of the slice.
+    #[serde(deserialize_with = "or_default")]
+    pub endpoints: Vec<Endpoint>,
+    /// Ports.
+    #[serde(deserialize_with = "or_default")]
+    pub ports: Vec<EndpointPort>,
+}
+
+/// See the API's `Endpoint`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Endpoint {
+    /// Addresses, of which kube-proxy uses the first.
+    #[serde(deserialize_with = "or_default")]
+    pub addresses: Vec<String>,
+    /// What state it is in.
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Conditions,
+    /// The node that it is on.
+    pub node_name: Option<String>,
+    /// Labels of its node (v1beta1, before there was `node_name`).
+    #[serde(deserialize_with = "or_default")]
+    pub topology: BTreeMap<String, String>,
+    /// For whom it is meant.
+    #[serde(deserialize_with = "or_default")]
+    pub hints: Hints,
+}
+
+/// See the API's `EndpointConditions`. What is absent is not known.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Conditions {
+    /// Whether it takes new connections.
+    pub ready: Option<bool>,
+    /// Whether it would take them if it were not about to end.
+    pub serving: Option<bool>,
+    /// Whether it is about to end.
+    pub terminating: Option<bool>,
+}
+
+/// See the API's `EndpointHints`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hints {
+    /// Zones whose nodes should use it.
+    #[serde(deserialize_with = "or_default")]
+    pub for_zones: Vec<Named>,
+    /// Nodes that should use it.
+    #[serde(deserialize_with = "or_default")]
+    pub for_nodes: Vec<Named>,
+}
+
+/// See the API's `ForZone` and `ForNode`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+}
+
+/// See the API's `EndpointPort`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct EndpointPort {
+    /// The name of the Service's port.
+    #[serde(deserialize_with = "or_default")]
+    pub name: String,
+    /// `TCP` where nothing is said.
+    #[serde(deserialize_with = "or_default")]
+    pub protocol: String,
+    /// The number. Without one it stands for all ports, which kube-proxy does not serve.
+    pub port: Option<i64>,
+}
+
+/// Go writes an absent list as null.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}

@@ -1,0 +1,68 @@
+//! Which servers of a Service take a connection from this node, as kube-proxy chooses
+//! (`CategorizeEndpoints` in its `pkg/proxy/topology.go`).
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::SocketAddr;
+
+use super::spec::{Hint, Server};
+
+/// The servers of one port of a Service, of one address family.
+#[derive(Debug, Default)]
+pub struct Choice(BTreeMap<SocketAddr, Server>);
+
+impl Choice {
+    /// Adds a server. While it moves from one EndpointSlice to another it may be in both; then the
+    /// better news count.
+    pub fn add(&mut self, at: SocketAddr, server: Server) {
+        let worth = |server: &Server| (server.is_ready, server.is_here);
+        match self.0.entry(at) {
+            Entry::Vacant(entry) => {
+                entry.insert(server);
+            }
+            Entry::Occupied(mut known) => {
+                if worth(&server) > worth(known.get()) {
+                    known.insert(server);
+                }
+            }
+        }
+    }
+
+    /// Where connections go from anywhere, most often: to all that are ready and meant for this
+    /// node, else to those that are about to end.
+    pub fn anywhere(&self) -> Box<[SocketAddr]> {
+        let is_meant = self.meant();
+        self.those(|it| it.is_ready && is_meant(it))
+            .or_else(|| self.those(|it| !it.is_ready))
+            .unwrap_or_default()
+    }
+
+    /// Where connections go that must stay on this node. Hints do not count.
+    pub fn here(&self) -> Box<[SocketAddr]> {
+        self.those(|it| it.is_here && it.is_ready)
+            .or_else(|| self.those(|it| it.is_here))
+            .unwrap_or_default()
+    }
+
+    /// Hints count if every ready server has one and one of them means this node; those for nodes
+    /// before those for zones.
+    fn meant(&self) -> fn(&Server) -> bool {
+        let ready = || self.0.values().filter(|it| it.is_ready);
+        let counts = |hint: fn(&Server) -> Hint| {
+            ready().all(|it| hint(it) != Hint::None) && ready().any(|it| hint(it) == Hint::Us)
+        };
+        if counts(|it| it.for_nodes) {
+            return |it| it.for_nodes == Hint::Us;
+        }
+        if counts(|it| it.for_zones) {
+            return |it| it.for_zones == Hint::Us;
+        }
+        |_| true
+    }
+
+    fn those(&self, wanted: impl Fn(&Server) -> bool) -> Option<Box<[SocketAddr]>> {
+        let those = self.0.iter().filter(|(_, server)| wanted(server));
+        let those: Box<[_]> = those.map(|(at, _)| *at).collect();
+        (!those.is_empty()).then_some(those)
+    }
+}

@@ -1,0 +1,128 @@
+//! What one Service offers on this node: its frontends, and who serves them.
+//!
+//! | frontend | served by |
+//! |---|---|
+//! | cluster IP | all servers, or those of this node (`internalTrafficPolicy: Local`) |
+//! | external IP, load balancer's address, node port | all servers: `externalTrafficPolicy` is for clients outside |
+//!
+//! A cluster IP without a server on this node while others have one is left to kube-proxy, which
+//! drops what is sent there instead of refusing it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::choice::Choice;
+use super::judge::{Refusal, tell};
+use super::spec::{Here, Port, Slice, Spec};
+use super::{Frontend, Serving};
+
+/// Frontends of one Service. Their number is that of its addresses times that of its ports, which
+/// its owner decides.
+const MOST: usize = 4096;
+
+/// What a Service needs to have a frontend, the strongest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// The cluster gave it the address.
+    Cluster,
+    /// Its owner, or a load balancer's controller, wrote the address.
+    External,
+    /// The port of every node is its own.
+    NodePort,
+}
+
+/// A frontend, by what right, and who serves it.
+pub type Offers = BTreeMap<Frontend, (Rank, Arc<Serving>)>;
+
+/// What a Service offers. `cluster_ips` are those of its own that are believed; `is_server` judges
+/// the address of a server.
+pub fn offers<'a>(
+    here: &Here,
+    spec: &Spec,
+    cluster_ips: &[IpAddr],
+    slices: impl Iterator<Item = &'a Slice> + Clone,
+    is_server: impl Fn(IpAddr) -> bool,
+    told: &mut Vec<Refusal>,
+) -> Offers {
+    let mut offers = Offers::new();
+    let mut count = 0;
+    for port in &spec.ports {
+        let families = [IpAddr::is_ipv4, IpAddr::is_ipv6];
+        for is_family in families {
+            let of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
+                addresses.iter().copied().filter(is_family).collect()
+            };
+            let inside = of_family(cluster_ips);
+            let external = of_family(&spec.external);
+            let nodes = of_family(&here.addresses);
+            if inside.is_empty() && external.is_empty() && port.node_port.is_none() {
+                continue;
+            }
+            let choice = choose(port, slices.clone(), |address| {
+                is_family(&address) && is_server(address)
+            });
+            let serving = |servers| {
+                Arc::new(Serving {
+                    servers,
+                    affinity: spec.affinity,
+                })
+            };
+            let anywhere = serving(choice.anywhere());
+            let inner = if spec.is_local {
+                let inner = choice.here();
+                // Servers elsewhere: left to kube-proxy.
+                let is_dropped = inner.is_empty() && !anywhere.servers.is_empty();
+                (!is_dropped).then(|| serving(inner))
+            } else {
+                Some(Arc::clone(&anywhere))
+            };
+            let mut offer = |addresses: &[IpAddr], number, rank, serving: &Arc<Serving>| {
+                for address in addresses {
+                    count += 1;
+                    let frontend = Frontend {
+                        address: *address,
+                        port: number,
+                        transport: port.transport,
+                    };
+                    if offers.len() < MOST {
+                        let serving = || (rank, Arc::clone(serving));
+                        offers.entry(frontend).or_insert_with(serving);
+                    }
+                }
+            };
+            if let Some(inner) = inner {
+                offer(&inside, port.port, Rank::Cluster, &inner);
+            }
+            if let Some(number) = port.node_port {
+                offer(&nodes, number, Rank::NodePort, &anywhere);
+            }
+            offer(&external, port.port, Rank::External, &anywhere);
+        }
+    }
+    if count > MOST {
+        tell(told, Refusal::Frontends(count, MOST));
+    }
+    offers
+}
+
+/// The servers of one port.
+fn choose<'a>(
+    port: &Port,
+    slices: impl Iterator<Item = &'a Slice>,
+    is_server: impl Fn(IpAddr) -> bool,
+) -> Choice {
+    let mut choice = Choice::default();
+    for slice in slices {
+        let ports = slice
+            .ports
+            .iter()
+            .filter(|(name, transport, _)| *name == port.name && *transport == port.transport);
+        for (_, _, number) in ports {
+            for server in slice.servers.iter().filter(|it| is_server(it.address)) {
+                choice.add(SocketAddr::new(server.address, *number), *server);
+            }
+        }
+    }
+    choice
+}

@@ -1,0 +1,55 @@
+//! Services and EndpointSlices in etcd: `<prefix>/services/<namespace>.<name>` and
+//! `<prefix>/endpointslices/<namespace>.<name>`.
+
+use tokio::sync::mpsc::{self, Receiver, Sender};
+
+use super::{Etcd, follow};
+use crate::service::{Kind, ObjectName};
+use crate::store::entry::Change;
+use crate::store::news::{Body, News, Told};
+
+/// Changes that may wait between a watch and whoever reads JSON.
+const QUEUE: usize = 64;
+
+/// Tells of everything, then of every change, until nobody listens.
+pub(super) async fn follow(etcd: &Etcd, news: &Sender<News>) {
+    let one = async |kind: Kind| {
+        let (sender, changes) = mpsc::channel(QUEUE);
+        tokio::select! {
+            () = follow::follow(etcd, kind.plural(), &sender) => {}
+            () = pass_on(kind, changes, news) => {}
+        }
+    };
+    tokio::join!(one(Kind::Service), one(Kind::Slice));
+}
+
+/// Reads what the watch tells of, until nobody listens.
+async fn pass_on(kind: Kind, mut changes: Receiver<Change>, news: &Sender<News>) {
+    while let Some(change) = changes.recv().await {
+        if tell(kind, change, news).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn tell(kind: Kind, change: Change, news: &Sender<News>) -> Option<()> {
+    let tell = async |told| news.send(News { kind, told }).await.ok();
+    let put = |key: &str, json: &[u8]| {
+        let name = ObjectName::from_key(key);
+        let body = Body::parse(kind, &name, json);
+        Told::Put(name, body)
+    };
+    match change {
+        Change::All(snapshot) => {
+            tell(Told::Begin).await?;
+            for entry in snapshot.entries {
+                tell(put(&entry.key, &entry.value)).await?;
+            }
+            tell(Told::Complete).await
+        }
+        Change::Put(entry) => tell(put(&entry.key, &entry.value)).await,
+        Change::Gone { key, .. } => tell(Told::Gone(ObjectName::from_key(&key))).await,
+        Change::Alive => tell(Told::Alive).await,
+        Change::Unreachable(why) => tell(Told::Unreachable(why)).await,
+    }
+}

@@ -1,0 +1,173 @@
+//! kube-proxy as the oracle: a real one beside a real API server with random Services. For each
+//! frontend its rules come to the same servers, refusals and affinity as our table.
+//!
+//! The rules are those of Kubernetes 1.20 in iptables mode. What it does not know is left to unit
+//! tests: `internalTrafficPolicy`, hints, endpoints that are about to end. It does not let pods dial
+//! external IPs that are not of a node (later versions do), so that a rule's conditions do not count
+//! here, only where it leads.
+
+mod made;
+mod proxy;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use overlay_tests::wait::slowness;
+use overlay_tests::{Lab, Options};
+use overlay_user::service::Transport;
+use overlay_user::store::StoreHealth;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::TTL;
+use super::server::{Place, Server, bare};
+use super::support::{Served, keep, open, run, serve};
+use made::Made;
+use proxy::KubeProxy;
+
+/// Where the lab's store is.
+const ADDRESS: &str = "192.168.66.254";
+const SERVICES: usize = 250;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Repeats a run: the seed that it printed.
+const SEED: &str = "OVERLAY_TEST_SEED";
+
+/// What connections to a frontend come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    /// None: refused.
+    servers: BTreeSet<String>,
+    /// In seconds.
+    affinity: Option<u64>,
+}
+
+/// Outcomes by frontends such as `10.96.0.1:80/tcp`.
+type Outcomes = BTreeMap<String, Outcome>;
+
+#[test]
+fn the_table_is_what_kube_proxy_makes_of_random_services() -> Result<()> {
+    let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(rand::random);
+    println!("{SEED}={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let lab = Lab::up(Options {
+        nodes: 1,
+        pods: 0,
+        start_agents: false,
+        ..Options::for_test("oracle")
+    })?;
+    let place = lab.namespace("store")?;
+    let mut server = Server::start_at(Place {
+        namespace: Some(place.clone()),
+        address: ADDRESS,
+    });
+    let node = lab.node(1);
+    let mut object = bare("n1", "10.244.1.0/24");
+    let own = IpAddr::V4(node.underlay_address());
+    object["status"] = json!({"addresses": [{"type": "InternalIP", "address": own}]});
+    server.add_nodes(&[object]);
+    let _running = KubeProxy::start(&lab, &server)?;
+
+    let mut made = Made::default();
+    made.create(&server, &mut random, SERVICES);
+    let rules = || proxy::rules(&lab, own).unwrap_or_default();
+    // The client is where the API server is.
+    place.inside(|| {
+        run(async {
+            let node = keep(open(server.location("n1"), TTL));
+            let served = serve(&node);
+            agree(&served, &made, &rules).await;
+            made.change(&server, &mut random);
+            agree(&served, &made, &rules).await;
+            // What was known stays, and what has changed meanwhile is learnt.
+            let before = outcomes(&served);
+            server.stop_api();
+            let is_away = |health: &StoreHealth| matches!(health, StoreHealth::Unreachable { .. });
+            served
+                .until("the outage", |state| is_away(&state.store))
+                .await;
+            assert_eq!(outcomes(&served), before);
+            server.start_api();
+            made.change(&server, &mut random);
+            agree(&served, &made, &rules).await;
+            served
+                .until("its end", |state| state.store == StoreHealth::Ok)
+                .await;
+        });
+    })
+}
+
+/// What our table says.
+fn outcomes(served: &Served) -> Outcomes {
+    let state = served.state.borrow();
+    let table = state.table.iter().flat_map(|table| table.iter());
+    let outcomes = table.map(|(frontend, serving)| {
+        let transport = match frontend.transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        };
+        let outcome = Outcome {
+            servers: serving.servers.iter().map(ToString::to_string).collect(),
+            affinity: serving.affinity.map(|it| it.as_secs()),
+        };
+        let name = name(frontend.address, frontend.port, transport);
+        (name, outcome.normal())
+    });
+    outcomes.collect()
+}
+
+impl Outcome {
+    /// Affinity to nobody shows in no rule.
+    fn normal(mut self) -> Self {
+        if self.servers.is_empty() {
+            self.affinity = None;
+        }
+        self
+    }
+}
+
+fn name(address: IpAddr, port: u16, transport: &str) -> String {
+    format!("{address}:{port}/{transport}")
+}
+
+/// Waits until both come to the same; if they never do, says what differs.
+async fn agree(served: &Served, made: &Made, rules: &impl Fn() -> Outcomes) {
+    let differences = || {
+        let (ours, mut theirs) = (outcomes(served), rules());
+        // Frontends that are left to kube-proxy.
+        theirs.retain(|name, _| !made.left.iter().any(|it| name.starts_with(it)));
+        let names: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        let lines = names.iter().filter(|it| ours.get(**it) != theirs.get(**it));
+        let lines = lines.map(|it| {
+            format!(
+                "{it}: {:?}, kube-proxy {:?}",
+                ours.get(*it),
+                theirs.get(*it)
+            )
+        });
+        (ours.len(), lines.collect::<Vec<_>>())
+    };
+    let begun = Instant::now();
+    loop {
+        let (count, lines) = differences();
+        if lines.is_empty() && count > made.services.len() / 2 {
+            let empty = rules().values().filter(|it| it.servers.is_empty()).count();
+            println!("{count} frontends, {empty} of them refused");
+            assert!(empty > 0 && empty < count, "all alike");
+            return;
+        }
+        let shown = lines
+            .iter()
+            .take(20)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n");
+        let late = begun.elapsed() > PATIENCE * slowness();
+        assert!(!late, "{count} frontends, {} differ:\n{shown}", lines.len());
+        sleep(Duration::from_millis(500)).await;
+    }
+}
