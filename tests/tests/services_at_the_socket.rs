@@ -1,7 +1,7 @@
 //! Services at the socket: a socket that asks for a Service gets a server when it connects or first
 //! sends, and its packets are plain ones from the first on.
 //!
-//! The programs and their maps are kept by the test itself, by the agent's own code.
+//! But for one test, programs and maps are kept by the test itself, by the agent's own code.
 
 mod sockets {
     pub mod changes;
@@ -14,11 +14,13 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use overlay_common::socket::{MAX_TRANSLATIONS, Operation, Verdict};
-use overlay_tests::Namespace;
 use overlay_tests::conversation::{Conversation, Transport};
 use overlay_tests::kube_proxy;
 use overlay_tests::status::Counts;
+use overlay_tests::{Namespace, wait_until};
+use serde_json::{Value, json};
 use sockets::stage::{self, PATIENCE, Stage, ask, service, table};
 
 fn mapped(address: SocketAddrV4) -> SocketAddr {
@@ -102,6 +104,60 @@ fn a_socket_gets_a_server() -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[test]
+fn an_agent_serves_what_its_store_says() -> Result<()> {
+    let stage = Stage::up("sock-agent")?;
+    let lab = &stage.lab;
+    let (node, client) = (lab.node(1), lab.pod(1, 1).namespace());
+    let [near, far] = stage.both();
+    let address = service(1);
+    let store = lab.store_endpoint();
+    let write = |file: &str, object: &Value| {
+        let (path, text) = (format!("{store}/{file}"), object.to_string());
+        let line = r#"mkdir -p "$(dirname "$1")"; printf %s "$2" >"$1.new"; mv "$1.new" "$1""#;
+        node.run(["sh", "-c", line, "sh", &path, &text])
+    };
+    let serve = |server: SocketAddrV4| {
+        let slice = json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "ports": [{"port": server.port(), "protocol": "UDP"}],
+            "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
+        });
+        write("endpointslices/default.web-1.json", &slice)
+    };
+    let asked = || {
+        let socket = stage::socket(&client, "0.0.0.0:0")?;
+        // What nobody translates gets lost.
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        ask(&socket, address.into())
+    };
+    let answers = |server| asked().is_ok_and(|answer| answer == (server, address.into()));
+
+    let web = json!({
+        "spec": {"clusterIP": address.ip(), "ports": [{"port": address.port(), "protocol": "UDP"}]},
+    });
+    write("services/default.web.json", &web)?;
+    serve(far)?;
+    wait_until("a server to answer", PATIENCE, || answers(far))
+        .with_context(|| node.agent_log_tail())?;
+    let shown = node.run(["overlayctl", "status"])?;
+    ensure!(shown.contains("at the socket"), "{shown}");
+    serve(near)?;
+    wait_until("another server to answer", PATIENCE, || answers(near))?;
+
+    // With the agent goes the choice: nobody keeps it true.
+    node.stop_agent(Signal::SIGKILL)?;
+    ensure!(asked().is_err(), "who has chosen?");
+    node.start_agent(&[])?;
+    wait_until("a server to answer again", PATIENCE, || answers(near))?;
+    node.run(["rm", &format!("{store}/services/default.web.json")])?;
+    wait_until("the Service to go", PATIENCE, || {
+        let counts = node.run(["overlayctl", "services", "--output", "json"]);
+        counts.is_ok_and(|text| !text.contains(&address.ip().to_string()))
+    })
 }
 
 #[test]
