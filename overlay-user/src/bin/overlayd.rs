@@ -84,7 +84,7 @@ fn log(format: LogFormat) {
 }
 
 fn probe(output: Output) -> anyhow::Result<ExitCode> {
-    let found = Probes::run();
+    let found = Probes::all();
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&found)?),
         Output::Table => println!("{}", probes::render(&found)),

@@ -54,7 +54,7 @@ const SOCKETS: &str = "programs at the socket, for Services";
 const XDP: &str = "early refusal by XDP, on a NIC whose driver has it";
 
 impl Probes {
-    /// Tries everything. Nothing is left behind but a moment's program on the loopback device.
+    /// Tries what the fast path uses. Nothing is left behind but a moment's program on the loopback device.
     #[must_use]
     pub fn run() -> Self {
         // The kernel's own words for it would send people after its version.
@@ -112,13 +112,20 @@ impl Probes {
                 needed: false,
                 answer: xdp(&mut ebpf),
             },
-            Probe {
-                feature: SOCKETS,
-                since: LOAD_SINCE,
-                needed: false,
-                answer: sockets(),
-            },
         ])
+    }
+
+    /// The same, and what the fast path does without: loading that many programs takes a while.
+    #[must_use]
+    pub fn all() -> Self {
+        let Self(mut probes) = Self::run();
+        probes.push(Probe {
+            feature: SOCKETS,
+            since: LOAD_SINCE,
+            needed: false,
+            answer: sockets(),
+        });
+        Self(probes)
     }
 
     /// How programs can be attached here, or why the fast path cannot run.
