@@ -1,6 +1,6 @@
 //! What to do with a packet: pure, over any tables.
 //!
-//! [`from_pod`], [`from_network`], [`refused_early`] and [`leaving`] are the whole policy of the
+//! [`from_pod`], [`from_network`], [`refused_early`], [`leaving`] and [`sending`] are the whole policy of the
 //! data path. The eBPF programs call them with BPF maps behind [`Tables`] and carry out what they
 //! say; tools and tests call them with tables of their own.
 //!
@@ -10,9 +10,9 @@
 use crate::family::{Family, Fragment, Ip, same_family};
 use crate::packet::{ETHERNET_LEN, Ethernet, Packet, TCP, UDP, same_mac, segment_header_len};
 use crate::schema::{
-    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE,
-    CONFIG_SHARED_PORT, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey, PEER_DIRECT,
-    PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry,
+    CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_ENCAPSULATE_FOR_STACK,
+    CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT, CONFIG_VTEPS_INCOMPLETE, Config, Endpoint, FlowKey,
+    PEER_DIRECT, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry,
 };
 use crate::transport::Transport;
 use crate::verdict::Verdict;
@@ -24,12 +24,14 @@ mod mark;
 mod network;
 mod pod;
 mod routed;
+mod sending;
 
 pub use arrived::FromNetwork;
 pub use leaving::{Leaving, leaving};
 pub use mark::mark;
 pub use network::{from_network, refused_early};
 pub use pod::{FromPod, from_pod};
+pub use sending::{Encapsulation, Sending, sending};
 
 /// What the decision looks things up in: for pods of one family, over an underlay of another or the
 /// same.
@@ -158,6 +160,13 @@ fn is_regular<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> R
         return Err(Verdict::Malformed);
     }
     Ok(())
+}
+
+/// Whether the outer lengths can tell of a packet: they have 16 bits, and nobody takes a tunnel's for
+/// empty.
+#[inline(always)]
+fn fits_in_vxlan<O: Family, P: Packet>(packet: &P) -> bool {
+    packet.frame_len() - ETHERNET_LEN <= u32::from(u16::MAX) - O::VXLAN_OVERHEAD
 }
 
 /// What every short cut asks of a flow: that the IP stack has not translated it.

@@ -7,31 +7,13 @@ use core::hash::Hash;
 use bytemuck::Pod;
 
 use crate::packet::{IcmpKind, Packet};
+use crate::vxlan::{self, Tunnel};
 
 mod v4;
 mod v6;
 
 pub use v4::V4;
 pub use v6::V6;
-
-/// What a prepared VXLAN header over this family is made from.
-#[derive(Clone, Copy, Debug)]
-pub struct Tunnel<O: Family> {
-    /// This node's underlay address.
-    pub source: O::Addr,
-    /// The peer's underlay address.
-    pub destination: O::Addr,
-    /// UDP port of VXLAN.
-    pub port: u16,
-    /// VXLAN network identifier, 24 bits.
-    pub vni: u32,
-    /// MAC address of this node's VXLAN device.
-    pub source_mac: [u8; 6],
-    /// MAC address of the peer's VXLAN device; a kernel peer drops frames to any other.
-    pub destination_mac: [u8; 6],
-    /// MAC addresses of the next hop and of the NIC, zeros where the kernel looks them up.
-    pub outer_macs: ([u8; 6], [u8; 6]),
-}
 
 /// An address family: of pods, of the underlay, or of both.
 pub trait Family: Copy + Debug + Eq + Hash + 'static {
@@ -42,13 +24,16 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     /// An address as a number, which compares in one step; a byte array takes a loop.
     type Number: Ord;
     /// All that stands in front of an inner IP packet where this is the family of the underlay:
-    /// see [`vxlan`](crate::vxlan).
+    /// see [`vxlan`].
     type Front: Pod + Eq + Debug + AsRef<[u8]> + AsMut<[u8]>;
 
     /// The Ethernet type of the family's packets.
     const ETHERTYPE: u16;
     /// Length of the fixed IP header in bytes.
     const HEADER_LEN: u32;
+    /// Bytes of outer IP, UDP, VXLAN and inner Ethernet: what a VXLAN device takes off the MTU of an
+    /// underlay of this family.
+    const VXLAN_OVERHEAD: u32 = vxlan::overhead(Self::HEADER_LEN);
     /// The protocol of the family's control messages (`IPPROTO_*`).
     const ICMP: u8;
     /// `BPF_F_ADJ_ROOM_ENCAP_L3_*` of include/uapi/linux/bpf.h: tells the kernel that a header of
@@ -86,7 +71,7 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     ///
     /// The outer UDP checksum stays zero, which IPv4 permits, and IPv6 for tunnels (RFC 6936), and
     /// which segmentation in the kernel needs here.
-    fn prepare(tunnel: &Tunnel<Self>, inner: u16) -> Self::Front;
+    fn prepare(tunnel: &Tunnel<Self::Addr>, inner: u16) -> Self::Front;
     /// As the underlay's family: sets what differs from packet to packet.
     ///
     /// `inner_len` is the length of the inner IP packet; with it the outer lengths must fit 16

@@ -32,6 +32,7 @@
 use bytemuck::{Pod as Plain, Zeroable};
 
 use crate::family::{Family, V4, V6};
+use crate::packet::Ethernet;
 
 /// Version of everything in this module; part of the directory that the maps are pinned in.
 pub const ABI_VERSION: u32 = 3;
@@ -58,6 +59,8 @@ pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
 pub const CONFIG_DIRECT: u32 = 1 << 5;
 /// Tell of refused packets in `ov_events`.
 pub const CONFIG_EVENTS: u32 = 1 << 6;
+/// What the IP stack sends to other nodes by the VXLAN device is encapsulated on its way there.
+pub const CONFIG_ENCAPSULATE_FOR_STACK: u32 = 1 << 7;
 
 /// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program
 /// that somebody attached on purpose.
@@ -187,6 +190,23 @@ pub struct PeerEntry<O: Family> {
 }
 
 impl<O: Family> PeerEntry<O> {
+    /// The Ethernet header of frames inside the tunnel: the last that stands in front of a packet.
+    #[inline(always)]
+    pub fn inner_ethernet(&self) -> Ethernet {
+        match *self.header.as_ref() {
+            [.., a, b, c, d, e, f, g, h, i, j, k, l, m, n] => Ethernet {
+                destination: [a, b, c, d, e, f],
+                source: [g, h, i, j, k, l],
+                ethertype: u16::from_be_bytes([m, n]),
+            },
+            _ => Ethernet {
+                destination: [0; 6],
+                source: [0; 6],
+                ethertype: 0,
+            },
+        }
+    }
+
     /// An entry with [`PEER_DIRECT`], whose MAC addresses are not known yet.
     #[must_use]
     pub fn direct(vtep: O::Addr, mtu: u32) -> Self {

@@ -178,6 +178,9 @@ verdicts! {
     Passed = 27 Kernel "passed",
     /// Seen leaving by the IP stack: the flow is remembered as the stack's.
     Remembered = 28 Kernel "remembered",
+    /// Seen leaving by the IP stack for another node, and encapsulated; where the stack translated it,
+    /// the flow is remembered, too.
+    EncapsulatedForStack = 46 Kernel "encapsulated_for_stack",
 
     /// The pod sent from an overlay address that is not its own.
     SpoofedSource = 29 Refused "spoofed_source",
@@ -294,6 +297,7 @@ mod tests {
             (43, "inner_protocol"),
             (44, "routed"),
             (45, "unproven_source"),
+            (46, "encapsulated_for_stack"),
         ];
         let mut found: Vec<_> = Verdict::ALL.iter().map(|v| (*v as u32, v.name())).collect();
         found.sort_unstable();

@@ -4,6 +4,7 @@ use std::vec::Vec;
 
 use crate::decide::{
     FromNetwork, FromPod, Leaving, Pass, Tables, from_network, from_pod, leaving, refused_early,
+    sending,
 };
 use crate::family::Family;
 use crate::packet::{Frame, Packet};
@@ -79,10 +80,13 @@ impl Visit {
                 Some(verdict) => Outcome::Refuse(verdict),
                 None => Outcome::Pass(Verdict::Passed),
             },
-            Hook::PodOut | Hook::VtepOut => {
-                match leaving(packet, tables, self.hook, self.handed_over) {
-                    Leaving::Remember(key) => Outcome::Remember(key),
-                    Leaving::Pass(verdict) => Outcome::Pass(verdict),
+            Hook::PodOut => leaving(packet, tables, self.hook, self.handed_over).into(),
+            Hook::VtepOut => {
+                let sending = sending(packet, tables, self.handed_over);
+                match (sending.tunnel, sending.leaving) {
+                    (None, leaving) => leaving.into(),
+                    (Some(_), Leaving::Remember(key)) => Outcome::Send(Some(key)),
+                    (Some(_), Leaving::Pass(_)) => Outcome::Send(None),
                 }
             }
         }
@@ -102,9 +106,20 @@ pub enum Outcome<F: Family> {
     Refuse(Verdict),
     /// It leaves, and the stack owns its flow.
     Remember(FlowKey<F>),
+    /// It leaves encapsulated, and where there is a flow the stack owns that.
+    Send(Option<FlowKey<F>>),
 }
 
 impl<F: Family> Outcome<F> {
+    /// The flow that is remembered as the stack's.
+    #[must_use]
+    pub fn remembered(self) -> Option<FlowKey<F>> {
+        match self {
+            Self::Remember(key) | Self::Send(Some(key)) => Some(key),
+            _ => None,
+        }
+    }
+
     /// The verdict that is counted.
     #[must_use]
     pub fn verdict(self) -> Verdict {
@@ -114,6 +129,16 @@ impl<F: Family> Outcome<F> {
             | Self::PassPlain(verdict)
             | Self::Refuse(verdict) => verdict,
             Self::Remember(_) => Verdict::Remembered,
+            Self::Send(_) => Verdict::EncapsulatedForStack,
+        }
+    }
+}
+
+impl<F: Family> From<Leaving<F>> for Outcome<F> {
+    fn from(leaving: Leaving<F>) -> Self {
+        match leaving {
+            Leaving::Remember(key) => Self::Remember(key),
+            Leaving::Pass(verdict) => Self::Pass(verdict),
         }
     }
 }

@@ -10,20 +10,37 @@
 //! | 42..50 | 62..70 | VXLAN | all | |
 //! | 50..64 | 70..84 | inner Ethernet | all | |
 //!
-//! The outer family is [`Family::prepare`]'s and [`Family::stamp`]'s; nothing but the last two
-//! bytes depends on the inner one.
+//! The outer family's header is the business of `Family::prepare` and `Family::stamp`; nothing but
+//! the last two bytes depends on the inner family.
 
 use network_types::eth::EthHdr;
 use network_types::udp::UdpHdr;
 use network_types::vxlan::VxlanHdr;
 
-use crate::family::{Family, Tunnel};
+/// What the header of every packet through a tunnel is made from; the addresses are of the outer
+/// family.
+#[derive(Clone, Copy, Debug)]
+pub struct Tunnel<A> {
+    /// This node's underlay address.
+    pub source: A,
+    /// The peer's underlay address.
+    pub destination: A,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// MAC address of this node's VXLAN device.
+    pub source_mac: [u8; 6],
+    /// MAC address of the peer's VXLAN device; a kernel peer drops frames to any other.
+    pub destination_mac: [u8; 6],
+    /// MAC addresses of the next hop and of the NIC, zeros where the kernel looks them up.
+    pub outer_macs: ([u8; 6], [u8; 6]),
+}
 
-/// Outer IP, UDP, VXLAN and inner Ethernet: what a VXLAN device takes off the MTU of an underlay of
-/// this family.
+/// Bytes of outer IP, UDP, VXLAN and inner Ethernet, for an outer IP header of `ip_len` bytes.
 #[must_use]
-pub const fn overhead<O: Family>() -> u32 {
-    O::HEADER_LEN + (UdpHdr::LEN + VxlanHdr::LEN + EthHdr::LEN) as u32
+pub const fn overhead(ip_len: u32) -> u32 {
+    ip_len + (UdpHdr::LEN + VxlanHdr::LEN + EthHdr::LEN) as u32
 }
 
 /// Flags of the VXLAN header with a valid VNI and nothing else; the kernel drops what has more.
@@ -33,14 +50,20 @@ pub const DEFAULT_PORT: u16 = 8472;
 /// Time to live of the outer header: the kernel's default hop limit.
 pub(crate) const OUTER_TTL: u8 = 64;
 
-/// Fills in what stands before and behind the outer IP header: the same for both families.
-pub(crate) fn prepare_around<O: Family>(front: &mut [u8], tunnel: &Tunnel<O>, inner: u16) {
-    let udp = EthHdr::LEN + O::HEADER_LEN as usize;
+/// Fills in what stands before and behind the outer IP header, which ends at `udp` and is of the
+/// Ethernet type `outer`.
+pub(crate) fn prepare_around<A>(
+    front: &mut [u8],
+    udp: usize,
+    outer: u16,
+    tunnel: &Tunnel<A>,
+    inner: u16,
+) {
     let vxlan = udp + UdpHdr::LEN;
     let ethernet = vxlan + VxlanHdr::LEN;
     front[..6].copy_from_slice(&tunnel.outer_macs.0);
     front[6..12].copy_from_slice(&tunnel.outer_macs.1);
-    front[12..EthHdr::LEN].copy_from_slice(&O::ETHERTYPE.to_be_bytes());
+    front[12..EthHdr::LEN].copy_from_slice(&outer.to_be_bytes());
     front[udp + 2..udp + 4].copy_from_slice(&tunnel.port.to_be_bytes());
     front[vxlan..vxlan + 4].copy_from_slice(&FLAGS);
     front[vxlan + 4..ethernet].copy_from_slice(&(tunnel.vni << 8).to_be_bytes());
@@ -104,10 +127,10 @@ pub fn source_port(hash: u32, min: u16, count: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::family::{V4, V6};
+    use crate::family::{Family as _, V4, V6};
     use crate::packet::{Ethernet, Frame};
 
-    const TUNNEL: Tunnel<V4> = Tunnel {
+    const TUNNEL: Tunnel<[u8; 4]> = Tunnel {
         source: [192, 168, 0, 1],
         destination: [192, 168, 0, 2],
         port: DEFAULT_PORT,
@@ -124,7 +147,7 @@ mod tests {
             V4::stamp(&mut header, inner_len, ecn, || id, 40000);
             let ip = V4::parse(&Frame::new(&header), 14).expect("a whole header");
             assert!(ip.checksum_ok, "{inner_len} {ecn} {id}");
-            assert_eq!(ip.total_len, inner_len + overhead::<V4>());
+            assert_eq!(ip.total_len, inner_len + V4::VXLAN_OVERHEAD);
             assert_eq!(ip.ecn, encapsulated_ecn(ecn));
             assert_eq!(
                 u16::from_be_bytes([header[38], header[39]]) as u32,
@@ -184,7 +207,7 @@ mod tests {
             (address[0], address[15]) = (0xfd, last);
             address
         });
-        let tunnel = Tunnel::<V6> {
+        let tunnel = Tunnel {
             source,
             destination,
             port: DEFAULT_PORT,
@@ -202,7 +225,7 @@ mod tests {
                 (ip.protocol, ip.ttl, ip.ecn),
                 (17, 64, encapsulated_ecn(ecn))
             );
-            assert_eq!(ip.total_len, inner_len + overhead::<V6>());
+            assert_eq!(ip.total_len, inner_len + V6::VXLAN_OVERHEAD);
             assert_eq!(
                 u32::from(u16::from_be_bytes([header[58], header[59]])),
                 inner_len + 30

@@ -6,11 +6,11 @@ use etherparse::{
     EtherType, Ethernet2Header, IpNumber, Ipv4Header, TcpHeader, TcpOptionElement, UdpHeader,
 };
 use overlay_common::decide::mark;
-use overlay_common::family::Tunnel;
 use overlay_common::packet::{Frame, Packet as _, segment_header_len};
 use overlay_common::schema::FlowKey;
 use overlay_common::transport::Transport;
 use overlay_common::vxlan;
+use overlay_common::vxlan::Tunnel;
 use overlay_common::{Family as _, V4, V6};
 
 /// `udp_flow_src_port()` of include/net/udp.h, worked out with numbers of any size.

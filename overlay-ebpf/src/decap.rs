@@ -5,8 +5,8 @@ use aya_ebpf::bindings::{
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::{bpf_csum_level, bpf_skb_adjust_room};
+use overlay_common::Family;
 use overlay_common::schema::PodEntry;
-use overlay_common::{Family, vxlan};
 
 use crate::forward::{self, Error};
 use crate::skb::Skb;
@@ -25,14 +25,8 @@ pub fn decapsulate<F: Family, O: Family>(
 ) -> Result<i32, Error> {
     let raw = skb.as_ptr();
     // SAFETY: on failure the kernel leaves the buffer as it was.
-    let shrunk = unsafe {
-        bpf_skb_adjust_room(
-            raw,
-            -(vxlan::overhead::<O>() as i32),
-            BPF_ADJ_ROOM_MAC,
-            FLAGS,
-        )
-    };
+    let shrunk =
+        unsafe { bpf_skb_adjust_room(raw, -(O::VXLAN_OVERHEAD as i32), BPF_ADJ_ROOM_MAC, FLAGS) };
     if shrunk != 0 {
         return Err(Error::Untouched);
     }

@@ -47,7 +47,7 @@ pub fn encapsulate<F: Family, O: Family>(
     // device.
     // SAFETY: the helper takes any buffer.
     let hash = unsafe { bpf_get_hash_recalc(raw) };
-    let overhead = vxlan::overhead::<O>() as i32;
+    let overhead = O::VXLAN_OVERHEAD as i32;
     // SAFETY: on failure with a fixed segment size the kernel leaves the buffer as it was.
     let grown =
         unsafe { bpf_skb_adjust_room(raw, overhead, BPF_ADJ_ROOM_MAC, const { flags::<O>() }) };

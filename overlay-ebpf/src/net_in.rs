@@ -5,7 +5,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
-use overlay_common::{Hook, Verdict, vxlan};
+use overlay_common::{Hook, Verdict};
 
 use crate::decap::decapsulate;
 use crate::forward::{Error, deliver};
@@ -34,7 +34,7 @@ fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
         } => match decapsulate::<F, F>(skb, pod, gateway_mac, header) {
             Ok(action) => (Verdict::Decapsulated, Outcome::Done(action)),
             Err(Error::Untouched) => {
-                let inner = ETHERNET_LEN + vxlan::overhead::<F>();
+                let inner = ETHERNET_LEN + F::VXLAN_OVERHEAD;
                 (Verdict::AdjustFailed, Outcome::HandOver(Some(inner)))
             }
             Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),

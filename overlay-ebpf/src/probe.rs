@@ -4,7 +4,7 @@ use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::helpers::bpf_skb_adjust_room;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use overlay_common::{V4, vxlan};
+use overlay_common::{Family as _, V4};
 
 use crate::skb::Skb;
 use crate::{decap, encap};
@@ -14,7 +14,7 @@ use crate::{decap, encap};
 pub fn ov_probe_encap(ctx: TcContext) -> i32 {
     adjust(
         &ctx,
-        vxlan::overhead::<V4>() as i32,
+        V4::VXLAN_OVERHEAD as i32,
         const { encap::flags::<V4>() },
     )
 }
@@ -22,7 +22,7 @@ pub fn ov_probe_encap(ctx: TcContext) -> i32 {
 /// Whether decapsulation works, with the flags it needs: 0, or the helper's error number.
 #[classifier]
 pub fn ov_probe_decap(ctx: TcContext) -> i32 {
-    adjust(&ctx, -(vxlan::overhead::<V4>() as i32), decap::FLAGS)
+    adjust(&ctx, -(V4::VXLAN_OVERHEAD as i32), decap::FLAGS)
 }
 
 #[inline(always)]

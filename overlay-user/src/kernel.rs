@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 pub mod apply;
 pub mod attributes;
+pub mod captures;
 pub mod cleanup;
 pub mod conntrack;
 mod dump;

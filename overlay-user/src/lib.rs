@@ -23,5 +23,6 @@ pub mod per_family;
 pub mod pod;
 pub mod privilege;
 pub mod reconcile;
+pub mod service;
 pub mod shared_map;
 pub mod store;

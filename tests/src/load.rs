@@ -11,7 +11,7 @@ pub mod instructions;
 pub mod round_trips;
 pub mod stream;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +22,45 @@ use nix::unistd::Pid;
 use crate::traffic::{Endpoint, PATIENCE};
 use cpu::Span;
 use instructions::Instructions;
+
+/// Who answers a load, and where clients find it.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// The port that it listens at, 0 for any.
+    pub port: u16,
+    /// What clients dial instead: the address of a Service.
+    pub service: Option<SocketAddr>,
+}
+
+impl From<Endpoint> for Server {
+    fn from(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            port: 0,
+            service: None,
+        }
+    }
+}
+
+impl Server {
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from((self.endpoint.address, self.port))
+    }
+
+    fn listen(&self) -> Result<TcpListener> {
+        let here = self.address();
+        let listener = self.endpoint.namespace.inside(|| TcpListener::bind(here))?;
+        listener.with_context(|| format!("listen at {here}"))
+    }
+
+    /// What clients dial, of a server that listens at `here`.
+    fn dialled(&self, here: std::io::Result<SocketAddr>) -> Result<SocketAddr> {
+        let here = here.context("ask for the port")?;
+        Ok(self.service.unwrap_or(here))
+    }
+}
 
 /// Cores for the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

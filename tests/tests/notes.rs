@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use overlay_tests::fast_path::packets;
+use overlay_tests::packet::RawSocket;
 use overlay_tests::status::status;
-use overlay_tests::traffic;
-use overlay_tests::{Lab, Node, Options, wait_until};
+use overlay_tests::{Lab, Node, Options, reach, traffic, wait_until};
 use serde_json::{Value, json};
 
 /// Three requests without an answer take some seconds, and what was told is asked for anew every
 /// ten.
 const LIMIT: Duration = Duration::from_secs(40);
+/// How long a capture that holds everything may take to hand out a frame.
+const QUIET: Duration = Duration::from_millis(20);
 
 fn lab(name: &str) -> Result<Lab> {
     Lab::up(Options {
@@ -59,6 +62,32 @@ fn a_firewall_that_drops_vxlan_is_told_although_the_fast_path_works() -> Result<
     wait_until("status to be content", LIMIT, || {
         status(&one).is_ok_and(|status| status["unreachable"] == Value::Array(Vec::new()))
     })?;
+    lab.down()
+}
+
+/// The program at the VXLAN device's egress comes before captures: it steps aside for them.
+#[test]
+fn a_capture_shows_what_the_stack_sends_to_other_nodes() -> Result<()> {
+    let lab = lab("capture")?;
+    let (node, pod) = (lab.node(1), lab.pod(2, 1));
+    let encapsulated = || packets(&node, "vtep_out", "encapsulated_for_stack");
+    let exchange = || traffic::tcp(&reach::of_node(&node), &(&pod).into(), 10_000);
+
+    let capture = RawSocket::open(&node.namespace(), "flannel.1")?;
+    wait_noted(&node, "somebody captures on the VXLAN device", true)?;
+    let before = encapsulated()?;
+    capture.drain(QUIET)?;
+    exchange()?;
+    let seen = capture.drain(QUIET)?;
+    let sent = seen.iter().filter(|frame| frame.outgoing).count();
+    ensure!(sent >= 3, "{sent} of the node's packets were captured");
+    let meanwhile = encapsulated()? - before;
+    ensure!(meanwhile == 0, "{meanwhile} packets went past the capture");
+
+    drop(capture);
+    wait_noted(&node, "somebody captures", false)?;
+    exchange()?;
+    ensure!(encapsulated()? > before, "the device encapsulates still");
     lab.down()
 }
 

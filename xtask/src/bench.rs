@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how fast, compared with what is replaced and with the bare wire.
 
+mod class;
 mod iptables;
 mod machine;
 mod measure;
@@ -26,13 +27,14 @@ use serde::Serialize;
 
 use crate::lab::Output;
 use crate::{build, setup, shell};
+use class::Class;
 pub use machine::Machine;
 use measure::{Lengths, Measure};
 use rounds::{Disturbance, Plan};
 use stage::Stage;
 use summary::{Outcome, Ratio};
 pub use table::short;
-use underlay::{Path, Underlay};
+use underlay::Underlay;
 use variant::Variant;
 
 /// Measure the fast path side by side with flannel, our own kernel path and the bare wire.
@@ -45,6 +47,7 @@ use variant::Variant;
   cargo xtask bench                                  everything, about a quarter of an hour
   cargo xtask bench --quick                          a glance, about a minute
   cargo xtask bench --only host,flannel-plain,overlay --measure tcp-rr,bulk --rounds 9
+  cargo xtask bench --class direct,service,node,local,local-service,node-port --services 5000
   cargo xtask bench --flanneld ./flanneld --json figures.json --plots plots
   cargo xtask bench --programs --against main        cost of each program, now and on another revision")]
 pub struct Arguments {
@@ -60,6 +63,17 @@ pub struct Arguments {
     /// Only these measures.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "MEASURE,…")]
     measure: Vec<Measure>,
+    /// Classes of traffic; those without a Service unless given.
+    #[arg(
+        long = "class",
+        value_enum,
+        value_delimiter = ',',
+        value_name = "CLASS,…"
+    )]
+    classes: Vec<Class>,
+    /// How many Services kube-proxy's rules are for, on nodes that have any.
+    #[arg(long, default_value_t = services::MODERATE, value_name = "N")]
+    services: usize,
     /// Only these kinds of cable.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…")]
     underlay: Vec<Underlay>,
@@ -112,6 +126,8 @@ pub fn try_out() -> Result<()> {
         rounds: None,
         only: Vec::new(),
         measure: Vec::new(),
+        classes: Vec::new(),
+        services: services::MODERATE,
         underlay: Vec::new(),
         mtu: 1500,
         flanneld: None,
@@ -150,7 +166,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let machine = Machine::describe();
     let flanneld = flanneld.map(fs::canonicalize).transpose();
     let flanneld = flanneld.context("find flanneld")?;
-    let stage = Stage::up(&plan.variants, arguments.mtu, flanneld)?;
+    let stage = Stage::up(&plan, arguments.mtu, flanneld)?;
     let record = rounds::run(&stage, &plan);
     // The lab goes whatever came of it; an error of the measurement is the one to tell.
     let down = stage.down();
@@ -201,7 +217,8 @@ fn plan(arguments: &Arguments, variants: Vec<Variant>) -> Plan {
         repetitions: if quick { 5 } else { 40 * rounds },
         variants,
         underlays: all_unless(&arguments.underlay, underlays),
-        paths: Path::value_variants().to_vec(),
+        classes: all_unless(&arguments.classes, &[Class::Direct, Class::Local]),
+        services: arguments.services,
         measures: all_unless(&arguments.measure, Measure::value_variants()),
         lengths: Lengths {
             round_trips: Duration::from_millis(round_trips),

@@ -91,6 +91,8 @@ pub fn programs_of(root: &Path, features: &[&str], warnings: Warnings) -> Result
         "RUSTFLAGS",
         "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf",
     );
+    // The release profile is for size; these are for speed.
+    command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3");
     command.current_dir(root);
     command.args(["build", "--release", "--package", "overlay-ebpf"]);
     command

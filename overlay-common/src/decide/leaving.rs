@@ -1,8 +1,8 @@
 //! What the IP stack sends: flows whose replies must find their way back through it.
 
 use super::{
-    ETHERNET_LEN, Ethernet, Family, FlowKey, Fragment, Packet, Tables, Verdict, flow, in_network,
-    in_own_subnet, mark,
+    Config, ETHERNET_LEN, Ethernet, Family, FlowKey, Fragment, Ip, Packet, Tables, Verdict, flow,
+    in_network, in_own_subnet, mark,
 };
 use crate::verdict::Hook;
 
@@ -29,19 +29,50 @@ pub fn leaving<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     hook: Hook,
     handed_over: u16,
 ) -> Leaving<F> {
-    let Some(config) = tables.config() else {
-        return Leaving::Pass(Verdict::Inactive);
-    };
-    let ip = match Ethernet::parse(packet, 0) {
-        Some(ethernet) if ethernet.ethertype == F::ETHERTYPE => F::parse(packet, ETHERNET_LEN),
-        _ => None,
-    };
-    let Some(ip) = ip else {
-        return Leaving::Pass(Verdict::NotIp);
-    };
+    match seen(packet, tables) {
+        Ok(seen) => translated(packet, tables, hook, handed_over, &seen),
+        Err(verdict) => Leaving::Pass(verdict),
+    }
+}
+
+/// A packet of the family that leaves, and this node's configuration.
+pub(super) struct Seen<'t, F: Family, O: Family> {
+    pub config: &'t Config<F, O>,
+    pub ethernet: Ethernet,
+    pub ip: Ip<F>,
+}
+
+/// What every decision on a packet that leaves begins with.
+#[inline(always)]
+pub(super) fn seen<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+    packet: &P,
+    tables: &'t T,
+) -> Result<Seen<'t, F, O>, Verdict> {
+    let config = tables.config().ok_or(Verdict::Inactive)?;
+    let ethernet = Ethernet::parse(packet, 0).ok_or(Verdict::NotIp)?;
+    if ethernet.ethertype != F::ETHERTYPE {
+        return Err(Verdict::NotIp);
+    }
+    let ip = F::parse(packet, ETHERNET_LEN).ok_or(Verdict::NotIp)?;
+    Ok(Seen {
+        config,
+        ethernet,
+        ip,
+    })
+}
+
+/// Whether the stack has translated the packet.
+#[inline(always)]
+pub(super) fn translated<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+    packet: &P,
+    tables: &T,
+    hook: Hook,
+    handed_over: u16,
+    Seen { config, ip, .. }: &Seen<'_, F, O>,
+) -> Leaving<F> {
     // Of a datagram that the stack took apart, the first part tells.
     let is_plain = handed_over != 0
-        && (ip.fragment == Fragment::Later || handed_over == mark::of(packet, &ip, ETHERNET_LEN));
+        && (ip.fragment == Fragment::Later || handed_over == mark::of(packet, ip, ETHERNET_LEN));
     if is_plain {
         return Leaving::Pass(Verdict::Passed);
     }
@@ -55,7 +86,7 @@ pub fn leaving<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if ip.fragment == Fragment::Later {
         return Leaving::Pass(Verdict::Fragment);
     }
-    match flow(packet, config, &ip, ETHERNET_LEN) {
+    match flow(packet, config, ip, ETHERNET_LEN) {
         Ok(flow) => Leaving::Remember(flow),
         Err(verdict) => Leaving::Pass(verdict),
     }

@@ -3,8 +3,8 @@
 use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, PEER_DIRECT,
     POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP, Verdict, fits,
-    in_a_vlan, in_network, in_own_subnet, is_not_stack_owned, is_regular, is_this_node,
-    same_family, same_mac, vxlan,
+    fits_in_vxlan, in_a_vlan, in_network, in_own_subnet, is_not_stack_owned, is_regular,
+    is_this_node, same_family, same_mac,
 };
 
 /// What to do with a packet from a pod.
@@ -307,10 +307,8 @@ fn to_remote<F: Family, O: Family, P: Packet>(
     if ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
-    // The outer lengths have 16 bits, and nobody takes a tunnel's for empty.
     let is_direct = peer.flags & PEER_DIRECT != 0;
-    let longest_in_vxlan = u32::from(u16::MAX) - vxlan::overhead::<O>();
-    if !is_direct && packet.frame_len() - ETHERNET_LEN > longest_in_vxlan {
+    if !is_direct && !fits_in_vxlan::<O, _>(packet) {
         return Err(Verdict::TooLong);
     }
     if !fits(packet, ip, ETHERNET_LEN, peer.mtu)? {

@@ -3,10 +3,10 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv4Hdr};
 
-use super::{Family, Fragment, Ip, Tunnel};
+use super::{Family, Fragment, Ip};
 use crate::checksum;
 use crate::packet::{ETHERNET_LEN, ETHERTYPE_ARP, IcmpKind, Packet, UDP};
-use crate::vxlan;
+use crate::vxlan::{self, Tunnel};
 
 /// IPv4 (RFC 791).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +16,7 @@ pub struct V4;
 /// long that is.
 const IP: usize = EthHdr::LEN;
 const AFTER_IP: usize = IP + Ipv4Hdr::LEN;
-const FRONT_LEN: usize = IP + vxlan::overhead::<V4>() as usize;
+const FRONT_LEN: usize = IP + V4::VXLAN_OVERHEAD as usize;
 /// Shortest IPv4 header, in bytes.
 const HEADER_LEN: u32 = Ipv4Hdr::LEN as u32;
 /// "More fragments" in the flags and offset field.
@@ -140,9 +140,9 @@ impl Family for V4 {
 
     /// The outer checksum is that of the header as returned, so that [`Family::stamp`] only has to
     /// adjust it.
-    fn prepare(tunnel: &Tunnel<Self>, inner: u16) -> Self::Front {
+    fn prepare(tunnel: &Tunnel<Self::Addr>, inner: u16) -> Self::Front {
         let mut front = [0; FRONT_LEN];
-        vxlan::prepare_around(&mut front, tunnel, inner);
+        vxlan::prepare_around(&mut front, AFTER_IP, Self::ETHERTYPE, tunnel, inner);
         front[IP] = 0x45;
         front[IP + 8] = vxlan::OUTER_TTL;
         front[IP + 9] = UDP;
@@ -165,9 +165,9 @@ impl Family for V4 {
         source_port: u16,
     ) {
         let tos = vxlan::encapsulated_ecn(ecn);
-        let total_len = ((inner_len + vxlan::overhead::<Self>()) as u16).to_be_bytes();
+        let total_len = ((inner_len + Self::VXLAN_OVERHEAD) as u16).to_be_bytes();
         let id = id().to_be_bytes();
-        let udp_len = ((inner_len + vxlan::overhead::<Self>() - HEADER_LEN) as u16).to_be_bytes();
+        let udp_len = ((inner_len + Self::VXLAN_OVERHEAD - HEADER_LEN) as u16).to_be_bytes();
         let sum = checksum::adjust(
             u16::from_ne_bytes([front[IP + 10], front[IP + 11]]),
             [

@@ -3,9 +3,9 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv6Hdr};
 
-use super::{Family, Fragment, Ip, Tunnel};
+use super::{Family, Fragment, Ip};
 use crate::packet::{IcmpKind, Packet, UDP};
-use crate::vxlan;
+use crate::vxlan::{self, Tunnel};
 
 /// IPv6 (RFC 8200).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,7 +13,7 @@ pub struct V6;
 
 const IP: usize = EthHdr::LEN;
 const AFTER_IP: usize = IP + Ipv6Hdr::LEN;
-const FRONT_LEN: usize = IP + vxlan::overhead::<V6>() as usize;
+const FRONT_LEN: usize = IP + V6::VXLAN_OVERHEAD as usize;
 const HEADER_LEN: u32 = Ipv6Hdr::LEN as u32;
 
 /// Extension headers that are read to find the payload. A packet with any takes the kernel's path.
@@ -160,9 +160,9 @@ impl Family for V6 {
         0
     }
 
-    fn prepare(tunnel: &Tunnel<Self>, inner: u16) -> Self::Front {
+    fn prepare(tunnel: &Tunnel<Self::Addr>, inner: u16) -> Self::Front {
         let mut front = [0; FRONT_LEN];
-        vxlan::prepare_around(&mut front, tunnel, inner);
+        vxlan::prepare_around(&mut front, AFTER_IP, Self::ETHERTYPE, tunnel, inner);
         front[IP] = 0x60;
         front[IP + 6] = UDP;
         front[IP + 7] = vxlan::OUTER_TTL;
@@ -179,7 +179,7 @@ impl Family for V6 {
         _: impl FnOnce() -> u16,
         source_port: u16,
     ) {
-        let udp_len = ((inner_len + vxlan::overhead::<Self>() - HEADER_LEN) as u16).to_be_bytes();
+        let udp_len = ((inner_len + Self::VXLAN_OVERHEAD - HEADER_LEN) as u16).to_be_bytes();
         front[IP + 1] = vxlan::encapsulated_ecn(ecn) << 4;
         [front[IP + 4], front[IP + 5]] = udp_len;
         [front[AFTER_IP], front[AFTER_IP + 1]] = source_port.to_be_bytes();

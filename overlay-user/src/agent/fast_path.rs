@@ -44,6 +44,8 @@ pub struct View<'a> {
     pub pods: &'a mut PodLinks,
     /// VNIs of other devices on the UDP port, where the kernel has told.
     pub other_vnis: Option<BTreeSet<u32>>,
+    /// Whether somebody captures what leaves by the VXLAN device.
+    pub is_captured: bool,
     /// The other nodes.
     pub peers: &'a [Peer],
     /// The kernel.
@@ -300,6 +302,12 @@ impl FastPath {
         }
         if let Some(omissions) = &running.omissions {
             report.note("left out of the tables", omissions);
+        }
+        if view.is_captured {
+            report.note(
+                "captures",
+                "somebody captures on the VXLAN device: what the IP stack sends by it is left to it, which is slower",
+            );
         }
         report.note("early refusal", running.early_text());
         if !running.left_out.is_empty() {

@@ -21,6 +21,9 @@ use checks::Checks;
 const TURN: Duration = Duration::from_secs(30);
 /// Pause before a socket is opened again that could not be used: the device may come.
 const RETRY: Duration = Duration::from_secs(5);
+/// Who does not answer is told at most this often: each telling is a round of the reconciler and a
+/// note with all of them, and where VXLAN is dropped one peer after another is found not to answer.
+const TELL: Duration = Duration::from_secs(10);
 /// So many peers are named in the log.
 const NAMED: usize = 10;
 
@@ -80,7 +83,12 @@ impl PathCheck {
         let (wanted, heard) = watch::channel(None);
         let (found, paths) = watch::channel(Paths::default());
         let heartbeat = Heartbeat::default();
-        tokio::spawn(run(heard, found, heartbeat.clone()));
+        let teller = Teller {
+            found,
+            last: None,
+            is_due: false,
+        };
+        tokio::spawn(run(heard, teller, heartbeat.clone()));
         Self {
             wanted,
             paths,
@@ -118,11 +126,7 @@ impl PathCheck {
     }
 }
 
-async fn run(
-    mut heard: watch::Receiver<Option<Wanted>>,
-    found: watch::Sender<Paths>,
-    heartbeat: Heartbeat,
-) {
+async fn run(mut heard: watch::Receiver<Option<Wanted>>, mut teller: Teller, heartbeat: Heartbeat) {
     let mut checks = Checks::default();
     let mut socket = None;
     loop {
@@ -131,33 +135,14 @@ async fn run(
         let now = Instant::now();
         let mut next = None;
         if let Some(wanted) = &wanted {
-            let mut changed = checks.follow(&wanted.peers, now);
+            teller.is_due |= checks.follow(&wanted.peers, now);
             match ask(&mut socket, wanted, &mut checks, now).await {
                 Ok(()) => {
-                    changed |= checks.expire(now);
-                    next = checks.next();
-                    let nobody = found.borrow().unchecked.is_some();
-                    if changed || nobody {
-                        tell(&found, &checks);
-                    }
+                    teller.is_due |= checks.expire(now);
+                    let told = teller.tell(&checks, now);
+                    next = checks.next().into_iter().chain(told).min();
                 }
-                Err(error @ echo::Error::NotPermitted) => {
-                    let unchecked = Some(error.to_string());
-                    found.send_if_modified(|paths| {
-                        let differs = paths.unchecked != unchecked;
-                        if differs {
-                            tracing::warn!(
-                                "the kernel paths to the peers are not checked: {error}"
-                            );
-                            let unreachable = Vec::new();
-                            *paths = Paths {
-                                unreachable,
-                                unchecked,
-                            };
-                        }
-                        differs
-                    });
-                }
+                Err(error @ echo::Error::NotPermitted) => teller.tell_unchecked(&error),
                 Err(error) => {
                     tracing::debug!("ask the peers: {error}");
                     next = Some(now + RETRY);
@@ -168,11 +153,7 @@ async fn run(
         tokio::select! {
             changed = heard.changed() => if changed.is_err() { return },
             answer = hear(socket.as_ref()) => match answer {
-                Ok(from) => {
-                    if checks.answered(from, Instant::now()) {
-                        tell(&found, &checks);
-                    }
-                }
+                Ok(from) => teller.is_due |= checks.answered(from, Instant::now()),
                 Err(error) => {
                     tracing::debug!("hear the peers: {error}");
                     socket = None;
@@ -221,21 +202,104 @@ async fn hear(socket: Option<&Bound>) -> std::io::Result<Ipv4Addr> {
     }
 }
 
-/// Tells who does not answer, and the log what is new.
-fn tell(found: &watch::Sender<Paths>, checks: &Checks) {
-    found.send_if_modified(|paths| {
-        let next = Paths {
+/// Tells others who does not answer, and the log what is new.
+#[derive(Debug)]
+struct Teller {
+    found: watch::Sender<Paths>,
+    /// When something was told.
+    last: Option<Instant>,
+    /// Whether something changed since then.
+    is_due: bool,
+}
+
+impl Teller {
+    /// Tells what is due, or returns when it may be told.
+    fn tell(&mut self, checks: &Checks, now: Instant) -> Option<Instant> {
+        let was_checked = self.found.borrow().unchecked.is_none();
+        if !self.is_due && was_checked {
+            return None;
+        }
+        if let Some(last) = self.last
+            && now < last + TELL
+        {
+            return Some(last + TELL);
+        }
+        self.is_due = false;
+        let paths = Paths {
             unreachable: checks.broken().cloned().collect(),
             unchecked: None,
         };
-        let differs = next != *paths;
-        if differs {
-            match next.note() {
+        if self.publish(paths) {
+            self.last = Some(now);
+            match self.found.borrow().note() {
                 Some(note) => tracing::warn!("{note}"),
                 None => tracing::info!("every peer answers over the kernel path"),
             }
         }
-        *paths = next;
-        differs
-    });
+        None
+    }
+
+    /// Tells that nobody can be asked.
+    fn tell_unchecked(&mut self, error: &echo::Error) {
+        let paths = Paths {
+            unreachable: Vec::new(),
+            unchecked: Some(error.to_string()),
+        };
+        if self.publish(paths) {
+            tracing::warn!("the kernel paths to the peers are not checked: {error}");
+        }
+    }
+
+    /// True if `paths` are news.
+    fn publish(&self, paths: Paths) -> bool {
+        self.found.send_if_modified(|old| {
+            let differs = *old != paths;
+            *old = paths;
+            differs
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::backend::Way;
+    use crate::mac::MacAddr;
+
+    #[test]
+    fn many_peers_that_fall_silent_one_by_one_are_told_now_and_then() {
+        let (found, heard) = watch::channel(Paths::default());
+        let mut teller = Teller {
+            found,
+            last: None,
+            is_due: false,
+        };
+        let peer = |n: u8| Peer {
+            subnet: format!("10.244.{n}.0/24").parse().expect("a subnet"),
+            vtep: IpAddr::from([192, 168, 0, n]),
+            way: Way::Vxlan {
+                mac: MacAddr([2, 0, 0, 0, 0, n]),
+            },
+        };
+        let peers = (1..=200).map(peer).map(|it| (it.subnet, it)).collect();
+        let (mut checks, start) = (Checks::default(), Instant::now());
+        checks.follow(&peers, start);
+        let (mut now, mut times) = (start, Vec::new());
+        while now < start + Duration::from_secs(120) {
+            checks.take_due(now);
+            teller.is_due |= checks.expire(now);
+            let before = heard.borrow().unreachable.len();
+            let next = teller.tell(&checks, now);
+            if heard.borrow().unreachable.len() != before {
+                times.push(now);
+            }
+            assert!(next.is_none_or(|next| next > now));
+            let nexts = checks.next().into_iter().chain(next);
+            now = nexts.min().expect("peers are asked for ever");
+        }
+        assert_eq!(heard.borrow().unreachable.len(), 200);
+        assert!(times.windows(2).all(|two| two[1] >= two[0] + TELL));
+        assert!(times.len() > 1, "{times:?}");
+    }
 }

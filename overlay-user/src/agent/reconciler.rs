@@ -182,6 +182,7 @@ impl Reconciler {
                     let mut is_due = policies_changed
                         || self.footing.is_waiting()
                         || self.seen.is_due()
+                        || self.seen.is_capture_news()
                         || self.kernel_path.is_due(&self.settings)
                         || self.fast_path.is_disturbed();
                     if last_resync.elapsed() >= RESYNC {
@@ -312,6 +313,7 @@ impl Reconciler {
             mtu: plan.mtu,
             pods: &mut self.seen.pods.clone(),
             other_vnis: self.seen.other_vnis.clone(),
+            is_captured: self.seen.is_captured,
             peers: &peers,
             kernel: &self.kernel,
             hindrance: None,

@@ -9,7 +9,7 @@ use super::settings::Settings;
 use super::underlay::Sighting;
 use crate::kernel::monitor::Event;
 use crate::kernel::pods::PodLinks;
-use crate::kernel::{Error, Kernel, sysctl};
+use crate::kernel::{Error, Kernel, captures, sysctl};
 use crate::marks::BRIDGE;
 use crate::reconcile::{KernelState, Link};
 
@@ -31,6 +31,8 @@ pub struct Seen {
     pub other_vnis: Option<BTreeSet<u32>>,
     /// The underlay's device; none where the kernel has not told.
     pub underlay: Option<Sighting>,
+    /// Whether somebody captures what leaves by the backend's device.
+    pub is_captured: bool,
     /// Whether devices, addresses, or queueing disciplines may have changed.
     devices_are_old: bool,
     /// Whether neighbours, FDB and routes may differ from `observed`.
@@ -47,6 +49,7 @@ impl Default for Seen {
             pods: PodLinks::default(),
             other_vnis: None,
             underlay: None,
+            is_captured: false,
             devices_are_old: true,
             peers_are_old: true,
             looked: Instant::now(),
@@ -100,6 +103,16 @@ impl Seen {
             self.distrust();
         }
         is_due
+    }
+
+    /// Looks for captures, of which no event tells. True if one has begun, or the last one ended.
+    pub fn is_capture_news(&mut self) -> bool {
+        let Some(link) = &self.observed.link else {
+            return false;
+        };
+        // Where the kernel does not tell there may be one.
+        let is_captured = captures::are_on(link.ifindex).unwrap_or(true);
+        std::mem::replace(&mut self.is_captured, is_captured) != is_captured
     }
 
     /// Whether the pods are to be looked at although no event says so, and lets the next

@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_common::V4;
-use overlay_common::vxlan::overhead;
+use overlay_common::{Family as _, V4};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -44,7 +43,7 @@ impl Backend for Vxlan {
         self.0
             .mtu
             .unwrap_or(underlay)
-            .saturating_sub(overhead::<V4>())
+            .saturating_sub(V4::VXLAN_OVERHEAD)
     }
 
     /// `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds it

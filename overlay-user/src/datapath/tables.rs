@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_common::family::Tunnel;
 use overlay_common::schema::{
     ABI_VERSION, CONFIG_PEERS_COMPLETE, CONFIG_VTEPS_INCOMPLETE, Config, ENDPOINT_ADDRESSES,
     Endpoint, MAX_PEERS, MAX_PODS, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::snapshot::Snapshot;
+use overlay_common::vxlan::Tunnel;
 
 use super::family::UserFamily;
 use crate::backend;

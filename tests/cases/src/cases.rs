@@ -20,6 +20,7 @@ mod forging_network;
 mod honest_network;
 mod honest_pod;
 mod leaving;
+mod sending;
 mod spoofing_pod;
 
 pub type Outcome = visit::Outcome<V4>;
@@ -115,6 +116,7 @@ pub fn all() -> Vec<Case> {
         honest_network::cases(),
         forging_network::cases(),
         leaving::cases(),
+        sending::cases(),
         direct::cases(),
     ]
     .concat();

@@ -3,13 +3,13 @@
 
 use etherparse::{EtherType, IpNumber, Ipv4Header};
 use overlay_common::decide::mark;
-use overlay_common::family::Tunnel;
 use overlay_common::packet::{ETHERNET_LEN, Frame};
 use overlay_common::schema::{
     ABI_VERSION, CONFIG_DIRECT, Config, Endpoint, FlowKey, PeerEntry, PodEntry,
 };
 use overlay_common::snapshot::Snapshot;
 use overlay_common::visit::{Outcome, Visit};
+use overlay_common::vxlan::Tunnel;
 use overlay_common::{Family, Hook, V4, V6, Verdict};
 
 use crate::cases::Case;
@@ -185,6 +185,7 @@ pub fn translate<F: Translated, O: Translated>(
         Outcome::PassPlain(verdict) => Outcome::PassPlain(verdict),
         Outcome::Refuse(verdict) => Outcome::Refuse(verdict),
         Outcome::Remember(key) => Outcome::Remember(flow(&key)),
+        Outcome::Send(key) => Outcome::Send(key.as_ref().map(flow)),
     };
     // Whom a pod cannot reach it cannot send VXLAN to.
     let is_out_of_reach =

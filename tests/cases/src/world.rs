@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use overlay_common::family::Tunnel;
 use overlay_common::schema::{
     ABI_VERSION, CONFIG_ACTIVE, CONFIG_DIRECT, CONFIG_PEERS_COMPLETE, Config, ENDPOINT_ADDRESSES,
     Endpoint, PEER_NEXT_HOP, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::snapshot::Snapshot;
+use overlay_common::vxlan::Tunnel;
 use overlay_common::{Family as _, V4};
 
 use super::frames::{End, Ipv4Frame, vxlan as vxlan_bytes};

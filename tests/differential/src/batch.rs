@@ -78,9 +78,7 @@ impl Batch {
             .or_default();
         counter.packets += 1;
         counter.bytes += visit.frame.len() as u64;
-        if let Outcome::Remember(flow) = want {
-            self.now.flows.insert(flow);
-        }
+        self.now.flows.extend(want.remembered());
         self.visits.push(visit);
         Ok(Some(verdict))
     }

@@ -86,13 +86,9 @@ fn one(
         return Ok(Err(what));
     }
     // Of the flows, only the one to remember may be another than before, and it has to be.
-    let remembered = match want {
-        Outcome::Remember(flow) => {
-            world.flows.insert(flow);
-            Some(flow_order(&flow))
-        }
-        _ => None,
-    };
+    let remembered = want.remembered();
+    world.flows.extend(remembered);
+    let remembered = remembered.map(|flow| flow_order(&flow));
     let mut after = kernel.flows()?;
     let mut others = before;
     if let Some(flow) = remembered {

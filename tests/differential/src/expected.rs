@@ -1,10 +1,13 @@
 //! What a program has to do with a packet, as the decision in Rust says.
 
-use overlay_common::decide::{FromNetwork, FromPod, from_network, from_pod};
+use overlay_common::decide::{
+    FromNetwork, FromPod, Leaving, from_network, from_pod, leaving, sending,
+};
 use overlay_common::packet::ETHERNET_LEN;
+use overlay_common::schema::{Config, PeerEntry};
 use overlay_common::snapshot::Snapshot;
 use overlay_common::visit::{Outcome, Visit};
-use overlay_common::{Family, Hook, Verdict, vxlan};
+use overlay_common::{Family, Hook, Verdict};
 
 use crate::kernel::Ran;
 
@@ -29,7 +32,11 @@ pub fn verdict<F: Family>(
 ) -> Result<Verdict, String> {
     if is_declined(visit, want) {
         return if ran.action == UNSPEC && ran.frame == visit.frame {
-            Ok(Verdict::AdjustFailed)
+            // What the stack sends goes on by its device, as if nothing had been tried.
+            match want {
+                Outcome::Send(_) => Ok(left(visit, world)),
+                _ => Ok(Verdict::AdjustFailed),
+            }
         } else {
             Err(format!(
                 "{want:?}: a super-packet without a segmentation type is changed, or not passed on: {}",
@@ -41,7 +48,7 @@ pub fn verdict<F: Family>(
     let action = match want {
         Outcome::Pass(_) if early => XDP_PASS,
         Outcome::Refuse(_) if early => XDP_DROP,
-        Outcome::Fast(_) => REDIRECT,
+        Outcome::Fast(_) | Outcome::Send(_) => REDIRECT,
         Outcome::Pass(_) | Outcome::PassPlain(_) | Outcome::Remember(_) => UNSPEC,
         Outcome::Refuse(_) => SHOT,
     };
@@ -68,11 +75,24 @@ pub fn verdict<F: Family>(
     Ok(want.verdict())
 }
 
+/// The verdict on a packet that leaves when nothing is encapsulated.
+fn left<F: Family>(visit: &Visit, world: &Snapshot<F>) -> Verdict {
+    let packet = visit.packet();
+    match leaving::<F, F, _, _>(&packet, world, visit.hook, visit.handed_over) {
+        Leaving::Remember(_) => Verdict::Remembered,
+        Leaving::Pass(verdict) => verdict,
+    }
+}
+
 /// A made-up super-packet has a segment size, but no segmentation type (`BPF_PROG_TEST_RUN` sets
 /// none), so that the kernel declines to change it (`bpf_skb_net_grow()` and `bpf_skb_net_shrink()`
 /// in net/core/filter.c). Real ones are for `offloads`.
 fn is_declined<F: Family>(visit: &Visit, want: Outcome<F>) -> bool {
-    let changes = [Verdict::Encapsulated, Verdict::Decapsulated];
+    let changes = [
+        Verdict::Encapsulated,
+        Verdict::EncapsulatedForStack,
+        Verdict::Decapsulated,
+    ];
     visit.gso_size != 0 && changes.contains(&want.verdict())
 }
 
@@ -96,17 +116,7 @@ fn frame<F: Family>(
             else {
                 return Err("the decision changed its mind".to_owned());
             };
-            let (id, port) = (
-                field(got, 18),
-                field(got, (ETHERNET_LEN + F::HEADER_LEN) as usize),
-            );
-            let ports = u32::from(config.source_port_min)
-                ..=u32::from(config.source_port_min) + u32::from(config.source_port_count);
-            if !ports.contains(&u32::from(port)) {
-                return Err(format!("source port {port} is outside {ports:?}"));
-            }
-            let mut outer = peer.header;
-            F::stamp(&mut outer, len, ecn, || id, port);
+            let outer = front(config, peer, (len, ecn), got)?;
             let payload = (ETHERNET_LEN + F::HEADER_LEN) as usize;
             Ok([
                 outer.as_ref(),
@@ -114,6 +124,14 @@ fn frame<F: Family>(
                 &visit.frame[payload..],
             ]
             .concat())
+        }
+        Outcome::Send(_) => {
+            let sending = sending::<F, F, _, _>(&packet, world, visit.handed_over);
+            let Some(it) = sending.tunnel else {
+                return Err("the decision changed its mind".to_owned());
+            };
+            let outer = front(it.config, it.peer, (it.len, it.ecn), got)?;
+            Ok([outer.as_ref(), &visit.frame[ETHERNET_LEN as usize..]].concat())
         }
         Outcome::Fast(Verdict::Decapsulated) => {
             let FromNetwork::Decapsulate {
@@ -124,7 +142,7 @@ fn frame<F: Family>(
             else {
                 return Err("the decision changed its mind".to_owned());
             };
-            let inner = &visit.frame[vxlan::overhead::<F>() as usize..];
+            let inner = &visit.frame[F::VXLAN_OVERHEAD as usize..];
             Ok(routed::<F>(pod.mac, gateway_mac, &header, inner))
         }
         Outcome::Fast(Verdict::Routed) => {
@@ -147,6 +165,28 @@ fn frame<F: Family>(
         }
         _ => Ok(visit.frame.clone()),
     }
+}
+
+/// What stands in front of an encapsulated packet of `len` bytes; `got` is asked for what the program
+/// chooses freely.
+fn front<F: Family>(
+    config: &Config<F>,
+    peer: &PeerEntry<F>,
+    (len, ecn): (u32, u8),
+    got: &[u8],
+) -> Result<F::Front, String> {
+    let (id, port) = (
+        field(got, 18),
+        field(got, (ETHERNET_LEN + F::HEADER_LEN) as usize),
+    );
+    let ports = u32::from(config.source_port_min)
+        ..=u32::from(config.source_port_min) + u32::from(config.source_port_count);
+    if !ports.contains(&u32::from(port)) {
+        return Err(format!("source port {port} is outside {ports:?}"));
+    }
+    let mut outer = peer.header;
+    F::stamp(&mut outer, len, ecn, || id, port);
+    Ok(outer)
 }
 
 /// A frame with other MAC addresses and another IP header.

@@ -7,7 +7,7 @@ mod direct;
 use std::net::Ipv4Addr;
 
 use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, UdpHeader};
-use overlay_common::schema::Config;
+use overlay_common::schema::{Config, PeerEntry};
 use overlay_common::verdict::Kind;
 use overlay_common::{Hook, V4, Verdict};
 
@@ -46,6 +46,7 @@ pub fn judge(visit: &Visit, world: &World, verdict: Verdict, got: &[u8]) -> Resu
     };
     match verdict {
         Verdict::Encapsulated => encapsulated(visit, world, &config, got),
+        Verdict::EncapsulatedForStack => encapsulated_for_stack(visit, world, &config, got),
         Verdict::Decapsulated => decapsulated(visit, world, &config, got),
         Verdict::Routed => direct::sent(visit, world, &config, got),
         Verdict::Redirected if visit.hook == Hook::NetIn => {
@@ -68,21 +69,56 @@ fn encapsulated(
     let sent = Packet::read(&visit.frame)?;
     sent.is_plain(&visit.frame)?;
     from_itself(visit, world, &sent)?;
-    let peer = number(sent.ip.destination) & number(config.peer_mask);
-    let peer = world
-        .peers
-        .get(&peer.to_be_bytes())
-        .ok_or("there is no such peer")?;
     demand(
         sent.ethernet.destination == config.bridge_mac,
         "it was not for the gateway",
     )?;
     demand(sent.ip.time_to_live > 1, "its time to live ends here")?;
+    let (peer, tunnel) = tunnelled(visit, world, config, (&sent, got))?;
+    let inner = &tunnel.inner;
+    demand(
+        inner.ethernet.source == config.vtep_mac,
+        "the inner frame is not from this VTEP",
+    )?;
+    demand(
+        inner.ethernet.destination == peer.header[50..56],
+        "the inner frame is not for the peer's VTEP",
+    )?;
+    one_hop_on(&sent, inner, sent.ip.ecn.value())
+}
+
+/// The stack's frame is inside, as it was.
+fn encapsulated_for_stack(
+    visit: &Visit,
+    world: &World,
+    config: &Config<V4>,
+    got: &[u8],
+) -> Result<(), String> {
+    let sent = Packet::read(&visit.frame)?;
+    sent.is_plain(&visit.frame)?;
+    tunnelled(visit, world, config, (&sent, got))?;
+    demand(
+        got.get(TUNNEL_LEN..) == Some(&visit.frame),
+        "the inner frame is not the stack's",
+    )
+}
+
+/// The peer that a packet is for, and the tunnel to the peer that the packet is in now.
+fn tunnelled<'a>(
+    visit: &Visit,
+    world: &'a World,
+    config: &Config<V4>,
+    (sent, got): (&Packet, &'a [u8]),
+) -> Result<(&'a PeerEntry<V4>, Tunnel<'a>), String> {
+    let peer = number(sent.ip.destination) & number(config.peer_mask);
+    let peer = world
+        .peers
+        .get(&peer.to_be_bytes())
+        .ok_or("there is no such peer")?;
     if visit.gso_size == 0 {
         let len = visit.frame.len() - ETHERNET_LEN;
         demand(len <= peer.mtu as usize, "it is longer than the path takes")?;
     }
-
     let tunnel = Tunnel::read(got)?;
     tunnel.is_right(config)?;
     let outer = &tunnel.outer.ip;
@@ -102,16 +138,7 @@ fn encapsulated(
     let ecn = ENCAPSULATED_ECN[usize::from(sent.ip.ecn.value())];
     demand(outer.ecn.value() == ecn, "the outer ECN field is wrong")?;
     demand(tunnel.udp.checksum == 0, "there is an outer UDP checksum")?;
-    let inner = &tunnel.inner;
-    demand(
-        inner.ethernet.source == config.vtep_mac,
-        "the inner frame is not from this VTEP",
-    )?;
-    demand(
-        inner.ethernet.destination == peer.header[50..56],
-        "the inner frame is not for the peer's VTEP",
-    )?;
-    one_hop_on(&sent, inner, sent.ip.ecn.value())
+    Ok((peer, tunnel))
 }
 
 fn decapsulated(

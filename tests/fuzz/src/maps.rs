@@ -2,7 +2,7 @@
 //! decision works on any of it.
 
 use bytemuck::{AnyBitPattern, pod_read_unaligned};
-use overlay_common::decide::{from_network, from_pod, leaving, mark};
+use overlay_common::decide::{from_network, from_pod, leaving, mark, sending};
 use overlay_common::packet::{ETHERNET_LEN, Frame};
 use overlay_common::schema::{Config, Endpoint, FlowKey, PeerEntry, PodEntry, Vtep};
 use overlay_common::snapshot::Snapshot;
@@ -46,6 +46,7 @@ pub fn map_dump(data: &[u8]) {
             for hook in [Hook::PodOut, Hook::VtepOut] {
                 for handed_over in [0, mark::<V4, _>(&packet, ETHERNET_LEN)] {
                     let _ = leaving::<V4, V4, _, _>(&packet, &tables, hook, handed_over);
+                    let _ = sending::<V4, V4, _, _>(&packet, &tables, handed_over);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Connect, one byte there and back, close: again and again.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Linger;
 
 use super::round_trips::RoundTrips;
-use super::{Cores, joined, pin};
+use super::{Cores, Server, joined, pin};
 use crate::traffic::{Endpoint, PATIENCE};
 
 /// Connections before those that count.
@@ -28,13 +28,10 @@ const ABORT: libc::linger = libc::linger {
 ///
 /// # Errors
 /// When a connection cannot be made or breaks.
-pub fn tcp(from: &Endpoint, to: &Endpoint, cores: Cores, duration: Duration) -> Result<RoundTrips> {
-    let here = SocketAddr::from((to.address, 0));
-    let listener = to
-        .namespace
-        .inside(|| TcpListener::bind(here))?
-        .context("listen")?;
-    let target = listener.local_addr().context("ask for the port")?;
+pub fn tcp(from: &Endpoint, to: &Server, cores: Cores, duration: Duration) -> Result<RoundTrips> {
+    let listener = to.listen()?;
+    let here = listener.local_addr().context("ask for the port")?;
+    let target = to.dialled(Ok(here))?;
     let done = AtomicBool::new(false);
     let done = &done;
     thread::scope(|scope| {
@@ -68,8 +65,9 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, cores: Cores, duration: Duration) -> 
         done.store(true, Ordering::Release);
         // Wakes the server, from its own namespace, where nothing can stand in between.
         let woken = to
+            .endpoint
             .namespace
-            .inside(|| TcpStream::connect_timeout(&target, PATIENCE));
+            .inside(|| TcpStream::connect_timeout(&here, PATIENCE));
         woken?.context("end the server")?;
         joined(server)?;
         asked?

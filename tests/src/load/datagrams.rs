@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt};
 
-use super::{Cores, Volume, joined, pin, udp_socket, watch};
+use super::{Cores, Server, Volume, joined, pin, udp_socket, watch};
 use crate::traffic::Endpoint;
 
 /// Packets of one system call.
@@ -27,19 +27,19 @@ const LOOK: Duration = Duration::from_millis(20);
 /// When packets cannot be sent.
 pub fn udp(
     from: &Endpoint,
-    to: &Endpoint,
+    to: &Server,
     cores: Cores,
     payload: usize,
     duration: Duration,
 ) -> Result<Volume> {
-    let receiver = udp_socket(to, 0)?;
+    let receiver = udp_socket(&to.endpoint, to.port)?;
     receiver
         .set_read_timeout(Some(LOOK))
         .context("set a timeout")?;
     setsockopt(&receiver, RcvBufForce, &RECEIVE_BUFFER).context("set SO_RCVBUFFORCE")?;
     let sender = udp_socket(from, 0)?;
     sender
-        .connect(receiver.local_addr().context("ask for the port")?)
+        .connect(to.dialled(receiver.local_addr())?)
         .context("connect")?;
     let (arrived, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let (arrived, stop) = (&arrived, &stop);

@@ -1,13 +1,13 @@
 //! Request and response of one byte, over one flow.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Cores, joined, percentile, pin, udp_socket};
+use super::{Cores, Server, joined, percentile, pin, udp_socket};
 use crate::traffic::{Endpoint, PATIENCE};
 
 /// Round trips before those that count.
@@ -59,7 +59,7 @@ fn repeat(duration: Duration, mut exchange: impl FnMut() -> Result<()>) -> Resul
 ///
 /// # Errors
 /// When the two cannot connect, or the connection breaks.
-pub fn tcp(from: &Endpoint, to: &Endpoint, cores: Cores, duration: Duration) -> Result<RoundTrips> {
+pub fn tcp(from: &Endpoint, to: &Server, cores: Cores, duration: Duration) -> Result<RoundTrips> {
     let (mut client, mut server) = connection(from, to)?;
     thread::scope(|scope| {
         let echo = scope.spawn(move || -> Result<()> {
@@ -84,13 +84,9 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, cores: Cores, duration: Duration) -> 
 }
 
 /// A connection without delays on either end.
-pub(super) fn connection(from: &Endpoint, to: &Endpoint) -> Result<(TcpStream, TcpStream)> {
-    let here = SocketAddr::from((to.address, 0));
-    let listener = to
-        .namespace
-        .inside(|| TcpListener::bind(here))?
-        .context("listen")?;
-    let target = listener.local_addr().context("ask for the port")?;
+pub(super) fn connection(from: &Endpoint, to: &Server) -> Result<(TcpStream, TcpStream)> {
+    let listener = to.listen()?;
+    let target = to.dialled(listener.local_addr())?;
     let client = from
         .namespace
         .inside(|| TcpStream::connect_timeout(&target, PATIENCE))?
@@ -108,7 +104,7 @@ pub(super) fn connection(from: &Endpoint, to: &Endpoint) -> Result<(TcpStream, T
 ///
 /// # Errors
 /// When a datagram gets lost.
-pub fn udp(from: &Endpoint, to: &Endpoint, cores: Cores, duration: Duration) -> Result<RoundTrips> {
+pub fn udp(from: &Endpoint, to: &Server, cores: Cores, duration: Duration) -> Result<RoundTrips> {
     with_udp_echo(to, cores, |target| {
         let socket = udp_socket(from, 0)?;
         socket.connect(target).context("connect")?;
@@ -132,7 +128,7 @@ pub struct FirstPackets {
 /// When a datagram gets lost.
 pub fn first_packets(
     from: &Endpoint,
-    to: &Endpoint,
+    to: &Server,
     cores: Cores,
     duration: Duration,
 ) -> Result<FirstPackets> {
@@ -184,14 +180,15 @@ fn exchange(socket: &UdpSocket) -> Result<()> {
 
 /// Runs `ask`, pinned, while an echo answers at the address that it is given.
 fn with_udp_echo<T: Send>(
-    to: &Endpoint,
+    to: &Server,
     cores: Cores,
     ask: impl FnOnce(SocketAddr) -> Result<T> + Send,
 ) -> Result<T> {
-    let server = udp_socket(to, 0)?;
-    let target = server.local_addr().context("ask for the port")?;
+    let server = udp_socket(&to.endpoint, to.port)?;
+    let here = server.local_addr().context("ask for the port")?;
+    let target = to.dialled(Ok(here))?;
     // The end is told from the server's own namespace: that packet never gets lost.
-    let ender = udp_socket(to, 0)?;
+    let ender = udp_socket(&to.endpoint, 0)?;
     thread::scope(|scope| {
         let echo = scope.spawn(move || -> Result<()> {
             pin(cores.server)?;
@@ -212,7 +209,7 @@ fn with_udp_echo<T: Send>(
             ask(target)
         });
         let answer = joined(asker);
-        ender.send_to(END, target).context("end the echo")?;
+        ender.send_to(END, here).context("end the echo")?;
         joined(echo).and(answer)
     })
 }

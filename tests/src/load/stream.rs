@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::round_trips::connection;
-use super::{Cores, Volume, joined, pin, watch};
+use super::{Cores, Server, Volume, joined, pin, watch};
 use crate::traffic::Endpoint;
 
 /// Bytes of one write.
@@ -23,7 +23,7 @@ const READ: usize = 256 << 10;
 /// When a connection cannot be made or breaks.
 pub fn tcp(
     from: &Endpoint,
-    to: &Endpoint,
+    to: &Server,
     cores: Cores,
     streams: usize,
     duration: Duration,

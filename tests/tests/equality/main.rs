@@ -36,10 +36,12 @@ fn a_capture_cannot_tell_the_paths_apart() -> Result<()> {
     prepare(&lab)?;
     let sent = ways(&lab)?;
     let injected = tunnel(&lab)?;
+    let stacks = stack(&lab)?;
 
     let slow = (
         send(&lab, &sent.probes, Sender::Pod)?,
         send(&lab, &injected.probes, Sender::Node)?,
+        send(&lab, &stacks.probes, Sender::Stack)?,
     );
     let slow_hops = hops(&lab)?;
 
@@ -54,10 +56,19 @@ fn a_capture_cannot_tell_the_paths_apart() -> Result<()> {
     let fast_from_node = send(&lab, &injected.probes, Sender::Node)?;
     let from_node = packets(&n2, "net_in", "decapsulated")? - decapsulated;
     let fast_hops = hops(&lab)?;
+    let (hook, verdict) = ("vtep_out", "encapsulated_for_stack");
+    let for_stack = packets(&n1, hook, verdict)?;
+    let fast_from_stack = send(&lab, &stacks.probes, Sender::Stack)?;
+    let for_stack = packets(&n1, hook, verdict)? - for_stack;
 
     let mut failures = differences(&sent.probes, &slow.0, &fast_from_pod);
     failures.extend(differences(&injected.probes, &slow.1, &fast_from_node));
-    for (probes, seen) in [(&sent.probes, &slow.0), (&injected.probes, &slow.1)] {
+    failures.extend(differences(&stacks.probes, &slow.2, &fast_from_stack));
+    for (probes, seen) in [
+        (&sent.probes, &slow.0),
+        (&injected.probes, &slow.1),
+        (&stacks.probes, &slow.2),
+    ] {
         let lost = |index: &usize| !seen.keys().any(|(probe, _)| probe == index);
         for (index, probe) in probes.iter().enumerate() {
             if probe.fast == Fast::Whole && lost(&index) {
@@ -90,6 +101,14 @@ fn a_capture_cannot_tell_the_paths_apart() -> Result<()> {
             "injected and decapsulated",
             from_node,
             count(&injected.probes, &|p| p.fast == Fast::Whole),
+        ),
+        (
+            "of the stack encapsulated",
+            for_stack,
+            // The kernel's path is asked by ICMP.
+            count(&stacks.probes, &|p| {
+                p.fast != Fast::No && !p.name.contains("ICMP")
+            }),
         ),
     ] {
         // More may be: answers of the pods' own stacks, and what this node's kernel encapsulated.
@@ -239,6 +258,22 @@ fn ways(lab: &Lab) -> Result<Corpus> {
         Fast::No,
         true,
     )?);
+    Ok(corpus)
+}
+
+/// From the first node's address on the VXLAN device to a pod of the other node.
+fn stack(lab: &Lab) -> Result<Corpus> {
+    let mut corpus = Corpus::default();
+    corpus.add_stacks(&Way {
+        name: "the stack's,",
+        source: lab.node(1).subnet()?.network(),
+        destination: lab.pod(2, 1).address(),
+        // The stack fills in its own.
+        mac: NOBODY,
+        next_hop: NOBODY,
+        plain: Fast::Whole,
+        routed: false,
+    });
     Ok(corpus)
 }
 

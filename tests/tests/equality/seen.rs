@@ -1,9 +1,15 @@
 //! What of the packets sent is seen, and where that differs.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+};
 use overlay_tests::packet::RawSocket;
 use overlay_tests::{Lab, Namespace};
 
@@ -15,6 +21,7 @@ use crate::wire::{ICMP, IPV4, SERVICE_VLAN, UDP, VLAN};
 const UNDER_WAY: Duration = Duration::from_millis(500);
 /// How long a capture that holds everything may take to hand out a frame.
 const QUIET: Duration = Duration::from_millis(20);
+const ETHERNET_LEN: usize = 14;
 
 /// Frames as somebody saw them, by probe and by place.
 pub type Seen = BTreeMap<(usize, &'static str), Vec<Vec<u8>>>;
@@ -25,14 +32,52 @@ pub enum Sender {
     Pod,
     /// The first node, by its underlay device.
     Node,
+    /// The IP stack of the first node.
+    Stack,
+}
+
+/// Where frames are handed in.
+enum Outlet {
+    Device(RawSocket),
+    /// A socket for packets with their own IP header.
+    Stack(OwnedFd),
+}
+
+impl Outlet {
+    fn open(lab: &Lab, sender: Sender) -> Result<Self> {
+        let node = lab.node(1).namespace();
+        let socket = match sender {
+            Sender::Pod => RawSocket::open(&lab.pod(1, 1).namespace(), "eth0")?,
+            Sender::Node => RawSocket::open(&node, "eth0")?,
+            Sender::Stack => {
+                let (family, protocol) = (AddressFamily::Inet, SockProtocol::Raw);
+                let open = || socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol);
+                let socket = node.inside(open)?.context("open a raw socket")?;
+                return Ok(Self::Stack(socket));
+            }
+        };
+        Ok(Self::Device(socket))
+    }
+
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        match self {
+            Self::Device(socket) => socket.send(frame),
+            Self::Stack(socket) => {
+                let packet = &frame[ETHERNET_LEN..];
+                let octets = <[u8; 4]>::try_from(&packet[16..20]).context("a whole IP header")?;
+                let to = SockaddrIn::from(SocketAddrV4::new(octets.into(), 0));
+                match sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty()) {
+                    // What the stack does not send is no difference.
+                    Ok(_) | Err(Errno::EMSGSIZE | Errno::EINVAL) => Ok(()),
+                    Err(errno) => Err(errno).context("sendto"),
+                }
+            }
+        }
+    }
 }
 
 /// Sends every probe and collects what arrives anywhere.
 pub fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
-    let from = match sender {
-        Sender::Pod => lab.pod(1, 1).namespace(),
-        Sender::Node => lab.node(1).namespace(),
-    };
     let place = |name, namespace: &Namespace, device| -> Result<_> {
         Ok((name, RawSocket::open(namespace, device)?))
     };
@@ -48,10 +93,10 @@ pub fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
     ];
     let wire = RawSocket::open(&lab.node(1).namespace(), "eth0")?;
     let tags = Tags::watch(lab.pod(1, 2))?;
-    let socket = RawSocket::open(&from, "eth0")?;
+    let outlet = Outlet::open(lab, sender)?;
     for probe in probes {
         for frame in &probe.frames {
-            socket.send(frame).with_context(|| probe.name.clone())?;
+            outlet.send(frame).with_context(|| probe.name.clone())?;
         }
     }
     std::thread::sleep(UNDER_WAY);
@@ -73,7 +118,7 @@ pub fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
     for mut frame in wire.drain(QUIET)? {
         // What this test put on the wire itself is no evidence.
         if frame.outgoing
-            && sender == Sender::Pod
+            && sender != Sender::Node
             && let Some(probe) = on_the_wire(&mut frame.bytes)
         {
             let place = (probe, "the wire");

@@ -48,6 +48,14 @@ impl Corpus {
         self.frames(way);
     }
 
+    /// What a node's own IP stack sends on a way: it makes the frames itself, and no wrong ones.
+    pub fn add_stacks(&mut self, way: &Way) {
+        self.ordinary(way);
+        self.protocols(way);
+        self.header_fields(way);
+        self.fragments(way);
+    }
+
     fn ordinary(&mut self, way: &Way) {
         let (from, to) = (way.source, way.destination);
         for length in [0, 1, 100, 1400, 1422] {

@@ -203,13 +203,17 @@ fn kubectl(cluster: &Cluster) -> Result<()> {
 fn image(cluster: &Cluster) -> Result<()> {
     let script = r#"
         set -e
+        # The container's own files are read-only.
+        try=/run/flannel/try
+        mkdir $try
         /opt/bin/flanneld --version
-        /opt/bin/mk-docker-opts.sh -f /run/flannel/subnet.env -d /tmp/options -c
-        cat /tmp/options
-        /opt/bin/install-conf /tmp/options /tmp/installed
-        [ "$(cat /tmp/options)" = "$(cat /tmp/installed)" ]
-        cp -f /flannel /tmp/flannel
-        CNI_COMMAND=VERSION /tmp/flannel </dev/null
+        /opt/bin/mk-docker-opts.sh -f /run/flannel/subnet.env -d $try/options -c
+        cat $try/options
+        /opt/bin/install-conf $try/options $try/installed
+        [ "$(cat $try/options)" = "$(cat $try/installed)" ]
+        cp -f /flannel $try/flannel
+        CNI_COMMAND=VERSION $try/flannel < /dev/null
+        rm -r $try
         ip link show flannel.1
         iptables --version
         nft --version"#;

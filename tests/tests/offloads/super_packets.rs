@@ -10,6 +10,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{MsgFlags, SockaddrIn, sendmsg, setsockopt};
 use nix::unistd::Pid;
+use overlay_tests::fast_path::packets;
 use overlay_tests::traffic::{PATIENCE, pattern, tcp};
 use overlay_tests::{Pod, reach};
 
@@ -72,6 +73,37 @@ fn super_packets_stay_whole_and_tcp_arrives_intact() -> Result<()> {
     ethtool(&receiver.namespace(), "eth0", "tx off rx off")?;
     ethtool(&sender.namespace(), "eth0", "tx off rx off")?;
     stream("no checksum offload in either pod").map(drop)
+}
+
+#[test]
+fn what_the_stack_sends_is_segmented_like_what_pods_send() -> Result<()> {
+    let lab = lab("stackgso")?;
+    let node = lab.node(1);
+    let (from, to) = (reach::of_node(&node), reach::of_pod(&lab.pod(2, 1)));
+    let stream = |what: &str| -> Result<Longest> {
+        let encapsulated = || packets(&node, "vtep_out", "encapsulated_for_stack");
+        let before = encapsulated()?;
+        let (_, longest) =
+            watch(&lab, || tcp(&from, &to, STREAM)).with_context(|| format!("TCP, {what}"))?;
+        let count = encapsulated()? - before;
+        ensure!(count > 40, "{what}: {count} packets encapsulated");
+        Ok(longest)
+    };
+    let longest = stream("everything left to the devices")?;
+    ensure!(longest.wire > SUPER_PACKET, "cut: {longest:?}");
+    ethtool(
+        &node.namespace(),
+        "eth0",
+        "tx-udp_tnl-segmentation off tso off gso off",
+    )?;
+    let longest = stream("no segmentation offload at the NIC")?;
+    ensure!(longest.wire > POD_FRAME, "nothing was sent: {longest:?}");
+    ethtool(&node.namespace(), "eth0", "tx off")?;
+    stream("no checksum offload at the NIC")?;
+    ethtool(&node.namespace(), "flannel.1", "tso off gso off tx off")?;
+    let longest = stream("nothing left to the VXLAN device")?;
+    ensure!(longest.wire <= UNDERLAY_FRAME, "grown: {longest:?}");
+    Ok(())
 }
 
 /// Sends `payload` as one super-packet of datagrams of `segment` bytes and returns what arrives.

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use overlay_tests::load::{Cores, Volume, connections, cpu, datagrams, pin, round_trips, stream};
+use overlay_tests::load::{
+    Cores, Server, Volume, connections, cpu, datagrams, pin, round_trips, stream,
+};
 use overlay_tests::traffic::Endpoint;
 use serde::Serialize;
 
-use super::underlay::{Path, Underlay};
+use super::class::Class;
+use super::underlay::Underlay;
 
 /// A kind of load; each yields several figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -37,12 +40,12 @@ pub enum Measure {
 
 impl Measure {
     /// Whether it is taken where.
-    pub fn applies(self, underlay: Underlay, path: Path) -> bool {
-        match (path, underlay) {
-            (Path::Across, _) => true,
-            // No cable is in between, so its kind does not matter.
-            (Path::SameNode, Underlay::Wire) => false,
-            (Path::SameNode, Underlay::Super) => self != Self::FirstPacket,
+    pub fn applies(self, underlay: Underlay, class: Class) -> bool {
+        match (class, underlay) {
+            (Class::Direct, _) => true,
+            // What the kind of the cable changes shows there, or there is no cable at all.
+            (_, Underlay::Wire) => false,
+            (_, Underlay::Super) => self != Self::FirstPacket,
         }
     }
 }
@@ -75,7 +78,7 @@ pub struct Lengths {
 const SMALL: usize = 64 - 28;
 
 /// Takes a measure once.
-pub fn take(measure: Measure, [from, to]: &[Endpoint; 2], lengths: Lengths) -> Result<Taken> {
+pub fn take(measure: Measure, (from, to): (&Endpoint, &Server), lengths: Lengths) -> Result<Taken> {
     let one = Cores::one()?;
     // A machine with one core measures the same there.
     let two = Cores::two()?.unwrap_or(one);

@@ -2,17 +2,18 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path as FilePath;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use clap::ValueEnum as _;
 
 use super::Findings;
+use super::class::Class;
 use super::machine::Machine;
 use super::summary::{Outcome, Ratio, places};
 use super::table::{short, title};
-use super::underlay::{Path, Underlay};
+use super::underlay::Underlay;
 use super::variant::Variant;
 
 /// Sizes in pixels.
@@ -36,7 +37,7 @@ const RATES: &[(&str, &str)] = &[
 
 /// Writes one plot for each measure in each place, and for each underlay one with the rates of all
 /// against the host's.
-pub fn write(directory: &FilePath, findings: &Findings) -> Result<()> {
+pub fn write(directory: &Path, findings: &Findings) -> Result<()> {
     let Findings {
         machine, results, ..
     } = findings;
@@ -47,18 +48,18 @@ pub fn write(directory: &FilePath, findings: &Findings) -> Result<()> {
             fs::write(&place, svg).with_context(|| format!("write {}", place.display()))?;
         }
     }
-    for (measure, underlay, path) in places(results) {
+    for (measure, underlay, class) in places(results) {
         let bars: Vec<&Outcome> = results
             .iter()
             .filter(|outcome| {
                 let subject = &outcome.subject;
-                (subject.measure.as_str(), subject.underlay, subject.path)
-                    == (measure.as_str(), underlay, path)
+                (subject.measure.as_str(), subject.underlay, subject.class)
+                    == (measure.as_str(), underlay, class)
             })
             .collect();
-        let file = format!("{measure}-{path:?}-{underlay:?}.svg").to_lowercase();
+        let file = format!("{measure}-{class:?}-{underlay:?}.svg").to_lowercase();
         let place = directory.join(file);
-        let heading = format!("{} ({})", measure.replace('_', " "), title(underlay, path));
+        let heading = format!("{} ({})", measure.replace('_', " "), title(underlay, class));
         fs::write(&place, chart(&heading, machine, &bars))
             .with_context(|| format!("write {}", place.display()))?;
     }
@@ -66,7 +67,7 @@ pub fn write(directory: &FilePath, findings: &Findings) -> Result<()> {
 }
 
 /// Writes the one plot that the documentation shows: rates of super-packets.
-pub fn publish(directory: &FilePath, findings: &Findings) -> Result<()> {
+pub fn publish(directory: &Path, findings: &Findings) -> Result<()> {
     let svg = summary(findings, Underlay::Super)
         .context("rates need the bare host: measure host, too")?;
     let place = directory.join("rates.svg");
@@ -82,8 +83,8 @@ fn summary(findings: &Findings, underlay: Underlay) -> Option<String> {
     let of = |measure: &str| -> Vec<&Ratio> {
         let wanted = |ratio: &&Ratio| {
             let subject = &ratio.subject;
-            (subject.underlay, subject.path, ratio.against)
-                == (underlay, Path::Across, Variant::Host)
+            (subject.underlay, subject.class, ratio.against)
+                == (underlay, Class::Direct, Variant::Host)
                 && subject.measure == measure
                 && subject.variant <= Variant::Overlay
         };

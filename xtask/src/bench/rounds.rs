@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use overlay_tests::interrupt;
 use serde::Serialize;
 
+use super::class::Class;
 use super::measure::{Lengths, Measure, Taken, take};
 use super::stage::Stage;
-use super::underlay::{Path, Underlay};
+use super::underlay::Underlay;
 use super::variant::Variant;
 use crate::shell;
 
@@ -29,7 +30,9 @@ pub struct Plan {
     pub rounds: usize,
     pub variants: Vec<Variant>,
     pub underlays: Vec<Underlay>,
-    pub paths: Vec<Path>,
+    pub classes: Vec<Class>,
+    /// How many Services there are rules for, where there are any.
+    pub services: usize,
     pub measures: Vec<Measure>,
     pub lengths: Lengths,
     /// How many repetitions there may be in all, so that the end is in sight on a busy machine.
@@ -41,7 +44,7 @@ pub struct Plan {
 pub struct Subject {
     pub measure: String,
     pub underlay: Underlay,
-    pub path: Path,
+    pub class: Class,
     pub variant: Variant,
 }
 
@@ -68,7 +71,7 @@ pub struct Disturbance {
     pub round: usize,
     pub measure: Measure,
     pub underlay: Underlay,
-    pub path: Path,
+    pub class: Class,
     pub variant: Variant,
     /// Share of a core that others took.
     pub foreign: f64,
@@ -99,9 +102,9 @@ pub fn run(stage: &Stage, plan: &Plan) -> Result<Record> {
                 plan.rounds,
                 underlay.title()
             ));
-            for path in &plan.paths {
+            for class in &plan.classes {
                 for measure in &plan.measures {
-                    record.compare(stage, plan, round, (*underlay, *path, *measure))?;
+                    record.compare(stage, plan, round, (*underlay, *class, *measure))?;
                 }
             }
         }
@@ -116,11 +119,11 @@ impl Record {
         stage: &Stage,
         plan: &Plan,
         round: usize,
-        (underlay, path, measure): (Underlay, Path, Measure),
+        (underlay, class, measure): (Underlay, Class, Measure),
     ) -> Result<()> {
         let mut variants = plan.variants.clone();
         variants.retain(|variant| {
-            measure.applies(underlay, path) && variant.shows(measure, underlay, path)
+            measure.applies(underlay, class) && variant.shows(measure, underlay, class)
         });
         let mut taken: BTreeMap<Variant, Taken> = BTreeMap::new();
         let mut disturbed: BTreeMap<Variant, (f64, f64)> = BTreeMap::new();
@@ -128,9 +131,12 @@ impl Record {
         for turn in 0..=REPEATS {
             for variant in &wanted {
                 interrupt::check()?;
-                let ends = stage.ends(*variant, path);
-                let new = take(measure, &ends, plan.lengths).with_context(|| {
-                    format!("{measure:?} of {} ({underlay:?}, {path:?})", variant.name())
+                let (from, to) = stage.ends(*variant, class);
+                let new = take(measure, (&from, &to), plan.lengths).with_context(|| {
+                    format!(
+                        "{measure:?} of {} ({underlay:?}, {class:?})",
+                        variant.name()
+                    )
                 })?;
                 taken.insert(*variant, new);
             }
@@ -154,7 +160,7 @@ impl Record {
                 round: round + 1,
                 measure,
                 underlay,
-                path,
+                class,
                 variant,
                 foreign,
                 speed,
@@ -163,7 +169,7 @@ impl Record {
         }
         for (variant, taken) in &taken {
             let clean = taken.foreign <= FOREIGN;
-            self.note(round, (*variant, underlay, path), taken, clean);
+            self.note(round, (*variant, underlay, class), taken, clean);
         }
         Ok(())
     }
@@ -171,7 +177,7 @@ impl Record {
     fn note(
         &mut self,
         round: usize,
-        (variant, underlay, path): (Variant, Underlay, Path),
+        (variant, underlay, class): (Variant, Underlay, Class),
         taken: &Taken,
         clean: bool,
     ) {
@@ -179,7 +185,7 @@ impl Record {
             let subject = Subject {
                 measure: figure.name.to_owned(),
                 underlay,
-                path,
+                class,
                 variant,
             };
             let series = self.series.entry(subject).or_default();

@@ -1,18 +1,19 @@
 //! The rules that kube-proxy's iptables mode writes for many Services, as every node of a cluster
 //! has them.
 //!
-//! Written after the chains that kube-proxy documents and `iptables-save` shows on a node; no
-//! packet of the measurement is for a Service, but every new connection walks the rules.
+//! Written after the chains that kube-proxy documents and `iptables-save` shows on a node. Every new
+//! connection walks them; those that are measured as a Service stand in the middle.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
-use overlay_tests::{Node, Pod};
+use overlay_tests::Node;
 
 use super::iptables;
 
 /// A cluster of moderate size.
-const SERVICES: usize = 100;
+pub const MODERATE: usize = 100;
 /// Pods behind each.
 const ENDPOINTS: usize = 2;
 /// What kube-proxy marks packets with that are to be masqueraded.
@@ -76,10 +77,28 @@ const NAT_CHAINS: &[&str] = &[
     "KUBE-SERVICES",
 ];
 
-/// Puts the rules of 100 Services on a node; `pods` are behind them.
-pub fn install(node: &Node, pods: &[Pod]) -> Result<()> {
-    let addresses: Vec<String> = pods.iter().map(|pod| pod.address().to_string()).collect();
-    iptables::restore(node, &rules(&addresses)).context("write rules as of kube-proxy")
+/// Where a measured Service is reached, and the port of the pod that serves it.
+pub const PORT: u16 = 80;
+pub const NODE_PORT: u16 = 30080;
+pub const TARGET_PORT: u16 = 8080;
+
+/// A Service that is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// Its own address.
+    pub address: Ipv4Addr,
+    /// The pod that serves it.
+    pub pod: Ipv4Addr,
+    /// Whether it has a port of every node's, too.
+    pub has_node_port: bool,
+}
+
+/// Puts the rules of `count` Services on a node, and those of `measured` among them; `pods` serve
+/// the others.
+pub fn install(node: &Node, count: usize, pods: &[Ipv4Addr], measured: &[Measured]) -> Result<()> {
+    // What kube-proxy asks for: without it, answers between pods of one node are not translated back.
+    node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"])?;
+    iptables::restore(node, &rules(count, pods, measured)).context("write rules as of kube-proxy")
 }
 
 /// Names of the chains of Service `i`: its own, and one for each of its pods.
@@ -90,7 +109,7 @@ fn chains(service: usize) -> (String, [String; ENDPOINTS]) {
     )
 }
 
-fn rules(pods: &[String]) -> String {
+fn rules(count: usize, pods: &[Ipv4Addr], measured: &[Measured]) -> String {
     let mut nat = declare("nat", NAT_CHAINS);
     let mut body = format!(
         "-A KUBE-MARK-MASQ -j MARK --or-mark {MASQUERADE}\n\
@@ -98,7 +117,10 @@ fn rules(pods: &[String]) -> String {
          -A KUBE-POSTROUTING -j MARK --xor-mark {MASQUERADE}\n\
          -A KUBE-POSTROUTING -j MASQUERADE --random-fully\n"
     );
-    for service in 0..SERVICES {
+    for service in 0..count {
+        if service == count / 2 {
+            write_measured(&mut nat, &mut body, measured);
+        }
         let (chain, endpoints) = chains(service);
         let address = format!("10.96.{}.{}", service / 200, service % 200 + 1);
         let comment = format!("-m comment --comment \"bench/service-{service} cluster IP\"");
@@ -136,6 +158,39 @@ fn rules(pods: &[String]) -> String {
         jumps("nat"),
         jumps("filter"),
     )
+}
+
+/// The chains and rules of the Services that are measured, one pod behind each.
+fn write_measured(chains: &mut String, rules: &mut String, measured: &[Measured]) {
+    for (i, service) in measured.iter().enumerate() {
+        let Measured { address, pod, .. } = service;
+        let (chain, endpoint) = (
+            format!("KUBE-SVC-MEASURED{i}"),
+            format!("KUBE-SEP-MEASURED{i}"),
+        );
+        let comment = format!("-m comment --comment \"bench/measured-{i} cluster IP\"");
+        let _ = writeln!(chains, ":{chain} - [0:0]\n:{endpoint} - [0:0]");
+        for protocol in ["tcp", "udp"] {
+            let to = format!("-p {protocol} {comment} -m {protocol}");
+            let _ = writeln!(
+                rules,
+                "-A KUBE-SERVICES -d {address}/32 {to} --dport {PORT} -j {chain}\n\
+                 -A {endpoint} {to} -j DNAT --to-destination {pod}:{TARGET_PORT}"
+            );
+            if service.has_node_port {
+                let _ = writeln!(
+                    rules,
+                    "-A KUBE-NODEPORTS {to} --dport {NODE_PORT} -j KUBE-MARK-MASQ\n\
+                     -A KUBE-NODEPORTS {to} --dport {NODE_PORT} -j {chain}"
+                );
+            }
+        }
+        let _ = writeln!(
+            rules,
+            "-A {chain} ! -s 10.244.0.0/16 -d {address}/32 {comment} -j KUBE-MARK-MASQ\n\
+             -A {chain} {comment} -j {endpoint}"
+        );
+    }
 }
 
 fn declare(table: &str, chains: &[&str]) -> String {

@@ -4,18 +4,22 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
-use std::path::{Path as FilePath, PathBuf};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use overlay_tests::traffic::{self, Endpoint};
+use overlay_tests::load::{Cores, Server, round_trips};
+use overlay_tests::traffic::Endpoint;
 use overlay_tests::{Lab, Namespace, Node, Options, Running, command, reach, wait_until};
 
-use super::underlay::{Path, Underlay};
+use super::class::Class;
+use super::plain;
+use super::rounds::Plan;
+use super::services::{self, Measured, NODE_PORT, PORT, TARGET_PORT};
+use super::underlay::Underlay;
 use super::variant::{FAST_PATH_OFF, FAST_PATH_ON, Recipe, Variant};
-use super::{plain, services};
 use crate::{build, shell};
 
 /// The device that the overlay uses for its underlay: no bridge in between, so that the figures are
@@ -48,11 +52,15 @@ pub struct Stage {
     flanneld: Option<PathBuf>,
     flannel: Vec<Running>,
     underlay: Cell<Option<Underlay>>,
+    classes: Vec<Class>,
+    /// How many Services kube-proxy's rules are for.
+    services: usize,
 }
 
 impl Stage {
     /// Brings everything up.
-    pub fn up(variants: &[Variant], mtu: u32, flanneld: Option<PathBuf>) -> Result<Self> {
+    pub fn up(plan: &Plan, mtu: u32, flanneld: Option<PathBuf>) -> Result<Self> {
+        let variants = &plan.variants;
         let options = Options {
             nodes: 2 * variants.len(),
             start_agents: false,
@@ -67,6 +75,8 @@ impl Stage {
             flanneld,
             flannel: Vec::new(),
             underlay: Cell::new(None),
+            classes: plan.classes.clone(),
+            services: plan.services,
         };
         for variant in variants {
             shell::progress(&format!("two nodes: {}", variant.name()));
@@ -124,28 +134,47 @@ impl Stage {
         if let Some(pods) = self.add_pods(variant, mtu)? {
             self.pods.insert(variant, pods);
         }
-        match variant.recipe() {
-            Recipe::Services => {
-                let nodes = self.nodes(variant);
-                let pods: Vec<_> = nodes.iter().flat_map(Node::pods).collect();
-                for node in &nodes {
-                    services::install(node, &pods)?;
-                }
-            }
-            Recipe::Flannel => self.run_flannel(variant)?,
-            Recipe::Bare | Recipe::Plain | Recipe::Agent(_) | Recipe::Programs(_) => {}
+        if variant.recipe() == Recipe::Flannel {
+            self.run_flannel(variant)?;
         }
-        for path in [Path::Across, Path::SameNode] {
-            if variant == Variant::Host && path == Path::SameNode {
+        let needs_services = self.classes.iter().any(|class| class.needs_services());
+        if variant.recipe() == Recipe::Services || needs_services {
+            self.install_services(variant)?;
+        }
+        for class in &self.classes {
+            if variant.recipe() == Recipe::Bare && !class.is_across() {
                 continue;
             }
-            let ends = self.ends(variant, path);
-            for end in &ends {
+            let (from, to) = self.ends(variant, *class);
+            for end in [&from, &to.endpoint] {
                 end.namespace.inside(set_congestion_control)??;
             }
-            wait_until("pods to reach each other", READY, || {
-                traffic::tcp(&ends[0], &ends[1], 1).is_ok()
+            let (cores, length) = (Cores::one()?, Duration::from_millis(1));
+            wait_until(&format!("an answer ({})", class.title()), READY, || {
+                round_trips::tcp(&from, &to, cores, length).is_ok()
             })?;
+        }
+        Ok(())
+    }
+
+    /// Puts kube-proxy's rules on both nodes of a variant that has pods.
+    fn install_services(&self, variant: Variant) -> Result<()> {
+        let Some([first, second]) = self.pods.get(&variant) else {
+            return Ok(());
+        };
+        let pods: Vec<_> = first.iter().chain(second).map(|pod| pod.address).collect();
+        let served = [
+            (Class::Service, second[0].address),
+            (Class::LocalService, first[1].address),
+            (Class::NodePort, first[0].address),
+        ];
+        let measured = served.map(|(class, pod)| Measured {
+            address: service_address(class),
+            pod,
+            has_node_port: class == Class::NodePort,
+        });
+        for node in &self.nodes(variant) {
+            services::install(node, self.services, &pods, &measured)?;
         }
         Ok(())
     }
@@ -256,22 +285,48 @@ impl Stage {
     }
 
     /// The two ends of a measurement.
-    pub fn ends(&self, variant: Variant, path: Path) -> [Endpoint; 2] {
+    pub fn ends(&self, variant: Variant, class: Class) -> (Endpoint, Server) {
         let [from, to] = self.nodes(variant);
+        let host = |node: &Node, address| Endpoint {
+            name: node.name(),
+            // Without the mount namespace: sockets need the network only.
+            namespace: Namespace::new(node.namespace().name()),
+            address,
+        };
         let Some([first, second]) = self.pods.get(&variant) else {
             let [a, b] = CABLE_ADDRESSES;
-            return [(from, a), (to, b)].map(|(node, address)| Endpoint {
-                name: node.name(),
-                // Without the mount namespace: sockets need the network only.
-                namespace: Namespace::new(node.namespace().name()),
-                address,
-            });
+            return (host(&from, a), host(&to, b).into());
         };
-        match path {
-            Path::Across => [first[0].clone(), second[0].clone()],
-            Path::SameNode => [first[0].clone(), first[1].clone()],
+        let behind = |pod: &Endpoint, address: Ipv4Addr, port: u16| Server {
+            endpoint: pod.clone(),
+            port: TARGET_PORT,
+            service: Some(SocketAddr::from((address, port))),
+        };
+        let any = Ipv4Addr::UNSPECIFIED;
+        match class {
+            Class::Direct => (first[0].clone(), second[0].clone().into()),
+            Class::Local => (first[0].clone(), first[1].clone().into()),
+            Class::Node => (host(&from, any), second[0].clone().into()),
+            Class::Service => {
+                let server = behind(&second[0], service_address(class), PORT);
+                (first[0].clone(), server)
+            }
+            Class::LocalService => {
+                let server = behind(&first[1], service_address(class), PORT);
+                (first[0].clone(), server)
+            }
+            // The second node sends it back over the overlay, to a pod of the first.
+            Class::NodePort => {
+                let server = behind(&first[0], CABLE_ADDRESSES[1], NODE_PORT);
+                (host(&from, any), server)
+            }
         }
     }
+}
+
+/// The address of the Service that a class measures.
+fn service_address(class: Class) -> Ipv4Addr {
+    Ipv4Addr::new(10, 97, 0, 1 + class as u8)
 }
 
 /// Takes our guard of the kernel path off a node: flannel has none, and shall not pay for it.
@@ -290,7 +345,7 @@ fn remove_guard(node: &Node) -> Result<()> {
 /// path.
 fn set_congestion_control() -> Result<()> {
     const FILE: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
-    fs::write(FilePath::new(FILE), "reno").with_context(|| format!("write {FILE}"))
+    fs::write(Path::new(FILE), "reno").with_context(|| format!("write {FILE}"))
 }
 
 /// The ends of every cable; each pair of nodes is a network of its own.

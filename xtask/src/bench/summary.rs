@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::class::Class;
 use super::rounds::{DEVIATION, Series, Subject, Value};
-use super::underlay::{Path, Underlay};
+use super::underlay::Underlay;
 use super::variant::Variant;
 
 /// What others are compared with.
@@ -163,10 +164,10 @@ fn spread(values: &[Option<Value>]) -> Option<([f64; 3], usize)> {
 }
 
 /// A line of the table: everything of one measure in one place.
-pub fn places(outcomes: &[Outcome]) -> Vec<(String, Underlay, Path)> {
+pub fn places(outcomes: &[Outcome]) -> Vec<(String, Underlay, Class)> {
     let mut places: Vec<_> = outcomes
         .iter()
-        .map(|Outcome { subject, .. }| (subject.measure.clone(), subject.underlay, subject.path))
+        .map(|Outcome { subject, .. }| (subject.measure.clone(), subject.underlay, subject.class))
         .collect();
     places.sort_by(|a, b| (a.1, a.2, &a.0).cmp(&(b.1, b.2, &b.0)));
     places.dedup();
@@ -197,7 +198,7 @@ mod tests {
         let subject = Subject {
             measure: "tcp_rr_p50".to_owned(),
             underlay: Underlay::Super,
-            path: Path::Across,
+            class: Class::Direct,
             variant,
         };
         let values = values.to_vec();

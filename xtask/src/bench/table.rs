@@ -6,8 +6,9 @@ use std::fmt::Write as _;
 use comfy_table::Table;
 
 use super::Findings;
+use super::class::Class;
 use super::summary::{self, Outcome, Ratio, places};
-use super::underlay::{Path, Underlay};
+use super::underlay::Underlay;
 use super::variant::Variant;
 use crate::lab::table::{align_right, table};
 
@@ -21,15 +22,15 @@ pub fn render(findings: &Findings) -> String {
         machine.load, findings.seconds
     );
     let variants = variants(&findings.results);
-    for (underlay, path) in sections(findings) {
+    for (underlay, class) in sections(findings) {
         let _ = write!(
             text,
             "\n{}\n{}\n",
-            title(underlay, path),
-            figures(findings, &variants, underlay, path)
+            title(underlay, class),
+            figures(findings, &variants, underlay, class)
         );
         let _ = writeln!(text, "\nratios, median (least to most)");
-        for ratios in ratios(findings, underlay, path) {
+        for ratios in ratios(findings, underlay, class) {
             let _ = writeln!(text, "{ratios}");
         }
     }
@@ -41,7 +42,7 @@ pub fn render(findings: &Findings) -> String {
             disturbance.measure,
             disturbance.variant.name(),
             disturbance.underlay,
-            disturbance.path,
+            disturbance.class,
             disturbance.foreign * 100.0,
             disturbance.speed * 100.0,
             if disturbance.repeated {
@@ -60,12 +61,8 @@ pub fn render(findings: &Findings) -> String {
     text
 }
 
-pub fn title(underlay: Underlay, path: Path) -> String {
-    let path = match path {
-        Path::Across => "across nodes",
-        Path::SameNode => "same node",
-    };
-    format!("{path}, {}", underlay.title())
+pub fn title(underlay: Underlay, class: Class) -> String {
+    format!("{}, {}", class.title(), underlay.title())
 }
 
 fn variants(results: &[Outcome]) -> Vec<Variant> {
@@ -78,30 +75,30 @@ fn variants(results: &[Outcome]) -> Vec<Variant> {
     variants
 }
 
-fn sections(findings: &Findings) -> Vec<(Underlay, Path)> {
+fn sections(findings: &Findings) -> Vec<(Underlay, Class)> {
     let mut sections: Vec<_> = findings
         .results
         .iter()
-        .map(|outcome| (outcome.subject.underlay, outcome.subject.path))
+        .map(|outcome| (outcome.subject.underlay, outcome.subject.class))
         .collect();
     sections.sort_unstable();
     sections.dedup();
     sections
 }
 
-fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: Path) -> Table {
+fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, class: Class) -> Table {
     let mut shown = table([""]);
     let mut header = vec!["MEASURE".to_owned(), "UNIT".to_owned()];
     header.extend(variants.iter().map(|variant| variant.name()));
     shown.set_header(header);
     for (measure, at, along) in places(&findings.results) {
-        if (at, along) != (underlay, path) {
+        if (at, along) != (underlay, class) {
             continue;
         }
         let here = |variant: &Variant| {
             findings.results.iter().find(|outcome| {
                 let subject = &outcome.subject;
-                (subject.underlay, subject.path, subject.variant) == (underlay, path, *variant)
+                (subject.underlay, subject.class, subject.variant) == (underlay, class, *variant)
                     && subject.measure == measure
             })
         };
@@ -123,8 +120,8 @@ fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, path: 
 
 /// What a person looks for: everything against what is replaced and against the host, then what
 /// becomes of the fast path without one of its parts. JSON has every pair.
-fn ratios(findings: &Findings, underlay: Underlay, path: Path) -> Vec<Table> {
-    let here = |ratio: &&Ratio| (ratio.subject.underlay, ratio.subject.path) == (underlay, path);
+fn ratios(findings: &Findings, underlay: Underlay, class: Class) -> Vec<Table> {
+    let here = |ratio: &&Ratio| (ratio.subject.underlay, ratio.subject.class) == (underlay, class);
     let reference = summary::reference(&findings.ratios);
     let against = reference
         .into_iter()

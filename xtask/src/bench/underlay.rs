@@ -1,4 +1,4 @@
-//! Between which ends, and over which cable, is measured.
+//! Over which cable is measured.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -21,14 +21,4 @@ impl Underlay {
             Self::Wire => "as a wire",
         }
     }
-}
-
-/// Whereto, seen from a pod of the first node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Path {
-    /// The other node.
-    Across,
-    /// The same node.
-    SameNode,
 }

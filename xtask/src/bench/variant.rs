@@ -1,14 +1,15 @@
 //! Who carries the packets: what is compared.
 
-use std::path::Path as FilePath;
+use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use overlay_tests::BackendKind;
 use serde::{Serialize, Serializer};
 
+use super::class::Class;
 use super::measure::Measure;
-use super::underlay::{Path, Underlay};
+use super::underlay::Underlay;
 
 /// Flags of an agent that carries pods' traffic by eBPF, or leaves that to the kernel.
 pub const FAST_PATH_ON: &str = "--fast-path=auto";
@@ -104,17 +105,17 @@ impl Variant {
 
     /// Whether a measure can tell it from the others: what costs so much per packet does not show
     /// in bulk, and who takes super-packets shows there only.
-    pub fn shows(self, measure: Measure, underlay: Underlay, path: Path) -> bool {
+    pub fn shows(self, measure: Measure, underlay: Underlay, class: Class) -> bool {
         use Measure::{Bulk, Bulk4, BulkOneCore, TcpRr, Udp64, UdpRr};
         match self.recipe() {
-            Recipe::Bare => path == Path::Across,
+            Recipe::Bare => class.is_across(),
             Recipe::Programs(_) => {
-                (underlay, path) == (Underlay::Super, Path::Across)
+                (underlay, class) == (Underlay::Super, Class::Direct)
                     && matches!(measure, TcpRr | UdpRr | Udp64)
             }
-            Recipe::Agent(_) if self.backend() == BackendKind::HostGw => path == Path::Across,
+            Recipe::Agent(_) if self.backend() == BackendKind::HostGw => class == Class::Direct,
             Recipe::Agent(_) if self == Self::AggregatesToKernel => {
-                path == Path::Across && matches!(measure, Bulk | Bulk4 | BulkOneCore)
+                class == Class::Direct && matches!(measure, Bulk | Bulk4 | BulkOneCore)
             }
             Recipe::Plain | Recipe::Agent(_) | Recipe::Services | Recipe::Flannel => true,
         }
@@ -131,7 +132,7 @@ impl Serialize for Variant {
 pub fn choose(
     only: &[Variant],
     quick: bool,
-    flanneld: Option<&FilePath>,
+    flanneld: Option<&Path>,
 ) -> Result<(Vec<Variant>, Vec<String>)> {
     let mut skipped = Vec::new();
     let mut chosen: Vec<Variant> = if only.is_empty() {

@@ -215,7 +215,10 @@ impl Stage<'_> {
 
     /// The rate of a pod of the other node that sends to one of the attacked node.
     fn honest(&self, measure: Measure) -> Result<f64> {
-        let (from, to) = (endpoint(&self.lab.pod(2, 2)), endpoint(&self.lab.pod(1, 2)));
+        let (from, to) = (
+            endpoint(&self.lab.pod(2, 2)),
+            endpoint(&self.lab.pod(1, 2)).into(),
+        );
         let volume = match measure {
             Measure::UdpPackets => datagrams::udp(&from, &to, self.cores, DATAGRAM, self.length),
             Measure::TcpBytes => stream::tcp(&from, &to, self.cores, 1, self.length),

@@ -13,8 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_common::V4;
-use overlay_common::vxlan::overhead;
+use overlay_common::{Family as _, V4};
 
 use crate::backend::{self, Peer};
 use crate::datapath::tables::{TableInput, UnderlayPath};
@@ -189,7 +188,7 @@ impl Ways {
             let mtu = self.next_hop(peer.vtep).and_then(|next_hop| next_hop.mtu);
             *path = UnderlayPath {
                 mtu: mtu.map_or(path.mtu, |mtu| {
-                    path.mtu.min(mtu.saturating_sub(overhead::<V4>()))
+                    path.mtu.min(mtu.saturating_sub(V4::VXLAN_OVERHEAD))
                 }),
                 next_hop: self.mac(peer.vtep),
             };

@@ -1,7 +1,8 @@
 //! Packets that the fast path would carry, for any tables: what is changed about them afterwards is
 //! what decides.
 
-use overlay_common::Hook;
+use overlay_common::schema::Config;
+use overlay_common::{Family as _, Hook, V4};
 use rand::RngExt as _;
 
 use super::layout::{self, Layer};
@@ -87,6 +88,15 @@ impl Mutator {
         };
         set(&mut visit.frame, ip + 12, source);
         set(&mut visit.frame, ip + 16, destination);
+        let subnet = |config: Config<V4>| V4::mask(destination, config.peer_mask);
+        let peer = world
+            .config
+            .and_then(|config| world.peers.get(&subnet(config)));
+        if let Some(peer) = peer.filter(|_| visit.hook == Hook::VtepOut) {
+            let inner = peer.inner_ethernet();
+            set(&mut visit.frame, layer.ethernet, inner.destination);
+            set(&mut visit.frame, layer.ethernet + 6, inner.source);
+        }
     }
 
     /// An address behind some peer.

@@ -1,11 +1,10 @@
 //! Tables changed: other masks, flags, entries.
 
-use overlay_common::family::Tunnel;
 use overlay_common::schema::{
     ENDPOINT_ADDRESSES, Endpoint, FlowKey, PEER_NEXT_HOP, POD_KERNEL_PATH, PeerEntry, PodEntry,
     Vtep,
 };
-use overlay_common::vxlan::overhead;
+use overlay_common::vxlan::Tunnel;
 use overlay_common::{Family as _, V4};
 use rand::RngExt as _;
 
@@ -59,7 +58,7 @@ impl Mutator {
     }
 
     fn change_flags(&mut self, world: &mut World) {
-        let bits = self.below(32) as u32;
+        let bits = self.below(256) as u32;
         world.leases_are_stale = self.chance(1, 4);
         if let Some(config) = &mut world.config {
             // Mostly active: there is little to see otherwise.
@@ -208,7 +207,7 @@ impl Mutator {
             config.network,
             and(number.to_be_bytes(), config.network_mask.map(|byte| !byte)),
         );
-        let mut header = [0; 14 + overhead::<V4>() as usize];
+        let mut header = [0; 14 + V4::VXLAN_OVERHEAD as usize];
         header[INNER_MAC].copy_from_slice(&[2, 0, 0, 2, a, b]);
         let peer = PeerEntry {
             header,

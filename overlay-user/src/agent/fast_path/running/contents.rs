@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use overlay_common::V4;
 use overlay_common::schema::{
-    CONFIG_AGGREGATES_TO_KERNEL, CONFIG_EVENTS, CONFIG_SHARED_PORT, Config,
+    CONFIG_AGGREGATES_TO_KERNEL, CONFIG_ENCAPSULATE_FOR_STACK, CONFIG_EVENTS, CONFIG_SHARED_PORT,
+    Config,
 };
 use overlay_common::snapshot::Snapshot;
 
@@ -66,6 +67,11 @@ impl Running {
         }
         if view.settings.flags.node.aggregates == Aggregates::Kernel {
             input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
+        }
+        // A capture on the VXLAN device shall show what the stack sends by it: the program there comes
+        // before, and would send it past the capture.
+        if !view.is_captured {
+            input.flags |= CONFIG_ENCAPSULATE_FOR_STACK;
         }
         if view.settings.flags.node.log_refused {
             input.flags |= CONFIG_EVENTS;

@@ -1,0 +1,96 @@
+//! What the IP stack sends to other nodes: encapsulated before the VXLAN device would do it.
+//!
+//! The stack has routed the packet and filled in its Ethernet header, so that nothing is left to
+//! decide but whether the device would do exactly the same: what is odd is the device's.
+
+use super::leaving::{Leaving, Seen, seen, translated};
+use super::{
+    CONFIG_ACTIVE, CONFIG_ENCAPSULATE_FOR_STACK, Config, ETHERNET_LEN, Family, PEER_DIRECT, Packet,
+    PeerEntry, Tables, fits, fits_in_vxlan, is_regular, is_this_node, same_mac,
+};
+use crate::verdict::Hook;
+
+/// The packet in front of the IP stack's tunnel to another node.
+#[derive(Clone, Copy, Debug)]
+pub struct Sending<'t, F: Family, O: Family = F> {
+    /// What there is to remember.
+    pub leaving: Leaving<F>,
+    /// Where it is to be encapsulated in the VXLAN device's place, and how.
+    pub tunnel: Option<Encapsulation<'t, F, O>>,
+}
+
+/// What the IP stack sends to a peer. Its headers are the stack's, and stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Encapsulation<'t, F: Family, O: Family = F> {
+    /// From where.
+    pub config: &'t Config<F, O>,
+    /// Whereto.
+    pub peer: &'t PeerEntry<O>,
+    /// Its IP header.
+    pub header: F::Header,
+    /// Length of the IP packet in bytes.
+    pub len: u32,
+    /// Its ECN field.
+    pub ecn: u8,
+}
+
+/// Decides on a packet that leaves by a device that leads to other nodes: what
+/// [`leaving`](super::leaving()) says, and
+/// whether it is encapsulated at once.
+#[inline(always)]
+pub fn sending<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+    packet: &P,
+    tables: &'t T,
+    handed_over: u16,
+) -> Sending<'t, F, O> {
+    match seen(packet, tables) {
+        Ok(seen) => Sending {
+            leaving: translated(packet, tables, Hook::VtepOut, handed_over, &seen),
+            tunnel: encapsulation(packet, tables, &seen),
+        },
+        Err(verdict) => Sending {
+            leaving: Leaving::Pass(verdict),
+            tunnel: None,
+        },
+    }
+}
+
+/// How the VXLAN device would encapsulate a packet; `None` where that is the device's business.
+#[inline(always)]
+fn encapsulation<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+    packet: &P,
+    tables: &'t T,
+    seen: &Seen<'t, F, O>,
+) -> Option<Encapsulation<'t, F, O>> {
+    const WANTED: u32 = CONFIG_ACTIVE | CONFIG_ENCAPSULATE_FOR_STACK;
+    let Seen {
+        config,
+        ethernet,
+        ip,
+    } = seen;
+    if config.flags & WANTED != WANTED || packet.vlan().is_some() {
+        return None;
+    }
+    // The agent asks peers by ICMP whether the kernel's own path to them is whole.
+    if ip.protocol == F::ICMP && is_this_node(config, ip.source) {
+        return None;
+    }
+    let peer = tables.peer(F::mask(ip.destination, config.peer_mask))?;
+    // A frame of another device, such as the NIC, or for another node than the address is of.
+    let inner = peer.inner_ethernet();
+    let is_tunnelled = peer.flags & PEER_DIRECT == 0
+        && same_mac(ethernet.source, inner.source)
+        && same_mac(ethernet.destination, inner.destination);
+    if !is_tunnelled || is_regular(packet, ip, ETHERNET_LEN).is_err() {
+        return None;
+    }
+    let fits =
+        fits_in_vxlan::<O, _>(packet) && fits(packet, ip, ETHERNET_LEN, peer.mtu) == Ok(true);
+    fits.then_some(Encapsulation {
+        config,
+        peer,
+        header: ip.header,
+        len: ip.total_len,
+        ecn: ip.ecn,
+    })
+}

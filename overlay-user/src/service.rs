@@ -1,0 +1,59 @@
+//! Services as the data path needs them: addresses that stand for several servers.
+//!
+//! A source of truth says what Services there are; [`ServiceTable`] is what becomes of that on one
+//! node, and what the maps of the programs at the socket are filled from. A *server* is what
+//! Kubernetes calls an endpoint and LVS a real server (`endpoint` and `backend` have other meanings
+//! here: see the glossary).
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::shared_map::SharedMap;
+
+/// The transports that a Service may have here. Others are left to kube-proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// An address at which a Service is reached from inside of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Frontend {
+    /// The address. It is nobody's own, or this node's (a node port).
+    pub address: IpAddr,
+    /// The port; never zero.
+    pub port: u16,
+    /// The transport.
+    pub transport: Transport,
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let transport = match self.transport {
+            Transport::Tcp => "TCP",
+            Transport::Udp => "UDP",
+        };
+        let address = SocketAddr::new(self.address, self.port);
+        write!(f, "{address}/{transport}")
+    }
+}
+
+/// Who serves a frontend, seen from one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    /// Where connections go, each as likely as the others: of the frontend's address family, in
+    /// order, each once. None: nobody serves, and a connection is refused.
+    pub servers: Box<[SocketAddr]>,
+    /// How long a client stays with its server after its last connection (`sessionAffinity`).
+    pub affinity: Option<Duration>,
+}
+
+/// All Services of one node. What differs from an earlier table is found by
+/// [`differences`](SharedMap::differences), at a cost that does not depend on what stayed; frontends
+/// of one Service share what serves them.
+pub type ServiceTable = SharedMap<Frontend, Arc<Serving>>;
