@@ -25,9 +25,7 @@ pub trait Backend: Debug + Send + Sync {
     }
 
     /// Whether packets to some peers leave as they are.
-    fn has_direct_ways(&self) -> bool {
-        false
-    }
+    fn has_direct_ways(&self) -> bool;
 
     /// Longest packet of a pod, in bytes, where the underlay takes `underlay` bytes.
     fn mtu(&self, underlay: u32) -> u32;

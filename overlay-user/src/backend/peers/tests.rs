@@ -312,6 +312,10 @@ impl Backend for Counting {
         self.vxlan.name()
     }
 
+    fn has_direct_ways(&self) -> bool {
+        self.vxlan.has_direct_ways()
+    }
+
     fn mtu(&self, underlay: u32) -> u32 {
         self.vxlan.mtu(underlay)
     }
