@@ -133,6 +133,9 @@ mod tests {
             assert!(opted_out.to_string().ends_with(" kube-proxy=4711"));
             assert_eq!(opted_out.to_string().parse(), Ok(opted_out));
         }
+        let odd = "overlay/1 10.244.1.5 02:00:00:00:00:05 eth0 masqueraded";
+        let note: PodNote = odd.parse().expect("a container of that name");
+        assert_eq!((note.masqueraded, &*note.container), (false, MASQUERADED));
         let dual = "overlay/1 10.244.1.5,fd00::5 02:00:00:00:00:05 eth0 c0ffee";
         let note: PodNote = dual.parse().expect("a pod of both families");
         assert_eq!(note.addresses.v6(), "fd00::5".parse().ok().as_ref());

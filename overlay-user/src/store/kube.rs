@@ -10,6 +10,7 @@ mod memory;
 mod node;
 mod nodes;
 mod notice;
+pub mod offline;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -6,6 +6,7 @@
 
 mod agent;
 mod cni;
+mod kube;
 mod leases;
 mod maps;
 mod netlink;
@@ -21,6 +22,8 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("leases", leases::leases),
     ("store_dir", store::store_dir),
+    ("kube_nodes", kube::nodes),
+    ("kube_memory", kube::memory),
     ("network_config", leases::network_config),
     ("subnet_env", node::subnet_env),
     ("pod_address", node::pod_address),
