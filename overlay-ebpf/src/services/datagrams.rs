@@ -3,7 +3,8 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use overlay_common::socket::{
-    Operation, Server, Translation, Translations, Verdict, choose, note, place_for, place_of,
+    Operation, Server, Tables as _, Translation, Translations, Verdict, choose, note, place_for,
+    place_of,
 };
 
 use crate::ALLOW;
@@ -47,23 +48,15 @@ fn send(call: &Call<'_>) -> i32 {
 fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     let frontend = call.frontend(call.transport()?);
     // SAFETY: the socket of the context; locked for the call.
-    let table = unsafe { UNCONNECTED.get_ptr_mut(call.context) };
+    let mut table = unsafe { UNCONNECTED.get_ptr_mut(call.context) };
+    if table.is_null() {
+        // Most sockets never ask for a Service, and need no table.
+        Maps.service(&frontend).ok_or(Verdict::NotService)?;
+        // SAFETY: as above.
+        table = unsafe { UNCONNECTED.get_or_insert_ptr_mut(call.context, None) };
+    }
     // SAFETY: as above.
-    let table = match unsafe { table.as_mut() } {
-        Some(table) => table,
-        None => {
-            // Most sockets never ask for a Service, and need no table.
-            let given = choose(&Maps, call.client(), &frontend, None)?;
-            // SAFETY: as above.
-            let table = unsafe { UNCONNECTED.get_or_insert_ptr_mut(call.context, None) };
-            // SAFETY: as above.
-            let table = unsafe { table.as_mut() }.ok_or(Verdict::NoRoom)?;
-            let [first, ..] = &mut table.all;
-            *first = given;
-            call.replace(&given.server.address, given.server.port);
-            return Ok(());
-        }
-    };
+    let table = unsafe { table.as_mut() }.ok_or(Verdict::NoRoom)?;
     let place = place_for(table, &frontend);
     let former = table.all.get(place).filter(|known| known.set != 0);
     match choose(&Maps, call.client(), &frontend, former) {

@@ -2,6 +2,7 @@
 
 use super::super::health::Report;
 use super::Reconciler;
+use crate::allocator;
 use crate::observe::agent_file::AgentFile;
 
 impl Reconciler {
@@ -15,6 +16,8 @@ impl Reconciler {
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::debug!("sd_notify: {error}");
         }
+        // The list of nodes and the first rounds took more than later ones need.
+        allocator::give_back();
     }
 
     /// Tells whose Services are left to kube-proxy.
