@@ -95,13 +95,12 @@ pub fn rules(lab: &Lab, own: IpAddr) -> Result<Outcomes> {
     let node = lab.node(1);
     let text = node.run(["iptables-save"])?;
     let rules: Vec<_> = text.lines().filter_map(Rule::parse).collect();
-    let of = |chain: &str| rules.iter().filter(move |rule| rule.chain == chain);
     // The servers of a chain, through all chains that it leads to.
     let follow = |chain: &str| -> Outcome {
         let mut outcome = Outcome::default();
         let mut chains = vec![chain.to_owned()];
         while let Some(chain) = chains.pop() {
-            for rule in of(&chain) {
+            for rule in rules.iter().filter(|rule| rule.chain == chain) {
                 let Some(target) = rule.after("-j") else {
                     continue;
                 };
@@ -122,7 +121,8 @@ pub fn rules(lab: &Lab, own: IpAddr) -> Result<Outcomes> {
         outcome
     };
     let mut outcomes = Outcomes::new();
-    for rule in &rules {
+    let frontends = ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES"];
+    for rule in rules.iter().filter(|rule| frontends.contains(&rule.chain)) {
         let Some(port) = rule.after("--dport").and_then(|port| port.parse().ok()) else {
             continue;
         };
@@ -138,14 +138,11 @@ pub fn rules(lab: &Lab, own: IpAddr) -> Result<Outcomes> {
             Some(target) if !target.starts_with("KUBE-MARK-") => follow(target),
             _ => continue,
         };
-        let is_frontends = ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES"];
-        if is_frontends.contains(&rule.chain) {
-            let known = outcomes.insert(name(address, port, transport), outcome.clone());
-            ensure!(
-                known.is_none_or(|it| it == outcome),
-                "two ways: {address}:{port}"
-            );
-        }
+        let known = outcomes.insert(name(address, port, transport), outcome.clone());
+        ensure!(
+            known.is_none_or(|it| it == outcome),
+            "two ways: {address}:{port}"
+        );
     }
     Ok(outcomes)
 }
