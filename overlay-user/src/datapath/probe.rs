@@ -224,13 +224,13 @@ fn adjust(ebpf: &mut Ebpf, name: &str) -> Answer {
 }
 
 /// Attaches a program to the egress of the loopback device and takes it away again. It does nothing
-/// there: without a configuration it lets everything pass.
+/// there: without a configuration it lets everything pass. It is the one that every kernel loads.
 fn tcx(ebpf: &mut Ebpf) -> Answer {
     let Some(Ok(program)) = ebpf
-        .program_mut("ov_vtep_out")
+        .program_mut("ov_pod_out")
         .map(<&mut SchedClassifier>::try_from)
     else {
-        return Answer::Error("the eBPF object has no ov_vtep_out".to_owned());
+        return Answer::Error("the eBPF object has no ov_pod_out".to_owned());
     };
     let order = aya::programs::links::LinkOrder::last();
     let options = aya::programs::tc::TcAttachOptions::TcxOrder(order);
