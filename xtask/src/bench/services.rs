@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 use overlay_tests::Node;
+use serde_json::json;
 
 use super::iptables;
 
@@ -99,6 +100,38 @@ pub fn install(node: &Node, count: usize, pods: &[Ipv4Addr], measured: &[Measure
     // What kube-proxy asks for: without it, answers between pods of one node are not translated back.
     node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"])?;
     iptables::restore(node, &rules(count, pods, measured)).context("write rules as of kube-proxy")
+}
+
+/// The measured Services as a store has them: keys below the prefix, and JSON.
+pub fn objects(measured: &[Measured]) -> Vec<(String, String)> {
+    let mut objects = Vec::new();
+    for (i, service) in measured.iter().enumerate() {
+        let Measured { address, pod, .. } = service;
+        let name = format!("measured-{i}");
+        let ports = |port: u16, node_port: Option<u16>| -> Vec<_> {
+            let of = |protocol| json!({"name": protocol, "protocol": protocol, "port": port, "nodePort": node_port});
+            ["TCP", "UDP"].map(of).into()
+        };
+        let node_port = service.has_node_port.then_some(NODE_PORT);
+        let kind = if service.has_node_port {
+            "NodePort"
+        } else {
+            "ClusterIP"
+        };
+        let spec = json!({"type": kind, "clusterIP": address, "ports": ports(PORT, node_port)});
+        let slice = json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4",
+            "ports": ports(TARGET_PORT, None),
+            "endpoints": [{"addresses": [pod], "conditions": {"ready": true}}],
+        });
+        objects.push((
+            format!("services/default.{name}"),
+            json!({"spec": spec}).to_string(),
+        ));
+        objects.push((format!("endpointslices/default.{name}"), slice.to_string()));
+    }
+    objects
 }
 
 /// Names of the chains of Service `i`: its own, and one for each of its pods.

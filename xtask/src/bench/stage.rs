@@ -65,6 +65,8 @@ impl Stage {
             nodes: 2 * variants.len(),
             start_agents: false,
             underlay_mtu: mtu,
+            // Services at the socket are a node's own.
+            apart: true,
             ..Options::for_test("bench")
         };
         let pairs = variants.iter().copied().zip((1..).step_by(2)).collect();
@@ -175,6 +177,26 @@ impl Stage {
         });
         for node in &self.nodes(variant) {
             services::install(node, self.services, &pods, &measured)?;
+        }
+        if variant.recipe() == Recipe::Agent(FAST_PATH_ON) {
+            self.tell_of_services(variant, &measured)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the measured Services where the agents look for them, and waits until sockets are served.
+    fn tell_of_services(&self, variant: Variant, measured: &[Measured]) -> Result<()> {
+        for (key, object) in services::objects(measured) {
+            let key = format!("/{}/{key}", variant.name());
+            self.lab.etcdctl(&["put", &key, &object])?;
+        }
+        for node in self.nodes(variant) {
+            wait_until("Services at the socket", READY, || {
+                let listed = node.run(["overlayctl", "services", "--output", "json"]);
+                let is_in = |text: &str, it: &Measured| text.contains(&it.address.to_string());
+                listed.is_ok_and(|text| measured.iter().all(|it| is_in(&text, it)))
+            })
+            .with_context(|| node.agent_log_tail())?;
         }
         Ok(())
     }
@@ -290,7 +312,8 @@ impl Stage {
         let host = |node: &Node, address| Endpoint {
             name: node.name(),
             // Without the mount namespace: sockets need the network only.
-            namespace: Namespace::new(node.namespace().name()),
+            namespace: Namespace::new(node.namespace().name())
+                .in_group(self.lab.control_group(node.number())),
             address,
         };
         let Some([first, second]) = self.pods.get(&variant) else {
