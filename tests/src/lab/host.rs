@@ -28,7 +28,7 @@ const LIST: &str = r#"{
   "plugins": [
     {
       "type": "flannel",
-      "capabilities": { "ips": true, "mac": true },
+      "capabilities": { "ips": true, "mac": true, "io.kubernetes.cri.pod-annotations": true },
       "delegate": {
         "hairpinMode": true,
         "isDefaultGateway": true
