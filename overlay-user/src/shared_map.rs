@@ -193,6 +193,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(shared.len(), plain.len());
+            prop_assert_eq!(shared.is_empty(), plain.is_empty());
             prop_assert_eq!(shared.sorted(), plain.values().collect::<Vec<_>>());
             let mut differences: Vec<_> = shared
                 .differences(&earlier.0)
@@ -219,5 +220,13 @@ mod tests {
         let copied = shards.filter(|(now, before)| !Arc::ptr_eq(now, before));
         assert_eq!(copied.count(), 1);
         assert_eq!(before.get(&1), Some(&0));
+    }
+
+    #[test]
+    fn keys_are_spread_over_all_shards() {
+        let map: SharedMap<u32, ()> = (0..10_000).map(|key| (key, ())).collect();
+        let sizes = map.shards.iter().map(|shard| shard.len());
+        let fair = 10_000 / map.shards.len();
+        assert!(sizes.clone().all(|size| size > 0 && size < 3 * fair));
     }
 }
