@@ -4,6 +4,7 @@ use bytemuck::{Pod as Plain, Zeroable};
 
 /// Bytes that `ov_events` holds, headers of records included: a power of two, and whole pages.
 pub const EVENTS_LEN: u32 = 128 * 1024;
+const _: () = assert!(EVENTS_LEN.is_power_of_two() && EVENTS_LEN.is_multiple_of(64 * 1024));
 
 /// A packet whose visit to a hook has ended: a record of `ov_events` (`BPF_MAP_TYPE_RINGBUF`, Linux
 /// 5.8).
@@ -43,5 +44,28 @@ impl Event {
     pub fn head(&self) -> &[u8] {
         let len = usize::try_from(self.len).unwrap_or(HEAD_LEN);
         &self.head[..len.min(HEAD_LEN)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_by_their_length() {
+        let event = Event {
+            at_ns: 1,
+            hook: 2,
+            verdict: 3,
+            ifindex: 4,
+            len: 60,
+            head: [5; HEAD_LEN],
+        };
+        let record = bytemuck::bytes_of(&event);
+        assert_eq!(Event::read(record), Some(event));
+        assert_eq!(Event::read(&record[1..]), None);
+        assert_eq!(event.head(), [5; 60]);
+        let long = Event { len: 1500, ..event };
+        assert_eq!(long.head(), event.head);
     }
 }

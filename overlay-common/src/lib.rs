@@ -19,6 +19,7 @@ pub mod packet;
 pub mod schema;
 #[cfg(feature = "std")]
 pub mod snapshot;
+pub mod socket;
 pub mod transport;
 pub mod verdict;
 #[cfg(feature = "std")]

@@ -1,9 +1,10 @@
 //! Wire formats, against vectors and parsers that share no code with the data path.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use etherparse::{
-    EtherType, Ethernet2Header, IpNumber, Ipv4Header, TcpHeader, TcpOptionElement, UdpHeader,
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, TcpOptionElement,
+    UdpHeader,
 };
 use overlay_common::decide::mark;
 use overlay_common::packet::{Frame, Packet as _, segment_header_len};
@@ -50,6 +51,49 @@ fn marks_are_frozen() {
         let ip = Ipv4Header::new(4, 64, protocol, source, destination).expect("a short payload");
         let packet = [&ip.to_bytes()[..], &first].concat();
         let mark = mark::<V4, _>(&Frame::new(&packet), 0);
+        assert_eq!(mark, wanted, "{source:?} {destination:?} {first:?}");
+    }
+}
+
+#[test]
+fn marks_over_ipv6_are_frozen() {
+    for (source, destination, first, protocol, wanted) in [
+        (
+            "fd00:10:244:1::2",
+            "fd00:10:244:2::5",
+            [0x9c, 0x40, 0, 80],
+            IpNumber::TCP,
+            0xb220,
+        ),
+        (
+            "fd00:10:244:1::2",
+            "fd00:10:244:2::5",
+            [0x9c, 0x40, 0, 80],
+            IpNumber::UDP,
+            0x8f80,
+        ),
+        (
+            "2001:db8:1234:5678:9abc:def0:1357:9bdf",
+            "fe80::1",
+            [0xff; 4],
+            IpNumber::UDP,
+            0xd84e,
+        ),
+    ] {
+        let [source, destination] = [source, destination].map(|text: &str| {
+            let address: Ipv6Addr = text.parse().expect("an address");
+            address.octets()
+        });
+        let ip = Ipv6Header {
+            payload_length: 4,
+            next_header: protocol,
+            hop_limit: 64,
+            source,
+            destination,
+            ..Ipv6Header::default()
+        };
+        let packet = [&ip.to_bytes()[..], &first].concat();
+        let mark = mark::<V6, _>(&Frame::new(&packet), 0);
         assert_eq!(mark, wanted, "{source:?} {destination:?} {first:?}");
     }
 }
@@ -175,6 +219,12 @@ fn addresses_are_compared_in_every_byte() {
         let mut other = v6;
         other[place] ^= 0x80;
         assert!(!V6::same(v6, other), "byte {place}");
+        // Two differences do not make up for each other.
+        for second in place + 1..v6.len() {
+            let mut other = other;
+            other[second] ^= 0x80;
+            assert!(!V6::same(v6, other), "bytes {place} and {second}");
+        }
     }
     let v4 = [10, 244, 1, 2];
     assert!(V4::same(v4, v4));
@@ -183,6 +233,12 @@ fn addresses_are_compared_in_every_byte() {
         other[place] ^= 0x80;
         assert!(!V4::same(v4, other), "byte {place}");
     }
+}
+
+/// `BPF_F_ADJ_ROOM_ENCAP_L3_IPV4` and `_IPV6` of include/uapi/linux/bpf.h.
+#[test]
+fn encapsulation_is_told_to_the_kernel_in_its_words() {
+    assert_eq!((V4::ENCAP_L3, V6::ENCAP_L3), (2, 4));
 }
 
 #[test]

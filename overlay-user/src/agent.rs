@@ -12,6 +12,7 @@ mod policies;
 mod reconciler;
 mod rules;
 mod seen;
+mod services;
 mod settings;
 mod start;
 mod underlay;

@@ -3,7 +3,8 @@
 //! The programs and maps are pinned below a directory of their own (see [`pins`]), so they outlive
 //! the agent. [`programs`] loads, attaches and swaps programs; [`maps`] reads and writes the pinned
 //! maps; [`tables`] is what the maps should hold, as pure data; [`early`] decides on early refusal
-//! at the NIC; [`probe`] finds out what this kernel can do, by trying.
+//! at the NIC; [`services`] has the programs at the socket; [`probe`] finds out what this kernel can
+//! do, by trying.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub mod pins;
 pub mod pods;
 pub mod probe;
 pub mod programs;
+pub mod services;
 pub mod shapes;
 pub mod tables;
 
@@ -91,6 +93,24 @@ pub enum Error {
         /// What the kernel said.
         message: String,
     },
+    /// A program could not be attached to a control group.
+    #[error("{call} {program} to {}: {}", path.display(), short(.source.as_ref()))]
+    Group {
+        /// The call.
+        call: &'static str,
+        /// The program.
+        program: &'static str,
+        /// The group.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// The sockets that were given servers could not be walked over.
+    #[error("look at sockets by a BPF iterator: {0}")]
+    Walk(#[source] io::Error),
+    /// There is no control group of all sockets.
+    #[error(transparent)]
+    Hierarchy(#[from] crate::kernel::cgroup::Error),
     /// A clsact filter could not be taken off.
     #[error("{call} {interface}: {message}")]
     Filter {

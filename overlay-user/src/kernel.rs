@@ -16,6 +16,7 @@ use tokio::time::timeout;
 pub mod apply;
 pub mod attributes;
 pub mod captures;
+pub mod cgroup;
 pub mod cleanup;
 pub mod conntrack;
 mod dump;

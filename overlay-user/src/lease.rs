@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 pub use allocate::{AllocateError, allocate, are_allowed, reusable};
-pub use attributes::Attributes;
+pub use attributes::{Attributes, BackendData};
 pub use key::{ParseKeyError, SubnetKey};
 pub use rejected::{RejectReason, Rejected, Rejections};
 pub(crate) use rejected::{excerpt, subject};

@@ -5,6 +5,7 @@
 //! talks bpf(2)); everything between is pure and tested without root.
 
 pub mod agent;
+pub mod allocator;
 pub mod backend;
 pub mod cni;
 pub mod config;

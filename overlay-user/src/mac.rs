@@ -77,7 +77,14 @@ mod tests {
     fn text_round_trips() {
         let mac: MacAddr = "C6:d2:32:6f:8f:44".parse().expect("a valid address");
         assert_eq!(mac.to_string(), "c6:d2:32:6f:8f:44");
-        assert!(mac.is_unicast());
+        assert_eq!(format!("{mac:?}"), mac.to_string());
+    }
+
+    #[test]
+    fn one_device_has_neither_zero_nor_a_groups_address() {
+        let is_unicast = |first, last| MacAddr([first, 0, 0, 0, 0, last]).is_unicast();
+        assert!(is_unicast(0xc6, 0) && is_unicast(0, 1));
+        assert!(!is_unicast(0, 0) && !is_unicast(0x01, 1) && !is_unicast(0xff, 0xff));
     }
 
     #[test]

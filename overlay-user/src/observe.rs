@@ -3,5 +3,6 @@
 pub mod agent_file;
 pub mod metrics;
 pub mod probes;
+pub mod services;
 pub mod status;
 pub mod table;

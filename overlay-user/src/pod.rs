@@ -25,6 +25,9 @@ pub struct PodNote {
     pub interface: String,
     /// Whether the plugin masquerades what the pod sends, with rules of its own.
     pub masqueraded: bool,
+    /// Cookie of the pod's network namespace (`SO_NETNS_COOKIE`), where Services are to be left to
+    /// kube-proxy.
+    pub by_kube_proxy: Option<u64>,
 }
 
 /// An alias that is not a [`PodNote`]; devices of others end here.
@@ -32,8 +35,10 @@ pub struct PodNote {
 #[error("not a pod's note: {0:?}")]
 pub struct ParsePodNoteError(String);
 
-/// Last word of the note of a pod that the plugin masquerades.
+/// A word after the others, of a pod that the plugin masquerades.
 const MASQUERADED: &str = "masqueraded";
+/// What the last word begins with, of a pod whose Services are left to kube-proxy.
+const BY_KUBE_PROXY: &str = "kube-proxy=";
 
 impl fmt::Display for PodNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,6 +50,9 @@ impl fmt::Display for PodNote {
         if self.masqueraded {
             write!(f, " {MASQUERADED}")?;
         }
+        if let Some(cookie) = self.by_kube_proxy {
+            write!(f, " {BY_KUBE_PROXY}{cookie}")?;
+        }
         Ok(())
     }
 }
@@ -55,7 +63,14 @@ impl FromStr for PodNote {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = || ParsePodNoteError(text.to_owned());
         let words: Vec<&str> = text.split(' ').collect();
-        let (words, masqueraded) = match &words[..] {
+        let by_kube_proxy = |word: &str| word.strip_prefix(BY_KUBE_PROXY)?.parse().ok();
+        let (words, by_kube_proxy) = match &words[..] {
+            [words @ .., last] if words.len() >= 5 && by_kube_proxy(last).is_some() => {
+                (words, by_kube_proxy(last))
+            }
+            words => (words, None),
+        };
+        let (words, masqueraded) = match words {
             [words @ .., MASQUERADED] if words.len() == 5 => (words, true),
             words => (words, false),
         };
@@ -68,6 +83,7 @@ impl FromStr for PodNote {
             container: container.to_owned(),
             interface: interface.to_owned(),
             masqueraded,
+            by_kube_proxy,
         })
     }
 }
@@ -95,6 +111,7 @@ mod tests {
             container: "c0ffee".into(),
             interface: "eth0".into(),
             masqueraded: false,
+            by_kube_proxy: None,
         };
         assert_eq!(
             note.to_string(),
@@ -103,10 +120,22 @@ mod tests {
         assert_eq!(note.to_string().parse(), Ok(note.clone()));
         let masqueraded = PodNote {
             masqueraded: true,
-            ..note
+            ..note.clone()
         };
         assert!(masqueraded.to_string().ends_with("c0ffee masqueraded"));
-        assert_eq!(masqueraded.to_string().parse(), Ok(masqueraded));
+        assert_eq!(masqueraded.to_string().parse(), Ok(masqueraded.clone()));
+        for note in [&note, &masqueraded] {
+            let by_kube_proxy = Some(4711);
+            let opted_out = PodNote {
+                by_kube_proxy,
+                ..note.clone()
+            };
+            assert!(opted_out.to_string().ends_with(" kube-proxy=4711"));
+            assert_eq!(opted_out.to_string().parse(), Ok(opted_out));
+        }
+        let odd = "overlay/1 10.244.1.5 02:00:00:00:00:05 eth0 masqueraded";
+        let note: PodNote = odd.parse().expect("a container of that name");
+        assert_eq!((note.masqueraded, &*note.container), (false, MASQUERADED));
         let dual = "overlay/1 10.244.1.5,fd00::5 02:00:00:00:00:05 eth0 c0ffee";
         let note: PodNote = dual.parse().expect("a pod of both families");
         assert_eq!(note.addresses.v6(), "fd00::5".parse().ok().as_ref());
@@ -124,6 +153,8 @@ mod tests {
             "overlay/1 10.0.0.1,10.0.0.2 02:00:00:00:00:05 eth0 x",
             "overlay/1 10.0.0.1 02:00:00:00:00:05 eth0 x odd",
             "overlay/1 10.0.0.1 02:00:00:00:00:05 eth0 x masqueraded masqueraded",
+            "overlay/1 10.0.0.1 02:00:00:00:00:05 eth0 x kube-proxy=odd",
+            "overlay/1 10.0.0.1 02:00:00:00:00:05 eth0 x kube-proxy=1 masqueraded",
         ] {
             assert!(text.parse::<PodNote>().is_err(), "{text:?}");
         }

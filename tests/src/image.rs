@@ -14,7 +14,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-pub use contents::{ENTRYPOINT, PATH, overlay, probe, shared_libraries};
+pub use contents::{ENTRYPOINT, PATH, probe, shared_libraries};
 pub use tree::Tree;
 
 /// What the parts of an image are, as registries call them.
@@ -74,7 +74,21 @@ impl Blob {
     }
 }
 
-impl Image<'_> {
+impl<'a> Image<'a> {
+    /// The overlay, with the programs in `bin_dir`.
+    ///
+    /// # Errors
+    /// When a program or a library is missing.
+    pub fn overlay(name: &'a str, bin_dir: &Path, compression: u32) -> Result<Self> {
+        Ok(Self {
+            name,
+            tree: contents::overlay(bin_dir)?,
+            entrypoint: &[contents::ENTRYPOINT],
+            path: contents::PATH,
+            compression,
+        })
+    }
+
     /// Writes the archive, which `ctr image import`, `skopeo` and others read.
     ///
     /// # Errors

@@ -17,12 +17,13 @@ mod wait;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-pub use churn::{AddTimes, reference_list};
+pub use churn::{CallTimes, reference_list};
 pub use control_plane::{API_SERVER, ApiServer};
 pub use images::{OVERLAY_IMAGE, PROBE_IMAGE};
 pub use node::Node;
@@ -35,6 +36,10 @@ use crate::{Lab, Namespace, Options, StoreKind, command, interrupt};
 pub const POD_NETWORK: &str = "10.244.0.0/16";
 /// The Services' network.
 pub const SERVICE_NETWORK: &str = "10.96.0.0/16";
+/// Where pods look for names; a server is there where a test starts one.
+pub const CLUSTER_DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// What the names of a cluster end in.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// A cluster. Dropping it takes down the lab that it is on, unless that is kept.
 pub struct Cluster {

@@ -185,6 +185,13 @@ impl Lab {
         Ok(paths)
     }
 
+    /// The control group (version 2) of a node's processes and threads, where nodes are
+    /// [`apart`](Options::apart).
+    pub fn control_group(&self, node: usize) -> Option<PathBuf> {
+        let group = |state: &state::State| state.nodes.get(node.wrapping_sub(1))?.group.clone();
+        self.shared.read(group)
+    }
+
     /// Makes a process go with the lab: it is ended when the lab is taken down.
     ///
     /// # Errors

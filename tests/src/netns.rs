@@ -4,7 +4,7 @@
 //! thread of its own that enters, works and ends; the calling thread never moves.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -26,6 +26,8 @@ pub struct Namespace {
     /// The file that stands for the network namespace, where `ip netns` has no name for it.
     network: Option<PathBuf>,
     mount: Option<PathBuf>,
+    /// Control group (version 2) of what is done inside.
+    group: Option<PathBuf>,
     programs: Option<PathBuf>,
 }
 
@@ -36,6 +38,7 @@ impl Namespace {
             name: name.into(),
             network: None,
             mount: None,
+            group: None,
             programs: None,
         }
     }
@@ -55,6 +58,11 @@ impl Namespace {
             mount: Some(mount.into()),
             ..self
         }
+    }
+
+    /// The same in a control group (version 2) that threads may be in.
+    pub fn in_group(self, group: Option<PathBuf>) -> Self {
+        Self { group, ..self }
     }
 
     /// The same with `programs`, a directory, first in the PATH of what is run inside.
@@ -191,6 +199,11 @@ impl Namespace {
     fn enter(&self) -> Result<()> {
         let open =
             |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));
+        if let Some(group) = &self.group {
+            let threads = group.join("cgroup.threads");
+            // Zero is the thread that writes.
+            fs::write(&threads, "0").with_context(|| format!("write {}", threads.display()))?;
+        }
         let network = open(&self.path())?;
         let mount = self.mount.as_deref().map(open).transpose()?;
         setns(network, CloneFlags::CLONE_NEWNET)

@@ -34,12 +34,18 @@ impl Counts {
     /// # Errors
     /// When `overlayctl` fails.
     pub fn of(node: &Node) -> Result<Self> {
-        let status = status(node)?;
+        Self::told(&status(node)?).with_context(|| format!("the status of {}", node.name()))
+    }
+
+    /// What a status of `overlayctl` tells.
+    ///
+    /// # Errors
+    /// When something is missing.
+    pub fn told(status: &Value) -> Result<Self> {
         let fast_path = &status["fast_path"];
         let number = |key: &str| {
-            fast_path[key]
-                .as_u64()
-                .with_context(|| format!("no fast_path.{key} in the status of {}", node.name()))
+            let number = fast_path[key].as_u64();
+            number.with_context(|| format!("no fast_path.{key}"))
         };
         let slow = status["slow_path"].as_object().context("no slow_path")?;
         Ok(Self {

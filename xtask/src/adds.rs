@@ -1,21 +1,21 @@
-//! `cargo xtask adds`: how long the plugin takes over a pod while many come and go.
+//! `cargo xtask adds`: how long the plugin takes over a pod, first and last, while many come and go.
 
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use overlay_tests::Options;
-use overlay_tests::kubernetes::{AddTimes, Cluster};
+use overlay_tests::kubernetes::{CallTimes, Cluster};
 use serde::Serialize;
 
 use crate::bench::Machine;
 use crate::lab::Output;
 use crate::{build, setup, shell, workspace};
 
-/// Measure how long ADD takes on a real kubelet while pods come and go.
+/// Measure how long ADD and DEL take on a real kubelet while pods come and go.
 ///
 /// A cluster of two nodes with the overlay's manifest. One node makes its pods by our plugin, the
 /// other by the chain that flannel's plugin calls (`bridge`, `host-local`), one after the other
-/// with the same load; an ADD is timed from the start of the plugin to its end. Needs root, and
+/// with the same load; a call is timed from the start of the plugin to its end. Needs root, and
 /// takes about five minutes.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -41,8 +41,15 @@ pub struct Arguments {
 struct Findings {
     machine: Machine,
     at_a_time: usize,
-    overlay: AddTimes,
-    reference: AddTimes,
+    results: Vec<Times>,
+}
+
+/// Of one node's plugin.
+#[derive(Serialize)]
+struct Times {
+    plugin: &'static str,
+    add: CallTimes,
+    del: CallTimes,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -67,22 +74,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     cluster.wait_overlay_ready()?;
     let nodes = cluster.nodes();
     nodes[1].use_reference_plugins()?;
-    let mut times = Vec::new();
+    let mut results = Vec::new();
     for (number, plugin, what) in [
-        (1, "flannel", "our plugin"),
+        (1, "flannel", "overlay-cni"),
         (2, "bridge", "bridge, host-local"),
     ] {
         shell::progress(&format!("{pods} pods, {at_a_time} at a time: {what}"));
         let node = &nodes[number - 1];
-        node.time_adds(plugin)?;
+        node.time_calls(plugin)?;
         cluster.churn(number, pods, at_a_time)?;
-        times.push(node.add_times().context(what)?);
+        results.push(Times {
+            plugin: what,
+            add: node.call_times("ADD").context(what)?,
+            del: node.call_times("DEL").context(what)?,
+        });
     }
     let findings = Findings {
         machine: Machine::describe(),
         at_a_time,
-        overlay: times[0],
-        reference: times[1],
+        results,
     };
     match arguments.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
@@ -95,17 +105,17 @@ fn render(findings: &Findings) -> String {
     let mut table = Table::new();
     table
         .load_style(NOTHING)
-        .set_header(["ADD BY", "ADDS", "P50 ms", "P99 ms"]);
-    for (name, times) in [
-        ("overlay-cni", findings.overlay),
-        ("bridge, host-local", findings.reference),
-    ] {
-        table.add_row([
-            name.to_owned(),
-            times.count.to_string(),
-            format!("{:.1}", times.p50_ms),
-            format!("{:.1}", times.p99_ms),
-        ]);
+        .set_header(["PLUGIN", "CALL", "CALLS", "P50 ms", "P99 ms"]);
+    for Times { plugin, add, del } in &findings.results {
+        for (verb, times) in [("ADD", add), ("DEL", del)] {
+            table.add_row([
+                (*plugin).to_owned(),
+                verb.to_owned(),
+                times.count.to_string(),
+                format!("{:.1}", times.p50_ms),
+                format!("{:.1}", times.p99_ms),
+            ]);
+        }
     }
     format!(
         "{table}\n\n{} at a time; {}",

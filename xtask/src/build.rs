@@ -11,7 +11,8 @@ use crate::{dist, shell, workspace};
 
 /// Build the eBPF programs and the binaries that carry them.
 ///
-/// The programs end up in target/bpf/overlay.bpf.o and inside `overlayd`. A plain `cargo build`
+/// The programs end up in target/bpf, overlay.bpf.o (packets) and services.bpf.o (sockets), and
+/// inside `overlayd`. A plain `cargo build`
 /// works without any eBPF toolchain, and takes that file when it is there. A release is in
 /// target/release with its debug information, and in target/dist as it is deployed: stripped, with
 /// the debug information in files beside the binaries.
@@ -49,6 +50,12 @@ pub fn programs(warnings: Warnings) -> Result<()> {
     ] {
         let built = programs_of(workspace::root(), features, warnings)?;
         keep(&built, &workspace::bpf_object().with_file_name(name))?;
+        // They are made beside, and are the same for both families.
+        let services = built.with_file_name("overlay-services");
+        keep(
+            &services,
+            &workspace::bpf_object().with_file_name("services.bpf.o"),
+        )?;
     }
     Ok(())
 }

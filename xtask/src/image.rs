@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use overlay_tests::image::{self, Image};
+use overlay_tests::image::Image;
 
 use crate::{build, dist, setup, shell, workspace};
 
@@ -48,13 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let default = || workspace::target().join("overlay-image.tar");
     let output = arguments.output.clone().unwrap_or_else(default);
     shell::progress("image");
-    let image = Image {
-        name: &arguments.name,
-        tree: image::overlay(&workspace::target().join(built))?,
-        entrypoint: &[image::ENTRYPOINT],
-        path: image::PATH,
-        compression: 9,
-    };
+    let image = Image::overlay(&arguments.name, &workspace::target().join(built), 9)?;
     // For deploy/Dockerfile.
     let layer = output.with_extension("layer.tar");
     fs::write(&layer, image.tree.archive()?)

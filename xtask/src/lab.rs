@@ -193,6 +193,12 @@ fn up_kubernetes(options: Options) -> Result<()> {
     cluster.wait_nodes_ready()?;
     let cluster = cluster.keep();
     print!("{}", cluster.kubectl(["get", "nodes", "--output=wide"])?);
+    tell_how_to_ask(&cluster);
+    Ok(())
+}
+
+/// Says what one can do with a cluster that stays up.
+pub fn tell_how_to_ask(cluster: &Cluster) {
     let prefix = match cluster.lab().options().prefix.as_str() {
         "" => String::new(),
         prefix => format!("{PREFIX_ENV}={prefix} "),
@@ -202,7 +208,6 @@ fn up_kubernetes(options: Options) -> Result<()> {
          enter a node:    {prefix}cargo xtask lab exec n1 -- bash\n\
          take it down:    {prefix}cargo xtask lab down"
     );
-    Ok(())
 }
 
 fn kubectl(prefix: &str, arguments: &[OsString]) -> Result<ExitCode> {

@@ -29,7 +29,7 @@ const FUZZ_SECONDS: u64 = 40;
 /// tests/tests means all tests in it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  cargo xtask test                 everything, about half an hour on two cores
+  cargo xtask test                 everything, about three quarters of an hour on two cores
   cargo xtask test reachability    all tests in tests/tests/reachability.rs
   cargo xtask test pods            only tests whose name contains that word
   cargo xtask test --programs without-flow-news

@@ -48,7 +48,8 @@ pub(super) fn sender<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return Err(FromNetwork::Refuse(Verdict::ForeignInnerSource));
     }
     let sends_from_here = |peer: &PeerEntry<O>| {
-        peer.flags & (PEER_DIRECT | PEER_NEXT_HOP) == PEER_DIRECT | PEER_NEXT_HOP
+        peer.flags & PEER_DIRECT != 0
+            && peer.flags & PEER_NEXT_HOP != 0
             && same_mac(routed.ethernet.source, peer.outer_macs().0)
     };
     let subnet = F::mask(source, config.peer_mask);

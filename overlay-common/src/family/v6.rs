@@ -247,6 +247,24 @@ mod tests {
         }
     }
 
+    /// RFC 4861, section 4.4: type, code, checksum, four bytes of flags, the target address.
+    #[test]
+    fn an_advertisement_claims_its_target() {
+        let target: [u8; 16] = core::array::from_fn(|place| place as u8);
+        let message = [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &target].concat();
+        let claimed = |next, rest: &[u8]| {
+            let bytes = frame(next, rest);
+            let packet = Frame::new(&bytes);
+            V6::claimed(&packet, V6::ETHERTYPE, V6::parse(&packet, 14).as_ref())
+        };
+        assert_eq!(claimed(V6::ICMP, &message), Some(target));
+        assert_eq!(claimed(V6::ICMP, &message[..23]), None);
+        assert_eq!(claimed(UDP, &message), None);
+        let fragment = |place: u8| [&[V6::ICMP, 0, 0, place, 0, 0, 0, 1][..], &message].concat();
+        assert_eq!(claimed(FRAGMENT, &fragment(1)), Some(target), "the first");
+        assert_eq!(claimed(FRAGMENT, &fragment(8)), None, "a later one");
+    }
+
     #[test]
     fn a_chain_without_end_hides_no_sender() {
         let rest = [DESTINATION_OPTIONS, 0, 0, 0, 0, 0, 0, 0].repeat(9);

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::agent::path_check::Paths;
+use crate::agent::services;
 use crate::config::AgentFlags;
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
+use crate::datapath::services as sockets;
 use crate::kernel::guard;
 use crate::kernel::policies::Policy;
 use crate::lease::{Lease, Rejections};
@@ -142,6 +144,7 @@ struct Shown {
     pins: Pins,
     liveness: Liveness,
     paths: watch::Receiver<Paths>,
+    services: watch::Receiver<services::Standing>,
 }
 
 impl Health {
@@ -151,6 +154,7 @@ impl Health {
         pins: Pins,
         liveness: Liveness,
         paths: watch::Receiver<Paths>,
+        services: watch::Receiver<services::Standing>,
     ) -> anyhow::Result<Self> {
         let (reports, shown) = watch::channel(Standing::default());
         if flags.node.healthz_port == 0 {
@@ -176,6 +180,7 @@ impl Health {
                 pins,
                 liveness,
                 paths,
+                services,
             });
         tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, routes).await {
@@ -281,13 +286,15 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     for (part, problems) in &report.problems {
         line(part, &problems.join("; "));
     }
+    let services = shown.services.borrow().clone();
+    line("Services", &services.text());
     for rejected in report.rejected.sorted() {
         line(
             "refused lease",
             &format!("{}: {}", rejected.subject, rejected.reason),
         );
     }
-    if report.is_ready() {
+    if report.is_ready() && services.fault().is_none() {
         (StatusCode::OK, format!("ready\n{text}"))
     } else {
         (
@@ -312,8 +319,11 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
         *policy_engines.entry(policy.engine.clone()).or_default() += 1;
     }
     let guard = guard::counters().await.unwrap_or_default();
+    let services = shown.services.borrow().clone();
     let snapshot = Snapshot {
-        ready: report.is_ready(),
+        ready: report.is_ready() && services.fault().is_none(),
+        service_addresses: services.frontends(),
+        sockets: sockets::counters(&shown.pins).unwrap_or_default(),
         peers: report.peers,
         pods: report.pods,
         unreachable_peers: shown.paths.borrow().unreachable.len(),
@@ -359,6 +369,7 @@ mod tests {
             pins: Pins::new("/nowhere"),
             liveness: liveness.clone(),
             paths: watch::channel(Paths::default()).1,
+            services: watch::channel(services::Standing::default()).1,
         };
         let answer = async || {
             let answer = livez(State(shown.clone())).await.into_response();

@@ -20,6 +20,7 @@ use super::plan::{self, Plan, attributes};
 use super::policies::{Hindrance, scope};
 use super::rules::RulesUpkeep;
 use super::seen::Seen;
+use super::services;
 use super::settings::Settings;
 use super::underlay::{Footing, Step};
 use crate::backend::{Here, Peer, Peers};
@@ -35,7 +36,7 @@ use crate::store::{LeaseState, Store};
 mod tell;
 mod waits;
 
-use waits::{told, watch_kernel, when};
+use waits::{told, told_of, watch_kernel, when};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -84,6 +85,7 @@ pub struct Reconciler {
     announced: bool,
     heartbeat: Heartbeat,
     path_check: PathCheck,
+    services: services::Line,
 }
 
 impl Reconciler {
@@ -95,6 +97,7 @@ impl Reconciler {
         store: Arc<Store>,
         health: Health,
         path_check: PathCheck,
+        services: services::Line,
     ) -> Self {
         Self {
             leases: store.subscribe(),
@@ -117,6 +120,7 @@ impl Reconciler {
             announced: false,
             heartbeat: Heartbeat::default(),
             path_check,
+            services,
         }
     }
 
@@ -135,6 +139,7 @@ impl Reconciler {
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
         let mut paths = self.path_check.paths();
+        let mut services = self.services.standing.clone();
         loop {
             self.heartbeat.beat();
             let soon = || Some((Instant::now() + SETTLE).max(last_round + PAUSE));
@@ -168,10 +173,8 @@ impl Reconciler {
                     due = due.or_else(soon);
                 }
                 // For the note to the tools.
-                changed = paths.changed() => {
-                    changed?;
-                    due = due.or_else(soon);
-                }
+                () = told_of(&mut paths) => due = due.or_else(soon),
+                () = told_of(&mut services) => due = due.or_else(soon),
                 _ = tick.tick() => {
                     self.fast_path.beat(self.settings.network()).await;
                     self.kernel_path.keep_guard().await;
@@ -218,6 +221,7 @@ impl Reconciler {
         if let Err(error) = self.see(&mut report).await {
             report.problem("kernel", format!("look at the kernel: {error}"));
         } else {
+            self.tell_services();
             let here = self.here();
             self.judge_leases(&here, &state, &mut report);
             self.carry_out(&here, &mut report).await;

@@ -1,5 +1,6 @@
 //! From flags to a running node: store, underlay, lease, then the reconciler.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::linux::net::SocketAddrExt as _;
@@ -8,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend;
+use crate::config::flags::Services as Wanted;
+use crate::config::pool::SubnetPool;
 use crate::config::{AgentFlags, SubnetEnv};
 use crate::kernel::interface::{self, Underlay};
 use crate::kernel::{self, Kernel};
@@ -19,6 +22,7 @@ use crate::privilege::{self, Capability};
 use crate::store::{self, Store};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::announcer;
@@ -26,6 +30,7 @@ use super::health::Health;
 use super::path_check::PathCheck;
 use super::plan::attributes;
 use super::reconciler::{Reconciler, Start};
+use super::services;
 use super::settings::{self, Settings};
 use super::watchdog::{self, PATIENCE};
 
@@ -48,11 +53,13 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     tokio::spawn(watchdog::feed(liveness.clone()));
     let path_check = PathCheck::spawn();
     liveness.expect("path check", path_check.heartbeat(), PATIENCE);
+    let (services_stand, services_shown) = watch::channel(services::Standing::default());
     let health = Health::serve(
         flags,
         settings::pins(flags),
         liveness.clone(),
         path_check.paths(),
+        services_shown.clone(),
     )
     .await?;
     let store = Arc::new(settings::open_store(flags).context("open the store")?);
@@ -143,6 +150,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         early_refusal: None,
         foreign_programs: None,
         network_policies: None,
+        services: None,
         unreachable: Vec::new(),
         unchecked: None,
     };
@@ -167,7 +175,33 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         mac,
         file,
     };
-    let reconciler = Reconciler::new(settings, start, kernel, store, health, path_check);
+    let source = store::Services::default();
+    let services_known = source.subscribe();
+    if flags.node.services != Wanted::Off {
+        let (store, cancel) = (Arc::clone(&store), cancel.clone());
+        let pods = settings.config.pools.map(SubnetPool::network);
+        tokio::spawn(async move { source.run(&store, pods, cancel).await });
+    }
+    let (opted_out, are_opted_out) = watch::channel(BTreeSet::new());
+    tokio::spawn(services::run(
+        flags.clone(),
+        services_known,
+        are_opted_out,
+        services_stand,
+        cancel.clone(),
+    ));
+    let reconciler = Reconciler::new(
+        settings,
+        start,
+        kernel,
+        store,
+        health,
+        path_check,
+        services::Line {
+            standing: services_shown,
+            opted_out,
+        },
+    );
     liveness.expect("reconciler", reconciler.heartbeat(), PATIENCE);
     watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::model::{Backend, Here, Peer};
-use crate::lease::{Lease, RejectReason, excerpt};
+use crate::lease::{BackendData, Lease, RejectReason, excerpt};
 
 /// A longer prefix has no room for a gateway and a pod.
 const LONGEST_SUBNET: u8 = 30;
@@ -50,10 +50,11 @@ pub fn judge(backend: &dyn Backend, here: &Here, lease: &Lease) -> Result<Peer, 
     }
     let data = attributes.backend_data.as_ref();
     let data = data.and_then(|data| data.like(network.addr()));
+    let data = data.map(BackendData::value);
     Ok(Peer {
         subnet: *subnet,
         vtep,
-        way: backend.way(here, vtep, data)?,
+        way: backend.way(here, vtep, data.as_ref())?,
     })
 }
 

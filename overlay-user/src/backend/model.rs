@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::lease::{Attributes, RejectReason};
+use crate::lease::{Attributes, BackendData, RejectReason};
 use crate::mac::MacAddr;
 use crate::marks::ROUTE_PROTOCOL;
 use crate::per_family::PerFamily;
@@ -25,9 +25,7 @@ pub trait Backend: Debug + Send + Sync {
     }
 
     /// Whether packets to some peers leave as they are.
-    fn has_direct_ways(&self) -> bool {
-        false
-    }
+    fn has_direct_ways(&self) -> bool;
 
     /// Longest packet of a pod, in bytes, where the underlay takes `underlay` bytes.
     fn mtu(&self, underlay: u32) -> u32;
@@ -41,7 +39,10 @@ pub trait Backend: Debug + Send + Sync {
     /// What this node's lease says: of each family the public IP and the MAC address of the device
     /// that the backend makes.
     fn attributes(&self, ends: &PerFamily<(IpAddr, MacAddr)>) -> Attributes {
-        let data = |end: Option<&(IpAddr, MacAddr)>| end.and_then(|(_, mac)| self.data(*mac));
+        let data = |end: Option<&(IpAddr, MacAddr)>| {
+            let data = end.and_then(|(_, mac)| self.data(*mac));
+            data.map(BackendData::from)
+        };
         Attributes {
             public_ip: ends.map(|(public_ip, _)| *public_ip),
             backend_type: Some(self.name().to_owned()),

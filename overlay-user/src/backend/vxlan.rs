@@ -120,7 +120,8 @@ impl Backend for Vxlan {
 /// The MAC address that a lease names, where it is that of one device.
 #[must_use]
 pub fn mac_of(attributes: &Attributes) -> Option<MacAddr> {
-    let data = parse(Some(attributes.backend_data.as_ref()?.first())).ok()?;
+    let data = attributes.backend_data.as_ref()?.first().value();
+    let data = parse(Some(&data)).ok()?;
     data.vtepmac.is_unicast().then_some(data.vtepmac)
 }
 

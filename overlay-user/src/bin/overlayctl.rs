@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use overlay_user::datapath::pins::Pins;
-use overlay_user::observe::status;
+use overlay_user::observe::{services, status};
 
 /// Looks into the overlay of this node: leases, pods, programs, what took the fast path and what
 /// was refused.
@@ -38,7 +38,8 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   overlayctl status
-  overlayctl status --output json | jq .fast_path.hit_ratio";
+  overlayctl status --output json | jq .fast_path.hit_ratio
+  overlayctl services";
 
 #[derive(Subcommand)]
 enum Command {
@@ -46,6 +47,14 @@ enum Command {
     ///
     /// Works with the agent dead. Exits with 3 where something could not be read.
     Status {
+        /// How to print
+        #[arg(long, short, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Show the Services that sockets are given servers of, as the maps have them
+    ///
+    /// None where kube-proxy translates: `overlayctl status` says why.
+    Services {
         /// How to print
         #[arg(long, short, value_enum, default_value_t = Output::Table)]
         output: Output,
@@ -67,8 +76,18 @@ fn main() -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let Command::Status { output } = cli.command;
     let pins = Pins::new(cli.bpffs.join("overlay"));
+    let output = match cli.command {
+        Command::Status { output } => output,
+        Command::Services { output } => {
+            let services = services::collect(&pins)?;
+            match output {
+                Output::Table => println!("{}", services::render(&services)),
+                Output::Json => println!("{}", serde_json::to_string_pretty(&services)?),
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let status = runtime.block_on(status::collect(&pins, &cli.run_dir));
     match output {
         Output::Table => println!("{}", status::render(&status)),

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use overlay_user::agent;
 use overlay_user::config::flags::{AgentFlags, EXAMPLES, LogFormat};
 use overlay_user::config::go_flags;
 use overlay_user::datapath::probe::Probes;
 use overlay_user::observe::probes;
+use overlay_user::{agent, allocator};
 use tracing_subscriber::EnvFilter;
 
 /// Node agent of the overlay: leases this node's pod subnet, learns the others', keeps the kernel's
@@ -47,6 +47,7 @@ enum Output {
 const UNSUPPORTED: u8 = 3;
 
 fn main() -> anyhow::Result<ExitCode> {
+    allocator::share();
     let command = go_flags::ignore_empty_env(Cli::command());
     let arguments = go_flags::double_dashes(&command, std::env::args_os());
     let cli = Cli::from_arg_matches(&command.get_matches_from(arguments))?;
@@ -84,7 +85,7 @@ fn log(format: LogFormat) {
 }
 
 fn probe(output: Output) -> anyhow::Result<ExitCode> {
-    let found = Probes::run();
+    let found = Probes::all();
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&found)?),
         Output::Table => println!("{}", probes::render(&found)),

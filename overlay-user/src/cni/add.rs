@@ -70,6 +70,7 @@ pub async fn add(
         host: &host,
         pod: &pod,
         mac: asked.mac,
+        by_kube_proxy: asked.by_kube_proxy,
         agent,
         deadline,
     };
@@ -95,6 +96,8 @@ struct Place<'a> {
     pod: &'a Kernel,
     /// The MAC address that the pod's end shall have; the kernel chooses one otherwise.
     mac: Option<MacAddr>,
+    /// Whether addresses of Services are to be left to kube-proxy.
+    by_kube_proxy: bool,
     agent: &'a Agent,
     deadline: Deadline,
 }
@@ -165,10 +168,19 @@ impl Place<'_> {
             container: attachment.container.clone(),
             interface: attachment.interface.clone(),
             masqueraded: network.ip_masq,
+            by_kube_proxy: self.cookie_for_kube_proxy(),
         };
         veth::announce(host, &port, &note).await?;
         self.is_still_ours(address)?;
         Ok(([bridge, port], end))
+    }
+
+    /// The pod's network namespace, by which programs tell that its Services are kube-proxy's.
+    fn cookie_for_kube_proxy(&self) -> Option<u64> {
+        let cookie = self.by_kube_proxy.then(|| self.netns.cookie())?;
+        cookie
+            .inspect_err(|error| tracing::warn!(%error, "Services are not left to kube-proxy"))
+            .ok()
     }
 
     /// Fails if a DEL has taken the address back. A runtime calls DEL for an ADD that takes too

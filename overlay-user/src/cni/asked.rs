@@ -16,6 +16,14 @@ use super::Error;
 use super::config::NetConf;
 use crate::mac::MacAddr;
 
+/// Annotation of a pod: who translates addresses of Services for it, `kube-proxy` or `socket`.
+const SERVICES_ANNOTATION: &str = "overlay.io/services";
+/// Annotations of pods whose own namespace redirects what is sent to a Service's address: they say
+/// that a service mesh (Istio, Linkerd) has put its proxy into the pod.
+const MESH_ANNOTATIONS: [&str; 2] = ["sidecar.istio.io/status", "linkerd.io/proxy-version"];
+/// The capability by which a runtime tells the pod's annotations.
+const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
 /// What is asked for; all else is free to choose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -23,6 +31,8 @@ pub struct Asked {
     pub address: Option<IpAddr>,
     /// The MAC address of the pod's end.
     pub mac: Option<MacAddr>,
+    /// Whether addresses of Services are to be left to kube-proxy.
+    pub by_kube_proxy: bool,
 }
 
 /// What `args.cni` and `runtimeConfig` have in common.
@@ -72,7 +82,18 @@ impl Asked {
         Ok(Self {
             address: addresses.pop_first(),
             mac,
+            by_kube_proxy: is_left_to_kube_proxy(&conf.runtime_config[ANNOTATIONS]),
         })
+    }
+}
+
+/// What a pod's annotations say of its Services.
+fn is_left_to_kube_proxy(annotations: &Value) -> bool {
+    match annotations[SERVICES_ANNOTATION].as_str() {
+        Some(by) => by == "kube-proxy",
+        None => MESH_ANNOTATIONS
+            .iter()
+            .any(|mesh| annotations[mesh].is_string()),
     }
 }
 
@@ -128,10 +149,29 @@ mod tests {
     }
 
     #[test]
+    fn annotations_leave_services_to_kube_proxy() {
+        let is_left = |annotations: Value| {
+            asked("", json!({ "runtimeConfig": { ANNOTATIONS: annotations } }))
+                .expect("a wish")
+                .by_kube_proxy
+        };
+        let injected = "sidecar.istio.io/status";
+        assert!(is_left(json!({ "overlay.io/services": "kube-proxy" })));
+        assert!(is_left(json!({ injected: "{}" })));
+        assert!(is_left(json!({ "linkerd.io/proxy-version": "edge" })));
+        assert!(!is_left(
+            json!({ injected: "{}", "overlay.io/services": "socket" })
+        ));
+        assert!(!is_left(json!({ "app": "web" })));
+        assert!(!asked("", json!({})).expect("no wish").by_kube_proxy);
+    }
+
+    #[test]
     fn runtimes_ask_in_three_ways() {
         let wanted = Asked {
             address: Some([10, 244, 1, 9].into()),
             mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
+            by_kube_proxy: false,
         };
         let (ip, mac) = ("10.244.1.9", "02:00:00:00:00:09");
         let wish = json!({ "ips": [ip], "mac": mac });

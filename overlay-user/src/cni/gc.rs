@@ -186,6 +186,7 @@ mod tests {
             container,
             interface,
             masqueraded: false,
+            by_kube_proxy: None,
         }
     }
 

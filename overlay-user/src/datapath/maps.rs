@@ -344,7 +344,7 @@ fn fill<K: Plain + Ord, V: Plain + PartialEq>(
     Ok(written)
 }
 
-fn dump<K: Plain + Ord, V: Plain>(
+pub(super) fn dump<K: Plain + Ord, V: Plain>(
     map: &HashMap<MapData, K, V>,
     name: &'static str,
 ) -> Result<BTreeMap<K, V>, Error> {

@@ -1,4 +1,4 @@
-//! The eBPF object that this binary carries, or another one.
+//! The eBPF objects that this binary carries, or another one in the place of that for packets.
 
 use std::borrow::Cow;
 use std::fs;
@@ -15,6 +15,17 @@ const SECTION: &str = "overlay.without";
 
 static OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/overlay.bpf.o")));
+
+static SERVICES: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/services.bpf.o")));
+
+/// The bytes of the object with the programs at the socket.
+///
+/// # Errors
+/// [`Error::NoObject`] in a build without an eBPF toolchain.
+pub fn services() -> Result<&'static [u8], Error> {
+    fit_to_carry(&SERVICES.0)
+}
 
 /// An object that can be loaded.
 #[derive(Clone, Debug)]

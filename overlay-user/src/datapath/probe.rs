@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::family::UserFamily as _;
 use super::programs::Attachment;
-use super::{object, short};
+use super::{object, services, short};
 use crate::privilege::{self, Capability};
 
 /// The answer of a probe.
@@ -45,15 +45,16 @@ pub struct Probes(pub Vec<Probe>);
 
 /// Names of features, as shown.
 const LOAD: &str = "packet programs";
-/// The youngest helper that a program calls is `bpf_ktime_get_coarse_ns`.
+/// The youngest helper that any program calls is `bpf_ktime_get_coarse_ns`.
 const LOAD_SINCE: &str = "5.11";
 const ENCAP: &str = "encapsulation with an inner Ethernet header";
 const DECAP: &str = "decapsulation with a fixed segment size";
 const TCX: &str = "tcx links";
+const SOCKETS: &str = "programs at the socket, for Services";
 const XDP: &str = "early refusal by XDP, on a NIC whose driver has it";
 
 impl Probes {
-    /// Tries everything. Nothing is left behind but a moment's program on the loopback device.
+    /// Tries what the fast path uses. Nothing is left behind but a moment's program on the loopback device.
     #[must_use]
     pub fn run() -> Self {
         // The kernel's own words for it would send people after its version.
@@ -112,6 +113,19 @@ impl Probes {
                 answer: xdp(&mut ebpf),
             },
         ])
+    }
+
+    /// The same, and what the fast path does without: loading that many programs takes a while.
+    #[must_use]
+    pub fn all() -> Self {
+        let Self(mut probes) = Self::run();
+        probes.push(Probe {
+            feature: SOCKETS,
+            since: LOAD_SINCE,
+            needed: false,
+            answer: sockets(),
+        });
+        Self(probes)
     }
 
     /// How programs can be attached here, or why the fast path cannot run.
@@ -210,13 +224,13 @@ fn adjust(ebpf: &mut Ebpf, name: &str) -> Answer {
 }
 
 /// Attaches a program to the egress of the loopback device and takes it away again. It does nothing
-/// there: without a configuration it lets everything pass.
+/// there: without a configuration it lets everything pass. It is the one that every kernel loads.
 fn tcx(ebpf: &mut Ebpf) -> Answer {
     let Some(Ok(program)) = ebpf
-        .program_mut("ov_vtep_out")
+        .program_mut("ov_pod_out")
         .map(<&mut SchedClassifier>::try_from)
     else {
-        return Answer::Error("the eBPF object has no ov_vtep_out".to_owned());
+        return Answer::Error("the eBPF object has no ov_pod_out".to_owned());
     };
     let order = aya::programs::links::LinkOrder::last();
     let options = aya::programs::tc::TcAttachOptions::TcxOrder(order);
@@ -237,6 +251,15 @@ fn xdp(ebpf: &mut Ebpf) -> Answer {
     match program.load() {
         Ok(()) => Answer::Yes,
         Err(error) => classify_text(&short(&error), errno_of(&error)),
+    }
+}
+
+/// Loads the programs at the socket. Whether there is a hierarchy of control groups to attach them
+/// to shows then.
+fn sockets() -> Answer {
+    match services::try_loading() {
+        Ok(()) => Answer::Yes,
+        Err(error) => classify_text(&error.to_string(), errno_of(&error)),
     }
 }
 

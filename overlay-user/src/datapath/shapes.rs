@@ -14,9 +14,9 @@ use super::{Error, maps};
 
 /// What was found at a pin that does not fit this build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pinned map {name} is {found}, this build needs {wanted}: all maps are made anew")]
+#[error("pinned map {name} is {found}, this build needs {wanted}: made anew")]
 pub struct Misfit {
-    name: &'static str,
+    pub(super) name: &'static str,
     found: String,
     wanted: String,
 }
@@ -24,27 +24,13 @@ pub struct Misfit {
 /// Unpins the maps if the object cannot work on one of them. aya 0.14 takes any pinned map that has
 /// the right name.
 pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
-    let mut misfits = Vec::new();
-    if !maps::all::<V4>().any(|name| pins.map(name).exists()) {
-        return Ok(misfits);
+    let names: Vec<_> = maps::all::<V4>().collect();
+    let is_pinned = |name: &&str| pins.map(name).exists();
+    if !names.iter().any(is_pinned) {
+        return Ok(Vec::new());
     }
-    let mut complete = true;
-    for (name, wanted) in declared(bytes)? {
-        let pin = pins.map(name);
-        if !pin.exists() {
-            complete = false;
-            continue;
-        }
-        let found = pinned_shape(&pin);
-        if found != wanted {
-            complete = false;
-            misfits.push(Misfit {
-                name,
-                found,
-                wanted,
-            });
-        }
-    }
+    let misfits = misfits(pins, bytes, &names)?;
+    let complete = misfits.is_empty() && names.iter().all(is_pinned);
     // A new map is empty. The configuration of the old ones says that they hold every peer, and
     // programs that believe it would refuse what peers send. Without one they leave everything to
     // the kernel.
@@ -58,13 +44,32 @@ pub fn check_pins(pins: &Pins, bytes: &[u8]) -> Result<Vec<Misfit>, Error> {
     Ok(misfits)
 }
 
-/// The shapes of the maps that the object declares: read off a scratch copy, loaded without pins.
-fn declared(bytes: &[u8]) -> Result<BTreeMap<&'static str, String>, Error> {
+/// The maps among `names` that are pinned and on which the object cannot work.
+pub(super) fn misfits(
+    pins: &Pins,
+    bytes: &[u8],
+    names: &[&'static str],
+) -> Result<Vec<Misfit>, Error> {
+    let pinned = declared(bytes, names)?
+        .into_iter()
+        .filter(|(name, _)| pins.map(name).exists());
+    let compared = pinned.map(|(name, wanted)| Misfit {
+        name,
+        found: pinned_shape(&pins.map(name)),
+        wanted,
+    });
+    Ok(compared.filter(|it| it.found != it.wanted).collect())
+}
+
+/// The shapes of maps that the object declares: read off a scratch copy, loaded without pins.
+fn declared(bytes: &[u8], names: &[&'static str]) -> Result<BTreeMap<&'static str, String>, Error> {
     let scratch = EbpfLoader::new()
         .load(bytes)
         .map_err(|source| Error::Load(Box::new(source)))?;
-    maps::all::<V4>()
+    names
+        .iter()
         .map(|name| {
+            let name = *name;
             let map = scratch.map(name).ok_or(Error::Missing(name))?;
             let info = map_data(map)
                 .ok_or(Error::Missing(name))?
@@ -97,10 +102,10 @@ fn pinned_shape(pin: &Path) -> String {
 }
 
 fn map_data(map: &Map) -> Option<&MapData> {
-    use Map::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf};
+    use Map::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
     match map {
         Array(data) | DevMapHash(data) | HashMap(data) | LruHashMap(data) | PerCpuArray(data)
-        | RingBuf(data) => Some(data),
+        | RingBuf(data) | SkStorage(data) => Some(data),
         _ => None,
     }
 }
@@ -113,6 +118,7 @@ fn shape(info: &MapInfo) -> String {
         Ok(MapType::PerCpuArray) => "a per-CPU array",
         Ok(MapType::DevMapHash) => "a device hash",
         Ok(MapType::RingBuf) => "a ring buffer",
+        Ok(MapType::SkStorage) => "a socket storage",
         _ => "a map of another type",
     };
     format!(

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::privilege::{self, Capability};
 
@@ -91,6 +93,48 @@ impl Netns {
             source: io::Error::from(errno),
         })
     }
+}
+
+impl Netns {
+    /// The number by which programs tell the namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+    ///
+    /// # Errors
+    ///
+    /// [`NetnsError::Enter`] if the kernel does not let us in, or does not tell.
+    pub fn cookie(&self) -> Result<u64, NetnsError> {
+        self.run(own_cookie)?.map_err(|source| NetnsError::Enter {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+#[expect(unsafe_code, reason = "nix does not know the option")]
+fn own_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of the number, and the
+    // length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
 }
 
 impl AsFd for Netns {

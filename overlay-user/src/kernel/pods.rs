@@ -1,5 +1,6 @@
 //! Pods as the links of this node show them, and the bridge that they hang on.
 
+mod claims;
 mod ends;
 mod qdiscs;
 
@@ -181,7 +182,7 @@ impl Kernel {
                 unnoted.extend(port.pod(link, Some(mac)));
             }
         }
-        ends::drop_disputed(&noted, &mut unnoted);
+        claims::drop_disputed(&noted, &mut unnoted);
         noted.append(&mut unnoted);
         noted
     }
@@ -276,6 +277,7 @@ mod tests {
                 container: container.to_owned(),
                 interface: "eth0".to_owned(),
                 masqueraded: false,
+                by_kube_proxy: None,
             },
             pod_mac: MacAddr::default(),
             peer: None,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::config::fold_keys;
@@ -19,7 +19,39 @@ pub struct Attributes {
     /// How the node is reached: `vxlan`.
     pub backend_type: Option<String>,
     /// The backend's own data.
-    pub backend_data: Option<PerFamily<Value>>,
+    pub backend_data: Option<PerFamily<BackendData>>,
+}
+
+/// A backend's own data in a lease, kept as its text: parsed, it takes ten times the memory, and
+/// there is one for every node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendData(Box<str>);
+
+impl BackendData {
+    /// The data as JSON without spaces.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The data, parsed.
+    #[must_use]
+    pub fn value(&self) -> Value {
+        // It was made of a value.
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<Value> for BackendData {
+    fn from(value: Value) -> Self {
+        Self(value.to_string().into())
+    }
+}
+
+impl Serialize for BackendData {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value().serialize(serializer)
+    }
 }
 
 /// [`Attributes`] as they are written: fields in flannel's order, `PublicIPv6` even when it is
@@ -34,9 +66,9 @@ struct Written<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     backend_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    backend_data: Option<&'a Value>,
+    backend_data: Option<&'a BackendData>,
     #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
-    backend_v6_data: Option<&'a Value>,
+    backend_v6_data: Option<&'a BackendData>,
 }
 
 /// [`Attributes`] with its keys lower-cased.
@@ -63,7 +95,10 @@ impl Attributes {
                 Some(v6) => PerFamily::Both { v4, v6: v6.into() },
             },
             backend_type: folded.backendtype.filter(|kind| !kind.is_empty()),
-            backend_data: PerFamily::new(folded.backenddata, folded.backendv6data),
+            backend_data: PerFamily::new(
+                folded.backenddata.map(BackendData::from),
+                folded.backendv6data.map(BackendData::from),
+            ),
         })
     }
 

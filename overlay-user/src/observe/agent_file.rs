@@ -106,6 +106,9 @@ pub struct AgentFile {
     /// absent where there are none.
     #[serde(default)]
     pub network_policies: Option<String>,
+    /// Who translates addresses of Services, and why.
+    #[serde(default)]
+    pub services: Option<String>,
     /// Peers that do not answer over the kernel path.
     #[serde(default)]
     pub unreachable: Vec<Peer>,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use overlay_common::schema::Counter as PacketCounter;
-use overlay_common::{Hook, Verdict};
+use overlay_common::{Hook, Verdict, socket};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
@@ -42,6 +42,10 @@ pub struct Snapshot {
     pub failed_rounds: u64,
     /// The data path's counters; empty where the fast path is off.
     pub packets: Vec<(Hook, Verdict, PacketCounter)>,
+    /// Addresses of Services that sockets are given servers for.
+    pub service_addresses: usize,
+    /// How sockets fared; empty where no programs are at the socket.
+    pub sockets: Vec<(socket::Operation, socket::Verdict, u64)>,
     /// Packets refused on the kernel path, by reason.
     pub guard: Vec<(&'static str, u64)>,
 }
@@ -50,6 +54,12 @@ pub struct Snapshot {
 struct Packets {
     hook: &'static str,
     kind: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Sockets {
+    operation: &'static str,
     verdict: &'static str,
 }
 
@@ -93,6 +103,11 @@ pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
             "store_reachable",
             "Whether the store answers",
             i64::from(snapshot.store_reachable),
+        ),
+        (
+            "service_addresses",
+            "Addresses of Services that sockets are given servers for",
+            as_i64(snapshot.service_addresses),
         ),
     ];
     for (name, help, value) in gauges {
@@ -190,6 +205,16 @@ impl Collector for DataPath {
         self.encode_column(&mut encoder, "datapath_bytes", "Bytes", |counter| {
             counter.bytes
         })?;
+        let help = "Sockets by operation and verdict, as to Services";
+        let counter_type = ConstCounter::new(0_u64).metric_type();
+        let mut metric = encoder.encode_descriptor("sockets", help, None, counter_type)?;
+        for (operation, verdict, sockets) in &snapshot.sockets {
+            let labels = Sockets {
+                operation: operation.name(),
+                verdict: verdict.name(),
+            };
+            ConstCounter::new(*sockets).encode(metric.encode_family(&labels)?)?;
+        }
         let help = "Packets refused on the kernel path";
         let kind_of_metric = ConstCounter::new(0_u64).metric_type();
         let mut metric =
@@ -216,6 +241,8 @@ mod tests {
             peers: 2,
             packets: vec![(Hook::PodIn, Verdict::Encapsulated, packets)],
             guard: vec![("unknown_vtep", 3)],
+            service_addresses: 4,
+            sockets: vec![(socket::Operation::Connect, socket::Verdict::Translated, 9)],
             policy_engines: [("calico".to_owned(), 2)].into(),
             ..Snapshot::default()
         })
@@ -225,6 +252,8 @@ mod tests {
             "overlay_peers 2",
             "overlay_policy_engines{engine=\"calico\"} 2",
             "overlay_datapath_packets_total{hook=\"pod_in\",kind=\"fast\",verdict=\"encapsulated\"} 7",
+            "overlay_service_addresses 4",
+            "overlay_sockets_total{operation=\"connect\",verdict=\"translated\"} 9",
             "overlay_guard_refused_packets_total{reason=\"unknown_vtep\"} 3",
             "# EOF",
         ] {

@@ -17,7 +17,8 @@ use overlay_common::{Hook, V4, Verdict};
 
 pub use text::render;
 pub use view::{
-    AbiView, AgentView, FastPathView, HookView, NodeView, PeerView, PodView, RefusedView, Status,
+    AbiView, AgentView, FastPathView, HookView, NodeView, PeerView, PodView, RefusedView,
+    ServicesView, Status,
 };
 
 use super::agent_file::{AgentFile, AgentLock};
@@ -26,7 +27,7 @@ use crate::config::subnet_env::{self, SubnetEnv};
 use crate::datapath::family::UserFamily as _;
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
-use crate::datapath::programs;
+use crate::datapath::{programs, services};
 use crate::kernel::{self, Kernel, guard};
 use crate::mac::MacAddr;
 use crate::marks::{BRIDGE, ROUTE_PROTOCOL};
@@ -53,6 +54,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
         foreign_programs: None,
         network_policies: None,
         leases_as_of: None,
+        services: ServicesView::default(),
         slow_path: BTreeMap::new(),
         refused: BTreeMap::new(),
         rejected: Vec::new(),
@@ -89,6 +91,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             status.early_refusal = agent.early_refusal;
             status.foreign_programs = agent.foreign_programs;
             status.network_policies = agent.network_policies;
+            status.services.by = agent.services;
             status.unreachable = agent.unreachable;
             status.unchecked = agent.unchecked;
         }
@@ -104,6 +107,10 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             }
             Err(error) => status.problems.push(error.to_string()),
         }
+    }
+    for (operation, verdict, times) in services::counters(pins).unwrap_or_default() {
+        let of_operation = status.services.sockets.entry(operation.name()).or_default();
+        of_operation.insert(verdict.name(), times);
     }
     status.describe(&tables);
     let vni = tables.config.map_or(DEFAULT_VNI, |config| config.vni);

@@ -27,9 +27,12 @@ pub(super) struct Entry {
 impl Entry {
     /// An entry of which nothing else is known.
     pub fn new(key: String, value: impl Into<Vec<u8>>, revision: u64, term: Term) -> Self {
+        let mut value = value.into();
+        // There may be thousands of them, and JSON is often written with room to spare.
+        value.shrink_to_fit();
         Self {
             key,
-            value: value.into(),
+            value,
             revision,
             term,
             node: None,

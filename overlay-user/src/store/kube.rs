@@ -11,6 +11,7 @@ mod node;
 mod nodes;
 mod notice;
 mod objects;
+pub mod offline;
 mod services;
 
 use std::net::IpAddr;

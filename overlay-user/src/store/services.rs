@@ -15,7 +15,6 @@ use super::keeper::Store;
 use super::news::{Body, News, Place, Told};
 use super::{LeaseState, StoreHealth};
 use crate::lease::Lease;
-use crate::liveness::Heartbeat;
 use crate::per_family::PerFamily;
 use crate::service::{Catalog, Here, Kind, Refusals, ServiceTable};
 
@@ -39,7 +38,6 @@ pub struct ServiceState {
 #[derive(Debug, Default)]
 pub struct Services {
     state: watch::Sender<ServiceState>,
-    heartbeat: Heartbeat,
 }
 
 /// Why a catalog is of no further use.
@@ -55,13 +53,6 @@ impl Services {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<ServiceState> {
         self.state.subscribe()
-    }
-
-    /// Beats whenever [`run`](Self::run) has heard of the store, and so at least every 20 seconds
-    /// if all is well.
-    #[must_use]
-    pub fn heartbeat(&self) -> Heartbeat {
-        self.heartbeat.clone()
     }
 
     /// Follows the store's Services until `cancel`. `pods` are the pods' networks. The store has to
@@ -81,7 +72,6 @@ impl Services {
             pods,
         };
         loop {
-            self.heartbeat.beat();
             let Some(here) = whereabouts.here() else {
                 if whereabouts.changed().await.is_none() {
                     return;
@@ -135,7 +125,6 @@ impl Services {
                     if received == 0 {
                         return End::Over;
                     }
-                    self.heartbeat.beat();
                 }
                 changed = whereabouts.changed() => if changed.is_none() { return End::Over },
             }

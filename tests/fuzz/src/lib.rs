@@ -6,6 +6,7 @@
 
 mod agent;
 mod cni;
+mod kube;
 mod leases;
 mod maps;
 mod netlink;
@@ -23,6 +24,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("leases", leases::leases),
     ("services", services::services),
     ("store_dir", store::store_dir),
+    ("kube_nodes", kube::nodes),
+    ("kube_memory", kube::memory),
     ("network_config", leases::network_config),
     ("subnet_env", node::subnet_env),
     ("pod_address", node::pod_address),

@@ -20,6 +20,8 @@ const APPLETS: &[&str] = &[
 ];
 /// What a pod of a test runs besides.
 const PROBE_APPLETS: &[&str] = &["httpd", "nc", "nslookup", "timeout", "wget"];
+/// Debian's `dnsmasq-base`, for pods that serve names.
+const DNS_SERVER: &str = "/usr/sbin/dnsmasq";
 /// The packet-filter programs: iptables of both variants, each of which is one program under many
 /// names, and nft.
 const VARIANTS: [(&str, &str); 2] = [
@@ -69,7 +71,7 @@ pub const ENTRYPOINT: &str = "/opt/bin/flanneld";
 ///
 /// # Errors
 /// When a program or a library is missing.
-pub fn overlay(bin_dir: &Path) -> Result<Tree> {
+pub(super) fn overlay(bin_dir: &Path) -> Result<Tree> {
     let mut tree = Tree::default();
     shell(&mut tree, APPLETS)?;
     for name in PROGRAMS {
@@ -113,13 +115,21 @@ pub fn overlay(bin_dir: &Path) -> Result<Tree> {
 /// What pods of tests run: a shell, servers and clients. It is the sandbox's image too.
 ///
 /// # Errors
-/// When busybox is missing.
+/// When busybox or dnsmasq is missing.
 pub fn probe() -> Result<Tree> {
     let mut tree = Tree::default();
     shell(&mut tree, APPLETS)?;
     for applet in PROBE_APPLETS {
         tree.link(format!("bin/{applet}"), "busybox")?;
     }
+    tree.copy(Path::new(DNS_SERVER), DNS_SERVER)
+        .context("dnsmasq-base is missing: `cargo xtask setup`")?;
+    for library in shared_libraries(&[DNS_SERVER.into()])? {
+        tree.copy(&library, &library)?;
+    }
+    // dnsmasq looks up whom it is to run as.
+    tree.file("/etc/passwd", "root:x:0:0::/:/bin/sh\n")?;
+    tree.file("/etc/group", "root:x:0:\n")?;
     tree.directory("/www", 0o755)?;
     tree.directory("/tmp", 0o1777)?;
     Ok(tree)

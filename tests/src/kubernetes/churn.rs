@@ -9,20 +9,21 @@ use serde_json::{Value, json};
 use super::{Cluster, Node, POD_NETWORK, pod};
 use crate::load::percentile;
 
-/// Stands in a plugin's place, and writes down when each ADD began and ended, and how.
+/// Stands in a plugin's place, and writes down when each call began and ended, and how; but for a
+/// DEL that a runtime repeats once the namespace is gone.
 const TIMED: &str = r#"#!/bin/bash
 begin=$EPOCHREALTIME
 /opt/cni/bin/timed/NAME
 code=$?
-[ "$CNI_COMMAND" != ADD ] || echo "$begin $EPOCHREALTIME $code" >> /run/node/adds
+[ -z "$CNI_NETNS" ] || echo "$CNI_COMMAND $begin $EPOCHREALTIME $code" >> /run/node/calls
 exit $code
 "#;
 /// What it writes, in the node's directory.
-const ADDS: &str = "adds";
+const CALLS: &str = "calls";
 
-/// Times of ADD, from the start of the plugin to its end, in milliseconds.
+/// Times of a plugin's calls, from its start to its end, in milliseconds.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct AddTimes {
+pub struct CallTimes {
     /// How many.
     pub count: usize,
     /// Half of them took at most this.
@@ -78,11 +79,11 @@ impl Cluster {
 }
 
 impl Node<'_> {
-    /// Has every ADD of a plugin of this node timed from now on.
+    /// Has every call of a plugin of this node timed from now on.
     ///
     /// # Errors
     /// When the node has no such plugin.
-    pub fn time_adds(&self, plugin: &str) -> Result<()> {
+    pub fn time_calls(&self, plugin: &str) -> Result<()> {
         let script = format!(
             "cd /opt/cni/bin; mkdir timed; cp {plugin} timed/
              cat > .timed; chmod 755 .timed; mv .timed {plugin}"
@@ -93,17 +94,18 @@ impl Node<'_> {
         self.run(["bash", "-ec", &line]).map(drop)
     }
 
-    /// The times since [`Node::time_adds`].
+    /// The times of ADD or DEL since [`Node::time_calls`].
     ///
     /// # Errors
-    /// When there are none, or one of the ADDs failed.
-    pub fn add_times(&self) -> Result<AddTimes> {
-        let path = self.home().join(ADDS);
+    /// When there are none, or one of the calls failed.
+    pub fn call_times(&self, verb: &str) -> Result<CallTimes> {
+        let path = self.home().join(CALLS);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let mut times = text.lines().map(time).collect::<Result<Vec<_>>>()?;
-        ensure!(!times.is_empty(), "nothing was added");
+        let calls = text.lines().filter_map(|line| line.strip_prefix(verb));
+        let mut times = calls.map(time).collect::<Result<Vec<_>>>()?;
+        ensure!(!times.is_empty(), "no {verb}");
         times.sort_unstable();
-        Ok(AddTimes {
+        Ok(CallTimes {
             count: times.len(),
             p50_ms: percentile(&times, 50) / 1e3,
             p99_ms: percentile(&times, 99) / 1e3,
@@ -150,14 +152,14 @@ pub fn reference_list(subnet: &str) -> Value {
     })
 }
 
-/// How long the ADD of a line took.
+/// How long the call of a line took, of which the verb has been read.
 fn time(line: &str) -> Result<Duration> {
     let bad = || format!("not two times and a code: {line:?}");
-    let words: Vec<&str> = line.split(' ').collect();
+    let words: Vec<&str> = line.split_whitespace().collect();
     let [begin, end, code] = words[..] else {
         anyhow::bail!(bad());
     };
-    ensure!(code == "0", "an ADD failed: {line}");
+    ensure!(code == "0", "a call failed: {line}");
     let at = |word: &str| word.parse::<f64>().with_context(bad);
     Duration::try_from_secs_f64(at(end)? - at(begin)?).with_context(bad)
 }
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_line_is_a_time() {
-        let took = time("1764233000.250000 1764233000.258500 0").unwrap();
+        let took = time(" 1764233000.250000 1764233000.258500 0").unwrap();
         assert!((took.as_secs_f64() * 1e3 - 8.5).abs() < 0.01, "{took:?}");
         assert!(time("1764233000.250000 1764233000.258500 1").is_err());
         assert!(time("1764233000.250000").is_err());

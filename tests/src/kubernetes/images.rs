@@ -16,13 +16,7 @@ const SLEEP: &[&str] = &["/bin/sleep", "2147483647"];
 
 /// Writes both as archives.
 pub(super) fn write(directory: &Path, bin_dir: &Path) -> Result<Vec<PathBuf>> {
-    let overlay = Image {
-        name: OVERLAY_IMAGE,
-        tree: image::overlay(bin_dir)?,
-        entrypoint: &[image::ENTRYPOINT],
-        path: image::PATH,
-        compression: 1,
-    };
+    let overlay = Image::overlay(OVERLAY_IMAGE, bin_dir, 1)?;
     let probe = Image {
         name: PROBE_IMAGE,
         tree: image::probe()?,

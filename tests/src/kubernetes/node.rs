@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::control_plane::{write, write_client};
 use super::images::PROBE_IMAGE;
 use super::programs::bin_dir;
-use super::{Cluster, POD_NETWORK};
+use super::{CLUSTER_DNS, CLUSTER_DOMAIN, Cluster, POD_NETWORK};
 use crate::process::Process;
 use crate::wait::wait_for;
 use crate::{command, http, wait_until};
@@ -308,6 +308,8 @@ fn kubelet_config() -> Value {
         "oomScoreAdj": 0,
         "readOnlyPort": 0,
         "resolvConf": "",
+        "clusterDNS": [CLUSTER_DNS],
+        "clusterDomain": CLUSTER_DOMAIN,
         // The machine below is shared: no node may evict pods because another one needs memory or
         // disk.
         "enforceNodeAllocatable": [],

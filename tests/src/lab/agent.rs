@@ -69,6 +69,11 @@ pub(super) fn start(
     let mut agent = Command::new(program);
     // As a DaemonSet tells it.
     agent.env("NODE_NAME", &name);
+    // Not by flags, which agents of earlier builds would refuse.
+    match shared.read(|state| state.nodes[index].group.clone()) {
+        Some(group) => agent.env("OVERLAY_SERVICES_CGROUP", group),
+        None => agent.env("OVERLAY_SERVICES", "off"),
+    };
     agent.args(&flags).current_dir("/");
     agent
         .stdin(Stdio::null())

@@ -1,9 +1,11 @@
-//! Control groups of a node: one in each hierarchy of version 1, below that of this process.
+//! Control groups of a node, below those of this process: one in each hierarchy of version 1 for the
+//! processes of a kubelet, or one of version 2 whose sockets are a node's.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::mount::{MsFlags, mount};
 
 /// What the names of all groups begin with.
 const PREFIX: &str = "overlay-lab-";
@@ -23,7 +25,23 @@ pub(super) struct Group {
 /// # Errors
 /// On a machine without the hierarchies of version 1.
 pub(super) fn create(name: &str) -> Result<Vec<Group>> {
-    let own = own()?;
+    create_below(&own()?, name)
+}
+
+/// Makes a group of version 2, in which single threads may be: a test's threads are on several
+/// nodes. Sweeps as [`create`].
+///
+/// # Errors
+/// On a kernel without such groups, or where this process may not make any.
+pub(super) fn create_for_threads(name: &str) -> Result<Group> {
+    let group = create_below(&[own_of_version_2()?], name)?.pop();
+    let group = group.context("a group")?;
+    let kind = group.path.join("cgroup.type");
+    fs::write(&kind, "threaded").with_context(|| format!("write {}", kind.display()))?;
+    Ok(group)
+}
+
+fn create_below(own: &[PathBuf], name: &str) -> Result<Vec<Group>> {
     own.iter().for_each(|own| sweep(own));
     let free = |number: &u32| {
         let name = format!("{PREFIX}{name}.{number}");
@@ -95,6 +113,36 @@ fn own() -> Result<Vec<PathBuf>> {
     Ok(own)
 }
 
+/// The directory of this process's own group of version 2. The hierarchy is mounted where systemd
+/// has it beside those of version 1, if it is mounted nowhere, and stays there.
+fn own_of_version_2() -> Result<PathBuf> {
+    const BESIDE: &str = "/sys/fs/cgroup/unified";
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let groups = read("/proc/self/cgroup")?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let own = own.context("this kernel has no control groups of version 2")?;
+    let mounted = match mount_of_version_2(&read("/proc/self/mountinfo")?) {
+        Some(mounted) => mounted,
+        None => {
+            fs::create_dir_all(BESIDE).with_context(|| format!("create {BESIDE}"))?;
+            let kind = Some("cgroup2");
+            mount(kind, BESIDE, kind, MsFlags::empty(), None::<&str>)
+                .with_context(|| format!("mount cgroup2 at {BESIDE}"))?;
+            BESIDE.into()
+        }
+    };
+    Ok(mounted.join(own))
+}
+
+fn mount_of_version_2(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(3);
+        let (root, target) = (before.next()?, before.next()?);
+        (root == "/" && after.starts_with("cgroup2 ")).then(|| PathBuf::from(target))
+    })
+}
+
 /// Where a hierarchy of version 1 is mounted whole.
 fn mount_of(mounts: &str, controllers: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
@@ -129,6 +177,8 @@ mod tests {
         assert_eq!(found("name=systemd"), Some("/sys/fs/cgroup/systemd".into()));
         assert_eq!(found("memory"), None);
         assert_eq!(found("pids"), None);
+        let version_2 = mount_of_version_2(mounts);
+        assert_eq!(version_2, Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(found(""), None);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::options::StoreKind;
 use super::state::{NodeRecord, Shared};
-use super::{store, underlay};
+use super::{groups, store, underlay};
 use crate::{Namespace, command, wait_until};
 
 /// Which CPUs there are.
@@ -52,6 +53,10 @@ pub(super) fn create(shared: &Shared, number: usize) -> Result<()> {
     create_mounts(shared, &name, &namespace, &mount_file)
         .with_context(|| format!("make the mount namespace of {name}"))?;
     plug(shared, number, &namespace)?;
+    let group = match shared.read(|state| state.options.apart) {
+        true => Some(create_group(shared, &name)?),
+        false => None,
+    };
     shared.update(|state| {
         state.nodes.push(NodeRecord {
             name,
@@ -59,8 +64,19 @@ pub(super) fn create(shared: &Shared, number: usize) -> Result<()> {
             mount: mount_file,
             underlay: address,
             agent: None,
+            group,
         });
     })
+}
+
+/// Makes the control group of the node's sockets.
+fn create_group(shared: &Shared, name: &str) -> Result<PathBuf> {
+    let group = groups::create_for_threads(&format!("{}{name}", shared.prefix()))?;
+    let path = group.path.clone();
+    shared.update(|state| state.control_groups.push(path.clone()))?;
+    let mut held = shared.groups.lock().unwrap_or_else(PoisonError::into_inner);
+    held.push(group);
+    Ok(path)
 }
 
 /// Puts a new network namespace in the place of the one that node `number` has.

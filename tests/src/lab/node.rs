@@ -52,6 +52,7 @@ impl Node {
         let programs = self.shared.read(|state| state.options.bin_dir.clone());
         Namespace::new(record.namespace)
             .with_mount(record.mount)
+            .in_group(record.group)
             .with_programs(programs)
     }
 

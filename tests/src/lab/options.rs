@@ -66,6 +66,9 @@ pub struct Options {
     pub network: serde_json::Value,
     /// Flags for every agent besides the usual ones; a flag given here replaces the usual one.
     pub agent_args: Vec<String>,
+    /// Whether each node has a control group (version 2) of its own, and with that sockets of its
+    /// own. Without, agents leave Services to kube-proxy: theirs would be every node's.
+    pub apart: bool,
     /// Whether agents are started and pods made; without, there are only bare nodes and the store.
     pub start_agents: bool,
     /// Directory of the programs.
@@ -167,6 +170,7 @@ impl Default for Options {
             underlay_mtu: 1500,
             network: json!({"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}),
             agent_args: Vec::new(),
+            apart: false,
             start_agents: true,
             bin_dir: default_bin_dir(),
             ephemeral: false,

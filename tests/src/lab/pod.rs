@@ -46,8 +46,14 @@ impl Pod {
 
     /// Its network namespace.
     pub fn namespace(&self) -> Namespace {
-        let programs = self.shared.read(|state| state.options.bin_dir.clone());
-        Namespace::new(&self.record.namespace).with_programs(programs)
+        let (programs, group) = self.shared.read(|state| {
+            let node = state.nodes.get(self.record.node - 1);
+            let group = node.and_then(|node| node.group.clone());
+            (state.options.bin_dir.clone(), group)
+        });
+        Namespace::new(&self.record.namespace)
+            .in_group(group)
+            .with_programs(programs)
     }
 
     /// The container id that the plugin was given.

@@ -69,6 +69,8 @@ pub(super) struct NodeRecord {
     pub mount: PathBuf,
     pub underlay: Ipv4Addr,
     pub agent: Option<Process>,
+    /// Control group of version 2, where nodes are apart.
+    pub group: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

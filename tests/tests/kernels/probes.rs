@@ -8,7 +8,7 @@ use crate::kernel::{Version, expected_attachment};
 #[test]
 #[ignore = "runs in a kernel VM: cargo xtask vmtest"]
 fn probes_tell_the_truth() -> Result<()> {
-    let probes = Probes::run();
+    let probes = Probes::all();
     let version = Version::running();
     for probe in &probes.0 {
         println!(

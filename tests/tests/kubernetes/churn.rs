@@ -21,11 +21,13 @@ const READYZ: u16 = 8471;
 fn a_hundred_pods_leave_nothing() -> Result<()> {
     let cluster = cluster("k8s-churn")?;
     let node = cluster.node(1);
-    node.time_adds("flannel")?;
+    node.time_calls("flannel")?;
     cluster.churn(1, PODS, AT_A_TIME)?;
-    let times = node.add_times()?;
-    println!("ADD, {AT_A_TIME} at a time: {times:?}");
-    ensure!(times.count >= PODS, "{times:?}");
+    for verb in ["ADD", "DEL"] {
+        let times = node.call_times(verb)?;
+        println!("{verb}, {AT_A_TIME} at a time: {times:?}");
+        ensure!(times.count >= PODS, "{verb}: {times:?}");
+    }
     wait_clean(&node)?;
     cluster.down()
 }

@@ -3,8 +3,10 @@
 
 mod churn;
 mod flannel;
+mod golden;
 mod leftovers;
 mod migrate;
+mod names;
 mod reach;
 mod upkeep;
 

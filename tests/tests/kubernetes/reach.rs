@@ -9,7 +9,7 @@ use overlay_tests::traffic::Endpoint;
 use overlay_tests::{Namespace, wait_until};
 use serde_json::{Value, json};
 
-use crate::{PATIENCE, cluster, talk};
+use crate::{PATIENCE, cluster, golden, names, talk};
 
 /// The pods' port, and those that lead to it from elsewhere.
 const PORT: u16 = 8080;
@@ -29,8 +29,11 @@ fn pods_services_and_nodes_reach_each_other() -> Result<()> {
     talk(&one, &other).context("across nodes")?;
     talk(&one, &beside).context("on one node")?;
     services(&cluster, &one, &other)?;
+    names::resolve(&cluster, &one).context("names")?;
+    golden::compare(&cluster).context("flannel's rules")?;
     credentials(&cluster)?;
     kubectl(&cluster)?;
+    image(&cluster)?;
     cluster.down()
 }
 
@@ -141,6 +144,10 @@ fn credentials(cluster: &Cluster) -> Result<()> {
         "get services",
         "get events",
         "label node n1 from=agent",
+        "delete --raw /api/v1/nodes/n2",
+        "delete --raw /apis/apps/v1/namespaces/kube-overlay/daemonsets/kube-overlay-ds",
+        "delete --raw /api/v1/namespaces/kube-overlay/configmaps/kube-overlay-cfg",
+        "create --raw /api/v1/namespaces/default/pods --filename=/dev/null",
     ] {
         let refused = agent(line).err().map(|error| format!("{error:#}"));
         ensure!(
@@ -150,6 +157,20 @@ fn credentials(cluster: &Cluster) -> Result<()> {
             "{line}: {refused:?}"
         );
     }
+    // All that the server would let it do, but for what everybody may ask about themselves.
+    let list = agent("auth can-i --list --no-headers --namespace kube-overlay")?;
+    let mut allowed: Vec<(&str, &str)> = list
+        .lines()
+        .filter(|line| !line.starts_with(' ') && !line.starts_with("selfsubject"))
+        .filter_map(|line| Some((line.split_once(' ')?.0, line.rsplit_once('[')?.1)))
+        .collect();
+    allowed.sort_unstable();
+    let wanted = [
+        ("events", "create]"),
+        ("nodes", "get list watch]"),
+        ("nodes/status", "patch]"),
+    ];
+    ensure!(allowed == wanted, "{list}");
     Ok(())
 }
 
@@ -174,6 +195,38 @@ fn kubectl(cluster: &Cluster) -> Result<()> {
         let status: Value = serde_json::from_str(&status).context("the status as JSON")?;
         ensure!(status["fast_path"]["state"] == "active", "{status}");
         ensure!(status["problems"] == json!([]), "{status}");
+    }
+    Ok(())
+}
+
+/// Whatever flannel's manifest and its tests call in the images runs in ours.
+fn image(cluster: &Cluster) -> Result<()> {
+    let script = r#"
+        set -e
+        # The container's own files are read-only.
+        try=/run/flannel/try
+        mkdir $try
+        /opt/bin/flanneld --version
+        /opt/bin/mk-docker-opts.sh -f /run/flannel/subnet.env -d $try/options -c
+        cat $try/options
+        /opt/bin/install-conf $try/options $try/installed
+        [ "$(cat $try/options)" = "$(cat $try/installed)" ]
+        cp -f /flannel $try/flannel
+        CNI_COMMAND=VERSION $try/flannel < /dev/null
+        rm -r $try
+        ip link show flannel.1
+        iptables --version
+        nft --version"#;
+    let said = cluster.exec_overlay(&cluster.node(1), ["sh", "-c", script])?;
+    for word in [
+        "overlayd ",
+        "DOCKER_OPTS=",
+        "supportedVersions",
+        "flannel.1",
+        "iptables v",
+        "nftables v",
+    ] {
+        ensure!(said.contains(word), "no {word} in {said}");
     }
     Ok(())
 }

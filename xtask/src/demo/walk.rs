@@ -6,8 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use overlay_tests::packet::{Frame, RawSocket};
 use overlay_tests::reach::of_pod;
+use overlay_tests::traffic::Endpoint;
 use overlay_tests::{Lab, Namespace, Node, Pod, traffic};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::lab::table;
 
@@ -47,11 +49,39 @@ pub struct Seen {
     pub encapsulated: bool,
 }
 
+/// A pod that the walk begins or ends in.
+pub struct End {
+    pub pod: Endpoint,
+    pub node: Node,
+}
+
+impl End {
+    pub fn of(pod: &Pod) -> Self {
+        Self {
+            pod: of_pod(pod),
+            node: pod.node(),
+        }
+    }
+
+    /// Name of the node's end of the pod's cable.
+    fn host_interface(&self) -> Result<String> {
+        let peer = self
+            .pod
+            .namespace
+            .run(["ip", "-json", "link", "show", "eth0"])?;
+        let peer: Value = serde_json::from_str(&peer).context("understand what `ip` says")?;
+        let links = self.node.json(["ip", "-json", "link", "show"])?;
+        let mut links = links.as_array().into_iter().flatten();
+        let link = links.find(|link| link["ifindex"] == peer[0]["link_index"]);
+        let name = link.and_then(|link| link["ifname"].as_str());
+        Ok(name.context("a pod without a cable")?.to_owned())
+    }
+}
+
 /// Follows one ICMP echo request.
-pub fn walk(lab: &Lab, from: &Pod, to: &Pod) -> Result<Vec<Step>> {
-    let (sender, receiver) = (of_pod(from), of_pod(to));
+pub fn walk(lab: &Lab, from: &End, to: &End) -> Result<Vec<Step>> {
     // The first packet asks for MAC addresses; we follow the second.
-    traffic::icmp(&sender, &receiver, 1)?;
+    traffic::icmp(&from.pod, &to.pod, 1)?;
     let watched = watch_points(lab, from, to)?
         .into_iter()
         .map(|(place, namespace, interface)| {
@@ -59,7 +89,7 @@ pub fn walk(lab: &Lab, from: &Pod, to: &Pod) -> Result<Vec<Step>> {
             Ok((place, interface, socket))
         })
         .collect::<Result<Vec<_>>>()?;
-    traffic::icmp(&sender, &receiver, PAYLOAD)?;
+    traffic::icmp(&from.pod, &to.pod, PAYLOAD)?;
     watched
         .into_iter()
         .map(|(place, interface, socket)| {
@@ -77,7 +107,7 @@ pub fn walk(lab: &Lab, from: &Pod, to: &Pod) -> Result<Vec<Step>> {
 type WatchPoint = (String, Namespace, String);
 
 /// Every interface between two pods of two nodes, as the kernel path would use them.
-fn watch_points(lab: &Lab, from: &Pod, to: &Pod) -> Result<Vec<WatchPoint>> {
+fn watch_points(lab: &Lab, from: &End, to: &End) -> Result<Vec<WatchPoint>> {
     let on = |node: &Node, interface: &str| (node.name(), node.namespace(), interface.to_owned());
     let wire = |node: &Node| -> Result<WatchPoint> {
         Ok((
@@ -86,21 +116,27 @@ fn watch_points(lab: &Lab, from: &Pod, to: &Pod) -> Result<Vec<WatchPoint>> {
             node.name(),
         ))
     };
-    let (near, far) = (from.node(), to.node());
-    let (near_vtep, far_vtep) = (vtep(&near)?, vtep(&far)?);
+    let pod = |end: &End| {
+        let Endpoint {
+            name, namespace, ..
+        } = &end.pod;
+        (name.clone(), namespace.clone(), "eth0".to_owned())
+    };
+    let (near, far) = (&from.node, &to.node);
+    let (near_vtep, far_vtep) = (vtep(near)?, vtep(far)?);
     Ok(vec![
-        (from.name().to_owned(), from.namespace(), "eth0".to_owned()),
-        on(&near, &from.host_interface()?),
-        on(&near, "cni0"),
-        on(&near, &near_vtep),
-        on(&near, "eth0"),
-        wire(&near)?,
-        wire(&far)?,
-        on(&far, "eth0"),
-        on(&far, &far_vtep),
-        on(&far, "cni0"),
-        on(&far, &to.host_interface()?),
-        (to.name().to_owned(), to.namespace(), "eth0".to_owned()),
+        pod(from),
+        on(near, &from.host_interface()?),
+        on(near, "cni0"),
+        on(near, &near_vtep),
+        on(near, "eth0"),
+        wire(near)?,
+        wire(far)?,
+        on(far, "eth0"),
+        on(far, &far_vtep),
+        on(far, "cni0"),
+        on(far, &to.host_interface()?),
+        pod(to),
     ])
 }
 
@@ -139,6 +175,13 @@ fn recognise(frame: &Frame) -> Option<Seen> {
         destination: address(DESTINATION)?,
         encapsulated: *bytes.get(PROTOCOL)? == UDP,
     })
+}
+
+/// Whether the packet was seen where it begins and where it ends.
+pub fn has_arrived(steps: &[Step]) -> bool {
+    let ends = [steps.first(), steps.last()];
+    ends.iter()
+        .all(|end| end.is_some_and(|step| step.seen.is_some()))
 }
 
 /// A table, one line per interface.

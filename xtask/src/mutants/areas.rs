@@ -31,7 +31,12 @@ pub const ALL: &[Area] = &[
     Area {
         name: "lease",
         package: "overlay-user",
-        files: &["overlay-user/src/lease/**", "overlay-user/src/lease.rs"],
+        files: &[
+            "overlay-user/src/lease/**",
+            "overlay-user/src/lease.rs",
+            "overlay-user/src/per_family.rs",
+            "overlay-user/src/mac.rs",
+        ],
     },
     Area {
         name: "ipam",
@@ -61,6 +66,11 @@ pub const ALL: &[Area] = &[
         name: "plan",
         package: "overlay-user",
         files: &["overlay-user/src/agent/plan.rs"],
+    },
+    Area {
+        name: "pods",
+        package: "overlay-user",
+        files: &["overlay-user/src/kernel/pods/claims.rs"],
     },
     Area {
         name: "config",

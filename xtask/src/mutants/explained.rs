@@ -95,6 +95,12 @@ pub const ALL: &[Explained] = &[
         DISJOINT,
     ),
     explained(
+        "overlay-common/src/family/v6.rs",
+        "u64::from(a ^ c) << 32 | u64::from(b ^ d)",
+        "replace | with ^ in <impl Family for V6>::word",
+        DISJOINT,
+    ),
+    explained(
         "overlay-user/src/ipam.rs",
         "if Holder::read(&path) == Holder::Unreadable {",
         "replace == with != in AddressBook::reserve",

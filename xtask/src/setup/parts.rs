@@ -165,6 +165,7 @@ pub const ALL: &[Part] = &[
         needed: Needed::Cluster,
         purpose: "the shell of images",
     },
+    program("dnsmasq-base", "dnsmasq", Needed::Cluster, "names in clusters of the tests"),
     program("faketime", "faketime", Needed::Tests, "another time of day"),
     program("openssl", "openssl", Needed::Cluster, "keys and certificates"),
     program("python3", "python3", Needed::Tests, "sends frames by hand"),

@@ -56,8 +56,11 @@ const TOOLS_OF_SUITE: &[&str] = &[
     "tcpdump",
     "traceroute",
 ];
-/// The shell, and everything else that a shell calls.
-const SHELL: &str = "busybox";
+/// Everything else that a shell calls.
+const BUSYBOX: &str = "busybox";
+/// The shell is the machine's own, because busybox's takes the tools that are built into it for
+/// those in the PATH, and its `ip` can do little.
+const SHELL: &str = "sh";
 /// Packets that once showed a difference, in the repository.
 const RECORDINGS: &str = "tests/corpus/programs";
 /// Extensions that iptables loads by name.
@@ -102,23 +105,23 @@ pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     let is_suite = tests.iter().any(|test| !TESTS.contains(&test.as_str()));
     let more = if is_suite { TOOLS_OF_SUITE } else { &[] };
     for tool in TOOLS.iter().chain(more) {
-        let path = shell::find(tool)
-            .with_context(|| format!("{tool} is missing: run `cargo xtask setup`"))?;
-        // Distributions put links to links there.
-        let path = fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
+        let path = find(tool)?;
         files.insert(Path::new("/usr/sbin").join(tool), File::Copy(path.clone()));
         programs.push(path);
     }
-    let busybox = shell::find(SHELL).context("busybox is missing: run `cargo xtask setup`")?;
+    let busybox = find(BUSYBOX)?;
     let names = command::run(&busybox.display().to_string(), ["--list"])?;
     files.insert("/bin/busybox".into(), File::Copy(busybox));
     // What is there in full comes first in the PATH of a machine.
-    for name in names.lines().filter(|name| *name != SHELL) {
+    for name in names.lines().filter(|name| *name != BUSYBOX) {
         files.insert(
             Path::new("/bin").join(name),
             File::Link("/bin/busybox".into()),
         );
     }
+    let shell = find(SHELL)?;
+    files.insert("/bin/sh".into(), File::Copy(shell.clone()));
+    programs.push(shell);
     for entry in fs::read_dir(XTABLES).with_context(|| format!("read {XTABLES}"))? {
         let path = entry.with_context(|| format!("read {XTABLES}"))?.path();
         // Several names of one file: iptables looks for each.
@@ -141,6 +144,13 @@ pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
         files.insert(library.clone(), File::Copy(library));
     }
     Ok(files)
+}
+
+/// The file that a program of this machine is: distributions put links to links in the PATH.
+fn find(program: &str) -> Result<PathBuf> {
+    let path = shell::find(program)
+        .with_context(|| format!("{program} is missing: run `cargo xtask setup`"))?;
+    fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))
 }
 
 /// Builds tests, first process and binaries; their paths by name.

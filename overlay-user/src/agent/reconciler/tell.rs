@@ -2,6 +2,7 @@
 
 use super::super::health::Report;
 use super::Reconciler;
+use crate::allocator;
 use crate::observe::agent_file::AgentFile;
 
 impl Reconciler {
@@ -15,6 +16,15 @@ impl Reconciler {
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::debug!("sd_notify: {error}");
         }
+        // The list of nodes and the first rounds took more than later ones need.
+        allocator::give_back();
+    }
+
+    /// Tells whose Services are left to kube-proxy.
+    pub(super) fn tell_services(&self) {
+        let notes = self.seen.pods.pods.iter().map(|pod| &pod.note);
+        let opted_out = notes.filter_map(|note| note.by_kube_proxy);
+        self.services.opt_out(opted_out.collect());
     }
 
     /// Leaves a note for the tools of what the kernel does not show.
@@ -31,6 +41,7 @@ impl Reconciler {
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
             network_policies: self.hindrance.note(),
+            services: Some(self.services.standing.borrow().text()),
             unreachable: paths.unreachable,
             unchecked: paths.unchecked,
             ..self.file.clone()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::kernel;
@@ -39,4 +39,11 @@ pub(super) fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Ev
         }
     });
     Ok(events)
+}
+
+/// Waits for news; for ever where nobody will send any.
+pub(super) async fn told_of<T>(news: &mut watch::Receiver<T>) {
+    if news.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }

@@ -41,7 +41,7 @@ fn good() -> Lease {
 fn good_leases_become_peers() {
     let second = lease("10.244.3.0/24", [192, 168, 0, 2], mac(2));
     let mut old = lease("10.244.4.0/24", [192, 168, 0, 4], mac(4));
-    old.attributes.backend_data = Some(PerFamily::V4(json!({ "VtepMAC": mac(4) })));
+    old.attributes.backend_data = Some(PerFamily::V4(json!({ "VtepMAC": mac(4) }).into()));
     let (peers, rejected) = judge(&[second, good(), old]);
     assert_eq!(rejected, []);
     let subnets: Vec<String> = peers.iter().map(|peer| peer.subnet.to_string()).collect();
@@ -68,7 +68,7 @@ fn a_link_of_two_has_no_broadcast_address() {
 fn hostile_leases_are_rejected_and_cost_no_good_one() {
     let with = |data: Value| {
         let mut lease = lease("10.244.9.0/24", [192, 168, 0, 9], mac(9));
-        lease.attributes.backend_data = Some(PerFamily::V4(data));
+        lease.attributes.backend_data = Some(PerFamily::V4(data.into()));
         lease
     };
     let at = |address| lease("10.244.9.0/24", address, mac(9));
@@ -310,6 +310,10 @@ struct Counting {
 impl Backend for Counting {
     fn name(&self) -> &'static str {
         self.vxlan.name()
+    }
+
+    fn has_direct_ways(&self) -> bool {
+        self.vxlan.has_direct_ways()
     }
 
     fn mtu(&self, underlay: u32) -> u32 {

@@ -31,6 +31,15 @@ pub struct NodeFlags {
     /// nothing for it
     #[arg(long, env = "OVERLAY_XDP", value_enum, default_value_t = Xdp::Auto)]
     pub xdp: Xdp,
+    /// Give sockets that ask for a Service one of its servers: "auto" where the store knows Services
+    /// and this kernel can, "socket" as well, and it is a fault if it cannot, "off" to leave it all
+    /// to kube-proxy
+    #[arg(long, env = "OVERLAY_SERVICES", value_enum, default_value_t = Services::Auto)]
+    pub services: Services,
+    /// Control group (version 2) whose processes' sockets these are; without it, every process of
+    /// the machine
+    #[arg(long, env = "OVERLAY_SERVICES_CGROUP", value_name = "DIR")]
+    pub services_cgroup: Option<PathBuf>,
     /// Load the eBPF programs of this object file instead of those built in: to try others out
     #[arg(long, env = "OVERLAY_PROGRAMS", value_name = "FILE")]
     pub programs: Option<PathBuf>,
@@ -137,6 +146,17 @@ pub enum Xdp {
     /// Wherever the driver can: native XDP, never generic.
     On,
     /// Only behind the NIC.
+    Off,
+}
+
+/// Who translates addresses of Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Services {
+    /// Programs at the socket, where the store knows Services and this kernel can.
+    Auto,
+    /// The same, and it is a fault if it cannot.
+    Socket,
+    /// kube-proxy alone.
     Off,
 }
 

@@ -61,6 +61,9 @@ pub fn render(status: &Status) -> String {
     if let Some(early) = &status.early_refusal {
         parts.push(format!("early refusal  {early}"));
     }
+    if let Some(by) = &status.services.by {
+        parts.push(format!("services       {by}"));
+    }
     if let Some(programs) = &status.foreign_programs {
         parts.push(format!("programs       {programs}"));
     }
@@ -70,6 +73,15 @@ pub fn render(status: &Status) -> String {
             .slow_path
             .iter()
             .map(|(cause, packets)| vec![(*cause).to_owned(), text(packets)]),
+    ));
+    let sockets = status.services.sockets.iter();
+    parts.push(table::render(
+        &["socket", "as to Services", "times"],
+        sockets.flat_map(|(operation, verdicts)| {
+            verdicts.iter().map(move |(verdict, times)| {
+                vec![(*operation).to_owned(), (*verdict).to_owned(), text(times)]
+            })
+        }),
     ));
     parts.push(table::render(
         &["refused", "fast path", "kernel path"],

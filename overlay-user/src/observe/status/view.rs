@@ -34,6 +34,8 @@ pub struct Status {
     pub network_policies: Option<String>,
     /// When the leases were known last, where the store has not answered the agent yet.
     pub leases_as_of: Option<String>,
+    /// Who translates addresses of Services, and why, as of the last agent; and how sockets fared.
+    pub services: ServicesView,
     /// Packets left to the kernel although the fast path serves such packets in principle, by
     /// cause.
     pub slow_path: BTreeMap<&'static str, u64>,
@@ -52,6 +54,15 @@ pub struct Status {
     pub abi: AbiView,
     /// What could not be read, and why.
     pub problems: Vec<String>,
+}
+
+/// Services at the socket.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ServicesView {
+    /// Who translates, and why.
+    pub by: Option<String>,
+    /// How sockets fared, by operation and verdict.
+    pub sockets: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
 }
 
 /// The agent.

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tower::{BoxError, ServiceBuilder};
 
 use super::Options;
+use crate::lease::excerpt;
 use crate::store::Error;
 
 /// How long the server has for one answer.
@@ -129,8 +130,10 @@ impl Api {
         let text = self
             .in_time(async move { client.request_text(request).await })
             .await?;
-        serde_json::from_str(&text)
-            .map_err(|error| Failure::Unreachable(format!("an answer that is none: {error}")))
+        serde_json::from_str(&text).map_err(|error| {
+            let error = excerpt(&error.to_string());
+            Failure::Unreachable(format!("an answer that is none: {error}"))
+        })
     }
 
     /// Opens a watch. The stream itself has no deadline.

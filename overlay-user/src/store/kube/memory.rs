@@ -215,12 +215,19 @@ impl Memory {
         self.parse(&json, network, as_of)
     }
 
-    fn parse(&self, json: &[u8], network: &str, as_of: SystemTime) -> Result<Recalled, String> {
+    pub(super) fn parse(
+        &self,
+        json: &[u8],
+        network: &str,
+        as_of: SystemTime,
+    ) -> Result<Recalled, String> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let wrong = |error: serde_json::Error| format!("it cannot be read: {error}");
+        let wrong = |error: serde_json::Error| {
+            format!("it cannot be read: {}", excerpt(&error.to_string()))
+        };
         let Version { version } = serde_json::from_slice(json).map_err(wrong)?;
         if version != VERSION {
             return Err(format!("it has version {version} instead of {VERSION}"));

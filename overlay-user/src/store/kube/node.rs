@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::objects::Object;
-use crate::lease::{Attributes, SubnetKey, excerpt};
+use crate::lease::{Attributes, BackendData, SubnetKey, excerpt};
 use crate::per_family::PerFamily;
 use crate::store::Error;
 use crate::store::entry::{Entry, Term};
@@ -120,7 +120,10 @@ impl Names {
         let mut add = |name: &str, text: String| {
             map.insert(self.of(name), text.into());
         };
-        add("backend-data", data.unwrap_or(&Value::Null).to_string());
+        add(
+            "backend-data",
+            data.map_or("null", BackendData::as_str).to_owned(),
+        );
         let kind = attributes.backend_type.clone();
         add("backend-type", kind.unwrap_or_default());
         add("kube-subnet-manager", "true".to_owned());
@@ -368,7 +371,7 @@ mod tests {
             assert!(entry.value.len() < 1000);
             let data = entry.lease().expect("readable").attributes.backend_data;
             assert!(
-                data.is_some_and(|data| data.first().is_string()),
+                data.is_some_and(|data| data.first().value().is_string()),
                 "{text:.10}"
             );
         }

@@ -121,7 +121,8 @@ impl Nodes {
             _ => Vec::new(),
         };
         if let Some(key) = now.key {
-            let claims = self.claims.entry(key).or_default();
+            let alone = || Vec::with_capacity(1);
+            let claims = self.claims.entry(key).or_insert_with(alone);
             if !claims.contains(name) {
                 claims.push(name.clone());
             }

@@ -1,6 +1,6 @@
 //! What travels without encapsulation, between pods of nodes on one link.
 
-use overlay_common::schema::{PEER_NEXT_HOP, PeerEntry};
+use overlay_common::schema::{CONFIG_DIRECT, PEER_NEXT_HOP, PeerEntry};
 
 use super::*;
 
@@ -186,6 +186,12 @@ fn received() -> Vec<Case> {
             PassPlain(StackOwned),
         )
         .world(owned((POD_REMOTE, 80), (POD_A, 40000))),
+        case(
+            "without encapsulation, where all peers are behind VXLAN",
+            packet().bytes(),
+            Pass(NotVxlan),
+        )
+        .world(|w| w.clear_flags(CONFIG_DIRECT)),
         case(
             "in VXLAN from a peer on the link",
             outer(&inner().bytes()).bytes(),

@@ -1,0 +1,231 @@
+//! Services at the socket, kept as the store has them.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::AgentFlags;
+use crate::config::flags::Services as Wanted;
+use crate::datapath::pins::Pins;
+use crate::datapath::services::{self, Services};
+use crate::datapath::{Error, object};
+use crate::kernel::cgroup;
+use crate::service::ServiceTable;
+use crate::store::ServiceState;
+
+use super::settings;
+
+/// How long to wait before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+/// How often connected sockets are looked for whose servers have gone, while there may be any.
+const LOOK: Duration = Duration::from_secs(60);
+/// Changes come in bursts; the maps follow after the rest of one.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// How Services are translated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// The store has not told yet.
+    #[default]
+    Waiting,
+    /// By kube-proxy alone, as the flags or the store want it.
+    Off(String),
+    /// By kube-proxy alone, because something is missing.
+    Down {
+        /// What.
+        why: String,
+        /// Whether the flags say that it must not be missing.
+        is_fault: bool,
+    },
+    /// At the socket.
+    Up {
+        /// Addresses of Services in the maps.
+        frontends: usize,
+        /// Servers behind them.
+        servers: usize,
+        /// Addresses that the maps have no room for.
+        without_room: usize,
+        /// The control group whose sockets are served.
+        group: PathBuf,
+    },
+}
+
+impl Standing {
+    /// For people.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Waiting => "by kube-proxy: the store has not told of Services yet".to_owned(),
+            Self::Off(why) | Self::Down { why, .. } => format!("by kube-proxy: {why}"),
+            Self::Up {
+                frontends,
+                servers,
+                without_room,
+                group,
+            } => {
+                let left = match without_room {
+                    0 => String::new(),
+                    left => format!("; {left} more, for which there is no room, by kube-proxy"),
+                };
+                format!(
+                    "at the socket: {frontends} addresses, {servers} servers, for processes in {}{left}",
+                    group.display()
+                )
+            }
+        }
+    }
+
+    /// How many addresses of Services sockets are given servers for.
+    pub fn frontends(&self) -> usize {
+        match self {
+            Self::Up { frontends, .. } => *frontends,
+            _ => 0,
+        }
+    }
+
+    /// What has to be put right.
+    pub fn fault(&self) -> Option<&str> {
+        match self {
+            Self::Down {
+                why,
+                is_fault: true,
+            } => Some(why),
+            _ => None,
+        }
+    }
+}
+
+/// What the reconciler has of it.
+pub struct Line {
+    /// How Services are translated.
+    pub standing: watch::Receiver<Standing>,
+    /// Network namespaces whose Services are left to kube-proxy.
+    pub opted_out: watch::Sender<BTreeSet<u64>>,
+}
+
+impl Line {
+    /// Says whose Services are left to kube-proxy.
+    pub fn opt_out(&self, cookies: BTreeSet<u64>) {
+        self.opted_out.send_if_modified(|known| {
+            let is_news = *known != cookies;
+            *known = cookies;
+            is_news
+        });
+    }
+}
+
+/// Keeps the programs at the socket until `cancel`; they go with the agent.
+pub async fn run(
+    flags: AgentFlags,
+    mut source: watch::Receiver<ServiceState>,
+    mut opted_out: watch::Receiver<BTreeSet<u64>>,
+    standing: watch::Sender<Standing>,
+    cancel: CancellationToken,
+) {
+    let show = |new: Standing| {
+        standing.send_if_modified(|old| {
+            let is_news = *old != new;
+            if is_news {
+                match &new {
+                    Standing::Down { why, .. } => tracing::warn!("Services by kube-proxy: {why}"),
+                    // Numbers change all the time.
+                    Standing::Up { .. } if matches!(old, Standing::Up { .. }) => {}
+                    new => tracing::info!("Services {}", new.text()),
+                }
+                *old = new;
+            }
+            is_news
+        });
+    };
+    let pins = settings::pins(&flags);
+    if flags.node.services == Wanted::Off {
+        take_off(&pins);
+        show(Standing::Off("switched off by --services off".to_owned()));
+        return;
+    }
+    let mut running: Option<Services> = None;
+    loop {
+        let table = source.borrow_and_update().table.clone();
+        let mut failed = false;
+        if let Some(table) = &table {
+            let alone = opted_out.borrow_and_update().clone();
+            match follow(&flags, &pins, &mut running, table, &alone) {
+                Ok(new) => show(new),
+                Err(error) => {
+                    // With its programs go their links: kube-proxy takes over.
+                    running = None;
+                    take_off(&pins);
+                    failed = true;
+                    show(Standing::Down {
+                        why: error.to_string(),
+                        is_fault: flags.node.services == Wanted::Socket,
+                    });
+                }
+            }
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = source.changed(), if !failed => if changed.is_err() { return },
+            changed = opted_out.changed(), if !failed => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if failed => {}
+            () = tokio::time::sleep(LOOK), if running.as_ref().is_some_and(Services::is_telling) => {
+                let looked = running.as_mut().map_or(Ok(()), Services::look_for_gone);
+                if let Err(error) = looked {
+                    tracing::debug!("packets' sockets are asked whether their servers serve: {error}");
+                }
+            }
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Makes the programs serve a table.
+fn follow(
+    flags: &AgentFlags,
+    pins: &Pins,
+    running: &mut Option<Services>,
+    table: &ServiceTable,
+    opted_out: &BTreeSet<u64>,
+) -> Result<Standing, Error> {
+    let services = match running {
+        Some(services) => {
+            services.leave_to_kube_proxy(opted_out)?;
+            services.update(table)?;
+            services
+        }
+        None if table.is_empty() => {
+            take_off(pins);
+            return Ok(Standing::Off("the store has no Services".to_owned()));
+        }
+        None => {
+            let group = match &flags.node.services_cgroup {
+                Some(group) => group.clone(),
+                None => cgroup::root()?,
+            };
+            let (mut services, misfits) = Services::load(object::services()?, pins, group)?;
+            for misfit in misfits {
+                tracing::warn!("{misfit}");
+            }
+            services.leave_to_kube_proxy(opted_out)?;
+            services.update(table)?;
+            services.attach()?;
+            running.insert(services)
+        }
+    };
+    let (frontends, servers, without_room) = services.contents().counts();
+    Ok(Standing::Up {
+        frontends,
+        servers,
+        without_room,
+        group: services.group().to_owned(),
+    })
+}
+
+/// Takes away what nobody keeps true.
+fn take_off(pins: &Pins) {
+    if let Err(error) = services::forget(pins) {
+        tracing::warn!("{error}");
+    }
+}

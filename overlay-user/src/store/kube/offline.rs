@@ -1,0 +1,106 @@
+//! What comes from outside, read without a server: for the fuzz targets (`tests/fuzz`).
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::memory::Memory;
+use super::node::{Names, Node};
+use super::nodes::Nodes;
+use super::{Identity, Options};
+use crate::lease::{Leases, Rejections};
+use crate::store::entry::{Change, Snapshot};
+use crate::store::table::Table;
+
+/// What somebody has said about a Node.
+#[derive(Clone, Copy, Debug)]
+pub enum News<'a> {
+    /// A Node is new or different: an object of the API.
+    Is(&'a str),
+    /// The Node of this name is gone.
+    Gone(&'a str),
+}
+
+/// What is made of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// The leases.
+    pub leases: Leases,
+    /// What is refused.
+    pub rejected: Rejections,
+}
+
+impl From<Table> for Told {
+    fn from(table: Table) -> Self {
+        Self {
+            leases: table.leases().clone(),
+            rejected: table.rejected().clone(),
+        }
+    }
+}
+
+/// What the keeper of node `own` knows who hears of each change, and who lists all Nodes at the
+/// end. The server counts changes by itself, whatever a Node says.
+#[must_use]
+pub fn followed<'a>(
+    own: &str,
+    prefix: &str,
+    news: impl IntoIterator<Item = News<'a>>,
+) -> [Told; 2] {
+    let Ok(names) = Names::new(prefix) else {
+        return [Table::default(), Table::default()].map(Told::from);
+    };
+    let mut nodes = Nodes::new(names, own.to_owned());
+    let (mut follower, mut lister) = (Table::default(), Table::default());
+    let empty = |revision| Snapshot {
+        entries: Vec::new(),
+        revision,
+        as_of: None,
+    };
+    follower.apply(Change::All(empty(0)), false);
+    let mut last = 0;
+    for (revision, news) in (1..).zip(news) {
+        let changes = match news {
+            News::Is(text) => match node(text, revision) {
+                Some(node) => nodes.put(&node),
+                None => continue,
+            },
+            News::Gone(name) => nodes.remove(name, revision),
+        };
+        for change in changes {
+            follower.apply(change, false);
+        }
+        last = revision;
+    }
+    lister.apply(Change::All(nodes.snapshot(last)), false);
+    [follower, lister].map(Told::from)
+}
+
+fn node(text: &str, revision: u64) -> Option<Node> {
+    let mut node: Value = serde_json::from_str(text).ok()?;
+    let metadata = node.get_mut("metadata")?.as_object_mut()?;
+    metadata.insert("resourceVersion".to_owned(), json!(revision.to_string()));
+    serde_json::from_value(node).ok()
+}
+
+/// What an agent of node `own` makes of a file that an earlier one left.
+///
+/// # Errors
+/// Why the file is of no use.
+pub fn remembered(own: &str, prefix: &str, network: &str, file: &[u8]) -> Result<Told, String> {
+    let identity = Identity::Node(own.to_owned());
+    let options = Options {
+        api_url: None,
+        kubeconfig: None,
+        annotation_prefix: prefix.to_owned(),
+        config_path: PathBuf::new(),
+        identity: None,
+        memory: None,
+    };
+    let memory = Memory::new(&options, identity);
+    let recalled = memory.parse(file, network, SystemTime::UNIX_EPOCH)?;
+    let mut table = Table::default();
+    table.apply(Change::All(recalled.snapshot()), false);
+    Ok(Told::from(table))
+}

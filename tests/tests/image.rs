@@ -1,0 +1,103 @@
+//! The image of the overlay, written twice from the same programs: those of the debug build, which
+//! are larger than a release's. Clusters of the tests run this image (`kubernetes`).
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use flate2::read::GzDecoder;
+use overlay_tests::Options;
+use overlay_tests::image::Image;
+use overlay_tests::kubernetes::OVERLAY_IMAGE;
+use serde_json::Value;
+use tar::{Archive, Entry, EntryType};
+
+/// As much as a node may have to fetch, in bytes.
+const MOST: u64 = 40 * 1024 * 1024;
+/// What both of flannel's images have, and what its manifests and its tests call there.
+const FLANNELS: [&str; 9] = [
+    "opt/bin/flanneld",
+    "opt/bin/install-conf",
+    "opt/bin/mk-docker-opts.sh",
+    "flannel",
+    "bin/sh",
+    "bin/cp",
+    "bin/ip",
+    "bin/ping",
+    "usr/sbin/iptables",
+];
+
+#[test]
+fn the_same_programs_make_the_same_small_image() -> Result<()> {
+    let directory = tempfile::tempdir().context("make a directory")?;
+    let [one, other] = ["one.tar", "other.tar"].map(|name| directory.path().join(name));
+    for path in [&one, &other] {
+        // Hardly compressed: a release's image is smaller still.
+        Image::overlay(OVERLAY_IMAGE, &Options::default().bin_dir, 1)?.write(path)?;
+    }
+    ensure!(fs::read(&one)? == fs::read(&other)?, "two images differ");
+    let size = fs::metadata(&one)?.len();
+    println!("{} KiB", size / 1024);
+    ensure!(size < MOST, "{size} bytes");
+    has_what_flannels_have(&one)
+}
+
+/// Every path is a program, or a link that leads to one.
+fn has_what_flannels_have(archive: &Path) -> Result<()> {
+    let parts: BTreeMap<String, Vec<u8>> = entries(File::open(archive)?, |mut part, name| {
+        let mut content = Vec::new();
+        part.read_to_end(&mut content)?;
+        Ok((name, content))
+    })?;
+    let part = |digest: &Value| -> Result<&Vec<u8>> {
+        let digest = digest.as_str().and_then(|it| it.strip_prefix("sha256:"));
+        let name = format!("blobs/sha256/{}", digest.context("no digest")?);
+        parts.get(&name).with_context(|| format!("no {name}"))
+    };
+    let index: Value = serde_json::from_slice(parts.get("index.json").context("no index")?)?;
+    let manifest: Value = serde_json::from_slice(part(&index["manifests"][0]["digest"])?)?;
+    let layer = GzDecoder::new(part(&manifest["layers"][0]["digest"])?.as_slice());
+    let files: BTreeMap<String, Kind> = entries(layer, |file, name| {
+        let target = file
+            .link_name()?
+            .map(|to| to.to_string_lossy().into_owned());
+        let is_program =
+            file.header().entry_type() == EntryType::Regular && file.header().mode()? & 0o111 != 0;
+        Ok((name, Kind { target, is_program }))
+    })?;
+    for path in FLANNELS {
+        let mut at = path.to_owned();
+        while let Some(target) = files.get(&at).and_then(|file| file.target.clone()) {
+            let beside = Path::new(&at).with_file_name(&target);
+            let absolute = target.strip_prefix('/').map(ToOwned::to_owned);
+            at = absolute.unwrap_or_else(|| beside.to_string_lossy().into_owned());
+        }
+        let leads = files.get(&at).is_some_and(|file| file.is_program);
+        ensure!(leads, "{path} leads to {at}, which is no program");
+    }
+    Ok(())
+}
+
+/// What a file of the image is.
+struct Kind {
+    /// Where a link leads.
+    target: Option<String>,
+    is_program: bool,
+}
+
+/// What `read` makes of every entry of an archive and its path.
+fn entries<R: std::io::Read, T>(
+    archive: R,
+    read: impl Fn(Entry<'_, R>, String) -> Result<(String, T)>,
+) -> Result<BTreeMap<String, T>> {
+    let mut archive = Archive::new(archive);
+    let entries = archive.entries().context("read an archive")?;
+    let named = entries.map(|entry| {
+        let entry = entry.context("read an archive")?;
+        let name = entry.path()?.to_string_lossy().into_owned();
+        read(entry, name)
+    });
+    named.collect()
+}

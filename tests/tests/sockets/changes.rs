@@ -1,0 +1,184 @@
+//! Servers come and go, and so does the agent.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::conversation::{Conversation, Transport};
+use overlay_tests::{Namespace, kube_proxy, wait_until};
+use overlay_user::datapath::pins::Pins;
+
+use super::stage::{self, PATIENCE, PINS, Stage, ask, ask_peer, connected, service, table};
+
+/// Whether a socket is told by an error that its server has gone.
+fn is_told(socket: &std::net::UdpSocket) -> bool {
+    let error = socket.send(b"who?").err();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+#[test]
+fn who_talks_to_a_server_that_goes() -> Result<()> {
+    let stage = Stage::up("sock-gone")?;
+    let place = stage.lab.pod(1, 1).namespace();
+    let [near, far] = stage.both();
+    let address = service(1);
+    let mut serving = stage.serve(1, &table([(1, &[far][..], None)]))?;
+    let told = connected(&place, address)?;
+    let direct = connected(&place, far)?;
+    let unconnected = stage::socket(&place, "0.0.0.0:0")?;
+    let of_v6 = stage::socket(&place, "[::]:0")?;
+    let to_v6 = SocketAddr::from((address.ip().to_ipv6_mapped(), address.port()));
+    let servers = stage.servers(&[far]);
+    let connection = Conversation::open(&place, Transport::Tcp, address, &servers)?;
+    for (socket, to) in [(&unconnected, address.into()), (&of_v6, to_v6)] {
+        ensure!(ask(socket, to)?.0 == far);
+    }
+    ensure!(ask_peer(&told)?.0 == far && ask_peer(&direct)?.0 == far);
+
+    // A server more: everybody stays.
+    serving.update(&table([(1, &[near, far][..], None)]))?;
+    for _ in 0..10 {
+        ensure!(ask(&unconnected, address.into())? == (far, address.into()));
+        ensure!(ask_peer(&told)? == (far, address.into()));
+    }
+
+    // The server goes. Who is unconnected gets another at once, who is connected is told, who
+    // connected to the server itself and not by the Service goes on, and so do connections.
+    serving.update(&table([(1, &[near][..], None)]))?;
+    ensure!(ask(&unconnected, address.into())? == (near, address.into()));
+    ensure!(ask(&of_v6, to_v6)? == (near, to_v6));
+    ensure!(
+        serving.is_telling_after_a_look()?,
+        "a socket that has to be told is not found"
+    );
+    ensure!(is_told(&told), "not told");
+    ensure!(ask_peer(&direct)? == (far, far.into()));
+    connection.client_speaks()?;
+    connection.server_speaks()?;
+    // Connected anew it gets another.
+    told.connect(address)?;
+    ensure!(ask_peer(&told)? == (near, address.into()));
+
+    // Nobody is left to be told, and packets cost what they did.
+    ensure!(
+        !serving.is_telling_after_a_look()?,
+        "packets' sockets are asked for nothing"
+    );
+
+    // An agent that comes later tells those of its predecessor's time.
+    drop(serving);
+    ensure!(
+        ask_peer(&told)? == (near, address.into()),
+        "without an agent"
+    );
+    let serving = stage.serve(1, &table([(1, &[far][..], None)]))?;
+    ensure!(is_told(&told), "not told by the next agent");
+    drop(serving);
+
+    // The Service goes.
+    let mut serving = stage.serve(1, &table([(1, &[far][..], None)]))?;
+    let told = connected(&place, address)?;
+    ensure!(ask_peer(&told)?.0 == far);
+    serving.update(&table([]))?;
+    ensure!(is_told(&told), "not told that the Service has gone");
+    Ok(())
+}
+
+/// The Service whose connections are accepted by themselves.
+const ACCEPTED: u8 = 3;
+
+/// Connects again and again until told to stop; how often, and how often in vain.
+struct Load {
+    stop: AtomicBool,
+    made: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Load {
+    fn run(&self, place: &Namespace) -> Result<()> {
+        place.inside(|| {
+            while !self.stop.load(Ordering::Relaxed) {
+                let stream = TcpStream::connect_timeout(&service(ACCEPTED).into(), PATIENCE);
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0");
+                let heard = socket.map_err(anyhow::Error::from).and_then(|socket| {
+                    socket.set_read_timeout(Some(PATIENCE))?;
+                    socket.connect(service(1))?;
+                    ask_peer(&socket)
+                });
+                self.made.fetch_add(2, Ordering::Relaxed);
+                let failed = usize::from(stream.is_err()) + usize::from(heard.is_err());
+                self.failed.fetch_add(failed, Ordering::Relaxed);
+            }
+        })
+    }
+
+    fn made(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn going_on_and_off_fails_nobody() -> Result<()> {
+    let stage = Stage::up("sock-switch")?;
+    let node = stage.lab.node(1);
+    let place = stage.lab.pod(1, 1).namespace();
+    let [_, far] = stage.both();
+    let accepting = stage::accepting(far);
+    let by_kube_proxy = [(1, far), (ACCEPTED, accepting)];
+    let by_kube_proxy = by_kube_proxy.map(|(last, server)| stage::by_kube_proxy(last, &[server]));
+    kube_proxy::serve(&node, "10.244.0.0/16".parse()?, &by_kube_proxy)?;
+    let wanted = table([(1, &[far][..], None), (ACCEPTED, &[accepting][..], None)]);
+    let serving = stage.serve(1, &wanted)?;
+    let servers = stage.servers(&[far]);
+    let connection = Conversation::open(&place, Transport::Tcp, service(1), &servers)?;
+    let datagrams = connected(&place, service(1))?;
+    ask_peer(&datagrams)?;
+    drop(serving);
+
+    let load = Load {
+        stop: AtomicBool::new(false),
+        made: AtomicUsize::new(0),
+        failed: AtomicUsize::new(0),
+    };
+    let stands = |when: &str| -> Result<()> {
+        connection
+            .client_speaks()
+            .with_context(|| when.to_owned())?;
+        connection
+            .server_speaks()
+            .with_context(|| when.to_owned())?;
+        let answer = ask_peer(&datagrams).with_context(|| when.to_owned())?;
+        ensure!(answer == (far, service(1).into()), "{when}: {answer:?}");
+        ensure!(datagrams.peer_addr()? == service(1).into(), "{when}");
+        let made = load.made();
+        wait_until(&format!("connections {when}"), PATIENCE, || {
+            load.made() > made + 4
+        })
+    };
+    thread::scope(|scope| -> Result<()> {
+        let running = scope.spawn(|| load.run(&place));
+        let switched = (0..5).try_for_each(|_| -> Result<()> {
+            let served = stage.serve(1, &wanted)?;
+            stands("with the programs")?;
+            let translated = served.counters()?.get(&("connect", "translated")).copied();
+            ensure!(translated > Some(0), "nothing is translated");
+            drop(served);
+            stands("without them")
+        });
+        load.stop.store(true, Ordering::Relaxed);
+        running.join().expect("a thread that does not panic")?;
+        switched
+    })?;
+    let failed = load.failed.load(Ordering::Relaxed);
+    ensure!(failed == 0, "{failed} of {} failed", load.made());
+
+    // What standing sockets need is left, and nothing else.
+    let links = Pins::new(PINS).links().display().to_string();
+    let links = node.run(["ls", &links])?;
+    ensure!(
+        links.contains("ov_getpeername4") && !links.contains("ov_connect4"),
+        "{links}"
+    );
+    Ok(())
+}

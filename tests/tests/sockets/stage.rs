@@ -1,0 +1,248 @@
+//! Two nodes whose sockets are apart, with an echo of both transports in two pods.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use overlay_tests::conversation::{Server, Transport};
+use overlay_tests::kube_proxy::Service;
+use overlay_tests::status::wait_accelerated;
+use overlay_tests::{Lab, Namespace, Options, StoreKind};
+use overlay_user::datapath::object;
+use overlay_user::datapath::pins::Pins;
+use overlay_user::datapath::services::{self, Services};
+use overlay_user::service::{Frontend, ServiceTable, Serving, Transport as Kind};
+
+/// The port of every server: of connections the test takes its part in, of datagrams an echo.
+pub const PORT: u16 = 8080;
+/// How long an answer may take.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Where the node's data path is pinned.
+pub const PINS: &str = "/sys/fs/bpf/overlay";
+
+/// Where connections to a server are accepted by themselves.
+pub fn accepting(server: SocketAddrV4) -> SocketAddrV4 {
+    SocketAddrV4::new(*server.ip(), PORT + 1)
+}
+
+/// Address of a Service.
+pub fn service(last: u8) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, last), 80)
+}
+
+/// Services of both transports: last number of the address, servers, affinity.
+pub fn table<'a>(
+    services: impl IntoIterator<Item = (u8, &'a [SocketAddrV4], Option<Duration>)>,
+) -> ServiceTable {
+    let mut table = ServiceTable::default();
+    for (last, servers, affinity) in services {
+        let mut servers: Vec<SocketAddr> = servers.iter().map(|it| (*it).into()).collect();
+        servers.sort_unstable();
+        let serving = Arc::new(Serving {
+            servers: servers.into(),
+            affinity,
+        });
+        for transport in [Kind::Tcp, Kind::Udp] {
+            let frontend = Frontend {
+                address: (*service(last).ip()).into(),
+                port: service(last).port(),
+                transport,
+            };
+            table.insert(frontend, Arc::clone(&serving));
+        }
+    }
+    table
+}
+
+/// The same as kube-proxy serves it.
+pub fn by_kube_proxy(last: u8, servers: &[SocketAddrV4]) -> Service {
+    Service {
+        // Chains are named after it.
+        name: ["A", "B", "C", "D"][usize::from(last) % 4],
+        address: service(last),
+        backends: servers.to_vec(),
+        node_port: None,
+        local_only: false,
+        masquerade_all: false,
+    }
+}
+
+/// The lab, and who serves in it: the second pod of the first node, the first of the second.
+pub struct Stage {
+    pub lab: Lab,
+    connections: BTreeMap<SocketAddrV4, Server>,
+    /// Ends the echoes.
+    done: Arc<AtomicBool>,
+}
+
+impl Stage {
+    pub fn up(name: &str) -> Result<Self> {
+        Self::up_with(name, |options| options)
+    }
+
+    pub fn up_with(name: &str, change: impl FnOnce(Options) -> Options) -> Result<Self> {
+        let lab = Lab::up(change(Options {
+            store: StoreKind::Dir,
+            apart: true,
+            ..Options::for_test(name)
+        }))?;
+        wait_accelerated(&lab)?;
+        let mut stage = Self {
+            connections: BTreeMap::new(),
+            done: Arc::default(),
+            lab,
+        };
+        for server in stage.both() {
+            let pod = stage
+                .lab
+                .pods()
+                .into_iter()
+                .find(|pod| pod.address() == *server.ip());
+            let place = pod.context("a pod")?.namespace();
+            let connections = Server::open(&place, Transport::Tcp, server)?;
+            stage.connections.insert(server, connections);
+            let socket = place.inside(|| UdpSocket::bind(server))??;
+            stage.echo(socket, server)?;
+            let listener = place.inside(|| TcpListener::bind(accepting(server)))??;
+            // Ends with the test's process; connections are closed at once.
+            thread::spawn(move || listener.incoming().for_each(drop));
+        }
+        Ok(stage)
+    }
+
+    /// The servers: of the first node, of the second.
+    pub fn both(&self) -> [SocketAddrV4; 2] {
+        [self.lab.pod(1, 2), self.lab.pod(2, 1)].map(|pod| SocketAddrV4::new(pod.address(), PORT))
+    }
+
+    /// Answers every datagram with the server's own address.
+    fn echo(&self, socket: UdpSocket, server: SocketAddrV4) -> Result<()> {
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let done = Arc::clone(&self.done);
+        thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while !done.load(Ordering::Relaxed) {
+                if let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                    // Who asked may be gone.
+                    let _ = socket.send_to(server.to_string().as_bytes(), from);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// So many more echoes of datagrams, on the second node.
+    pub fn echoes(&self, count: usize) -> Result<Vec<SocketAddrV4>> {
+        let pod = self.lab.pod(2, 1);
+        let address = |port| SocketAddrV4::new(pod.address(), port);
+        let echoes: Vec<_> = (PORT + 100..).map(address).take(count).collect();
+        for echo in &echoes {
+            let socket = pod.namespace().inside(|| UdpSocket::bind(echo))??;
+            self.echo(socket, *echo)?;
+        }
+        Ok(echoes)
+    }
+
+    /// Who takes connections at these addresses.
+    pub fn servers(&self, at: &[SocketAddrV4]) -> Vec<Server> {
+        at.iter().map(|at| self.connections[at].clone()).collect()
+    }
+
+    /// Serves a node's sockets, as the agent does.
+    pub fn serve(&self, node: usize, table: &ServiceTable) -> Result<Served> {
+        let group = self
+            .lab
+            .control_group(node)
+            .context("nodes are not apart")?;
+        Served::start(self.lab.node(node).namespace(), group, table)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The programs on a node's sockets. Dropped, it leaves what an agent leaves that is killed.
+pub struct Served {
+    place: Namespace,
+    services: Services,
+}
+
+impl Served {
+    fn start(place: Namespace, group: PathBuf, table: &ServiceTable) -> Result<Self> {
+        let services = place.inside(|| -> Result<Services> {
+            let pins = Pins::new(PINS);
+            let (mut services, misfits) = Services::load(object::services()?, &pins, group)?;
+            if let Some(misfit) = misfits.first() {
+                bail!("{misfit}");
+            }
+            services.update(table)?;
+            services.attach()?;
+            Ok(services)
+        })??;
+        Ok(Self { place, services })
+    }
+
+    pub fn update(&mut self, table: &ServiceTable) -> Result<()> {
+        self.services.update(table)?;
+        Ok(())
+    }
+
+    /// Whether packets' sockets are still asked after a look at all sockets.
+    pub fn is_telling_after_a_look(&mut self) -> Result<bool> {
+        self.place.inside(|| self.services.look_for_gone())??;
+        Ok(self.services.is_telling())
+    }
+
+    /// What was counted, by operation and verdict.
+    pub fn counters(&self) -> Result<BTreeMap<(&'static str, &'static str), u64>> {
+        let counters = self
+            .place
+            .inside(|| services::counters(&Pins::new(PINS)))??;
+        let counters = counters.into_iter();
+        Ok(counters
+            .map(|(operation, verdict, times)| ((operation.name(), verdict.name()), times))
+            .collect())
+    }
+}
+
+/// A socket for datagrams in a place.
+pub fn socket(place: &Namespace, bound: &str) -> Result<UdpSocket> {
+    let socket = place.inside(|| UdpSocket::bind(bound))??;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// A socket for datagrams that is connected.
+pub fn connected(place: &Namespace, to: impl Into<SocketAddr>) -> Result<UdpSocket> {
+    let socket = socket(place, "0.0.0.0:0")?;
+    socket.connect(to.into())?;
+    Ok(socket)
+}
+
+/// Sends a datagram to an address, and tells which server answers, and whom the socket takes it
+/// for.
+pub fn ask(socket: &UdpSocket, to: SocketAddr) -> Result<(SocketAddrV4, SocketAddr)> {
+    socket.send_to(b"who?", to).context("send")?;
+    heard(socket)
+}
+
+/// The same by a socket that is connected.
+pub fn ask_peer(socket: &UdpSocket) -> Result<(SocketAddrV4, SocketAddr)> {
+    socket.send(b"who?").context("send")?;
+    heard(socket)
+}
+
+fn heard(socket: &UdpSocket) -> Result<(SocketAddrV4, SocketAddr)> {
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer).context("receive")?;
+    let text = std::str::from_utf8(&buffer[..length]).context("an answer")?;
+    Ok((text.parse().context("an address")?, from))
+}
