@@ -115,7 +115,7 @@ fn streams(request: &str, _: usize) -> (u16, Vec<Value>) {
     let end = |kind: &str| {
         let annotations = json!({"k8s.io/initial-events-end": "true"});
         let metadata = json!({"resourceVersion": "9", "annotations": annotations});
-        json!({"type": "BOOKMARK", "object": {"kind": kind, "metadata": metadata}})
+        json!({"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": kind, "metadata": metadata}})
     };
     let meta = |name: &str| json!({"name": name, "namespace": "default", "resourceVersion": "5"});
     if request.contains("/nodes?") {
@@ -136,7 +136,7 @@ fn streams(request: &str, _: usize) -> (u16, Vec<Value>) {
         "metadata": metadata, "addressType": "IPv4", "ports": [{"name": "", "port": 8080}],
         "endpoints": [hinted("10.244.1.2", "east"), hinted("10.244.2.2", "west")],
     });
-    let deleted = json!({"metadata": {"name": "x", "namespace": "default"}});
+    let deleted = json!({"metadata": meta("x")});
     let gone = json!({"type": "DELETED", "object": deleted});
     (200, vec![added(slice), end("EndpointSlice"), gone])
 }

@@ -17,15 +17,15 @@ use anyhow::Result;
 use overlay_tests::wait::slowness;
 use overlay_tests::{Lab, Options};
 use overlay_user::service::Transport;
-use overlay_user::store::StoreHealth;
+use overlay_user::store::{ServiceState, StoreHealth};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::TTL;
 use super::server::{Place, Server, bare};
 use super::support::{Served, keep, open, run, serve};
+use super::{MANIFEST, TTL};
 use made::Made;
 use proxy::KubeProxy;
 
@@ -69,6 +69,7 @@ fn the_table_is_what_kube_proxy_makes_of_random_services() -> Result<()> {
     let mut object = bare("n1", "10.244.1.0/24");
     let own = IpAddr::V4(node.underlay_address());
     object["status"] = json!({"addresses": [{"type": "InternalIP", "address": own}]});
+    server.feed(&["apply", "--validate=false", "-f", "-"], MANIFEST);
     server.add_nodes(&[object]);
     let _running = KubeProxy::start(&lab, &server)?;
 
@@ -92,8 +93,12 @@ fn the_table_is_what_kube_proxy_makes_of_random_services() -> Result<()> {
                 .await;
             assert_eq!(outcomes(&served), before);
             server.start_api();
-            made.change(&server, &mut random);
-            agree(&served, &made, &rules).await;
+            made.create(&server, &mut random, 20);
+            let is_more = |state: &ServiceState| {
+                let table = state.table.as_ref();
+                table.is_some_and(|table| table.len() > before.len())
+            };
+            served.until("what has come since", is_more).await;
             served
                 .until("its end", |state| state.store == StoreHealth::Ok)
                 .await;

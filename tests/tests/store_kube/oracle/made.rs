@@ -150,7 +150,12 @@ fn service(random: &mut StdRng, name: &str, number: usize) -> Value {
     })
 }
 
+/// Slices of one Service share addresses and say the same of their ports, or neither: this version
+/// of kube-proxy lets chance decide which number counts where they disagree about one address.
 fn slice(random: &mut StdRng, name: &str, service: &str, of: &Value) -> Value {
+    let number = |text: &str| text.parse().unwrap_or(0);
+    let part: u16 = name.rsplit('-').next().map_or(0, number);
+    let is_shared = number(service.trim_start_matches('s')) % 2 == 0;
     let ports = of["spec"]["ports"].as_array().cloned().unwrap_or_default();
     let ports: Vec<_> = ports
         .iter()
@@ -160,15 +165,21 @@ fn slice(random: &mut StdRng, name: &str, service: &str, of: &Value) -> Value {
                 1 => "TCP".into(),
                 _ => port["protocol"].clone(),
             };
-            let number = random.random_range(1..5) * 8000;
+            let number = if is_shared {
+                port["port"].clone()
+            } else {
+                json!(random.random_range(1..5) * 8000)
+            };
             Some(json!({"name": port["name"], "port": number, "protocol": protocol}))
         })
         .collect();
     let endpoints: Vec<_> = (0..random.random_range(0..6))
         .map(|_| {
             let node = random.random_range(1..4);
-            // A few, so that slices share some.
-            let address = format!("10.244.{node}.{}", random.random_range(2..12));
+            let first = if is_shared { 2 } else { 2 + 10 * part };
+            // A few, so that some come twice.
+            let host = random.random_range(first..first + 10);
+            let address = format!("10.244.{node}.{host}");
             let mut endpoint = json!({
                 "addresses": [address],
                 "topology": {"kubernetes.io/hostname": format!("n{node}")},
