@@ -141,7 +141,7 @@ fn credentials(cluster: &Cluster) -> Result<()> {
         "get pods --all-namespaces",
         "get secrets --namespace kube-overlay",
         "get configmaps --namespace kube-overlay",
-        "get services",
+        "delete --raw /api/v1/namespaces/default/services/kubernetes",
         "get events",
         "label node n1 from=agent",
         "delete --raw /api/v1/nodes/n2",
@@ -166,9 +166,11 @@ fn credentials(cluster: &Cluster) -> Result<()> {
         .collect();
     allowed.sort_unstable();
     let wanted = [
+        ("endpointslices.discovery.k8s.io", "get list watch]"),
         ("events", "create]"),
         ("nodes", "get list watch]"),
         ("nodes/status", "patch]"),
+        ("services", "get list watch]"),
     ];
     ensure!(allowed == wanted, "{list}");
     Ok(())
