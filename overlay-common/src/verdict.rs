@@ -55,9 +55,10 @@ pub enum Kind {
     Failed,
 }
 
-macro_rules! verdicts {
-    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal $kind:ident $text:literal,)+) => {
-        /// How a packet's visit ended.
+/// Makes the enum `Verdict` of verdicts with their numbers, names and meanings.
+macro_rules! numbered {
+    ($about:literal: $($(#[doc = $doc:literal])+ $name:ident = $number:literal $text:literal,)+) => {
+        #[doc = $about]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum Verdict {
@@ -65,9 +66,33 @@ macro_rules! verdicts {
         }
 
         impl Verdict {
-            /// Every verdict, like beside like.
+            /// Every verdict, in the order that they are listed in.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
+            /// Its name in metrics, tables and JSON.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// What it means, in a sentence.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+pub(crate) use numbered;
+
+macro_rules! verdicts {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal $kind:ident $text:literal,)+) => {
+        numbered! {
+            "How a packet's visit ended.":
+            $($(#[doc = $doc])+ $name = $number $text,)+
+        }
+
+        impl Verdict {
             /// The verdict with this number.
             #[must_use]
             pub const fn from_number(number: u32) -> Option<Self> {
@@ -81,18 +106,6 @@ macro_rules! verdicts {
             #[must_use]
             pub const fn kind(self) -> Kind {
                 match self { $(Self::$name => Kind::$kind,)+ }
-            }
-
-            /// Its name in metrics, tables and JSON.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)+ }
-            }
-
-            /// What it means, in a sentence.
-            #[must_use]
-            pub fn meaning(self) -> &'static str {
-                match self { $(Self::$name => concat!($($doc),+).trim_ascii(),)+ }
             }
         }
     };
@@ -178,8 +191,8 @@ verdicts! {
     Passed = 27 Kernel "passed",
     /// Seen leaving by the IP stack: the flow is remembered as the stack's.
     Remembered = 28 Kernel "remembered",
-    /// Seen leaving by the IP stack for another node, and encapsulated; where the stack translated it,
-    /// the flow is remembered, too.
+    /// Seen leaving by the IP stack for another node, and encapsulated; where the stack translated
+    /// it, the flow is remembered, too.
     EncapsulatedForStack = 46 Kernel "encapsulated_for_stack",
 
     /// The pod sent from an overlay address that is not its own.

@@ -1,5 +1,7 @@
 //! How a socket's visit to a program can end: exactly one verdict, counted.
 
+use crate::verdict::numbered;
+
 /// What a socket is about to do, or has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
@@ -39,37 +41,10 @@ impl Operation {
     }
 }
 
-macro_rules! verdicts {
-    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal $text:literal,)+) => {
-        /// How a socket's visit ended.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u32)]
-        pub enum Verdict {
-            $($(#[doc = $doc])+ $name = $number,)+
-        }
-
-        impl Verdict {
-            /// Every verdict, in the order of their numbers.
-            pub const ALL: &[Self] = &[$(Self::$name,)+];
-
-            /// Its name in metrics, tables and JSON.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)+ }
-            }
-
-            /// What it means, in a sentence.
-            #[must_use]
-            pub fn meaning(self) -> &'static str {
-                match self { $(Self::$name => concat!($($doc),+).trim_ascii(),)+ }
-            }
-        }
-    };
-}
-
 // The numbers are where the counters stand in a map that outlives the agent: a verdict keeps its
 // number, a new one takes the next.
-verdicts! {
+numbered! {
+    "How a socket's visit ended.":
     /// The socket asked for a Service and got a server.
     Translated = 0 "translated",
     /// The socket talks to its server, and is told the Service's address.
