@@ -10,7 +10,8 @@ use overlay_tests::interrupt;
 use serde::Serialize;
 
 use super::class::Class;
-use super::measure::{Lengths, Measure, Taken, take};
+use super::measure::{Measure, Taken, take};
+use super::plan::Plan;
 use super::stage::Stage;
 use super::underlay::Underlay;
 use super::variant::Variant;
@@ -24,20 +25,6 @@ const CALM: Duration = Duration::from_secs(1);
 const FOREIGN: f64 = 0.05;
 /// How much slower or faster the core may be for one of two variants that are compared, as a share.
 pub const DEVIATION: f64 = 0.1;
-
-/// What to run.
-pub struct Plan {
-    pub rounds: usize,
-    pub variants: Vec<Variant>,
-    pub underlays: Vec<Underlay>,
-    pub classes: Vec<Class>,
-    /// How many Services there are rules for, where there are any.
-    pub services: usize,
-    pub measures: Vec<Measure>,
-    pub lengths: Lengths,
-    /// How many repetitions there may be in all, so that the end is in sight on a busy machine.
-    pub repetitions: usize,
-}
 
 /// What a figure is of.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -1,8 +1,8 @@
 //! The rules that kube-proxy's iptables mode writes for many Services, as every node of a cluster
 //! has them.
 //!
-//! Written after the chains that kube-proxy documents and `iptables-save` shows on a node. Every new
-//! connection walks them; those that are measured as a Service stand in the middle.
+//! Written after the chains that kube-proxy documents and `iptables-save` shows on a node. Every
+//! new connection walks them; those that are measured as a Service stand in the middle.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -97,7 +97,8 @@ pub struct Measured {
 /// Puts the rules of `count` Services on a node, and those of `measured` among them; `pods` serve
 /// the others.
 pub fn install(node: &Node, count: usize, pods: &[Ipv4Addr], measured: &[Measured]) -> Result<()> {
-    // What kube-proxy asks for: without it, answers between pods of one node are not translated back.
+    // What kube-proxy asks for: without it, answers between pods of one node are not translated
+    // back.
     node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"])?;
     iptables::restore(node, &rules(count, pods, measured)).context("write rules as of kube-proxy")
 }

@@ -16,7 +16,7 @@ use overlay_tests::{Lab, Namespace, Node, Options, Running, command, reach, wait
 
 use super::class::Class;
 use super::plain;
-use super::rounds::Plan;
+use super::plan::Plan;
 use super::services::{self, Measured, NODE_PORT, PORT, TARGET_PORT};
 use super::underlay::Underlay;
 use super::variant::{FAST_PATH_OFF, FAST_PATH_ON, Recipe, Variant};
@@ -184,7 +184,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Puts the measured Services where the agents look for them, and waits until sockets are served.
+    /// Puts the measured Services where the agents look for them, and waits until sockets are
+    /// served.
     fn tell_of_services(&self, variant: Variant, measured: &[Measured]) -> Result<()> {
         for (key, object) in services::objects(measured) {
             let key = format!("/{}/{key}", variant.name());
