@@ -167,8 +167,8 @@ fn frame<F: Family>(
     }
 }
 
-/// What stands in front of an encapsulated packet of `len` bytes; `got` is asked for what the program
-/// chooses freely.
+/// What stands in front of an encapsulated packet of `len` bytes; `got` is asked for what the
+/// program chooses freely.
 fn front<F: Family>(
     config: &Config<F>,
     peer: &PeerEntry<F>,

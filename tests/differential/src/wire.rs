@@ -103,6 +103,16 @@ fn encapsulated_for_stack(
     )
 }
 
+/// The peer whose subnet an address is in.
+fn peer_of<'a>(
+    world: &'a World,
+    config: &Config<V4>,
+    address: [u8; 4],
+) -> Option<&'a PeerEntry<V4>> {
+    let subnet = number(address) & number(config.peer_mask);
+    world.peers.get(&subnet.to_be_bytes())
+}
+
 /// The peer that a packet is for, and the tunnel to the peer that the packet is in now.
 fn tunnelled<'a>(
     visit: &Visit,
@@ -110,11 +120,7 @@ fn tunnelled<'a>(
     config: &Config<V4>,
     (sent, got): (&Packet, &'a [u8]),
 ) -> Result<(&'a PeerEntry<V4>, Tunnel<'a>), String> {
-    let peer = number(sent.ip.destination) & number(config.peer_mask);
-    let peer = world
-        .peers
-        .get(&peer.to_be_bytes())
-        .ok_or("there is no such peer")?;
+    let peer = peer_of(world, config, sent.ip.destination).ok_or("there is no such peer")?;
     if visit.gso_size == 0 {
         let len = visit.frame.len() - ETHERNET_LEN;
         demand(len <= peer.mtu as usize, "it is longer than the path takes")?;
@@ -154,8 +160,7 @@ fn decapsulated(
         outer.ip.destination == config.vtep,
         "it was for another node",
     )?;
-    let owner = number(inner.ip.source) & number(config.peer_mask);
-    let owner = world.peers.get(&owner.to_be_bytes());
+    let owner = peer_of(world, config, inner.ip.source);
     demand(
         owner.is_some_and(|peer| peer.vtep == outer.ip.source),
         "the inner source belongs to another node",

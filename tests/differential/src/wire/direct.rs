@@ -4,7 +4,7 @@
 use overlay_common::V4;
 use overlay_common::schema::Config;
 
-use super::{ETHERNET_LEN, Packet, demand, from_itself, number, one_hop_on};
+use super::{ETHERNET_LEN, Packet, demand, from_itself, one_hop_on, peer_of};
 use overlay_cases::world::World;
 use overlay_common::visit::Visit;
 
@@ -18,9 +18,7 @@ pub(super) fn sent(
     let sent = Packet::read(&visit.frame)?;
     sent.is_plain(&visit.frame)?;
     from_itself(visit, world, &sent)?;
-    let subnet = number(sent.ip.destination) & number(config.peer_mask);
-    let peer = world.peers.get(&subnet.to_be_bytes());
-    let peer = peer.ok_or("there is no such peer")?;
+    let peer = peer_of(world, config, sent.ip.destination).ok_or("there is no such peer")?;
     demand(
         sent.ethernet.destination == config.bridge_mac,
         "it was not for the gateway",
@@ -47,8 +45,7 @@ pub(super) fn received(
 ) -> Result<(), String> {
     let on_the_wire = Packet::read(&visit.frame)?;
     on_the_wire.is_plain(&visit.frame)?;
-    let subnet = number(on_the_wire.ip.source) & number(config.peer_mask);
-    let owner = world.peers.get(&subnet.to_be_bytes());
+    let owner = peer_of(world, config, on_the_wire.ip.source);
     demand(
         owner.is_some_and(|peer| on_the_wire.ethernet.source == peer.header[..6]),
         "it is not from the node with that subnet",
