@@ -1,8 +1,8 @@
 //! What to do with a packet: pure, over any tables.
 //!
-//! [`from_pod`], [`from_network`], [`refused_early`], [`leaving`] and [`sending`] are the whole policy of the
-//! data path. The eBPF programs call them with BPF maps behind [`Tables`] and carry out what they
-//! say; tools and tests call them with tables of their own.
+//! [`from_pod`], [`from_network`], [`refused_early`], [`leaving`] and [`sending`] are the whole
+//! policy of the data path. The eBPF programs call them with BPF maps behind [`Tables`] and carry
+//! out what they say; tools and tests call them with tables of their own.
 //!
 //! Checks that refuse come before anything that hands a packet over, so that no oddity (an option,
 //! a fragment, a tag) walks around them.
@@ -162,8 +162,8 @@ fn is_regular<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> R
     Ok(())
 }
 
-/// Whether the outer lengths can tell of a packet: they have 16 bits, and nobody takes a tunnel's for
-/// empty.
+/// Whether the outer lengths can tell of a packet: they have 16 bits, and nobody takes a tunnel's
+/// for empty.
 #[inline(always)]
 fn fits_in_vxlan<O: Family, P: Packet>(packet: &P) -> bool {
     packet.frame_len() - ETHERNET_LEN <= u32::from(u16::MAX) - O::VXLAN_OVERHEAD

@@ -31,8 +31,8 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     const ETHERTYPE: u16;
     /// Length of the fixed IP header in bytes.
     const HEADER_LEN: u32;
-    /// Bytes of outer IP, UDP, VXLAN and inner Ethernet: what a VXLAN device takes off the MTU of an
-    /// underlay of this family.
+    /// Bytes of outer IP, UDP, VXLAN and inner Ethernet: what a VXLAN device takes off the MTU of
+    /// an underlay of this family.
     const VXLAN_OVERHEAD: u32 = vxlan::overhead(Self::HEADER_LEN);
     /// The protocol of the family's control messages (`IPPROTO_*`).
     const ICMP: u8;

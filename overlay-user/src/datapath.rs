@@ -3,8 +3,8 @@
 //! The programs and maps are pinned below a directory of their own (see [`pins`]), so they outlive
 //! the agent. [`programs`] loads, attaches and swaps programs; [`maps`] reads and writes the pinned
 //! maps; [`tables`] is what the maps should hold, as pure data; [`early`] decides on early refusal
-//! at the NIC; [`services`] has the programs at the socket; [`probe`] finds out what this kernel can
-//! do, by trying.
+//! at the NIC; [`services`] has the programs at the socket; [`probe`] finds out what this kernel
+//! can do, by trying.
 
 use std::io;
 use std::path::PathBuf;

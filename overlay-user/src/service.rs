@@ -61,15 +61,16 @@ impl fmt::Display for Frontend {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serving {
     /// Where connections go, each as likely as the others: of the frontend's address family, in
-    /// order, each once. None: nobody serves, and a connection is refused.
+    /// order, each once. None: nobody serves, and what becomes of a connection is kube-proxy's to
+    /// say.
     pub servers: Box<[SocketAddr]>,
     /// How long a client stays with its server after its last connection (`sessionAffinity`).
     pub affinity: Option<Duration>,
 }
 
 /// All Services of one node. What differs from an earlier table is found by
-/// [`differences`](SharedMap::differences), at a cost that does not depend on what stayed; frontends
-/// of one Service share what serves them.
+/// [`differences`](SharedMap::differences), at a cost that does not depend on what stayed;
+/// frontends of one Service share what serves them.
 pub type ServiceTable = SharedMap<Frontend, Arc<Serving>>;
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! `cargo xtask adds`: how long the plugin takes over a pod, first and last, while many come and go.
+//! `cargo xtask adds`: how long the plugin takes over a pod, first and last, while many come and
+//! go.
 
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::Table;

@@ -152,8 +152,8 @@ pub fn is_kept<T: Tables>(tables: &T, translation: &Translation) -> bool {
     serves || tables.service(&translation.frontend) != service
 }
 
-/// Where in `table` the server for `frontend` stands or may be put; [`MAX_TRANSLATIONS`] where there
-/// is no room.
+/// Where in `table` the server for `frontend` stands or may be put; [`MAX_TRANSLATIONS`] where
+/// there is no room.
 #[inline(always)]
 pub fn place_for(table: &Translations, frontend: &Frontend) -> usize {
     let (mut place, mut free) = (0, MAX_TRANSLATIONS);

@@ -54,7 +54,8 @@ const SOCKETS: &str = "programs at the socket, for Services";
 const XDP: &str = "early refusal by XDP, on a NIC whose driver has it";
 
 impl Probes {
-    /// Tries what the fast path uses. Nothing is left behind but a moment's program on the loopback device.
+    /// Tries what the fast path uses. Nothing is left behind but a moment's program on the loopback
+    /// device.
     #[must_use]
     pub fn run() -> Self {
         // The kernel's own words for it would send people after its version.

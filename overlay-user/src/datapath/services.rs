@@ -250,8 +250,8 @@ impl Services {
         self.telling.is_some()
     }
 
-    /// Stops asking packets' sockets, which costs each packet a moment, if none of them has lost its
-    /// server.
+    /// Stops asking packets' sockets, which costs each packet a moment, if none of them has lost
+    /// its server.
     ///
     /// # Errors
     /// Any of [`Error`] where the sockets cannot be looked at; they are asked further on then.

@@ -9,8 +9,8 @@
 //! PATH/endpointslices/shop.web-1.json   some of a Service's servers
 //! ```
 //!
-//! A lease's file holds the same JSON as a value in etcd. Where both directories have a key, `static` wins.
-//! All nodes must use the same lease time and clocks that agree.
+//! A lease's file holds the same JSON as a value in etcd. Where both directories have a key,
+//! `static` wins. All nodes must use the same lease time and clocks that agree.
 
 mod files;
 mod follow;

@@ -210,9 +210,9 @@ impl Etcd {
         ))
     }
 
-    /// Hands every pair of a branch at one moment to `take`, and tells the revision of that moment. Read page
-    /// by page: an answer larger than the client takes (4 MiB) would be none. Of a pair that does
-    /// not fit alone, the key is told.
+    /// Hands every pair of a branch at one moment to `take`, and tells the revision of that moment.
+    /// Read page by page: an answer larger than the client takes (4 MiB) would be none. Of a pair
+    /// that does not fit alone, the key is told.
     async fn each(&self, branch: &str, mut take: impl FnMut(&KeyValue)) -> Result<i64, Error> {
         let (mut revision, mut limit) = (0, PAGE);
         let mut from = self.keys_of(branch).into_bytes();

@@ -1,5 +1,5 @@
-//! Control groups of a node, below those of this process: one in each hierarchy of version 1 for the
-//! processes of a kubelet, or one of version 2 whose sockets are a node's.
+//! Control groups of a node, below those of this process: one in each hierarchy of version 1 for
+//! the processes of a kubelet, or one of version 2 whose sockets are a node's.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

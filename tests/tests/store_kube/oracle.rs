@@ -2,9 +2,9 @@
 //! frontend its rules come to the same servers, refusals and affinity as our table.
 //!
 //! The rules are those of Kubernetes 1.20 in iptables mode. What it does not know is left to unit
-//! tests: `internalTrafficPolicy`, hints, endpoints that are about to end. It does not let pods dial
-//! external IPs that are not of a node (later versions do), so that a rule's conditions do not count
-//! here, only where it leads.
+//! tests: `internalTrafficPolicy`, hints, endpoints that are about to end. It does not let pods
+//! dial external IPs that are not of a node (later versions do), so that a rule's conditions do not
+//! count here, only where it leads.
 
 mod made;
 mod proxy;

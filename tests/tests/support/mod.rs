@@ -178,7 +178,8 @@ impl Served {
         }
     }
 
-    /// Waits until these servers, and no others, serve 10.96.0.1:80/TCP; or until it is no frontend.
+    /// Waits until these servers, and no others, serve 10.96.0.1:80/TCP; or until it is no
+    /// frontend.
     pub async fn until_web(&self, servers: Option<&[&str]>) {
         let web = |state: &ServiceState| {
             let mut table = state.table.as_ref()?.iter();

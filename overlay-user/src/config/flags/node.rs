@@ -31,9 +31,9 @@ pub struct NodeFlags {
     /// nothing for it
     #[arg(long, env = "OVERLAY_XDP", value_enum, default_value_t = Xdp::Auto)]
     pub xdp: Xdp,
-    /// Give sockets that ask for a Service one of its servers: "auto" where the store knows Services
-    /// and this kernel can, "socket" as well, and it is a fault if it cannot, "off" to leave it all
-    /// to kube-proxy
+    /// Give sockets that ask for a Service one of its servers: "auto" where the store knows
+    /// Services and this kernel can, "socket" as well, and it is a fault if it cannot, "off" to
+    /// leave it all to kube-proxy
     #[arg(long, env = "OVERLAY_SERVICES", value_enum, default_value_t = Services::Auto)]
     pub services: Services,
     /// Control group (version 2) whose processes' sockets these are; without it, every process of

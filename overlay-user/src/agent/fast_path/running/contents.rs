@@ -68,8 +68,8 @@ impl Running {
         if view.settings.flags.node.aggregates == Aggregates::Kernel {
             input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
         }
-        // A capture on the VXLAN device shall show what the stack sends by it: the program there comes
-        // before, and would send it past the capture.
+        // A capture on the VXLAN device shall show what the stack sends by it: the program there
+        // comes before, and would send it past the capture.
         if !view.is_captured {
             input.flags |= CONFIG_ENCAPSULATE_FOR_STACK;
         }
