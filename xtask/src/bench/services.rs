@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 use overlay_tests::Node;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::iptables;
 
@@ -109,21 +109,25 @@ pub fn objects(measured: &[Measured]) -> Vec<(String, String)> {
     for (i, service) in measured.iter().enumerate() {
         let Measured { address, pod, .. } = service;
         let name = format!("measured-{i}");
-        let ports = |port: u16, node_port: Option<u16>| -> Vec<_> {
-            let of = |protocol| json!({"name": protocol, "protocol": protocol, "port": port, "nodePort": node_port});
+        let ports = |port: u16| -> Vec<Value> {
+            let of = |protocol| json!({"name": protocol, "protocol": protocol, "port": port});
             ["TCP", "UDP"].map(of).into()
         };
-        let node_port = service.has_node_port.then_some(NODE_PORT);
+        let mut own = ports(PORT);
+        if service.has_node_port {
+            own.iter_mut()
+                .for_each(|port| port["nodePort"] = json!(NODE_PORT));
+        }
         let kind = if service.has_node_port {
             "NodePort"
         } else {
             "ClusterIP"
         };
-        let spec = json!({"type": kind, "clusterIP": address, "ports": ports(PORT, node_port)});
+        let spec = json!({"type": kind, "clusterIP": address, "ports": own});
         let slice = json!({
             "metadata": {"labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4",
-            "ports": ports(TARGET_PORT, None),
+            "ports": ports(TARGET_PORT),
             "endpoints": [{"addresses": [pod], "conditions": {"ready": true}}],
         });
         objects.push((
