@@ -223,7 +223,8 @@ fn quoted_flow<F: Family, O: Family, P: Packet>(
     let Some(quoted) = F::parse(packet, offset) else {
         return Err(Verdict::IcmpError);
     };
-    // It goes to whoever sent what it is about, or somebody has translated that.
+    // An honest error goes to the sender of the packet that it quotes; any other one is about a
+    // translated packet.
     if !F::same(quoted.source, ip.destination)
         || !in_network(config, quoted.destination)
         || quoted.fragment == Fragment::Later

@@ -89,11 +89,11 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
 /// Whether a packet claims an address for its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim<A> {
-    /// It does not.
+    /// No address is claimed.
     None,
-    /// It claims this one.
+    /// This address is claimed.
     Of(A),
-    /// It may claim any: the message stands behind more headers than are read.
+    /// Any address may be claimed, because the message stands behind more headers than are read.
     Hidden,
 }
 

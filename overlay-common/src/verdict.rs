@@ -69,7 +69,7 @@ macro_rules! numbered {
             /// Every verdict, in the order that they are listed in.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// Its name in metrics, tables and JSON.
+            /// The verdict's name in metrics, tables and JSON.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }
@@ -162,7 +162,7 @@ verdicts! {
     SiblingSource = 42 Slow "sibling_source",
     /// The interface's pod is not known yet.
     UnknownEndpoint = 22 Slow "unknown_endpoint",
-    /// Nobody has kept the list of leases for so long that a sender that is not in it may be
+    /// No agent has kept the list of leases for so long that a sender that is not in it may be
     /// honest.
     StaleLeases = 41 Slow "stale_leases",
     /// Without encapsulation, from the overlay's network, and not from the MAC address of the node

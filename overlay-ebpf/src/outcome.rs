@@ -12,7 +12,7 @@ use crate::skb::Skb;
 pub enum Outcome {
     /// This tc action.
     Done(i32),
-    /// It is dropped, and told of where the agent asks for that.
+    /// The packet is dropped, and an event tells of the packet where the agent asks for events.
     Refused,
     /// The kernel gets it; see [`Pass::plain`].
     HandOver(Option<u32>),

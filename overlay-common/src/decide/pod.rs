@@ -18,11 +18,11 @@ pub enum FromPod<'t, F: Family, O: Family = F> {
         config: &'t Config<F, O>,
         /// Whereto.
         peer: &'t PeerEntry<O>,
-        /// Its IP header, already one hop further on.
+        /// The IP header, already one hop further on.
         header: F::Header,
         /// Length of the IP packet in bytes.
         len: u32,
-        /// Its ECN field.
+        /// The ECN field of the IP header.
         ecn: u8,
     },
     /// Send it to the peer as it is.
@@ -31,7 +31,7 @@ pub enum FromPod<'t, F: Family, O: Family = F> {
         config: &'t Config<F, O>,
         /// Whereto.
         peer: &'t PeerEntry<O>,
-        /// Its IP header, already one hop further on.
+        /// The IP header, already one hop further on.
         header: F::Header,
     },
     /// Leave it to the kernel.
@@ -71,7 +71,8 @@ pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return FromPod::Pass(Pass::of(Verdict::Malformed));
     };
 
-    // Nobody can pretend to be somebody else: before any hand-over.
+    // A forged source is refused before any hand-over, because no oddity may carry one past the
+    // check.
     let is_own = endpoint.has(ip.source);
     let is_sibling = !is_own && in_network(config, ip.source);
     if is_sibling && !same_owner(tables, endpoint, ip.source) {

@@ -6,8 +6,8 @@ use overlay_cases::translate::{Translated, translate};
 use overlay_common::visit::{Outcome, Visit};
 use overlay_common::{Family, V4, V6, Verdict};
 
-/// That a case ends in the other families as it does in IPv4; `None` where it cannot be told in
-/// them.
+/// Checks that a case ends in the other families as in IPv4; `None` where the case cannot be told
+/// in them.
 pub fn ends_alike<F: Translated, O: Translated>(case: &Case) -> Option<Result<Verdict, String>> {
     let (world, visit, want) = translate::<F, O>(case)?;
     let got = visit.decide(&world);

@@ -21,7 +21,7 @@ use checks::Checks;
 const TURN: Duration = Duration::from_secs(30);
 /// Pause before a socket is opened again that could not be used: the device may come.
 const RETRY: Duration = Duration::from_secs(5);
-/// Who does not answer is told at most this often: each telling is a round of the reconciler and a
+/// Silent peers are reported at most this often: each report is a round of the reconciler and a
 /// note with all of them, and where VXLAN is dropped one peer after another is found not to answer.
 const TELL: Duration = Duration::from_secs(10);
 /// So many peers are named in the log.

@@ -208,7 +208,7 @@ impl Reconciler {
     }
 
     async fn round(&mut self) {
-        // Its socket can break; without it every round would fail the same way.
+        // The connection's socket can break; every round would fail alike without a new one.
         if self.kernel.is_closed() {
             match Kernel::connect() {
                 Ok(kernel) => self.kernel = kernel,
@@ -392,7 +392,7 @@ impl Reconciler {
     }
 }
 
-/// Who judges what pods and nodes send, for people.
+/// The judge of what pods and nodes send, as text for people.
 fn guards(by_programs: usize) -> String {
     match by_programs {
         0 => "nftables".to_owned(),

@@ -20,7 +20,7 @@ use super::versions;
 
 /// The list that is installed unless another one is given.
 const LIST: &str = include_str!("../../../deploy/10-flannel.conflist");
-/// Its name in the directory of configurations.
+/// Name of the file in the directory of configurations.
 const LIST_NAME: &str = "10-flannel.conflist";
 /// The name by which the list calls this plugin.
 const OWN: &str = "flannel";

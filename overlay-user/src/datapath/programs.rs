@@ -100,7 +100,7 @@ pub struct Presence {
 /// What attaching came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
-    /// This agent's program was there.
+    /// This agent's program was there already.
     Already,
     /// The hook was empty of ours before.
     New,

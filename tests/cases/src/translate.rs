@@ -187,7 +187,7 @@ pub fn translate<F: Translated, O: Translated>(
         Outcome::Remember(key) => Outcome::Remember(flow(&key)),
         Outcome::Send(key) => Outcome::Send(key.as_ref().map(flow)),
     };
-    // Whom a pod cannot reach it cannot send VXLAN to.
+    // A pod cannot send VXLAN to a node that the pod cannot reach.
     let is_out_of_reach =
         F::ETHERTYPE != O::ETHERTYPE && want == Outcome::Refuse(Verdict::PodVxlan);
     (!is_out_of_reach).then(|| (world(&case.world), visit, want))

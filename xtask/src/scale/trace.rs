@@ -104,7 +104,7 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        // Nobody is left to be told; strace goes with the program that it follows.
+        // No caller is left to be told; strace ends with the program that strace follows.
         let _ = self.end();
     }
 }

@@ -23,7 +23,7 @@ enum End {
     /// The place is no longer there (compacted, or the cluster was restored from an older state),
     /// or nothing can be heard from there: the answer is too large.
     Lost(String),
-    /// Nobody listens.
+    /// The receiver is gone.
     Unheard,
 }
 

@@ -10,8 +10,8 @@ use nix::unistd::geteuid;
 
 use crate::files;
 
-/// Nobody has so many Nodes, in bytes. A file that would be longer is not written, and one that is
-/// longer not read.
+/// More than any cluster's Nodes take, in bytes. A file that would be longer is not written, and
+/// one that is longer not read.
 pub const LONGEST: u64 = 16 << 20;
 
 /// Replaces the file in one step. It is for its owner alone.
