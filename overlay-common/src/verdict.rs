@@ -127,7 +127,7 @@ verdicts! {
     Inactive = 3 Slow "inactive",
     /// The flow belongs to the IP stack, which translated it.
     StackOwned = 4 Slow "stack_owned",
-    /// The pod's veth carries a qdisc or a program of somebody else.
+    /// The pod's veth carries a qdisc or a foreign program.
     PodKernelPath = 5 Slow "pod_kernel_path",
     /// Part of a fragmented datagram.
     Fragment = 6 Slow "fragment",

@@ -104,14 +104,14 @@ pub struct AddressBook {
     _lock: File,
 }
 
-/// How often to try the lock; nobody has it for long.
+/// How often to try the lock; no holder keeps the lock for long.
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where a reservation is written before it gets its name.
 const UNFINISHED: &str = ".unfinished";
 
 impl AddressBook {
-    /// Locks `dir`, and makes it if it is not there. Waits for whoever holds the lock.
+    /// Locks `dir`, and makes it if it is not there. Waits for the holder of the lock.
     ///
     /// # Errors
     ///

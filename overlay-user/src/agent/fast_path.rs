@@ -44,7 +44,7 @@ pub struct View<'a> {
     pub pods: &'a mut PodLinks,
     /// VNIs of other devices on the UDP port, where the kernel has told.
     pub other_vnis: Option<BTreeSet<u32>>,
-    /// Whether somebody captures what leaves by the VXLAN device.
+    /// Whether a program captures what leaves by the VXLAN device.
     pub is_captured: bool,
     /// The other nodes.
     pub peers: &'a [Peer],

@@ -40,7 +40,7 @@ struct Wanted {
 pub struct Paths {
     /// The peers that do not answer, in the order of their subnets.
     pub unreachable: Vec<Peer>,
-    /// Why nobody is asked, if so.
+    /// Why no peer is asked, if so.
     pub unchecked: Option<String>,
 }
 
@@ -96,7 +96,7 @@ impl PathCheck {
         }
     }
 
-    /// Says whom to ask, from `source` by `device`.
+    /// Says which peers to ask, from `source` by `device`.
     pub fn follow(&self, device: &str, source: IpAddr, peers: &PeerMap) {
         let IpAddr::V4(source) = source else {
             return;
@@ -239,7 +239,7 @@ impl Teller {
         None
     }
 
-    /// Tells that nobody can be asked.
+    /// Tells that no peer can be asked.
     fn tell_unchecked(&mut self, error: &echo::Error) {
         let paths = Paths {
             unreachable: Vec::new(),

@@ -203,7 +203,7 @@ fn for_versions(list: &Value, versions: &BTreeSet<SpecVersion>) -> Option<Value>
     Some(Value::Object(text))
 }
 
-/// Writes a file under a name of its own first: whoever looks finds the old one or the new one,
+/// Writes a file under a name of its own first: a reader finds the old one or the new one,
 /// whole.
 fn replace(
     path: &Path,

@@ -93,7 +93,7 @@ pub struct Programs {
 pub struct Presence {
     /// A program of ours: this agent's or an earlier one's.
     pub ours: bool,
-    /// A program of somebody else.
+    /// A foreign program.
     pub foreign: bool,
 }
 

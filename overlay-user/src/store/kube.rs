@@ -237,7 +237,7 @@ impl Kube {
         self.place.subscribe()
     }
 
-    /// Tells of every Service and EndpointSlice, until nobody listens.
+    /// Tells of every Service and EndpointSlice, until the receiver is gone.
     pub async fn watch_services(&self, news: mpsc::Sender<News>) {
         services::follow(&self.api, &news).await;
     }

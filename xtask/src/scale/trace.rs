@@ -109,7 +109,7 @@ impl Drop for Trace {
     }
 }
 
-/// Whether somebody traces every thread of a process.
+/// Whether a tracer follows every thread of a process.
 fn is_traced(process: &Process) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid));
     let mut tasks = tasks.into_iter().flatten().flatten();

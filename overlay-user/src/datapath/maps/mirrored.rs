@@ -39,7 +39,7 @@ impl<K: Plain + Ord, V: Plain + PartialEq> Mirrored<K, V> {
         }
     }
 
-    /// Looks at the map itself; true if somebody else has written it.
+    /// Looks at the map itself; true if another process has written it.
     pub fn look(&mut self) -> Result<bool, Error> {
         let now = self.dump()?;
         let is_news = self.copy.as_ref().is_some_and(|copy| *copy != now);

@@ -27,7 +27,7 @@ enum End {
     Unheard,
 }
 
-/// Tells of everything in a branch, then of every change, until nobody listens.
+/// Tells of everything in a branch, then of every change, until the receiver is gone.
 pub(super) async fn follow(etcd: &Etcd, branch: &str, changes: &Sender<Change>) {
     // The last revision heard of, perhaps not all of it; none while a listing is due.
     let mut heard_of = None;

@@ -94,7 +94,7 @@ struct Content<'a> {
     entries: Vec<Line<'a>>,
 }
 
-/// For whom the file is of use.
+/// The agents that the file is of use for.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Scope<'a> {
     identity: Cow<'a, Identity>,

@@ -27,7 +27,7 @@ pub fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a file that nobody else can have written.
+/// Reads a file that only root can have written.
 pub fn read(path: &Path) -> io::Result<(Vec<u8>, Metadata)> {
     let file: File = OpenOptions::new()
         .read(true)
