@@ -54,10 +54,9 @@ pub const CONFIG_SHARED_PORT: u32 = 1 << 2;
 pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
 /// Not every node is in the map of VTEPs: a sender that is not there may be honest.
 pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
-
 /// Packets of some nodes' pods come by the NIC without encapsulation.
 pub const CONFIG_DIRECT: u32 = 1 << 5;
-/// Tell of refused packets in `ov_events`.
+/// The programs tell of refused packets in `ov_events`.
 pub const CONFIG_EVENTS: u32 = 1 << 6;
 /// What the IP stack sends to other nodes by the VXLAN device is encapsulated on its way there.
 pub const CONFIG_ENCAPSULATE_FOR_STACK: u32 = 1 << 7;
@@ -381,8 +380,9 @@ mod tests {
             CONFIG_VTEPS_INCOMPLETE,
             CONFIG_DIRECT,
             CONFIG_EVENTS,
+            CONFIG_ENCAPSULATE_FOR_STACK,
         ];
-        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40]);
+        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80]);
         assert_eq!(POD_KERNEL_PATH, 0x01);
         assert_eq!((PEER_NEXT_HOP, PEER_DIRECT), (0x01, 0x02));
     }
