@@ -2,7 +2,7 @@
 //! source as the cluster's, and the images that its cases ask for.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -155,11 +155,13 @@ impl Cluster {
     pub fn try_upstream(&self, focus: &str, say: impl FnMut(&str)) -> Result<Vec<Case>> {
         // Without a case being run: the names of all that match.
         let dry = self.suite(focus, "--ginkgo.dryRun", |_| {})?;
-        let matching: Vec<String> = dry
+        let mut matching: Vec<String> = dry
             .iter()
             .filter(|it| it.outcome() == Outcome::Passed)
             .map(Summary::name)
             .collect();
+        // They come in another order every time.
+        matching.sort_unstable();
         ensure!(!matching.is_empty(), "no case matches {focus}");
         let mut names = Names::serve(self, 1)?;
         let done = AtomicBool::new(false);
@@ -177,11 +179,15 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Runs the program to its end.
+    /// Runs the program to its end, with results of its own.
     fn suite(&self, focus: &str, flag: &str, mut say: impl FnMut(&str)) -> Result<Vec<Summary>> {
         let directory = self.directory();
-        let [results, log] = ["e2e.json", "e2e.log"].map(|name| directory.join(name));
-        let stderr = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+        // The program takes an `e2e.json` in its directory for settings.
+        let results = directory.join(format!("upstream{flag}.json"));
+        let log = directory.join(format!("upstream{flag}.log"));
+        let mut written =
+            File::create(&log).with_context(|| format!("create {}", log.display()))?;
+        let stderr = written.try_clone().context("duplicate a file handle")?;
         let program = suite_dir().join(SUITE[0]);
         let path = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
         let mut command = self.place()?.command(&program);
@@ -202,14 +208,21 @@ impl Cluster {
         let output = child.stdout.take().context("the output of the tests")?;
         for line in BufReader::new(output).lines() {
             let line = line.context("read the output of the tests")?;
+            writeln!(written, "{line}").with_context(|| format!("write {}", log.display()))?;
             if let Some(news) = progress(&line) {
                 say(&news);
             }
         }
-        child.wait().context("wait for the tests")?;
+        let status = child.wait().context("wait for the tests")?;
         interrupt::check()?;
-        let text = fs::read_to_string(&results);
-        text.with_context(|| format!("read {}", results.display()))
+        // 1 is that a case has failed.
+        ensure!(
+            matches!(status.code(), Some(0 | 1)),
+            "the tests broke off ({status}): {}",
+            fs::read_to_string(&log).unwrap_or_default()
+        );
+        fs::read_to_string(&results)
+            .with_context(|| format!("read {}", results.display()))
             .and_then(|text| summaries(&text))
             .with_context(|| fs::read_to_string(&log).unwrap_or_default())
     }
