@@ -381,8 +381,9 @@ mod tests {
             CONFIG_VTEPS_INCOMPLETE,
             CONFIG_DIRECT,
             CONFIG_EVENTS,
+            CONFIG_ENCAPSULATE_FOR_STACK,
         ];
-        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40]);
+        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80]);
         assert_eq!(POD_KERNEL_PATH, 0x01);
         assert_eq!((PEER_NEXT_HOP, PEER_DIRECT), (0x01, 0x02));
     }

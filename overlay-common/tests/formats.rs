@@ -249,3 +249,15 @@ fn the_identification_is_the_headers() {
     let header: [u32; 5] = Frame::new(&ip.to_bytes()).load(0).expect("20 bytes");
     assert_eq!(V4::identification(&header), 0x1234);
 }
+
+/// RFC 8200, section 4.5: only a fragment's header has one.
+#[test]
+fn ipv6_has_no_identification() {
+    assert_eq!(V6::identification(&[u32::MAX; 10]), 0);
+}
+
+/// `BPF_F_ADJ_ROOM_ENCAP_L3_IPV4` and `…_IPV6` of linux/bpf.h.
+#[test]
+fn flags_of_room_are_the_kernels() {
+    assert_eq!((V4::ENCAP_L3, V6::ENCAP_L3), (2, 4));
+}
