@@ -255,9 +255,3 @@ fn the_identification_is_the_headers() {
 fn ipv6_has_no_identification() {
     assert_eq!(V6::identification(&[u32::MAX; 10]), 0);
 }
-
-/// `BPF_F_ADJ_ROOM_ENCAP_L3_IPV4` and `…_IPV6` of linux/bpf.h.
-#[test]
-fn flags_of_room_are_the_kernels() {
-    assert_eq!((V4::ENCAP_L3, V6::ENCAP_L3), (2, 4));
-}
