@@ -36,7 +36,7 @@ pub fn run() -> Result<ExitCode> {
         setup::ensure_protoc()
     })?;
     if run.is_broken() {
-        // Whatever is missing now would be missing in each of the other parts.
+        // What is missing now would be missing in each of the other parts.
         return Ok(run.close());
     }
     run.part("format", |_| {

@@ -43,7 +43,7 @@ pub(super) fn sender<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return Err(pass(Verdict::NotForUs));
     }
     let source = routed.ip.source;
-    // This node's own pods are not out there.
+    // A packet of this node's own pods does not come from the network.
     if in_own_subnet(config, source) {
         return Err(FromNetwork::Refuse(Verdict::ForeignInnerSource));
     }

@@ -26,11 +26,11 @@ pub struct Encapsulation<'t, F: Family, O: Family = F> {
     pub config: &'t Config<F, O>,
     /// Whereto.
     pub peer: &'t PeerEntry<O>,
-    /// Its IP header.
+    /// The IP header.
     pub header: F::Header,
     /// Length of the IP packet in bytes.
     pub len: u32,
-    /// Its ECN field.
+    /// The ECN field of the IP header.
     pub ecn: u8,
 }
 

@@ -31,7 +31,7 @@ pub struct Seen {
     pub other_vnis: Option<BTreeSet<u32>>,
     /// The underlay's device; none where the kernel has not told.
     pub underlay: Option<Sighting>,
-    /// Whether somebody captures what leaves by the backend's device.
+    /// Whether a program captures what leaves by the backend's device.
     pub is_captured: bool,
     /// Whether devices, addresses, or queueing disciplines may have changed.
     devices_are_old: bool,

@@ -1,4 +1,4 @@
-//! Who carries the packets: what is compared.
+//! The carriers of packets: what is compared.
 
 use std::path::Path;
 

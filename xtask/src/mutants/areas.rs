@@ -7,7 +7,7 @@ pub struct Area {
     pub name: &'static str,
     /// The package that it is in.
     pub package: &'static str,
-    /// Its files in the repository, as paths or as patterns with `**`.
+    /// Files of the area in the repository, as paths or as patterns with `**`.
     pub files: &'static [&'static str],
 }
 

@@ -76,7 +76,8 @@ impl Watch for () {
 struct Allowed(BTreeMap<socket::Frontend, Vec<Vec<Server>>>);
 
 impl Watch for Allowed {
-    /// Whatever a socket draws, it gets a server of one of these sets, and finds all of them.
+    /// Whichever number a socket draws, the socket gets a server of one of these sets; over all
+    /// numbers, every server is drawn.
     fn watch(fake: &Fake<Self>) {
         for (frontend, service) in &fake.services {
             let set: Vec<_> = (0..service.servers)
