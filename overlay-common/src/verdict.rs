@@ -47,7 +47,7 @@ pub enum Kind {
     Fast,
     /// Left to the kernel although the fast path serves such packets in principle.
     Slow,
-    /// Left to the kernel, whose business it is.
+    /// Left to the kernel, because the fast path does not serve such packets.
     Kernel,
     /// Dropped, because it forges something.
     Refused,
@@ -120,7 +120,7 @@ verdicts! {
     Encapsulated = 1 Fast "encapsulated",
     /// Decapsulated and handed to a pod of this node.
     Decapsulated = 2 Fast "decapsulated",
-    /// Sent to the peer's node as it is, which is on the same link.
+    /// Sent as it is to the peer's node, which is on the same link.
     Routed = 44 Fast "routed",
 
     /// The fast path is switched off or about to start.
@@ -222,7 +222,8 @@ verdicts! {
     Failed = 38 Failed "failed",
 }
 
-/// Counters per hook; a round number, so that new verdicts do not move old ones.
+/// Counters per hook. The number leaves room, so that a new verdict does not move the counters of
+/// the next hook.
 pub const SLOTS_PER_HOOK: u32 = 64;
 /// Counters in all.
 pub const COUNTERS: u32 = SLOTS_PER_HOOK * Hook::ALL.len() as u32;
