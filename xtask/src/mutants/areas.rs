@@ -73,6 +73,11 @@ pub const ALL: &[Area] = &[
         files: &["overlay-user/src/kernel/pods/claims.rs"],
     },
     Area {
+        name: "service",
+        package: "overlay-user",
+        files: &["overlay-user/src/service/**", "overlay-user/src/service.rs"],
+    },
+    Area {
         name: "config",
         package: "overlay-user",
         files: &["overlay-user/src/config/**"],

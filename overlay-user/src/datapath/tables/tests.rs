@@ -109,6 +109,11 @@ fn a_changed_next_hop_is_as_good_as_one_that_was_there() {
 fn thousands_of_omissions_are_a_line() {
     assert_eq!(Omission::summary(&[]), None);
     let omission = |last| Omission::Pod(IpAddr::from([10, 244, 1, last]));
+    let one = omission(1);
+    assert_eq!(
+        Omission::summary(std::slice::from_ref(&one)),
+        Some(one.to_string())
+    );
     let text = Omission::summary(&(0..200).map(omission).collect::<Vec<_>>()).expect("a line");
     assert!(text.starts_with("pod 10.244.1.0 is left") && text.ends_with("; and 197 more"));
 }
