@@ -175,6 +175,8 @@ fn commands(text: &str) -> Vec<String> {
 
 /// Why clap does not take a command, if so.
 fn refusal(command: &str) -> Option<clap::Error> {
+    // What a shell runs after the command is another one.
+    let command = command.split(" && ").next().unwrap_or_default();
     let words = command.split_whitespace().skip(1);
     // A word in capitals stands for one of several.
     let is_form = (command.split(' '))
