@@ -26,7 +26,7 @@ const PACKAGES: &[&str] = &[
 #[command(after_help = "Examples:
   cargo xtask check
   cargo test -p overlay-user --lib lease::   the unit tests of one module
-  cargo test -p overlay-common --test decide honest_pod")]
+  cargo test -p overlay-common --test decide every_case   the cases of the decision")]
 pub struct Arguments {}
 
 pub fn run() -> Result<ExitCode> {

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 use overlay_tests::hostile::Kind;
 
 use crate::{Arguments, workspace};
@@ -173,6 +173,20 @@ fn commands(text: &str) -> Vec<String> {
     commands
 }
 
+/// Why clap does not take a command, if so.
+fn refusal(command: &str) -> Option<clap::Error> {
+    // What a shell runs after the command is another one.
+    let command = command.split(" && ").next().unwrap_or_default();
+    let words = command.split_whitespace().skip(1);
+    // A word in capitals stands for one of several.
+    let is_form = (command.split(' '))
+        .any(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase()));
+    let error = Arguments::try_parse_from(words).err()?;
+    let is_taken = error.kind() == ErrorKind::DisplayHelp
+        || is_form && error.kind() == ErrorKind::InvalidValue;
+    (!is_taken).then_some(error)
+}
+
 #[test]
 fn every_command_that_a_page_names_is_taken() {
     let mut wrong = Vec::new();
@@ -180,21 +194,31 @@ fn every_command_that_a_page_names_is_taken() {
     for (path, text) in pages() {
         for command in commands(&text) {
             count += 1;
-            let words = command.split_whitespace().skip(1);
-            // A word in capitals stands for one of several.
-            let is_form = (command.split(' '))
-                .any(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase()));
-            let Err(error) = Arguments::try_parse_from(words) else {
-                continue;
-            };
-            let is_taken = error.kind() == ErrorKind::DisplayHelp
-                || is_form && error.kind() == ErrorKind::InvalidValue;
-            if !is_taken {
-                wrong.push(format!("{}: `{command}`: {error}", path.display()));
-            }
+            let refused = refusal(&command);
+            wrong.extend(refused.map(|why| format!("{}: `{command}`: {why}", path.display())));
         }
     }
     assert!(count > 10, "{count} commands found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The examples at the end of a command's help, and of its subcommands'.
+fn examples(command: &clap::Command) -> Vec<String> {
+    let help = command.get_after_help().map(ToString::to_string);
+    let own = help.map(|help| commands(&format!("```\n{help}")));
+    let below = command.get_subcommands().flat_map(examples);
+    own.into_iter().flatten().chain(below).collect()
+}
+
+#[test]
+fn every_example_of_a_help_is_taken() {
+    let examples = examples(&Arguments::command());
+    assert!(examples.len() > 10, "{examples:?}");
+    let wrong = examples.iter().filter_map(|example| {
+        let why = refusal(example)?;
+        Some(format!("`{example}`: {why}"))
+    });
+    let wrong: Vec<_> = wrong.collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

@@ -186,6 +186,7 @@ mod tests {
         let mut observed = observed();
         assert!(!observed.apply(&Change::Added(route("0.0.0.0/0", 1, 3))));
         assert!(!observed.apply(&Change::Added(route("203.0.113.0/24", 1, 186))));
+        assert!(!observed.apply(&Change::Replaced(route("203.0.113.0/24", 1, 186))));
         assert!(observed.apply(&Change::Added(route("10.244.7.0/24", 1, 186))));
         assert!(observed.apply(&Change::Added(route("203.0.113.0/24", 1, ROUTE_PROTOCOL))));
         assert_eq!(observed.routes.len(), 2);

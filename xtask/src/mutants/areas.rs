@@ -73,6 +73,21 @@ pub const ALL: &[Area] = &[
         files: &["overlay-user/src/kernel/pods/claims.rs"],
     },
     Area {
+        name: "service",
+        package: "overlay-user",
+        files: &[
+            "overlay-user/src/service/**",
+            "overlay-user/src/service.rs",
+            "overlay-user/src/datapath/services/contents.rs",
+            "overlay-user/src/shared_map.rs",
+        ],
+    },
+    Area {
+        name: "tables",
+        package: "overlay-user",
+        files: &["overlay-user/src/datapath/tables.rs"],
+    },
+    Area {
         name: "config",
         package: "overlay-user",
         files: &["overlay-user/src/config/**"],
