@@ -29,7 +29,7 @@ use crate::{build, setup, shell};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask conformance
-  cargo xtask conformance --focus 'Services should serve'
+  cargo xtask conformance --focus multiport
   cargo xtask conformance --report report.json")]
 pub struct Arguments {
     /// Only cases whose name matches this regular expression, as Go writes them.
