@@ -5,14 +5,13 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_tests::kubernetes::{CLUSTER_DNS, CLUSTER_DOMAIN, Cluster, pod};
+use overlay_tests::kubernetes::{CLUSTER_DNS, CLUSTER_DOMAIN, Cluster, Names};
 use overlay_tests::traffic::Endpoint;
 use overlay_tests::wait_until;
-use serde_json::json;
 
 use crate::PATIENCE;
 
-/// The server's pod and its Service.
+/// The server's own Service.
 const SERVER: &str = "names";
 const PORT: u16 = 53;
 const ANSWERED: Duration = Duration::from_secs(5);
@@ -24,27 +23,7 @@ const ADDRESS: [u8; 4] = [0, 1, 0, 1];
 /// A pod resolves names over UDP and TCP, and fetches a page by a short name.
 pub fn resolve(cluster: &Cluster, client: &Endpoint) -> Result<()> {
     let full = format!("{SERVER}.default.svc.{CLUSTER_DOMAIN}");
-    let serve = format!(
-        "echo page > /www/index.html; httpd -p 80 -h /www
-         exec dnsmasq --keep-in-foreground --user=root --group=root --pid-file --no-resolv --no-hosts \
-             --log-facility=- --local=/{CLUSTER_DOMAIN}/ --host-record={full},{CLUSTER_DNS}"
-    );
-    let mut server = pod(SERVER, 2, &json!([]));
-    server["spec"]["containers"][0]["command"] = json!(["sh", "-c", serve]);
-    let port = |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "port": port});
-    let service = json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": SERVER},
-        "spec": {
-            "clusterIP": CLUSTER_DNS,
-            "selector": {"app": SERVER},
-            "ports": [port("dns", "UDP", PORT), port("dns-tcp", "TCP", PORT), port("web", "TCP", 80)],
-        },
-    });
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": [server, service]});
-    cluster.apply(&list.to_string())?;
-    cluster.wait_pod_ready(SERVER)?;
+    Names::serve(cluster, 2)?;
 
     let query = query(&full);
     let over_udp = || client.namespace.inside(|| udp(&query));
@@ -66,7 +45,7 @@ pub fn resolve(cluster: &Cluster, client: &Endpoint) -> Result<()> {
     let said = exec(&format!("nslookup {full}"))?;
     ensure!(said.contains(&CLUSTER_DNS.to_string()), "{said}");
     let page = exec(&format!("timeout 20 wget -q -O - http://{SERVER}/"))?;
-    ensure!(page.trim() == "page", "{page}");
+    ensure!(page.trim() == "names", "{page}");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use overlay_tests::{Lab, Node, Options, wait_until};
+use serde_json::Value;
 
 use super::MANIFEST;
 use super::server::{Place, Server, bare, flannels};
@@ -16,11 +17,29 @@ const ADDRESS: &str = "192.168.66.254";
 fn condition(server: &Server, node: &str) -> String {
     let node = server.node(node);
     let conditions = node["status"]["conditions"].as_array().cloned();
-    let is_ours = |it: &serde_json::Value| it["type"] == "NetworkUnavailable";
+    let is_ours = |it: &Value| it["type"] == "NetworkUnavailable";
     let found = conditions.unwrap_or_default().into_iter().find(is_ours);
     found.map_or_else(String::new, |it| {
         format!("{} {}", it["status"], it["reason"])
     })
+}
+
+/// What the events of a Node say, each with its reason first.
+fn events(server: &Server, node: &str) -> Vec<String> {
+    let list = server.kubectl(&["get", "events", "--output=json"]);
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let items = list["items"].as_array().cloned().unwrap_or_default();
+    let of_node = |it: &&Value| it["involvedObject"]["name"] == node;
+    let text = |it: &Value| format!("{} {}", it["reason"], it["message"]).replace('"', "");
+    items.iter().filter(of_node).map(text).collect()
+}
+
+/// Waits for an event with a reason that says so.
+fn wait_event(server: &Server, node: &str, reason: &str, said: &str) -> Result<()> {
+    let is_it = |it: &String| it.starts_with(reason) && it.contains(said);
+    let is_there = || events(server, node).iter().any(is_it);
+    wait_until(&format!("{reason} of {node}: {said:?}"), PATIENCE, is_there)
+        .with_context(|| format!("{:?}", events(server, node)))
 }
 
 #[test]
@@ -51,6 +70,15 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
         format!("--net-config-path={}", config.display()),
     ];
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    // A policy engine's, which the fast path would pass by.
+    for line in [
+        "-N cali-FORWARD",
+        "-A FORWARD -j cali-FORWARD",
+        "-A cali-FORWARD -p sctp -j DROP",
+    ] {
+        let words = ["iptables", "--wait"].into_iter().chain(line.split(' '));
+        lab.node(2).run(words)?;
+    }
     for node in lab.nodes() {
         node.start_agent_unready(&flags)?;
     }
@@ -62,11 +90,8 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
     wait_until("the condition to say so", PATIENCE, || {
         condition(&server, "n1").contains("True")
     })?;
-    let patch = format!(
-        r#"{{"spec":{{"podCIDR":"{0}","podCIDRs":["{0}"]}}}}"#,
-        cidr(1)
-    );
-    server.kubectl(&["patch", "node", "n1", "-p", &patch]);
+    wait_event(&server, "n1", "OverlayIsWaiting", "node n1: no podCIDR yet")?;
+    server.set_cidr("n1", &cidr(1));
     lab.wait_converged()?;
     for node in lab.nodes() {
         let subnet = node.subnet()?.to_string();
@@ -81,6 +106,14 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
             "{text}"
         );
     }
+    wait_event(
+        &server,
+        "n3",
+        "LeaseRefused",
+        "10.244.77.0-24 of node loop: the public IP 127.0.0.1",
+    )?;
+    wait_event(&server, "n2", "NetworkPoliciesFound", "calico")?;
+    wait_event(&server, "n2", "FastPathDown", "calico")?;
     for number in 1..=3 {
         lab.add_pod(number)?;
     }
@@ -110,5 +143,24 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
     server.start_api();
     first.wait_ready(PATIENCE)?;
     ping(3, &new).context("afterwards")?;
+
+    // A fault that comes later, and its end.
+    server.delete_node("n3");
+    server.add_nodes(&[bare("n3", "")]);
+    wait_until("the condition to be bad again", PATIENCE, || {
+        condition(&server, "n3") == r#""True" "OverlayCannotCarry""#
+    })
+    .with_context(|| condition(&server, "n3"))?;
+    wait_event(
+        &server,
+        "n3",
+        "OverlayCannotCarry",
+        "lost, and not replaced yet",
+    )?;
+    server.set_cidr("n3", &cidr(3));
+    wait_until("the condition to be good again", PATIENCE, || {
+        condition(&server, "n3").contains("FlannelIsUp")
+    })
+    .with_context(|| condition(&server, "n3"))?;
     lab.down()
 }

@@ -156,8 +156,7 @@ fn a_subnet_that_comes_late_or_is_of_no_use_is_waited_for() {
         let late = open(server.location("late"), TTL);
         let error = says(acquire(&late, 1).await.expect_err("no podCIDR"));
         assert!(error.contains("node late: no podCIDR yet"), "{error}");
-        let patch = r#"{"spec":{"podCIDR":"10.244.5.0/24","podCIDRs":["10.244.5.0/24"]}}"#;
-        server.kubectl(&["patch", "node", "late", "-p", patch]);
+        server.set_cidr("late", "10.244.5.0/24");
         assert_eq!(acquire(&late, 1).await.expect("a lease"), "10.244.5.0/24");
     });
 }

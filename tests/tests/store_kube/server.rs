@@ -240,6 +240,11 @@ impl Server {
         self.feed(&["create", "-f", "-"], &list.to_string());
     }
 
+    pub fn set_cidr(&self, name: &str, cidr: &str) {
+        let patch = json!({"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}).to_string();
+        self.kubectl(&["patch", "node", name, "-p", &patch]);
+    }
+
     pub fn delete_node(&self, name: &str) {
         self.kubectl(&["delete", "node", name]);
     }
