@@ -8,20 +8,23 @@ use anyhow::{Context as _, Result};
 use super::contents::{shared_libraries, shell};
 use super::tree::Tree;
 
-/// What the tests call in their pods besides the shell; busybox has some of them, but differs.
-const CLIENTS: [&str; 7] = [
+/// The shell, and what the tests call in their pods; busybox has some of them, but differs, and its
+/// own shell takes its own ones whatever the PATH says.
+const CLIENTS: [&str; 9] = [
     "/usr/bin/bash",
     "/usr/bin/curl",
+    "/usr/bin/dash",
     "/usr/bin/dig",
     "/usr/bin/getent",
     "/usr/bin/hostname",
     "/usr/bin/nc.openbsd",
+    "/usr/bin/nslookup",
     "/usr/bin/ss",
 ];
 const APPLETS: &[&str] = &[
-    "sh", "awk", "cat", "cp", "cut", "date", "echo", "env", "expr", "grep", "head", "id", "kill",
-    "ls", "mkdir", "mv", "printf", "ps", "pwd", "rm", "sed", "seq", "sleep", "sort", "stat",
-    "tail", "test", "timeout", "touch", "tr", "true", "uname", "wc", "wget",
+    "awk", "cat", "cp", "cut", "date", "echo", "env", "expr", "grep", "head", "id", "kill", "ls",
+    "mkdir", "mv", "printf", "ps", "pwd", "rm", "sed", "seq", "sleep", "sort", "stat", "tail",
+    "test", "timeout", "touch", "tr", "true", "uname", "wc", "wget",
 ];
 /// Names are looked up in `/etc/hosts` first, as everywhere; the C library would ask a server.
 const NAME_SERVICES: &str = "hosts: files dns\n";
@@ -53,6 +56,7 @@ pub fn dns_utils() -> Result<Tree> {
         tree.copy(Path::new(program), program)
             .context("install what is missing by `cargo xtask setup`")?;
     }
+    tree.link("bin/sh", "/usr/bin/dash")?;
     tree.link("usr/bin/nc", "nc.openbsd")?;
     for library in shared_libraries(&CLIENTS.map(PathBuf::from))? {
         tree.copy(&library, &library)?;

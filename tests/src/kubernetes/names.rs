@@ -135,7 +135,12 @@ fn records(known: &Value) -> String {
 fn of_service(item: &Value, name: &str, add: &mut impl FnMut(String)) {
     let spec = &item["spec"];
     if let Some(target) = spec["externalName"].as_str() {
-        add(format!("dns-rr={name},{CNAME},{}", in_hex(target)));
+        // dnsmasq follows only what it knows itself.
+        add(if target.ends_with(CLUSTER_DOMAIN) {
+            format!("cname={name},{target}")
+        } else {
+            format!("dns-rr={name},{CNAME},{}", in_hex(target))
+        });
         return;
     }
     let address = spec["clusterIP"].as_str();
