@@ -10,7 +10,6 @@ use overlay_tests::conversation::{Conversation, Transport};
 use overlay_tests::status::status;
 use overlay_tests::{Node, Pod, kube_proxy, wait_until};
 use overlay_user::datapath::pins::Pins;
-use serde_json::Value;
 
 use super::load::{ACCEPTED, ECHOED, Load};
 use super::stage::{self, PATIENCE, PINS, Stage, ask_peer, connected, service};
@@ -133,21 +132,15 @@ impl Deployment<'_> {
         self.publish(&[(old, false), (self.stays, true), (new, true)])?;
         self.give_to_kube_proxy(&[self.stays, new])?;
         // As kube-proxy does when a server of datagrams goes; there may be no such entries.
-        let entries = [
-            "conntrack",
-            "-D",
-            "-p",
-            "udp",
-            "--reply-src",
-            &old.ip().to_string(),
-        ];
+        let gone = old.ip().to_string();
+        let entries = ["conntrack", "-D", "-p", "udp", "--reply-src", &gone];
         self.node.exec(entries)?;
         if agent_runs {
             self.are_served(|text| !text.contains(&old.to_string()))?;
         }
         load.go_on("with a server that is about to end")?;
-        let (gone, _) = std::mem::replace(&mut self.goes, (pod, new));
-        gone.remove()?;
+        let (ended, _) = std::mem::replace(&mut self.goes, (pod, new));
+        ended.remove()?;
         self.publish(&[(self.stays, true), (new, true)])?;
         load.go_on("without a server")
     }
@@ -253,10 +246,9 @@ fn cleanup_takes_everything_off_the_sockets() -> Result<()> {
     let group = group.display().to_string();
     // Attached programs, by what they are attached to.
     let attached = || -> Result<Vec<String>> {
-        let shown = node.json(["bpftool", "-j", "cgroup", "show", &group])?;
-        let shown = shown.as_array().cloned().unwrap_or_default();
-        let name = |it: &Value| it["name"].as_str().unwrap_or_default().to_owned();
-        Ok(shown.iter().map(name).collect())
+        let shown = node.run(["bpftool", "cgroup", "show", &group])?;
+        let words = shown.split_whitespace().filter(|it| it.starts_with("ov_"));
+        Ok(words.map(str::to_owned).collect())
     };
     wait_until("programs at the socket", PATIENCE, || {
         attached().is_ok_and(|names| names.len() >= 8)

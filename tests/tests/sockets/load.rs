@@ -1,7 +1,7 @@
 //! Connections that are made again and again.
 
 use std::io::Read as _;
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -9,7 +9,7 @@ use std::thread;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use overlay_tests::{Namespace, wait_until};
 
-use super::stage::{self, PATIENCE, ask, ask_peer, connected, service};
+use super::stage::{PATIENCE, ask, ask_peer, service};
 
 /// The Service whose connections are accepted, and closed, by themselves.
 pub const ACCEPTED: u8 = 3;
@@ -30,9 +30,9 @@ impl Client {
     fn run(&self, stop: &AtomicBool) -> Result<()> {
         while !stop.load(Ordering::Relaxed) {
             for (what, done) in [
-                ("connection", self.connection()),
-                ("connected socket", self.connected()),
-                ("unconnected socket", self.unconnected()),
+                ("connection", Self::connection()),
+                ("connected socket", Self::connected()),
+                ("unconnected socket", Self::unconnected()),
             ] {
                 if let Err(error) = done {
                     let round = self.rounds.load(Ordering::Relaxed);
@@ -46,7 +46,7 @@ impl Client {
         Ok(())
     }
 
-    fn connection(&self) -> Result<()> {
+    fn connection() -> Result<()> {
         let stream = TcpStream::connect_timeout(&service(ACCEPTED).into(), PATIENCE);
         let mut stream = stream.context("connect")?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -55,14 +55,23 @@ impl Client {
         Ok(())
     }
 
-    fn connected(&self) -> Result<()> {
-        let (_, from) = ask_peer(&connected(&self.place, service(ECHOED))?)?;
+    /// A socket of the place that this thread is in.
+    fn socket() -> Result<UdpSocket> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    }
+
+    fn connected() -> Result<()> {
+        let socket = Self::socket()?;
+        socket.connect(service(ECHOED))?;
+        let (_, from) = ask_peer(&socket)?;
         ensure!(from == service(ECHOED).into(), "the answer is from {from}");
         Ok(())
     }
 
-    fn unconnected(&self) -> Result<()> {
-        let socket = stage::socket(&self.place, "0.0.0.0:0")?;
+    fn unconnected() -> Result<()> {
+        let socket = Self::socket()?;
         let (_, from) = ask(&socket, service(ECHOED).into())?;
         ensure!(from == service(ECHOED).into(), "the answer is from {from}");
         Ok(())
@@ -88,7 +97,8 @@ impl Load {
     pub fn beside(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
-            let run = |client: &Client| client.place.inside(|| client.run(&stop))?;
+            let run =
+                |client: &Client| -> Result<()> { client.place.inside(|| client.run(&stop))? };
             let running = self.0.iter().map(|client| scope.spawn(move || run(client)));
             let running: Vec<_> = running.collect();
             let worked = work();

@@ -129,9 +129,12 @@ impl Stage {
 
     /// Writes an object where the agents' store has it, a directory.
     pub fn write(&self, file: &str, object: &Value) -> Result<()> {
-        let path = format!("{}/{file}", self.lab.store_endpoint());
+        let (path, text) = (
+            format!("{}/{file}", self.lab.store_endpoint()),
+            object.to_string(),
+        );
         let line = r#"mkdir -p "$(dirname "$1")"; printf %s "$2" >"$1.new"; mv "$1.new" "$1""#;
-        let line = ["sh", "-c", line, "sh", &path, &object.to_string()];
+        let line = ["sh", "-c", line, "sh", &path, &text];
         self.lab.node(1).run(line).map(drop)
     }
 

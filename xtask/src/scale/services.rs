@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use overlay_common::schema::ABI_VERSION;
 use overlay_common::socket::{Frontend, MAX_FRONTENDS, MAX_SERVERS, Service, TCP, mapped};
-use overlay_tests::{Lab, Namespace, Node, Options, interrupt, wait_for};
+use overlay_tests::wait::wait_for;
+use overlay_tests::{Lab, Namespace, Node, Options, interrupt};
 use serde::Serialize;
 use serde_json::json;
 
