@@ -209,16 +209,22 @@ fn the_agent_and_servers_come_and_go_under_load() -> Result<()> {
         node.start_agent(&["--services=off"])?;
         is_not_translated("switched off")?;
         node.stop_agent(Signal::SIGTERM)?;
-        // The packet programs go, and those at the socket stay.
-        node.start_agent(&["--fast-path=off"])?;
-        is_translated("switched on, without a fast path")?;
-        node.stop_agent(Signal::SIGTERM)?;
         node.start_agent(&[])?;
-        is_translated("with everything again")?;
+        is_translated("switched on again")?;
         deployment.borrow_mut().roll(&load, true)?;
         is_translated("after another rolling update")
     })
-    .with_context(|| node.agent_log_tail())
+    .with_context(|| node.agent_log_tail())?;
+
+    // The packet programs and their maps go, and what is at the socket stays.
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent(&["--fast-path=off"])?;
+    let before = translated(&node)?;
+    wait_until("a server without a fast path", PATIENCE, || {
+        let asked = Standing::of(deployment.borrow().stage, far);
+        asked.is_ok_and(|it| it.stands().is_ok()) && translated(&node).is_ok_and(|it| it > before)
+    })?;
+    standing.borrow().stands().context("without a fast path")
 }
 
 /// Identifiers of what is pinned in a directory, as `bpftool` has them.
