@@ -7,7 +7,7 @@
 //! Checks that refuse come before anything that hands a packet over, so that no oddity (an option,
 //! a fragment, a tag) walks around them.
 
-use crate::family::{Family, Fragment, Ip, same_family};
+use crate::family::{Claim, Family, Fragment, Ip, same_family};
 use crate::packet::{ETHERNET_LEN, Ethernet, Packet, TCP, UDP, same_mac, segment_header_len};
 use crate::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_ENCAPSULATE_FOR_STACK,
@@ -223,7 +223,8 @@ fn quoted_flow<F: Family, O: Family, P: Packet>(
     let Some(quoted) = F::parse(packet, offset) else {
         return Err(Verdict::IcmpError);
     };
-    // It goes to whoever sent what it is about, or somebody has translated that.
+    // An honest error goes to the sender of the packet that it quotes; any other one is about a
+    // translated packet.
     if !F::same(quoted.source, ip.destination)
         || !in_network(config, quoted.destination)
         || quoted.fragment == Fragment::Later

@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod as Plain, Zeroable};
 
-/// Bytes that `ov_events` holds, headers of records included: a power of two, and whole pages.
+/// Bytes that `ov_events` holds, headers of records included: a power of two, and whole pages,
+/// which have up to 64 KiB.
 pub const EVENTS_LEN: u32 = 128 * 1024;
 const _: () = assert!(EVENTS_LEN.is_power_of_two() && EVENTS_LEN.is_multiple_of(64 * 1024));
 
@@ -21,8 +22,8 @@ pub struct Event {
     pub ifindex: u32,
     /// Bytes from the Ethernet header on; of a super-packet, of the whole of it.
     pub len: u32,
-    /// The frame's beginning; see [`Event::head`]. Addresses and ports are left to the reader,
-    /// because each instruction here is one in every program.
+    /// The frame's beginning; see [`Event::head`]. The agent finds addresses and ports in it: code
+    /// for that in the programs would be once in each of them.
     pub head: [u8; HEAD_LEN],
 }
 
@@ -33,7 +34,8 @@ pub const HEAD_LEN: usize = 128;
 const _: () = assert!(size_of::<Event>() == 24 + HEAD_LEN);
 
 impl Event {
-    /// Reads a record; `None` where it is another build's, of another length.
+    /// Reads a record; `None` where the record has another length, as the programs of another build
+    /// may write it.
     #[must_use]
     pub fn read(record: &[u8]) -> Option<Self> {
         bytemuck::try_pod_read_unaligned(record).ok()

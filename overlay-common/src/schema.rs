@@ -54,10 +54,9 @@ pub const CONFIG_SHARED_PORT: u32 = 1 << 2;
 pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
 /// Not every node is in the map of VTEPs: a sender that is not there may be honest.
 pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
-
 /// Packets of some nodes' pods come by the NIC without encapsulation.
 pub const CONFIG_DIRECT: u32 = 1 << 5;
-/// Tell of refused packets in `ov_events`.
+/// The programs tell of refused packets in `ov_events`.
 pub const CONFIG_EVENTS: u32 = 1 << 6;
 /// What the IP stack sends to other nodes by the VXLAN device is encapsulated on its way there.
 pub const CONFIG_ENCAPSULATE_FOR_STACK: u32 = 1 << 7;
@@ -367,57 +366,4 @@ mod user {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// They stand in maps that an agent of another build may have filled.
-    #[test]
-    fn flags_are_frozen() {
-        let config = [
-            CONFIG_ACTIVE,
-            CONFIG_PEERS_COMPLETE,
-            CONFIG_SHARED_PORT,
-            CONFIG_AGGREGATES_TO_KERNEL,
-            CONFIG_VTEPS_INCOMPLETE,
-            CONFIG_DIRECT,
-            CONFIG_EVENTS,
-        ];
-        assert_eq!(config, [0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40]);
-        assert_eq!(POD_KERNEL_PATH, 0x01);
-        assert_eq!((PEER_NEXT_HOP, PEER_DIRECT), (0x01, 0x02));
-    }
-
-    #[test]
-    fn an_endpoint_has_the_addresses_that_it_is_given_and_no_other() {
-        let address = |last| [10, 244, 1, last];
-        let all: [_; ENDPOINT_ADDRESSES] = core::array::from_fn(|at| address(at as u8 + 2));
-        for count in 1..=ENDPOINT_ADDRESSES {
-            let endpoint = Endpoint::<V4> {
-                addresses: Endpoint::<V4>::places(&all[..count]).expect("room"),
-                ..Endpoint::zeroed()
-            };
-            for (at, address) in all.into_iter().enumerate() {
-                assert_eq!(endpoint.has(address), at < count, "{at} of {count}");
-            }
-            assert!(!endpoint.has([0; 4]));
-        }
-        assert_eq!(Endpoint::<V4>::places(&[]), None);
-        assert_eq!(
-            Endpoint::<V4>::places(&[address(2); ENDPOINT_ADDRESSES + 1]),
-            None
-        );
-    }
-
-    #[test]
-    fn both_directions_of_a_flow_share_a_key() {
-        let a = ([10, 244, 1, 2], 40000);
-        let b = ([10, 244, 1, 3], 80);
-        assert_eq!(FlowKey::<V4>::new(a, b, 6), FlowKey::new(b, a, 6));
-        assert_ne!(FlowKey::<V4>::new(a, b, 6), FlowKey::new(a, b, 17));
-        let hairpin = (a.0, 80);
-        assert_eq!(
-            FlowKey::<V4>::new(a, hairpin, 6),
-            FlowKey::new(hairpin, a, 6)
-        );
-    }
-}
+mod tests;

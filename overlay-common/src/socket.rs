@@ -82,7 +82,7 @@ pub struct ServerKey {
     pub unused: u32,
 }
 
-/// Who serves.
+/// The servers.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Plain, Zeroable)]
 pub struct Server {
@@ -191,7 +191,7 @@ pub struct Affinity {
     pub until_ns: u64,
     /// The set that the server was last seen in.
     pub set: u64,
-    /// Its server.
+    /// The server of the flow.
     pub server: Server,
     /// Zero.
     pub unused: u32,

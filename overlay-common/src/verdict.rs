@@ -47,7 +47,7 @@ pub enum Kind {
     Fast,
     /// Left to the kernel although the fast path serves such packets in principle.
     Slow,
-    /// Left to the kernel, whose business it is.
+    /// Left to the kernel, because the fast path does not serve such packets.
     Kernel,
     /// Dropped, because it forges something.
     Refused,
@@ -69,7 +69,7 @@ macro_rules! numbered {
             /// Every verdict, in the order that they are listed in.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// Its name in metrics, tables and JSON.
+            /// The verdict's name in metrics, tables and JSON.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }
@@ -120,14 +120,14 @@ verdicts! {
     Encapsulated = 1 Fast "encapsulated",
     /// Decapsulated and handed to a pod of this node.
     Decapsulated = 2 Fast "decapsulated",
-    /// Sent to the peer's node as it is, which is on the same link.
+    /// Sent as it is to the peer's node, which is on the same link.
     Routed = 44 Fast "routed",
 
     /// The fast path is switched off or about to start.
     Inactive = 3 Slow "inactive",
     /// The flow belongs to the IP stack, which translated it.
     StackOwned = 4 Slow "stack_owned",
-    /// The pod's veth carries a qdisc or a program of somebody else.
+    /// The pod's veth carries a qdisc or a foreign program.
     PodKernelPath = 5 Slow "pod_kernel_path",
     /// Part of a fragmented datagram.
     Fragment = 6 Slow "fragment",
@@ -162,7 +162,7 @@ verdicts! {
     SiblingSource = 42 Slow "sibling_source",
     /// The interface's pod is not known yet.
     UnknownEndpoint = 22 Slow "unknown_endpoint",
-    /// Nobody has kept the list of leases for so long that a sender that is not in it may be
+    /// No agent has kept the list of leases for so long that a sender that is not in it may be
     /// honest.
     StaleLeases = 41 Slow "stale_leases",
     /// Without encapsulation, from the overlay's network, and not from the MAC address of the node
@@ -222,7 +222,8 @@ verdicts! {
     Failed = 38 Failed "failed",
 }
 
-/// Counters per hook; a round number, so that new verdicts do not move old ones.
+/// Counters per hook. The number leaves room, so that a new verdict does not move the counters of
+/// the next hook.
 pub const SLOTS_PER_HOOK: u32 = 64;
 /// Counters in all.
 pub const COUNTERS: u32 = SLOTS_PER_HOOK * Hook::ALL.len() as u32;

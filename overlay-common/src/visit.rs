@@ -102,11 +102,11 @@ pub enum Outcome<F: Family> {
     Pass(Verdict),
     /// The kernel gets it as plain pod-to-pod traffic.
     PassPlain(Verdict),
-    /// It is dropped.
+    /// The packet is dropped.
     Refuse(Verdict),
-    /// It leaves, and the stack owns its flow.
+    /// The packet leaves, and the stack owns the packet's flow.
     Remember(FlowKey<F>),
-    /// It leaves encapsulated, and where there is a flow the stack owns that.
+    /// The packet leaves encapsulated; the stack owns this flow, where one is given.
     Send(Option<FlowKey<F>>),
 }
 

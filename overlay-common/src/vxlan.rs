@@ -82,9 +82,9 @@ pub fn encapsulated_ecn(inner: u8) -> u8 {
 /// What decapsulation does to the inner ECN field (RFC 6040, figure 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecapsulatedEcn {
-    /// It stays.
+    /// The inner ECN field stays.
     Keep,
-    /// It becomes "congestion experienced".
+    /// The inner ECN field becomes "congestion experienced".
     Congested,
     /// A pair that our peers do not send; what becomes of it differs between kernels.
     Unusual,

@@ -9,6 +9,7 @@ mod decide {
 use etherparse::Ipv4Header;
 use overlay_cases::cases::{Outcome, all};
 use overlay_common::decide::{FromNetwork, from_network};
+use overlay_common::schema::FlowKey;
 use overlay_common::{Hook, V4, Verdict};
 
 #[test]
@@ -75,5 +76,16 @@ fn the_cases_reach_every_verdict_of_the_decision() {
             !beyond.contains(verdict),
             "{verdict:?}"
         );
+    }
+}
+
+#[test]
+fn a_flow_is_remembered_where_the_stack_sends_it() {
+    let key = FlowKey::new(([10, 244, 1, 2], 1), ([10, 244, 2, 2], 2), 17);
+    for outcome in [Outcome::Remember(key), Outcome::Send(Some(key))] {
+        assert_eq!(outcome.remembered(), Some(key));
+    }
+    for outcome in [Outcome::Send(None), Outcome::Pass(Verdict::Passed)] {
+        assert_eq!(outcome.remembered(), None);
     }
 }

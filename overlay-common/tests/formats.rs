@@ -249,3 +249,9 @@ fn the_identification_is_the_headers() {
     let header: [u32; 5] = Frame::new(&ip.to_bytes()).load(0).expect("20 bytes");
     assert_eq!(V4::identification(&header), 0x1234);
 }
+
+/// RFC 8200, section 4.5: only a fragment's header has one.
+#[test]
+fn ipv6_has_no_identification() {
+    assert_eq!(V6::identification(&[u32::MAX; 10]), 0);
+}

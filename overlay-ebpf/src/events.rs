@@ -56,8 +56,8 @@ pub fn tell<F: Mapped, P: Copied>(packet: &P, hook: Hook, verdict: Verdict) {
     // SAFETY: as above; the helpers write as many bytes as they are told to, or zeros.
     let head = unsafe { addr_of_mut!((*event).head).cast() };
     let len = packet.frame_len().min(HEAD_LEN as u32);
-    // That is every frame; the verifier of Linux 6.1 wants to see that there is something to copy,
-    // and learns nothing from a comparison with zero.
+    // Every frame has a length above zero; the verifier of Linux 6.1 wants to see that there is
+    // something to copy, and learns nothing from a comparison with zero.
     if len >= ETHERNET_LEN {
         packet.copy(head, len);
     }

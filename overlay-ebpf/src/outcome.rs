@@ -10,11 +10,11 @@ use crate::skb::Skb;
 
 /// What is left to be done with a packet when its verdict is known.
 pub enum Outcome {
-    /// This tc action.
+    /// Nothing is left to be done; this is the tc action.
     Done(i32),
-    /// It is dropped, and told of where the agent asks for that.
+    /// The packet is dropped, and an event tells of the packet where the agent asks for events.
     Refused,
-    /// The kernel gets it; see [`Pass::plain`].
+    /// The packet is left to the kernel; for the number see [`Pass::plain`].
     HandOver(Option<u32>),
 }
 
@@ -28,8 +28,8 @@ impl Outcome {
 
 /// Counts a packet of `bytes` bytes and ends its visit; returns the tc action.
 ///
-/// First the counter, then the mark: a verifier that has no verdict to tell them apart by walks
-/// through the mark once for all of them.
+/// The counter comes before the mark, because the verdict is not needed any more after the counter:
+/// the verifier then checks the code of the mark once, and not once for every verdict.
 #[inline(always)]
 pub fn end<F: Mapped>(
     skb: &Skb,

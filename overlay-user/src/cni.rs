@@ -104,7 +104,7 @@ async fn read_until(
 ) -> Result<NetConf, Error> {
     let (done, conf) = oneshot::channel();
     thread::spawn(move || {
-        // Nobody listens any more where it was too late.
+        // The receiver is gone where the answer came too late.
         let _ = done.send(NetConf::read(input));
     });
     let unfinished = || Error::Unfinished(deadline.allowed().as_secs());
@@ -114,7 +114,7 @@ async fn read_until(
     }
 }
 
-/// Whatever waits looks at the deadline: for a lock, a program, or the kernel. What takes back a
+/// Every wait has the deadline: for a lock, a program, or the kernel. What takes back a
 /// failed ADD has [`add::UNDO`] of its own.
 async fn serve(
     deadline: Deadline,

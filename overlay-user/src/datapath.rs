@@ -66,7 +66,7 @@ pub enum Error {
     /// The verifier did not take a program.
     #[error("load program {program}: {}", short(.source.as_ref()))]
     Program {
-        /// Its name.
+        /// Name of the link.
         program: &'static str,
         /// What the kernel said, verifier log included.
         source: Box<aya::programs::ProgramError>,

@@ -42,12 +42,12 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Somebody else has had the lock all the time.
+    /// Another process has held the lock all the time.
     #[error("{path} is locked by {holder}, and was not free within {} s", .allowed.as_secs())]
     Locked {
         /// The lock.
         path: PathBuf,
-        /// Who has it.
+        /// The holder of the address.
         holder: String,
         /// How long it was waited for.
         allowed: Duration,
@@ -78,7 +78,7 @@ pub enum Error {
     Taken {
         /// The address.
         address: IpAddr,
-        /// Its file.
+        /// File of the reservation.
         path: PathBuf,
     },
     /// The attachment holds an address of the range already.
@@ -86,7 +86,7 @@ pub enum Error {
     Duplicate {
         /// The address it has.
         address: IpAddr,
-        /// Who asked.
+        /// The attachment that asked.
         attachment: Attachment,
     },
     /// A subnet of one or two addresses.
@@ -104,14 +104,14 @@ pub struct AddressBook {
     _lock: File,
 }
 
-/// How often to try the lock; nobody has it for long.
+/// How often to try the lock; no holder keeps the lock for long.
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where a reservation is written before it gets its name.
 const UNFINISHED: &str = ".unfinished";
 
 impl AddressBook {
-    /// Locks `dir`, and makes it if it is not there. Waits for whoever holds the lock.
+    /// Locks `dir`, and makes it if it is not there. Waits for the holder of the lock.
     ///
     /// # Errors
     ///
@@ -223,7 +223,7 @@ impl AddressBook {
         Holder::read(&dir.join(address.to_string())).is(attachment)
     }
 
-    /// That `attachment` has no address of `range` yet.
+    /// Checks that `attachment` has no address of `range` yet.
     fn is_first(&self, range: &Range, attachment: &Attachment) -> Result<(), Error> {
         let held = self.held_by(attachment)?;
         match held.iter().find(|address| range.contains(**address)) {

@@ -28,8 +28,8 @@ impl fmt::Display for Capability {
     }
 }
 
-/// Those of `wanted` that this process lacks, as text; `None` where it lacks none or nobody can
-/// tell.
+/// The capabilities of `wanted` that this process lacks, as text; `None` where none is lacking, or
+/// where the kernel does not tell.
 #[must_use]
 pub fn missing(wanted: &[Capability]) -> Option<String> {
     let effective = effective(&fs::read_to_string("/proc/self/status").ok()?)?;

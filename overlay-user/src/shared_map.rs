@@ -223,6 +223,12 @@ mod tests {
     }
 
     #[test]
+    fn it_is_shown_with_its_entries() {
+        let map: SharedMap<u32, &str> = [(1, "one")].into_iter().collect();
+        assert_eq!(format!("{map:?}"), r#"{1: "one"}"#);
+    }
+
+    #[test]
     fn keys_are_spread_over_all_shards() {
         let map: SharedMap<u32, ()> = (0..10_000).map(|key| (key, ())).collect();
         let sizes = map.shards.iter().map(|shard| shard.len());

@@ -76,9 +76,9 @@ pub enum StoreHealth {
     /// Not yet asked.
     #[default]
     Connecting,
-    /// It answers.
+    /// The store answers.
     Ok,
-    /// It does not. What was known stays in force.
+    /// The store does not answer. What was known stays in force.
     Unreachable {
         /// Since when.
         since: SystemTime,
@@ -92,7 +92,7 @@ pub enum StoreHealth {
 pub enum Notice {
     /// Pods of this node can be reached.
     Available,
-    /// They cannot.
+    /// Leases cannot be kept.
     Unavailable {
         /// The kind of cause, in one word.
         reason: &'static str,
@@ -101,7 +101,7 @@ pub enum Notice {
     },
     /// Something that stops pods or slows them down.
     Event {
-        /// Its kind, in one word.
+        /// Kind of the store, in one word.
         reason: &'static str,
         /// What happened, for people.
         message: String,

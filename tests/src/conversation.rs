@@ -53,7 +53,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Somebody who waits to be spoken to.
+/// The answering end, which waits for the other one.
 #[derive(Clone)]
 pub struct Server(Listening);
 

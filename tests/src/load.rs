@@ -23,7 +23,7 @@ use crate::traffic::{Endpoint, PATIENCE};
 use cpu::Span;
 use instructions::Instructions;
 
-/// Who answers a load, and where clients find it.
+/// The server of a load, and where clients find that server.
 #[derive(Clone, Debug)]
 pub struct Server {
     /// Where it listens.

@@ -90,7 +90,7 @@ impl Running {
         Self(Some(child))
     }
 
-    /// Its process, to send signals to.
+    /// The number of the process, to send signals to.
     ///
     /// # Errors
     /// When it is gone.
@@ -125,7 +125,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            // It may have ended on its own, then there is nothing to kill.
+            // A process that has ended on its own need not be killed.
             let _ = child.kill();
             let _ = child.wait();
         }

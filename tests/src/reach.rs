@@ -19,7 +19,7 @@ const ECHOES: &[usize] = &[8, 1400, 20_000];
 /// Bytes over a TCP connection: more than one window.
 const STREAM: usize = 200_000;
 
-/// Who talks to whom.
+/// The two ends of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Relation {
@@ -95,9 +95,9 @@ pub enum Protocol {
 pub struct Pair {
     /// What they are to each other.
     pub relation: Relation,
-    /// Who begins.
+    /// The end that begins.
     pub from: Endpoint,
-    /// Who answers.
+    /// The end that answers.
     pub to: Endpoint,
     /// The source address that the receiver must see.
     pub source: Ipv4Addr,
@@ -113,9 +113,9 @@ pub struct Pair {
 pub struct Check {
     /// What the two are to each other.
     pub relation: Relation,
-    /// Who began.
+    /// The end that began.
     pub from: String,
-    /// Who answered.
+    /// The end that answered.
     pub to: String,
     /// How they talked.
     pub protocol: Protocol,

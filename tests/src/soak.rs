@@ -138,7 +138,7 @@ pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
     }
 
     say("settling");
-    // Whatever is not flat when the time is over is told by the judgement.
+    // A figure that is not flat when the time is over is told by the judgement.
     let _ = wait_until("everything to settle", plan.settle, || {
         inventory::take(&stage).is_ok_and(|now| samples.settle(now))
     });

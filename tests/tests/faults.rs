@@ -252,7 +252,7 @@ fn cleanup_takes_ours_and_nothing_else() -> Result<()> {
     lab.down()
 }
 
-/// Its lease is under an address that the node does not have any more.
+/// The node's lease is under an address that the node does not have any more.
 #[test]
 fn cleanup_gives_up_the_lease_of_a_node_that_has_moved() -> Result<()> {
     let lab = Lab::up(Options {

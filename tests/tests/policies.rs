@@ -99,7 +99,7 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
             iptables("iptables-nft", "DROP", "other: drop in ip filter FORWARD"),
             &remote,
         ),
-        // Nobody listens: the kernel drops.
+        // No program takes packets off the queue: the kernel drops.
         (
             iptables("iptables-nft", "NFQUEUE --queue-num 9", "other: NFQUEUE in"),
             &remote,
@@ -150,8 +150,8 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
     lab.down()
 }
 
-/// Who forces the fast path is told what it passes by; an agent that starts without force finds the
-/// rule at once.
+/// An owner who forces the fast path is told what it passes by; an agent that starts without force
+/// finds the rule at once.
 #[test]
 fn force_goes_past_rules_and_says_so() -> Result<()> {
     const NAMED: &str = "filter FORWARD";

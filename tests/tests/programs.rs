@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use overlay_cases::cases::{Case, all};
 use overlay_cases::translate::translate;
 use overlay_common::event::{EVENTS_LEN, Event};
 use overlay_common::packet::ETHERNET_LEN;
-use overlay_common::schema::CONFIG_EVENTS;
+use overlay_common::schema::{CONFIG_EVENTS, PeerEntry};
+use overlay_common::snapshot::Snapshot;
 use overlay_common::visit::Outcome;
 use overlay_common::{Family as _, Hook, V4, V6, Verdict};
 use overlay_differential::campaign::{self, Limit, Options, is_expressible};
@@ -241,6 +242,49 @@ fn made_up_packets_end_in_the_kernel_as_in_rust() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// More peers than one system call reads.
+#[test]
+fn a_foreign_change_among_thousands_of_peers_is_found() -> Result<()> {
+    in_kernel(|kernel| {
+        let case = all().into_iter().find(|case| !case.world.peers.is_empty());
+        let mut world = case.context("no case has a peer")?.world;
+        let (_, peer) = world.peers.pop_first().context("no peer")?;
+        for number in 0..3000_u32 {
+            let [_, _, high, low] = number.to_be_bytes();
+            world.peers.insert([10, 128 | high, low, 0], peer);
+        }
+        kernel.set_world(&world)?;
+        let mut another = kernel.another()?;
+        let mut less = world.clone();
+        less.peers.pop_last();
+        let (first, _) = world.peers.first_key_value().context("no peer")?;
+        let changed = PeerEntry {
+            mtu: peer.mtu + 1,
+            ..peer
+        };
+        let changed = Snapshot {
+            peers: world
+                .peers
+                .clone()
+                .into_iter()
+                .chain([(*first, changed)])
+                .collect(),
+            ..world.clone()
+        };
+        for (what, tables) in [("removed", &less), ("added", &world), ("changed", &changed)] {
+            ensure!(
+                !kernel.others_wrote()?,
+                "nothing was changed before one was {what}"
+            );
+            another.fill_peers(tables)?;
+            another.retire(tables)?;
+            ensure!(kernel.others_wrote()?, "one was {what}");
+        }
+        ensure!(!kernel.others_wrote()?, "told twice");
+        Ok(())
+    })
 }
 
 #[test]

@@ -190,7 +190,7 @@ fn every_packet_arrives_at_its_own_pod_and_at_no_other() -> Result<()> {
         .pods()
         .into_iter()
         .map(|pod| {
-            // Nobody answers, so that the counters tell of these packets alone.
+            // No pod answers, so that the counters tell of these packets alone.
             pod.run(["iptables", "-w", "-I", "INPUT", "-j", "DROP"])?;
             let capture = RawSocket::open(&pod.namespace(), "eth0")?;
             Ok((pod, capture))

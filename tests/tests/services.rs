@@ -199,7 +199,7 @@ fn errors_about_plain_traffic_pass_kube_proxys_rules() -> Result<()> {
     let lab = &cluster.lab;
     let client = lab.pod(1, 1);
     for to in [lab.pod(1, 2), lab.pod(2, 1)] {
-        // Nobody listens: the pod answers with "port unreachable" (RFC 792).
+        // No socket has the port: the pod answers with "port unreachable" (RFC 792).
         let socket = client
             .namespace()
             .inside(|| UdpSocket::bind("0.0.0.0:0"))??;

@@ -72,7 +72,7 @@ fn a_node_keeps_its_lease_when_its_public_ip_changes_and_a_stranger_cannot_take_
             public_ip: PerFamily::V4([192, 168, 0, 101].into()),
             ..attributes(1)
         };
-        // Whoever has the subnet's name but another MAC address, or the MAC address but not the
+        // A node that has the subnet's name but another MAC address, or the MAC address but not the
         // subnet's name.
         assert_ne!(take(&attributes(2), lease.subnets).await, lease.subnets);
         let elsewhere = subnets("10.3.200.0/24");

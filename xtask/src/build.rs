@@ -35,9 +35,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// What the compiler's warnings about the eBPF programs are taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Warnings {
-    /// They are printed.
+    /// Warnings are printed.
     Shown,
-    /// They are printed and fail the build.
+    /// Warnings are printed and fail the build.
     Denied,
 }
 
@@ -50,7 +50,7 @@ pub fn programs(warnings: Warnings) -> Result<()> {
     ] {
         let built = programs_of(workspace::root(), features, warnings)?;
         keep(&built, &workspace::bpf_object().with_file_name(name))?;
-        // They are made beside, and are the same for both families.
+        // The programs for sockets are made beside, and are the same for both families.
         let services = built.with_file_name("overlay-services");
         keep(
             &services,

@@ -26,7 +26,7 @@ const PACKAGES: &[&str] = &[
 #[command(after_help = "Examples:
   cargo xtask check
   cargo test -p overlay-user --lib lease::   the unit tests of one module
-  cargo test -p overlay-common --test decide honest_pod")]
+  cargo test -p overlay-common --test decide every_case   the cases of the decision")]
 pub struct Arguments {}
 
 pub fn run() -> Result<ExitCode> {
@@ -36,7 +36,7 @@ pub fn run() -> Result<ExitCode> {
         setup::ensure_protoc()
     })?;
     if run.is_broken() {
-        // Whatever is missing now would be missing in each of the other parts.
+        // What is missing now would be missing in each of the other parts.
         return Ok(run.close());
     }
     run.part("format", |_| {

@@ -10,7 +10,7 @@ use serde::Serialize;
 pub struct Count {
     pub passed: usize,
     pub failed: usize,
-    /// Those that are made for other places, such as machines with other kernels.
+    /// Tests that are made for other places, such as machines with other kernels.
     pub ignored: usize,
 }
 

@@ -75,11 +75,11 @@ struct Up {
     pods: usize,
     /// Where leases are kept: a real etcd, or a directory that all nodes see.
     #[arg(long, value_enum, default_value = "etcd")]
-    store: Store,
+    store: StoreKind,
     /// How packets get from node to node: in VXLAN; in VXLAN but for nodes on one link, which here
     /// all are; or as they are.
     #[arg(long, value_enum, default_value = "vxlan")]
-    backend: Backend,
+    backend: BackendKind,
     /// The agents' --fast-path: auto takes the eBPF path where the kernel can and passes by no
     /// rules of others, force passes by them as well, off leaves all to the kernel.
     #[arg(long, value_enum, default_value = "auto")]
@@ -98,19 +98,6 @@ struct Up {
     /// Do not build first; take the programs in target/debug as they are.
     #[arg(long)]
     no_build: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Store {
-    Etcd,
-    Dir,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Backend {
-    Vxlan,
-    DirectRouting,
-    HostGw,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -143,14 +130,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn up(arguments: &Up) -> Result<()> {
-    let store = match arguments.store {
-        Store::Etcd => StoreKind::Etcd,
-        Store::Dir => StoreKind::Dir,
-    };
     if arguments.kubernetes {
         setup::ensure_kubernetes()?;
     } else {
-        setup::ensure_lab(store)?;
+        setup::ensure_lab(arguments.store)?;
     }
     if !arguments.no_build {
         build::programs(build::Warnings::Shown)?;
@@ -159,7 +142,7 @@ fn up(arguments: &Up) -> Result<()> {
     let options = Options {
         nodes: arguments.nodes,
         pods: arguments.pods,
-        store,
+        store: arguments.store,
         fast_path: match arguments.fast_path {
             FastPath::Auto => "auto".to_owned(),
             FastPath::Force => "force".to_owned(),
@@ -168,11 +151,7 @@ fn up(arguments: &Up) -> Result<()> {
         underlay_mtu: arguments.underlay_mtu,
         ..Options::default()
     }
-    .with_backend(match arguments.backend {
-        Backend::Vxlan => BackendKind::Vxlan,
-        Backend::DirectRouting => BackendKind::DirectRouting,
-        Backend::HostGw => BackendKind::HostGw,
-    });
+    .with_backend(arguments.backend);
     if arguments.force {
         Lab::remove(&options.prefix)?;
     }

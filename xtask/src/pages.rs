@@ -1,11 +1,12 @@
-//! What the pages name exists: tests by their names, commands by what clap takes.
+//! What the pages name exists: tests by their names, commands by what clap takes, files and
+//! headings by what is there.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 use overlay_tests::hostile::Kind;
 
 use crate::{Arguments, workspace};
@@ -172,6 +173,20 @@ fn commands(text: &str) -> Vec<String> {
     commands
 }
 
+/// Why clap does not take a command, if so.
+fn refusal(command: &str) -> Option<clap::Error> {
+    // What a shell runs after the command is another one.
+    let command = command.split(" && ").next().unwrap_or_default();
+    let words = command.split_whitespace().skip(1);
+    // A word in capitals stands for one of several.
+    let is_form = (command.split(' '))
+        .any(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase()));
+    let error = Arguments::try_parse_from(words).err()?;
+    let is_taken = error.kind() == ErrorKind::DisplayHelp
+        || is_form && error.kind() == ErrorKind::InvalidValue;
+    (!is_taken).then_some(error)
+}
+
 #[test]
 fn every_command_that_a_page_names_is_taken() {
     let mut wrong = Vec::new();
@@ -179,20 +194,111 @@ fn every_command_that_a_page_names_is_taken() {
     for (path, text) in pages() {
         for command in commands(&text) {
             count += 1;
-            let words = command.split_whitespace().skip(1);
-            // A word in capitals stands for one of several.
-            let is_form = (command.split(' '))
-                .any(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase()));
-            let Err(error) = Arguments::try_parse_from(words) else {
-                continue;
-            };
-            let is_taken = error.kind() == ErrorKind::DisplayHelp
-                || is_form && error.kind() == ErrorKind::InvalidValue;
-            if !is_taken {
-                wrong.push(format!("{}: `{command}`: {error}", path.display()));
-            }
+            let refused = refusal(&command);
+            wrong.extend(refused.map(|why| format!("{}: `{command}`: {why}", path.display())));
         }
     }
     assert!(count > 10, "{count} commands found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The examples at the end of a command's help, and of its subcommands'.
+fn examples(command: &clap::Command) -> Vec<String> {
+    let help = command.get_after_help().map(ToString::to_string);
+    let own = help.map(|help| commands(&format!("```\n{help}")));
+    let below = command.get_subcommands().flat_map(examples);
+    own.into_iter().flatten().chain(below).collect()
+}
+
+#[test]
+fn every_example_of_a_help_is_taken() {
+    let examples = examples(&Arguments::command());
+    assert!(examples.len() > 10, "{examples:?}");
+    let wrong = examples.iter().filter_map(|example| {
+        let why = refusal(example)?;
+        Some(format!("`{example}`: {why}"))
+    });
+    let wrong: Vec<_> = wrong.collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The targets of a page's links, without those outside of the repository.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let targets = text.split("](").skip(1);
+    let targets = targets.filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
+    targets.filter(|target| !target.contains("://"))
+}
+
+/// The name by which a link leads to a heading: lower case, hyphens for spaces, no punctuation.
+fn anchors(text: &str) -> impl Iterator<Item = String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter_map(|letter| match letter {
+            ' ' => Some('-'),
+            '-' | '_' => Some(letter),
+            _ => letter.is_alphanumeric().then_some(letter),
+        });
+        kept.collect()
+    })
+}
+
+#[test]
+fn every_link_of_a_page_leads_somewhere() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for (path, text) in pages() {
+        for link in links(&text) {
+            count += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => path.parent().expect("a directory").join(file),
+            };
+            let is_there = match anchor {
+                "" => target.exists(),
+                anchor => fs::read_to_string(&target)
+                    .is_ok_and(|text| anchors(&text).any(|name| name == anchor)),
+            };
+            if !is_there {
+                wrong.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(count > 10, "{count} links found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Directories of the repository that pages name files in.
+const NAMED: [&str; 7] = [
+    "deploy/",
+    "docs/",
+    "overlay-common/",
+    "overlay-ebpf/",
+    "overlay-user/",
+    "tests/",
+    "xtask/",
+];
+
+#[test]
+fn every_file_that_a_page_names_exists() {
+    let root = workspace::root();
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for (path, text) in pages() {
+        for span in text.lines().flat_map(spans) {
+            // NAME stands for one that is to be chosen.
+            let is_file = NAMED.iter().any(|start| span.starts_with(start))
+                && !span.contains("NAME")
+                && !span.contains(' ');
+            if is_file {
+                count += 1;
+                if !root.join(span).exists() {
+                    wrong.push(format!("{}: no {span}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(count > 30, "{count} files found");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -21,7 +21,7 @@ struct Part {
 /// What a part has done.
 #[derive(Debug, Default)]
 pub struct Done {
-    /// Its tests.
+    /// Tests of the part.
     pub count: Count,
     /// The names of those that failed.
     pub failed: Vec<String>,

@@ -37,7 +37,7 @@ use store::Kind;
 /// agent is ready, memory, processor time of the agent and of all programs that it starts over an
 /// idle minute, time from a lease's write until route, neighbour, FDB entry and the entry in
 /// ov_peers4 are there, alone and while leases churn, and time until a router's new MAC address is
-/// used. Work that the kernel puts off to its own threads is nobody's. Needs root.
+/// used. Work that the kernel puts off to its own threads is not counted. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about ten minutes
@@ -187,14 +187,14 @@ fn tell(arguments: &Arguments, findings: &impl Serialize, text: String) -> Resul
     Ok(())
 }
 
-/// Measures one agent in a lab of its own, which goes whatever comes of it.
+/// Measures one agent in a lab of its own, which is removed also when measuring fails.
 fn one(kind: Kind, agent: &Agent, bin_dir: &Path, peers: u32, plan: &Plan) -> Result<Scaled> {
     let name = agent.name();
     shell::progress(&format!("{name}, {peers} peers"));
     let mut stage = Stage::up(kind, agent, bin_dir.to_owned(), peers)?;
     let scaled = measure::measure(&mut stage, agent, peers, plan);
     let scaled = scaled.with_context(|| format!("{name} with {peers} peers"));
-    // An error of the measurement is the one to tell.
+    // Where both fail, the measurement's error is reported.
     let down = stage.down();
     scaled.and_then(|scaled| down.map(|()| scaled))
 }

@@ -50,7 +50,7 @@ pub struct Arguments {
 
 /// The tests that take the programs of Kubernetes.
 const KUBERNETES: [&str; 2] = ["kubernetes", "store_kube"];
-/// Those in clusters of their own, each of which takes all processors while it starts.
+/// Tests in clusters of their own, each of which takes all processors while it starts.
 const CLUSTERS: &str = "kubernetes";
 /// The tests that every variant of the data path has to pass.
 const OF_EVERY_VARIANT: &[&str] = &["equality", "offloads", "reachability", "faults", "healing"];
@@ -85,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         run.part("Kubernetes", |_| setup::ensure_kubernetes())?;
     }
     if run.is_broken() {
-        // Whatever is missing now would be missing in each of the other parts.
+        // What is missing now would be missing in each of the other parts.
         return Ok(run.close());
     }
     // First what may fetch something: there is no network where labs are made.
@@ -133,7 +133,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             &mut variant.command(&["reachability"], None),
         )?;
         run.part("fuzz", |_| fuzz::try_out(FUZZ_SECONDS))?;
-        // That it works; no figure passes or fails.
+        // Whether the command works; no figure passes or fails.
         run.part("bench", |_| bench::try_out())?;
         run.part("scale", |_| scale::try_out())?;
         run.part("soak", |_| soak::try_out())?;

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-/// The repository.
+/// The repository's root directory.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .unwrap_or(Path::new("."))
 }
 
-/// Where cargo builds everything else.
+/// Where cargo builds everything but the eBPF programs.
 pub fn target() -> PathBuf {
     let chosen = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     chosen.unwrap_or_else(|| root().join("target"))

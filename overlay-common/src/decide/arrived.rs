@@ -23,7 +23,7 @@ pub enum FromNetwork<'t, F: Family> {
         pod: &'t PodEntry,
         /// The MAC address that it comes from in the pod's eyes: the bridge's.
         gateway_mac: [u8; 6],
-        /// Its IP header, already one hop further on.
+        /// The IP header, already one hop further on.
         header: F::Header,
     },
     /// Leave it to the kernel.

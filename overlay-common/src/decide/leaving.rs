@@ -29,14 +29,14 @@ pub fn leaving<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     hook: Hook,
     handed_over: u16,
 ) -> Leaving<F> {
-    match seen(packet, tables) {
-        Ok(seen) => translated(packet, tables, hook, handed_over, &seen),
+    match outgoing(packet, tables) {
+        Ok(outgoing) => translated(packet, tables, hook, handed_over, &outgoing),
         Err(verdict) => Leaving::Pass(verdict),
     }
 }
 
 /// A packet of the family that leaves, and this node's configuration.
-pub(super) struct Seen<'t, F: Family, O: Family> {
+pub(super) struct Outgoing<'t, F: Family, O: Family> {
     pub config: &'t Config<F, O>,
     pub ethernet: Ethernet,
     pub ip: Ip<F>,
@@ -44,17 +44,17 @@ pub(super) struct Seen<'t, F: Family, O: Family> {
 
 /// What every decision on a packet that leaves begins with.
 #[inline(always)]
-pub(super) fn seen<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+pub(super) fn outgoing<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &'t T,
-) -> Result<Seen<'t, F, O>, Verdict> {
+) -> Result<Outgoing<'t, F, O>, Verdict> {
     let config = tables.config().ok_or(Verdict::Inactive)?;
     let ethernet = Ethernet::parse(packet, 0).ok_or(Verdict::NotIp)?;
     if ethernet.ethertype != F::ETHERTYPE {
         return Err(Verdict::NotIp);
     }
     let ip = F::parse(packet, ETHERNET_LEN).ok_or(Verdict::NotIp)?;
-    Ok(Seen {
+    Ok(Outgoing {
         config,
         ethernet,
         ip,
@@ -68,7 +68,7 @@ pub(super) fn translated<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     tables: &T,
     hook: Hook,
     handed_over: u16,
-    Seen { config, ip, .. }: &Seen<'_, F, O>,
+    Outgoing { config, ip, .. }: &Outgoing<'_, F, O>,
 ) -> Leaving<F> {
     // Of a datagram that the stack took apart, the first part tells.
     let is_plain = handed_over != 0

@@ -1,10 +1,10 @@
 //! What a pod sends.
 
 use super::{
-    CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, PEER_DIRECT,
-    POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP, Verdict, fits,
-    fits_in_vxlan, in_a_vlan, in_network, in_own_subnet, is_not_stack_owned, is_regular,
-    is_this_node, same_family, same_mac,
+    CONFIG_ACTIVE, Claim, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip,
+    PEER_DIRECT, POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP,
+    Verdict, fits, fits_in_vxlan, in_a_vlan, in_network, in_own_subnet, is_not_stack_owned,
+    is_regular, is_this_node, same_family, same_mac,
 };
 
 /// What to do with a packet from a pod.
@@ -18,11 +18,11 @@ pub enum FromPod<'t, F: Family, O: Family = F> {
         config: &'t Config<F, O>,
         /// Whereto.
         peer: &'t PeerEntry<O>,
-        /// Its IP header, already one hop further on.
+        /// The IP header, already one hop further on.
         header: F::Header,
         /// Length of the IP packet in bytes.
         len: u32,
-        /// Its ECN field.
+        /// The ECN field of the IP header.
         ecn: u8,
     },
     /// Send it to the peer as it is.
@@ -31,7 +31,7 @@ pub enum FromPod<'t, F: Family, O: Family = F> {
         config: &'t Config<F, O>,
         /// Whereto.
         peer: &'t PeerEntry<O>,
-        /// Its IP header, already one hop further on.
+        /// The IP header, already one hop further on.
         header: F::Header,
     },
     /// Leave it to the kernel.
@@ -71,7 +71,8 @@ pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return FromPod::Pass(Pass::of(Verdict::Malformed));
     };
 
-    // Nobody can pretend to be somebody else: before any hand-over.
+    // A forged source is refused before any hand-over, because no oddity may carry one past the
+    // check.
     let is_own = endpoint.has(ip.source);
     let is_sibling = !is_own && in_network(config, ip.source);
     if is_sibling && !same_owner(tables, endpoint, ip.source) {
@@ -207,7 +208,7 @@ fn not_ip<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
 }
 
 /// Whether a message of neighbour resolution claims somebody else's address, which would draw that
-/// pod's traffic.
+/// pod's traffic, or hides what it claims.
 #[inline(always)]
 fn claims_anothers<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -217,11 +218,15 @@ fn claims_anothers<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     ethernet: &Ethernet,
     ip: Option<&Ip<F>>,
 ) -> bool {
-    F::claimed(packet, ethernet.ethertype, ip).is_some_and(|claimed| {
-        !endpoint.has(claimed)
-            && in_network(config, claimed)
-            && !same_owner(tables, endpoint, claimed)
-    })
+    match F::claim(packet, ethernet.ethertype, ip) {
+        Claim::None => false,
+        Claim::Of(claimed) => {
+            !endpoint.has(claimed)
+                && in_network(config, claimed)
+                && !same_owner(tables, endpoint, claimed)
+        }
+        Claim::Hidden => true,
+    }
 }
 
 /// Whether a pod tries to speak as a VTEP: its packet would leave with the node's own address.

@@ -12,8 +12,8 @@ use super::{
     in_network, in_own_subnet, is_not_stack_owned, is_regular, same_mac,
 };
 
-/// The packet where it claims to be a pod's although nothing is around it. `arrived` is what it is
-/// to the underlay, whose family need not be the pods'.
+/// The packet, if it comes without encapsulation and its source is in the overlay's network.
+/// `arrived` is the packet as one of the underlay's family, which need not be the pods' family.
 #[inline(always)]
 pub(super) fn parse<F: Family, O: Family, P: Packet>(
     packet: &P,
@@ -31,7 +31,8 @@ pub(super) fn parse<F: Family, O: Family, P: Packet>(
     in_network(config, routed.ip.source).then_some(routed)
 }
 
-/// Whether the packet comes from where its source is; or how it ends.
+/// Checks that the packet comes from the MAC address of the node whose subnet its source is in;
+/// `Err` says how a packet from elsewhere ends.
 #[inline(always)]
 pub(super) fn sender<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -43,7 +44,7 @@ pub(super) fn sender<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return Err(pass(Verdict::NotForUs));
     }
     let source = routed.ip.source;
-    // This node's own pods are not out there.
+    // A packet of this node's own pods does not come from the network.
     if in_own_subnet(config, source) {
         return Err(FromNetwork::Refuse(Verdict::ForeignInnerSource));
     }

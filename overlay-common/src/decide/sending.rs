@@ -3,7 +3,7 @@
 //! The stack has routed the packet and filled in its Ethernet header, so that nothing is left to
 //! decide but whether the device would do exactly the same: what is odd is the device's.
 
-use super::leaving::{Leaving, Seen, seen, translated};
+use super::leaving::{Leaving, Outgoing, outgoing, translated};
 use super::{
     CONFIG_ACTIVE, CONFIG_ENCAPSULATE_FOR_STACK, Config, ETHERNET_LEN, Family, PEER_DIRECT, Packet,
     PeerEntry, Tables, fits, fits_in_vxlan, is_regular, is_this_node, same_mac,
@@ -26,27 +26,26 @@ pub struct Encapsulation<'t, F: Family, O: Family = F> {
     pub config: &'t Config<F, O>,
     /// Whereto.
     pub peer: &'t PeerEntry<O>,
-    /// Its IP header.
+    /// The IP header.
     pub header: F::Header,
     /// Length of the IP packet in bytes.
     pub len: u32,
-    /// Its ECN field.
+    /// The ECN field of the IP header.
     pub ecn: u8,
 }
 
 /// Decides on a packet that leaves by a device that leads to other nodes: what
-/// [`leaving`](super::leaving()) says, and
-/// whether it is encapsulated at once.
+/// [`leaving`](super::leaving()) says, and whether it is encapsulated at once.
 #[inline(always)]
 pub fn sending<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &'t T,
     handed_over: u16,
 ) -> Sending<'t, F, O> {
-    match seen(packet, tables) {
-        Ok(seen) => Sending {
-            leaving: translated(packet, tables, Hook::VtepOut, handed_over, &seen),
-            tunnel: encapsulation(packet, tables, &seen),
+    match outgoing(packet, tables) {
+        Ok(outgoing) => Sending {
+            leaving: translated(packet, tables, Hook::VtepOut, handed_over, &outgoing),
+            tunnel: encapsulation(packet, tables, &outgoing),
         },
         Err(verdict) => Sending {
             leaving: Leaving::Pass(verdict),
@@ -60,14 +59,14 @@ pub fn sending<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
 fn encapsulation<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
     tables: &'t T,
-    seen: &Seen<'t, F, O>,
+    outgoing: &Outgoing<'t, F, O>,
 ) -> Option<Encapsulation<'t, F, O>> {
     const WANTED: u32 = CONFIG_ACTIVE | CONFIG_ENCAPSULATE_FOR_STACK;
-    let Seen {
+    let Outgoing {
         config,
         ethernet,
         ip,
-    } = seen;
+    } = outgoing;
     if config.flags & WANTED != WANTED || packet.vlan().is_some() {
         return None;
     }
@@ -76,7 +75,8 @@ fn encapsulation<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return None;
     }
     let peer = tables.peer(F::mask(ip.destination, config.peer_mask))?;
-    // A frame of another device, such as the NIC, or for another node than the address is of.
+    // Another Ethernet header is that of another device, such as the NIC, or leads to another node
+    // than the one that has the destination in its subnet.
     let inner = peer.inner_ethernet();
     let is_tunnelled = peer.flags & PEER_DIRECT == 0
         && same_mac(ethernet.source, inner.source)

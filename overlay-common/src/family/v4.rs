@@ -3,7 +3,7 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv4Hdr};
 
-use super::{Family, Fragment, Ip};
+use super::{Claim, Family, Fragment, Ip};
 use crate::checksum;
 use crate::packet::{ETHERNET_LEN, ETHERTYPE_ARP, IcmpKind, Packet, UDP};
 use crate::vxlan::{self, Tunnel};
@@ -100,13 +100,15 @@ impl Family for V4 {
 
     /// By ARP (RFC 826), requests and replies alike.
     #[inline(always)]
-    fn claimed<P: Packet>(packet: &P, ethertype: u16, _: Option<&Ip<Self>>) -> Option<[u8; 4]> {
+    fn claim<P: Packet>(packet: &P, ethertype: u16, _: Option<&Ip<Self>>) -> Claim<[u8; 4]> {
         if ethertype != ETHERTYPE_ARP {
-            return None;
+            return Claim::None;
         }
         // The sender's protocol address follows 8 bytes of fixed fields and its MAC address.
-        let [sender] = packet.load(ETHERNET_LEN + 14)?;
-        Some(sender.to_ne_bytes())
+        match packet.load(ETHERNET_LEN + 14) {
+            Some([sender]) => Claim::Of(sender.to_ne_bytes()),
+            None => Claim::None,
+        }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv6Hdr};
 
-use super::{Family, Fragment, Ip};
+use super::{Claim, Family, Fragment, Ip};
 use crate::packet::{IcmpKind, Packet, UDP};
 use crate::vxlan::{self, Tunnel};
 
@@ -26,6 +26,9 @@ const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
 /// Neighbour advertisement (RFC 4861, section 4.4): the address that it is about follows 8 bytes
 /// on.
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+/// The hop limit without which nobody believes a message of neighbour discovery (RFC 4861, section
+/// 7.1).
+const NEIGHBOUR_HOP_LIMIT: u8 = 255;
 
 impl Family for V6 {
     type Addr = [u8; 16];
@@ -127,17 +130,25 @@ impl Family for V6 {
     /// By neighbour discovery (RFC 4861). A solicitation claims the address that it is sent from,
     /// which is judged as every source is.
     #[inline(always)]
-    fn claimed<P: Packet>(packet: &P, _: u16, ip: Option<&Ip<Self>>) -> Option<[u8; 16]> {
-        let ip = ip?;
-        if ip.protocol != Self::ICMP || ip.fragment == Fragment::Later {
-            return None;
+    fn claim<P: Packet>(packet: &P, _: u16, ip: Option<&Ip<Self>>) -> Claim<[u8; 16]> {
+        let Some(ip) = ip else {
+            return Claim::None;
+        };
+        if ip.ttl != NEIGHBOUR_HOP_LIMIT || ip.fragment == Fragment::Later {
+            return Claim::None;
+        }
+        if is_extension(ip.protocol) {
+            return Claim::Hidden;
         }
         let message = IP as u32 + ip.header_len;
-        let [kind] = packet.load::<1>(message)?;
-        if kind.to_ne_bytes()[0] != NEIGHBOUR_ADVERTISEMENT {
-            return None;
+        let kind = match packet.load::<1>(message) {
+            Some([word]) if ip.protocol == Self::ICMP => word.to_ne_bytes()[0],
+            _ => return Claim::None,
+        };
+        match packet.load::<4>(message + 8) {
+            Some(target) if kind == NEIGHBOUR_ADVERTISEMENT => Claim::Of(bytemuck::cast(target)),
+            _ => Claim::None,
         }
-        packet.load::<4>(message + 8).map(bytemuck::cast)
     }
 
     #[inline(always)]
@@ -252,17 +263,39 @@ mod tests {
     fn an_advertisement_claims_its_target() {
         let target: [u8; 16] = core::array::from_fn(|place| place as u8);
         let message = [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &target].concat();
-        let claimed = |next, rest: &[u8]| {
-            let bytes = frame(next, rest);
+        let claim = |hop_limit, next, rest: &[u8]| {
+            let mut bytes = frame(next, rest);
+            bytes[21] = hop_limit;
             let packet = Frame::new(&bytes);
-            V6::claimed(&packet, V6::ETHERTYPE, V6::parse(&packet, 14).as_ref())
+            V6::claim(&packet, V6::ETHERTYPE, V6::parse(&packet, 14).as_ref())
         };
-        assert_eq!(claimed(V6::ICMP, &message), Some(target));
-        assert_eq!(claimed(V6::ICMP, &message[..23]), None);
-        assert_eq!(claimed(UDP, &message), None);
+        assert_eq!(claim(255, V6::ICMP, &message), Claim::Of(target));
+        assert_eq!(claim(254, V6::ICMP, &message), Claim::None);
+        assert_eq!(claim(255, V6::ICMP, &message[..23]), Claim::None);
+        assert_eq!(
+            claim(255, V6::ICMP, &[&[135], &message[1..]].concat()),
+            Claim::None
+        );
+        assert_eq!(claim(255, UDP, &message), Claim::None);
         let fragment = |place: u8| [&[V6::ICMP, 0, 0, place, 0, 0, 0, 1][..], &message].concat();
-        assert_eq!(claimed(FRAGMENT, &fragment(1)), Some(target), "the first");
-        assert_eq!(claimed(FRAGMENT, &fragment(8)), None, "a later one");
+        assert_eq!(
+            claim(255, FRAGMENT, &fragment(1)),
+            Claim::Of(target),
+            "the first"
+        );
+        assert_eq!(
+            claim(255, FRAGMENT, &fragment(8)),
+            Claim::None,
+            "a later one"
+        );
+        let behind = |next: u8| [&[next, 0, 0, 0, 0, 0, 0, 0][..], &message].concat();
+        assert_eq!(claim(255, HOP_BY_HOP, &behind(V6::ICMP)), Claim::Of(target));
+        let far = [
+            &[DESTINATION_OPTIONS, 0, 0, 0, 0, 0, 0, 0].repeat(2)[..],
+            &behind(V6::ICMP),
+        ];
+        assert_eq!(claim(255, HOP_BY_HOP, &far.concat()), Claim::Hidden);
+        assert_eq!(claim(64, HOP_BY_HOP, &far.concat()), Claim::None);
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl Operation {
         Self::Egress,
     ];
 
-    /// Its name in metrics, tables and JSON.
+    /// The verdict's name in metrics, tables and JSON.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,7 +51,7 @@ numbered! {
     Named = 1 "named",
     /// The address is no Service's.
     NotService = 2 "not_service",
-    /// Nobody serves; what becomes of it is kube-proxy's to say.
+    /// The frontend has no server: left to kube-proxy, which refuses or drops.
     NoServers = 3 "no_servers",
     /// The Service changed meanwhile, or a server was missing: left to kube-proxy.
     Changing = 4 "changing",

@@ -3,11 +3,11 @@
 
 use overlay_cases::cases::{Case, all};
 use overlay_cases::translate::{Translated, translate};
-use overlay_common::visit::Visit;
+use overlay_common::visit::{Outcome, Visit};
 use overlay_common::{Family, V4, V6, Verdict};
 
-/// That a case ends in the other families as it does in IPv4; `None` where it cannot be told in
-/// them.
+/// Checks that a case ends in the other families as in IPv4; `None` where the case cannot be told
+/// in them.
 pub fn ends_alike<F: Translated, O: Translated>(case: &Case) -> Option<Result<Verdict, String>> {
     let (world, visit, want) = translate::<F, O>(case)?;
     let got = visit.decide(&world);
@@ -68,4 +68,32 @@ fn the_underlay_may_be_of_another_family() {
         }
     }
     assert_ne!(V4::HEADER_LEN, V6::HEADER_LEN);
+}
+
+/// A neighbour advertisement for another's address, behind as many headers as nobody reads: hop
+/// limit 255 is what the pods' stacks ask of one.
+#[test]
+fn a_claim_is_not_hidden_by_extension_headers() {
+    const HOP_LIMIT: usize = 14 + 7;
+    let told: Vec<_> = all()
+        .iter()
+        .filter(|case| case.want == Outcome::Refuse(Verdict::SpoofedArp))
+        .filter_map(translate::<V6, V6>)
+        .collect();
+    assert!(!told.is_empty(), "no case claims another's address");
+    for (world, mut visit, want) in told {
+        assert_eq!(visit.decide(&world), want);
+        // The fixed header ends at 54. Destination options of eight bytes each, the last of which
+        // is followed by what followed the fixed header.
+        let next = std::mem::replace(&mut visit.frame[14 + 6], 60);
+        let chain = [
+            [60, 0, 0, 0, 0, 0, 0, 0],
+            [60, 0, 0, 0, 0, 0, 0, 0],
+            [next, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        visit.frame.splice(54..54, chain.concat());
+        assert_eq!(visit.decide(&world), want, "hidden");
+        visit.frame[HOP_LIMIT] = 64;
+        assert_ne!(visit.decide(&world), want, "nobody believes it");
+    }
 }

@@ -275,7 +275,7 @@ proptest! {
         }
     }
 
-    /// Whatever a pod sends to whomever, but for oddities of IPv4's own.
+    /// Any packet of a pod to any address, but for oddities of IPv4's own.
     #[test]
     fn what_a_pod_sends_ends_alike_in_both_families(
         source in select(vec![POD_A, POD_B, OUTSIDE]), to: [u8; 2], oddities in oddities(), outside in any::<bool>(),

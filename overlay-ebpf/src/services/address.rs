@@ -39,7 +39,7 @@ impl<'a> Call<'a> {
         self.context.sock_addr
     }
 
-    /// The transport, or why the call is none of ours.
+    /// The transport, or why the programs leave the call alone.
     #[inline(always)]
     pub fn transport(&self) -> Result<u16, Verdict> {
         let family = if self.is_v6 { INET6 } else { INET };
@@ -110,7 +110,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The network namespace of the socket (Linux 5.7).
+    /// The cookie of the socket's network namespace (Linux 5.7): a client, to session affinity.
     #[inline(always)]
     pub fn client(&self) -> u64 {
         // SAFETY: the context of this program.
@@ -119,8 +119,11 @@ impl<'a> Call<'a> {
 }
 
 /// A quarter of the IPv6 address.
+///
+/// # Safety
+/// `raw` is the context of a program, and `at` is 0 to 3.
 #[inline(always)]
 unsafe fn word_of(raw: *mut bpf_sock_addr, at: usize) -> *mut u32 {
-    // SAFETY: the caller's promise that there are four.
+    // SAFETY: the caller keeps `at` within the four words of the field.
     unsafe { addr_of_mut!((*raw).user_ip6).cast::<u32>().add(at) }
 }

@@ -16,7 +16,7 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Who may send from where, now that these peers are believed.
+    /// The sources that each peer may send from, now that these peers are believed.
     pub fn follow(&mut self, believed: &PeerMap) -> &Sources {
         for it in believed.differences(&self.believed) {
             if let Some((vtep, subnet)) = it.before.and_then(source) {

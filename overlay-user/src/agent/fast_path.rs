@@ -45,7 +45,7 @@ pub struct View<'a> {
     pub pods: &'a mut PodLinks,
     /// VNIs of other devices on the UDP port, where the kernel has told.
     pub other_vnis: Option<BTreeSet<u32>>,
-    /// Whether somebody captures what leaves by the VXLAN device.
+    /// Whether a program captures what leaves by the VXLAN device.
     pub is_captured: bool,
     /// The other nodes.
     pub peers: &'a [Peer],
@@ -266,7 +266,7 @@ impl FastPath {
                 } else if tried.as_ref().is_none_or(|(_, last)| *last != error) {
                     tracing::warn!("the kernel path carries everything: {error}");
                 }
-                // Nobody would keep an earlier agent's tables true.
+                // An earlier agent's tables would not be kept true by any process.
                 if let Err(error) = take_off(&view.settings.pins) {
                     report.problem("fast path", error.to_string());
                 }

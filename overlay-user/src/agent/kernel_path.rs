@@ -195,7 +195,7 @@ async fn device_and_peers(
             }
         }
     }
-    // Without its device nobody is served.
+    // No pod is served without the device.
     if desired.link.is_some() && seen.observed.link.is_none() {
         return Vec::new();
     }
@@ -209,7 +209,7 @@ fn concerns(failure: &Failure, peer: &Peer) -> bool {
         Action::AddRoute(route) | Action::ReplaceRoute(route) => route.subnet == peer.subnet,
         Action::SetNeighbour(address, _) => *address == peer.subnet.network(),
         Action::SetFdb(mac, _) => Some(*mac) == peer.mac(),
-        // Without its device nobody is served.
+        // No pod is served without the device.
         Action::DeleteDevice(_) | Action::CreateDevice(..) | Action::SetUp => true,
         _ => false,
     }

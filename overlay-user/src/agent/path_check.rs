@@ -21,7 +21,7 @@ use checks::Checks;
 const TURN: Duration = Duration::from_secs(30);
 /// Pause before a socket is opened again that could not be used: the device may come.
 const RETRY: Duration = Duration::from_secs(5);
-/// Who does not answer is told at most this often: each telling is a round of the reconciler and a
+/// Silent peers are reported at most this often: each report is a round of the reconciler and a
 /// note with all of them, and where VXLAN is dropped one peer after another is found not to answer.
 const TELL: Duration = Duration::from_secs(10);
 /// So many peers are named in the log.
@@ -40,7 +40,7 @@ struct Wanted {
 pub struct Paths {
     /// The peers that do not answer, in the order of their subnets.
     pub unreachable: Vec<Peer>,
-    /// Why nobody is asked, if so.
+    /// Why no peer is asked, if so.
     pub unchecked: Option<String>,
 }
 
@@ -96,7 +96,7 @@ impl PathCheck {
         }
     }
 
-    /// Says whom to ask, from `source` by `device`.
+    /// Says which peers to ask, from `source` by `device`.
     pub fn follow(&self, device: &str, source: IpAddr, peers: &PeerMap) {
         let IpAddr::V4(source) = source else {
             return;
@@ -239,7 +239,7 @@ impl Teller {
         None
     }
 
-    /// Tells that nobody can be asked.
+    /// Tells that no peer can be asked.
     fn tell_unchecked(&mut self, error: &echo::Error) {
         let paths = Paths {
             unreachable: Vec::new(),

@@ -21,7 +21,7 @@ use crate::per_family::PerFamily;
 use crate::reconcile::KernelState;
 
 /// This node, with its lease, the MAC address of the backend's device, the underlay's device and
-/// the prefixes of that.
+/// the prefixes of the underlay's device.
 #[must_use]
 pub fn here(
     settings: &Settings,
@@ -124,8 +124,8 @@ fn guard(settings: &Settings, here: &Here, sources: &Sources, seen: &Seen) -> Op
     })
 }
 
-/// How long the guard outlives the agent. nftables has no time without end for what it calls a
-/// timeout.
+/// How long the guard refuses by the list of leases after the agent is gone. "For ever" is ten
+/// years, because a timeout of nftables ends.
 fn lapse(wanted: Duration) -> Duration {
     const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
     if wanted.is_zero() { FOR_EVER } else { wanted }

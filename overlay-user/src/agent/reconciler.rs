@@ -36,17 +36,18 @@ use crate::store::{LeaseState, Store};
 mod tell;
 mod waits;
 
+use tell::guards;
 use waits::{told, told_of, watch_kernel, when};
 
 /// Changes come in bursts; a round waits this long for the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
 /// At least this long from the end of a round to the next, however many events there are.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often what failed is tried again, and what sends no events and takes a moment to look at is
-/// looked at: map entries, IPsec policies.
+/// How often a round that failed is run again. As often the agent looks at state of which no event
+/// tells and which takes long to read: map entries, IPsec policies.
 const RESYNC: Duration = Duration::from_secs(5);
-/// How often what sends no events and is quickly looked at is looked at: programs, pins, sysctls,
-/// the subnet file.
+/// How often the agent looks at state of which no event tells and which is quickly read: programs,
+/// pins, sysctls, the subnet file.
 const TICK: Duration = Duration::from_secs(1);
 
 /// What the agent starts with.
@@ -124,7 +125,8 @@ impl Reconciler {
         }
     }
 
-    /// Beats with every turn of the loop, and so every second if all is well.
+    /// The heartbeat of [`Reconciler::run`], which beats with every turn of the loop, and so every
+    /// second if all is well.
     pub fn heartbeat(&self) -> Heartbeat {
         self.heartbeat.clone()
     }
@@ -148,8 +150,8 @@ impl Reconciler {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 () = when(due) => {
-                    // A round may be left at any point, as when the agent is killed: the next
-                    // agent's puts it right.
+                    // A round may be left at any point, as when the agent is killed: the first
+                    // round of the next agent puts right what was left half done.
                     tokio::select! {
                         () = cancel.cancelled() => return Ok(()),
                         () = self.round() => {}
@@ -173,7 +175,7 @@ impl Reconciler {
                     changed?;
                     due = due.or_else(soon);
                 }
-                // For the note to the tools.
+                // A round writes both into the note for the tools.
                 () = told_of(&mut paths) => due = due.or_else(soon),
                 () = told_of(&mut services) => due = due.or_else(soon),
                 () = told_of(&mut refused) => due = due.or_else(soon),
@@ -195,7 +197,8 @@ impl Reconciler {
                         if self.failed {
                             self.seen.distrust();
                         }
-                        // Every one is asked, because each takes note of what it sees.
+                        // `|` in place of `||`, because each call has to be made: the callee
+                        // remembers what it sees.
                         is_due |= self.failed
                             | self.seen.are_pods_due()
                             | self.kernel_path.is_guard_hurt().await
@@ -210,7 +213,7 @@ impl Reconciler {
     }
 
     async fn round(&mut self) {
-        // Its socket can break; without it every round would fail the same way.
+        // The connection's socket can break, and without a new socket every round would fail.
         if self.kernel.is_closed() {
             match Kernel::connect() {
                 Ok(kernel) => self.kernel = kernel,
@@ -305,8 +308,8 @@ impl Reconciler {
         report.reject(self.peers.rejected());
     }
 
-    /// The order in which everything changes: what goes, goes from the maps first; what comes,
-    /// comes to the maps last.
+    /// Changes everything in the order that the architecture's rule 7 asks for: what is removed
+    /// leaves the maps first, and what is added enters the maps last.
     async fn carry_out(&mut self, here: &Here, report: &mut Report) {
         let mut peers: Vec<Peer> = self.peers.believed().values().cloned().collect();
         peers.sort();
@@ -391,13 +394,5 @@ impl Reconciler {
         }
         report.pods = view.pods.pods.len();
         report.peers = served.len();
-    }
-}
-
-/// Who judges what pods and nodes send, for people.
-fn guards(by_programs: usize) -> String {
-    match by_programs {
-        0 => "nftables".to_owned(),
-        pods => format!("eBPF programs what {pods} pods send, nftables all else"),
     }
 }

@@ -1,6 +1,7 @@
 //! What was seen of the kernel's network: one look, and what the kernel's events have told since.
 //!
-//! Nothing is asked for by the clock but now and then all of it, because an event may be lost.
+//! The kernel is asked after an event, and now and then for everything, because an event may be
+//! lost.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ pub struct Seen {
     pub other_vnis: Option<BTreeSet<u32>>,
     /// The underlay's device; none where the kernel has not told.
     pub underlay: Option<Sighting>,
-    /// Whether somebody captures what leaves by the backend's device.
+    /// Whether a program captures what leaves by the backend's device.
     pub is_captured: bool,
     /// Whether devices, addresses, or queueing disciplines may have changed.
     devices_are_old: bool,
@@ -75,7 +76,8 @@ impl Seen {
                 .is_some_and(|change| self.observed.apply(change)),
             Event::Neighbour(_) | Event::Fdb { .. } | Event::Rule => false,
             Event::Link(ifindex) => {
-                // What hangs on a device goes with it, or with its being up, without a word.
+                // When a device goes, or goes down, the kernel removes its neighbours, FDB entries
+                // and routes, and does not send an event for each.
                 self.peers_are_old |= device.is_none_or(|device| device == *ifindex);
                 self.devices_are_old = true;
                 true
@@ -96,7 +98,7 @@ impl Seen {
         (self.devices_are_old, self.peers_are_old) = (true, true);
     }
 
-    /// Whether it is time to look at everything, and begins to.
+    /// Whether it is time to look at everything; if so, the next refreshment does.
     pub fn is_due(&mut self) -> bool {
         let is_due = self.looked.elapsed() >= NOW_AND_THEN;
         if is_due {
@@ -110,7 +112,7 @@ impl Seen {
         let Some(link) = &self.observed.link else {
             return false;
         };
-        // Where the kernel does not tell there may be one.
+        // Where the kernel does not tell, a capture is assumed.
         let is_captured = captures::are_on(link.ifindex).unwrap_or(true);
         std::mem::replace(&mut self.is_captured, is_captured) != is_captured
     }

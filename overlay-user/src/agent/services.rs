@@ -241,7 +241,7 @@ fn follow(
     })
 }
 
-/// Takes away what nobody keeps true.
+/// Takes away the tables that no agent keeps true.
 fn take_off(pins: &Pins) {
     if let Err(error) = services::forget(pins) {
         tracing::warn!("{error}");

@@ -113,15 +113,34 @@ fn location(agent: &AgentFlags) -> Location {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use clap::{Args as _, Command, FromArgMatches as _};
 
     use super::*;
 
-    fn located(args: &[&str]) -> Location {
+    fn flags(args: &[&str]) -> AgentFlags {
         let command = AgentFlags::augment_args(Command::new("overlayd"));
         let args = std::iter::once("overlayd").chain(args.iter().copied());
-        let flags = AgentFlags::from_arg_matches(&command.get_matches_from(args)).expect("flags");
-        location(&flags)
+        AgentFlags::from_arg_matches(&command.get_matches_from(args)).expect("flags")
+    }
+
+    fn located(args: &[&str]) -> Location {
+        location(&flags(args))
+    }
+
+    #[test]
+    fn the_underlays_device_is_chosen_by_all_flags_about_it() {
+        let criteria = criteria(&flags(&[
+            "--iface=eth1",
+            "--iface-regex=^ens",
+            "--iface-can-reach=192.0.2.1",
+            "--public-ip=192.0.2.7",
+        ]));
+        assert_eq!(criteria.interfaces, ["eth1"]);
+        assert_eq!(criteria.regexes.len(), 1);
+        assert_eq!(criteria.can_reach, Some([192, 0, 2, 1].into()));
+        assert_eq!(criteria.public_address, Some([192, 0, 2, 7].into()));
     }
 
     #[test]
@@ -132,6 +151,8 @@ mod tests {
             };
             assert_eq!(options.api_url.as_deref(), Some("https://x"));
             assert_eq!(options.kubeconfig, None);
+            let memory = options.memory.as_deref();
+            assert_eq!(memory, Some(Path::new("/run/overlay/nodes.json")));
             assert_eq!(options.annotation_prefix, "flannel.alpha.coreos.com");
             let path = options.config_path.as_path();
             assert_eq!(path, "/etc/kube-flannel/net-conf.json");

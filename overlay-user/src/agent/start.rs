@@ -105,7 +105,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         "look at the kernel's network",
         async || {
             match find(&settings, said.mac).await {
-                // It may answer later; anything else is for people to mend.
+                // The store may answer later; any other error is for people to mend.
                 Err(error) if is_late(&error) => Err(error),
                 found => Ok(found),
             }

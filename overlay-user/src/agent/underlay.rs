@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_secs(15);
 pub struct Sighting {
     /// Name and MTU; none where the device is gone.
     pub device: Option<(String, u32)>,
-    /// Its addresses, with the prefixes on the link.
+    /// Addresses, with the prefixes on the link.
     pub addresses: Vec<IpNet>,
 }
 
@@ -30,7 +30,7 @@ pub struct Footing {
     current: Underlay,
     /// What was chosen at the start.
     first: Underlay,
-    /// Its prefixes when it was last seen with its address.
+    /// The device's prefixes when the device was last seen with this node's address.
     on_link: Vec<IpNet>,
     /// Since when the device or its address has been gone.
     lost: Option<Instant>,

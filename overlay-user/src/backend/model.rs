@@ -16,7 +16,7 @@ use crate::reconcile::{KernelState, Link, Route};
 /// How packets get to other nodes: what the leases say about it, and what the kernel should hold
 /// for it. It reads leases and names kernel state, and touches nothing.
 pub trait Backend: Debug + Send + Sync {
-    /// Its name in leases and in the network configuration.
+    /// The backend's name in leases and in the network configuration.
     fn name(&self) -> &'static str;
 
     /// Name of the device that it makes; none where it makes none.

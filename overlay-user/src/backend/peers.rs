@@ -137,14 +137,14 @@ struct Believed {
     peers: PeerMap,
     /// The keys of their leases, in the order of addresses.
     keys: BTreeMap<IpNet, SubnetKey>,
-    /// Who has a MAC address, and how many peers are that node.
+    /// The node that has a MAC address, and how many peers are that node.
     nodes: HashMap<MacAddr, (IpAddr, usize)>,
 }
 
 impl Believed {
     /// Adds a peer, unless something speaks against it.
     fn add(&mut self, key: SubnetKey, peer: &Peer) -> Result<(), RejectReason> {
-        // Those that are there do not overlap: only the next one on either side can contain it, or
+        // Subnets in the table do not overlap: only the next one on either side can contain it, or
         // lie in it.
         let before = self.keys.range(..=peer.subnet).next_back();
         let after = self.keys.range(peer.subnet..).next();

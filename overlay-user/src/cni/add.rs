@@ -136,7 +136,7 @@ impl Place<'_> {
 
         let interface = &attachment.interface;
         netns.run(|| {
-            // With this setting the kernel tells the pod's neighbours whenever the pod's Ethernet
+            // With this setting the kernel tells the pod's neighbours whenever the pod's MAC
             // address is set.
             sysctl::try_set(&format!("ipv4/conf/{interface}/arp_notify"), "1");
             if address.is_ipv6() {
@@ -156,7 +156,7 @@ impl Place<'_> {
             masquerade::add(attachment, address, &network.networks, *deadline).await?;
         }
         veth::wait_for_port(host, &port).await?;
-        // Neighbours that remember the address's former pod learn this pod's Ethernet address. This
+        // Neighbours that remember the address's former pod learn this pod's MAC address. The call
         // comes after the port is up, because the bridge would drop the announcement before.
         pod.set_mac(&end, end.mac).await?;
 
@@ -221,8 +221,8 @@ impl Place<'_> {
     }
 }
 
-/// Removes the host end over a connection of its own, because that of the failed ADD may be out of
-/// time.
+/// Removes the host end over a connection of its own, because the deadline of the failed ADD's
+/// connection may have passed.
 async fn remove(attachment: &Attachment, deadline: Deadline) -> Result<Option<Link>, Error> {
     veth::remove(&Kernel::connect_until(deadline)?, attachment).await
 }
@@ -266,7 +266,8 @@ fn result(
     }
 }
 
-/// Puts our result behind that of the plugins before us, as CNI wants of every plugin in a list.
+/// Puts this plugin's result behind the result of the plugins before it in the list, as CNI asks of
+/// every plugin.
 fn append(previous: Option<CNIResult>, mut own: CNIResult) -> CNIResult {
     let Some(mut all) = previous else {
         return own;

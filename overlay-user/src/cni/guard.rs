@@ -20,7 +20,7 @@ const RUN_DIR: &str = "/run/overlay";
 pub struct Agent {
     /// The directory of its pins.
     pub pins: PathBuf,
-    /// Its run directory.
+    /// Run directory of the agent.
     pub run_dir: PathBuf,
 }
 

@@ -20,7 +20,7 @@ use super::versions;
 
 /// The list that is installed unless another one is given.
 const LIST: &str = include_str!("../../../deploy/10-flannel.conflist");
-/// Its name in the directory of configurations.
+/// Name of the file in the directory of configurations.
 const LIST_NAME: &str = "10-flannel.conflist";
 /// The name by which the list calls this plugin.
 const OWN: &str = "flannel";
@@ -203,7 +203,7 @@ fn for_versions(list: &Value, versions: &BTreeSet<SpecVersion>) -> Option<Value>
     Some(Value::Object(text))
 }
 
-/// Writes a file under a name of its own first: whoever looks finds the old one or the new one,
+/// Writes a file under a name of its own first: a reader finds the old one or the new one,
 /// whole.
 fn replace(
     path: &Path,

@@ -150,8 +150,8 @@ impl NetworkConfig {
         )?;
         let mut notes = Vec::new();
         let backend = match raw.backend {
-            Some(backend) if !backend.is_null() => BackendConfig::parse(backend)?,
-            _ => {
+            Some(backend) => BackendConfig::parse(backend)?,
+            None => {
                 notes.push(
                     "the network configuration names no Backend: using vxlan, as flannel's \
                      documentation says (flanneld itself would take udp)"

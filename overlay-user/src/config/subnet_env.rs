@@ -187,10 +187,8 @@ impl SubnetEnv {
     }
 
     fn replace(&self, path: &Path) -> io::Result<()> {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        // Of a bare name it is empty, which is the working directory.
+        let directory = path.parent().unwrap_or(path);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o755)

@@ -29,7 +29,7 @@ pub struct MapNames {
 }
 
 impl MapNames {
-    /// Those whose size is a matter of choice.
+    /// The maps whose size is a matter of choice.
     #[must_use]
     pub const fn hashes(&self) -> [&'static str; 6] {
         [
@@ -60,7 +60,7 @@ impl MapNames {
 
 /// A family whose addresses user space can convert.
 pub trait UserFamily: Family<Addr: Plain> {
-    /// Its maps.
+    /// Maps of the family.
     const MAPS: MapNames;
 
     /// The map's form of an address; `None` for another family's.

@@ -182,7 +182,7 @@ impl<F: UserFamily> Maps<F> {
         self.peers.update(|_, peer| change(peer))
     }
 
-    /// Looks at the maps of the other nodes themselves; true if somebody else has written them.
+    /// Looks at the maps of the other nodes themselves; true if another process has written them.
     ///
     /// # Errors
     /// [`Error::Map`].

@@ -18,11 +18,11 @@ use crate::privilege::{self, Capability};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "answer", content = "detail", rename_all = "snake_case")]
 pub enum Answer {
-    /// It works.
+    /// The feature works.
     Yes,
     /// The kernel does not know it.
     No(String),
-    /// It could not be found out.
+    /// The probe failed for another reason than the feature.
     Error(String),
 }
 

@@ -93,14 +93,14 @@ pub struct Programs {
 pub struct Presence {
     /// A program of ours: this agent's or an earlier one's.
     pub ours: bool,
-    /// A program of somebody else.
+    /// A foreign program.
     pub foreign: bool,
 }
 
 /// What attaching came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
-    /// This agent's program was there.
+    /// This agent's program was there already.
     Already,
     /// The hook was empty of ours before.
     New,

@@ -115,7 +115,7 @@ impl Services {
             entries,
             opted_out,
             are_opted_out: BTreeSet::new(),
-            // Nobody has had an id from the future.
+            // Ids above the newest one have never been given out.
             contents: Contents::empty(now_ns()),
             had_predecessor,
             telling: None,

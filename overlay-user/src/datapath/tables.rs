@@ -64,9 +64,9 @@ pub struct UnderlayPath {
 pub struct LocalPod {
     /// The host end of its veth pair.
     pub ifindex: u32,
-    /// Its address.
+    /// Address of the pod.
     pub address: IpAddr,
-    /// Its MAC address.
+    /// MAC address of the pod.
     pub mac: MacAddr,
     /// The MTU of its interface.
     pub mtu: u32,
@@ -235,7 +235,8 @@ fn add_pods<F: UserFamily>(
         let (endpoint, entry) = pod.entries::<F>(address, flags);
         tables.endpoints.insert(pod.ifindex, endpoint);
         if let Some(first) = tables.pods.insert(address, entry) {
-            // Nobody can tell which is right: neither gets a short cut.
+            // Neither of the two devices gets a short cut, because nothing tells which of them is
+            // right.
             omissions.push(Omission::Duplicate(pod.address));
             for ifindex in [first.ifindex, pod.ifindex] {
                 if let Some(endpoint) = tables.endpoints.get_mut(&ifindex) {

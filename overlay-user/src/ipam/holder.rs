@@ -1,4 +1,4 @@
-//! Who holds an address: the content of its file.
+//! The holder of an address: the content of the address's file.
 
 use std::fmt;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Who captures packets, as `tcpdump` does.
+//! Sockets that capture packets, as `tcpdump` does.
 
 use std::fs;
 use std::io;

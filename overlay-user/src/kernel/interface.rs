@@ -38,7 +38,7 @@ pub struct Underlay {
     pub mtu: u32,
     /// Whether it carries Ethernet frames; tunnels such as WireGuard carry bare IP packets.
     pub is_ethernet: bool,
-    /// Its address.
+    /// Address of the interface.
     pub address: IpAddr,
     /// The address that peers send to: the same unless the operator says otherwise.
     pub public_address: IpAddr,

@@ -10,22 +10,22 @@ use rtnetlink::packet_route::link::LinkMessage;
 
 use super::{Error, Kernel};
 
-/// What has been seen; nothing outside of a look.
-pub(super) type Look = Mutex<Option<Seen>>;
+/// The answers of the look that is under way; none outside of a look.
+pub(super) type Look = Mutex<Option<Answers>>;
 
-/// What the kernel was asked for.
+/// What the kernel has answered within a look.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct Answers {
     links: Option<Arc<Vec<LinkMessage>>>,
     addresses: Option<Arc<Vec<AddressMessage>>>,
 }
 
 impl Kernel {
     /// Begins a look, also where one is under way: what is asked from here on is asked anew, once.
-    /// It ends with the first change that we make to a device or its addresses, or with
-    /// [`Kernel::look_away`].
+    /// The look ends with the first change that this connection makes to a device or its addresses,
+    /// or with [`Kernel::look_away`].
     pub fn look(&self) {
-        self.set_look(Some(Seen::default()));
+        self.set_look(Some(Answers::default()));
     }
 
     /// Ends a look, so that every question is asked when it comes up.
@@ -33,41 +33,41 @@ impl Kernel {
         self.set_look(None);
     }
 
-    fn set_look(&self, look: Option<Seen>) {
+    fn set_look(&self, look: Option<Answers>) {
         *self.look.lock().unwrap_or_else(PoisonError::into_inner) = look;
     }
 
-    fn seen(&self) -> Seen {
+    fn answers(&self) -> Answers {
         let look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
         look.clone().unwrap_or_default()
     }
 
-    fn remember(&self, note: impl FnOnce(&mut Seen)) {
+    fn remember(&self, note: impl FnOnce(&mut Answers)) {
         let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(seen) = look.as_mut() {
-            note(seen);
+        if let Some(answers) = look.as_mut() {
+            note(answers);
         }
     }
 
     /// Every device of the namespace.
     pub(super) async fn links(&self) -> Result<Arc<Vec<LinkMessage>>, Error> {
-        if let Some(links) = self.seen().links {
+        if let Some(links) = self.answers().links {
             return Ok(links);
         }
         let all = self.handle.link().get().execute();
         let links = Arc::new(self.dump("RTM_GETLINK", "all devices", all).await?);
-        self.remember(|seen| seen.links = Some(Arc::clone(&links)));
+        self.remember(|answers| answers.links = Some(Arc::clone(&links)));
         Ok(links)
     }
 
     /// Every address of the namespace.
     pub(super) async fn addresses(&self) -> Result<Arc<Vec<AddressMessage>>, Error> {
-        if let Some(addresses) = self.seen().addresses {
+        if let Some(addresses) = self.answers().addresses {
             return Ok(addresses);
         }
         let all = self.handle.address().get().execute();
         let addresses = Arc::new(self.dump("RTM_GETADDR", "all devices", all).await?);
-        self.remember(|seen| seen.addresses = Some(Arc::clone(&addresses)));
+        self.remember(|answers| answers.addresses = Some(Arc::clone(&addresses)));
         Ok(addresses)
     }
 }

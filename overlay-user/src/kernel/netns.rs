@@ -16,7 +16,7 @@ use crate::privilege::{self, Capability};
 /// Why a network namespace cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
-    /// It cannot be entered.
+    /// The namespace cannot be entered.
     #[error("cannot enter the network namespace {path}; {}", entering(.source))]
     Enter {
         /// Where it is.
@@ -24,7 +24,7 @@ pub enum NetnsError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// It is the one that this process runs in.
+    /// The namespace is the one that this process runs in.
     #[error("CNI_NETNS {0} is the host's own network namespace; it must be the container's")]
     Own(PathBuf),
 }

@@ -24,7 +24,7 @@ pub struct NextHop {
 /// A neighbour that the kernel would send to without asking the network first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Its MAC address.
+    /// MAC address of the next hop.
     pub mac: MacAddr,
     /// Whether the kernel would want it confirmed at the next packet.
     pub is_stale: bool,

@@ -36,7 +36,7 @@ pub async fn generation() -> Result<Option<u32>, Error> {
     );
     match found.await {
         Ok(found) => Ok(found.first().copied()),
-        // Nobody answers for nf_tables, or for netfilter at all.
+        // The kernel has no nf_tables, or no netfilter at all.
         Err(error) if matches!(error.errno(), Some(libc::EINVAL | libc::EPROTONOSUPPORT)) => {
             Ok(None)
         }

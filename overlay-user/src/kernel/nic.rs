@@ -15,11 +15,11 @@ pub struct Nic {
     pub name: String,
     /// Interface index.
     pub ifindex: u32,
-    /// What makes it: `veth`, `bond`, …, as `ip -d link` shows it; absent for a device with
-    /// hardware.
+    /// The kind of a virtual device: `veth`, `bond`, …, as `ip -d link` shows it; absent for a
+    /// device with hardware.
     pub kind: Option<String>,
-    /// The driver of its hardware; absent where it has none, or `/sys` shows another namespace's
-    /// devices.
+    /// The driver of the device's hardware; absent where the device has none, or `/sys` shows
+    /// another namespace's devices.
     pub driver: Option<String>,
     /// What a virtio device and its driver have agreed on, bit by bit (virtio 1.2, section 5.1.3).
     pub virtio_features: Option<u128>,

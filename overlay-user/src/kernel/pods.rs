@@ -62,7 +62,7 @@ pub struct BridgeLink {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
-    /// Its addresses with their prefix lengths.
+    /// Addresses of the pod with their prefix lengths.
     pub addresses: Vec<IpNet>,
 }
 

@@ -46,7 +46,7 @@ const REST: u32 = 20;
 /// Foreign rules that packets from pod to pod may meet: of one chain on a hook.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Policy {
-    /// Who has made them, in a word: `calico`, `ufw`, …, `other`.
+    /// Maker of the rules, in a word: `calico`, `ufw`, …, `other`.
     pub engine: String,
     /// Family, table and chains.
     pub place: String,

@@ -26,14 +26,14 @@ pub struct RuleSet {
     pub random_fully: bool,
 }
 
-/// Who speaks to netfilter.
+/// The interface to netfilter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
     /// `iptables-restore`, flannel's chains.
     Iptables,
     /// `nft`, flannel's tables (`EnableNFTables`).
     Nftables,
-    /// Nobody: the rules are not ours to manage.
+    /// None: the rules are not ours to manage.
     None,
 }
 

@@ -52,7 +52,7 @@ pub enum ToolError {
         arguments: String,
         /// How long it was given.
         allowed: Duration,
-        /// Who holds the lock that iptables waits for.
+        /// The process that holds the lock that iptables waits for.
         holder: Option<String>,
     },
 }

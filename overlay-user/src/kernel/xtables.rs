@@ -42,7 +42,7 @@ pub struct Info {
     pub bytes: Vec<u8>,
 }
 
-/// Those of the tables `wanted` that are in this network namespace.
+/// The tables of `wanted` that are in this network namespace.
 ///
 /// # Errors
 /// What the socket says.

@@ -37,7 +37,7 @@ impl BackendData {
     /// The data, parsed.
     #[must_use]
     pub fn value(&self) -> Value {
-        // It was made of a value.
+        // The text was made of a value.
         serde_json::from_str(&self.0).unwrap_or_default()
     }
 }

@@ -49,7 +49,7 @@ impl AgentLock {
             .mode(DIRECTORY)
             .create(run_dir)
             .map_err(|source| failed("create the directory of", source))?;
-        // Whoever can open the file can lock it.
+        // A process that can open the file can lock the file.
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -83,7 +83,7 @@ impl AgentLock {
 /// What the tools want to know of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentFile {
-    /// Its process.
+    /// Process of the agent.
     pub pid: u32,
     /// Name of the device that the backend makes, if it makes one.
     pub device: Option<String>,
@@ -107,7 +107,7 @@ pub struct AgentFile {
     /// absent where there are none.
     #[serde(default)]
     pub network_policies: Option<String>,
-    /// Who translates addresses of Services, and why.
+    /// The translator of Services' addresses, and the reason.
     #[serde(default)]
     pub services: Option<String>,
     /// Services and EndpointSlices that are not taken as they are.

@@ -74,8 +74,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// What the kernel holds after this, where that is plain: not so where the device itself
-    /// changes, because what hangs on it may change with it.
+    /// What the action changes in the kernel's state. `None` where the device itself changes: the
+    /// kernel then changes addresses, neighbours and routes of the device as well.
     #[must_use]
     pub fn change(&self) -> Option<Change> {
         Some(match self {

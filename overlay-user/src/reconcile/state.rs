@@ -39,7 +39,7 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
-    /// Its addresses with their prefix lengths.
+    /// Addresses with their prefix lengths.
     pub addresses: BTreeSet<IpNet>,
     /// Whether IPv6 configures the device by itself: from router advertisements, or with a
     /// link-local address.
@@ -57,7 +57,7 @@ pub struct Route {
     pub device: Option<String>,
     /// Whether the next hop is taken to be on the link whatever the addresses say.
     pub onlink: bool,
-    /// Who installed it (`rtm_protocol`).
+    /// The installer of the route (`rtm_protocol`).
     pub protocol: u8,
     /// Priority; lower wins.
     pub metric: u32,
@@ -186,6 +186,7 @@ mod tests {
         let mut observed = observed();
         assert!(!observed.apply(&Change::Added(route("0.0.0.0/0", 1, 3))));
         assert!(!observed.apply(&Change::Added(route("203.0.113.0/24", 1, 186))));
+        assert!(!observed.apply(&Change::Replaced(route("203.0.113.0/24", 1, 186))));
         assert!(observed.apply(&Change::Added(route("10.244.7.0/24", 1, 186))));
         assert!(observed.apply(&Change::Added(route("203.0.113.0/24", 1, ROUTE_PROTOCOL))));
         assert_eq!(observed.routes.len(), 2);

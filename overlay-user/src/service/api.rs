@@ -183,7 +183,7 @@ pub struct Endpoint {
     /// Labels of its node (v1beta1, before there was `node_name`).
     #[serde(deserialize_with = "or_default")]
     pub topology: BTreeMap<String, String>,
-    /// For whom it is meant.
+    /// The consumers that the endpoint is meant for.
     #[serde(deserialize_with = "or_default")]
     pub hints: Hints,
 }

@@ -216,7 +216,7 @@ impl Catalog {
             let refused = self.settle_service(&name, &mut changed);
             found.insert(name, refused);
         }
-        // Whoever lost a frontend to one of them, or got it back, may not be among them.
+        // A Service that lost a frontend to one of them, or got it back, may not be among them.
         for name in changed {
             let of = |service: &Known| self.offers_of(service).1;
             let refused = || self.services.get(&name).map(of).unwrap_or_default();

@@ -1,5 +1,5 @@
 //! Which Service has a frontend that several claim: the one with the stronger right, of equals the
-//! older. Nobody takes another's address by writing it into a Service of their own.
+//! older. No Service takes another's address by writing it down.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

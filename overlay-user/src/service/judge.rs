@@ -27,7 +27,7 @@ pub enum Refusal {
     /// A text is no address.
     #[error("the {0} {1:?} is not an IP address")]
     NoAddress(Role, String),
-    /// Nobody else can be reached at the address.
+    /// No other host can be reached at the address.
     #[error("the {0} {1} is {2}")]
     Special(Role, IpAddr, &'static str),
     /// The address belongs to pods.

@@ -97,6 +97,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kinds_are_called_as_by_the_api() {
+        assert_eq!(Kind::ALL.map(Kind::plural), ["services", "endpointslices"]);
+    }
+
+    #[test]
     fn a_key_names_a_namespace_or_means_the_default_one() {
         for (key, name) in [
             ("web", "default/web"),

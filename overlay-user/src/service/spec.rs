@@ -165,7 +165,7 @@ pub struct Server {
     pub for_zones: Hint,
 }
 
-/// Whom a server is meant for.
+/// The clients that a server is meant for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// Nothing is said.

@@ -134,7 +134,7 @@ impl Dir {
         follow::follow(self, &changes).await;
     }
 
-    /// Tells of every Service and EndpointSlice, until nobody listens.
+    /// Tells of every Service and EndpointSlice, until the receiver is gone.
     pub async fn watch_services(&self, news: mpsc::Sender<News>) {
         services::follow(&self.path, &news).await;
     }

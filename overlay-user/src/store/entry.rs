@@ -47,7 +47,8 @@ impl Entry {
 pub(super) enum Term {
     /// Nothing is needed: an operator put it there, or the cluster assigned it.
     Reserved,
-    /// Its owner's renewals. The number is the etcd lease that must be kept alive; zero elsewhere.
+    /// Renewals by the lease's owner. The number is the etcd lease that must be kept alive; zero
+    /// elsewhere.
     Renewed(i64),
 }
 

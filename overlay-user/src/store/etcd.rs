@@ -180,7 +180,7 @@ impl Etcd {
         follow::follow(self, SUBNETS, &changes).await;
     }
 
-    /// Tells of every Service and EndpointSlice, until nobody listens.
+    /// Tells of every Service and EndpointSlice, until the receiver is gone.
     pub async fn watch_services(&self, news: mpsc::Sender<News>) {
         services::follow(self, &news).await;
     }

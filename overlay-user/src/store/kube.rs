@@ -33,7 +33,7 @@ use super::{Error, config_file};
 use crate::lease::Attributes;
 
 const NODES: &str = "/api/v1/nodes";
-/// Who changed something, to Kubernetes.
+/// The name by which Kubernetes tells who changed a field.
 const MANAGER: &str = "overlayd";
 
 /// How to reach the API server, and who this node is.
@@ -237,7 +237,7 @@ impl Kube {
         self.place.subscribe()
     }
 
-    /// Tells of every Service and EndpointSlice, until nobody listens.
+    /// Tells of every Service and EndpointSlice, until the receiver is gone.
     pub async fn watch_services(&self, news: mpsc::Sender<News>) {
         services::follow(&self.api, &news).await;
     }
@@ -268,7 +268,8 @@ impl Kube {
         asked.await.map(String::as_str)
     }
 
-    /// This node's name, asked for until it is known; nothing if nobody listens any more.
+    /// This node's name, asked for until the API server tells it; nothing once the receiver is
+    /// gone.
     async fn name_when_known(&self, changes: &mpsc::Sender<Change>) -> Option<String> {
         loop {
             match self.name().await {

@@ -116,12 +116,13 @@ impl Registry {
         }
     }
 
-    /// Tells of every change, beginning with everything, until nobody listens.
+    /// Tells of every change, beginning with everything, until the receiver is gone.
     pub async fn watch(&self, changes: mpsc::Sender<Change>) {
         ask!(self, watch(changes));
     }
 
-    /// Tells of every Service and EndpointSlice, beginning with everything, until nobody listens.
+    /// Tells of every Service and EndpointSlice, beginning with everything, until the receiver is
+    /// gone.
     pub async fn watch_services(&self, news: mpsc::Sender<News>) {
         ask!(self, watch_services(news));
     }

@@ -27,7 +27,7 @@ pub trait Translated: Family {
     /// The packet; `None` for what is odd in a way of IPv4's own.
     fn packet(packet: &[u8]) -> Option<Vec<u8>>;
     /// A claim to an address as one that the family's stacks believe.
-    fn claim(arp: &[u8]) -> Option<Vec<u8>>;
+    fn claim_frame(arp: &[u8]) -> Option<Vec<u8>>;
     fn protocol(protocol: u32) -> u32;
 }
 
@@ -44,7 +44,7 @@ impl Translated for V4 {
         Some(packet.to_vec())
     }
 
-    fn claim(arp: &[u8]) -> Option<Vec<u8>> {
+    fn claim_frame(arp: &[u8]) -> Option<Vec<u8>> {
         Some(arp.to_vec())
     }
 
@@ -70,7 +70,7 @@ impl Translated for V6 {
         is_whole.then(|| ipv6(&header, body))?
     }
 
-    fn claim(arp: &[u8]) -> Option<Vec<u8>> {
+    fn claim_frame(arp: &[u8]) -> Option<Vec<u8>> {
         let sender: [u8; 4] = arp.get(28..32)?.try_into().ok()?;
         let mac: [u8; 6] = arp.get(6..12)?.try_into().ok()?;
         // An advertisement (RFC 4861): from the pod's own address, unasked, to all nodes.
@@ -187,7 +187,7 @@ pub fn translate<F: Translated, O: Translated>(
         Outcome::Remember(key) => Outcome::Remember(flow(&key)),
         Outcome::Send(key) => Outcome::Send(key.as_ref().map(flow)),
     };
-    // Whom a pod cannot reach it cannot send VXLAN to.
+    // A pod cannot send VXLAN to a node that the pod cannot reach.
     let is_out_of_reach =
         F::ETHERTYPE != O::ETHERTYPE && want == Outcome::Refuse(Verdict::PodVxlan);
     (!is_out_of_reach).then(|| (world(&case.world), visit, want))
@@ -202,7 +202,7 @@ fn frame<F: Translated, O: Translated>(visit: &Visit, config: &Config<V4>) -> Op
     let frame = &visit.frame;
     let is_outer = matches!(visit.hook, Hook::NetIn | Hook::NetXdp);
     match ethertype(frame)? {
-        ARP if visit.hook == Hook::PodIn => F::claim(frame),
+        ARP if visit.hook == Hook::PodIn => F::claim_frame(frame),
         // A frame of one family is another thing to the other.
         // What comes without encapsulation is a packet of the pods' family.
         IPV4 if is_outer && !is_routed(frame, config) => carried::<F, O>(frame, config.port),

@@ -47,6 +47,7 @@ pub type Counters = BTreeMap<(Hook, u32), Counter>;
 pub struct Kernel<F: UserFamily = V4> {
     ebpf: Ebpf,
     maps: Maps<F>,
+    pins: Pins,
     events: Events,
     counters: Counters,
     buffer: Vec<u8>,
@@ -115,6 +116,7 @@ impl<F: UserFamily> Kernel<F> {
         Ok(Self {
             ebpf,
             maps: Maps::open(pins)?,
+            pins: pins.clone(),
             events: Events::open(pins)?,
             counters: Counters::new(),
             buffer: vec![0; LONGEST],
@@ -274,6 +276,22 @@ impl<F: UserFamily> Kernel<F> {
     /// When the map cannot be read.
     pub fn lost(&self) -> Result<u64> {
         Ok(self.events.lost()?)
+    }
+
+    /// The maps as another process sees them.
+    ///
+    /// # Errors
+    /// When they cannot be opened.
+    pub fn another(&self) -> Result<Maps<F>> {
+        Ok(Maps::open(&self.pins)?)
+    }
+
+    /// Whether another process has changed the maps of peers since the last time.
+    ///
+    /// # Errors
+    /// When the maps cannot be read.
+    pub fn others_wrote(&mut self) -> Result<bool> {
+        Ok(self.maps.look_at_peers()?)
     }
 
     /// The flows that the IP stack owns, and when each was last seen.

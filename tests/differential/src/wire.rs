@@ -213,7 +213,7 @@ fn redirected(visit: &Visit, world: &World, got: &[u8]) -> Result<(), String> {
     )
 }
 
-/// That a pod sends from its own addresses.
+/// Checks that a pod sends from the pod's own addresses.
 fn from_itself(visit: &Visit, world: &World, sent: &Packet<'_>) -> Result<(), String> {
     let endpoint = world.endpoints.get(&visit.ifindex);
     let endpoint = endpoint.ok_or("the interface has no pod")?;
@@ -227,7 +227,8 @@ fn from_itself(visit: &Visit, world: &World, sent: &Packet<'_>) -> Result<(), St
     )
 }
 
-/// That nothing forged goes on by the kernel, and nothing honest is dropped for forging its source.
+/// Checks that nothing forged goes on by the kernel, and nothing honest is dropped for forging its
+/// source.
 fn unforged(
     visit: &Visit,
     world: &World,
@@ -261,7 +262,7 @@ fn unforged(
     )
 }
 
-/// That a packet is the same one, one hop further on.
+/// Checks that a packet is the same one, one hop further on.
 fn one_hop_on(before: &Packet<'_>, after: &Packet<'_>, ecn: u8) -> Result<(), String> {
     let mut expected = before.ip.clone();
     expected.time_to_live -= 1;
@@ -304,7 +305,7 @@ impl<'a> Packet<'a> {
         })
     }
 
-    /// That lengths and checksum are right, and nothing is odd about it.
+    /// Checks that lengths and checksum are right, and that nothing is odd about the packet.
     fn is_plain(&self, frame: &[u8]) -> Result<(), String> {
         demand(self.header.len() == 20, "there are IP options")?;
         demand(!self.ip.is_fragmenting_payload(), "it is a fragment")?;

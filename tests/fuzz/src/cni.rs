@@ -24,7 +24,7 @@ pub fn config(data: &[u8]) {
         Ok(conf) => conf,
         Err(error) => return answered(&error),
     };
-    // It is joined to directories.
+    // The name is joined to directories.
     assert!(!conf.name.is_empty() && !conf.name.contains('/') && !conf.name.starts_with('.'));
     assert!(conf.ipam_dir().ends_with(&conf.name));
     for command in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
@@ -71,7 +71,7 @@ pub fn request(data: &[u8]) {
             | Request::Del(attachment, _)
             | Request::Check(attachment, _),
         )) => {
-            // They name files and devices.
+            // Container and interface name files and devices.
             for name in [&attachment.container, &attachment.interface] {
                 assert!(
                     !name.is_empty() && !name.contains('/') && name != "." && name != "..",

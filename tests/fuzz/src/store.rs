@@ -34,7 +34,7 @@ pub fn store_dir(data: &[u8]) {
     }
     fs::write(root.join("config"), CONFIG).expect("a file");
     for record in data.split(|byte| *byte == 0).take(50) {
-        // Whatever cannot be made, such as two files of one name, is left out.
+        // A file that cannot be made, such as a second one of the same name, is left out.
         let _ = make(&root, record);
     }
     let before = files(&root);

@@ -53,7 +53,7 @@ fn peers_full(scene: &Scene<'_>) -> Result<()> {
         wait_until("the agent to say so", REPAIR, || {
             ensure_logged(&node, &told).is_ok()
         })?;
-        // It was there while there was room.
+        // The entry was there while there was room.
         wait_until("it to leave the table", REPAIR, || {
             in_peers(scene).is_ok_and(|there| !there)
         })?;

@@ -84,7 +84,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // It goes once it is empty; one that is left harms nobody.
+        // An empty group can be removed; a group that is left harms nothing.
         let _ = fs::remove_dir(&self.path);
     }
 }

@@ -199,7 +199,7 @@ fn fill(lab: &Lab) -> Result<String> {
     for i in 0..5_000 {
         let key = format!("{JUNK_PREFIX}{i}");
         if let Err(error) = lab.etcdctl(&["put", &key, &junk]) {
-            // Its end: it begins with the command, junk and all.
+            // The end of the line, because the line begins with the command, junk and all.
             let said = format!("{error:#}");
             let start = said.len().saturating_sub(300);
             return Ok(said.get(start..).unwrap_or_default().to_owned());

@@ -303,7 +303,8 @@ impl Scene {
         for frame in &mut frames {
             for _ in 0..=numbers.below(4) {
                 let at = 12 + numbers.below(frame.len() - 12 - MARK.len());
-                // Who sends it stays a stranger; a stranger's VXLAN is refused whatever else it is.
+                // The sender stays a stranger, and a stranger's VXLAN is refused whatever is
+                // inside.
                 if !(26..30).contains(&at) {
                     frame[at] ^= 1 << numbers.below(8);
                 }

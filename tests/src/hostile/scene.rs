@@ -32,7 +32,7 @@ pub struct PodAddress {
     pub mac: Mac,
 }
 
-/// Who is attacked and who attacks, in a lab of two nodes with two pods each.
+/// The attacked and the attackers, in a lab of two nodes with two pods each.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene {
     /// Node 1, which is attacked.

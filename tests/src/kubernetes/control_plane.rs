@@ -21,7 +21,7 @@ const PORT: u16 = 6443;
 /// How long it may take to answer, on a machine that starts everything else as well.
 const UP: Duration = Duration::from_secs(90);
 const GONE: Duration = Duration::from_secs(10);
-/// Who may speak to the API server beside the nodes, each with its name as its token: file name,
+/// The users of the API server beside the nodes, each with its name as its token: file name,
 /// user, groups.
 const USERS: [(&str, &str, &str); 4] = [
     ("admin", "admin", "system:masters"),

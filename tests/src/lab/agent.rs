@@ -31,7 +31,7 @@ const TAIL_LINES: usize = 20;
 pub struct Agent {
     /// Its process.
     pub process: Process,
-    /// Its stdout and stderr, those of earlier agents of the node before it.
+    /// Stdout and stderr of the agent, behind those of the node's earlier agents.
     pub log: PathBuf,
 }
 

@@ -217,7 +217,8 @@ fn install_cni(bin_dir: &Path) -> Result<()> {
     if !ours.exists() {
         return Ok(());
     }
-    // It finds itself in place: a link, since a copy on each of many nodes would be much memory.
+    // The program finds itself in place: a link, because a copy on each of many nodes would take
+    // much memory.
     let list = Path::new("/run/cni-conf.json");
     fs::write(list, LIST).with_context(|| format!("write {}", list.display()))?;
     let mut install = Command::new(&ours);

@@ -41,12 +41,12 @@ impl Node {
         self.record().name
     }
 
-    /// Its number, from 1.
+    /// Number of the node, from 1.
     pub fn number(&self) -> usize {
         self.index + 1
     }
 
-    /// Its network and mount namespace.
+    /// Network and mount namespace of the node.
     pub fn namespace(&self) -> Namespace {
         let record = self.record();
         let programs = self.shared.read(|state| state.options.bin_dir.clone());
@@ -56,7 +56,7 @@ impl Node {
             .with_programs(programs)
     }
 
-    /// Its address on the underlay, of its `eth0`.
+    /// Address of the node on the underlay, on the node's `eth0`.
     pub fn underlay_address(&self) -> Ipv4Addr {
         self.record().underlay
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -12,7 +13,7 @@ pub const BIN_DIR_ENV: &str = "OVERLAY_BIN_DIR";
 pub const PREFIX_ENV: &str = "OVERLAY_LAB_PREFIX";
 
 /// Where the nodes keep their leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreKind {
     /// A real etcd in a namespace of its own.
@@ -22,7 +23,7 @@ pub enum StoreKind {
 }
 
 /// How packets get from node to node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendKind {
     /// In VXLAN.

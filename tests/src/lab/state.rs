@@ -25,7 +25,7 @@ const UNNAMED: &str = "default";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub options: Options,
-    /// Who the lab goes with, if it is ephemeral.
+    /// The process that the lab goes with, if the lab is ephemeral.
     pub owner: Process,
     /// Whether it came up whole.
     pub complete: bool,

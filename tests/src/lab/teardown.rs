@@ -37,7 +37,7 @@ pub(super) fn sweep_abandoned() -> Result<()> {
             continue;
         };
         if found.options.ephemeral && !found.owner.is_alive() {
-            // Somebody else may be sweeping the same lab.
+            // Another process may be sweeping the same lab.
             let _ = remove(&found.options.prefix);
         }
     }

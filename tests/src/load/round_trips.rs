@@ -195,7 +195,7 @@ fn with_udp_echo<T: Send>(
             let mut buffer = [0; 16];
             loop {
                 let Ok((length, peer)) = server.recv_from(&mut buffer) else {
-                    // Nobody asked for long: the asking side tells why.
+                    // No request came for long: the asking side tells why.
                     return Ok(());
                 };
                 if &buffer[..length] == END {

@@ -72,7 +72,7 @@ impl Flow {
             sender: thread::spawn(move || {
                 let sent = send(&client, target, &stop);
                 let told = sent.as_ref().copied().unwrap_or_default();
-                // Nobody else sets it.
+                // No other code sets the option.
                 let _ = end.set(End {
                     at: Instant::now(),
                     sent: told,

@@ -14,7 +14,7 @@ use crate::process::Process;
 
 /// The node whose agent is never ended.
 pub const STEADY_NODE: &str = "n2";
-/// Its memory, as it is called in the report.
+/// The agent's memory, as the report calls it.
 pub const MEMORY: &str = "agent: resident memory, KiB";
 /// Growth of memory that is nothing but an allocator's mood, in hundredths.
 const MEMORY_MOOD: u64 = 5;
@@ -70,7 +70,7 @@ const LINES: &[Lines] = &[
         Rule::Fades(BRIDGE_FADE),
         "bridge fdb show br cni0",
     ),
-    // Those of nodes that never were are the kernel's to collect.
+    // Neighbours of nodes that never were are the kernel's to collect.
     every(
         "neighbours on the underlay",
         Rule::Told,

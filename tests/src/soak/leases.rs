@@ -43,7 +43,7 @@ impl Invented {
         )?)
     }
 
-    /// Its address on the underlay, which nobody has.
+    /// Address on the underlay, which no host has.
     pub fn vtep(self) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, 66, 150 + self.number + 50 * (self.generation % 2))
     }

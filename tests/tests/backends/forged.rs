@@ -1,4 +1,4 @@
-//! Nobody on the link can pretend to be a pod of this very node.
+//! No host on the link can pretend to be a pod of this very node.
 
 use std::time::Duration;
 

@@ -42,7 +42,7 @@ fn direct_routing_by_the_fast_path() -> Result<()> {
 
 /// Everybody reaches everybody, and plain traffic takes the fast path both ways on every node.
 fn takes_the_short_cut(lab: &Lab) -> Result<()> {
-    // Nobody is known by a MAC address before nodes have talked to each other.
+    // No node is known by a MAC address before nodes have talked to each other.
     let [one, two] = [(1, 1), (2, 1)].map(|(node, pod)| reach::of_pod(&lab.pod(node, pod)));
     let unproven = || -> Result<u64> {
         let nodes = lab.nodes().into_iter();

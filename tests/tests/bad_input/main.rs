@@ -1,5 +1,4 @@
-//! Whatever is wrong on the outside is told clearly, costs no pod its connection and brings nobody
-//! down.
+//! Bad input of every kind is told clearly, costs no pod a connection and brings no agent down.
 
 mod cni;
 mod environment;

@@ -48,7 +48,7 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
     let masquerading =
         r#"{"name":"cbr0","type":"flannel","cniVersion":"1.1.0","delegate":{"ipMasq":true}}"#;
 
-    // Somebody keeps the lock.
+    // Another process keeps the lock.
     let lock = format!("{ADDRESSES}/lock");
     let holder = node.spawn(["flock", "--no-fork", &lock, "sleep", "600"])?;
     wait_until("the lock to be held", PATIENCE, || {
@@ -93,8 +93,7 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
             "{verb}: {error}"
         );
     }
-    // Nobody could tell whether the address is still masqueraded: it is kept until a DEL goes
-    // through.
+    // The address is kept until a DEL goes through, because it may still be masqueraded.
     let deleted = call(&node, &variables("DEL"), masquerading.as_bytes())?;
     ensure!(deleted.status.success(), "{deleted:?}");
     ensure!(

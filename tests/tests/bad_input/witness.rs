@@ -1,4 +1,4 @@
-//! Those who see whether anything went wrong: pods that talk all the time, and the agents' logs.
+//! The witnesses of anything that goes wrong: pods that talk all the time, and the agents' logs.
 
 use std::fs;
 

@@ -80,7 +80,7 @@ fn without_an_agent(name: &str, fast_path: &str) -> Result<()> {
     let node = lab.node(1);
     let is_fast = fast_path == "auto";
     if is_fast {
-        // Whatever the agent pins is pinned before it takes the first pod over.
+        // The agent pins everything before the agent takes the first pod over.
         wait_for_path(&node, &lab.pod(1, 1).address().to_string(), "fast")?;
     }
     node.stop_agent(Signal::SIGKILL)?;

@@ -308,7 +308,7 @@ impl Tunnel {
             ("to another MAC address", NOBODY, theirs),
             ("to the broadcast MAC address", BROADCAST, theirs),
             ("from the receiver's own MAC address", ours, ours),
-            // Nobody looks at the source, neither the kernel nor flannel.
+            // Neither the kernel nor flannel looks at the source.
             ("from another MAC address", ours, [2, 0xaa, 0, 0, 0, 7]),
         ] {
             let fast = if (to, from) == (ours, [2, 0xaa, 0, 0, 0, 7]) {

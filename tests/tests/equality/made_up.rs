@@ -128,7 +128,7 @@ fn number(variable: &str) -> Result<Option<u64>> {
     Ok(Some(number))
 }
 
-/// Nobody answers, and nobody learns from what is forged: what a packet leads to depends on the
+/// No host answers, and no table learns from what is forged: what a packet leads to depends on the
 /// packet alone.
 fn quieten(lab: &Lab) -> Result<()> {
     for pod in [lab.pod(1, 1), lab.pod(2, 2)] {

@@ -15,7 +15,7 @@ pub struct Way {
     pub destination: Ipv4Addr,
     /// The sending pod's MAC address.
     pub mac: [u8; 6],
-    /// Who takes the frame.
+    /// The receiver of the frame.
     pub next_hop: [u8; 6],
     /// What is carried whole on this way when it is plain.
     pub plain: Fast,

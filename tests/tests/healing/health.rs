@@ -65,7 +65,7 @@ fn health_tells_the_truth() -> Result<()> {
         node.http_get("/metrics")?.body
     );
 
-    // Somebody else's route in the place of a peer's: the kernel path is not complete.
+    // A foreign route in the place of a peer's: the kernel path is not complete.
     let subnet = lab.node(2).subnet()?;
     let agent = node.agent().context("an agent")?;
     agent.signal(Signal::SIGSTOP)?;

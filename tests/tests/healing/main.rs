@@ -1,4 +1,4 @@
-//! Whatever is changed behind the agent's back is put right again: devices, neighbours, routes,
+//! Every change behind the agent's back is put right again: devices, neighbours, routes,
 //! rules, files, programs and map entries. Each case prints how long that took.
 
 mod churn;

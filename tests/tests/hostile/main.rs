@@ -134,7 +134,7 @@ fn fast_path_bears_every_hostile_stream() -> Result<()> {
 fn xdp_bears_every_hostile_stream() -> Result<()> {
     let lab = lab("hostile-x", "auto", &["--xdp=on"])?;
     bear_everything(&lab)?;
-    // It was XDP that refused.
+    // The XDP program refused the frames.
     let metrics = lab.node(1).http_get("/metrics")?.body;
     let line = "overlay_datapath_packets_total{hook=\"net_xdp\",kind=\"refused\",verdict=\"unknown_vtep\"}";
     ensure!(metrics.contains(line), "no refusals by XDP in\n{metrics}");

@@ -118,7 +118,7 @@ fn pin(node: &Node) -> Result<String> {
 fn xdp_keeps_off_others_programs() -> Result<()> {
     let lab = one_node("xdp-other")?;
     let node = lab.node(1);
-    // Somebody else's program, which is ours without tables: it lets everything pass.
+    // A foreign program: ours without tables, which lets everything pass.
     let load = || -> Result<Ebpf> {
         let mut ebpf = EbpfLoader::new().load(object::bytes()?)?;
         let program = ebpf.program_mut("ov_net_xdp").context("no XDP program")?;

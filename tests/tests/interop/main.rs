@@ -288,7 +288,7 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
             "{what}: {before:?}, then {after:?}"
         );
     }
-    // It is held to its address, too.
+    // That pod is held to the pod's address, too.
     let refused = packets(node, "pod_in", "spoofed_source")?;
     let false_address = fresh.address().to_string();
     for line in [

@@ -1,4 +1,4 @@
-//! Nobody can pretend to be another pod or another node, on the kernel path either.
+//! No pod and no node can pretend to be another pod or another node, on the kernel path either.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
@@ -107,7 +107,8 @@ fn forged_vxlan_is_told(underlay: fn() -> u32) {
             ..state()
         };
         let mut guard = apply(&state).await;
-        // Nobody has the port, so that what passes shows as an ICMP error; counters tell the rest.
+        // No socket has the port, so that what passes shows as an ICMP error; counters tell the
+        // rest.
         let send = |from: &'static str, payload: Vec<u8>| {
             peer.within(move || {
                 let socket = UdpSocket::bind((from, 0)).expect("bind");
@@ -189,7 +190,7 @@ fn forged_vxlan_is_told(underlay: fn() -> u32) {
             expected.sort();
             assert_eq!(counted().await, expected);
         }
-        // Whoever has the port for TCP is not ours.
+        // A socket that has the port for TCP is not ours.
         let listener = TcpListener::bind("192.0.2.1:8472").expect("listen");
         peer.within(|| TcpStream::connect("192.0.2.1:8472").expect("connect"));
         listener.accept().expect("accept");

@@ -135,7 +135,7 @@ fn a_list_of_leases_that_nobody_keeps_is_not_believed_for_ever() {
         ];
         assert_eq!(counted().await, expected);
 
-        // Somebody is back; and as long as somebody is, time does not run out.
+        // An agent is back; as long as an agent is there, time does not run out.
         for _ in 0..4 {
             guard.renew().await.expect("renew");
             assert!(guard.is_intact().await.expect("a look"));

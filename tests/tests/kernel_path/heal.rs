@@ -1,4 +1,4 @@
-//! Whatever is lost or changed comes back, and nothing of others is touched.
+//! Everything that is lost or changed comes back, and nothing of others is touched.
 
 use std::net::IpAddr;
 

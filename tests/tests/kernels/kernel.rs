@@ -9,7 +9,7 @@ use overlay_user::datapath::programs::Attachment;
 pub struct Version(pub u32, pub u32);
 
 impl Version {
-    /// That of the running kernel.
+    /// The release of the running kernel.
     pub fn running() -> Self {
         let name = nix::sys::utsname::uname().expect("uname");
         let release = name.release().to_string_lossy().into_owned();

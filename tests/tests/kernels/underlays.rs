@@ -92,7 +92,7 @@ fn a_bad_wire_costs_what_it_takes_and_no_more() -> Result<()> {
     );
 
     netem("loss 10% delay 2ms")?;
-    // That TCP goes on is a part of the traffic.
+    // TCP that goes on is a part of the traffic.
     let outcome = under_traffic(&lab, || Ok(()))?;
     for loss in outcome.datagrams {
         ensure!(

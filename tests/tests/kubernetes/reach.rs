@@ -201,7 +201,7 @@ fn kubectl(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Whatever flannel's manifest and its tests call in the images runs in ours.
+/// Every program that flannel's manifest and flannel's tests call in the images runs in ours.
 fn image(cluster: &Cluster) -> Result<()> {
     let script = r#"
         set -e

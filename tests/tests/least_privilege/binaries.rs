@@ -51,7 +51,7 @@ fn the_agent_runs_with_its_own_set() -> Result<()> {
     );
     let rules = node.run(["iptables-save"])?;
     ensure!(rules.contains("MASQUERADE"), "no rules:\n{rules}");
-    // It takes over what is there.
+    // The agent takes over what is there.
     start(&lab, directory.path(), FAST_PATH, &["--xdp=on"])?;
     node.wait_ready(PATIENCE)?;
     fast_path::wait_serving(&node)?;

@@ -22,7 +22,7 @@ fn files_and_sockets_are_tight() -> Result<()> {
     })?;
     let node = lab.node(1);
     node.stop_agent(Signal::SIGTERM)?;
-    // Whatever the file mode creation mask is.
+    // With any file mode creation mask.
     let agent = lab.options().bin_dir.join("overlayd");
     let directory = tempfile::tempdir()?;
     let script = directory.path().join("agent");
@@ -45,7 +45,7 @@ fn files_and_sockets_are_tight() -> Result<()> {
         // Others' programs read it, as flannel's.
         ("/run/flannel/subnet.env", "644 root:root"),
         ("/run/overlay", "755 root:root"),
-        // Who can open it can lock it, and keep agents from starting.
+        // A process that can open the file can lock it, and keep agents from starting.
         ("/run/overlay/agent.lock", "600 root:root"),
         ("/run/overlay/agent.json", "600 root:root"),
         ("/sys/fs/bpf/overlay", "700 root:root"),

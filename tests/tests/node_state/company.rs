@@ -12,7 +12,7 @@ use overlay_user::datapath::object;
 
 use crate::shell;
 
-/// Somebody else's program, which is ours without tables: it lets everything pass. Returns its
+/// A foreign program: ours without tables, which lets everything pass. Returns the program's
 /// number, too.
 fn foreign(device: &str) -> Result<(Ebpf, u32)> {
     let mut ebpf = EbpfLoader::new().load(object::bytes()?)?;

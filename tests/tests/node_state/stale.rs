@@ -80,7 +80,7 @@ fn a_recycled_index_shows_nobody_anothers_packets() -> Result<()> {
     let device = gone.host_interface()?;
     let index = node.read_file(format!("/sys/class/net/{device}/ifindex"))?;
     node.stop_agent(Signal::SIGKILL)?;
-    // Nobody says DEL.
+    // The runtime calls no DEL.
     node.run(["ip", "link", "delete", &device])?;
     let other = lab.add_pod(1)?;
     let (theirs, namespace) = (other.host_interface()?, other.namespace());

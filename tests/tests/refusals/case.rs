@@ -21,7 +21,7 @@ pub(super) enum From {
 pub(super) enum End {
     /// One of these reasons is counted on the first node or the second, and nothing arrives.
     Refused(usize, &'static [&'static str]),
-    /// It arrives in this pod.
+    /// The packet arrives in this pod.
     Delivered(Pod),
 }
 

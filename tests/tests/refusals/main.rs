@@ -1,5 +1,5 @@
-//! Nobody can pretend to be another pod or another node, whatever it hides behind; and what is odd
-//! but forges nothing is delivered. The same on both paths.
+//! No pod and no node can pretend to be another one, whatever the packet hides behind; and what is
+//! odd but forges nothing is delivered. The same on both paths.
 
 mod case;
 mod doubts;

@@ -18,7 +18,8 @@ pub fn both_speak(conversation: &Conversation) -> Result<()> {
     conversation.server_speaks()
 }
 
-/// Who calls, where, who answers, and which address the answering pod must see.
+/// The caller, the address called, the answering pod, and the address that the answering pod must
+/// see.
 pub struct Case {
     pub what: &'static str,
     pub from: Namespace,

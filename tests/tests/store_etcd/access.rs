@@ -1,4 +1,4 @@
-//! Who may reach etcd, and who is told that it cannot be reached.
+//! Agents that may reach etcd, and agents that are told why they may not.
 
 use std::path::Path;
 use std::process::Command;
@@ -271,7 +271,7 @@ fn a_client_certificate_of_etcds_authority_is_taken_and_another_is_not() {
         timeout(Duration::from_secs(20), asked)
             .await
             .expect("etcd does not take a good certificate");
-        // It is up, so that whoever is refused now is refused for good.
+        // etcd is up, so that an agent that is refused now is refused for good.
         for who in [None, Some("stranger")] {
             let answer = store(who).network_config().await;
             assert!(

@@ -1,4 +1,4 @@
-//! Between whom is measured.
+//! The two ends that are measured.
 
 use clap::ValueEnum;
 use serde::Serialize;

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde::Serialize;
 
-/// Whatever figures cannot be read without.
+/// The facts without which figures cannot be read.
 #[derive(Debug, Serialize)]
 pub struct Machine {
     pub kernel: String,

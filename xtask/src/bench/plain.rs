@@ -21,12 +21,12 @@ const OVERHEAD: u32 = 50;
 struct Plain {
     /// 1 or 2.
     place: u8,
-    /// Its address on the cable.
+    /// Address of the node on the cable.
     vtep: Ipv4Addr,
 }
 
 impl Plain {
-    /// Its subnet's first address, which is also its VXLAN device's.
+    /// First address of the node's subnet, which is also the VXLAN device's.
     fn base(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 244, self.place, 0)
     }

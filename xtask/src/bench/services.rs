@@ -86,7 +86,7 @@ pub const TARGET_PORT: u16 = 8080;
 /// A Service that is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
-    /// Its own address.
+    /// The Service's own address.
     pub address: Ipv4Addr,
     /// The pod that serves it.
     pub pod: Ipv4Addr,

@@ -138,7 +138,7 @@ fn ratios(findings: &Findings, underlay: Underlay, class: Class) -> Vec<Table> {
 
 /// Whether it is of something that one would deploy, and not of the fast path without a part.
 fn is_whole(ratio: &Ratio) -> bool {
-    ratio.subject.variant <= Variant::Overlay
+    ratio.subject.variant <= Variant::ServicesOff
 }
 
 /// Ratios by measure and by variant; nothing where there are none.

@@ -1,4 +1,4 @@
-//! Who carries the packets: what is compared.
+//! The carriers of packets: what is compared.
 
 use std::path::Path;
 
@@ -14,6 +14,8 @@ use super::underlay::Underlay;
 /// Flags of an agent that carries pods' traffic by eBPF, or leaves that to the kernel.
 pub const FAST_PATH_ON: &str = "--fast-path=auto";
 pub const FAST_PATH_OFF: &str = "--fast-path=off";
+/// The flag of an agent that leaves Services to kube-proxy.
+const SERVICES_OFF: &str = "--services=off";
 
 /// A way for packets, in the order that a round takes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -31,6 +33,8 @@ pub enum Variant {
     KernelServices,
     /// The fast path.
     Overlay,
+    /// The fast path, Services left to kube-proxy's rules.
+    ServicesOff,
     /// Our kernel path without encapsulation (host-gw), with the packet filter as deployed.
     HostGwKernel,
     /// The fast path without encapsulation (host-gw).
@@ -85,6 +89,7 @@ impl Variant {
             Self::Flannel => Recipe::Flannel,
             Self::HostGwKernel => Recipe::Agent(FAST_PATH_OFF),
             Self::Overlay | Self::HostGw => Recipe::Agent(FAST_PATH_ON),
+            Self::ServicesOff => Recipe::Agent(SERVICES_OFF),
             Self::AggregatesToKernel => Recipe::Agent("--aggregates=kernel"),
             Self::WithoutInnerSource
             | Self::WithoutStackOwned
@@ -114,6 +119,7 @@ impl Variant {
                     && matches!(measure, TcpRr | UdpRr | Udp64)
             }
             Recipe::Agent(_) if self.backend() == BackendKind::HostGw => class == Class::Direct,
+            Recipe::Agent(_) if self == Self::ServicesOff => class.needs_services(),
             Recipe::Agent(_) if self == Self::AggregatesToKernel => {
                 class == Class::Direct && matches!(measure, Bulk | Bulk4 | BulkOneCore)
             }

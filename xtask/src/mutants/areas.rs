@@ -7,7 +7,7 @@ pub struct Area {
     pub name: &'static str,
     /// The package that it is in.
     pub package: &'static str,
-    /// Its files in the repository, as paths or as patterns with `**`.
+    /// Files of the area in the repository, as paths or as patterns with `**`.
     pub files: &'static [&'static str],
 }
 
@@ -71,6 +71,21 @@ pub const ALL: &[Area] = &[
         name: "pods",
         package: "overlay-user",
         files: &["overlay-user/src/kernel/pods/claims.rs"],
+    },
+    Area {
+        name: "service",
+        package: "overlay-user",
+        files: &[
+            "overlay-user/src/service/**",
+            "overlay-user/src/service.rs",
+            "overlay-user/src/datapath/services/contents.rs",
+            "overlay-user/src/shared_map.rs",
+        ],
+    },
+    Area {
+        name: "tables",
+        package: "overlay-user",
+        files: &["overlay-user/src/datapath/tables.rs"],
     },
     Area {
         name: "config",

@@ -95,10 +95,58 @@ pub const ALL: &[Explained] = &[
         DISJOINT,
     ),
     explained(
+        "overlay-common/src/decide/sending.rs",
+        "const WANTED: u32 = CONFIG_ACTIVE | CONFIG_ENCAPSULATE_FOR_STACK;",
+        "replace | with ^ in encapsulation",
+        DISJOINT,
+    ),
+    explained(
         "overlay-common/src/family/v6.rs",
         "u64::from(a ^ c) << 32 | u64::from(b ^ d)",
         "replace | with ^ in <impl Family for V6>::word",
         DISJOINT,
+    ),
+    explained(
+        "overlay-common/src/socket.rs",
+        "u64::from(u32::from_be(high)) << u32::BITS | u64::from(u32::from_be(low))",
+        "replace | with ^ in Server::order",
+        DISJOINT,
+    ),
+    explained(
+        "overlay-common/src/socket/decide.rs",
+        "if other.order() < server.order() {",
+        "replace < with <= in is_in",
+        "two servers with one order are the same, which is asked before",
+    ),
+    explained(
+        "overlay-common/src/socket/decide.rs",
+        "first = slot + 1;",
+        "replace + with * in is_in",
+        "finds the same servers, in more steps",
+    ),
+    explained(
+        "overlay-common/src/socket/decide.rs",
+        "const STEPS: u32 = u32::BITS - super::MAX_SERVERS.leading_zeros();",
+        "replace - with +",
+        "the search ends by itself; the number is for the verifier",
+    ),
+    explained(
+        "overlay-common/src/socket/decide.rs",
+        "while place < MAX_TRANSLATIONS {",
+        "replace < with <= in place_for",
+        "there is no such place in the table",
+    ),
+    explained(
+        "overlay-user/src/service/catalog.rs",
+        "let network = networks.like(address);",
+        "replace is_within -> bool with false",
+        "costs memory, and nothing else",
+    ),
+    explained(
+        "overlay-user/src/service/claims.rs",
+        "right < (other.rank, &other.created, &other.name)",
+        "replace < with <= in Claim::is_before",
+        "two Services have two names",
     ),
     explained(
         "overlay-user/src/ipam.rs",

@@ -14,7 +14,8 @@ use crate::{shell, workspace};
 const VERSION: &str = "27.1.0";
 /// A test that takes this many seconds hangs, however busy the machine is.
 const HANGS: &str = "120";
-/// Its exit codes: all caught, some missed, some timed out. Whatever else is no result.
+/// Exit codes of cargo-mutants: all caught, some missed, some timed out. Any other one is no
+/// result.
 const RESULTS: [i32; 3] = [0, 2, 3];
 
 /// The program of this version.

@@ -26,9 +26,9 @@ pub struct AreaReport {
     pub mutants: usize,
     /// Of these, those that a test noticed, by failing or by never ending.
     pub caught: usize,
-    /// Those that no test can see, with the reasons.
+    /// Mutants that no test can see, with the reasons.
     pub explained: Vec<Accepted>,
-    /// Those that no test noticed.
+    /// Mutants that no test noticed.
     pub survived: Vec<Survivor>,
     /// Explanations of changes that a test noticed all the same.
     pub refuted: Vec<Survivor>,

@@ -33,7 +33,7 @@ impl FastPath {
         Ok(map.map(Self))
     }
 
-    /// How many peers it holds.
+    /// How many peers the map holds.
     pub fn len(&self) -> Result<usize> {
         let mut count = 0;
         for key in self.0.keys() {
@@ -49,7 +49,7 @@ impl FastPath {
         Ok(entry.is_some_and(|entry| entry.vtep == peer.vtep().octets()))
     }
 
-    /// Whether there is no way to it.
+    /// Whether there is no way to a peer.
     pub fn lacks(&self, peer: Invented) -> Result<bool> {
         Ok(self.entry(peer.subnet())?.is_none())
     }

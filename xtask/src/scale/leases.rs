@@ -63,7 +63,7 @@ impl Invented {
         self.number % ROUTERS
     }
 
-    /// Its address on the underlay.
+    /// Address of the node on the underlay.
     pub fn vtep(self) -> Ipv4Addr {
         let [_, _, high, low] = (self.number / ROUTERS).to_be_bytes();
         let [.., second] = (16 + self.router()).to_be_bytes();
@@ -76,12 +76,12 @@ impl Invented {
         [2, u8::from(self.moved), a, b, c, d]
     }
 
-    /// Its lease's key.
+    /// Key of the node's lease.
     pub fn key(self) -> String {
         format!("{SUBNETS}{}-24", self.subnet())
     }
 
-    /// Its lease's value.
+    /// Value of the node's lease.
     pub fn value(self) -> String {
         let attributes = json!({
             "PublicIP": self.vtep(),
@@ -120,9 +120,9 @@ pub fn text(mac: [u8; 6]) -> String {
 /// A change of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It is there, with these contents.
+    /// The lease is there, with these contents.
     Is(Invented),
-    /// It is gone.
+    /// The lease is gone.
     Gone(Invented),
 }
 

@@ -237,7 +237,7 @@ fn calls(stage: &mut Stage, nodes: &[Invented]) -> Result<Option<Calls>> {
 /// Nodes that appear, move and go, in turn, and routers that are replaced meanwhile.
 fn churn(stage: &mut Stage, nodes: &[Invented], plan: &Plan) -> Result<(Churn, Option<Times>)> {
     let changes: Vec<_> = nodes.iter().map(|node| turn(*node)).collect();
-    // Who moves or goes was there before.
+    // A node that moves or goes was there before.
     let mut pending = Pending::default();
     let old = nodes.iter().zip(&changes);
     let old = old.filter(|(node, change)| **change != Change::Is(**node));
@@ -321,7 +321,7 @@ impl Writer {
                 let mac = router_mac(number, 1);
                 let start = Instant::now();
                 replace_router(&self.node, number, mac)?;
-                // Whoever looks may be gone because of an error, which is told there.
+                // The receiver may be gone because of an error, which the receiver tells.
                 let _ = told.send((Sent::Router { number, mac }, start));
             }
             let start = Instant::now();

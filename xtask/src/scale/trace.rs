@@ -104,12 +104,12 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        // Nobody is left to be told; strace goes with the program that it follows.
+        // No caller is left to be told; strace ends with the program that strace follows.
         let _ = self.end();
     }
 }
 
-/// Whether somebody traces every thread of a process.
+/// Whether a tracer follows every thread of a process.
 fn is_traced(process: &Process) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid));
     let mut tasks = tasks.into_iter().flatten().flatten();

@@ -26,7 +26,7 @@ pub enum Needed {
 
 /// A package of Debian that something here runs or reads.
 pub struct Part {
-    /// Its name for apt-get.
+    /// Name of the package for apt-get.
     pub package: &'static str,
     /// What tells that it is there.
     witness: Witness,

@@ -16,7 +16,7 @@ use crate::{shell, workspace};
 
 /// The tests that run in every kernel: those made for it, and the programs against the decision.
 pub const TESTS: &[&str] = &[KERNELS, PROGRAMS];
-/// Those made for it.
+/// The programs made for the kernel.
 const KERNELS: &str = "kernels";
 /// The programs against the decision.
 pub const PROGRAMS: &str = "programs";

@@ -65,7 +65,7 @@ impl Flavour {
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// Its series.
+    /// Series of the kernel.
     pub series: Series,
     /// What `uname -r` says.
     pub release: String,

@@ -10,7 +10,7 @@ use crate::lab::table::table;
 /// What came of one kernel.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Its series, as users name it.
+    /// Series of the kernel, as users name it.
     pub kernel: &'static str,
     /// What `uname -r` says.
     pub release: String,

@@ -1,4 +1,5 @@
-//! Who is refused: what the programs tell of it, passed on to the agent's log (`--log-refused`).
+//! Refused senders: the programs' events about them, passed on to the agent's log
+//! (`--log-refused`).
 
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -86,7 +87,7 @@ fn say(told: &Told, unsaid: u64) {
     );
 }
 
-/// Who is refused, and why.
+/// A refused sender, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Culprit {
     verdict: Verdict,

@@ -25,7 +25,7 @@ use crate::mac::MacAddr;
 pub struct Exit {
     /// The underlay's device.
     pub ifindex: u32,
-    /// This node's address there; none before the first round.
+    /// This node's address on that device; none before the first round.
     pub source: Option<IpAddr>,
     /// MAC address of the device; none where it has none.
     pub mac: Option<MacAddr>,
@@ -181,7 +181,7 @@ impl Ways {
         input.peers = here;
         for (peer, path) in &mut input.peers {
             if peer.way == backend::Way::Direct {
-                // Its subnet has a route of its own, which has no MTU.
+                // The peer's subnet has a route of its own, which has no MTU.
                 path.next_hop = self.neighbour_mac(peer.vtep);
                 continue;
             }

@@ -1,4 +1,5 @@
-//! Whom to ask for an answer over the kernel path next, and what the answers come to: pure.
+//! Which peer to send an echo request over the kernel path next, and what the replies add up to:
+//! pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,7 +21,7 @@ const BROKEN: Duration = Duration::from_secs(10);
 /// So many requests without an answer in a row make a peer one that does not answer.
 const MISSES: u32 = 3;
 
-/// Who is asked first.
+/// The peers that are asked first.
 #[derive(Clone, Copy, Debug)]
 enum Class {
     /// A new peer, or one whose last answer is missing.
@@ -43,7 +44,7 @@ struct Record {
 pub struct Checks {
     peers: PeerMap,
     records: HashMap<Ipv4Addr, Record>,
-    /// Who is to be asked when, by class.
+    /// The peers to ask, in order of time, by class.
     queues: [BTreeSet<(Instant, Ipv4Addr)>; 2],
     /// Until when which answer is awaited, in order of time.
     awaited: VecDeque<(Instant, Ipv4Addr, u16)>,
@@ -93,7 +94,7 @@ impl Checks {
         expires.into_iter().chain(asks).min()
     }
 
-    /// Whom to send a request now, and its number.
+    /// The peer to send a request to now, and the request's number.
     pub fn take_due(&mut self, now: Instant) -> Vec<(Ipv4Addr, u16)> {
         if self.last_burst.is_some_and(|last| now < last + PAUSE) {
             return Vec::new();
@@ -140,7 +141,7 @@ impl Checks {
             let Some(record) = self.records.get_mut(&address) else {
                 continue;
             };
-            // It has answered meanwhile, or is another peer now.
+            // The peer has answered meanwhile, or another peer has the address now.
             if record.queued.is_some() || record.sequence != sequence {
                 continue;
             }

@@ -56,3 +56,11 @@ impl Reconciler {
         }
     }
 }
+
+/// The judge of what pods and nodes send, as text for people.
+pub(super) fn guards(by_programs: usize) -> String {
+    match by_programs {
+        0 => "nftables".to_owned(),
+        pods => format!("eBPF programs what {pods} pods send, nftables all else"),
+    }
+}

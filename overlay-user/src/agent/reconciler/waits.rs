@@ -41,7 +41,7 @@ pub(super) fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Ev
     Ok(events)
 }
 
-/// Waits for news; for ever where nobody will send any.
+/// Waits for news; for ever where no sender is left.
 pub(super) async fn told_of<T>(news: &mut watch::Receiver<T>) {
     if news.changed().await.is_err() {
         std::future::pending::<()>().await;

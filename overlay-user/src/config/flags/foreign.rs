@@ -12,7 +12,7 @@ pub(super) struct ForeignFlags {
     public_ipv6: Option<String>,
     #[arg(long, hide = true, env = "FLANNELD_IP_BLACKHOLE_ROUTE", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     ip_blackhole_route: bool,
-    // These change only what klog prints.
+    // Flags that change only what klog prints.
     #[arg(long, hide = true, env = "FLANNELD_V")]
     v: Option<String>,
     #[arg(long, hide = true, env = "FLANNELD_VMODULE")]

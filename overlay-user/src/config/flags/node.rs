@@ -19,7 +19,7 @@ pub struct NodeFlags {
     /// the kernel's VXLAN
     #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
     pub fast_path: FastPath,
-    /// Who judges what pods send: eBPF programs, even where they carry nothing, or nftables; "auto"
+    /// Judge of what pods send: eBPF programs, even where they carry nothing, or nftables; "auto"
     /// is "bpf" where this kernel can
     #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = Guard::Auto)]
     pub guard: Guard,
@@ -49,7 +49,7 @@ pub struct NodeFlags {
     /// How long programs and guard refuse by the list of leases after the agent is gone; 0 for ever
     #[arg(long, env = "OVERLAY_REFUSE_WITHOUT_AGENT", default_value = "10m", value_parser = parse_duration_or_zero, value_name = "TIME")]
     pub refuse_without_agent: Duration,
-    /// Who decapsulates TCP super-packets: "kernel" is for nodes whose pods pass them on to tap
+    /// Decapsulator of TCP super-packets: "kernel" is for nodes whose pods pass them on to tap
     /// devices
     #[arg(long, env = "OVERLAY_AGGREGATES", value_enum, default_value_t = Aggregates::Fast)]
     pub aggregates: Aggregates,
@@ -116,7 +116,7 @@ pub enum FastPath {
     Off,
 }
 
-/// Who judges what pods send.
+/// The judge of what pods send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Guard {
     /// Programs as far as this kernel can, nftables for the rest.
@@ -149,7 +149,7 @@ pub enum Xdp {
     Off,
 }
 
-/// Who translates addresses of Services.
+/// The translator of Services' addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Services {
     /// Programs at the socket, where the store knows Services and this kernel can.
@@ -160,7 +160,7 @@ pub enum Services {
     Off,
 }
 
-/// Who takes super-packets from the network apart.
+/// The decapsulator of super-packets from the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Aggregates {
     /// The fast path, as any other packet.

@@ -106,6 +106,13 @@ fn a_directory_is_a_store_and_short_leases_are_renewed_by_thirds() {
 }
 
 #[test]
+fn a_store_of_no_known_kind_is_refused() {
+    for text in ["zookeeper", "dir", "dir:", "kube:x", ""] {
+        assert!(text.parse::<StoreKind>().is_err(), "{text:?}");
+    }
+}
+
+#[test]
 fn every_flag_has_its_environment_variable() {
     let command = AgentFlags::augment_args(Command::new("overlayd"));
     for arg in command.get_arguments() {

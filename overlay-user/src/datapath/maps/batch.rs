@@ -1,7 +1,6 @@
 //! All entries of a hash map in a few system calls (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), where aya
 //! takes two for each entry.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
@@ -32,23 +31,30 @@ struct Batch {
 
 const _: () = assert!(size_of::<Batch>() == 56);
 
-/// All entries.
+/// Entries that one call has room for at first. Room for all entries of a large map would cost more
+/// than the calls, because the kernel would have to clear so many pages.
+const ROOM: usize = 512;
+
+/// Shows every entry to `visit`, in no order.
 ///
 /// # Errors
-/// `EINVAL` before Linux 5.6; `EPERM` without the privileges for the map.
+/// `EINVAL` before Linux 5.6; `EPERM` without the privileges for the map. Some entries have been
+/// visited then.
 #[expect(unsafe_code, reason = "aya has no BPF_MAP_LOOKUP_BATCH")]
-pub(super) fn entries<K: Plain + Ord, V: Plain>(map: &MapData) -> io::Result<BTreeMap<K, V>> {
+pub(super) fn for_each<K: Plain, V: Plain>(
+    map: &MapData,
+    mut visit: impl FnMut(K, V),
+) -> io::Result<()> {
     let info = map.info().map_err(io::Error::other)?;
-    // The kernel refuses to split a bucket, so there is room for all.
-    let room = info.max_entries() as usize;
     let fd = u32::try_from(map.fd().as_fd().as_raw_fd()).map_err(io::Error::other)?;
     if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<V>() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    let all = info.max_entries() as usize;
+    let mut room = all.min(ROOM);
     let mut keys: Vec<K> = Vec::with_capacity(room);
     let mut values: Vec<V> = Vec::with_capacity(room);
     let (mut cursor, mut next) = (0_u32, 0_u32);
-    let mut entries = BTreeMap::new();
     let mut is_first = true;
     loop {
         let mut batch = Batch {
@@ -60,7 +66,7 @@ pub(super) fn entries<K: Plain + Ord, V: Plain>(map: &MapData) -> io::Result<BTr
             out_batch: &raw mut next as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
-            count: info.max_entries(),
+            count: u32::try_from(room).map_err(io::Error::other)?,
             map_fd: fd,
             ..Batch::default()
         };
@@ -78,6 +84,13 @@ pub(super) fn entries<K: Plain + Ord, V: Plain>(map: &MapData) -> io::Result<BTr
         let is_last = match error {
             None => false,
             Some(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // The kernel does not split a bucket: more room, and again from where it stands.
+            Some(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < all => {
+                room = (room * 2).min(all);
+                keys = Vec::with_capacity(room);
+                values = Vec::with_capacity(room);
+                continue;
+            }
             Some(error) => return Err(error),
         };
         let found = (batch.count as usize).min(room);
@@ -87,9 +100,11 @@ pub(super) fn entries<K: Plain + Ord, V: Plain>(map: &MapData) -> io::Result<BTr
             keys.set_len(found);
             values.set_len(found);
         }
-        entries.extend(keys.iter().copied().zip(values.iter().copied()));
+        for (key, value) in keys.iter().zip(&values) {
+            visit(*key, *value);
+        }
         if is_last {
-            return Ok(entries);
+            return Ok(());
         }
         (cursor, is_first) = (next, false);
     }

@@ -16,7 +16,7 @@ use super::{attached_ids, link_failed, name, pinned_link};
 pub struct OnHook {
     /// The kernel's id of the program.
     pub id: u32,
-    /// Its name; absent where it is not ours and this process may not ask.
+    /// Name of the program; absent where the program is not ours and this process may not ask.
     pub name: Option<String>,
     /// How many instructions the verifier walked through (Linux 5.16); absent where this process
     /// may not ask.

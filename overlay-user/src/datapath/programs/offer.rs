@@ -37,7 +37,8 @@ impl Programs {
         };
         let directory = pin.parent().unwrap_or(&pin);
         fs::create_dir_all(directory).map_err(failed("mkdir"))?;
-        // Whoever looks finds the old one or the new one. A BPF file system takes no dots in names.
+        // A reader finds the old program or the new one at every moment. A BPF file system takes no
+        // dots in names.
         let new = pin.with_file_name("new");
         Pins::remove(&new)?;
         self.program(OFFERED)?

@@ -112,7 +112,7 @@ impl Contents {
                 None => self.take_away(difference.key, writer)?,
             }
         }
-        // Those without room may have it now.
+        // Frontends that found no room before may find room now.
         for frontend in std::mem::take(&mut self.without_room) {
             let serving = table.get(&frontend).map(Arc::clone);
             due.extend(serving.map(|serving| (frontend, serving)));

@@ -110,6 +110,6 @@ unsafe fn made(
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: nobody else has the descriptor.
+    // SAFETY: no other code has the descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -21,7 +21,7 @@ pub struct FrontendView {
     pub transport: &'static str,
     /// For how many seconds a client stays with its server; zero without session affinity.
     pub affinity_seconds: u32,
-    /// Who serves.
+    /// The servers.
     pub servers: Vec<SocketAddr>,
 }
 

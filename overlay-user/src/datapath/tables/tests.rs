@@ -57,6 +57,8 @@ fn equal_subnets_take_one_entry_each() {
     assert_eq!(tables.peers[&[10, 244, 3, 0]].vtep, [192, 168, 0, 3]);
     let config = tables.config.expect("a configuration");
     assert_eq!(config.peer_mask, [255, 255, 255, 0]);
+    let ports = (config.source_port_min, config.source_port_count);
+    assert_eq!(ports, (32768, 28231));
     assert_eq!(config.flags, CONFIG_ACTIVE | CONFIG_PEERS_COMPLETE);
 }
 
@@ -109,6 +111,11 @@ fn a_changed_next_hop_is_as_good_as_one_that_was_there() {
 fn thousands_of_omissions_are_a_line() {
     assert_eq!(Omission::summary(&[]), None);
     let omission = |last| Omission::Pod(IpAddr::from([10, 244, 1, last]));
+    let one = omission(1);
+    assert_eq!(
+        Omission::summary(std::slice::from_ref(&one)),
+        Some(one.to_string())
+    );
     let text = Omission::summary(&(0..200).map(omission).collect::<Vec<_>>()).expect("a line");
     assert!(text.starts_with("pod 10.244.1.0 is left") && text.ends_with("; and 197 more"));
 }
@@ -162,13 +169,56 @@ fn nodes_beyond_the_table_are_no_strangers() {
 }
 
 #[test]
+fn peers_beyond_the_table_are_left_to_the_kernel_path() {
+    let beyond = 2;
+    let peers = |vtep: fn(u32) -> IpAddr| {
+        let mut node = node(&["10.244.2.0/24"]);
+        let (peer, path) = node.peers.remove(0);
+        let peer = |number: u32| {
+            let subnet = std::net::Ipv4Addr::from_bits(0x0b00_0000 + (number << 8));
+            let subnet = IpNet::new(subnet.into(), 24).expect("a subnet");
+            let vtep = vtep(number);
+            (
+                backend::Peer {
+                    subnet,
+                    vtep,
+                    ..peer.clone()
+                },
+                path,
+            )
+        };
+        node.peers = (0..MAX_PEERS + beyond).map(peer).collect();
+        desired::<V4>(&node)
+    };
+    let one = |_: u32| IpAddr::from([192, 168, 1, 1]);
+    let each = |number: u32| std::net::Ipv4Addr::from_bits(0xc000_0000 + number).into();
+    for (vtep, flags) in [(one as fn(_) -> _, 0), (each, CONFIG_VTEPS_INCOMPLETE)] {
+        let (tables, omissions) = peers(vtep);
+        assert_eq!(tables.peers.len(), MAX_PEERS as usize);
+        assert_eq!(omissions.len(), beyond as usize);
+        let config = tables.config.expect("a configuration");
+        assert_eq!(config.flags, CONFIG_ACTIVE | flags);
+    }
+    let (tables, _) = peers(one);
+    assert_eq!(tables.vteps[&[192, 168, 1, 1]].subnets, MAX_PEERS + beyond);
+}
+
+#[test]
+fn of_equal_lengths_the_shortest_is_taken() {
+    // Either way one subnet has no place.
+    let half = MAX_PEERS as usize / 2;
+    let lens = std::iter::repeat_n(23, half).chain([24]);
+    assert_eq!(peer_len(lens), Some(23));
+}
+
+#[test]
 fn who_is_not_served_is_not_shut_out() {
     let mut node = node(&["10.244.2.0/24", "10.244.3.0/24"]);
     node.unserved.extend(node.peers.pop().map(|(peer, _)| peer));
     let (tables, _) = desired::<V4>(&node);
     assert_eq!((tables.peers.len(), tables.vteps.len()), (1, 2));
     let config = tables.config.expect("a configuration");
-    assert_eq!(config.flags & CONFIG_PEERS_COMPLETE, 0);
+    assert_eq!(config.flags, CONFIG_ACTIVE);
 }
 
 #[test]
@@ -194,16 +244,23 @@ fn interfaces_of_a_container_have_one_owner() {
 
 #[test]
 fn two_devices_with_one_address_get_no_short_cut() {
-    let node = TableInput {
-        pods: vec![pod(7, 2), pod(8, 2), pod(9, 3)],
-        ..node(&[])
-    };
-    let (tables, omissions) = desired::<V4>(&node);
-    assert_eq!(
-        omissions,
-        [Omission::Duplicate(IpAddr::from([10, 244, 1, 2]))]
-    );
-    assert_eq!(tables.pods[&[10, 244, 1, 2]].flags, POD_KERNEL_PATH);
-    assert_eq!(tables.endpoints[&7].flags, POD_KERNEL_PATH);
-    assert_eq!(tables.endpoints[&9].flags, 0);
+    for kernel_path in [false, true] {
+        let second = LocalPod {
+            kernel_path,
+            ..pod(8, 2)
+        };
+        let node = TableInput {
+            pods: vec![pod(7, 2), second, pod(9, 3)],
+            ..node(&[])
+        };
+        let (tables, omissions) = desired::<V4>(&node);
+        assert_eq!(
+            omissions,
+            [Omission::Duplicate(IpAddr::from([10, 244, 1, 2]))]
+        );
+        assert_eq!(tables.pods[&[10, 244, 1, 2]].flags, POD_KERNEL_PATH);
+        assert_eq!(tables.endpoints[&7].flags, POD_KERNEL_PATH);
+        assert_eq!(tables.endpoints[&8].flags, POD_KERNEL_PATH);
+        assert_eq!(tables.endpoints[&9].flags, 0);
+    }
 }

@@ -133,7 +133,7 @@ pub(super) async fn keep(port: u16, lapse: Duration) -> Result<(), Error> {
     let anew = || add(Set::Kept, element(Some(lapse)));
     let removed = remove(Set::Kept, element(None));
     match transact(removed.into_iter().chain(anew()).collect(), None).await {
-        // It has run out.
+        // The entry has run out.
         Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(nix::libc::ENOENT) => {
             transact(anew(), None).await
         }

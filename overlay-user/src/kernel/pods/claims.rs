@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use super::PodLink;
 
-/// The address of a pod that has only one, in a network of the bridge. A pod with more is not known
-/// well enough to be held to one.
+/// The address of a pod that has a single address, in a network of the bridge. `None` where the pod
+/// has more: which of them the plugin gave to the pod is not known.
 pub(super) fn only_address(found: &[IpNet], bridge: &[IpNet]) -> Option<IpAddr> {
     let [only] = found else { return None };
     let address = only.addr();
@@ -18,8 +18,8 @@ pub(super) fn only_address(found: &[IpNet], bridge: &[IpNet]) -> Option<IpAddr> 
     is_of_bridge.then_some(address)
 }
 
-/// Leaves out whoever claims an address that another pod has as well, because nobody has vouched
-/// for what a pod without a note says.
+/// Leaves out every pod without a note that claims another pod's address, because the claim of a
+/// pod without a note is the pod's own word, and not the plugin's.
 pub(super) fn drop_disputed(noted: &[PodLink], unnoted: &mut Vec<PodLink>) {
     let mut claims: BTreeMap<IpAddr, usize> = BTreeMap::new();
     for pod in noted.iter().chain(unnoted.iter()) {

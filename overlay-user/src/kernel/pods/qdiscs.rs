@@ -12,7 +12,7 @@ use super::super::{Error, Kernel};
 pub struct Filter {
     /// Whether it is on the egress side.
     pub egress: bool,
-    /// Its place among the filters.
+    /// Place among the filters.
     pub priority: u16,
     /// The kernel's id of its program, if it is one of eBPF (`TCA_BPF_ID`).
     pub program: Option<u32>,

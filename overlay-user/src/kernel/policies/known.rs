@@ -59,7 +59,7 @@ pub(super) fn is_harmless_chain(chain: &str) -> bool {
     HARMLESS_CHAINS.contains(&chain)
 }
 
-/// Who has made a rule.
+/// The maker of a rule.
 pub(super) fn engine(table: &str, hit: &Hit) -> &'static str {
     let names = || std::iter::once(table).chain(hit.chains.iter().map(String::as_str));
     ENGINES

@@ -11,7 +11,7 @@ use super::super::xtables::{self, Info, NEXT_OFFSET};
 use super::judge::{Effect, Match, Rule, Scope, match_address, match_device};
 use super::name::text;
 
-/// Those whose rules may do more than translate addresses.
+/// The tables whose rules may do more than translate addresses.
 const FILTERS: [&str; 4] = ["raw", "mangle", "filter", "security"];
 /// Hooks that packets from pod to pod come by, with the chains' names.
 const HOOKS: [(usize, &str); 3] = [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")];

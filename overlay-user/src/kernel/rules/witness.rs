@@ -53,7 +53,7 @@ impl Witness {
         })
     }
 
-    /// Whether nobody has changed a rule in between.
+    /// Whether no rule has been changed in between.
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
         (&self.handles, &self.legacy) == (&other.handles, &other.legacy)

@@ -34,7 +34,8 @@ pub struct Status {
     pub network_policies: Option<String>,
     /// When the leases were known last, where the store has not answered the agent yet.
     pub leases_as_of: Option<String>,
-    /// Who translates addresses of Services, and why, as of the last agent; and how sockets fared.
+    /// The translator of Services' addresses and the reason, as of the last agent; and how sockets
+    /// fared.
     pub services: ServicesView,
     /// Packets left to the kernel although the fast path serves such packets in principle, by
     /// cause.
@@ -59,7 +60,7 @@ pub struct Status {
 /// Services at the socket.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ServicesView {
-    /// Who translates, and why.
+    /// The translator, and the reason.
     pub by: Option<String>,
     /// What is not taken as it is; as of the last agent.
     pub refused: RefusedServices,
@@ -72,7 +73,7 @@ pub struct ServicesView {
 pub struct AgentView {
     /// Whether it runs.
     pub running: bool,
-    /// Its process, or that of the last one.
+    /// Process of the agent, or of the last one.
     pub pid: Option<u32>,
 }
 
@@ -81,7 +82,7 @@ pub struct AgentView {
 pub struct AbiView {
     /// The one that this build reads.
     pub own: u32,
-    /// Those that agents have pinned something of.
+    /// The networks that agents have pinned something of.
     pub pinned: Vec<u32>,
 }
 
@@ -108,7 +109,7 @@ pub struct NodeView {
     pub network: String,
     /// This node's lease.
     pub subnet: String,
-    /// Its underlay address.
+    /// Underlay address of the peer.
     pub vtep: IpAddr,
     /// MAC address of the VXLAN device.
     pub vtep_mac: MacAddr,
@@ -136,9 +137,9 @@ pub struct PeerView {
 /// A pod of this node.
 #[derive(Clone, Debug, Serialize)]
 pub struct PodView {
-    /// Its address.
+    /// Address of the pod.
     pub address: IpAddr,
-    /// Its MAC address.
+    /// MAC address of the pod.
     pub mac: MacAddr,
     /// The host end of its veth pair.
     pub device: String,

@@ -165,7 +165,7 @@ fn ipv6_does_not_configure_the_device() {
     let device = link(&mut kernel);
     device.configures_itself = true;
     device.addresses.insert(net("fe80::1/64"));
-    // Somebody's own.
+    // A route of the machine's owner.
     device.addresses.insert(net("2001:db8::1/64"));
     let (actions, kernel) = settle(&desired, kernel);
     let expected = [

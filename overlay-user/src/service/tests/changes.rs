@@ -178,3 +178,37 @@ proptest! {
         prop_assert_eq!(source.refused(), fresh.refused());
     }
 }
+
+#[test]
+fn a_refused_object_that_a_list_does_not_name_is_forgotten() {
+    let mut source = Source::new();
+    let web = ObjectName::from_key("web");
+    source.0.put_service(&web, Err("no JSON".into()));
+    source.0.settle();
+    assert_eq!(source.refused().len(), 1);
+    source.0.begin(Kind::Service);
+    source.0.complete(Kind::Service);
+    source.0.settle();
+    assert!(source.refused().is_empty());
+}
+
+#[test]
+fn what_is_gone_takes_no_memory() {
+    let node = "192.168.0.9".parse().expect("an address");
+    let mut source = Source::web(&json!({"externalIPs": ["192.168.0.9"]}));
+    source.service("other", &json!({}));
+    source.0.add_node(node);
+    source.endpoints(&[
+        json!("10.244.1.2"),
+        json!("10.96.0.1"),
+        json!("203.0.113.1"),
+    ]);
+    for name in ["web", "other"] {
+        source.0.remove_service(&ObjectName::from_key(name));
+    }
+    source.0.remove_slice(&ObjectName::from_key("web-1"));
+    source.0.remove_node(node);
+    source.0.settle();
+    let nothing = Source::new();
+    assert_eq!(format!("{:?}", source.0), format!("{:?}", nothing.0));
+}

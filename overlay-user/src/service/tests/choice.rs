@@ -182,3 +182,23 @@ fn each_family_has_its_own_servers_and_hints() {
     let six = "[fd00:96::1]:80/TCP";
     assert_eq!(source.servers(six), some(&["[fd00:244::2]:8080"]));
 }
+
+#[test]
+fn of_one_server_in_two_slices_the_better_news_count_or_else_the_first() {
+    let of = |first: Value, second: Value| {
+        let mut source = Source::web(&json!({}));
+        let hints = json!({"forZones": [{"name": "a"}]});
+        let near = json!({"addresses": ["10.244.1.3"], "hints": hints});
+        source.slice("a", "web", &json!({"endpoints": [first, near]}));
+        source.slice("b", "web", &json!({"endpoints": [second]}));
+        source.servers(WEB).expect("a frontend").len()
+    };
+    let hints = |zone: &str| json!({"forZones": [{"name": zone}]});
+    let ready = |zone: &str| json!({"addresses": ["10.244.1.2"], "hints": hints(zone)});
+    let mut ending = ready("a");
+    ending["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
+    assert_eq!(of(ending.clone(), ready("a")), 2);
+    assert_eq!(of(ready("a"), ending), 2);
+    assert_eq!(of(ready("b"), ready("a")), 1, "meant for zone b");
+    assert_eq!(of(ready("a"), ready("b")), 2, "meant for zone a");
+}

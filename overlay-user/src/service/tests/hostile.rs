@@ -149,6 +149,9 @@ fn a_service_of_too_many_frontends_is_served_in_part() {
         format!("203.1.{high}.{low}")
     });
     let external: Vec<_> = external.collect();
+    let just_fits = Source::web(&json!({"externalIPs": external[..4095]}));
+    assert_eq!(just_fits.0.table().len(), 4096);
+    assert_eq!(just_fits.refused(), Vec::<String>::new());
     let source = Source::web(&json!({"externalIPs": external}));
     assert_eq!(source.0.table().len(), 4096);
     assert!(

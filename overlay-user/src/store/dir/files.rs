@@ -212,3 +212,42 @@ pub(super) fn directory(term: Term) -> &'static str {
         Term::Renewed(_) => "subnets",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Long, so that the time that a test takes does not count.
+    const TTL: Duration = Duration::from_secs(2 * 60 * 60);
+    const KEY: &str = "10.3.1.0-24";
+
+    #[test]
+    fn a_lease_ends_with_its_term_and_a_reservation_never() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = Files::lock(directory.path(), TTL).expect("the lock");
+        fs::create_dir(directory.path().join("static")).expect("made");
+        for term in [Term::Renewed(0), Term::Reserved] {
+            let held = Entry::new(KEY.to_owned(), "value", 1, term);
+            files.write(KEY, term, b"value").expect("written");
+            let file = File::options().write(true).open(files.file(KEY, term));
+            let file = file.expect("the file");
+            let is_listed = || !files.scan().expect("a list").is_empty();
+            for (age, is_current) in [(TTL / 2, true), (TTL + TTL / 2, false)] {
+                let written = SystemTime::now() - age;
+                file.set_modified(written).expect("aged");
+                assert_eq!(
+                    is_listed(),
+                    is_current || term == Term::Reserved,
+                    "{term:?}"
+                );
+                assert!(files.holds(&held).expect("an answer"), "nobody took it");
+            }
+            if term != Term::Reserved {
+                files.touch(KEY).expect("a new term");
+                assert!(is_listed());
+            }
+            files.remove(&held).expect("removed");
+            assert!(!is_listed() && !files.holds(&held).expect("an answer"));
+        }
+    }
+}

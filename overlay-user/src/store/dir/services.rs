@@ -34,7 +34,7 @@ const GATHERED: usize = 1000;
 /// A file of one kind of object, by its key.
 type Name = (Kind, String);
 
-/// Tells of everything, then of every change, until nobody listens.
+/// Tells of everything, then of every change, until the receiver is gone.
 pub(super) async fn follow(path: &Path, news: &Sender<News>) {
     let mut watched = None;
     let mut shelf = Shelf::new(path.to_owned(), news.clone());
@@ -164,7 +164,7 @@ struct Shelf {
 /// Why something was not done.
 enum Stop {
     Failed(String),
-    /// Nobody listens.
+    /// The receiver is gone.
     Unheard,
 }
 

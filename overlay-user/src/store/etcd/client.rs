@@ -141,7 +141,7 @@ impl Clients {
         (endpoint, made)
     }
 
-    /// Turns to the next endpoint, unless somebody else already has.
+    /// Turns to the next endpoint, unless another task already has.
     async fn abandon(&self, endpoint: usize) {
         let mut current = self.current.lock().await;
         if current.endpoint == endpoint {

@@ -23,11 +23,11 @@ enum End {
     /// The place is no longer there (compacted, or the cluster was restored from an older state),
     /// or nothing can be heard from there: the answer is too large.
     Lost(String),
-    /// Nobody listens.
+    /// The receiver is gone.
     Unheard,
 }
 
-/// Tells of everything in a branch, then of every change, until nobody listens.
+/// Tells of everything in a branch, then of every change, until the receiver is gone.
 pub(super) async fn follow(etcd: &Etcd, branch: &str, changes: &Sender<Change>) {
     // The last revision heard of, perhaps not all of it; none while a listing is due.
     let mut heard_of = None;

@@ -11,7 +11,7 @@ use crate::store::news::{Body, News, Told};
 /// Changes that may wait between a watch and whoever reads JSON.
 const QUEUE: usize = 64;
 
-/// Tells of everything, then of every change, until nobody listens.
+/// Tells of everything, then of every change, until the receiver is gone.
 pub(super) async fn follow(etcd: &Etcd, news: &Sender<News>) {
     let one = async |kind: Kind| {
         let (sender, changes) = mpsc::channel(QUEUE);
@@ -23,7 +23,7 @@ pub(super) async fn follow(etcd: &Etcd, news: &Sender<News>) {
     tokio::join!(one(Kind::Service), one(Kind::Slice));
 }
 
-/// Reads what the watch tells of, until nobody listens.
+/// Reads what the watch tells of, until the receiver is gone.
 async fn pass_on(kind: Kind, mut changes: Receiver<Change>, news: &Sender<News>) {
     while let Some(change) = changes.recv().await {
         if tell(kind, change, news).await.is_none() {

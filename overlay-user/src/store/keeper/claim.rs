@@ -89,7 +89,7 @@ impl Store {
         Err(Error::Contended(RACES))
     }
 
-    /// One attempt. Nothing if somebody else was faster.
+    /// One attempt. Nothing if another node was faster.
     async fn race(
         &self,
         inner: &mut Inner,

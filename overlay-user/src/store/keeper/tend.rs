@@ -13,7 +13,7 @@ enum Finding {
     Right,
     /// Ours, but with another value or bound to another etcd lease.
     Changed,
-    /// Gone, or somebody else's.
+    /// Gone, or another node's.
     Lost(&'static str),
 }
 

@@ -35,7 +35,7 @@ struct Follower<'a> {
     next_record: Instant,
 }
 
-/// Tells of everything, then of every change, until nobody listens.
+/// Tells of everything, then of every change, until the receiver is gone.
 pub(super) async fn follow(kube: &Kube, changes: &Sender<Change>) {
     let Some(own) = kube.name_when_known(changes).await else {
         return;

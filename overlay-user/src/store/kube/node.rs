@@ -148,7 +148,8 @@ impl Node {
             .unwrap_or_default()
     }
 
-    /// Its pod subnets: one of IPv4, and perhaps one of IPv6. Nothing where none is assigned yet.
+    /// Pod subnets of the Node: one of IPv4, and perhaps one of IPv6. Nothing where none is
+    /// assigned yet.
     ///
     /// # Errors
     /// What is wrong with them.

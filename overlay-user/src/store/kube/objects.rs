@@ -58,7 +58,7 @@ pub(super) enum Event<T> {
     Unreachable(String),
 }
 
-/// Nobody listens any more.
+/// The receiver is gone.
 pub(super) struct Unheard;
 
 /// Who hears of it.
@@ -86,7 +86,7 @@ enum End {
     Broken(String),
     /// The place is no longer there.
     Lost(String),
-    /// Nobody listens.
+    /// The receiver is gone.
     Unheard,
 }
 
@@ -164,7 +164,7 @@ struct Watch<'a, L> {
     told: Instant,
 }
 
-/// Tells of everything, then of every change, until nobody listens.
+/// Tells of everything, then of every change, until the receiver is gone.
 pub(super) async fn watch<L: Listener>(api: &Api, resource: &Resource, listener: L) {
     let mut watch = Watch {
         api,

@@ -13,7 +13,7 @@ use crate::lease::{Leases, Rejections};
 use crate::store::entry::{Change, Snapshot};
 use crate::store::table::Table;
 
-/// What somebody has said about a Node.
+/// What a call has said about a Node.
 #[derive(Clone, Copy, Debug)]
 pub enum News<'a> {
     /// A Node is new or different: an object of the API.

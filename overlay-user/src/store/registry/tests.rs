@@ -2,6 +2,7 @@ use tempfile::TempDir;
 
 use super::super::entry::Term;
 use super::super::kube;
+use super::super::news::Told;
 use super::*;
 
 const TTL: Duration = Duration::from_secs(60);
@@ -116,4 +117,25 @@ fn a_term_ends_when_its_time_is_over() {
     let end = Registry::term_end(TTL).expect("an end");
     assert!((before + TTL..=SystemTime::now() + TTL).contains(&end));
     assert_eq!(Registry::term_end(Duration::MAX), None);
+}
+
+#[tokio::test]
+async fn a_watch_of_services_begins_with_everything() {
+    let (_directory, registry) = directory();
+    let (news, mut told) = mpsc::channel(1);
+    let watch = async { registry.watch_services(news).await };
+    let first = async {
+        let first = tokio::time::timeout(PATIENCE, told.recv()).await;
+        drop(told);
+        first
+    };
+    let (first, ()) = tokio::join!(first, watch);
+    let first = first.expect("an answer").map(|it| it.told);
+    assert!(matches!(first, Some(Told::Begin)), "{first:?}");
+}
+
+#[tokio::test]
+async fn only_a_cluster_knows_where_its_nodes_are() {
+    assert!(unreachable_cluster().place().is_some());
+    assert!(directory().1.place().is_none());
 }

@@ -91,7 +91,7 @@ impl Running {
             .presence(site.hook, &site.interface, site.ifindex)
     }
 
-    /// Puts programs on every site; returns the pods that carry a program of somebody else. A pod
+    /// Puts programs on every site; returns the pods that carry a foreign program. A pod
     /// that goes while we are at it, or that the kernel refuses, is left out and does not hold up
     /// the others.
     pub(super) fn attach(&mut self) -> Result<Vec<u32>, Error> {

@@ -76,7 +76,8 @@ impl Watch for () {
 struct Allowed(BTreeMap<socket::Frontend, Vec<Vec<Server>>>);
 
 impl Watch for Allowed {
-    /// Whatever a socket draws, it gets a server of one of these sets, and finds all of them.
+    /// Whichever number a socket draws, the socket gets a server of one of these sets; over all
+    /// numbers, every server is drawn.
     fn watch(fake: &Fake<Self>) {
         for (frontend, service) in &fake.services {
             let set: Vec<_> = (0..service.servers)
@@ -211,7 +212,8 @@ fn what_finds_no_room_is_left_out_until_there_is_some() {
         &table([(1, serving(2..6)), (2, serving(1..4))]),
     );
     assert_eq!(maps.services.len(), contents.counts().0);
-    become_table(&mut contents, &mut maps, &table([(2, serving(1..4))]));
+    let changed = become_table(&mut contents, &mut maps, &table([(2, serving(1..4))]));
+    assert_eq!(changed.frontends, 1);
     assert_eq!(contents.counts(), (1, 3, 0));
     assert_eq!(maps.servers.len(), 3);
 }

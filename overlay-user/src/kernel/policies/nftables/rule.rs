@@ -314,7 +314,7 @@ impl Reader<'_> {
             | "inner" => {}
             name => self.act(name),
         }
-        // It may have written any register.
+        // An unknown expression may have written any register.
         self.registers.clear();
         self.narrow(Match::Maybe);
     }

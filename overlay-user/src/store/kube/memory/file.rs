@@ -10,8 +10,8 @@ use nix::unistd::geteuid;
 
 use crate::files;
 
-/// Nobody has so many Nodes, in bytes. A file that would be longer is not written, and one that is
-/// longer not read.
+/// More than any cluster's Nodes take, in bytes. A file that would be longer is not written, and
+/// one that is longer not read.
 pub const LONGEST: u64 = 16 << 20;
 
 /// Replaces the file in one step. It is for its owner alone.
@@ -27,7 +27,7 @@ pub fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a file that nobody else can have written.
+/// Reads a file that only root can have written.
 pub fn read(path: &Path) -> io::Result<(Vec<u8>, Metadata)> {
     let file: File = OpenOptions::new()
         .read(true)

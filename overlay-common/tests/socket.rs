@@ -1,0 +1,417 @@
+//! Which server a socket gets, from tables of which each test says what is in them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use overlay_common::socket::{
+    Affinity, AffinityKey, Frontend, MAX_SERVERS, MAX_TRANSLATIONS, Server, ServerKey, Service,
+    TCP, Tables, Translation, Translations, UDP, Verdict, choose, is_kept, mapped, note, place_for,
+    place_of,
+};
+use proptest::prelude::*;
+
+const CLIENT: u64 = 7;
+const SET: u64 = 3;
+/// A set that is no Service's any more.
+const FORMER_SET: u64 = 2;
+const SECOND: u64 = 1_000_000_000;
+
+/// One Service, at [`FRONTEND`].
+struct World {
+    service: Option<Service>,
+    /// What the second look at the Service finds, where that is something else.
+    then: Option<Option<Service>>,
+    looks: RefCell<u32>,
+    servers: Vec<Server>,
+    affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    now_ns: u64,
+    random: u32,
+}
+
+const FRONTEND: Frontend = Frontend {
+    address: mapped([10, 96, 0, 1]),
+    port: 80,
+    transport: TCP,
+};
+
+impl Tables for World {
+    fn service(&self, frontend: &Frontend) -> Option<Service> {
+        let looks = &mut *self.looks.borrow_mut();
+        *looks += 1;
+        let found = match self.then {
+            Some(then) if *looks > 1 => then,
+            _ => self.service,
+        };
+        found.filter(|_| *frontend == FRONTEND)
+    }
+    fn is_opted_out(&self, client: u64) -> bool {
+        client != CLIENT
+    }
+    fn server(&self, key: &ServerKey) -> Option<Server> {
+        let is_ours = self.service.is_some_and(|it| it.set == key.set) && key.unused == 0;
+        self.servers
+            .get(key.slot as usize)
+            .copied()
+            .filter(|_| is_ours)
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+    fn remember(&self, key: &AffinityKey, affinity: Affinity) {
+        self.affinities.borrow_mut().insert(*key, affinity);
+    }
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+    fn random(&self) -> u32 {
+        self.random
+    }
+}
+
+fn server(last: u8) -> Server {
+    Server::new(mapped([10, 244, 1, last]), 8080)
+}
+
+/// A Service with these servers, which must be in order.
+fn world(servers: Vec<Server>) -> World {
+    assert!(servers.is_sorted());
+    let service = Service {
+        set: SET,
+        servers: u32::try_from(servers.len()).expect("few"),
+        affinity_seconds: 0,
+    };
+    World {
+        service: Some(service),
+        then: None,
+        looks: RefCell::default(),
+        servers,
+        affinities: RefCell::default(),
+        now_ns: 5 * SECOND,
+        random: 0,
+    }
+}
+
+fn sticky(servers: Vec<Server>, affinity_seconds: u32) -> World {
+    let mut world = world(servers);
+    world.service = world.service.map(|it| Service {
+        affinity_seconds,
+        ..it
+    });
+    world
+}
+
+fn given(set: u64, server: Server) -> Translation {
+    Translation {
+        set,
+        frontend: FRONTEND,
+        server,
+    }
+}
+
+fn key() -> AffinityKey {
+    AffinityKey {
+        client: CLIENT,
+        frontend: FRONTEND,
+        unused: 0,
+    }
+}
+
+#[test]
+fn addresses_without_a_server_are_left_to_kube_proxy() {
+    let mut world = world(vec![server(1)]);
+    let other = Frontend {
+        transport: UDP,
+        ..FRONTEND
+    };
+    let choice = choose(&world, CLIENT, &other, None);
+    assert_eq!(choice, Err(Verdict::NotService));
+    let choice = choose(&world, CLIENT + 1, &FRONTEND, None);
+    assert_eq!(choice, Err(Verdict::OptedOut));
+    let choice = choose(&world, CLIENT, &FRONTEND, None);
+    assert_eq!(choice, Ok(given(SET, server(1))));
+    world.servers.clear();
+    let choice = choose(&world, CLIENT, &FRONTEND, None);
+    assert_eq!(choice, Err(Verdict::Changing), "a place that is empty");
+    world.service = world.service.map(|it| Service { servers: 0, ..it });
+    let choice = choose(&world, CLIENT, &FRONTEND, None);
+    assert_eq!(choice, Err(Verdict::NoServers));
+}
+
+#[test]
+fn a_draw_is_a_share_of_all_draws() {
+    let mut world = world((0..7).map(server).collect());
+    let draws = 1_u64 << 32;
+    for slot in 0..7 {
+        // The first and the last draw of its share.
+        for draw in [
+            (draws * slot).div_ceil(7),
+            (draws * (slot + 1)).div_ceil(7) - 1,
+        ] {
+            world.random = u32::try_from(draw).expect("a draw");
+            let choice = choose(&world, CLIENT, &FRONTEND, None);
+            assert_eq!(choice, Ok(given(SET, server(slot as u8))), "{draw:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_service_that_changes_meanwhile_is_left_to_kube_proxy() {
+    let mut world = sticky(vec![server(1)], 10);
+    let other = world.service.map(|it| Service { set: SET + 1, ..it });
+    for then in [None, other] {
+        (world.then, world.looks) = (Some(then), RefCell::default());
+        let choice = choose(&world, CLIENT, &FRONTEND, None);
+        assert_eq!(choice, Err(Verdict::Changing));
+        assert!(world.affinities.borrow().is_empty());
+    }
+}
+
+#[test]
+fn a_socket_stays_with_its_server_while_that_serves() {
+    let mut world = world(vec![server(1), server(3), server(5)]);
+    for last in [1, 3, 5] {
+        let former = given(FORMER_SET, server(last));
+        let choice = choose(&world, CLIENT, &FRONTEND, Some(&former));
+        assert_eq!(choice, Ok(given(SET, server(last))));
+    }
+    let former = given(FORMER_SET, server(4));
+    let choice = choose(&world, CLIENT, &FRONTEND, Some(&former));
+    assert_eq!(choice, Ok(given(SET, server(1))), "drawn anew");
+    // In the same set nothing is looked up.
+    world.servers.clear();
+    let former = given(SET, server(4));
+    let choice = choose(&world, CLIENT, &FRONTEND, Some(&former));
+    assert_eq!(choice, Ok(former));
+}
+
+#[test]
+fn affinity_is_remembered_for_its_seconds_and_no_longer() {
+    let mut world = sticky(vec![server(1), server(3)], 10);
+    world.random = u32::MAX;
+    let choice = |world: &World| choose(world, CLIENT, &FRONTEND, None).map(|it| it.server);
+    assert_eq!(choice(&world), Ok(server(3)));
+    let remembered = |until_ns| Affinity {
+        until_ns,
+        set: SET,
+        server: server(3),
+        unused: 0,
+    };
+    let known = |world: &World| world.affinities.borrow().get(&key()).copied();
+    assert_eq!(known(&world), Some(remembered(15 * SECOND)));
+    world.random = 0;
+    world.now_ns = 15 * SECOND - 1;
+    assert_eq!(choice(&world), Ok(server(3)), "a nanosecond is left");
+    assert_eq!(known(&world), Some(remembered(25 * SECOND - 1)));
+    world.now_ns = 25 * SECOND - 1;
+    assert_eq!(choice(&world), Ok(server(1)), "over");
+
+    // A server of an earlier set, which is in this one, or is not.
+    for (last, wanted) in [(3, 3), (4, 1)] {
+        let of_before = Affinity {
+            set: FORMER_SET,
+            server: server(last),
+            ..remembered(u64::MAX)
+        };
+        world.affinities.borrow_mut().insert(key(), of_before);
+        assert_eq!(choice(&world), Ok(server(wanted)));
+    }
+
+    let plain = sticky(vec![server(1), server(3)], 0);
+    plain
+        .affinities
+        .borrow_mut()
+        .insert(key(), remembered(u64::MAX));
+    assert_eq!(choice(&plain), Ok(server(1)), "a Service without affinity");
+    assert_eq!(known(&plain), Some(remembered(u64::MAX)));
+}
+
+#[test]
+fn a_server_is_lost_only_without_doubt() {
+    let mut world = world(vec![server(1), server(3)]);
+    let is_kept = |world: &World, set, last| {
+        world.looks.replace(0);
+        is_kept(world, &given(set, server(last)))
+    };
+    assert!(is_kept(&world, SET, 1) && is_kept(&world, FORMER_SET, 3));
+    assert!(!is_kept(&world, FORMER_SET, 2));
+    let service = world.service;
+    world.then = Some(service.map(|it| Service { set: SET + 1, ..it }));
+    assert!(is_kept(&world, FORMER_SET, 2), "a set that was replaced");
+    world.then = Some(None);
+    assert!(is_kept(&world, FORMER_SET, 2), "a Service that was removed");
+    (world.service, world.then) = (None, None);
+    assert!(!is_kept(&world, SET, 1), "a Service that is gone");
+    world.then = Some(service);
+    assert!(is_kept(&world, SET, 1), "a Service that came");
+}
+
+/// The largest set there can be, every second address of it, too large for a list.
+struct Large;
+
+impl Large {
+    fn server(number: u32) -> Server {
+        let [a, b, c, d] = number.to_be_bytes();
+        Server::new(mapped([a, b, c, d]), 1)
+    }
+}
+
+impl Tables for Large {
+    fn service(&self, _: &Frontend) -> Option<Service> {
+        Some(Service {
+            set: SET,
+            servers: MAX_SERVERS,
+            affinity_seconds: 0,
+        })
+    }
+    fn is_opted_out(&self, _: u64) -> bool {
+        false
+    }
+    fn server(&self, key: &ServerKey) -> Option<Server> {
+        (key.slot < MAX_SERVERS).then(|| Self::server(2 * key.slot + 1))
+    }
+    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
+        None
+    }
+    fn remember(&self, _: &AffinityKey, _: Affinity) {}
+    fn now_ns(&self) -> u64 {
+        0
+    }
+    fn random(&self) -> u32 {
+        0
+    }
+}
+
+#[test]
+fn servers_of_the_largest_set_are_found() {
+    // Those at the ends are found last.
+    let (last, few) = (2 * MAX_SERVERS, 1000);
+    let between = (few..last - few).step_by(255);
+    for number in (0..few).chain(between).chain(last - few..=last) {
+        let is_found = is_kept(&Large, &given(FORMER_SET, Large::server(number)));
+        assert_eq!(is_found, number % 2 == 1, "{number}");
+    }
+}
+
+/// Addresses that often begin or end alike, in bytes that order differently as signed numbers or
+/// the other way round.
+fn any_server() -> impl Strategy<Value = Server> {
+    let byte = || prop::sample::select(vec![0_u8, 1, 128]);
+    let address = prop::collection::vec(byte(), 4).prop_map(|rare| {
+        let mut address = [0; 16];
+        // One byte of each word, so that every word decides at times.
+        for (word, byte) in rare.into_iter().enumerate() {
+            address[5 * word] = byte;
+        }
+        address
+    });
+    let port = prop::sample::select(vec![1_u16, 2, 256, 0x8000]);
+    (address, port).prop_map(|(address, port)| Server::new(address, port))
+}
+
+proptest! {
+    #[test]
+    fn a_server_is_found_in_its_set_and_nobody_else(
+        servers in prop::collection::btree_set(any_server(), 1..40),
+        others in prop::collection::vec(any_server(), 10),
+    ) {
+        let world = world(servers.iter().copied().collect());
+        for server in servers.iter().chain(&others) {
+            let is_found = is_kept(&world, &given(FORMER_SET, *server));
+            prop_assert_eq!(is_found, servers.contains(server), "{:?}", server);
+        }
+    }
+
+    #[test]
+    fn what_differs_in_one_bit_is_another(
+        address in any::<[u8; 16]>(),
+        port in any::<u16>(),
+        bit in 0..144_u32,
+    ) {
+        let (mut other, mut other_port) = (address, port);
+        match other.get_mut(bit as usize / 8) {
+            Some(byte) => *byte ^= 1 << (bit % 8),
+            None => other_port ^= 1 << (bit - 128),
+        }
+        let (one, other_one) = (Server::new(address, port), Server::new(other, other_port));
+        prop_assert!(one.is(&one) && !one.is(&other_one));
+        let at = |address, port, transport| Frontend { address, port, transport };
+        let one = at(address, port, TCP);
+        prop_assert!(one.is(&one));
+        prop_assert!(!one.is(&at(other, other_port, TCP)) && !one.is(&at(address, port, UDP)));
+    }
+}
+
+const NOTHING: Translation = Translation {
+    set: 0,
+    frontend: FRONTEND,
+    server: Server::new([0; 16], 0),
+};
+
+fn asked(port: u16, last: u8) -> Translation {
+    Translation {
+        frontend: Frontend { port, ..FRONTEND },
+        ..given(SET, server(last))
+    }
+}
+
+#[test]
+fn a_socket_has_room_for_some_services_and_is_told_the_last_one() {
+    let mut table = Translations {
+        all: [NOTHING; MAX_TRANSLATIONS],
+    };
+    // What is not in use stands for nothing, whatever is left in it.
+    assert_eq!(place_of(&table, &NOTHING.server), MAX_TRANSLATIONS);
+    let rooms = u16::try_from(MAX_TRANSLATIONS).expect("few");
+    let mut places = Vec::new();
+    for port in 1..=rooms {
+        let given = asked(port, port as u8);
+        let place = place_for(&table, &given.frontend);
+        note(&mut table, place, given).expect("room");
+        assert_eq!(table.all[place], given);
+        places.push(place);
+    }
+    let mut all = places.clone();
+    all.sort_unstable();
+    assert_eq!(all, (0..MAX_TRANSLATIONS).collect::<Vec<_>>());
+    for (port, place) in (1..=rooms).zip(&places) {
+        let given = asked(port, port as u8);
+        assert_eq!(place_for(&table, &given.frontend), *place);
+        assert_eq!(place_of(&table, &given.server), *place);
+    }
+    assert_eq!(place_of(&table, &server(99)), MAX_TRANSLATIONS);
+    let another = asked(rooms + 1, 99);
+    let place = place_for(&table, &another.frontend);
+    assert_eq!(place, MAX_TRANSLATIONS);
+    let before = table;
+    assert_eq!(note(&mut table, place, another), Err(Verdict::Full));
+    assert_eq!(table, before);
+
+    // The same server again: nothing else changes.
+    note(&mut table, places[0], asked(1, 1)).expect("room");
+    assert_eq!(table, before);
+    // Another Service's server: that Service is forgotten, and its place is free.
+    note(&mut table, places[0], asked(1, 2)).expect("room");
+    assert_eq!(place_of(&table, &server(2)), places[0]);
+    assert_eq!(place_of(&table, &server(1)), MAX_TRANSLATIONS);
+    assert_eq!(place_for(&table, &another.frontend), places[1]);
+    // A new Service with that server, in the free place.
+    note(&mut table, places[1], asked(rooms + 1, 2)).expect("room");
+    assert_eq!(place_of(&table, &server(2)), places[1]);
+    assert_eq!(table.all[places[0]].set, 0);
+}
+
+/// A place whose remains name the very server.
+#[test]
+fn what_is_left_in_a_free_place_does_not_count() {
+    let mut table = Translations {
+        all: [NOTHING; MAX_TRANSLATIONS],
+    };
+    table.all[5] = asked(2, 1);
+    table.all[2] = Translation {
+        set: 0,
+        ..asked(1, 1)
+    };
+    note(&mut table, 2, asked(1, 1)).expect("room");
+    assert_eq!(table.all[5].set, 0, "another Service with that server");
+    assert_eq!(place_of(&table, &server(1)), 2);
+}
