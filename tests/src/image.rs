@@ -3,6 +3,7 @@
 
 mod contents;
 mod tree;
+mod upstream;
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -16,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use contents::{ENTRYPOINT, PATH, probe, shared_libraries};
 pub use tree::Tree;
+pub use upstream::{agnhost, dns_utils};
 
 /// What the parts of an image are, as registries call them.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -31,6 +33,8 @@ pub struct Image<'a> {
     pub tree: Tree,
     /// What runs where nobody says otherwise.
     pub entrypoint: &'a [&'a str],
+    /// Its arguments, where nobody says otherwise.
+    pub arguments: &'a [&'a str],
     /// The PATH of what runs.
     pub path: &'a str,
     /// 0 is quick, 9 is small.
@@ -84,6 +88,7 @@ impl<'a> Image<'a> {
             name,
             tree: contents::overlay(bin_dir)?,
             entrypoint: &[contents::ENTRYPOINT],
+            arguments: &[],
             path: contents::PATH,
             compression,
         })
@@ -106,6 +111,7 @@ impl<'a> Image<'a> {
             "os": "linux",
             "config": {
                 "Entrypoint": self.entrypoint,
+                "Cmd": self.arguments,
                 "Env": [format!("PATH={}", self.path)],
             },
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff_id}")]},
@@ -179,6 +185,7 @@ mod tests {
             name: "localhost/one:1",
             tree,
             entrypoint: &["/sh"],
+            arguments: &[],
             path: "/bin",
             compression: 9,
         };

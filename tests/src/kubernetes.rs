@@ -9,9 +9,11 @@ mod churn;
 mod control_plane;
 mod images;
 mod manifest;
+mod names;
 mod node;
 mod pod;
 mod programs;
+mod upstream;
 mod wait;
 
 use std::ffi::OsStr;
@@ -26,9 +28,11 @@ use anyhow::{Context as _, Result};
 pub use churn::{CallTimes, reference_list};
 pub use control_plane::{API_SERVER, ApiServer};
 pub use images::{OVERLAY_IMAGE, PROBE_IMAGE};
+pub use names::Names;
 pub use node::Node;
 pub use pod::pod;
-pub use programs::{BIN_DIR_ENV, NAMES as PROGRAMS, bin_dir};
+pub use programs::{BIN_DIR_ENV, NAMES as PROGRAMS, SUITE_DIR, bin_dir};
+pub use upstream::{CONFORMANCE, Case, Outcome, SUITE};
 
 use crate::{Lab, Namespace, Options, StoreKind, command, interrupt};
 

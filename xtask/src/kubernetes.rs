@@ -1,6 +1,6 @@
-//! The programs of a Kubernetes cluster, built from the source package of Debian 12, which carries
-//! all that they are built from. Debian's own packages have the client and the node's programs
-//! only.
+//! The programs of a Kubernetes cluster, and Kubernetes' own tests, built from the source package
+//! of Debian 12, which carries all that they are built from. Debian's own packages have the client
+//! and the node's programs only.
 
 mod build;
 mod go;
@@ -11,10 +11,11 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use overlay_tests::kubernetes::{BIN_DIR_ENV, PROGRAMS};
+use overlay_tests::kubernetes::{BIN_DIR_ENV, PROGRAMS, SUITE, SUITE_DIR};
 
 use crate::apt::{Apt, Suite};
 use crate::{shell, workspace};
+use build::Source;
 
 /// Where they are kept, in the repository.
 const CACHE: &str = "target/kubernetes";
@@ -23,50 +24,100 @@ const SUITES: [Suite; 2] = [Suite::Main("bookworm"), Suite::Security("bookworm")
 const SOURCE: &str = "kubernetes";
 /// What this version of Kubernetes can be built with.
 const COMPILER: [&str; 2] = ["golang-1.19-go", "golang-1.19-src"];
-/// Changes whenever the programs are built another way.
-const RECIPE: u32 = 1;
 
-/// Builds the programs at the first call, unless the environment names others.
-pub fn ensure_programs() -> Result<()> {
-    if std::env::var_os(BIN_DIR_ENV).is_none() && current().is_none() {
-        programs()?;
-    }
-    Ok(())
+/// Files that are built together.
+struct Product {
+    /// The link to the directory with them.
+    link: &'static str,
+    files: &'static [&'static str],
+    /// Changes whenever they are built another way.
+    recipe: u32,
+    /// What is told before.
+    about: &'static str,
+    build: fn(&Source, &Path) -> Result<()>,
 }
 
-/// The programs that were built last, where nothing of theirs is missing.
-fn current() -> Option<PathBuf> {
-    let built = fs::canonicalize(workspace::root().join(CACHE).join("bin")).ok()?;
-    let name = built.file_name()?.to_string_lossy().into_owned();
-    let whole = PROGRAMS.iter().all(|program| built.join(program).is_file());
-    (whole && name.ends_with(&format!("-r{RECIPE}"))).then_some(built)
+const CLUSTER: Product = Product {
+    link: "bin",
+    files: &PROGRAMS,
+    recipe: 1,
+    about: "four minutes on two cores, once",
+    build: build::cluster,
+};
+const TESTS: Product = Product {
+    link: SUITE_DIR,
+    files: &SUITE,
+    recipe: 1,
+    about: "its tests: four minutes on two cores, once",
+    build: build::tests,
+};
+
+/// Builds the cluster's programs at the first call, unless the environment names others.
+pub fn ensure_programs() -> Result<()> {
+    ensure(&CLUSTER)
+}
+
+/// The same for Kubernetes' own tests.
+pub fn ensure_suite() -> Result<()> {
+    ensure(&TESTS)
 }
 
 /// Builds the programs of the version that Debian serves, unless they are there.
 pub fn programs() -> Result<()> {
-    let cache = workspace::root().join(CACHE);
-    let apt = Apt::with_sources(&cache.join("apt"), &SUITES)?;
-    let version = apt.source_version(SOURCE)?;
-    let compiler = apt.version(COMPILER[0])?;
-    let key = format!("{version}-go{compiler}-r{RECIPE}").replace(['/', ':'], "_");
-    let done = cache.join(&key);
-    if !done.is_dir() {
-        shell::progress(&format!(
-            "Kubernetes {version} with Go {compiler}: four minutes on two cores, once"
-        ));
-        let work = cache.join("work");
-        let _ = fs::remove_dir_all(&work);
-        create(&work)?;
-        let built = build::build(&apt, &version, &work)?;
-        fs::rename(&built, &done).with_context(|| format!("rename {}", built.display()))?;
-        // Go's cache alone is four times as large as the programs.
-        fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
+    CLUSTER.make()
+}
+
+fn ensure(product: &Product) -> Result<()> {
+    if std::env::var_os(BIN_DIR_ENV).is_none() && product.current().is_none() {
+        product.make()?;
     }
-    let link = cache.join("bin");
-    let new = cache.join("bin.new");
-    let _ = fs::remove_file(&new);
-    symlink(&key, &new).with_context(|| format!("link {}", new.display()))?;
-    fs::rename(&new, &link).with_context(|| format!("rename {}", new.display()))
+    Ok(())
+}
+
+impl Product {
+    /// What was built last, where nothing of it is missing.
+    fn current(&self) -> Option<PathBuf> {
+        let built = fs::canonicalize(workspace::root().join(CACHE).join(self.link)).ok()?;
+        let name = built.file_name()?.to_string_lossy().into_owned();
+        let whole = self.files.iter().all(|file| built.join(file).is_file());
+        (whole && name.ends_with(&self.end())).then_some(built)
+    }
+
+    /// What the name of a directory of this product ends in.
+    fn end(&self) -> String {
+        match self.link {
+            "bin" => format!("-r{}", self.recipe),
+            link => format!("-{link}-r{}", self.recipe),
+        }
+    }
+
+    fn make(&self) -> Result<()> {
+        let cache = workspace::root().join(CACHE);
+        let apt = Apt::with_sources(&cache.join("apt"), &SUITES)?;
+        let version = apt.source_version(SOURCE)?;
+        let compiler = apt.version(COMPILER[0])?;
+        let key = format!("{version}-go{compiler}{}", self.end()).replace(['/', ':'], "_");
+        let done = cache.join(&key);
+        if !done.is_dir() {
+            shell::progress(&format!(
+                "Kubernetes {version} with Go {compiler}: {}",
+                self.about
+            ));
+            let work = cache.join("work");
+            let _ = fs::remove_dir_all(&work);
+            let built = work.join("built");
+            create(&built)?;
+            (self.build)(&Source::fetch(&apt, &version, &work)?, &built)?;
+            fs::rename(&built, &done).with_context(|| format!("rename {}", built.display()))?;
+            // Go's cache alone is four times as large as the programs.
+            fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
+        }
+        let link = cache.join(self.link);
+        let new = cache.join(format!("{}.new", self.link));
+        let _ = fs::remove_file(&new);
+        symlink(&key, &new).with_context(|| format!("link {}", new.display()))?;
+        fs::rename(&new, &link).with_context(|| format!("rename {}", new.display()))
+    }
 }
 
 fn create(directory: &Path) -> Result<()> {

@@ -5,6 +5,7 @@ mod apt;
 mod bench;
 mod build;
 mod check;
+mod conformance;
 mod count;
 mod demo;
 mod deny;
@@ -68,6 +69,7 @@ enum Command {
     Flood(flood::Arguments),
     Scale(scale::Arguments),
     Adds(adds::Arguments),
+    Conformance(conformance::Arguments),
     Fresh(fresh::Arguments),
     Image(image::Arguments),
     Vmtest(vmtest::Arguments),
@@ -104,6 +106,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Flood(arguments) => flood::run(&arguments),
         Command::Scale(arguments) => scale::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Adds(arguments) => adds::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Fresh(arguments) => fresh::run(&arguments),
         Command::Image(arguments) => image::run(&arguments).map(|()| ExitCode::SUCCESS),
     }

@@ -95,6 +95,7 @@ pub fn ensure_lab(store: StoreKind) -> Result<()> {
         | parts::Needed::Measuring
         | parts::Needed::Tests
         | parts::Needed::Cluster
+        | parts::Needed::Conformance
         | parts::Needed::Machines => false,
     })
 }
@@ -111,6 +112,13 @@ pub fn ensure_kubernetes() -> Result<()> {
     kubernetes::ensure_programs()
 }
 
+/// Everything that Kubernetes' own tests take; builds them at the first call.
+pub fn ensure_conformance() -> Result<()> {
+    ensure_kubernetes()?;
+    ensure(|part| part.needed == parts::Needed::Conformance)?;
+    kubernetes::ensure_suite()
+}
+
 /// What measuring takes besides the lab.
 pub fn ensure_measuring() -> Result<()> {
     ensure(|part| part.needed == parts::Needed::Measuring)
@@ -118,12 +126,17 @@ pub fn ensure_measuring() -> Result<()> {
 
 /// What test machines with other kernels take, and are packed with.
 pub fn ensure_machines() -> Result<()> {
-    ensure(|part| part.needed != parts::Needed::Etcd)
+    ensure(|part| {
+        !matches!(
+            part.needed,
+            parts::Needed::Etcd | parts::Needed::Conformance
+        )
+    })
 }
 
 /// What the end-to-end tests take, the lab included.
 pub fn ensure_tests() -> Result<()> {
-    ensure(|_| true)
+    ensure(|part| part.needed != parts::Needed::Conformance)
 }
 
 fn ensure(wanted: impl Fn(&Part) -> bool) -> Result<()> {

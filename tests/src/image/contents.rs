@@ -135,7 +135,8 @@ pub fn probe() -> Result<Tree> {
     Ok(tree)
 }
 
-fn shell(tree: &mut Tree, applets: &[&str]) -> Result<()> {
+/// A shell, with other small programs that are the same file.
+pub(super) fn shell(tree: &mut Tree, applets: &[&str]) -> Result<()> {
     tree.copy(Path::new(BUSYBOX), "bin/busybox")
         .context("busybox-static is missing: `cargo xtask setup`")?;
     for applet in applets {

@@ -12,7 +12,7 @@ pub const OVERLAY_IMAGE: &str = "docker.io/library/overlay:latest";
 /// What pods of tests run, and the sandbox of every pod.
 pub const PROBE_IMAGE: &str = "localhost/overlay-probe:lab";
 /// What a sandbox and a pod without a command do: nothing, for long.
-const SLEEP: &[&str] = &["/bin/sleep", "2147483647"];
+pub(super) const SLEEP: &[&str] = &["/bin/sleep", "2147483647"];
 
 /// Writes both as archives.
 pub(super) fn write(directory: &Path, bin_dir: &Path) -> Result<Vec<PathBuf>> {
@@ -21,6 +21,7 @@ pub(super) fn write(directory: &Path, bin_dir: &Path) -> Result<Vec<PathBuf>> {
         name: PROBE_IMAGE,
         tree: image::probe()?,
         entrypoint: SLEEP,
+        arguments: &[],
         path: image::PATH,
         compression: 1,
     };

@@ -12,6 +12,8 @@ const UNINSTALL_DAEMON_SET: &str = "daemonset/kube-overlay-uninstall";
 /// What the manifest calls its namespace and its DaemonSet.
 const NAMESPACE: &str = "--namespace=kube-overlay";
 const DAEMON_SET: &str = "daemonset/kube-overlay-ds";
+/// A line of its pods' specification, and of no other's.
+const SPEC: &str = "      hostNetwork: true\n";
 /// How long a rollout may take: a node after the other, and an agent is not Ready before its probe
 /// asks it.
 const ROLLOUT: &str = "--timeout=180s";
@@ -23,6 +25,15 @@ impl Cluster {
     /// When the API server refuses it.
     pub fn apply_overlay(&self) -> Result<()> {
         self.apply(MANIFEST)
+    }
+
+    /// The same for the nodes with a label only, `KEY: VALUE`, as docs/kubernetes.md says.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn apply_overlay_where(&self, label: &str) -> Result<()> {
+        let selector = format!("{SPEC}      nodeSelector: {{ {label} }}\n");
+        self.apply(&MANIFEST.replace(SPEC, &selector))
     }
 
     /// Waits until an agent of the DaemonSet's latest revision is Ready on every node.

@@ -140,18 +140,23 @@ impl<'a> Node<'a> {
         let groups = serde_json::to_string(&groups).context("write paths as JSON")?;
         write(&home, "groups.json", &groups)?;
         self.start()?;
-        for archive in archives {
-            // The node sees its own directory, and no other of the lab.
-            let archive_in_node = home.join(archive.file_name().unwrap_or_default());
-            fs::hard_link(archive, &archive_in_node)
-                .with_context(|| format!("link {}", archive_in_node.display()))?;
-            let name = archive.file_name().unwrap_or_default().to_string_lossy();
-            let path = format!("/run/node/{name}");
-            self.run(["ctr", "--namespace=k8s.io", "image", "import", &path])?;
-            fs::remove_file(&archive_in_node)
-                .with_context(|| format!("remove {}", archive_in_node.display()))?;
-        }
-        Ok(())
+        archives.iter().try_for_each(|archive| self.import(archive))
+    }
+
+    /// Gives the node the image in an archive, which is below the lab's directory.
+    ///
+    /// # Errors
+    /// When containerd refuses it.
+    pub(super) fn import(&self, archive: &Path) -> Result<()> {
+        // The node sees its own directory, and no other of the lab.
+        let name = archive.file_name().unwrap_or_default();
+        let archive_in_node = self.home().join(name);
+        fs::hard_link(archive, &archive_in_node)
+            .with_context(|| format!("link {}", archive_in_node.display()))?;
+        let path = format!("/run/node/{}", name.to_string_lossy());
+        self.run(["ctr", "--namespace=k8s.io", "image", "import", &path])?;
+        fs::remove_file(&archive_in_node)
+            .with_context(|| format!("remove {}", archive_in_node.display()))
     }
 
     /// Starts the node's processes and waits for containerd.

@@ -7,6 +7,9 @@ use anyhow::{Result, ensure};
 /// Environment variable with their directory.
 pub const BIN_DIR_ENV: &str = "OVERLAY_KUBERNETES_DIR";
 
+/// Name of the directory beside them with Kubernetes' own tests, unless all are in one.
+pub const SUITE_DIR: &str = "suite";
+
 /// Their names.
 pub const NAMES: [&str; 6] = [
     "kube-apiserver",
@@ -19,12 +22,20 @@ pub const NAMES: [&str; 6] = [
 
 /// Where they are.
 pub fn bin_dir() -> PathBuf {
+    directory("bin")
+}
+
+/// Where Kubernetes' own tests are, which few need.
+pub(super) fn suite_dir() -> PathBuf {
+    directory(SUITE_DIR)
+}
+
+fn directory(name: &str) -> PathBuf {
     std::env::var_os(BIN_DIR_ENV).map_or_else(
         || {
             let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-            workspace
-                .unwrap_or(Path::new("."))
-                .join("target/kubernetes/bin")
+            let workspace = workspace.unwrap_or(Path::new("."));
+            workspace.join("target/kubernetes").join(name)
         },
         PathBuf::from,
     )

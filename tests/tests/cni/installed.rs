@@ -155,6 +155,11 @@ fn a_runtime_that_knows_them_gets_status_and_garbage_collection() -> Result<()> 
     node.run(["mv", "/run/flannel/subnet.env", "/run/flannel/away"])?;
     let error = dead.error("STATUS", &conf, &[])?;
     ensure!(error["code"] == 50, "{error}");
+    // Runtimes show the kubelet both.
+    let told = format!("{}; {}", error["msg"], error["details"]).replace('"', "");
+    let begin = "pods cannot be added now; cannot read /run/flannel/subnet.env: ";
+    let end = "check that overlayd runs and reaches its store";
+    ensure!(told.starts_with(begin) && told.ends_with(end), "{told}");
     node.run(["ip", "link", "set", "cni0", "down"])?;
     let error = dead.error("STATUS", &conf, &[])?;
     ensure!(error["code"] == 51, "{error}");

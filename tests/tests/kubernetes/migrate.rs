@@ -1,4 +1,5 @@
-//! A cluster of flannel's changes its image and nothing else, and changes it back.
+//! A cluster of flannel's changes its image and nothing else, and changes it back; another becomes
+//! the overlay's node by node.
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::kubernetes::{Cluster, Node};
@@ -76,6 +77,44 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     let outcome = traffic.finish()?;
     println!("from flannel to the overlay and back: {outcome}");
     ensure!(outcome.lost() == 0, "{outcome}");
+    cluster.down()
+}
+
+#[test]
+fn a_cluster_of_flannels_is_migrated_node_by_node() -> Result<()> {
+    let cluster = Cluster::up(Options::for_test("k8s-by-node"))?;
+    flannel::install(&cluster)?;
+    cluster.wait_nodes_ready()?;
+    let nodes = cluster.nodes();
+    let one = cluster.run_pod("one", 1, &json!([]))?;
+    let other = cluster.run_pod("other", 2, &json!([]))?;
+    let devices = devices(&nodes)?;
+    let traffic = Traffic::start(&one, &other)?;
+    cluster.apply_overlay_where("network: overlay")?;
+    for (number, old, flannels) in [(2, &other, true), (1, &one, false)] {
+        let node = &nodes[number - 1];
+        let label = ["label", "node", &node.name(), "network=overlay"];
+        cluster.kubectl(label)?;
+        wait_accelerated(&cluster, node, old)?;
+        cluster.wait_overlay_ready()?;
+        leases_its_range(&cluster, node)?;
+        // Those that were there, and new ones of both plugins, on a mixed cluster at first.
+        let mine = cluster.run_pod(&format!("mine{number}"), number, &json!([]))?;
+        wait_accelerated(&cluster, node, &mine)?;
+        talk(&one, &other).with_context(|| format!("once {} is the overlay's", node.name()))?;
+        talk(&mine, &one)?;
+        talk(&mine, &other)?;
+        if flannels {
+            let agents = nodes[0].exec(["pgrep", "-x", "overlayd"])?;
+            ensure!(!agents.status.success(), "n1 is not flannel's any more");
+            let late = cluster.run_pod("late", 1, &json!([]))?;
+            talk(&late, &mine).context("a pod that flannel made meanwhile")?;
+        }
+    }
+    let outcome = traffic.finish()?;
+    println!("from flannel to the overlay, node by node: {outcome}");
+    ensure!(outcome.lost() == 0, "{outcome}");
+    ensure!(self::devices(&nodes)? == devices, "another VXLAN device");
     cluster.down()
 }
 

@@ -1,7 +1,7 @@
 //! What the cluster goes through: agents, pods and nodes that come and go.
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_tests::kubernetes::{Cluster, Node};
+use overlay_tests::kubernetes::{Cluster, Node, pod};
 use overlay_tests::pace::Traffic;
 use overlay_tests::wait_until;
 use serde_json::json;
@@ -43,10 +43,30 @@ fn agents_and_pods_are_made_anew() -> Result<()> {
     for name in ["one", "other"] {
         cluster.delete_pod(name)?;
     }
+    a_pod_says_why_it_does_not_come_up(&cluster)?;
     for node in cluster.nodes() {
         wait_clean(&node)?;
     }
     cluster.down()
+}
+
+/// `kubectl describe` shows cause and cure of an ADD that fails.
+fn a_pod_says_why_it_does_not_come_up(cluster: &Cluster) -> Result<()> {
+    let node = cluster.node(2);
+    let lease = "/run/flannel/subnet.env";
+    node.run(["pkill", "-STOP", "-x", "overlayd"])?;
+    node.run(["mv", lease, "/run/flannel/away"])?;
+    cluster.apply(&pod("early", 2, &json!([])).to_string())?;
+    let told = || cluster.kubectl(["describe", "pod", "early"]);
+    let cure = "check that overlayd runs and reaches its store";
+    wait_until("cause and cure in the pod's events", PATIENCE, || {
+        told()
+            .is_ok_and(|told| told.contains(&format!("cannot read {lease}")) && told.contains(cure))
+    })
+    .with_context(|| format!("{:?}", told()))?;
+    node.run(["mv", "/run/flannel/away", lease])?;
+    node.run(["pkill", "-CONT", "-x", "overlayd"])?;
+    cluster.delete_pod("early")
 }
 
 #[test]

@@ -17,6 +17,18 @@ use crate::shell;
 const PACKAGE: &str = "k8s.io/kubernetes";
 /// Below the unpacked packages of the compiler.
 const GOROOT: &str = "usr/lib/go-1.19";
+/// Puts files into Go's source, which the source package lacks.
+const BINDATA: &str = "./vendor/github.com/go-bindata/go-bindata/go-bindata";
+/// Which of them the tests read (`hack/generate-bindata.sh`).
+const EMBEDDED: [&str; 5] = [
+    "test/conformance/testdata/...",
+    "test/e2e/testing-manifests/...",
+    "test/e2e_node/testing-manifests/...",
+    "test/images/...",
+    "test/fixtures/...",
+];
+/// The program that most pods of the tests run.
+const AGNHOST: &str = "./test/images/agnhost";
 /// Packages with variables that say which version this is; clients complain about one that says
 /// nothing.
 const VERSIONED: [&str; 2] = [
@@ -24,39 +36,91 @@ const VERSIONED: [&str; 2] = [
     "k8s.io/client-go/pkg/version",
 ];
 
-/// Fetches and builds below `work`; returns the directory of the programs.
-pub(super) fn build(apt: &Apt, version: &str, work: &Path) -> Result<PathBuf> {
-    let [fetched, go, tree, built] = [
-        work.join("source"),
-        work.join("go"),
-        work.join("path/src").join(PACKAGE),
-        work.join("built"),
-    ];
-    for directory in [&fetched, &tree, &built] {
-        create(directory)?;
-    }
-    apt.unpack(&COMPILER.map(str::to_owned), &go)?;
-    apt.fetch_source(SOURCE, &fetched)?;
-    let mut unpack = Command::new("tar");
-    unpack.args(["--extract", "--strip-components=1", "--directory"]);
-    shell::run(unpack.arg(&tree).arg("--file").arg(archive(&fetched)?))?;
+/// Kubernetes' tree below Go's path, and the compiler.
+pub(super) struct Source {
+    go: Go,
+    tree: PathBuf,
+    work: PathBuf,
+    link_flags: String,
+}
 
-    let go = Go::new(go.join(GOROOT), work);
+impl Source {
+    /// Fetches both, and unpacks them below `work`.
+    pub(super) fn fetch(apt: &Apt, version: &str, work: &Path) -> Result<Self> {
+        let [fetched, go, tree] = [
+            work.join("source"),
+            work.join("go"),
+            work.join("path/src").join(PACKAGE),
+        ];
+        for directory in [&fetched, &tree] {
+            create(directory)?;
+        }
+        apt.unpack(&COMPILER.map(str::to_owned), &go)?;
+        apt.fetch_source(SOURCE, &fetched)?;
+        let mut unpack = Command::new("tar");
+        unpack.args(["--extract", "--strip-components=1", "--directory"]);
+        shell::run(unpack.arg(&tree).arg("--file").arg(archive(&fetched)?))?;
+        Ok(Self {
+            go: Go::new(go.join(GOROOT), work),
+            tree,
+            work: work.to_owned(),
+            link_flags: link_flags(version),
+        })
+    }
+
+    /// Builds a package of the tree: `build`, or `test` with `-c` for its tests.
+    fn build(&self, verb: &[&str], package: &str, output: &Path) -> Result<()> {
+        let (verb, more) = verb.split_first().context("a verb of Go")?;
+        let mut command = self.go.command(verb, &self.tree);
+        command
+            .args(more)
+            .args(["-ldflags", &self.link_flags, "-o"]);
+        shell::run(command.arg(output).arg(package))
+    }
+}
+
+/// Builds the programs of a cluster.
+pub(super) fn cluster(source: &Source, built: &Path) -> Result<()> {
     shell::progress("Kubernetes: API descriptions");
-    openapi::generate(&go, &tree, work)?;
-    let flags = link_flags(version);
+    openapi::generate(&source.go, &source.tree, &source.work)?;
     for (number, program) in PROGRAMS.iter().enumerate() {
         let count = PROGRAMS.len();
         shell::progress(&format!(
             "Kubernetes: {program} ({} of {count})",
             number + 1
         ));
-        let mut command = go.command("build", &tree);
-        command.args(["-ldflags", &flags, "-o"]);
-        command.arg(built.join(program));
-        shell::run(command.arg(format!("./cmd/{program}")))?;
+        source.build(
+            &["build"],
+            &format!("./cmd/{program}"),
+            &built.join(program),
+        )?;
     }
-    Ok(built)
+    Ok(())
+}
+
+/// Builds the end-to-end tests, and what their images are made from.
+pub(super) fn tests(source: &Source, built: &Path) -> Result<()> {
+    shell::progress("Kubernetes: files of its tests");
+    let generator = source.work.join("go-bindata");
+    source.build(&["build"], BINDATA, &generator)?;
+    let mut embed = Command::new(&generator);
+    embed
+        .current_dir(&source.tree)
+        .args(["-nometadata", "-pkg", "generated"]);
+    embed
+        .args(["-o", "test/e2e/generated/bindata.go"])
+        .args(EMBEDDED);
+    shell::run(&mut embed)?;
+    shell::progress("Kubernetes: its tests");
+    // The tests of networks name the cloud providers that the cluster is built without.
+    let verb = ["test", "-vet=off", "-tags=dockerless", "-c"];
+    source.build(&verb, "./test/e2e", &built.join("e2e.test"))?;
+    source.build(&["build"], AGNHOST, &built.join("agnhost"))?;
+    for name in ["localhost.crt", "localhost.key"] {
+        let from = source.tree.join(AGNHOST).join("porter").join(name);
+        fs::copy(&from, built.join(name)).with_context(|| format!("copy {}", from.display()))?;
+    }
+    Ok(())
 }
 
 /// The archive of the original source.

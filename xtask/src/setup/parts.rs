@@ -20,6 +20,8 @@ pub enum Needed {
     Machines,
     /// A Kubernetes cluster, and container images.
     Cluster,
+    /// The images of Kubernetes' own tests.
+    Conformance,
     /// The end-to-end tests, and people who look into a lab.
     Tests,
 }
@@ -166,6 +168,9 @@ pub const ALL: &[Part] = &[
         purpose: "the shell of images",
     },
     program("dnsmasq-base", "dnsmasq", Needed::Cluster, "names in clusters of the tests"),
+    program("curl", "curl", Needed::Conformance, "a client in pods of Kubernetes' own tests"),
+    program("bind9-dnsutils", "dig", Needed::Conformance, "the same for names"),
+    program("netcat-openbsd", "nc.openbsd", Needed::Conformance, "the same for ports"),
     program("faketime", "faketime", Needed::Tests, "another time of day"),
     program("openssl", "openssl", Needed::Cluster, "keys and certificates"),
     program("python3", "python3", Needed::Tests, "sends frames by hand"),
