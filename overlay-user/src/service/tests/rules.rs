@@ -123,7 +123,8 @@ fn clients_are_remembered_by_port_of_a_service() {
     };
     let object = |name: &str, ip| json!({"metadata": {"name": name}, "spec": spec(ip)});
     source.object("web", &object("web", "10.96.0.1"));
-    source.object("other", &object("other", "10.96.0.2"));
+    // What both claim is held by the first by name.
+    source.object("web-2", &object("web-2", "10.96.0.2"));
     let id = |frontend| {
         let affinity = source.serving(frontend).expect(frontend).affinity;
         affinity.expect("affinity").port_id
