@@ -65,6 +65,9 @@ pub struct Service {
     pub servers: u32,
     /// For how many seconds a client stays with its server; zero without session affinity.
     pub affinity_seconds: u32,
+    /// The port of a Service that the frontend is of. A client stays with its server whichever of
+    /// the port's frontends it asks for, as with kube-proxy. Zero without session affinity.
+    pub port_id: u64,
 }
 
 /// Place of a server in a set.
@@ -176,10 +179,8 @@ pub struct Translations {
 pub struct AffinityKey {
     /// Cookie of the client's network namespace (`SO_NETNS_COOKIE`): a pod, or the node.
     pub client: u64,
-    /// What it asked for.
-    pub frontend: Frontend,
-    /// Zero.
-    pub unused: u32,
+    /// What it asked for; see [`Service::port_id`].
+    pub port_id: u64,
 }
 
 /// Where a client stays.
@@ -200,7 +201,8 @@ const _: () = {
     assert!(size_of::<Frontend>() == 20);
     assert!(size_of::<Server>() == 20);
     assert!(size_of::<Translation>() == 48);
-    assert!(size_of::<AffinityKey>() == 32);
+    assert!(size_of::<Service>() == 24);
+    assert!(size_of::<AffinityKey>() == 16);
     assert!(size_of::<Affinity>() == 40);
 };
 

@@ -11,6 +11,7 @@ use overlay_common::socket::{
 use proptest::prelude::*;
 
 const CLIENT: u64 = 7;
+const PORT_ID: u64 = 80;
 const SET: u64 = 3;
 /// A set that is no Service's any more.
 const FORMER_SET: u64 = 2;
@@ -79,6 +80,7 @@ fn world(servers: Vec<Server>) -> World {
         set: SET,
         servers: u32::try_from(servers.len()).expect("few"),
         affinity_seconds: 0,
+        port_id: PORT_ID,
     };
     World {
         service: Some(service),
@@ -111,8 +113,7 @@ fn given(set: u64, server: Server) -> Translation {
 fn key() -> AffinityKey {
     AffinityKey {
         client: CLIENT,
-        frontend: FRONTEND,
-        unused: 0,
+        port_id: PORT_ID,
     }
 }
 
@@ -261,6 +262,7 @@ impl Tables for Large {
             set: SET,
             servers: MAX_SERVERS,
             affinity_seconds: 0,
+            port_id: PORT_ID,
         })
     }
     fn is_opted_out(&self, _: u64) -> bool {

@@ -64,8 +64,18 @@ pub struct Serving {
     /// order, each once. None: nobody serves, and what becomes of a connection is kube-proxy's to
     /// say.
     pub servers: Box<[SocketAddr]>,
-    /// How long a client stays with its server after its last connection (`sessionAffinity`).
-    pub affinity: Option<Duration>,
+    /// Whether and how a client stays with its server (`sessionAffinity`).
+    pub affinity: Option<Affinity>,
+}
+
+/// How a client stays with its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// How long, after its last connection.
+    pub lasts: Duration,
+    /// Number of the Service's port: all frontends of one port share what is remembered, and no
+    /// others, as kube-proxy's lists of clients are those of a port's endpoints.
+    pub port_id: u64,
 }
 
 /// All Services of one node. What differs from an earlier table is found by

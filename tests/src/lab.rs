@@ -106,8 +106,17 @@ impl Lab {
     /// When something could not be removed; the rest is removed all the same.
     pub fn down(mut self) -> Result<()> {
         self.keep = true;
-        teardown::remove(&self.shared.prefix())?;
-        Ok(())
+        self.take_down()
+    }
+
+    fn take_down(&self) -> Result<()> {
+        // What is open keeps the hierarchy of control groups mounted.
+        let groups = &self.shared.groups;
+        groups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        teardown::remove(&self.shared.prefix()).map(drop)
     }
 
     /// Node `number`, counted from 1.
@@ -353,7 +362,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if !self.keep
-            && let Err(error) = teardown::remove(&self.shared.prefix())
+            && let Err(error) = self.take_down()
         {
             eprintln!("lab: {error:#}");
         }

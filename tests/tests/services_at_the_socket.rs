@@ -4,7 +4,11 @@
 //! But for one test, programs and maps are kept by the test itself, by the agent's own code.
 
 mod sockets {
+    pub mod agent;
     pub mod changes;
+    pub mod load;
+    pub mod opted_out;
+    pub mod resolvers;
     pub mod stage;
 }
 
@@ -114,20 +118,7 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
     let [near, far] = stage.both();
     let address = service(1);
     let store = lab.store_endpoint();
-    let write = |file: &str, object: &Value| {
-        let (path, text) = (format!("{store}/{file}"), object.to_string());
-        let line = r#"mkdir -p "$(dirname "$1")"; printf %s "$2" >"$1.new"; mv "$1.new" "$1""#;
-        node.run(["sh", "-c", line, "sh", &path, &text])
-    };
-    let serve = |server: SocketAddrV4| {
-        let slice = json!({
-            "metadata": {"labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4",
-            "ports": [{"port": server.port(), "protocol": "UDP"}],
-            "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
-        });
-        write("endpointslices/default.web-1.json", &slice)
-    };
+    let serve = |server: SocketAddrV4| stage.write_servers("web", &[(server, true)]);
     let asked = || {
         let socket = stage::socket(&client, "0.0.0.0:0")?;
         // What nobody translates gets lost.
@@ -136,10 +127,7 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
     };
     let answers = |server| asked().is_ok_and(|answer| answer == (server, address.into()));
 
-    let web = json!({
-        "spec": {"clusterIP": address.ip(), "ports": [{"port": address.port(), "protocol": "UDP"}]},
-    });
-    write("services/default.web.json", &web)?;
+    stage.write_service("web", 1)?;
     serve(far)?;
     wait_until("a server to answer", PATIENCE, || answers(far))
         .with_context(|| node.agent_log_tail())?;
@@ -154,9 +142,33 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
     node.start_agent(&[])?;
     wait_until("a server to answer again", PATIENCE, || answers(near))?;
     node.run(["rm", &format!("{store}/services/default.web.json")])?;
+    let shown = || node.json(["overlayctl", "services", "--output", "json"]);
     wait_until("the Service to go", PATIENCE, || {
-        let counts = node.run(["overlayctl", "services", "--output", "json"]);
-        counts.is_ok_and(|text| !text.contains(&address.ip().to_string()))
+        shown().is_ok_and(|shown| shown["services"] == json!([]))
+    })?;
+
+    // What is refused is told, in every form.
+    let hostile = json!({"spec": {"clusterIP": "127.0.0.1", "ports": [{"port": 80}]}});
+    stage.write("services/default.evil.json", &hostile)?;
+    let object = "Service default/evil";
+    let why = "the cluster IP 127.0.0.1 is a loopback address";
+    let is_told = |refused: &Value| {
+        let told = &refused["told"][0];
+        let reason = told["reasons"][0].as_str().unwrap_or_default();
+        told["subject"] == object && reason.starts_with(why)
+    };
+    wait_until("the refusal to be told", PATIENCE, || {
+        shown().is_ok_and(|shown| is_told(&shown["refused"]))
+    })?;
+    let status = node.json(["overlayctl", "status", "--output", "json"])?;
+    ensure!(is_told(&status["services"]["refused"]), "{status}");
+    for command in ["status", "services"] {
+        let text = node.run(["overlayctl", command])?;
+        ensure!(text.contains(object) && text.contains(why), "{text}");
+    }
+    node.run(["rm", &format!("{store}/services/default.evil.json")])?;
+    wait_until("the refusal to go", PATIENCE, || {
+        shown().is_ok_and(|shown| shown["refused"]["told"] == json!([]))
     })
 }
 

@@ -9,6 +9,7 @@ mod measure;
 mod metrics;
 mod pending;
 mod process;
+mod services;
 mod stage;
 mod store;
 mod table;
@@ -42,6 +43,7 @@ use store::Kind;
   cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about ten minutes
   cargo xtask scale --peers 1000 --idle 10
   cargo xtask scale --store kube --peers 1000,5000
+  cargo xtask scale --services 10000,50000           Services at the socket instead of peers
   cargo xtask scale --flanneld ./flanneld --json scale.json
   cargo xtask scale --quick                          a few seconds over the debug build, to see that it works")]
 pub struct Arguments {
@@ -56,6 +58,14 @@ pub struct Arguments {
     /// How long to watch an idle agent, in seconds.
     #[arg(long, default_value_t = 60, value_name = "N")]
     idle: u64,
+    /// Measure Services at the socket instead: how many there are in etcd, and how many endpoints
+    /// behind all of them (five each unless said).
+    #[arg(
+        long,
+        value_name = "N[,M]",
+        conflicts_with_all = ["peers", "idle", "store", "flanneld"]
+    )]
+    services: Option<services::Size>,
     /// Where the leases are.
     #[arg(long, value_enum, default_value = "etcd")]
     store: Kind,
@@ -77,6 +87,9 @@ pub struct Arguments {
     no_build: bool,
 }
 
+/// Changes of Services that are measured.
+const CHANGES: u32 = 200;
+
 /// All that was found out.
 #[derive(Serialize)]
 struct Findings {
@@ -86,18 +99,23 @@ struct Findings {
     skipped: Vec<String>,
 }
 
-/// Runs `scale --quick` over what is built, to see that it works.
+/// Runs `scale --quick` over what is built, of peers and of Services, to see that it works.
 pub fn try_out() -> Result<()> {
-    run(&Arguments {
-        peers: Vec::new(),
-        store: Kind::Etcd,
-        idle: 0,
-        quick: true,
-        flanneld: None,
-        output: Output::Table,
-        json: None,
-        no_build: true,
-    })
+    [None, Some(services::Size::SMALL)]
+        .into_iter()
+        .try_for_each(|services| {
+            run(&Arguments {
+                peers: Vec::new(),
+                services,
+                store: Kind::Etcd,
+                idle: 0,
+                quick: true,
+                flanneld: None,
+                output: Output::Table,
+                json: None,
+                no_build: true,
+            })
+        })
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -111,6 +129,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     if !arguments.no_build {
         build::binaries(!arguments.quick)?;
+    }
+    let bin_dir = if arguments.quick {
+        Options::default().bin_dir
+    } else {
+        workspace::target().join("release")
+    };
+    if let Some(size) = arguments.services {
+        let changes = if arguments.quick { 3 } else { CHANGES };
+        let served = services::measure(bin_dir, size, changes)?;
+        return tell(arguments, &served, served.to_string());
     }
     let (peers, plan) = plan(arguments);
     let most = leases::MOST - plan.spare();
@@ -131,11 +159,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => skipped.push("flanneld: no --flanneld PATH was given".to_owned()),
     }
     let machine = Machine::describe();
-    let bin_dir = if arguments.quick {
-        Options::default().bin_dir
-    } else {
-        workspace::target().join("release")
-    };
     let mut results = Vec::new();
     for peers in peers {
         for agent in &agents {
@@ -148,13 +171,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         results,
         skipped,
     };
-    let json = serde_json::to_string_pretty(&findings).context("write the findings as JSON")?;
+    tell(arguments, &findings, table::render(&findings))
+}
+
+/// Shows findings as they were asked for.
+fn tell(arguments: &Arguments, findings: &impl Serialize, text: String) -> Result<()> {
+    let json = serde_json::to_string_pretty(findings).context("write the findings as JSON")?;
     if let Some(path) = &arguments.json {
         fs::write(path, &json).with_context(|| format!("write {}", path.display()))?;
     }
     match arguments.output {
         Output::Json => println!("{json}"),
-        Output::Table => println!("{}", table::render(&findings)),
+        Output::Table => println!("{text}"),
     }
     Ok(())
 }

@@ -57,8 +57,7 @@ pub fn choose<T: Tables>(
     }
     let key = AffinityKey {
         client,
-        frontend: *frontend,
-        unused: 0,
+        port_id: service.port_id,
     };
     let server = match stays(tables, &service, &key) {
         Some(server) => server,

@@ -31,7 +31,9 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     let agent = AgentFile::read(&flags.node.run_dir).unwrap_or_default();
     let subnet_env = SubnetEnv::read(&flags.node.subnet_file);
 
-    if let Err(error) = fast_path::take_off(&pins) {
+    // With the pins go the programs at the socket, too.
+    let taken_off = fast_path::take_off(&pins).and_then(|()| pins.remove_all());
+    if let Err(error) = taken_off {
         problems.push(error.to_string());
     }
     let (networks, subnets) = match subnet_env {

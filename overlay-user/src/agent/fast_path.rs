@@ -16,6 +16,7 @@ use crate::config::flags::{FastPath as Wanted, Guard};
 use crate::datapath::Error;
 use crate::datapath::pins::Pins;
 use crate::datapath::programs::Programs;
+use crate::datapath::services;
 use crate::kernel::interface::Underlay;
 use crate::kernel::pods::PodLinks;
 use crate::kernel::{Kernel, sysctl};
@@ -338,5 +339,5 @@ pub fn take_off(pins: &Pins) -> Result<(), Error> {
     if detached > 0 {
         tracing::info!(programs = detached, "fast path taken off");
     }
-    pins.remove_all()
+    pins.remove_all_but(services::is_pin)
 }

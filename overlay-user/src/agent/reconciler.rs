@@ -142,6 +142,7 @@ impl Reconciler {
         let mut due = Some(Instant::now());
         let mut paths = self.path_check.paths();
         let mut services = self.services.standing.clone();
+        let mut refused = self.services.refused.clone();
         loop {
             self.heartbeat.beat();
             let soon = || Some((Instant::now() + SETTLE).max(last_round + PAUSE));
@@ -177,6 +178,7 @@ impl Reconciler {
                 // A round writes both into the note for the tools.
                 () = told_of(&mut paths) => due = due.or_else(soon),
                 () = told_of(&mut services) => due = due.or_else(soon),
+                () = told_of(&mut refused) => due = due.or_else(soon),
                 _ = tick.tick() => {
                     self.fast_path.beat(self.settings.network()).await;
                     self.kernel_path.keep_guard().await;

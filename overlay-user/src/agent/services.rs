@@ -13,7 +13,7 @@ use crate::datapath::pins::Pins;
 use crate::datapath::services::{self, Services};
 use crate::datapath::{Error, object};
 use crate::kernel::cgroup;
-use crate::service::ServiceTable;
+use crate::service::{Refusals, ServiceTable};
 use crate::store::ServiceState;
 
 use super::settings;
@@ -101,8 +101,26 @@ impl Standing {
 pub struct Line {
     /// How Services are translated.
     pub standing: watch::Receiver<Standing>,
+    /// What is left out of Services.
+    pub refused: watch::Receiver<Refusals>,
     /// Network namespaces whose Services are left to kube-proxy.
     pub opted_out: watch::Sender<BTreeSet<u64>>,
+}
+
+/// What is left out of the store's Services, told when that changes: tables change more often.
+pub fn refused(mut source: watch::Receiver<ServiceState>) -> watch::Receiver<Refusals> {
+    let (told, refused) = watch::channel(source.borrow_and_update().refused.clone());
+    tokio::spawn(async move {
+        while source.changed().await.is_ok() {
+            let now = source.borrow_and_update().refused.clone();
+            told.send_if_modified(|known| {
+                let is_news = *known != now;
+                *known = now;
+                is_news
+            });
+        }
+    });
+    refused
 }
 
 impl Line {

@@ -16,7 +16,7 @@ use crate::kernel::interface::{self, Underlay};
 use crate::kernel::{self, Kernel};
 use crate::liveness::Liveness;
 use crate::mac::MacAddr;
-use crate::observe::agent_file::{AgentFile, AgentLock};
+use crate::observe::agent_file::{AgentFile, AgentLock, RefusedServices};
 use crate::per_family::PerFamily;
 use crate::privilege::{self, Capability};
 use crate::store::{self, Store};
@@ -151,6 +151,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         foreign_programs: None,
         network_policies: None,
         services: None,
+        refused_services: RefusedServices::default(),
         unreachable: Vec::new(),
         unchecked: None,
     };
@@ -183,6 +184,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         tokio::spawn(async move { source.run(&store, pods, cancel).await });
     }
     let (opted_out, are_opted_out) = watch::channel(BTreeSet::new());
+    let refused_services = services::refused(services_known.clone());
     tokio::spawn(services::run(
         flags.clone(),
         services_known,
@@ -199,6 +201,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         path_check,
         services::Line {
             standing: services_shown,
+            refused: refused_services,
             opted_out,
         },
     );

@@ -51,7 +51,7 @@ enum Command {
         #[arg(long, short, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
-    /// Show the Services that sockets are given servers of, as the maps have them
+    /// Show the Services that sockets are given servers of, and what is refused of Services
     ///
     /// None where kube-proxy translates: `overlayctl status` says why.
     Services {
@@ -80,7 +80,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let output = match cli.command {
         Command::Status { output } => output,
         Command::Services { output } => {
-            let services = services::collect(&pins)?;
+            let services = services::collect(&pins, &cli.run_dir)?;
             match output {
                 Output::Table => println!("{}", services::render(&services)),
                 Output::Json => println!("{}", serde_json::to_string_pretty(&services)?),

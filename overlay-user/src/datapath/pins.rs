@@ -179,6 +179,34 @@ impl Pins {
         remove_directory(&self.programs())
     }
 
+    /// The same, but for this version's pins of maps and links whose names are to be kept.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the kernel refuses.
+    pub fn remove_all_but(&self, is_kept: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let is_kept = |path: &Path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(&is_kept)
+        };
+        let directories = [self.version().join("maps"), self.links()];
+        let mut kept = 0;
+        for path in directories.iter().map(|it| list(it)) {
+            kept += path?.iter().filter(|path| is_kept(path)).count();
+        }
+        if kept == 0 {
+            return self.remove_all();
+        }
+        for version in self.other_versions()? {
+            remove_directory(&version)?;
+        }
+        for directory in directories {
+            for path in list(&directory)?.iter().filter(|path| !is_kept(path)) {
+                Self::remove(path)?;
+            }
+        }
+        self.remove_programs()
+    }
+
     /// Removes every pin of every ABI version, and with them the links and maps that nothing else
     /// holds. A directory that is on no BPF file system holds no pins, whatever it holds, and
     /// stays.

@@ -10,14 +10,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::cgroup_skb::{CgroupSkbAttachType, CgroupSkbLinkId};
 use aya::programs::links::{CgroupAttachMode, FdLink};
 use aya::programs::{CgroupSkb, CgroupSockAddr, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use overlay_common::socket::{
-    Frontend, Operation, Server, ServerKey, Service, Verdict, counter_index,
-};
+use overlay_common::socket::{Operation, Verdict, counter_index};
 
 use super::maps::{failed, now_ns, open};
 use super::pins::Pins;
@@ -26,10 +24,12 @@ use super::{Error, short};
 use crate::service::ServiceTable;
 
 pub mod contents;
+mod entries;
 mod gone;
 mod view;
 
-use contents::{Changed, Contents, Failure, Writer};
+use contents::{Changed, Contents};
+use entries::Entries;
 pub use view::{FrontendView, view};
 
 /// The map of addresses of Services.
@@ -76,12 +76,6 @@ pub struct Services {
     telling: Option<CgroupSkbLinkId>,
 }
 
-/// The maps that the agent fills.
-struct Entries {
-    services: HashMap<MapData, Frontend, Service>,
-    servers: HashMap<MapData, ServerKey, Server>,
-}
-
 impl Services {
     /// Loads the programs for the sockets of processes in `group` and below it; nothing is attached
     /// yet. What was pinned that does not fit is made anew, and returned.
@@ -112,10 +106,7 @@ impl Services {
             .load(bytes)
             .map_err(|source| Error::Load(Box::new(source)))?;
         load_programs(&mut ebpf)?;
-        let entries = Entries {
-            services: open(pins, SERVICES)?,
-            servers: open(pins, SERVERS)?,
-        };
+        let entries = Entries::open(pins)?;
         let opted_out = open(pins, OPTED_OUT)?;
         let services = Self {
             ebpf,
@@ -350,42 +341,16 @@ pub fn counters(pins: &Pins) -> Result<Vec<(Operation, Verdict, u64)>, Error> {
     Ok(counters)
 }
 
+/// Whether a pin of this name is one of these programs', which live by other rules than the packet
+/// programs.
+#[must_use]
+pub fn is_pin(name: &str) -> bool {
+    let links = SAYING.into_iter();
+    let maps = MEMORY.into_iter().chain([SERVICES, SERVERS, OPTED_OUT]);
+    links.chain(maps).any(|known| known == name)
+}
+
 /// The pin of the link that holds a program.
 fn link_pin(pins: &Pins, program: &str) -> PathBuf {
     pins.links().join(program)
-}
-
-impl Writer for Entries {
-    type Error = Error;
-
-    fn put_server(&mut self, key: ServerKey, server: Server) -> Result<(), Failure<Error>> {
-        put(self.servers.insert(key, server, 0), SERVERS)
-    }
-
-    fn remove_server(&mut self, key: ServerKey) -> Result<(), Error> {
-        let removed = self.servers.remove(&key);
-        removed.map_err(failed("delete from", SERVERS))
-    }
-
-    fn put_service(&mut self, frontend: Frontend, service: Service) -> Result<(), Failure<Error>> {
-        put(self.services.insert(frontend, service, 0), SERVICES)
-    }
-
-    fn remove_service(&mut self, frontend: Frontend) -> Result<(), Error> {
-        let removed = self.services.remove(&frontend);
-        removed.map_err(failed("delete from", SERVICES))
-    }
-}
-
-fn put(result: Result<(), MapError>, map: &'static str) -> Result<(), Failure<Error>> {
-    use nix::libc::{E2BIG, ENOMEM};
-    match result {
-        Ok(()) => Ok(()),
-        Err(MapError::SyscallError(error))
-            if matches!(error.io_error.raw_os_error(), Some(E2BIG | ENOMEM)) =>
-        {
-            Err(Failure::Full)
-        }
-        Err(error) => Err(Failure::Other(failed("update", map)(error))),
-    }
 }

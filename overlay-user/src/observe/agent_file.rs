@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Peer;
 use crate::files;
 use crate::lease::Rejected;
+use crate::service::Refusals;
 
 /// Names in the run directory.
 const NAME: &str = "agent.json";
@@ -109,6 +110,9 @@ pub struct AgentFile {
     /// The translator of Services' addresses, and the reason.
     #[serde(default)]
     pub services: Option<String>,
+    /// Services and EndpointSlices that are not taken as they are.
+    #[serde(default)]
+    pub refused_services: RefusedServices,
     /// Peers that do not answer over the kernel path.
     #[serde(default)]
     pub unreachable: Vec<Peer>,
@@ -131,6 +135,46 @@ impl From<&Rejected> for RejectedLease {
         Self {
             subject: rejected.subject.clone(),
             reason: rejected.reason.to_string(),
+        }
+    }
+}
+
+/// Services and EndpointSlices that are not taken as they are. Their owners decide how many there
+/// are, so that only the first of them by name are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedServices {
+    /// At most [`RefusedServices::MOST`].
+    pub told: Vec<RefusedObject>,
+    /// How many there are beside these.
+    pub more: usize,
+}
+
+/// A Service or an EndpointSlice of which something is left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedObject {
+    /// Kind and name.
+    pub subject: String,
+    /// What is left out, and why, each in a sentence.
+    pub reasons: Vec<String>,
+}
+
+impl RefusedServices {
+    /// As many are told.
+    pub const MOST: usize = 100;
+}
+
+impl From<&Refusals> for RefusedServices {
+    fn from(refusals: &Refusals) -> Self {
+        let mut all: Vec<_> = refusals.iter().collect();
+        all.sort_unstable_by_key(|(subject, _)| *subject);
+        let told = all.iter().take(Self::MOST);
+        let told = told.map(|(subject, refusals)| RefusedObject {
+            subject: subject.to_string(),
+            reasons: refusals.iter().map(ToString::to_string).collect(),
+        });
+        Self {
+            told: told.collect(),
+            more: all.len().saturating_sub(Self::MOST),
         }
     }
 }

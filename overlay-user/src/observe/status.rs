@@ -92,6 +92,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
             status.foreign_programs = agent.foreign_programs;
             status.network_policies = agent.network_policies;
             status.services.by = agent.services;
+            status.services.refused = agent.refused_services;
             status.unreachable = agent.unreachable;
             status.unchecked = agent.unchecked;
         }

@@ -21,10 +21,13 @@ pub const LEFT_TO_OTHERS: [&str; 2] = [
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
     /// Name, unique in its namespace.
+    #[serde(deserialize_with = "or_default")]
     pub name: String,
     /// Namespace.
+    #[serde(deserialize_with = "or_default")]
     pub namespace: String,
     /// The API server's count at the last change.
+    #[serde(deserialize_with = "or_default")]
     pub resource_version: String,
     /// RFC 3339 in UTC with whole seconds: the order of texts is that of moments.
     #[serde(deserialize_with = "or_default")]
@@ -39,8 +42,10 @@ pub struct Metadata {
 #[serde(default)]
 pub struct Service {
     /// Name and labels.
+    #[serde(deserialize_with = "or_default")]
     pub metadata: Metadata,
     /// What its owner wants.
+    #[serde(deserialize_with = "or_default")]
     pub spec: ServiceSpec,
     /// What others made of that.
     #[serde(deserialize_with = "or_default")]
@@ -52,10 +57,10 @@ pub struct Service {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceSpec {
     /// `ClusterIP` where nothing is said.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "or_default")]
     pub kind: String,
     /// The first of `cluster_ips`; `None` is the word for a headless Service.
-    #[serde(rename = "clusterIP")]
+    #[serde(rename = "clusterIP", deserialize_with = "or_default")]
     pub cluster_ip: String,
     /// One address of each family in use.
     #[serde(rename = "clusterIPs", deserialize_with = "or_default")]
@@ -67,6 +72,7 @@ pub struct ServiceSpec {
     #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ServicePort>,
     /// `ClientIP` or `None`.
+    #[serde(deserialize_with = "or_default")]
     pub session_affinity: String,
     /// How long affinity lasts.
     #[serde(deserialize_with = "or_default")]
@@ -84,12 +90,16 @@ pub struct ServiceSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServicePort {
     /// Name, by which EndpointSlices know the port.
+    #[serde(deserialize_with = "or_default")]
     pub name: String,
     /// `TCP` where nothing is said.
+    #[serde(deserialize_with = "or_default")]
     pub protocol: String,
     /// The Service's port.
+    #[serde(deserialize_with = "or_default")]
     pub port: i64,
     /// The port of every node; zero for none.
+    #[serde(deserialize_with = "or_default")]
     pub node_port: i64,
 }
 
@@ -133,6 +143,7 @@ pub struct LoadBalancer {
 #[serde(rename_all = "camelCase", default)]
 pub struct Ingress {
     /// An address; empty where it is known by a name.
+    #[serde(deserialize_with = "or_default")]
     pub ip: String,
     /// `Proxy` where packets from inside must pass the load balancer as well; else `VIP`.
     #[serde(deserialize_with = "or_default")]
@@ -144,8 +155,10 @@ pub struct Ingress {
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointSlice {
     /// Name and labels, one of which names the Service.
+    #[serde(deserialize_with = "or_default")]
     pub metadata: Metadata,
     /// `IPv4`, `IPv6` or `FQDN`.
+    #[serde(deserialize_with = "or_default")]
     pub address_type: String,
     /// Endpoints, each of which has all ports of the slice.
     #[serde(deserialize_with = "or_default")]
@@ -204,6 +217,7 @@ pub struct Hints {
 #[serde(default)]
 pub struct Named {
     /// The name.
+    #[serde(deserialize_with = "or_default")]
     pub name: String,
 }
 
@@ -221,11 +235,70 @@ pub struct EndpointPort {
     pub port: Option<i64>,
 }
 
-/// Go writes an absent list as null.
+/// Go writes an absent list as null, and takes null for what is absent, whatever the type.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The object with null in the place of each member.
+    fn nothing(object: &Value) -> Value {
+        let members = object.as_object().expect("an object").iter();
+        members
+            .map(|(key, _)| (key.clone(), Value::Null))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
+    #[test]
+    fn null_is_taken_as_absent() {
+        let metadata = json!({
+            "name": "", "namespace": "", "resourceVersion": "", "creationTimestamp": "",
+            "labels": {},
+        });
+        let port = json!({"name": "", "protocol": "", "port": 0, "nodePort": 0});
+        let spec = json!({
+            "type": "", "clusterIP": "", "clusterIPs": [], "externalIPs": [], "ports": [],
+            "sessionAffinity": "", "sessionAffinityConfig": {}, "internalTrafficPolicy": "",
+            "loadBalancerSourceRanges": [],
+        });
+        let service = |metadata, spec, status| {
+            let object = json!({"metadata": metadata, "spec": spec, "status": status});
+            serde_json::from_value::<Service>(object).map(drop)
+        };
+        let ports = json!({"ports": [nothing(&port)]});
+        let ingress = json!({"loadBalancer": {"ingress": [{"ip": null, "ipMode": null}]}});
+        let client = json!({"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": null}}});
+        for (metadata, spec, status) in [
+            (Value::Null, Value::Null, Value::Null),
+            (
+                nothing(&metadata),
+                nothing(&spec),
+                json!({"loadBalancer": null}),
+            ),
+            (json!({}), ports, ingress),
+            (json!({}), client, json!({})),
+        ] {
+            service(metadata, spec, status).expect("a Service");
+        }
+        let endpoint = json!({
+            "addresses": null, "conditions": null, "nodeName": null, "topology": null,
+            "hints": {"forZones": [{"name": null}], "forNodes": null},
+        });
+        let conditions = json!({"conditions": {"ready": null, "serving": null}});
+        let slice = json!({
+            "metadata": null, "addressType": null, "endpoints": [endpoint, conditions],
+            "ports": [{"name": null, "protocol": null, "port": null}],
+        });
+        serde_json::from_value::<EndpointSlice>(slice).expect("an EndpointSlice");
+    }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::choice::Choice;
 use super::judge::{Refusal, tell};
 use super::spec::{Here, Port, Slice, Spec};
-use super::{Frontend, Serving};
+use super::{Affinity, Frontend, Serving};
 
 /// Frontends of one Service. Their number is that of its addresses times that of its ports, which
 /// its owner decides.
@@ -63,10 +63,9 @@ pub fn offers<'a>(
                 is_family(&address) && is_server(address)
             });
             let serving = |servers| {
-                Arc::new(Serving {
-                    servers,
-                    affinity: spec.affinity,
-                })
+                let port_id = port.id;
+                let affinity = spec.affinity.map(|lasts| Affinity { lasts, port_id });
+                Arc::new(Serving { servers, affinity })
             };
             let anywhere = serving(choice.anywhere());
             let inner = if spec.is_local {

@@ -1,6 +1,7 @@
 //! What is kept of a Service and of an EndpointSlice: parsed, judged, and small, because there are
 //! tens of thousands.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub struct Port {
     pub port: u16,
     /// Its number on every node.
     pub node_port: Option<u16>,
+    /// What tells it from all other ports of Services, now and at the agent's next start.
+    pub id: u64,
 }
 
 impl Spec {
@@ -98,7 +101,8 @@ impl Spec {
             let seconds = seconds.map_or(AFFINITY, |it| u64::try_from(it).unwrap_or_default());
             Duration::from_secs(seconds.clamp(AFFINITY_BOUNDS.0, AFFINITY_BOUNDS.1))
         });
-        let ports = spec.ports.iter().filter_map(|port| Port::new(port, told));
+        let ports = spec.ports.iter();
+        let ports = ports.filter_map(|port| Port::new(metadata, port, told));
         Some(Self {
             created: metadata.creation_timestamp.as_str().into(),
             ports: ports.collect(),
@@ -111,17 +115,26 @@ impl Spec {
 }
 
 impl Port {
-    fn new(port: &api::ServicePort, told: &mut Vec<Refusal>) -> Option<Self> {
+    fn new(
+        service: &api::Metadata,
+        port: &api::ServicePort,
+        told: &mut Vec<Refusal>,
+    ) -> Option<Self> {
         let transport = judge::transport(&port.protocol)?;
         let node_port = match port.node_port {
             0 => None,
             number => note(judge::port(number), told),
         };
+        // Another release of Rust may hash otherwise: then clients are free to choose once more.
+        // Ports of one number would share what is remembered, and still get servers of their own.
+        let mut id = DefaultHasher::new();
+        (&service.namespace, &service.name, &port.name, transport).hash(&mut id);
         Some(Self {
             name: port.name.as_str().into(),
             transport,
             port: note(judge::port(port.port), told)?,
             node_port,
+            id: id.finish(),
         })
     }
 }

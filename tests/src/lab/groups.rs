@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// What the names of all groups begin with.
 const PREFIX: &str = "overlay-lab-";
@@ -113,10 +114,32 @@ fn own() -> Result<Vec<PathBuf>> {
     Ok(own)
 }
 
-/// The directory of this process's own group of version 2. The hierarchy is mounted where systemd
-/// has it beside those of version 1, if it is mounted nowhere, and stays there.
+/// Where systemd has the hierarchy of version 2 beside those of version 1, and labs where it is
+/// mounted nowhere: nodes see what is below.
+const BESIDE: &str = "/sys/fs/cgroup/unified";
+/// By this name a lab's mount of it is known.
+const SOURCE: &str = "overlay-lab";
+
+/// Undoes a lab's mount of the hierarchy of version 2, unless another lab needs it, which has files
+/// open there.
+pub(super) fn unmount_version_2() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let is_ours = mounts.lines().any(|line| {
+        line.contains(&format!(" {BESIDE} ")) && line.contains(&format!(" - cgroup2 {SOURCE} "))
+    });
+    if !is_ours {
+        return Ok(());
+    }
+    match umount2(BESIDE, MntFlags::empty()) {
+        // The next lab of all makes it again.
+        Ok(()) => fs::remove_dir(BESIDE).or(Ok(())),
+        Err(Errno::EBUSY) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("unmount {BESIDE}")),
+    }
+}
+
+/// The directory of this process's own group of version 2.
 fn own_of_version_2() -> Result<PathBuf> {
-    const BESIDE: &str = "/sys/fs/cgroup/unified";
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
     let groups = read("/proc/self/cgroup")?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
@@ -125,8 +148,8 @@ fn own_of_version_2() -> Result<PathBuf> {
         Some(mounted) => mounted,
         None => {
             fs::create_dir_all(BESIDE).with_context(|| format!("create {BESIDE}"))?;
-            let kind = Some("cgroup2");
-            mount(kind, BESIDE, kind, MsFlags::empty(), None::<&str>)
+            let (source, kind) = (Some(SOURCE), Some("cgroup2"));
+            mount(source, BESIDE, kind, MsFlags::empty(), None::<&str>)
                 .with_context(|| format!("mount cgroup2 at {BESIDE}"))?;
             BESIDE.into()
         }

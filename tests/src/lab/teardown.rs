@@ -71,6 +71,9 @@ pub(super) fn remove_locked(prefix: &str) -> Result<bool> {
         Ok(()) | Err(Errno::EINVAL) => {}
         Err(error) => failures.push(format!("unmount {}: {error}", directory.display())),
     }
+    if let Err(error) = groups::unmount_version_2() {
+        failures.push(format!("{error:#}"));
+    }
     if let Err(error) = fs::remove_dir_all(&directory) {
         failures.push(format!("remove {}: {error}", directory.display()));
     }

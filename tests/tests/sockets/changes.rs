@@ -1,20 +1,18 @@
 //! Servers come and go, and so does the agent.
 
-use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::conversation::{Conversation, Transport};
-use overlay_tests::{Namespace, kube_proxy, wait_until};
+use overlay_tests::kube_proxy;
 use overlay_user::datapath::pins::Pins;
 
-use super::stage::{self, PATIENCE, PINS, Stage, ask, ask_peer, connected, service, table};
+use super::load::{ACCEPTED, Load};
+use super::stage::{self, PINS, Stage, ask, ask_peer, connected, service, table};
 
 /// Whether a socket is told by an error that its server has gone.
 fn is_told(socket: &std::net::UdpSocket) -> bool {
-    let error = socket.send(b"who?").err();
-    error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    ask_peer(socket).is_err_and(|error| stage::is_told(&error))
 }
 
 #[test]
@@ -85,39 +83,6 @@ fn who_talks_to_a_server_that_goes() -> Result<()> {
     Ok(())
 }
 
-/// The Service whose connections are accepted by themselves.
-const ACCEPTED: u8 = 3;
-
-/// Connects again and again until told to stop; how often, and how often in vain.
-struct Load {
-    stop: AtomicBool,
-    made: AtomicUsize,
-    failed: AtomicUsize,
-}
-
-impl Load {
-    fn run(&self, place: &Namespace) -> Result<()> {
-        place.inside(|| {
-            while !self.stop.load(Ordering::Relaxed) {
-                let stream = TcpStream::connect_timeout(&service(ACCEPTED).into(), PATIENCE);
-                let socket = std::net::UdpSocket::bind("0.0.0.0:0");
-                let heard = socket.map_err(anyhow::Error::from).and_then(|socket| {
-                    socket.set_read_timeout(Some(PATIENCE))?;
-                    socket.connect(service(1))?;
-                    ask_peer(&socket)
-                });
-                self.made.fetch_add(2, Ordering::Relaxed);
-                let failed = usize::from(stream.is_err()) + usize::from(heard.is_err());
-                self.failed.fetch_add(failed, Ordering::Relaxed);
-            }
-        })
-    }
-
-    fn made(&self) -> usize {
-        self.made.load(Ordering::Relaxed)
-    }
-}
-
 #[test]
 fn going_on_and_off_fails_nobody() -> Result<()> {
     let stage = Stage::up("sock-switch")?;
@@ -136,11 +101,7 @@ fn going_on_and_off_fails_nobody() -> Result<()> {
     ask_peer(&datagrams)?;
     drop(serving);
 
-    let load = Load {
-        stop: AtomicBool::new(false),
-        made: AtomicUsize::new(0),
-        failed: AtomicUsize::new(0),
-    };
+    let load = Load::of([place.clone(), node.namespace()]);
     let stands = |when: &str| -> Result<()> {
         connection
             .client_speaks()
@@ -151,27 +112,18 @@ fn going_on_and_off_fails_nobody() -> Result<()> {
         let answer = ask_peer(&datagrams).with_context(|| when.to_owned())?;
         ensure!(answer == (far, service(1).into()), "{when}: {answer:?}");
         ensure!(datagrams.peer_addr()? == service(1).into(), "{when}");
-        let made = load.made();
-        wait_until(&format!("connections {when}"), PATIENCE, || {
-            load.made() > made + 4
-        })
+        load.go_on(when)
     };
-    thread::scope(|scope| -> Result<()> {
-        let running = scope.spawn(|| load.run(&place));
-        let switched = (0..5).try_for_each(|_| -> Result<()> {
+    load.beside(|| {
+        (0..5).try_for_each(|_| -> Result<()> {
             let served = stage.serve(1, &wanted)?;
             stands("with the programs")?;
             let translated = served.counters()?.get(&("connect", "translated")).copied();
             ensure!(translated > Some(0), "nothing is translated");
             drop(served);
             stands("without them")
-        });
-        load.stop.store(true, Ordering::Relaxed);
-        running.join().expect("a thread that does not panic")?;
-        switched
+        })
     })?;
-    let failed = load.failed.load(Ordering::Relaxed);
-    ensure!(failed == 0, "{failed} of {} failed", load.made());
 
     // What standing sockets need is left, and nothing else.
     let links = Pins::new(PINS).links().display().to_string();

@@ -12,11 +12,12 @@ use anyhow::{Context as _, Result, bail};
 use overlay_tests::conversation::{Server, Transport};
 use overlay_tests::kube_proxy::Service;
 use overlay_tests::status::wait_accelerated;
-use overlay_tests::{Lab, Namespace, Options, StoreKind};
+use overlay_tests::{Lab, Namespace, Options, Pod, StoreKind};
 use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::services::{self, Services};
-use overlay_user::service::{Frontend, ServiceTable, Serving, Transport as Kind};
+use overlay_user::service::{Affinity, Frontend, ServiceTable, Serving, Transport as Kind};
+use serde_json::{Value, json};
 
 /// The port of every server: of connections the test takes its part in, of datagrams an echo.
 pub const PORT: u16 = 8080;
@@ -45,7 +46,10 @@ pub fn table<'a>(
         servers.sort_unstable();
         let serving = Arc::new(Serving {
             servers: servers.into(),
-            affinity,
+            affinity: affinity.map(|lasts| Affinity {
+                lasts,
+                port_id: last.into(),
+            }),
         });
         for transport in [Kind::Tcp, Kind::Udp] {
             let frontend = Frontend {
@@ -97,22 +101,75 @@ impl Stage {
             done: Arc::default(),
             lab,
         };
-        for server in stage.both() {
-            let pod = stage
-                .lab
-                .pods()
-                .into_iter()
-                .find(|pod| pod.address() == *server.ip());
-            let place = pod.context("a pod")?.namespace();
-            let connections = Server::open(&place, Transport::Tcp, server)?;
-            stage.connections.insert(server, connections);
-            let socket = place.inside(|| UdpSocket::bind(server))??;
-            stage.echo(socket, server)?;
-            let listener = place.inside(|| TcpListener::bind(accepting(server)))??;
-            // Ends with the test's process; connections are closed at once.
-            thread::spawn(move || listener.incoming().for_each(drop));
+        for pod in [stage.lab.pod(1, 2), stage.lab.pod(2, 1)] {
+            stage.open(&pod)?;
         }
         Ok(stage)
+    }
+
+    /// Makes a pod a server.
+    fn open(&mut self, pod: &Pod) -> Result<SocketAddrV4> {
+        let (place, server) = (pod.namespace(), SocketAddrV4::new(pod.address(), PORT));
+        let connections = Server::open(&place, Transport::Tcp, server)?;
+        self.connections.insert(server, connections);
+        let socket = place.inside(|| UdpSocket::bind(server))??;
+        self.echo(socket, server)?;
+        let listener = place.inside(|| TcpListener::bind(accepting(server)))??;
+        // Ends with the test's process; connections are closed at once.
+        thread::spawn(move || listener.incoming().for_each(drop));
+        Ok(server)
+    }
+
+    /// One more server, in a pod of its own.
+    pub fn add_server(&mut self, node: usize) -> Result<(Pod, SocketAddrV4)> {
+        let pod = self.lab.add_pod(node)?;
+        let server = self.open(&pod)?;
+        Ok((pod, server))
+    }
+
+    /// Writes an object where the agents' store has it, a directory.
+    pub fn write(&self, file: &str, object: &Value) -> Result<()> {
+        let (path, text) = (
+            format!("{}/{file}", self.lab.store_endpoint()),
+            object.to_string(),
+        );
+        let line = r#"mkdir -p "$(dirname "$1")"; printf %s "$2" >"$1.new"; mv "$1.new" "$1""#;
+        let line = ["sh", "-c", line, "sh", &path, &text];
+        self.lab.node(1).run(line).map(drop)
+    }
+
+    /// Writes a Service of both transports.
+    pub fn write_service(&self, name: &str, last: u8) -> Result<()> {
+        let address = service(last);
+        let port = |name: &str| {
+            let protocol = name.to_uppercase();
+            json!({"name": name, "port": address.port(), "protocol": protocol})
+        };
+        let spec = json!({"clusterIP": address.ip(), "ports": [port("tcp"), port("udp")]});
+        self.write(
+            &format!("services/default.{name}.json"),
+            &json!({"spec": spec}),
+        )
+    }
+
+    /// Writes who serves it: servers on one port, and whether each of them stays.
+    pub fn write_servers(&self, name: &str, servers: &[(SocketAddrV4, bool)]) -> Result<()> {
+        let number = servers.first().map(|(server, _)| server.port());
+        let port = |name: &str| {
+            let protocol = name.to_uppercase();
+            json!({"name": name, "port": number, "protocol": protocol})
+        };
+        let endpoint = |(server, stays): &(SocketAddrV4, bool)| {
+            let conditions = json!({"ready": stays, "serving": true, "terminating": !stays});
+            json!({"addresses": [server.ip()], "conditions": conditions})
+        };
+        let slice = json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4",
+            "ports": [port("tcp"), port("udp")],
+            "endpoints": servers.iter().map(endpoint).collect::<Vec<_>>(),
+        });
+        self.write(&format!("endpointslices/default.{name}-1.json"), &slice)
     }
 
     /// The servers: of the first node, of the second.
@@ -238,6 +295,12 @@ pub fn ask(socket: &UdpSocket, to: SocketAddr) -> Result<(SocketAddrV4, SocketAd
 pub fn ask_peer(socket: &UdpSocket) -> Result<(SocketAddrV4, SocketAddr)> {
     socket.send(b"who?").context("send")?;
     heard(socket)
+}
+
+/// Whether an error tells a socket that its server has gone.
+pub fn is_told(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 fn heard(socket: &UdpSocket) -> Result<(SocketAddrV4, SocketAddr)> {

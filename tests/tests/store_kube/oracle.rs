@@ -117,7 +117,7 @@ fn outcomes(served: &Served) -> Outcomes {
         };
         let outcome = Outcome {
             servers: serving.servers.iter().map(ToString::to_string).collect(),
-            affinity: serving.affinity.map(|it| it.as_secs()),
+            affinity: serving.affinity.map(|it| it.lasts.as_secs()),
         };
         let name = name(frontend.address, frontend.port, transport);
         (name, outcome.normal())

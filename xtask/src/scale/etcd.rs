@@ -39,8 +39,18 @@ impl Etcd {
 
     /// Writes leases, many in one transaction.
     pub fn fill(&self, leases: &[Invented]) -> Result<()> {
-        for some in leases.chunks(MOST_OPERATIONS) {
-            let puts = some.iter().map(|lease| json!({"requestPut": put(*lease)}));
+        let entries = leases.iter().map(|lease| (lease.key(), lease.value()));
+        self.put(entries)
+    }
+
+    /// Writes keys and values, many in one transaction.
+    pub fn put(&self, entries: impl Iterator<Item = (String, String)>) -> Result<()> {
+        let entries: Vec<_> = entries.collect();
+        for some in entries.chunks(MOST_OPERATIONS) {
+            let puts = some.iter().map(|(key, value)| {
+                let put = json!({"key": encode(key), "value": encode(value)});
+                json!({"requestPut": put})
+            });
             self.call("txn", &json!({"success": puts.collect::<Value>()}))?;
         }
         Ok(())

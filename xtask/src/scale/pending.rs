@@ -31,6 +31,21 @@ pub struct Times {
     pub missing: usize,
 }
 
+impl Times {
+    /// Of changes that took so long, and those that were given up.
+    pub fn of(mut took: Vec<Duration>, missing: usize) -> Self {
+        took.sort_unstable();
+        let at = |share| (!took.is_empty()).then(|| percentile(&took, share) / 1e3);
+        Self {
+            count: took.len(),
+            p50_ms: at(50),
+            p99_ms: at(99),
+            most_ms: at(100),
+            missing,
+        }
+    }
+}
+
 /// Changes that are waited for, with the moments when they were made, and how long the others took.
 #[derive(Default)]
 pub struct Pending {
@@ -82,16 +97,8 @@ impl Pending {
 
     fn times(&self, of: impl Fn(&Sent) -> bool) -> Times {
         let took = self.took.iter().filter(|(sent, _)| of(sent));
-        let mut took: Vec<Duration> = took.map(|(_, took)| *took).collect();
-        took.sort_unstable();
-        let at = |share| (!took.is_empty()).then(|| percentile(&took, share) / 1e3);
-        Times {
-            count: took.len(),
-            p50_ms: at(50),
-            p99_ms: at(99),
-            most_ms: at(100),
-            missing: self.waiting.iter().filter(|(sent, _)| of(sent)).count(),
-        }
+        let missing = self.waiting.iter().filter(|(sent, _)| of(sent)).count();
+        Times::of(took.map(|(_, took)| *took).collect(), missing)
     }
 }
 

@@ -42,6 +42,7 @@ impl Reconciler {
             foreign_programs: self.fast_path.foreign_programs(),
             network_policies: self.hindrance.note(),
             services: Some(self.services.standing.borrow().text()),
+            refused_services: (&*self.services.refused.borrow()).into(),
             unreachable: paths.unreachable,
             unchecked: paths.unchecked,
             ..self.file.clone()

@@ -159,9 +159,10 @@ impl Contents {
         let service = socket::Service {
             set,
             servers: written,
-            affinity_seconds: serving.affinity.map_or(0, |lasts| {
-                u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX)
+            affinity_seconds: serving.affinity.map_or(0, |affinity| {
+                u32::try_from(affinity.lasts.as_secs()).unwrap_or(u32::MAX)
             }),
+            port_id: serving.affinity.map_or(0, |affinity| affinity.port_id),
         };
         let result = result.and_then(|()| writer.put_service(frontend_of(&frontend), service));
         match result {

@@ -1,7 +1,7 @@
 //! The status as text for people.
 
 use super::view::{FastPathView, Status};
-use crate::observe::table;
+use crate::observe::{services, table};
 
 /// The status as tables for people.
 #[must_use]
@@ -100,6 +100,9 @@ pub fn render(status: &Status) -> String {
             .iter()
             .map(|lease| vec![lease.subject.clone(), lease.reason.clone()]),
     ));
+    if !status.services.refused.told.is_empty() {
+        parts.push(services::render_refused(&status.services.refused));
+    }
     if let Some(why) = status.tcp_pick_up {
         parts.push(why.to_owned());
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::backend;
 use crate::datapath::programs::OnHook;
 use crate::mac::MacAddr;
-use crate::observe::agent_file::RejectedLease;
+use crate::observe::agent_file::{RefusedServices, RejectedLease};
 
 /// Everything `overlayctl status` shows.
 #[derive(Clone, Debug, Serialize)]
@@ -62,6 +62,8 @@ pub struct Status {
 pub struct ServicesView {
     /// The translator, and the reason.
     pub by: Option<String>,
+    /// What is not taken as it is; as of the last agent.
+    pub refused: RefusedServices,
     /// How sockets fared, by operation and verdict.
     pub sockets: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
 }

@@ -87,7 +87,8 @@ fn one_name_may_stand_for_other_numbers_in_other_slices() {
 fn clients_stay_as_long_as_affinity_says() {
     let of = |spec: &Value| {
         let source = Source::web(spec);
-        source.serving(WEB).expect("a frontend").affinity
+        let affinity = source.serving(WEB).expect("a frontend").affinity;
+        affinity.map(|it| it.lasts)
     };
     assert_eq!(of(&json!({"sessionAffinity": "None"})), None);
     let hours = Duration::from_secs(3 * 3600);
@@ -101,6 +102,39 @@ fn clients_stay_as_long_as_affinity_says() {
     assert_eq!(of(&config(10)), Some(Duration::from_secs(10)));
     assert_eq!(of(&config(-5)), Some(Duration::from_secs(1)));
     assert_eq!(of(&config(i64::MAX)), Some(Duration::from_secs(24 * 3600)));
+}
+
+/// kube-proxy remembers clients by the endpoints of a Service's port: chains `KUBE-SEP-…`, whose
+/// names are made of namespace, name, port's name and transport.
+#[test]
+fn clients_are_remembered_by_port_of_a_service() {
+    let mut source = Source::new();
+    let spec = |ip: &str| {
+        json!({
+            "clusterIP": ip,
+            "externalIPs": ["203.0.113.1"],
+            "sessionAffinity": "ClientIP",
+            "ports": [
+                {"name": "a", "port": 80, "nodePort": 30080},
+                {"name": "b", "port": 81},
+                {"name": "a", "port": 80, "protocol": "UDP"},
+            ],
+        })
+    };
+    let object = |name: &str, ip| json!({"metadata": {"name": name}, "spec": spec(ip)});
+    source.object("web", &object("web", "10.96.0.1"));
+    // What both claim is held by the first by name.
+    source.object("web-2", &object("web-2", "10.96.0.2"));
+    let id = |frontend| {
+        let affinity = source.serving(frontend).expect(frontend).affinity;
+        affinity.expect("affinity").port_id
+    };
+    for same in ["203.0.113.1:80/TCP", "192.168.0.1:30080/TCP"] {
+        assert_eq!(id(same), id(WEB), "{same}");
+    }
+    for other in ["10.96.0.1:81/TCP", "10.96.0.1:80/UDP", "10.96.0.2:80/TCP"] {
+        assert_ne!(id(other), id(WEB), "{other}");
+    }
 }
 
 #[test]

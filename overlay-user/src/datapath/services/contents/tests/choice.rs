@@ -7,6 +7,7 @@ use overlay_common::socket::{
 };
 
 use super::*;
+use crate::service::Affinity as Stay;
 
 /// Every draw from 0 to the last is as good as another.
 #[test]
@@ -108,7 +109,10 @@ fn who_opts_out_is_left_to_kube_proxy() {
 fn a_client_stays_with_its_server_for_the_time_of_its_affinity() {
     let sticky = |servers: &[u8]| {
         Arc::new(Serving {
-            affinity: Some(Duration::from_secs(10)),
+            affinity: Some(Stay {
+                lasts: Duration::from_secs(10),
+                port_id: 80,
+            }),
             ..Arc::unwrap_or_clone(serving(servers.iter().copied()))
         })
     };
@@ -138,6 +142,42 @@ fn a_client_stays_with_its_server_for_the_time_of_its_affinity() {
     maps.now_ns = second(38);
     let third = choose(&maps, 7, &frontend, None).expect("a server").server;
     assert_ne!(third, second_choice);
+}
+
+/// A cluster IP, a node port and an external address of one port of a Service are one to clients;
+/// another port is not.
+#[test]
+fn a_client_stays_with_its_server_at_all_frontends_of_a_port() {
+    let sticky = |servers: &[u8], port_id| {
+        let lasts = Duration::from_secs(10);
+        Arc::new(Serving {
+            affinity: Some(Stay { lasts, port_id }),
+            ..Arc::unwrap_or_clone(serving(servers.iter().copied()))
+        })
+    };
+    let all = [
+        (1, sticky(&[1, 2, 3], 80)),
+        (2, sticky(&[2, 3], 80)),
+        (3, sticky(&[1, 2, 3], 81)),
+    ];
+    let mut contents = Contents::empty(1);
+    let mut maps = fake(100);
+    become_table(&mut contents, &mut maps, &table(all));
+    let ask = |maps: &Fake<()>, last: u8| {
+        let given = choose(maps, 7, &frontend_of(&frontend(last)), None);
+        given.expect("a server").server
+    };
+    maps.random = u32::MAX;
+    let first = ask(&maps, 1);
+    maps.random = 0;
+    assert_eq!(ask(&maps, 2), first);
+    assert_ne!(ask(&maps, 3), first, "another port");
+    // A frontend that does not have the server gives one of its own, which then counts.
+    let pairs = [(1, sticky(&[1, 2, 3], 80)), (2, sticky(&[2], 80))];
+    become_table(&mut contents, &mut maps, &table(pairs));
+    let narrow = ask(&maps, 2);
+    assert_ne!(narrow, first);
+    assert_eq!(ask(&maps, 1), narrow);
 }
 
 /// The entry is another's by the time that it is read a second time, or a place is missing.

@@ -1,0 +1,143 @@
+//! Connections that are made again and again.
+
+use std::io::Read as _;
+use std::net::{TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use overlay_tests::{Namespace, wait_until};
+
+use super::stage::{PATIENCE, ask, ask_peer, service};
+
+/// The Service whose connections are accepted, and closed, by themselves.
+pub const ACCEPTED: u8 = 3;
+/// The Service that answers datagrams.
+pub const ECHOED: u8 = 1;
+/// As many failures are told.
+const TOLD: usize = 5;
+
+/// Connects from one place to Services, one socket after the other.
+struct Client {
+    place: Namespace,
+    /// Rounds: in each, a connection, a connected and an unconnected socket of datagrams.
+    rounds: AtomicUsize,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Client {
+    fn run(&self, stop: &AtomicBool) -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            for (what, done) in [
+                ("connection", Self::connection()),
+                ("connected socket", Self::connected()),
+                ("unconnected socket", Self::unconnected()),
+            ] {
+                if let Err(error) = done {
+                    let round = self.rounds.load(Ordering::Relaxed);
+                    let failure = format!("{}, {round}, {what}: {error:#}", self.place.name());
+                    let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                    failures.push(failure);
+                }
+            }
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn connection() -> Result<()> {
+        let stream = TcpStream::connect_timeout(&service(ACCEPTED).into(), PATIENCE);
+        let mut stream = stream.context("connect")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let length = stream.read(&mut [0]).context("read to the end")?;
+        ensure!(length == 0, "the server has spoken");
+        Ok(())
+    }
+
+    /// A socket of the place that this thread is in.
+    fn socket() -> Result<UdpSocket> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    }
+
+    fn connected() -> Result<()> {
+        let socket = Self::socket()?;
+        socket.connect(service(ECHOED))?;
+        let (_, from) = ask_peer(&socket)?;
+        ensure!(from == service(ECHOED).into(), "the answer is from {from}");
+        Ok(())
+    }
+
+    fn unconnected() -> Result<()> {
+        let socket = Self::socket()?;
+        let (_, from) = ask(&socket, service(ECHOED).into())?;
+        ensure!(from == service(ECHOED).into(), "the answer is from {from}");
+        Ok(())
+    }
+}
+
+/// Several clients at once.
+pub struct Load(Vec<Client>);
+
+impl Load {
+    /// Clients in these places.
+    pub fn of(places: impl IntoIterator<Item = Namespace>) -> Self {
+        let places = places.into_iter();
+        let clients = places.map(|place| Client {
+            place,
+            rounds: AtomicUsize::new(0),
+            failures: Mutex::default(),
+        });
+        Self(clients.collect())
+    }
+
+    /// Runs beside `work`. Nobody may fail.
+    pub fn beside(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let run =
+                |client: &Client| -> Result<()> { client.place.inside(|| client.run(&stop))? };
+            let running = self.0.iter().map(|client| scope.spawn(move || run(client)));
+            let running: Vec<_> = running.collect();
+            let worked = work();
+            stop.store(true, Ordering::Relaxed);
+            for client in running {
+                client.join().map_err(|_| anyhow!("a client panicked"))??;
+            }
+            self.nobody_failed()?;
+            worked
+        })
+    }
+
+    /// Waits until each client has begun and ended a round.
+    pub fn go_on(&self, when: &str) -> Result<()> {
+        let rounds = |client: &Client| client.rounds.load(Ordering::Relaxed);
+        let before: Vec<_> = self.0.iter().map(rounds).collect();
+        wait_until(&format!("connections {when}"), PATIENCE * 4, || {
+            let mut clients = self.0.iter().zip(&before);
+            // What ends first may have begun before.
+            clients.all(|(client, before)| rounds(client) > before + 1)
+        })?;
+        self.nobody_failed().with_context(|| when.to_owned())
+    }
+
+    fn nobody_failed(&self) -> Result<()> {
+        let failures = self.0.iter().flat_map(|client| {
+            let failures = client.failures.lock();
+            failures.unwrap_or_else(PoisonError::into_inner).clone()
+        });
+        let failures: Vec<_> = failures.collect();
+        let rounds = self.0.iter();
+        let rounds: usize = rounds.map(|it| it.rounds.load(Ordering::Relaxed)).sum();
+        let told = failures.iter().take(TOLD).cloned().collect::<Vec<_>>();
+        let told = told.join("\n");
+        let count = failures.len();
+        ensure!(
+            count == 0,
+            "{count} failures in {rounds} rounds, first:\n{told}"
+        );
+        Ok(())
+    }
+}
