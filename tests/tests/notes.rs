@@ -71,7 +71,7 @@ fn tools_are_told_what_the_agent_knows() -> Result<()> {
     let lab = lab("tools")?;
     let node = lab.node(1);
     let note: Value = serde_json::from_str(&node.read_file("/run/overlay/agent.json")?)?;
-    let command = node.read_file(&format!("/proc/{}/comm", note["pid"]))?;
+    let command = node.read_file(format!("/proc/{}/comm", note["pid"]))?;
     ensure!(command.trim() == "overlayd", "{note}");
     ensure!(note["device"] == "flannel.1", "{note}");
     ensure!(note["subnet_file"] == "/run/flannel/subnet.env", "{note}");
