@@ -7,7 +7,7 @@
 //! Checks that refuse come before anything that hands a packet over, so that no oddity (an option,
 //! a fragment, a tag) walks around them.
 
-use crate::family::{Claim, Family, Fragment, Ip, same_family};
+use crate::family::{Family, Fragment, Ip, same_family};
 use crate::packet::{ETHERNET_LEN, Ethernet, Packet, TCP, UDP, same_mac, segment_header_len};
 use crate::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_DIRECT, CONFIG_ENCAPSULATE_FOR_STACK,

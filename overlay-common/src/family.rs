@@ -57,7 +57,10 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     /// The address that a message of neighbour resolution behind an Ethernet header claims for its
     /// sender, by a message that the pods' stacks would believe. `ip` is the packet's IP header,
     /// where it is one of this family.
-    fn claim<P: Packet>(packet: &P, ethertype: u16, ip: Option<&Ip<Self>>) -> Claim<Self::Addr>;
+    fn claimed<P: Packet>(packet: &P, ethertype: u16, ip: Option<&Ip<Self>>) -> Option<Self::Addr>;
+    /// Whether a packet may claim any address, because what could claim one stands behind more
+    /// headers than are read.
+    fn hides_claim(ip: &Ip<Self>) -> bool;
     /// The header of a packet one hop further on: time to live less one, checksum to match.
     fn forwarded(header: Self::Header) -> Self::Header;
     /// The header with its ECN field set to "congestion experienced" (RFC 3168). The field must be
@@ -84,17 +87,6 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
         id: impl FnOnce() -> u16,
         source_port: u16,
     );
-}
-
-/// Whether a packet claims an address for its sender.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim<A> {
-    /// No address is claimed.
-    None,
-    /// This address is claimed.
-    Of(A),
-    /// Any address may be claimed, because the message stands behind more headers than are read.
-    Hidden,
 }
 
 /// An address of one family as one of another: itself, or `None` where the families differ.

@@ -65,6 +65,33 @@ fn a_firewall_that_drops_vxlan_is_told_although_the_fast_path_works() -> Result<
     lab.down()
 }
 
+/// The note that the agent leaves in its run directory, and what `overlayctl status` makes of it.
+#[test]
+fn tools_are_told_what_the_agent_knows() -> Result<()> {
+    let lab = lab("tools")?;
+    let node = lab.node(1);
+    let note: Value = serde_json::from_str(&node.read_file("/run/overlay/agent.json")?)?;
+    let command = node.read_file(format!("/proc/{}/comm", note["pid"]))?;
+    ensure!(command.trim() == "overlayd", "{note}");
+    ensure!(note["device"] == "flannel.1", "{note}");
+    ensure!(note["subnet_file"] == "/run/flannel/subnet.env", "{note}");
+    let status = status(&node)?;
+    ensure!(
+        status["agent"] == json!({"running": true, "pid": note["pid"]}),
+        "{status}"
+    );
+    for (told, shown) in [
+        ("early_refusal", &status["early_refusal"]),
+        ("services", &status["services"]["by"]),
+    ] {
+        ensure!(
+            note[told].is_string() && note[told] == *shown,
+            "{told}: {note}, {status}"
+        );
+    }
+    lab.down()
+}
+
 /// The program at the VXLAN device's egress comes before captures: it steps aside for them.
 #[test]
 fn a_capture_shows_what_the_stack_sends_to_other_nodes() -> Result<()> {

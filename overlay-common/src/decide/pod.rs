@@ -1,10 +1,10 @@
 //! What a pod sends.
 
 use super::{
-    CONFIG_ACTIVE, Claim, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip,
-    PEER_DIRECT, POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP,
-    Verdict, fits, fits_in_vxlan, in_a_vlan, in_network, in_own_subnet, is_not_stack_owned,
-    is_regular, is_this_node, same_family, same_mac,
+    CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, PEER_DIRECT,
+    POD_KERNEL_PATH, Packet, Pass, PeerEntry, PodEntry, Tables, Transport, UDP, Verdict, fits,
+    fits_in_vxlan, in_a_vlan, in_network, in_own_subnet, is_not_stack_owned, is_regular,
+    is_this_node, same_family, same_mac,
 };
 
 /// What to do with a packet from a pod.
@@ -218,15 +218,12 @@ fn claims_anothers<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     ethernet: &Ethernet,
     ip: Option<&Ip<F>>,
 ) -> bool {
-    match F::claim(packet, ethernet.ethertype, ip) {
-        Claim::None => false,
-        Claim::Of(claimed) => {
-            !endpoint.has(claimed)
-                && in_network(config, claimed)
-                && !same_owner(tables, endpoint, claimed)
-        }
-        Claim::Hidden => true,
-    }
+    let claims = F::claimed(packet, ethernet.ethertype, ip).is_some_and(|claimed| {
+        !endpoint.has(claimed)
+            && in_network(config, claimed)
+            && !same_owner(tables, endpoint, claimed)
+    });
+    claims || ip.is_some_and(F::hides_claim)
 }
 
 /// Whether a pod tries to speak as a VTEP: its packet would leave with the node's own address.

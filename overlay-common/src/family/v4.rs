@@ -3,7 +3,7 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv4Hdr};
 
-use super::{Claim, Family, Fragment, Ip};
+use super::{Family, Fragment, Ip};
 use crate::checksum;
 use crate::packet::{ETHERNET_LEN, ETHERTYPE_ARP, IcmpKind, Packet, UDP};
 use crate::vxlan::{self, Tunnel};
@@ -100,15 +100,19 @@ impl Family for V4 {
 
     /// By ARP (RFC 826), requests and replies alike.
     #[inline(always)]
-    fn claim<P: Packet>(packet: &P, ethertype: u16, _: Option<&Ip<Self>>) -> Claim<[u8; 4]> {
+    fn claimed<P: Packet>(packet: &P, ethertype: u16, _: Option<&Ip<Self>>) -> Option<[u8; 4]> {
         if ethertype != ETHERTYPE_ARP {
-            return Claim::None;
+            return None;
         }
         // The sender's protocol address follows 8 bytes of fixed fields and its MAC address.
-        match packet.load(ETHERNET_LEN + 14) {
-            Some([sender]) => Claim::Of(sender.to_ne_bytes()),
-            None => Claim::None,
-        }
+        let [sender] = packet.load(ETHERNET_LEN + 14)?;
+        Some(sender.to_ne_bytes())
+    }
+
+    /// ARP is no IP.
+    #[inline(always)]
+    fn hides_claim(_: &Ip<Self>) -> bool {
+        false
     }
 
     #[inline(always)]

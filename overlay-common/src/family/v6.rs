@@ -3,7 +3,7 @@
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::{IpProto, Ipv6Hdr};
 
-use super::{Claim, Family, Fragment, Ip};
+use super::{Family, Fragment, Ip};
 use crate::packet::{IcmpKind, Packet, UDP};
 use crate::vxlan::{self, Tunnel};
 
@@ -130,25 +130,22 @@ impl Family for V6 {
     /// By neighbour discovery (RFC 4861). A solicitation claims the address that it is sent from,
     /// which is judged as every source is.
     #[inline(always)]
-    fn claim<P: Packet>(packet: &P, _: u16, ip: Option<&Ip<Self>>) -> Claim<[u8; 16]> {
-        let Some(ip) = ip else {
-            return Claim::None;
-        };
-        if ip.ttl != NEIGHBOUR_HOP_LIMIT || ip.fragment == Fragment::Later {
-            return Claim::None;
-        }
-        if is_extension(ip.protocol) {
-            return Claim::Hidden;
+    fn claimed<P: Packet>(packet: &P, _: u16, ip: Option<&Ip<Self>>) -> Option<[u8; 16]> {
+        let ip = ip.filter(|ip| may_claim(ip))?;
+        if ip.protocol != Self::ICMP {
+            return None;
         }
         let message = IP as u32 + ip.header_len;
-        let kind = match packet.load::<1>(message) {
-            Some([word]) if ip.protocol == Self::ICMP => word.to_ne_bytes()[0],
-            _ => return Claim::None,
-        };
-        match packet.load::<4>(message + 8) {
-            Some(target) if kind == NEIGHBOUR_ADVERTISEMENT => Claim::Of(bytemuck::cast(target)),
-            _ => Claim::None,
+        let [kind] = packet.load::<1>(message)?;
+        if kind.to_ne_bytes()[0] != NEIGHBOUR_ADVERTISEMENT {
+            return None;
         }
+        packet.load::<4>(message + 8).map(bytemuck::cast)
+    }
+
+    #[inline(always)]
+    fn hides_claim(ip: &Ip<Self>) -> bool {
+        may_claim(ip) && is_extension(ip.protocol)
     }
 
     #[inline(always)]
@@ -202,6 +199,12 @@ impl Family for V6 {
 #[inline(always)]
 fn words(address: [u8; 16]) -> [u32; 4] {
     bytemuck::cast(address)
+}
+
+/// Whether a message of neighbour discovery in the packet would be believed.
+#[inline(always)]
+fn may_claim(ip: &Ip<V6>) -> bool {
+    ip.ttl == NEIGHBOUR_HOP_LIMIT && ip.fragment != Fragment::Later
 }
 
 #[inline(always)]
@@ -263,39 +266,32 @@ mod tests {
     fn an_advertisement_claims_its_target() {
         let target: [u8; 16] = core::array::from_fn(|place| place as u8);
         let message = [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &target].concat();
-        let claim = |hop_limit, next, rest: &[u8]| {
+        let told = |hop_limit, next, rest: &[u8]| {
             let mut bytes = frame(next, rest);
             bytes[21] = hop_limit;
             let packet = Frame::new(&bytes);
-            V6::claim(&packet, V6::ETHERTYPE, V6::parse(&packet, 14).as_ref())
+            let ip = V6::parse(&packet, 14).expect("a whole header");
+            let claimed = V6::claimed(&packet, V6::ETHERTYPE, Some(&ip));
+            (claimed, V6::hides_claim(&ip))
         };
-        assert_eq!(claim(255, V6::ICMP, &message), Claim::Of(target));
-        assert_eq!(claim(254, V6::ICMP, &message), Claim::None);
-        assert_eq!(claim(255, V6::ICMP, &message[..23]), Claim::None);
-        assert_eq!(
-            claim(255, V6::ICMP, &[&[135], &message[1..]].concat()),
-            Claim::None
-        );
-        assert_eq!(claim(255, UDP, &message), Claim::None);
+        let (none, claimed) = ((None, false), (Some(target), false));
+        assert_eq!(told(255, V6::ICMP, &message), claimed);
+        assert_eq!(told(254, V6::ICMP, &message), none);
+        assert_eq!(told(255, V6::ICMP, &message[..23]), none);
+        let solicitation = [&[135], &message[1..]].concat();
+        assert_eq!(told(255, V6::ICMP, &solicitation), none);
+        assert_eq!(told(255, UDP, &message), none);
         let fragment = |place: u8| [&[V6::ICMP, 0, 0, place, 0, 0, 0, 1][..], &message].concat();
-        assert_eq!(
-            claim(255, FRAGMENT, &fragment(1)),
-            Claim::Of(target),
-            "the first"
-        );
-        assert_eq!(
-            claim(255, FRAGMENT, &fragment(8)),
-            Claim::None,
-            "a later one"
-        );
+        assert_eq!(told(255, FRAGMENT, &fragment(1)), claimed, "the first");
+        assert_eq!(told(255, FRAGMENT, &fragment(8)), none, "a later one");
         let behind = |next: u8| [&[next, 0, 0, 0, 0, 0, 0, 0][..], &message].concat();
-        assert_eq!(claim(255, HOP_BY_HOP, &behind(V6::ICMP)), Claim::Of(target));
+        assert_eq!(told(255, HOP_BY_HOP, &behind(V6::ICMP)), claimed);
         let far = [
             &[DESTINATION_OPTIONS, 0, 0, 0, 0, 0, 0, 0].repeat(2)[..],
             &behind(V6::ICMP),
         ];
-        assert_eq!(claim(255, HOP_BY_HOP, &far.concat()), Claim::Hidden);
-        assert_eq!(claim(64, HOP_BY_HOP, &far.concat()), Claim::None);
+        assert_eq!(told(255, HOP_BY_HOP, &far.concat()), (None, true));
+        assert_eq!(told(64, HOP_BY_HOP, &far.concat()), none);
     }
 
     #[test]

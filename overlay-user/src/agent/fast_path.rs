@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::backend::Peer;
 use crate::config::flags::{FastPath as Wanted, Guard};
 use crate::datapath::Error;
+use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
 use crate::datapath::programs::Programs;
 use crate::datapath::services;
@@ -22,6 +23,7 @@ use crate::kernel::pods::PodLinks;
 use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
 use ipnet::IpNet;
+use overlay_common::V4;
 use tokio::sync::Notify;
 
 use super::health::Report;
@@ -334,7 +336,15 @@ impl FastPath {
 }
 
 /// Takes the programs off their hooks, then the maps.
+///
+/// The first step is that no program carries packets any more. While only some of the programs were
+/// gone, a flow that the IP stack translates would not be remembered, and replies that a program
+/// carries would not be translated back.
 pub fn take_off(pins: &Pins) -> Result<(), Error> {
+    // Where a map is not there, no program carries anything.
+    if let Ok(mut maps) = Maps::<V4>::open(pins) {
+        maps.deactivate()?;
+    }
     let detached = Programs::detach_all(pins)?;
     if detached > 0 {
         tracing::info!(programs = detached, "fast path taken off");

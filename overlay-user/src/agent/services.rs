@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentFlags;
@@ -164,7 +165,16 @@ pub async fn run(
         return;
     }
     let mut running: Option<Services> = None;
+    let mut look_at = None;
     loop {
+        // Before what may take a server away, because a socket that was given this server a moment
+        // ago may not be known yet.
+        if look_at.take_if(|at| *at <= Instant::now()).is_some() {
+            let looked = running.as_mut().map_or(Ok(()), Services::look_for_gone);
+            if let Err(error) = looked {
+                tracing::debug!("packets' sockets are asked whether their servers serve: {error}");
+            }
+        }
         let table = source.borrow_and_update().table.clone();
         let mut failed = false;
         if let Some(table) = &table {
@@ -183,19 +193,17 @@ pub async fn run(
                 }
             }
         }
+        // Changes that come all the time do not put the look off.
+        let is_telling = running.as_ref().is_some_and(Services::is_telling);
+        look_at = is_telling.then(|| look_at.unwrap_or_else(|| Instant::now() + LOOK));
         tokio::select! {
             () = cancel.cancelled() => return,
             changed = source.changed(), if !failed => if changed.is_err() { return },
             changed = opted_out.changed(), if !failed => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if failed => {}
-            () = tokio::time::sleep(LOOK), if running.as_ref().is_some_and(Services::is_telling) => {
-                let looked = running.as_mut().map_or(Ok(()), Services::look_for_gone);
-                if let Err(error) = looked {
-                    tracing::debug!("packets' sockets are asked whether their servers serve: {error}");
-                }
-            }
+            () = sleep(RETRY), if failed => {}
+            () = sleep_until(look_at.unwrap_or_else(Instant::now)), if is_telling => {}
         }
-        tokio::time::sleep(SETTLE).await;
+        sleep(SETTLE).await;
     }
 }
 

@@ -8,8 +8,8 @@ use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::schema::{
-    Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, POD_KERNEL_PATH, PeerEntry,
-    PodEntry, Vtep,
+    CONFIG_ACTIVE, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, POD_KERNEL_PATH,
+    PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::{Family, V4};
 
@@ -116,6 +116,23 @@ impl<F: UserFamily> Maps<F> {
                 .map_err(failed("update", F::MAPS.config))?;
         }
         Ok(())
+    }
+
+    /// Has the programs leave every packet to the kernel. Returns the configuration, if it changed.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn deactivate(&mut self) -> Result<Option<Config<F>>, Error> {
+        let active = self.config()?;
+        let Some(config) = active.filter(|config| config.flags & CONFIG_ACTIVE != 0) else {
+            return Ok(None);
+        };
+        let config = Config {
+            flags: config.flags & !CONFIG_ACTIVE,
+            ..config
+        };
+        self.set_config(&config)?;
+        Ok(Some(config))
     }
 
     /// Removes what `tables` does not have any more: before the kernel's own state of it goes.

@@ -27,7 +27,7 @@ pub trait Translated: Family {
     /// The packet; `None` for what is odd in a way of IPv4's own.
     fn packet(packet: &[u8]) -> Option<Vec<u8>>;
     /// A claim to an address as one that the family's stacks believe.
-    fn claim_frame(arp: &[u8]) -> Option<Vec<u8>>;
+    fn claim(arp: &[u8]) -> Option<Vec<u8>>;
     fn protocol(protocol: u32) -> u32;
 }
 
@@ -44,7 +44,7 @@ impl Translated for V4 {
         Some(packet.to_vec())
     }
 
-    fn claim_frame(arp: &[u8]) -> Option<Vec<u8>> {
+    fn claim(arp: &[u8]) -> Option<Vec<u8>> {
         Some(arp.to_vec())
     }
 
@@ -70,7 +70,7 @@ impl Translated for V6 {
         is_whole.then(|| ipv6(&header, body))?
     }
 
-    fn claim_frame(arp: &[u8]) -> Option<Vec<u8>> {
+    fn claim(arp: &[u8]) -> Option<Vec<u8>> {
         let sender: [u8; 4] = arp.get(28..32)?.try_into().ok()?;
         let mac: [u8; 6] = arp.get(6..12)?.try_into().ok()?;
         // An advertisement (RFC 4861): from the pod's own address, unasked, to all nodes.
@@ -202,7 +202,7 @@ fn frame<F: Translated, O: Translated>(visit: &Visit, config: &Config<V4>) -> Op
     let frame = &visit.frame;
     let is_outer = matches!(visit.hook, Hook::NetIn | Hook::NetXdp);
     match ethertype(frame)? {
-        ARP if visit.hook == Hook::PodIn => F::claim_frame(frame),
+        ARP if visit.hook == Hook::PodIn => F::claim(frame),
         // A frame of one family is another thing to the other.
         // What comes without encapsulation is a packet of the pods' family.
         IPV4 if is_outer && !is_routed(frame, config) => carried::<F, O>(frame, config.port),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::EbpfLoader;
-use aya::programs::{Xdp, loaded_programs};
+use aya::programs::{Program, Xdp, loaded_programs};
+use aya::{Btf, Ebpf, EbpfLoader};
 use nix::mount::{MsFlags, mount, umount};
 use overlay_common::Hook;
 use overlay_tests::machine::{RECORD_ENV, SIZE};
@@ -47,10 +47,10 @@ fn every_program_loads_and_keeps_its_size() -> Result<()> {
 
 /// Instructions that the verifier walked through, or where it does not count them (before Linux
 /// 5.16), bytes of what it made of the program.
-fn sizes(programs: &mut Programs) -> Result<BTreeMap<&'static str, u32>> {
+fn sizes(programs: &mut Programs) -> Result<BTreeMap<String, u32>> {
     let mut ids = BTreeMap::new();
     for hook in tc_hooks() {
-        ids.insert(programs.id(hook)?, name(hook));
+        ids.insert(programs.id(hook)?, name(hook).to_owned());
     }
     // The agent loads it only where a NIC is to have it.
     let early = name(Hook::NetXdp);
@@ -60,13 +60,18 @@ fn sizes(programs: &mut Programs) -> Result<BTreeMap<&'static str, u32>> {
         .context("no XDP program")?
         .try_into()?;
     program.load()?;
-    ids.insert(program.info()?.id(), early);
+    ids.insert(program.info()?.id(), early.to_owned());
+    let mut sockets = EbpfLoader::new().load(object::services()?)?;
+    load_sockets(&mut sockets)?;
+    for (name, program) in sockets.programs() {
+        ids.insert(program.info()?.id(), name.to_owned());
+    }
     let mut sizes = BTreeMap::new();
     for info in loaded_programs() {
         let info = info?;
         if let Some(name) = ids.get(&info.id()) {
             let size = info.verified_instruction_count().or(info.size_translated());
-            sizes.insert(*name, size.context("a program without a size")?);
+            sizes.insert(name.clone(), size.context("a program without a size")?);
         }
     }
     ensure!(
@@ -76,7 +81,21 @@ fn sizes(programs: &mut Programs) -> Result<BTreeMap<&'static str, u32>> {
     Ok(sizes)
 }
 
-fn compare(sizes: &BTreeMap<&'static str, u32>) -> Result<()> {
+/// Loads the programs at the socket.
+fn load_sockets(ebpf: &mut Ebpf) -> Result<()> {
+    let btf = Btf::from_sys_fs()?;
+    for (_, program) in ebpf.programs_mut() {
+        match program {
+            Program::CgroupSockAddr(program) => program.load()?,
+            Program::CgroupSkb(program) => program.load()?,
+            Program::Iter(program) => program.load("bpf_sk_storage_map", &btf)?,
+            other => anyhow::bail!("a program of another type: {:?}", other.prog_type()),
+        }
+    }
+    Ok(())
+}
+
+fn compare(sizes: &BTreeMap<String, u32>) -> Result<()> {
     let table: BTreeMap<String, BTreeMap<String, u32>> = serde_json::from_str(SIZES)?;
     let version = Version::running();
     let before = table.get(&version.to_string());
@@ -85,7 +104,7 @@ fn compare(sizes: &BTreeMap<&'static str, u32>) -> Result<()> {
         if std::env::var_os(RECORD_ENV).is_some() {
             continue;
         }
-        let before = before.and_then(|before| before.get(*name));
+        let before = before.and_then(|before| before.get(name));
         let before = before.with_context(|| {
             format!("{name} on Linux {version} is not in sizes.json: `cargo xtask vmtest --kernel all --record`")
         })?;

@@ -131,6 +131,8 @@ impl Deployment<'_> {
         load.go_on("with a server more")?;
         self.publish(&[(old, false), (self.stays, true), (new, true)])?;
         self.give_to_kube_proxy(&[self.stays, new])?;
+        // An answer that is under way when its entry goes is lost, with kube-proxy alone, too.
+        load.go_on("with kube-proxy's new rules")?;
         // As kube-proxy does when a server of datagrams goes; there may be no such entries.
         let gone = old.ip().to_string();
         let entries = ["conntrack", "-D", "-p", "udp", "--reply-src", &gone];
@@ -212,19 +214,16 @@ fn the_agent_and_servers_come_and_go_under_load() -> Result<()> {
         node.start_agent(&[])?;
         is_translated("switched on again")?;
         deployment.borrow_mut().roll(&load, true)?;
-        is_translated("after another rolling update")
+        is_translated("after another rolling update")?;
+        // The packet programs and their maps go, and what is at the socket stays. A connection whose
+        // first packet by the stack is its last is invalid to connection tracking.
+        load.only_datagrams();
+        load.go_on("of datagrams")?;
+        node.stop_agent(Signal::SIGTERM)?;
+        node.start_agent(&["--fast-path=off"])?;
+        is_translated("without a fast path")
     })
-    .with_context(|| node.agent_log_tail())?;
-
-    // The packet programs and their maps go, and what is at the socket stays.
-    node.stop_agent(Signal::SIGTERM)?;
-    node.start_agent(&["--fast-path=off"])?;
-    let before = translated(&node)?;
-    wait_until("a server without a fast path", PATIENCE, || {
-        let asked = Standing::of(deployment.borrow().stage, far);
-        asked.is_ok_and(|it| it.stands().is_ok()) && translated(&node).is_ok_and(|it| it > before)
-    })?;
-    standing.borrow().stands().context("without a fast path")
+    .with_context(|| node.agent_log_tail())
 }
 
 /// Identifiers of what is pinned in a directory, as `bpftool` has them.

@@ -2,11 +2,17 @@
 
 use std::io::Read as _;
 use std::net::{TcpStream, UdpSocket};
+use std::ops::Range;
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use overlay_tests::{Namespace, wait_until};
 
 use super::stage::{PATIENCE, ask, ask_peer, service};
@@ -15,6 +21,12 @@ use super::stage::{PATIENCE, ask, ask_peer, service};
 pub const ACCEPTED: u8 = 3;
 /// The Service that answers datagrams.
 pub const ECHOED: u8 = 1;
+/// The ports that a client uses one after the other. Connection tracking remembers a port for a
+/// while, two minutes at most: a second use of this port could meet what the first one has left,
+/// with kube-proxy alone, too.
+const PORTS: Range<u16> = 10_000..32_000;
+/// The pause after a round, so that no port comes again within that time.
+const PACE: Duration = Duration::from_millis(10);
 /// As many failures are told.
 const TOLD: usize = 5;
 
@@ -23,32 +35,48 @@ struct Client {
     place: Namespace,
     /// Rounds: in each, a connection, a connected and an unconnected socket of datagrams.
     rounds: AtomicUsize,
+    /// Whether rounds have connections.
+    connects: AtomicBool,
     failures: Mutex<Vec<String>>,
 }
 
 impl Client {
     fn run(&self, stop: &AtomicBool) -> Result<()> {
         while !stop.load(Ordering::Relaxed) {
+            let round = self.rounds.load(Ordering::Relaxed);
+            let port = PORTS.start + u16::try_from(round % (PORTS.len() / 2))? * 2;
+            let connection = if self.connects.load(Ordering::Relaxed) {
+                Self::connection(port)
+            } else {
+                Ok(())
+            };
             for (what, done) in [
-                ("connection", Self::connection()),
-                ("connected socket", Self::connected()),
-                ("unconnected socket", Self::unconnected()),
+                ("connection", connection),
+                ("connected socket", Self::connected(port)),
+                ("unconnected socket", Self::unconnected(port + 1)),
             ] {
                 if let Err(error) = done {
-                    let round = self.rounds.load(Ordering::Relaxed);
                     let failure = format!("{}, {round}, {what}: {error:#}", self.place.name());
                     let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
                     failures.push(failure);
                 }
             }
             self.rounds.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(PACE);
         }
         Ok(())
     }
 
-    fn connection() -> Result<()> {
-        let stream = TcpStream::connect_timeout(&service(ACCEPTED).into(), PATIENCE);
-        let mut stream = stream.context("connect")?;
+    fn connection(port: u16) -> Result<()> {
+        let kind = (AddressFamily::Inet, SockType::Stream);
+        let socket = socket::socket(kind.0, kind.1, SockFlag::SOCK_CLOEXEC, None)?;
+        let patience = TimeVal::seconds(PATIENCE.as_secs().cast_signed());
+        socket::setsockopt(&socket, SendTimeout, &patience)?;
+        let here = SockaddrIn::new(0, 0, 0, 0, port);
+        socket::bind(socket.as_raw_fd(), &here).context("bind")?;
+        let service = SockaddrIn::from(service(ACCEPTED));
+        socket::connect(socket.as_raw_fd(), &service).context("connect")?;
+        let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE))?;
         let length = stream.read(&mut [0]).context("read to the end")?;
         ensure!(length == 0, "the server has spoken");
@@ -56,22 +84,22 @@ impl Client {
     }
 
     /// A socket of the place that this thread is in.
-    fn socket() -> Result<UdpSocket> {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
+    fn socket(port: u16) -> Result<UdpSocket> {
+        let socket = UdpSocket::bind(("0.0.0.0", port))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     }
 
-    fn connected() -> Result<()> {
-        let socket = Self::socket()?;
+    fn connected(port: u16) -> Result<()> {
+        let socket = Self::socket(port)?;
         socket.connect(service(ECHOED))?;
         let (_, from) = ask_peer(&socket)?;
         ensure!(from == service(ECHOED).into(), "the answer is from {from}");
         Ok(())
     }
 
-    fn unconnected() -> Result<()> {
-        let socket = Self::socket()?;
+    fn unconnected(port: u16) -> Result<()> {
+        let socket = Self::socket(port)?;
         let (_, from) = ask(&socket, service(ECHOED).into())?;
         ensure!(from == service(ECHOED).into(), "the answer is from {from}");
         Ok(())
@@ -88,9 +116,17 @@ impl Load {
         let clients = places.map(|place| Client {
             place,
             rounds: AtomicUsize::new(0),
+            connects: AtomicBool::new(true),
             failures: Mutex::default(),
         });
         Self(clients.collect())
+    }
+
+    /// From now on datagrams only, without connections.
+    pub fn only_datagrams(&self) {
+        for client in &self.0 {
+            client.connects.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Runs beside `work`. Nobody may fail.

@@ -365,18 +365,10 @@ impl Running {
 
     /// Leaves every packet to the kernel; refusals go on.
     pub fn deactivate(&mut self) -> Result<(), Error> {
-        let live = self.live.clone();
-        let maps = &mut live.lock().maps;
-        match maps.config()? {
-            Some(config) if config.flags & CONFIG_ACTIVE != 0 => self.write(
-                maps,
-                Config {
-                    flags: config.flags & !CONFIG_ACTIVE,
-                    ..config
-                },
-            ),
-            _ => Ok(()),
+        if let Some(config) = self.live.lock().maps.deactivate()? {
+            self.config = Some(config);
         }
+        Ok(())
     }
 
     fn write(&mut self, maps: &mut Maps<V4>, config: Config<V4>) -> Result<(), Error> {
