@@ -113,7 +113,6 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
         "10.244.77.0-24 of node loop: the public IP 127.0.0.1",
     )?;
     wait_event(&server, "n2", "NetworkPoliciesFound", "calico")?;
-    wait_event(&server, "n2", "FastPathDown", "calico")?;
     for number in 1..=3 {
         lab.add_pod(number)?;
     }
