@@ -134,7 +134,10 @@ fn records(known: &Value) -> String {
 /// The Service's address under its name, or the name that it stands for; and its ports.
 fn of_service(item: &Value, name: &str, add: &mut impl FnMut(String)) {
     let spec = &item["spec"];
-    if let Some(target) = spec["externalName"].as_str() {
+    // One that was of this type before may still have the name.
+    if spec["type"] == "ExternalName"
+        && let Some(target) = spec["externalName"].as_str()
+    {
         // dnsmasq follows only what it knows itself.
         add(if target.ends_with(CLUSTER_DOMAIN) {
             format!("cname={name},{target}")
@@ -226,7 +229,8 @@ mod tests {
         let known = json!({"items": [
             object("Service", "plain", &json!({"spec": {"clusterIP": "10.96.0.7", "ports": port}})),
             object("Service", "bare", &json!({"spec": {"clusterIP": "None", "ports": port}})),
-            object("Service", "far", &json!({"spec": {"externalName": "a.bc"}})),
+            object("Service", "far", &json!({"spec": {"type": "ExternalName", "externalName": "a.bc"}})),
+            object("Service", "back", &json!({"spec": {"clusterIP": "10.96.0.8", "externalName": "a.bc"}})),
             object("Endpoints", "plain", &json!({"subsets": [
                 {"addresses": [{"ip": "10.244.1.2"}], "ports": port},
             ]})),
@@ -241,6 +245,7 @@ local=/cluster.local/
 host-record=plain.ns.svc.cluster.local,10.96.0.7
 srv-host=_http._tcp.plain.ns.svc.cluster.local,plain.ns.svc.cluster.local,80
 dns-rr=far.ns.svc.cluster.local,5,016102626300
+host-record=back.ns.svc.cluster.local,10.96.0.8
 host-record=10-244-1-2.bare.ns.svc.cluster.local,bare.ns.svc.cluster.local,10.244.1.2
 srv-host=_http._tcp.bare.ns.svc.cluster.local,10-244-1-2.bare.ns.svc.cluster.local,80
 host-record=own.bare.ns.svc.cluster.local,bare.ns.svc.cluster.local,10.244.2.3
