@@ -131,8 +131,12 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
     serve(far)?;
     wait_until("a server to answer", PATIENCE, || answers(far))
         .with_context(|| node.agent_log_tail())?;
-    let shown = node.run(["overlayctl", "status"])?;
-    ensure!(shown.contains("at the socket"), "{shown}");
+    // The agent leaves its note for the tools a moment later.
+    let status = || node.run(["overlayctl", "status"]);
+    wait_until("the status to say so", PATIENCE, || {
+        status().is_ok_and(|shown| shown.contains("at the socket"))
+    })
+    .with_context(|| format!("{:?}", status()))?;
     serve(near)?;
     wait_until("another server to answer", PATIENCE, || answers(near))?;
 

@@ -35,6 +35,7 @@ pub(super) fn create(name: &str) -> Result<Vec<Group>> {
 /// # Errors
 /// On a kernel without such groups, or where this process may not make any.
 pub(super) fn create_for_threads(name: &str) -> Result<Group> {
+    let _lock = lock_version_2()?;
     let group = create_below(&[own_of_version_2()?], name)?.pop();
     let group = group.context("a group")?;
     let kind = group.path.join("cgroup.type");
@@ -130,12 +131,24 @@ pub(super) fn unmount_version_2() -> Result<()> {
     if !is_ours {
         return Ok(());
     }
+    let _lock = lock_version_2()?;
     match umount2(BESIDE, MntFlags::empty()) {
         // The next lab of all makes it again.
         Ok(()) => fs::remove_dir(BESIDE).or(Ok(())),
         Err(Errno::EBUSY) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("unmount {BESIDE}")),
     }
+}
+
+/// Where hierarchies are mounted.
+const HIERARCHIES: &str = "/sys/fs/cgroup";
+
+/// Keeps other labs from mounting or unmounting the hierarchy of version 2, as long as the file is
+/// open: a lab that has found the mount needs it until the lab's group is open there.
+fn lock_version_2() -> Result<File> {
+    let lock = File::open(HIERARCHIES).with_context(|| format!("open {HIERARCHIES}"))?;
+    lock.lock().with_context(|| format!("lock {HIERARCHIES}"))?;
+    Ok(lock)
 }
 
 /// The directory of this process's own group of version 2.
