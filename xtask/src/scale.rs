@@ -8,6 +8,7 @@ mod leases;
 mod measure;
 mod metrics;
 mod pending;
+mod pinned;
 mod process;
 mod services;
 mod stage;

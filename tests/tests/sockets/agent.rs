@@ -215,8 +215,8 @@ fn the_agent_and_servers_come_and_go_under_load() -> Result<()> {
         is_translated("switched on again")?;
         deployment.borrow_mut().roll(&load, true)?;
         is_translated("after another rolling update")?;
-        // The packet programs and their maps go, and what is at the socket stays. A connection whose
-        // first packet by the stack is its last is invalid to connection tracking.
+        // The packet programs and their maps go, and what is at the socket stays. A connection
+        // whose first packet by the stack is its last is invalid to connection tracking.
         load.only_datagrams();
         load.go_on("of datagrams")?;
         node.stop_agent(Signal::SIGTERM)?;

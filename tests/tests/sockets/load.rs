@@ -26,7 +26,7 @@ pub const ECHOED: u8 = 1;
 /// with kube-proxy alone, too.
 const PORTS: Range<u16> = 10_000..32_000;
 /// The pause after a round, so that no port comes again within that time.
-const PACE: Duration = Duration::from_millis(10);
+const PACE: Duration = Duration::from_millis(11);
 /// As many failures are told.
 const TOLD: usize = 5;
 

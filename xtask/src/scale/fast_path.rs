@@ -1,18 +1,16 @@
 //! What the programs have been told about peers: the map `ov_peers4`, looked at entry by entry.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError};
 use overlay_common::V4;
-use overlay_common::schema::{ABI_VERSION, PEER_NEXT_HOP, PeerEntry};
+use overlay_common::schema::{PEER_NEXT_HOP, PeerEntry};
 use overlay_tests::Namespace;
 
 use super::leases::Invented;
+use super::pinned;
 
-/// Where an agent pins its maps, unless it is told otherwise.
-const PINS: &str = "/sys/fs/bpf/overlay";
 const MAP: &str = "ov_peers4";
 
 /// The pinned map of one node.
@@ -21,16 +19,7 @@ pub struct FastPath(HashMap<MapData, [u8; 4], PeerEntry<V4>>);
 impl FastPath {
     /// Opens the map of a node; nothing where no agent has pinned it yet.
     pub fn open(node: &Namespace) -> Result<Option<Self>> {
-        let path = Path::new(PINS).join(format!("v{ABI_VERSION}/maps/{MAP}"));
-        let opened = node.inside(|| {
-            if !path.exists() {
-                return Ok(None);
-            }
-            let map = MapData::from_pin(&path).and_then(Map::from_map_data)?;
-            HashMap::try_from(map).map(Some)
-        })?;
-        let map = opened.with_context(|| format!("open {}", path.display()))?;
-        Ok(map.map(Self))
+        Ok(pinned::open(node, MAP)?.map(Self))
     }
 
     /// How many peers the map holds.

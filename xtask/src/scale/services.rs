@@ -3,13 +3,12 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{HashMap, Map, MapData, MapError};
-use overlay_common::schema::ABI_VERSION;
+use aya::maps::{HashMap, MapData, MapError};
 use overlay_common::socket::{Frontend, MAX_FRONTENDS, MAX_SERVERS, Service, TCP, mapped};
 use overlay_tests::wait::wait_for;
 use overlay_tests::{Lab, Namespace, Node, Options, interrupt};
@@ -19,12 +18,11 @@ use serde_json::json;
 use super::etcd::Etcd;
 use super::leases;
 use super::pending::Times;
+use super::pinned;
 use super::process::memory;
 use crate::bench::{Machine, short};
 use crate::shell;
 
-/// Where an agent pins its maps, unless it is told otherwise.
-const PINS: &str = "/sys/fs/bpf/overlay";
 /// How long an agent may take for all Services.
 const READY: Duration = Duration::from_secs(300);
 /// How long it may take for one change.
@@ -263,23 +261,10 @@ impl Invented {
 /// The pinned map of Services of one node.
 struct Maps(HashMap<MapData, Frontend, Service>);
 
-fn pin(map: &str) -> PathBuf {
-    Path::new(PINS).join(format!("v{ABI_VERSION}/maps/{map}"))
-}
-
 impl Maps {
     /// Opens the map of a node; nothing where no agent has pinned it yet.
     fn open(node: &Namespace) -> Result<Option<Self>> {
-        let path = pin("ov_services");
-        let opened = node.inside(|| {
-            if !path.exists() {
-                return Ok(None);
-            }
-            let map = MapData::from_pin(&path).and_then(Map::from_map_data)?;
-            HashMap::try_from(map).map(Some)
-        })?;
-        let map = opened.with_context(|| format!("open {}", path.display()))?;
-        Ok(map.map(Self))
+        Ok(pinned::open(node, "ov_services")?.map(Self))
     }
 
     fn len(&self) -> usize {
@@ -300,7 +285,7 @@ impl Maps {
 fn maps_mib(node: &Node) -> Result<f64> {
     let mut bytes = 0;
     for map in ["ov_services", "ov_servers"] {
-        let pin = pin(map).display().to_string();
+        let pin = pinned::path(map).display().to_string();
         let shown = node.json(["bpftool", "-j", "map", "show", "pinned", &pin])?;
         match shown["bytes_memlock"].as_u64() {
             Some(more) => bytes += more,
