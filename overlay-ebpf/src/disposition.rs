@@ -9,7 +9,7 @@ use crate::maps::{Mapped, count};
 use crate::skb::Skb;
 
 /// What is left to be done with a packet when its verdict is known.
-pub enum Outcome {
+pub enum Disposition {
     /// Nothing is left to be done; this is the tc action.
     Done(i32),
     /// The packet is dropped, and an event tells of the packet where the agent asks for events.
@@ -18,7 +18,7 @@ pub enum Outcome {
     HandOver(Option<u32>),
 }
 
-impl Outcome {
+impl Disposition {
     /// Leaves a packet to the kernel.
     #[inline(always)]
     pub fn pass(pass: Pass) -> (Verdict, Self) {
@@ -35,16 +35,16 @@ pub fn end<F: Mapped>(
     skb: &Skb,
     hook: Hook,
     bytes: u32,
-    (verdict, outcome): (Verdict, Outcome),
+    (verdict, disposition): (Verdict, Disposition),
 ) -> i32 {
     count(hook, verdict, bytes);
-    match outcome {
-        Outcome::Done(action) => action,
-        Outcome::Refused => {
+    match disposition {
+        Disposition::Done(action) => action,
+        Disposition::Refused => {
             events::tell::<F, _>(skb, hook, verdict);
             TC_ACT_SHOT
         }
-        Outcome::HandOver(plain) => {
+        Disposition::HandOver(plain) => {
             skb.hand_over::<F>(plain);
             TC_ACT_UNSPEC
         }
