@@ -7,7 +7,7 @@ use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict};
 
-use crate::decap::decapsulate;
+use crate::decap::{decapsulate, hand_in};
 use crate::forward::{Error, deliver};
 use crate::maps::{Mapped, Maps, Served};
 use crate::outcome::{Outcome, end};
@@ -46,6 +46,18 @@ fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
         } => match deliver::<F>(skb, pod, gateway_mac, header) {
             Ok(action) => (Verdict::Redirected, Outcome::Done(action)),
             Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
+        },
+        FromNetwork::HandIn {
+            device,
+            ethernet,
+            pass,
+        } => match hand_in::<F>(skb, device, ethernet) {
+            Ok(action) => {
+                let plain = pass.plain.map(|_| ETHERNET_LEN);
+                (pass.verdict, Outcome::HandIn(action, plain))
+            }
+            Err(Error::Untouched) => Outcome::pass(pass),
+            Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
         },
         FromNetwork::Pass(pass) => Outcome::pass(pass),
         FromNetwork::Refuse(verdict) => (verdict, Outcome::Refused),
