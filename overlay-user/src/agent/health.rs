@@ -16,7 +16,7 @@ use crate::kernel::guard;
 use crate::kernel::policies::Policy;
 use crate::lease::{Lease, Rejections};
 use crate::liveness::Liveness;
-use crate::observe::metrics::{self, Snapshot};
+use crate::observe::metrics::{self, Scrape};
 use crate::store::{LeaseState, StoreHealth};
 use anyhow::Context as _;
 use axum::Router;
@@ -121,9 +121,9 @@ impl Report {
     }
 }
 
-/// How the agent stands.
+/// How far the agent has come.
 #[derive(Clone, Debug, Default)]
-pub struct Standing {
+pub struct Progress {
     /// What the last round came to; none before the first.
     pub report: Option<Report>,
     /// What the agent waits for before its first round.
@@ -134,13 +134,13 @@ pub struct Standing {
 
 /// The agent's health, and where it is shown.
 pub struct Health {
-    reports: watch::Sender<Standing>,
+    reports: watch::Sender<Progress>,
     address: Option<SocketAddr>,
 }
 
 #[derive(Clone)]
 struct Shown {
-    reports: watch::Receiver<Standing>,
+    reports: watch::Receiver<Progress>,
     pins: Pins,
     liveness: Liveness,
     paths: watch::Receiver<Paths>,
@@ -156,7 +156,7 @@ impl Health {
         paths: watch::Receiver<Paths>,
         services: watch::Receiver<services::Standing>,
     ) -> anyhow::Result<Self> {
-        let (reports, shown) = watch::channel(Standing::default());
+        let (reports, shown) = watch::channel(Progress::default());
         if flags.node.healthz_port == 0 {
             return Ok(Self {
                 reports,
@@ -199,7 +199,7 @@ impl Health {
     }
 
     /// How the agent stands, and every change of it.
-    pub fn subscribe(&self) -> watch::Receiver<Standing> {
+    pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.reports.subscribe()
     }
 
@@ -305,7 +305,7 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
-    let Standing {
+    let Progress {
         report,
         failed_rounds,
         ..
@@ -320,7 +320,7 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
     }
     let guard = guard::counters().await.unwrap_or_default();
     let services = shown.services.borrow().clone();
-    let snapshot = Snapshot {
+    let scrape = Scrape {
         ready: report.is_ready() && services.fault().is_none(),
         service_addresses: services.frontends(),
         sockets: sockets::counters(&shown.pins).unwrap_or_default(),
@@ -339,7 +339,7 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
             .map(|(reason, packets)| (reason.name(), *packets))
             .collect(),
     };
-    match metrics::render(snapshot) {
+    match metrics::render(scrape) {
         Ok(text) => (
             StatusCode::OK,
             [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
@@ -359,13 +359,13 @@ mod tests {
 
     use std::time::Duration;
 
-    use crate::liveness::Heartbeat;
+    use crate::liveness::Pulse;
 
     #[tokio::test]
     async fn livez_names_the_task_that_is_stuck() {
         let liveness = Liveness::default();
         let shown = Shown {
-            reports: watch::channel(Standing::default()).1,
+            reports: watch::channel(Progress::default()).1,
             pins: Pins::new("/nowhere"),
             liveness: liveness.clone(),
             paths: watch::channel(Paths::default()).1,
@@ -377,9 +377,9 @@ mod tests {
             String::from_utf8(body.expect("a body").to_vec()).expect("text")
         };
         let status = async || livez(State(shown.clone())).await.into_response().status();
-        liveness.expect("well", Heartbeat::default(), Duration::from_secs(3600));
+        liveness.expect("well", Pulse::default(), Duration::from_secs(3600));
         assert_eq!(status().await, StatusCode::OK);
-        let silent = Heartbeat::default();
+        let silent = Pulse::default();
         liveness.expect("dead", silent.clone(), Duration::ZERO);
         while silent.silence().is_zero() {}
         assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);

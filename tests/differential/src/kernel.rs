@@ -11,7 +11,7 @@ use bytemuck::Zeroable as _;
 use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat};
 use overlay_common::snapshot::Snapshot;
 use overlay_common::{Family, Hook, V4, Verdict};
-use overlay_user::datapath::events::{Events, Told};
+use overlay_user::datapath::events::{Events, PacketEvent};
 use overlay_user::datapath::family::UserFamily;
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
@@ -268,7 +268,7 @@ impl<F: UserFamily> Kernel<F> {
     }
 
     /// What the programs have told of since the last time.
-    pub fn told(&mut self) -> Vec<Told> {
+    pub fn told(&mut self) -> Vec<PacketEvent> {
         self.events.by_ref().collect()
     }
 

@@ -9,7 +9,7 @@ use crate::maps::{Mapped, count};
 use crate::skb::Skb;
 
 /// What is left to be done with a packet when its verdict is known.
-pub enum Outcome {
+pub enum Disposition {
     /// Nothing is left to be done; this is the tc action.
     Done(i32),
     /// The packet is dropped, and an event tells of the packet where the agent asks for events.
@@ -21,7 +21,7 @@ pub enum Outcome {
     HandIn(i32, Option<u32>),
 }
 
-impl Outcome {
+impl Disposition {
     /// Leaves a packet to the kernel.
     #[inline(always)]
     pub fn pass(pass: Pass) -> (Verdict, Self) {
@@ -38,17 +38,17 @@ pub fn end<F: Mapped>(
     skb: &Skb,
     hook: Hook,
     bytes: u32,
-    (verdict, outcome): (Verdict, Outcome),
+    (verdict, disposition): (Verdict, Disposition),
 ) -> i32 {
     count(hook, verdict, bytes);
-    let (action, plain) = match outcome {
-        Outcome::Done(action) => return action,
-        Outcome::Refused => {
+    let (action, plain) = match disposition {
+        Disposition::Done(action) => return action,
+        Disposition::Refused => {
             events::tell::<F, _>(skb, hook, verdict);
             return TC_ACT_SHOT;
         }
-        Outcome::HandOver(plain) => (TC_ACT_UNSPEC, plain),
-        Outcome::HandIn(action, plain) => (action, plain),
+        Disposition::HandOver(plain) => (TC_ACT_UNSPEC, plain),
+        Disposition::HandIn(action, plain) => (action, plain),
     };
     skb.hand_over::<F>(plain);
     action
