@@ -16,6 +16,9 @@ pub enum Disposition {
     Refused,
     /// The packet is left to the kernel; for the number see [`Pass::plain`].
     HandOver(Option<u32>),
+    /// The packet goes to the IP stack by another device; this is the tc action, and the number is
+    /// as above.
+    HandIn(i32, Option<u32>),
 }
 
 impl Disposition {
@@ -38,15 +41,15 @@ pub fn end<F: Mapped>(
     (verdict, disposition): (Verdict, Disposition),
 ) -> i32 {
     count(hook, verdict, bytes);
-    match disposition {
-        Disposition::Done(action) => action,
+    let (action, plain) = match disposition {
+        Disposition::Done(action) => return action,
         Disposition::Refused => {
             events::tell::<F, _>(skb, hook, verdict);
-            TC_ACT_SHOT
+            return TC_ACT_SHOT;
         }
-        Disposition::HandOver(plain) => {
-            skb.hand_over::<F>(plain);
-            TC_ACT_UNSPEC
-        }
-    }
+        Disposition::HandOver(plain) => (TC_ACT_UNSPEC, plain),
+        Disposition::HandIn(action, plain) => (action, plain),
+    };
+    skb.hand_over::<F>(plain);
+    action
 }

@@ -7,7 +7,7 @@ use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict};
 
-use crate::decap::decapsulate;
+use crate::decap::{decapsulate, hand_in};
 use crate::disposition::{Disposition, end};
 use crate::forward::{Error, deliver};
 use crate::maps::{Mapped, Maps, Served};
@@ -49,6 +49,18 @@ fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Disposition) {
                 Verdict::AdjustFailed,
                 Disposition::HandOver(Some(ETHERNET_LEN)),
             ),
+        },
+        FromNetwork::HandIn {
+            device,
+            ethernet,
+            pass,
+        } => match hand_in::<F>(skb, device, ethernet) {
+            Ok(action) => {
+                let plain = pass.plain.map(|_| ETHERNET_LEN);
+                (pass.verdict, Disposition::HandIn(action, plain))
+            }
+            Err(Error::Untouched) => Disposition::pass(pass),
+            Err(Error::Changed) => (Verdict::Failed, Disposition::Done(TC_ACT_SHOT)),
         },
         FromNetwork::Pass(pass) => Disposition::pass(pass),
         FromNetwork::Refuse(verdict) => (verdict, Disposition::Refused),

@@ -120,6 +120,7 @@ fn guard(settings: &Settings, here: &Here, sources: &Sources, seen: &Seen) -> Op
         pods: seen.pods.sources(),
         judged: None,
         translates: settings.flags.node.ip_masq,
+        has_untracked: seen.has_untracked,
         lapse: lapse(settings.flags.node.refuse_without_agent),
     })
 }

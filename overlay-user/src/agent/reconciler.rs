@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::admitted::Admitted;
-use super::fast_path::{Backing, FastPath, View};
+use super::fast_path::{Backing, FastPath, View, has_untracked};
 use super::health::{Health, Report};
 use super::kernel_path::KernelPath;
 use super::path_check::PathCheck;
@@ -100,9 +100,11 @@ impl Reconciler {
         path_check: PathCheck,
         services: services::Channels,
     ) -> Self {
+        let mut seen = Seen::default();
+        seen.has_untracked = has_untracked(&settings);
         Self {
             leases: store.subscribe(),
-            seen: Seen::default(),
+            seen,
             kernel_path: KernelPath::default(),
             fast_path: FastPath::new(&settings),
             hindrance: Hindrance::new(settings.flags.node.fast_path),

@@ -34,6 +34,8 @@ pub struct Seen {
     pub underlay: Option<Sighting>,
     /// Whether a program captures what leaves by the backend's device.
     pub is_captured: bool,
+    /// Whether pods may have connections that connection tracking has not seen.
+    pub has_untracked: bool,
     /// Whether devices, addresses, or queueing disciplines may have changed.
     devices_are_old: bool,
     /// Whether neighbours, FDB and routes may differ from `observed`.
@@ -51,6 +53,7 @@ impl Default for Seen {
             other_vnis: None,
             underlay: None,
             is_captured: false,
+            has_untracked: false,
             devices_are_old: true,
             peers_are_old: true,
             looked: Instant::now(),

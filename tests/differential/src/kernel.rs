@@ -183,7 +183,9 @@ impl<F: UserFamily> Kernel<F> {
         let map = self.ebpf.map_mut(F::MAPS.devices);
         let mut devices = DevMapHash::try_from(map.context("no map of devices")?)?;
         let there = devices.keys().collect::<Result<BTreeSet<u32>, _>>()?;
-        let wanted: BTreeSet<u32> = world.pods.values().map(|pod| pod.ifindex).collect();
+        let vtep = world.config.map(|config| config.vtep_ifindex);
+        let pods = world.pods.values().map(|pod| pod.ifindex);
+        let wanted: BTreeSet<u32> = pods.chain(vtep.filter(|index| *index != 0)).collect();
         for ifindex in there.difference(&wanted) {
             devices.remove(*ifindex)?;
         }
