@@ -67,6 +67,7 @@ const WANTED: &[&str] = &[
     "nf_tables_set",
     "nf_nat_redirect",
     "ip_tables",
+    "ipt_REJECT",
     "iptable_nat",
     "iptable_filter",
     "iptable_mangle",
