@@ -5,7 +5,9 @@
 
 mod sockets {
     pub mod agent;
+    pub mod builds;
     pub mod changes;
+    pub mod disturbed;
     pub mod load;
     pub mod opted_out;
     pub mod resolvers;
