@@ -42,14 +42,15 @@ mod tests {
         for (kind, name, reasons) in [
             (Kind::Slice, "a", vec![Refusal::Port(0)]),
             (Kind::Service, "b", vec![Refusal::Port(0), loopback()]),
+            (Kind::Service, "c", vec![Refusal::Port(0), loopback()]),
             (Kind::Service, "a", vec![loopback(), Refusal::Port(0)]),
         ] {
             let name = ObjectName::new("shop", name);
             refusals.insert(Subject { kind, name }, reasons.into());
         }
-        let counts = [("not_a_port", 2), ("special_address", 1)];
+        let counts = [("not_a_port", 3), ("special_address", 1)];
         assert_eq!(by_reason(&refusals), counts.into());
-        let text = "3 not taken as they are, for instance Service shop/a: the cluster IP 127.0.0.1 \
+        let text = "4 not taken as they are, for instance Service shop/a: the cluster IP 127.0.0.1 \
                     is a loopback address; kube-proxy serves what is left out";
         assert_eq!(note(&refusals).as_deref(), Some(text));
     }

@@ -77,10 +77,8 @@ mod tests {
     fn the_note_follows_the_leases_and_the_ways_to_peers() {
         let json = br#"{"pid": 7, "device": "flannel.1", "health": null, "subnet_file": "/f"}"#;
         let first = AgentFile::parse(json).expect("a note");
-        let report = Report {
-            leases_as_of: Some("2023-11-14T22:13:20Z".to_owned()),
-            ..Report::default()
-        };
+        let mut report = Report::default();
+        report.leases_as_of = Some("2023-11-14T22:13:20Z".to_owned());
         let paths = Paths {
             unchecked: Some("no socket".to_owned()),
             ..Paths::default()
