@@ -1,5 +1,4 @@
-//! Agents of other builds take a node's sockets over from each other, under a load of new
-//! connections.
+//! Agents of other builds take a node's sockets over from each other.
 
 use std::fs;
 
@@ -10,7 +9,7 @@ use overlay_tests::{Node, kube_proxy, wait_until};
 
 use super::agent::{Standing, translated};
 use super::load::{ACCEPTED, ECHOED, Load};
-use super::stage::{self, PATIENCE, Stage};
+use super::stage::{self, PATIENCE, Stage, ask_peer, connected, service};
 
 /// What outlives the agent of what sockets were given.
 const MEMORY: [&str; 4] = [
@@ -25,7 +24,7 @@ fn shell(node: &Node, line: &str) -> Result<()> {
 }
 
 #[test]
-fn another_build_takes_over_under_load() -> Result<()> {
+fn another_build_takes_over() -> Result<()> {
     let stage = Stage::up("sock-build")?;
     let servers = stage.both();
     let [_, far] = servers;
@@ -48,7 +47,7 @@ fn another_build_takes_over_under_load() -> Result<()> {
     let copy = aside.path().join("overlayd");
     fs::copy(&own, &copy)?;
 
-    let load = Load::of([client, node.namespace()]);
+    let load = Load::of([client.clone(), node.namespace()]);
     let is_translated = |when: &str| -> Result<()> {
         let before = translated(&node)?;
         wait_until(&format!("a server {when}"), PATIENCE, || {
@@ -70,36 +69,43 @@ fn another_build_takes_over_under_load() -> Result<()> {
             standing.stands()?;
             standing.add(&stage, &servers)?;
         }
-        // The programs of another ABI version are taken off, and what is at the socket stays. A
-        // connection whose first packet by the stack is its last is invalid to connection tracking.
-        load.only_datagrams();
-        load.go_on("of datagrams")?;
-        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            node.stop_agent(signal)?;
-            shell(&node, &format!("mv {PINS} /sys/fs/bpf/overlay/v99"))?;
-            node.start_agent(&[])?;
-            is_translated("after another ABI version")?;
-            standing.stands().context("after another ABI version")?;
-            standing.add(&stage, &servers)?;
-        }
-        // Of sockets whose memory has another layout nothing is known; they keep their servers.
-        node.stop_agent(Signal::SIGTERM)?;
-        for map in MEMORY {
-            let pin = format!("{MAPS}/{map}");
-            let other = format!("bpftool map create {pin} type hash key 4 value 8 entries 16");
-            shell(&node, &format!("rm {pin} && {other} name {map}"))?;
-        }
-        node.start_agent(&[])?;
-        is_translated("after another layout")?;
-        standing.is_answered().context("after another layout")?;
-        let log = fs::read_to_string(node.agent_log())?;
-        for map in MEMORY {
-            let why = format!("pinned map {map} is a hash, key 4 B, value 8 B");
-            ensure!(log.contains(&why), "the agent does not say {why:?}");
-        }
         Ok(())
     })
-    .with_context(|| node.agent_log_tail())
+    .with_context(|| node.agent_log_tail())?;
+
+    let is_given_a_server = |when: &str| -> Result<()> {
+        let before = translated(&node)?;
+        wait_until(&format!("a server {when}"), PATIENCE, || {
+            let asked = connected(&client, service(ECHOED)).and_then(|socket| ask_peer(&socket));
+            asked.is_ok() && translated(&node).is_ok_and(|now| now > before)
+        })
+        .with_context(|| node.agent_log_tail())
+    };
+    // The programs of another ABI version are taken off, and what is at the socket stays.
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        node.stop_agent(signal)?;
+        shell(&node, &format!("mv {PINS} /sys/fs/bpf/overlay/v99"))?;
+        node.start_agent(&[])?;
+        is_given_a_server("after another ABI version")?;
+        standing.stands().context("after another ABI version")?;
+        standing.add(&stage, &servers)?;
+    }
+    // Of sockets whose memory has another layout nothing is known; they keep their servers.
+    node.stop_agent(Signal::SIGTERM)?;
+    for map in MEMORY {
+        let pin = format!("{MAPS}/{map}");
+        let other = format!("bpftool map create {pin} type hash key 4 value 8 entries 16");
+        shell(&node, &format!("rm {pin} && {other} name {map}"))?;
+    }
+    node.start_agent(&[])?;
+    is_given_a_server("after another layout")?;
+    standing.is_answered().context("after another layout")?;
+    let log = fs::read_to_string(node.agent_log())?;
+    for map in MEMORY {
+        let why = format!("pinned map {map} is a hash, key 4 B, value 8 B");
+        ensure!(log.contains(&why), "the agent does not say {why:?}");
+    }
+    Ok(())
 }
 
 fn is_served(node: &Node) -> Result<()> {
