@@ -44,6 +44,8 @@ pub trait Tables<F: Family, O: Family = F> {
     fn pod(&self, address: F::Addr) -> Option<&PodEntry>;
     /// The peer that owns a subnet, by its address under [`Config::peer_mask`].
     fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<O>>;
+    /// Whether a device that an entry names is there still.
+    fn has_device(&self, ifindex: u32) -> bool;
     /// Whether a node that holds a lease has this underlay address.
     fn is_vtep(&self, address: O::Addr) -> bool;
     /// Whether the IP stack owns this flow.

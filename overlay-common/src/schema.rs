@@ -11,7 +11,7 @@
 //! | `ov_config4`, `…6` | array | 0 | [`Config`] |
 //! | `ov_endpoints4`, `…6` | hash | ifindex of a pod's host veth | [`Endpoint`] |
 //! | `ov_pods4`, `…6` | hash | address of a pod on this node | [`PodEntry`] |
-//! | `ov_devices4`, `…6` | device hash | ifindex of a pod's host veth | the device, see [`PodEntry::ifindex`] |
+//! | `ov_devices4`, `…6` | device hash | ifindex of a pod's host veth, or of the VXLAN device | the device, see [`PodEntry::ifindex`] |
 //! | `ov_peers4`, `…6` | hash | address under [`Config::peer_mask`] | [`PeerEntry`] |
 //! | `ov_vteps4`, `…6` | hash | underlay address of a node that holds a lease | [`Vtep`] |
 //! | `ov_flows4`, `…6` | LRU hash | [`FlowKey`] | [`Flow`] |
@@ -35,10 +35,12 @@ use crate::family::{Family, V4, V6};
 use crate::packet::Ethernet;
 
 /// Version of everything in this module; part of the directory that the maps are pinned in.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// How many pods a node can hold; a Linux bridge has no more ports.
 pub const MAX_PODS: u32 = 1024;
+/// How many devices its entries can name: those of the pods, and the VXLAN device.
+pub const MAX_DEVICES: u32 = MAX_PODS + 1;
 /// How many peer subnets the fast path can hold.
 pub const MAX_PEERS: u32 = 16384;
 /// How many flows of the IP stack are remembered.
@@ -75,6 +77,10 @@ pub struct Config<F: Family, O: Family = F> {
     pub flags: u32,
     /// The NIC that encapsulated packets leave by.
     pub underlay_ifindex: u32,
+    /// The VXLAN device, where what arrives for the IP stack is handed in without the tunnel; zero
+    /// where the device opens it itself. It counts only while `ov_devices4` or its like has this
+    /// index, see [`PodEntry::ifindex`].
+    pub vtep_ifindex: u32,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
     /// The whole overlay's network and its mask.
@@ -318,10 +324,10 @@ pub struct Counter {
 }
 
 const _: () = {
-    assert!(size_of::<Config<V4>>() == 68);
-    assert!(size_of::<Config<V6>>() == 152);
-    assert!(size_of::<Config<V6, V4>>() == 140);
-    assert!(size_of::<Config<V4, V6>>() == 80);
+    assert!(size_of::<Config<V4>>() == 72);
+    assert!(size_of::<Config<V6>>() == 156);
+    assert!(size_of::<Config<V6, V4>>() == 144);
+    assert!(size_of::<Config<V4, V6>>() == 84);
     assert!(size_of::<Endpoint<V4>>() == 28);
     assert!(size_of::<Endpoint<V6>>() == 76);
     assert!(size_of::<PodEntry>() == 20);

@@ -56,6 +56,11 @@ impl<F: Family, O: Family> Tables<F, O> for Snapshot<F, O> {
         self.peers.get(&subnet)
     }
 
+    fn has_device(&self, _ifindex: u32) -> bool {
+        // What is dumped names no device that is gone.
+        true
+    }
+
     fn is_vtep(&self, address: O::Addr) -> bool {
         self.vteps.contains_key(&address)
     }

@@ -73,6 +73,7 @@ impl Visit {
             Hook::NetIn => match from_network(packet, tables) {
                 FromNetwork::Decapsulate { .. } => Outcome::Fast(Verdict::Decapsulated),
                 FromNetwork::Deliver { .. } => Outcome::Fast(Verdict::Redirected),
+                FromNetwork::HandIn { pass, .. } => Outcome::HandIn(pass.verdict),
                 FromNetwork::Pass(pass) => pass.into(),
                 FromNetwork::Refuse(verdict) => Outcome::Refuse(verdict),
             },
@@ -102,6 +103,8 @@ pub enum Outcome<F: Family> {
     Pass(Verdict),
     /// The kernel gets it as plain pod-to-pod traffic.
     PassPlain(Verdict),
+    /// The kernel's IP stack gets it by the VXLAN device, but without its tunnel.
+    HandIn(Verdict),
     /// The packet is dropped.
     Refuse(Verdict),
     /// The packet leaves, and the stack owns the packet's flow.
@@ -127,6 +130,7 @@ impl<F: Family> Outcome<F> {
             Self::Fast(verdict)
             | Self::Pass(verdict)
             | Self::PassPlain(verdict)
+            | Self::HandIn(verdict)
             | Self::Refuse(verdict) => verdict,
             Self::Remember(_) => Verdict::Remembered,
             Self::Send(_) => Verdict::EncapsulatedForStack,
@@ -173,6 +177,8 @@ pub enum Question<F: Family, O: Family = F> {
     Pod(F::Addr, Option<PodEntry>),
     /// [`Tables::peer`] with this subnet.
     Peer(F::Addr, Option<PeerEntry<O>>),
+    /// [`Tables::has_device`] with this index.
+    Device(u32, bool),
     /// [`Tables::is_vtep`] of this address.
     Vtep(O::Addr, bool),
     /// [`Tables::is_stack_owned`] of this flow.
@@ -243,6 +249,12 @@ impl<F: Family, O: Family, T: Tables<F, O>> Tables<F, O> for Watched<'_, F, O, T
         let peer = self.0.peer(subnet);
         (self.1)(Question::Peer(subnet, peer.copied()));
         peer
+    }
+
+    fn has_device(&self, ifindex: u32) -> bool {
+        let is_there = self.0.has_device(ifindex);
+        (self.1)(Question::Device(ifindex, is_there));
+        is_there
     }
 
     fn is_vtep(&self, address: O::Addr) -> bool {

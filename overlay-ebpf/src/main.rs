@@ -10,6 +10,7 @@
 )]
 
 mod decap;
+mod disposition;
 mod encap;
 mod events;
 mod forward;
@@ -17,7 +18,6 @@ mod maps;
 mod net_in;
 mod net_xdp;
 mod out;
-mod outcome;
 mod pod_in;
 mod probe;
 mod skb;

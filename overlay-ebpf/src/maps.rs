@@ -5,8 +5,8 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use overlay_common::decide::Tables;
 use overlay_common::schema::{
-    ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, MAX_FLOWS,
-    MAX_PEERS, MAX_PODS, NEWEST_FLOW, NO_FLOW_SINCE, PeerEntry, PodEntry, Vtep,
+    ABI_VERSION, Config, Counter, Endpoint, Flow, FlowKey, FlowNews, Heartbeat, MAX_DEVICES,
+    MAX_FLOWS, MAX_PEERS, MAX_PODS, NEWEST_FLOW, NO_FLOW_SINCE, PeerEntry, PodEntry, Vtep,
 };
 use overlay_common::verdict::{COUNTERS, counter_index};
 use overlay_common::{Family, Hook, Verdict};
@@ -16,7 +16,7 @@ pub trait Mapped: Family {
     fn config() -> &'static Array<Config<Self>, 1>;
     fn endpoints() -> &'static HashMap<u32, Endpoint<Self>, { MAX_PODS as usize }>;
     fn pods() -> &'static HashMap<Self::Addr, PodEntry, { MAX_PODS as usize }>;
-    fn devices() -> &'static DevMapHash<{ MAX_PODS as usize }>;
+    fn devices() -> &'static DevMapHash<{ MAX_DEVICES as usize }>;
     fn peers() -> &'static HashMap<Self::Addr, PeerEntry<Self>, { MAX_PEERS as usize }>;
     fn vteps() -> &'static HashMap<Self::Addr, Vtep, { MAX_PEERS as usize }>;
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow, { MAX_FLOWS as usize }>;
@@ -37,7 +37,7 @@ macro_rules! maps {
             #[btf_map(name = $pods)]
             static PODS: HashMap<Addr, PodEntry, { MAX_PODS as usize }> = HashMap::new();
             #[btf_map(name = $devices)]
-            static DEVICES: DevMapHash<{ MAX_PODS as usize }> = DevMapHash::new();
+            static DEVICES: DevMapHash<{ MAX_DEVICES as usize }> = DevMapHash::new();
             #[btf_map(name = $peers)]
             static PEERS: HashMap<Addr, PeerEntry<$family>, { MAX_PEERS as usize }> =
                 HashMap::new();
@@ -63,7 +63,7 @@ macro_rules! maps {
                     &PODS
                 }
                 #[inline(always)]
-                fn devices() -> &'static DevMapHash<{ MAX_PODS as usize }> {
+                fn devices() -> &'static DevMapHash<{ MAX_DEVICES as usize }> {
                     &DEVICES
                 }
                 #[inline(always)]
@@ -132,6 +132,11 @@ impl<F: Mapped> Tables<F> for Maps {
         // The kernel has forgotten a device that is gone, whoever has its index now. A classifier
         // may look such a map up from Linux 5.3 on, although only XDP may send by it.
         F::devices().get_ifindex(pod.ifindex).map(|_| pod)
+    }
+
+    #[inline(always)]
+    fn has_device(&self, ifindex: u32) -> bool {
+        F::devices().get_ifindex(ifindex).is_some()
     }
 
     #[inline(always)]

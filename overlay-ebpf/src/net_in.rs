@@ -7,10 +7,10 @@ use overlay_common::decide::{FromNetwork, from_network};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict};
 
-use crate::decap::decapsulate;
+use crate::decap::{decapsulate, hand_in};
+use crate::disposition::{Disposition, end};
 use crate::forward::{Error, deliver};
 use crate::maps::{Mapped, Maps, Served};
-use crate::outcome::{Outcome, end};
 use crate::skb::Skb;
 
 #[classifier]
@@ -25,29 +25,44 @@ fn handle<F: Mapped>(skb: &Skb) -> i32 {
 }
 
 #[inline(always)]
-fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
+fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Disposition) {
     match from_network::<F, F, _, _>(skb, &Maps) {
         FromNetwork::Decapsulate {
             pod,
             gateway_mac,
             header,
         } => match decapsulate::<F, F>(skb, pod, gateway_mac, header) {
-            Ok(action) => (Verdict::Decapsulated, Outcome::Done(action)),
+            Ok(action) => (Verdict::Decapsulated, Disposition::Done(action)),
             Err(Error::Untouched) => {
                 let inner = ETHERNET_LEN + F::VXLAN_OVERHEAD;
-                (Verdict::AdjustFailed, Outcome::HandOver(Some(inner)))
+                (Verdict::AdjustFailed, Disposition::HandOver(Some(inner)))
             }
-            Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
+            Err(Error::Changed) => (Verdict::Failed, Disposition::Done(TC_ACT_SHOT)),
         },
         FromNetwork::Deliver {
             pod,
             gateway_mac,
             header,
         } => match deliver::<F>(skb, pod, gateway_mac, header) {
-            Ok(action) => (Verdict::Redirected, Outcome::Done(action)),
-            Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
+            Ok(action) => (Verdict::Redirected, Disposition::Done(action)),
+            Err(_) => (
+                Verdict::AdjustFailed,
+                Disposition::HandOver(Some(ETHERNET_LEN)),
+            ),
         },
-        FromNetwork::Pass(pass) => Outcome::pass(pass),
-        FromNetwork::Refuse(verdict) => (verdict, Outcome::Refused),
+        FromNetwork::HandIn {
+            device,
+            ethernet,
+            pass,
+        } => match hand_in::<F>(skb, device, ethernet) {
+            Ok(action) => {
+                let plain = pass.plain.map(|_| ETHERNET_LEN);
+                (pass.verdict, Disposition::HandIn(action, plain))
+            }
+            Err(Error::Untouched) => Disposition::pass(pass),
+            Err(Error::Changed) => (Verdict::Failed, Disposition::Done(TC_ACT_SHOT)),
+        },
+        FromNetwork::Pass(pass) => Disposition::pass(pass),
+        FromNetwork::Refuse(verdict) => (verdict, Disposition::Refused),
     }
 }

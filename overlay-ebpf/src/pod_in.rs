@@ -8,10 +8,10 @@ use overlay_common::decide::{FromPod, from_pod};
 use overlay_common::packet::{ETHERNET_LEN, Packet as _};
 use overlay_common::{Hook, Verdict};
 
+use crate::disposition::{Disposition, end};
 use crate::encap::encapsulate;
 use crate::forward::{Error, route};
 use crate::maps::{Mapped, Maps, Served};
-use crate::outcome::{Outcome, end};
 use crate::skb::Skb;
 
 #[classifier]
@@ -26,14 +26,14 @@ fn handle<F: Mapped>(skb: &Skb) -> i32 {
 }
 
 #[inline(always)]
-fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
+fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Disposition) {
     match from_pod::<F, F, _, _>(skb, &Maps) {
         FromPod::Redirect(pod) => {
             let ifindex = pod.ifindex;
             skb.take_in();
             // SAFETY: a tc ingress program may redirect to a veth peer.
             let action = unsafe { bpf_redirect_peer(ifindex, 0) };
-            (Verdict::Redirected, Outcome::Done(action as i32))
+            (Verdict::Redirected, Disposition::Done(action as i32))
         }
         FromPod::Encapsulate {
             config,
@@ -42,19 +42,25 @@ fn visit<F: Mapped>(skb: &Skb) -> (Verdict, Outcome) {
             len,
             ecn,
         } => match encapsulate(skb, config, peer, header, len, ecn) {
-            Ok(action) => (Verdict::Encapsulated, Outcome::Done(action)),
-            Err(Error::Untouched) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
-            Err(Error::Changed) => (Verdict::Failed, Outcome::Done(TC_ACT_SHOT)),
+            Ok(action) => (Verdict::Encapsulated, Disposition::Done(action)),
+            Err(Error::Untouched) => (
+                Verdict::AdjustFailed,
+                Disposition::HandOver(Some(ETHERNET_LEN)),
+            ),
+            Err(Error::Changed) => (Verdict::Failed, Disposition::Done(TC_ACT_SHOT)),
         },
         FromPod::Route {
             config,
             peer,
             header,
         } => match route(skb, config, peer, header) {
-            Ok(action) => (Verdict::Routed, Outcome::Done(action)),
-            Err(_) => (Verdict::AdjustFailed, Outcome::HandOver(Some(ETHERNET_LEN))),
+            Ok(action) => (Verdict::Routed, Disposition::Done(action)),
+            Err(_) => (
+                Verdict::AdjustFailed,
+                Disposition::HandOver(Some(ETHERNET_LEN)),
+            ),
         },
-        FromPod::Pass(pass) => Outcome::pass(pass),
-        FromPod::Refuse(verdict) => (verdict, Outcome::Refused),
+        FromPod::Pass(pass) => Disposition::pass(pass),
+        FromPod::Refuse(verdict) => (verdict, Disposition::Refused),
     }
 }

@@ -12,7 +12,7 @@ pub mod peers;
 mod vxlan;
 
 pub use host_gw::HostGw;
-pub use model::{Backend, Entries, Here, Nic, Peer, Way};
+pub use model::{Backend, Entries, Here, Peer, UnderlayDevice, Way};
 pub use peers::{PeerMap, Peers};
 pub use vxlan::{Vxlan, mac_of};
 

@@ -5,18 +5,18 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The sign of life of one task. Clones are the same heartbeat.
+/// The sign of life of one task. Clones are the same pulse.
 #[derive(Clone, Debug)]
-pub struct Heartbeat(Arc<Mutex<Instant>>);
+pub struct Pulse(Arc<Mutex<Instant>>);
 
-impl Default for Heartbeat {
-    /// A heartbeat that has just beaten.
+impl Default for Pulse {
+    /// A pulse that has just beaten.
     fn default() -> Self {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
 }
 
-impl Heartbeat {
+impl Pulse {
     /// Says that the task got something done.
     pub fn beat(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -37,7 +37,7 @@ pub struct Liveness(Arc<Mutex<Vec<Task>>>);
 #[derive(Debug)]
 struct Task {
     name: &'static str,
-    heartbeat: Heartbeat,
+    pulse: Pulse,
     patience: Duration,
 }
 
@@ -65,11 +65,11 @@ impl fmt::Display for Stuck {
 
 impl Liveness {
     /// Expects a beat of the task at least every `patience` from now on.
-    pub fn expect(&self, name: &'static str, heartbeat: Heartbeat, patience: Duration) {
-        heartbeat.beat();
+    pub fn expect(&self, name: &'static str, pulse: Pulse, patience: Duration) {
+        pulse.beat();
         let task = Task {
             name,
-            heartbeat,
+            pulse,
             patience,
         };
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +82,7 @@ impl Liveness {
         let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let silent = tasks.iter().map(|task| Stuck {
             name: task.name,
-            silence: task.heartbeat.silence(),
+            silence: task.pulse.silence(),
             patience: task.patience,
         });
         silent.filter(|it| it.silence > it.patience).collect()
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_silent_task_is_stuck_until_it_beats_again() {
         let liveness = Liveness::default();
-        let (well, silent) = (Heartbeat::default(), Heartbeat::default());
+        let (well, silent) = (Pulse::default(), Pulse::default());
         liveness.expect("one", well, Duration::from_secs(3600));
         liveness.expect("other", silent.clone(), Duration::ZERO);
         while silent.silence().is_zero() {}

@@ -8,7 +8,8 @@
 //!               └ kube    Node objects: subnets are assigned, not chosen
 //! ```
 //!
-//! Services come from the same place, but only where somebody asks for them: [`Services`].
+//! Services come from the same place, but only where somebody asks for them:
+//! [`ServiceFollower`].
 //!
 //! The keeper is level-triggered: it compares what the registry holds with what this node wants to
 //! hold and mends the difference, whether a watch event, a renewal or a timer told it to look.
@@ -28,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 pub use keeper::Store;
-pub use services::{ServiceState, Services};
+pub use services::{ServiceFollower, ServiceState};
 
 use crate::config::net_conf::NetConfError;
 use crate::lease::{AllocateError, Lease, Leases, Rejections};

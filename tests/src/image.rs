@@ -5,8 +5,8 @@ mod contents;
 mod tree;
 mod upstream;
 
-use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -94,11 +94,21 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// Writes the archive, which `ctr image import`, `skopeo` and others read.
+    /// Writes [`archive`](Self::archive) to a file.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be made or written.
     pub fn write(&self, path: &Path) -> Result<Size> {
+        let (archive, size) = self.archive()?;
+        fs::write(path, archive).with_context(|| format!("write {}", path.display()))?;
+        Ok(size)
+    }
+
+    /// The archive, which `ctr image import`, `skopeo` and others read.
+    ///
+    /// # Errors
+    /// When something does not fit in one.
+    pub fn archive(&self) -> Result<(Vec<u8>, Size)> {
         let layer = self.tree.archive()?;
         let unpacked = u64::try_from(layer.len()).context("a layer's length")?;
         let diff_id = hex(&layer);
@@ -142,15 +152,11 @@ impl<'a> Image<'a> {
         for blob in blobs {
             archive.file(format!("blobs/sha256/{}", blob.digest), blob.content)?;
         }
-        let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-        let mut file = BufWriter::new(file);
-        file.write_all(&archive.archive()?)
-            .and_then(|()| file.flush())
-            .with_context(|| format!("write {}", path.display()))?;
-        Ok(Size {
+        let size = Size {
             unpacked,
             compressed: u64::try_from(compressed).context("an image's length")?,
-        })
+        };
+        Ok((archive.archive()?, size))
     }
 }
 

@@ -1,11 +1,13 @@
 //! What a node's fast path has done, as `overlayctl status` tells it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Sub;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use overlay_common::verdict::Verdict;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::{Lab, Node, wait_until};
@@ -14,7 +16,7 @@ use crate::{Lab, Node, wait_until};
 const NOTICED: Duration = Duration::from_secs(10);
 
 /// Packets by verdict, or the difference of two such counts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Handed to a pod of the node, from another one or as a node on the link sent them.
     pub redirected: u64,
@@ -93,6 +95,25 @@ impl Counts {
             .filter(|(cause, _)| !causes.contains(&cause.as_str()));
         let slow: u64 = slow.map(|(_, packets)| packets).sum();
         self.fast() as f64 / (self.fast() + slow).max(1) as f64
+    }
+
+    /// What was left to the kernel, most first, for people.
+    pub fn left_to_kernel(&self) -> String {
+        let mut causes: Vec<_> = self
+            .slow
+            .iter()
+            .filter(|(_, packets)| **packets > 0)
+            .collect();
+        causes.sort_by_key(|(_, packets)| Reverse(**packets));
+        let causes: Vec<_> = causes
+            .iter()
+            .map(|(cause, packets)| format!("{packets} {cause}"))
+            .collect();
+        if causes.is_empty() {
+            "nothing".to_owned()
+        } else {
+            causes.join(", ")
+        }
     }
 }
 

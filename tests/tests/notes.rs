@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use overlay_tests::fast_path::packets;
+use overlay_tests::fast_path::{packets, wait_serving};
 use overlay_tests::packet::RawSocket;
 use overlay_tests::status::status;
 use overlay_tests::{Lab, Node, Options, reach, traffic, wait_until};
@@ -117,6 +117,44 @@ fn a_capture_shows_what_the_stack_sends_to_other_nodes() -> Result<()> {
     wait_noted(&node, "somebody captures", false)?;
     exchange()?;
     ensure!(encapsulated()? > before, "the device encapsulates still");
+    lab.down()
+}
+
+/// What arrives for the stack is handed in at the VXLAN device: captures there show all of it,
+/// although the device itself opens only super-packets and what the path check asks.
+#[test]
+fn a_capture_shows_what_is_handed_in_for_the_stack() -> Result<()> {
+    /// Where an IPv4 header behind Ethernet has its protocol.
+    const PROTOCOL: usize = 23;
+    const TCP: u8 = 6;
+    const ETHERNET_LEN: usize = 14;
+    const MTU: usize = 1450;
+    let lab = lab("handed")?;
+    let (node, pod) = (lab.node(1), lab.pod(2, 1));
+    wait_serving(&node)?;
+    let opened = || -> Result<u64> {
+        let link = node.json(["ip", "-j", "-s", "link", "show", "dev", "flannel.1"])?;
+        let packets = &link[0]["stats64"]["rx"]["packets"];
+        packets.as_u64().context("no count of received packets")
+    };
+    let capture = RawSocket::open(&node.namespace(), "flannel.1")?;
+    let before = opened()?;
+    traffic::tcp(&reach::of_node(&node), &(&pod).into(), 10_000)?;
+    let seen = capture.drain(QUIET)?;
+    let is_handed_in =
+        |frame: &[u8]| frame.get(PROTOCOL) == Some(&TCP) && frame.len() <= MTU + ETHERNET_LEN;
+    let frames = seen.iter().filter(|frame| !frame.outgoing);
+    let (handed_in, others): (Vec<_>, Vec<_>) = frames.partition(|it| is_handed_in(&it.bytes));
+    let (handed_in, others) = (handed_in.len(), others.len() as u64);
+    ensure!(
+        handed_in >= 3,
+        "{handed_in} of the pod's packets were captured"
+    );
+    let opened = opened()? - before;
+    ensure!(
+        opened <= others,
+        "the device opened {opened} packets, and {others} were its own: super-packets, and what the path check asks"
+    );
     lab.down()
 }
 

@@ -1,18 +1,25 @@
 //! What an agent does first that finds another's data path.
 
 use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddrV4, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use nix::libc::linger;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
 use overlay_tests::pins::MAPS;
-use overlay_tests::{Lab, Node, Options, wait_until};
+use overlay_tests::{Lab, Node, Options, Pod, fast_path, kube_proxy, wait_until};
 use overlay_user::datapath::object;
 
 /// From a start to the first change of the kernel's state.
 const FIRST: Duration = Duration::from_secs(30);
+
+/// How long a packet may take between two pods.
+const ARRIVAL: Duration = Duration::from_secs(5);
 
 /// How many entries a pinned map has.
 fn entries(node: &Node, map: &str) -> Result<usize> {
@@ -97,5 +104,71 @@ fn programs_from_a_file_are_told_of() -> Result<()> {
     node.start_agent(&[])?;
     let status = node.json(["overlayctl", "status", "--output=json"])?;
     ensure!(status["foreign_programs"].is_null(), "{status}");
+    lab.down()
+}
+
+/// Both ends of a connection on which one message has gone each way.
+fn connection(from: &Pod, to: &Pod, port: u16) -> Result<(TcpStream, TcpStream)> {
+    let address = SocketAddrV4::new(to.address(), port);
+    let listener = to.namespace().inside(|| TcpListener::bind(address))??;
+    let client = from.namespace();
+    let mut client = client.inside(|| TcpStream::connect_timeout(&address.into(), ARRIVAL))??;
+    let (mut server, _) = listener.accept()?;
+    for end in [&client, &server] {
+        end.set_read_timeout(Some(ARRIVAL))?;
+    }
+    client.write_all(b"?")?;
+    server.read_exact(&mut [0])?;
+    server.write_all(b"!")?;
+    client.read_exact(&mut [0])?;
+    Ok((client, server))
+}
+
+/// Connection tracking has not seen connections that the fast path carried. When the kernel path
+/// takes over and the next packet is a connection's last, that packet is invalid to connection
+/// tracking, and kube-proxy's rules drop what is invalid.
+#[test]
+fn connections_end_after_the_fast_path_has_gone() -> Result<()> {
+    let lab = Lab::up(Options::for_test("last"))?;
+    let (pod, neighbour, remote) = (lab.pod(1, 1), lab.pod(1, 2), lab.pod(2, 1));
+    for node in lab.nodes() {
+        fast_path::wait_serving(&node)?;
+        kube_proxy::serve(&node, "10.244.0.0/16".parse()?, &[])?;
+    }
+    let mut open = Vec::new();
+    for to in [&neighbour, &remote] {
+        let closed = connection(&pod, to, 9001)?;
+        let broken = connection(&pod, to, 9002)?;
+        open.push((to.name().to_owned(), closed, broken));
+    }
+    for node in lab.nodes() {
+        node.stop_agent(Signal::SIGTERM)?;
+        node.start_agent(&["--fast-path=off"])?;
+    }
+    for (to, (mut client, mut server), (reset, mut told)) in open {
+        client.shutdown(std::net::Shutdown::Write)?;
+        let end = server.read(&mut [0]);
+        let end = end.with_context(|| format!("{to} does not hear that its client is done"))?;
+        ensure!(end == 0, "{to} hears something else");
+        server.write_all(b"!")?;
+        drop(server);
+        let mut last = Vec::new();
+        client
+            .read_to_end(&mut last)
+            .context("the answer, and its end")?;
+        ensure!(last == b"!", "{to} answers {last:?}");
+
+        let at_once = linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&reset, sockopt::Linger, &at_once)?;
+        drop(reset);
+        let kind = told.read(&mut [0]).map_err(|error| error.kind());
+        ensure!(
+            kind == Err(ErrorKind::ConnectionReset),
+            "{to} is not told that its client has broken off: {kind:?}"
+        );
+    }
     lab.down()
 }

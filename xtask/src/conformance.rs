@@ -55,9 +55,17 @@ struct Findings {
     failed: usize,
     skipped: usize,
     seconds: f64,
-    /// Share of the packets between pods that took the fast path, by node.
-    hit_ratio: BTreeMap<String, f64>,
+    /// What the fast path did with packets between pods, by node.
+    fast_path: BTreeMap<String, Share>,
     cases: Vec<Case>,
+}
+
+/// What the fast path of a node did.
+#[derive(Serialize)]
+struct Share {
+    /// Share of the packets that took it.
+    hit_ratio: f64,
+    packets: Counts,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -88,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         failed: count(Outcome::Failed),
         skipped: count(Outcome::Skipped),
         seconds,
-        hit_ratio: hit_ratio(&cluster)?,
+        fast_path: shares(&cluster)?,
         cases,
     };
     shell::progress("cleaning up");
@@ -116,13 +124,15 @@ fn version(cluster: &Cluster) -> Result<String> {
     version.map(str::to_owned).context("the server's version")
 }
 
-fn hit_ratio(cluster: &Cluster) -> Result<BTreeMap<String, f64>> {
-    let ratio = |node: &overlay_tests::kubernetes::Node| {
+fn shares(cluster: &Cluster) -> Result<BTreeMap<String, Share>> {
+    let share = |node: &overlay_tests::kubernetes::Node| {
         let status = cluster.exec_overlay(node, ["overlayctl", "status", "--output=json"])?;
         let status = serde_json::from_str(&status).context("the status as JSON")?;
-        Ok((node.name(), Counts::told(&status)?.hit_ratio_without(&[])))
+        let packets = Counts::told(&status)?;
+        let hit_ratio = packets.hit_ratio_without(&[]);
+        Ok((node.name(), Share { hit_ratio, packets }))
     };
-    cluster.nodes().iter().map(ratio).collect()
+    cluster.nodes().iter().map(share).collect()
 }
 
 fn render(findings: &Findings) -> String {
@@ -133,7 +143,7 @@ fn render(findings: &Findings) -> String {
         failed,
         skipped,
         seconds,
-        hit_ratio,
+        fast_path,
         cases,
     } = findings;
     let mut table = Table::new();
@@ -158,8 +168,13 @@ fn render(findings: &Findings) -> String {
     for Case { name, cause, .. } in cases.iter().filter(|case| !case.cause.is_empty()) {
         text += &format!("\n{name}:\n{cause}\n");
     }
-    for (node, ratio) in hit_ratio {
-        text += &format!("\nfast-path hit ratio of {node}: {:.1} %", ratio * 100.0);
+    for (node, Share { hit_ratio, packets }) in fast_path {
+        text += &format!(
+            "\nfast-path hit ratio of {node}: {:.1} % of {} packets; left to the kernel: {}",
+            hit_ratio * 100.0,
+            packets.fast() + packets.slow.values().sum::<u64>(),
+            packets.left_to_kernel()
+        );
     }
     format!(
         "{text}\nKubernetes {kubernetes}: {passed} passed, {failed} failed, {skipped} skipped in \

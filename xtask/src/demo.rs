@@ -262,16 +262,11 @@ fn hit_ratios(lab: &Lab, text: bool, problems: &mut Vec<String>) -> BTreeMap<Str
             ));
         }
         if text {
-            let causes: Vec<_> = counts
-                .slow
-                .iter()
-                .map(|(cause, packets)| format!("{packets} {cause}"))
-                .collect();
             println!(
                 "fast-path hit ratio of {name}: {:.1} %, {:.1} % without fragments; left to the kernel: {}",
                 counts.hit_ratio_without(&[]) * 100.0,
                 whole * 100.0,
-                causes.join(", ")
+                counts.left_to_kernel()
             );
         }
         ratios.insert(name, whole);

@@ -26,6 +26,15 @@ pub enum FromNetwork<'t, F: Family> {
         /// The IP header, already one hop further on.
         header: F::Header,
     },
+    /// Take it out of its tunnel and hand it to the IP stack, as the VXLAN device would.
+    HandIn {
+        /// The VXLAN device.
+        device: u32,
+        /// The inner Ethernet header.
+        ethernet: Ethernet,
+        /// How it is left to the kernel.
+        pass: Pass,
+    },
     /// Leave it to the kernel.
     Pass(Pass),
     /// Drop it.

@@ -5,7 +5,7 @@ use super::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
     CONFIG_VTEPS_INCOMPLETE, Config, ETHERNET_LEN, Ethernet, Family, Fragment, Ip, POD_KERNEL_PATH,
     Packet, Pass, PeerEntry, PodEntry, Tables, UDP, Verdict, fits, in_a_vlan, in_network,
-    in_own_subnet, is_not_stack_owned, is_regular, routed, same_mac, vxlan,
+    in_own_subnet, is_not_stack_owned, is_regular, is_this_node, routed, same_mac, vxlan,
 };
 use crate::packet::TCP;
 use crate::vxlan::DecapsulatedEcn;
@@ -46,22 +46,18 @@ pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if config.flags & CONFIG_ACTIVE == 0 {
         return FromNetwork::Pass(Pass::plain(Verdict::Inactive, inner.offset));
     }
+    let opened = open(packet, config, &outer, udp_length_and_checksum, &inner);
     // Is there a pod for it?
     let pod = match receiver(config, tables, inner.ip.destination, inner.offset) {
         Ok(pod) => pod,
-        Err(pass) => return FromNetwork::Pass(pass),
+        Err(pass) => return to_stack(packet, config, tables, &inner, opened, pass),
     };
-    let ecn = match is_ordinary(
-        packet,
-        config,
-        tables,
-        &outer,
-        udp_length_and_checksum,
-        &inner,
-        pod,
-    ) {
+    let ecn = match is_ordinary(packet, config, tables, opened, &inner, pod) {
         Ok(ecn) => ecn,
-        Err(verdict) => return FromNetwork::Pass(Pass::plain(verdict, inner.offset)),
+        Err(verdict) => {
+            let pass = Pass::plain(verdict, inner.offset);
+            return to_stack(packet, config, tables, &inner, opened, pass);
+        }
     };
     // In the kernel's order: the VXLAN device settles the ECN field, then forwarding takes a hop.
     let header = match ecn {
@@ -227,22 +223,18 @@ fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     })
 }
 
-/// What the short cut asks of a packet whose sender and receiver are known.
+/// What is asked of every packet that a program takes out of its tunnel; returns what becomes of its
+/// ECN field.
 #[inline(always)]
-fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+fn open<F: Family, O: Family, P: Packet>(
     packet: &P,
     config: &Config<F, O>,
-    tables: &T,
     outer: &Ip<O>,
     udp_length_and_checksum: u32,
     inner: &Inner<F>,
-    pod: &PodEntry,
 ) -> Result<DecapsulatedEcn, Verdict> {
     if packet.vlan().is_some() {
         return Err(Verdict::VlanTag);
-    }
-    if pod.flags & POD_KERNEL_PATH != 0 {
-        return Err(Verdict::PodKernelPath);
     }
     is_regular(packet, outer, ETHERNET_LEN)?;
     is_regular(packet, &inner.ip, inner.offset)?;
@@ -257,6 +249,58 @@ fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         || same_mac(inner.ethernet.source, config.vtep_mac)
     {
         return Err(Verdict::ForeignMac);
+    }
+    match vxlan::decapsulated_ecn(outer.ecn, inner.ip.ecn) {
+        DecapsulatedEcn::Unusual => Err(Verdict::EcnPair),
+        ecn => Ok(ecn),
+    }
+}
+
+/// Gives a packet whose sender is known to the IP stack: at the VXLAN device, where the device would
+/// change nothing inside the tunnel; else the tunnel is the device's to open.
+#[inline(always)]
+fn to_stack<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+    packet: &P,
+    config: &Config<F, O>,
+    tables: &T,
+    inner: &Inner<F>,
+    opened: Result<DecapsulatedEcn, Verdict>,
+    pass: Pass,
+) -> FromNetwork<'t, F> {
+    let device = config.vtep_ifindex;
+    // The agent asks peers by ICMP whether the kernel's own path to them is whole.
+    let is_question = inner.ip.protocol == F::ICMP && is_this_node(config, inner.ip.destination);
+    // That a super-packet came in a tunnel outlives the decapsulation, see `is_ordinary`.
+    let is_single = packet.gso_size() == 0;
+    if device != 0
+        && !is_question
+        && is_single
+        && matches!(opened, Ok(DecapsulatedEcn::Keep))
+        && tables.has_device(device)
+    {
+        FromNetwork::HandIn {
+            device,
+            ethernet: inner.ethernet,
+            pass,
+        }
+    } else {
+        FromNetwork::Pass(pass)
+    }
+}
+
+/// What the short cut asks of a packet whose sender and receiver are known.
+#[inline(always)]
+fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
+    packet: &P,
+    config: &Config<F, O>,
+    tables: &T,
+    opened: Result<DecapsulatedEcn, Verdict>,
+    inner: &Inner<F>,
+    pod: &PodEntry,
+) -> Result<DecapsulatedEcn, Verdict> {
+    let ecn = opened?;
+    if pod.flags & POD_KERNEL_PATH != 0 {
+        return Err(Verdict::PodKernelPath);
     }
     if inner.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
@@ -273,8 +317,5 @@ fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return Err(Verdict::TooLong);
     }
     is_not_stack_owned(packet, config, tables, &inner.ip, inner.offset)?;
-    match vxlan::decapsulated_ecn(outer.ecn, inner.ip.ecn) {
-        DecapsulatedEcn::Unusual => Err(Verdict::EcnPair),
-        ecn => Ok(ecn),
-    }
+    Ok(ecn)
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::health::{Report, Standing};
+use super::health::{Progress, Report};
 use crate::store::{Error, Notice, Store};
 
 /// A fault is told once it has lasted this long: the scheduler stops sending pods to the node.
@@ -21,7 +21,7 @@ const SELDOM: Duration = Duration::from_secs(60);
 
 /// What the owner was told so far.
 #[derive(Debug, Default)]
-struct Told {
+struct Announced {
     /// The condition; none at the start.
     condition: Option<Notice>,
     /// Since when the node has been in a state that is not told yet.
@@ -33,21 +33,21 @@ struct Told {
 /// Tells until `cancel`. With `condition`, whether the network can be used as well.
 pub(super) async fn run(
     store: Arc<Store>,
-    mut standing: watch::Receiver<Standing>,
+    mut progress: watch::Receiver<Progress>,
     condition: bool,
     cancel: CancellationToken,
 ) {
-    let mut told = Told::default();
+    let mut told = Announced::default();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut may_post = true;
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
-            changed = standing.changed() => if changed.is_err() { return },
+            changed = progress.changed() => if changed.is_err() { return },
             _ = tick.tick() => {}
         }
-        let now = standing.borrow_and_update().clone();
+        let now = progress.borrow_and_update().clone();
         if condition
             && let Some(notice) = told.next_condition(&now, Instant::now())
             && is_told(&store, &notice).await
@@ -86,10 +86,10 @@ async fn is_told(store: &Store, notice: &Notice) -> bool {
     told.is_ok()
 }
 
-impl Told {
+impl Announced {
     /// The condition that has to be told now.
-    fn next_condition(&mut self, standing: &Standing, now: Instant) -> Option<Notice> {
-        let wanted = condition(standing);
+    fn next_condition(&mut self, progress: &Progress, now: Instant) -> Option<Notice> {
+        let wanted = condition(progress);
         if self.condition.as_ref() == Some(&wanted) {
             self.pending = None;
             return None;
@@ -106,8 +106,8 @@ impl Told {
     }
 
     /// The events that have to be told now.
-    fn next_events(&mut self, standing: &Standing, now: Instant) -> Vec<(&'static str, String)> {
-        let current = events(standing);
+    fn next_events(&mut self, progress: &Progress, now: Instant) -> Vec<(&'static str, String)> {
+        let current = events(progress);
         // What is over and comes again is told again.
         self.events.retain(|reason, (_, at)| {
             current.contains_key(reason) || now.duration_since(*at) < SELDOM
@@ -124,9 +124,9 @@ impl Told {
 }
 
 /// Whether pods of this node can be reached, or why not.
-fn condition(standing: &Standing) -> Notice {
-    let (reason, message) = match &standing.report {
-        None => ("OverlayIsStarting", &standing.waiting),
+fn condition(progress: &Progress) -> Notice {
+    let (reason, message) = match &progress.report {
+        None => ("OverlayIsStarting", &progress.waiting),
         Some(Report {
             hindrance: Some(why),
             ..
@@ -140,11 +140,11 @@ fn condition(standing: &Standing) -> Notice {
 }
 
 /// What stops pods, or slows them down, by kind.
-fn events(standing: &Standing) -> BTreeMap<&'static str, String> {
+fn events(progress: &Progress) -> BTreeMap<&'static str, String> {
     let mut events = BTreeMap::new();
-    let Some(report) = &standing.report else {
-        if !standing.waiting.is_empty() {
-            events.insert("OverlayIsWaiting", standing.waiting.clone());
+    let Some(report) = &progress.report else {
+        if !progress.waiting.is_empty() {
+            events.insert("OverlayIsWaiting", progress.waiting.clone());
         }
         return events;
     };
@@ -173,27 +173,27 @@ fn events(standing: &Standing) -> BTreeMap<&'static str, String> {
 mod tests {
     use super::*;
 
-    fn waiting(text: &str) -> Standing {
-        Standing {
+    fn waiting(text: &str) -> Progress {
+        Progress {
             waiting: text.to_owned(),
-            ..Standing::default()
+            ..Progress::default()
         }
     }
 
-    fn carries(hindrance: Option<&str>) -> Standing {
+    fn carries(hindrance: Option<&str>) -> Progress {
         let mut report = Report::default();
         if let Some(why) = hindrance {
             report.hinder("lease", why.to_owned());
         }
-        Standing {
+        Progress {
             report: Some(report),
-            ..Standing::default()
+            ..Progress::default()
         }
     }
 
     #[test]
     fn a_fault_is_told_when_it_lasts_and_its_end_at_once() {
-        let mut told = Told::default();
+        let mut told = Announced::default();
         let start = Instant::now();
         let down = waiting("node n1: no podCIDR yet");
         assert_eq!(told.next_condition(&down, start), None);
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn events_are_few() {
-        let mut told = Told::default();
+        let mut told = Announced::default();
         let start = Instant::now();
         let first = told.next_events(&waiting("one"), start);
         assert_eq!(first, [("OverlayIsWaiting", "one".to_owned())]);

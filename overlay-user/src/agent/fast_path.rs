@@ -24,6 +24,7 @@ use crate::kernel::{Kernel, sysctl};
 use crate::mac::MacAddr;
 use ipnet::IpNet;
 use overlay_common::V4;
+use overlay_common::schema::CONFIG_ACTIVE;
 use tokio::sync::Notify;
 
 use super::health::Report;
@@ -333,6 +334,14 @@ impl FastPath {
             );
         }
     }
+}
+
+/// Whether pods may have connections that connection tracking has not seen: programs are to carry
+/// packets, or those of an earlier agent did until now.
+pub fn has_untracked(settings: &Settings) -> bool {
+    let carried = || Maps::<V4>::open(&settings.pins).and_then(|maps| maps.config());
+    settings.flags.node.fast_path != Wanted::Off
+        || matches!(carried(), Ok(Some(config)) if config.flags & CONFIG_ACTIVE != 0)
 }
 
 /// Takes the programs off their hooks, then the maps.

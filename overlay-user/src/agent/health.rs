@@ -16,7 +16,7 @@ use crate::kernel::guard;
 use crate::kernel::policies::Policy;
 use crate::lease::{Lease, Rejections};
 use crate::liveness::Liveness;
-use crate::observe::metrics::{self, Snapshot};
+use crate::observe::metrics::{self, Scrape};
 use crate::service::{Refusals, refused};
 use crate::store::{LeaseState, StoreHealth};
 use anyhow::Context as _;
@@ -122,9 +122,9 @@ impl Report {
     }
 }
 
-/// How the agent stands.
+/// How far the agent has come.
 #[derive(Clone, Debug, Default)]
-pub struct Standing {
+pub struct Progress {
     /// What the last round came to; none before the first.
     pub report: Option<Report>,
     /// What the agent waits for before its first round.
@@ -135,13 +135,13 @@ pub struct Standing {
 
 /// The agent's health, and where it is shown.
 pub struct Health {
-    reports: watch::Sender<Standing>,
+    reports: watch::Sender<Progress>,
     address: Option<SocketAddr>,
 }
 
 #[derive(Clone)]
 struct Shown {
-    reports: watch::Receiver<Standing>,
+    reports: watch::Receiver<Progress>,
     pins: Pins,
     liveness: Liveness,
     paths: watch::Receiver<Paths>,
@@ -159,7 +159,7 @@ impl Health {
         services: watch::Receiver<services::Standing>,
         refused: watch::Receiver<Refusals>,
     ) -> anyhow::Result<Self> {
-        let (reports, shown) = watch::channel(Standing::default());
+        let (reports, shown) = watch::channel(Progress::default());
         if flags.node.healthz_port == 0 {
             return Ok(Self {
                 reports,
@@ -203,7 +203,7 @@ impl Health {
     }
 
     /// How the agent stands, and every change of it.
-    pub fn subscribe(&self) -> watch::Receiver<Standing> {
+    pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.reports.subscribe()
     }
 
@@ -312,7 +312,7 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
-    let Standing {
+    let Progress {
         report,
         failed_rounds,
         ..
@@ -327,7 +327,7 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
     }
     let guard = guard::counters().await.unwrap_or_default();
     let services = shown.services.borrow().clone();
-    let snapshot = Snapshot {
+    let scrape = Scrape {
         ready: report.is_ready() && services.fault().is_none(),
         service_addresses: services.frontends(),
         refused_services: refused::by_reason(&shown.refused.borrow()),
@@ -347,7 +347,7 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
             .map(|(reason, packets)| (reason.name(), *packets))
             .collect(),
     };
-    match metrics::render(snapshot) {
+    match metrics::render(scrape) {
         Ok(text) => (
             StatusCode::OK,
             [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],

@@ -161,7 +161,7 @@ async fn device_and_peers(
     report: &mut Report,
 ) -> Vec<Peer> {
     let desired = &plan.kernel;
-    if let (Some(link), None) = (&desired.link, &seen.observed.link) {
+    if let (Some(link), None) = (&desired.device, &seen.observed.device) {
         match kernel.reclaim_name(link).await {
             Ok(true) => {
                 tracing::warn!(device = link.name, "somebody renamed the device");
@@ -190,13 +190,13 @@ async fn device_and_peers(
         _ => {
             if let Err(error) = seen.look_at_peers(kernel, settings).await {
                 report.problem("kernel", format!("look at the kernel: {error}"));
-                seen.observed.link = None;
+                seen.observed.device = None;
                 return Vec::new();
             }
         }
     }
     // No pod is served without the device.
-    if desired.link.is_some() && seen.observed.link.is_none() {
+    if desired.device.is_some() && seen.observed.device.is_none() {
         return Vec::new();
     }
     let is_served = |peer: &&Peer| !failures.iter().any(|failure| concerns(failure, peer));

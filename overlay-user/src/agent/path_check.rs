@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::backend::{Peer, PeerMap};
 use crate::kernel::echo::{self, Echo};
-use crate::liveness::Heartbeat;
+use crate::liveness::Pulse;
 use checks::Checks;
 
 /// At least this often something is done, if only to say so.
@@ -73,7 +73,7 @@ impl Paths {
 pub struct PathCheck {
     wanted: watch::Sender<Option<Wanted>>,
     paths: watch::Receiver<Paths>,
-    heartbeat: Heartbeat,
+    pulse: Pulse,
 }
 
 impl PathCheck {
@@ -82,17 +82,17 @@ impl PathCheck {
     pub fn spawn() -> Self {
         let (wanted, heard) = watch::channel(None);
         let (found, paths) = watch::channel(Paths::default());
-        let heartbeat = Heartbeat::default();
+        let pulse = Pulse::default();
         let teller = Teller {
             found,
             last: None,
             is_due: false,
         };
-        tokio::spawn(run(heard, teller, heartbeat.clone()));
+        tokio::spawn(run(heard, teller, pulse.clone()));
         Self {
             wanted,
             paths,
-            heartbeat,
+            pulse,
         }
     }
 
@@ -121,16 +121,16 @@ impl PathCheck {
 
     /// Beats with every turn of the task.
     #[must_use]
-    pub fn heartbeat(&self) -> Heartbeat {
-        self.heartbeat.clone()
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 }
 
-async fn run(mut heard: watch::Receiver<Option<Wanted>>, mut teller: Teller, heartbeat: Heartbeat) {
+async fn run(mut heard: watch::Receiver<Option<Wanted>>, mut teller: Teller, pulse: Pulse) {
     let mut checks = Checks::default();
     let mut socket = None;
     loop {
-        heartbeat.beat();
+        pulse.beat();
         let wanted = heard.borrow_and_update().clone();
         let now = Instant::now();
         let mut next = None;

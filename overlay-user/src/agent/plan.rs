@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::fast_path::Outlet;
 use super::seen::Seen;
 use super::settings::Settings;
-use crate::backend::{Here, Nic, Peer};
+use crate::backend::{Here, Peer, UnderlayDevice};
 use crate::config::{Nets, SubnetEnv};
 use crate::kernel::guard::{GuardState, Sources};
 use crate::kernel::interface::Underlay;
@@ -35,7 +35,7 @@ pub fn here(
         subnet: *lease.subnets.first(),
         public_ip: underlay.public_address,
         mac,
-        nic: Nic {
+        nic: UnderlayDevice {
             name: underlay.name.clone(),
             ifindex: underlay.ifindex,
             mtu: underlay.mtu,
@@ -120,6 +120,7 @@ fn guard(settings: &Settings, here: &Here, sources: &Sources, seen: &Seen) -> Op
         pods: seen.pods.sources(),
         judged: None,
         translates: settings.flags.node.ip_masq,
+        has_untracked: seen.has_untracked,
         lapse: lapse(settings.flags.node.refuse_without_agent),
     })
 }
@@ -134,7 +135,7 @@ fn lapse(wanted: Duration) -> Duration {
 /// Where the IP stack sends to other nodes: nowhere while the backend's device is not there.
 #[must_use]
 pub fn outlets(settings: &Settings, seen: &Seen, here: &Here) -> Vec<Outlet> {
-    let link = seen.observed.link.as_ref();
+    let link = seen.observed.device.as_ref();
     if settings.device.is_some() && link.is_none() {
         return Vec::new();
     }

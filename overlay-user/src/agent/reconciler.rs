@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::admitted::Admitted;
-use super::fast_path::{Backing, FastPath, View};
+use super::fast_path::{Backing, FastPath, View, has_untracked};
 use super::health::{Health, Report};
 use super::kernel_path::KernelPath;
 use super::path_check::PathCheck;
@@ -28,7 +28,7 @@ use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
 use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
-use crate::liveness::Heartbeat;
+use crate::liveness::Pulse;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::AgentFile;
 use crate::store::{LeaseState, Store};
@@ -84,9 +84,9 @@ pub struct Reconciler {
     /// Whether the last round left something to be put right.
     failed: bool,
     announced: bool,
-    heartbeat: Heartbeat,
+    pulse: Pulse,
     path_check: PathCheck,
-    services: services::Line,
+    services: services::Channels,
 }
 
 impl Reconciler {
@@ -98,11 +98,13 @@ impl Reconciler {
         store: Arc<Store>,
         health: Health,
         path_check: PathCheck,
-        services: services::Line,
+        services: services::Channels,
     ) -> Self {
+        let mut seen = Seen::default();
+        seen.has_untracked = has_untracked(&settings);
         Self {
             leases: store.subscribe(),
-            seen: Seen::default(),
+            seen,
             kernel_path: KernelPath::default(),
             fast_path: FastPath::new(&settings),
             hindrance: Hindrance::new(settings.flags.node.fast_path),
@@ -119,16 +121,16 @@ impl Reconciler {
             admitted: Admitted::default(),
             failed: false,
             announced: false,
-            heartbeat: Heartbeat::default(),
+            pulse: Pulse::default(),
             path_check,
             services,
         }
     }
 
-    /// The heartbeat of [`Reconciler::run`], which beats with every turn of the loop, and so every
+    /// The pulse of [`Reconciler::run`], which beats with every turn of the loop, and so every
     /// second if all is well.
-    pub fn heartbeat(&self) -> Heartbeat {
-        self.heartbeat.clone()
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Rounds until `cancel`.
@@ -136,7 +138,7 @@ impl Reconciler {
         let mut events = watch_kernel()?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut rules = self.rules.outcome();
+        let mut rules = self.rules.state();
         let (mut last_round, mut last_resync) = (Instant::now(), Instant::now());
         // Due at once, and again whenever something changes.
         let mut due = Some(Instant::now());
@@ -144,7 +146,7 @@ impl Reconciler {
         let mut services = self.services.standing.clone();
         let mut refused = self.services.refused.clone();
         loop {
-            self.heartbeat.beat();
+            self.pulse.beat();
             let soon = || Some((Instant::now() + SETTLE).max(last_round + PAUSE));
             let ways = self.fast_path.ways_changed();
             tokio::select! {
@@ -346,8 +348,8 @@ impl Reconciler {
             )
             .await;
         self.rules.want(&plan.rules);
-        self.rules.outcome().borrow().tell(&plan.rules, report);
-        let link = self.seen.observed.link.as_ref();
+        self.rules.state().borrow().tell(&plan.rules, report);
+        let link = self.seen.observed.device.as_ref();
         if let (Some(name), None) = (&self.settings.device, link) {
             report.hinder("kernel", format!("there is no device {name}"));
         }

@@ -16,20 +16,20 @@ use crate::kernel::rules::{Driver, RuleSet, Witness};
 pub struct RulesUpkeep {
     wanted: watch::Sender<Option<RuleSet>>,
     /// The rules that are in force.
-    done: watch::Receiver<Outcome>,
+    done: watch::Receiver<RulesState>,
     task: JoinHandle<()>,
 }
 
-/// What came of the rules.
+/// What came of the wanted rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct RulesState {
     /// What the kernel was last seen to hold.
     pub in_force: Option<RuleSet>,
     /// Why the last attempt failed.
     pub error: Option<String>,
 }
 
-impl Outcome {
+impl RulesState {
     /// Reports what keeps `wanted` from being in force.
     pub fn tell(&self, wanted: &RuleSet, report: &mut Report) {
         match &self.error {
@@ -46,9 +46,9 @@ impl RulesUpkeep {
     /// Starts the task; it does nothing before rules are wanted.
     pub fn start(settings: &Settings) -> Self {
         let (wanted, rules) = watch::channel(None);
-        let (outcome, done) = watch::channel(Outcome::default());
+        let (state, done) = watch::channel(RulesState::default());
         let every = Duration::from_secs(settings.flags.node.iptables_resync.max(1).into());
-        let task = tokio::spawn(Task::new(settings.config.nftables).run(rules, outcome, every));
+        let task = tokio::spawn(Task::new(settings.config.nftables).run(rules, state, every));
         Self { wanted, done, task }
     }
 
@@ -64,7 +64,7 @@ impl RulesUpkeep {
     }
 
     /// What came of them; for waiting, too.
-    pub fn outcome(&self) -> watch::Receiver<Outcome> {
+    pub fn state(&self) -> watch::Receiver<RulesState> {
         self.done.clone()
     }
 }
@@ -95,7 +95,7 @@ impl Task {
     async fn run(
         mut self,
         mut rules: watch::Receiver<Option<RuleSet>>,
-        outcome: watch::Sender<Outcome>,
+        state: watch::Sender<RulesState>,
         every: Duration,
     ) {
         let mut tick = interval(every);
@@ -113,7 +113,7 @@ impl Task {
                 (Some(now), Some(last)) => now.agrees_with(last),
                 _ => false,
             };
-            if is_untouched && outcome.borrow().in_force.as_ref() == Some(&wanted) {
+            if is_untouched && state.borrow().in_force.as_ref() == Some(&wanted) {
                 self.witness = witness;
                 continue;
             }
@@ -126,11 +126,11 @@ impl Task {
                 Ok(true) | Err(_) => None,
             };
             let error = ensured.err();
-            let now = Outcome {
+            let now = RulesState {
                 in_force: error.is_none().then_some(wanted),
                 error: error.map(|error| error.to_string()),
             };
-            outcome.send_if_modified(|last| {
+            state.send_if_modified(|last| {
                 let is_news = *last != now;
                 *last = now;
                 is_news

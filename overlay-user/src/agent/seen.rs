@@ -12,7 +12,7 @@ use crate::kernel::monitor::Event;
 use crate::kernel::pods::PodLinks;
 use crate::kernel::{Error, Kernel, captures, sysctl};
 use crate::marks::BRIDGE;
-use crate::reconcile::{KernelState, Link};
+use crate::reconcile::{KernelState, OverlayDevice};
 
 /// How often everything is looked at although no event says so.
 const NOW_AND_THEN: Duration = Duration::from_secs(60);
@@ -34,6 +34,8 @@ pub struct Seen {
     pub underlay: Option<Sighting>,
     /// Whether a program captures what leaves by the backend's device.
     pub is_captured: bool,
+    /// Whether pods may have connections that connection tracking has not seen.
+    pub has_untracked: bool,
     /// Whether devices, addresses, or queueing disciplines may have changed.
     devices_are_old: bool,
     /// Whether neighbours, FDB and routes may differ from `observed`.
@@ -51,6 +53,7 @@ impl Default for Seen {
             other_vnis: None,
             underlay: None,
             is_captured: false,
+            has_untracked: false,
             devices_are_old: true,
             peers_are_old: true,
             looked: Instant::now(),
@@ -62,7 +65,7 @@ impl Default for Seen {
 impl Seen {
     /// Takes an event into account. True if it may ask for a round.
     pub fn note(&mut self, event: &Event) -> bool {
-        let device = self.observed.link.as_ref().map(|link| link.ifindex);
+        let device = self.observed.device.as_ref().map(|link| link.ifindex);
         match event {
             Event::Neighbour(neighbour) if Some(neighbour.ifindex) == device => {
                 self.observed.apply(&neighbour.permanent())
@@ -109,7 +112,7 @@ impl Seen {
 
     /// Looks for captures, of which no event tells. True if one has begun, or the last one ended.
     pub fn is_capture_news(&mut self) -> bool {
-        let Some(link) = &self.observed.link else {
+        let Some(link) = &self.observed.device else {
             return false;
         };
         // Where the kernel does not tell, a capture is assumed.
@@ -153,10 +156,10 @@ impl Seen {
             }
             if let Some(device) = &settings.device {
                 let link = kernel.observe_device(device).await?;
-                let index = |link: &Link| (link.ifindex, link.up);
+                let index = |link: &OverlayDevice| (link.ifindex, link.up);
                 self.peers_are_old |=
-                    link.as_ref().map(index) != self.observed.link.as_ref().map(index);
-                self.observed.link = link;
+                    link.as_ref().map(index) != self.observed.device.as_ref().map(index);
+                self.observed.device = link;
             }
             self.devices_are_old = false;
         }

@@ -10,9 +10,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentFlags;
-use crate::config::flags::Services as Wanted;
+use crate::config::flags::ServicesMode;
 use crate::datapath::pins::Pins;
-use crate::datapath::services::{self, Services};
+use crate::datapath::services::{self, SocketPrograms};
 use crate::datapath::{Error, object};
 use crate::kernel::cgroup;
 use crate::service::{Refusals, ServiceTable};
@@ -101,8 +101,8 @@ impl Standing {
     }
 }
 
-/// What the reconciler has of it.
-pub struct Line {
+/// The ends of the channels to the task that follows Services, for the reconciler.
+pub struct Channels {
     /// How Services are translated.
     pub standing: watch::Receiver<Standing>,
     /// What is left out of Services.
@@ -127,7 +127,7 @@ pub fn refused(mut source: watch::Receiver<ServiceState>) -> watch::Receiver<Ref
     refused
 }
 
-impl Line {
+impl Channels {
     /// Says whose Services are left to kube-proxy.
     pub fn opt_out(&self, cookies: BTreeSet<u64>) {
         self.opted_out.send_if_modified(|known| {
@@ -162,14 +162,14 @@ pub async fn run(
         });
     };
     let pins = settings::pins(&flags);
-    if flags.node.services == Wanted::Off {
+    if flags.node.services == ServicesMode::Off {
         take_off(&pins);
         show(Standing::Off("switched off by --services off".to_owned()));
         return;
     }
-    let mut running: Option<Services> = None;
+    let mut running: Option<SocketPrograms> = None;
     // What was taken off in part serves until all of it is attached anew.
-    let mut disturbed: Option<Services> = None;
+    let mut disturbed: Option<SocketPrograms> = None;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look_at = None;
@@ -177,7 +177,9 @@ pub async fn run(
         // Before what may take a server away, because a socket that was given this server a moment
         // ago may not be known yet.
         if look_at.take_if(|at| *at <= Instant::now()).is_some() {
-            let looked = running.as_mut().map_or(Ok(()), Services::look_for_gone);
+            let looked = running
+                .as_mut()
+                .map_or(Ok(()), SocketPrograms::look_for_gone);
             if let Err(error) = looked {
                 tracing::debug!("packets' sockets are asked whether their servers serve: {error}");
             }
@@ -200,13 +202,13 @@ pub async fn run(
                     failed = true;
                     show(Standing::Down {
                         why: error.to_string(),
-                        is_fault: flags.node.services == Wanted::Socket,
+                        is_fault: flags.node.services == ServicesMode::Socket,
                     });
                 }
             }
         }
         // Changes that come all the time do not put the look off.
-        let is_telling = running.as_ref().is_some_and(Services::is_telling);
+        let is_telling = running.as_ref().is_some_and(SocketPrograms::is_telling);
         look_at = is_telling.then(|| look_at.unwrap_or_else(|| Instant::now() + LOOK));
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -222,7 +224,7 @@ pub async fn run(
 
 /// Returns when something of the programs is missing, of which the kernel sends no event. What
 /// standing sockets need is pinned again by then.
-async fn disturbance(running: &Option<Services>, tick: &mut Interval) {
+async fn disturbance(running: &Option<SocketPrograms>, tick: &mut Interval) {
     let Some(services) = running else {
         return pending().await;
     };
@@ -242,7 +244,7 @@ async fn disturbance(running: &Option<Services>, tick: &mut Interval) {
 fn follow(
     flags: &AgentFlags,
     pins: &Pins,
-    running: &mut Option<Services>,
+    running: &mut Option<SocketPrograms>,
     table: &ServiceTable,
     opted_out: &BTreeSet<u64>,
 ) -> Result<Standing, Error> {
@@ -261,7 +263,7 @@ fn follow(
                 Some(group) => group.clone(),
                 None => cgroup::root()?,
             };
-            let (mut services, misfits) = Services::load(object::services()?, pins, group)?;
+            let (mut services, misfits) = SocketPrograms::load(object::services()?, pins, group)?;
             for misfit in misfits {
                 tracing::warn!("{misfit}");
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend;
-use crate::config::flags::Services as Wanted;
+use crate::config::flags::ServicesMode;
 use crate::config::pool::SubnetPool;
 use crate::config::{AgentFlags, SubnetEnv};
 use crate::kernel::interface::{self, Underlay};
@@ -53,9 +53,9 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     let liveness = Liveness::default();
     tokio::spawn(watchdog::feed(liveness.clone()));
     let path_check = PathCheck::spawn();
-    liveness.expect("path check", path_check.heartbeat(), PATIENCE);
+    liveness.expect("path check", path_check.pulse(), PATIENCE);
     let (services_stand, services_shown) = watch::channel(services::Standing::default());
-    let source = store::Services::default();
+    let source = store::ServiceFollower::default();
     let services_known = source.subscribe();
     let refused_services = services::refused(services_known.clone());
     let health = Health::serve(
@@ -162,7 +162,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
     };
     file.write(run_dir)?;
 
-    liveness.expect("store keeper", store.heartbeat(), PATIENCE);
+    liveness.expect("store keeper", store.pulse(), PATIENCE);
     let keeper = tokio::spawn({
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
         async move { store.run(cancel).await }
@@ -181,7 +181,7 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         mac,
         file,
     };
-    if flags.node.services != Wanted::Off {
+    if flags.node.services != ServicesMode::Off {
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
         let pods = settings.config.pools.map(SubnetPool::network);
         tokio::spawn(async move { source.run(&store, pods, cancel).await });
@@ -201,13 +201,13 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         store,
         health,
         path_check,
-        services::Line {
+        services::Channels {
             standing: services_shown,
             refused: refused_services,
             opted_out,
         },
     );
-    liveness.expect("reconciler", reconciler.heartbeat(), PATIENCE);
+    liveness.expect("reconciler", reconciler.pulse(), PATIENCE);
     watchdog::supervise(reconciler.run(cancel.clone()), keeper, &cancel).await
 }
 

@@ -76,7 +76,7 @@ mod tests {
         let peer = judge(&HostGw, &here, &theirs).expect("a peer");
         assert_eq!(peer.way, Way::Direct);
         let state = HostGw.state(&here, std::slice::from_ref(&peer));
-        assert_eq!((&state.link, state.forwarding), (&None, true));
+        assert_eq!((&state.device, state.forwarding), (&None, true));
         assert_eq!(state.network, Some(here.network));
         assert!(state.neighbours.is_empty() && state.fdb.is_empty());
         let [route] = Vec::from_iter(&state.routes)[..] else {

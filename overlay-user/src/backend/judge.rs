@@ -77,7 +77,7 @@ fn is_broadcast(prefix: &IpNet, address: IpAddr) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::backend::{HostGw, Nic, Vxlan};
+    use crate::backend::{HostGw, UnderlayDevice, Vxlan};
     use crate::mac::MacAddr;
     use crate::per_family::PerFamily;
 
@@ -91,7 +91,7 @@ pub(crate) mod tests {
             subnet: "10.244.1.0/24".parse().expect("a subnet"),
             public_ip: [192, 168, 0, 1].into(),
             mac: mac(1),
-            nic: Nic {
+            nic: UnderlayDevice {
                 name: "eth0".to_owned(),
                 ifindex: 2,
                 mtu: 1500,

@@ -11,7 +11,7 @@ use crate::lease::{Attributes, BackendData, RejectReason};
 use crate::mac::MacAddr;
 use crate::marks::ROUTE_PROTOCOL;
 use crate::per_family::PerFamily;
-use crate::reconcile::{KernelState, Link, Route};
+use crate::reconcile::{KernelState, OverlayDevice, Route};
 
 /// How packets get to other nodes: what the leases say about it, and what the kernel should hold
 /// for it. It reads leases and names kernel state, and touches nothing.
@@ -62,7 +62,7 @@ pub trait Backend: Debug + Send + Sync {
     ) -> Result<Way, RejectReason>;
 
     /// The device that it makes, as it should be.
-    fn link(&self, _here: &Here) -> Option<Link> {
+    fn overlay_device(&self, _here: &Here) -> Option<OverlayDevice> {
         None
     }
 
@@ -73,7 +73,7 @@ pub trait Backend: Debug + Send + Sync {
     fn state(&self, here: &Here, peers: &[Peer]) -> KernelState {
         let mut state = KernelState {
             network: Some(here.network),
-            link: self.link(here),
+            device: self.overlay_device(here),
             forwarding: true,
             ..KernelState::default()
         };
@@ -99,14 +99,14 @@ pub struct Here {
     /// MAC address of the device that the backend makes.
     pub mac: MacAddr,
     /// The underlay's device.
-    pub nic: Nic,
+    pub nic: UnderlayDevice,
     /// The prefixes of the underlay's device: the addresses in them are reached without a router.
     pub on_link: Vec<IpNet>,
 }
 
 /// The underlay's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Nic {
+pub struct UnderlayDevice {
     /// Name.
     pub name: String,
     /// Interface index.

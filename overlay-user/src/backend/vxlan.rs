@@ -12,7 +12,7 @@ use crate::config::{VxlanConfig, fold_keys};
 use crate::lease::{Attributes, RejectReason, excerpt};
 use crate::mac::MacAddr;
 use crate::marks::ROUTE_PROTOCOL;
-use crate::reconcile::{Link, Route, VxlanAttributes};
+use crate::reconcile::{OverlayDevice, Route, VxlanAttributes};
 
 /// See [the module](self).
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,8 +76,8 @@ impl Backend for Vxlan {
         }
     }
 
-    fn link(&self, here: &Here) -> Option<Link> {
-        Some(Link {
+    fn overlay_device(&self, here: &Here) -> Option<OverlayDevice> {
+        Some(OverlayDevice {
             name: self.device()?,
             ifindex: 0,
             vxlan: Some(VxlanAttributes {
@@ -184,7 +184,7 @@ mod tests {
             (state.network, state.forwarding),
             (Some(here.network), true)
         );
-        let device = Link {
+        let device = OverlayDevice {
             name: "flannel.7".to_owned(),
             ifindex: 0,
             vxlan: Some(VxlanAttributes {
@@ -200,7 +200,7 @@ mod tests {
             addresses: ["10.244.1.0/32".parse().expect("an address")].into(),
             configures_itself: false,
         };
-        assert_eq!(state.link, Some(device));
+        assert_eq!(state.device, Some(device));
         let base = [10, 244, 2, 0].into();
         let route = Route {
             subnet: peer.subnet,
@@ -257,6 +257,6 @@ mod tests {
         let devices = state.routes.iter().map(|route| route.device.as_deref());
         assert_eq!(Vec::from_iter(devices), [Some("eth0"), Some("flannel.1")]);
         assert_eq!((state.neighbours.len(), state.fdb.len()), (1, 1));
-        assert_eq!(state.link.expect("a device").mtu, 1450);
+        assert_eq!(state.device.expect("a device").mtu, 1450);
     }
 }

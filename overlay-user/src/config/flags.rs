@@ -14,7 +14,9 @@ use clap::Args;
 pub use self::foreign::FlagError;
 use self::foreign::ForeignFlags;
 pub use self::kube::KubeFlags;
-pub use self::node::{Aggregates, Attach, FastPath, Guard, LogFormat, NodeFlags, Services, Xdp};
+pub use self::node::{
+    Aggregates, Attach, FastPath, Guard, LogFormat, NodeFlags, ServicesMode, Xdp,
+};
 pub use self::store::{StoreFlags, StoreKind, TwoStores};
 
 /// What `overlayd --help` ends with.

@@ -23,7 +23,7 @@ pub struct Events {
 
 /// An event in words of user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct PacketEvent {
     /// Where.
     pub hook: Hook,
     /// How the packet's visit ended.
@@ -62,13 +62,13 @@ impl Events {
 }
 
 impl Iterator for Events {
-    type Item = Told;
+    type Item = PacketEvent;
 
     /// The next event, if one waits. What another build tells in another form is passed over.
-    fn next(&mut self) -> Option<Told> {
+    fn next(&mut self) -> Option<PacketEvent> {
         loop {
             let record = self.ring.next()?;
-            if let Some(told) = Event::read(&record).and_then(Told::new) {
+            if let Some(told) = Event::read(&record).and_then(PacketEvent::new) {
                 return Some(told);
             }
         }
@@ -82,7 +82,7 @@ impl AsFd for Events {
     }
 }
 
-impl Told {
+impl PacketEvent {
     /// `None` for numbers that this build does not know.
     fn new(event: Event) -> Option<Self> {
         let frame = Frame::new(event.head());
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn an_event_is_told_in_the_addresses_of_its_family() {
         let ipv4 = [&[0x45; 12][..], &[192, 0, 2, 1, 192, 0, 2, 2]].concat();
-        let told = Told::new(event(0x0800, &ipv4)).expect("known numbers");
+        let told = PacketEvent::new(event(0x0800, &ipv4)).expect("known numbers");
         assert_eq!(
             (told.hook, told.verdict),
             (Hook::NetIn, Verdict::UnknownVtep)
@@ -148,10 +148,10 @@ mod tests {
 
         let address: Ipv6Addr = "fd00::1".parse().expect("an address");
         let ipv6 = [&[0x60; 8][..], &address.octets(), &[0; 16]].concat();
-        let told = Told::new(event(0x86dd, &ipv6)).expect("known numbers");
+        let told = PacketEvent::new(event(0x86dd, &ipv6)).expect("known numbers");
         assert_eq!(told.source, Some(address.into()));
 
-        let told = Told::new(event(0x0806, &ipv4)).expect("known numbers");
+        let told = PacketEvent::new(event(0x0806, &ipv4)).expect("known numbers");
         assert_eq!((told.source, told.destination), (None, None));
     }
 
@@ -160,6 +160,6 @@ mod tests {
         assert_eq!(Event::read(&[0; 8]), None);
         let mut event = event(0x0800, &[]);
         event.hook = 9999;
-        assert_eq!(Told::new(event), None);
+        assert_eq!(PacketEvent::new(event), None);
     }
 }

@@ -181,10 +181,12 @@ impl<F: UserFamily> Maps<F> {
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
     pub fn fill_pods(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
+        let config = tables.config.as_ref();
+        let vtep = config.map(|it| it.vtep_ifindex).filter(|index| *index != 0);
         Ok(
             fill(&mut self.endpoints, F::MAPS.endpoints, &tables.endpoints)?
                 + fill(&mut self.pods, F::MAPS.pods, &tables.pods)?
-                + devices::fill::<F>(&mut self.devices, &mut self.pods, &tables.pods)?,
+                + devices::fill::<F>(&mut self.devices, &mut self.pods, &tables.pods, vtep)?,
         )
     }
 
@@ -275,10 +277,20 @@ impl<F: UserFamily> Maps<F> {
             .heartbeat
             .get(&0, 0)
             .map_err(failed("read", HEARTBEAT))?;
+        let tables = self.tables()?;
+        let devices = devices::dump::<F>(&self.devices)?;
+        let config = tables.config.map(|config| match config.vtep_ifindex {
+            gone if !devices.contains(&gone) => Config {
+                vtep_ifindex: 0,
+                ..config
+            },
+            _ => config,
+        });
         Ok(Snapshot {
+            config,
             flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
             leases_are_stale: heartbeat.leases_until_ns <= now_ns(),
-            ..self.tables()?
+            ..tables
         })
     }
 

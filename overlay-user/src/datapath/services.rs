@@ -65,7 +65,7 @@ const GONE: &str = "ov_server_gone";
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
 /// The programs at the socket, loaded.
-pub struct Services {
+pub struct SocketPrograms {
     ebpf: Ebpf,
     ids: Ids,
     pins: Pins,
@@ -81,7 +81,7 @@ pub struct Services {
     telling: Option<CgroupSkbLinkId>,
 }
 
-impl Services {
+impl SocketPrograms {
     /// Loads the programs for the sockets of processes in `group` and below it; nothing is attached
     /// yet. What was pinned that does not fit is made anew, and returned.
     ///

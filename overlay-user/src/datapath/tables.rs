@@ -24,6 +24,8 @@ pub struct TableInput {
     pub subnet: IpNet,
     /// The NIC.
     pub underlay_ifindex: u32,
+    /// The VXLAN device; zero where it opens all tunnels for the IP stack itself.
+    pub vtep_ifindex: u32,
     /// This node's underlay address.
     pub vtep: IpAddr,
     /// MAC address of the VXLAN device.
@@ -184,6 +186,7 @@ pub fn desired<F: UserFamily>(node: &TableInput) -> (Snapshot<F>, Vec<Omission>)
         abi: ABI_VERSION,
         flags,
         underlay_ifindex: node.underlay_ifindex,
+        vtep_ifindex: node.vtep_ifindex,
         vni: node.vni,
         network,
         network_mask,

@@ -74,7 +74,7 @@ impl Kernel {
             Action::RemoveRoute(route) => return self.remove_route(None, route).await,
             _ => {}
         }
-        let Some(device) = &desired.link else {
+        let Some(device) = &desired.device else {
             return Ok(());
         };
         let (name, vxlan) = (&device.name, device.vxlan.as_ref());

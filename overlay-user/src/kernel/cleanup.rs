@@ -73,7 +73,7 @@ impl Kernel {
                     leftovers.extend(self.remove_route(None, route).await.err().map(Into::into));
                 }
                 // A device of another kind with this name is somebody else's.
-                if let Some(found) = observed.link.filter(|found| found.vxlan.is_some()) {
+                if let Some(found) = observed.device.filter(|found| found.vxlan.is_some()) {
                     leftovers.extend(self.delete_link(found.ifindex).await.err().map(Into::into));
                 }
             }

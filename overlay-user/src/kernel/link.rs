@@ -11,7 +11,7 @@ use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
 use super::attributes::{link_mac, link_mtu, link_name, on_device, vxlan};
 use super::{Error, Kernel, gone_is_fine};
 use crate::mac::MacAddr;
-use crate::reconcile::{Link, VxlanAttributes};
+use crate::reconcile::{OverlayDevice, VxlanAttributes};
 
 impl Kernel {
     /// Name and MTU of a device; `None` when there is none with this index.
@@ -118,7 +118,11 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub async fn create_vxlan(&self, device: &Link, vxlan: &VxlanAttributes) -> Result<(), Error> {
+    pub async fn create_vxlan(
+        &self,
+        device: &OverlayDevice,
+        vxlan: &VxlanAttributes,
+    ) -> Result<(), Error> {
         self.look_away();
         let mut message = LinkVxlan::new(&device.name, vxlan.vni)
             .dev(vxlan.underlay)
@@ -141,7 +145,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub async fn reclaim_name(&self, device: &Link) -> Result<bool, Error> {
+    pub async fn reclaim_name(&self, device: &OverlayDevice) -> Result<bool, Error> {
         let links = self.links().await?;
         if links
             .iter()

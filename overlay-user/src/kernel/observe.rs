@@ -13,7 +13,7 @@ use super::attributes::{
 };
 use super::route::family;
 use super::{Error, Kernel, sysctl};
-use crate::reconcile::{KernelState, Link, is_of_interest};
+use crate::reconcile::{KernelState, OverlayDevice, is_of_interest};
 
 impl Kernel {
     /// Reads what [`crate::reconcile::diff`] judges: the device called `device`, if the backend
@@ -45,9 +45,9 @@ impl Kernel {
             ..KernelState::default()
         };
         if let Some(device) = device {
-            observed.link = self.observe_device(device).await?;
+            observed.device = self.observe_device(device).await?;
         }
-        let Some(ifindex) = observed.link.as_ref().map(|link| link.ifindex) else {
+        let Some(ifindex) = observed.device.as_ref().map(|link| link.ifindex) else {
             return Ok(observed);
         };
         let same_family = |address: &IpAddr| address.is_ipv4() == network.addr().is_ipv4();
@@ -72,13 +72,13 @@ impl Kernel {
     ///
     /// # Errors
     /// What netlink says.
-    pub async fn observe_device(&self, name: &str) -> Result<Option<Link>, Error> {
+    pub async fn observe_device(&self, name: &str) -> Result<Option<OverlayDevice>, Error> {
         let links = self.links().await?;
         let Some(link) = links.iter().find(|link| link_name(link) == Some(name)) else {
             return Ok(None);
         };
         let addresses = self.addresses().await?;
-        Ok(Some(Link {
+        Ok(Some(OverlayDevice {
             name: name.to_owned(),
             ifindex: link.header.index,
             vxlan: vxlan(link),

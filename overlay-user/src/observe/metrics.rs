@@ -20,7 +20,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 /// What a scrape shows.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct Scrape {
     /// Whether the agent is ready.
     pub ready: bool,
     /// Peers programmed in both paths.
@@ -71,45 +71,45 @@ struct Reason {
 }
 
 #[derive(Debug)]
-struct DataPath(Snapshot);
+struct DataPath(Scrape);
 
-/// Renders a snapshot.
+/// Renders a scrape.
 ///
 /// # Errors
 /// Only what a formatter can fail with.
-pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
+pub fn render(scrape: Scrape) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("overlay");
     let gauges = [
         (
             "ready",
             "Whether every known peer is programmed in both paths",
-            i64::from(snapshot.ready),
+            i64::from(scrape.ready),
         ),
         (
             "peers",
             "Peers programmed in both paths",
-            as_i64(snapshot.peers),
+            as_i64(scrape.peers),
         ),
         (
             "peers_unreachable",
             "Peers that do not answer over the kernel path",
-            as_i64(snapshot.unreachable_peers),
+            as_i64(scrape.unreachable_peers),
         ),
-        ("pods", "Pods of this node", as_i64(snapshot.pods)),
+        ("pods", "Pods of this node", as_i64(scrape.pods)),
         (
             "rejected_leases",
             "Leases refused as invalid",
-            as_i64(snapshot.rejected_leases),
+            as_i64(scrape.rejected_leases),
         ),
         (
             "store_reachable",
             "Whether the store answers",
-            i64::from(snapshot.store_reachable),
+            i64::from(scrape.store_reachable),
         ),
         (
             "service_addresses",
             "Addresses of Services that sockets are given servers for",
-            as_i64(snapshot.service_addresses),
+            as_i64(scrape.service_addresses),
         ),
     ];
     for (name, help, value) in gauges {
@@ -118,7 +118,7 @@ pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
         registry.register(name, help, gauge);
     }
     let engines = Family::<[(&str, String); 1], Gauge>::default();
-    for (engine, chains) in &snapshot.policy_engines {
+    for (engine, chains) in &scrape.policy_engines {
         engines
             .get_or_create(&[("engine", engine.clone())])
             .set(as_i64(*chains));
@@ -129,7 +129,7 @@ pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
         engines,
     );
     let refused = Family::<Reason, Gauge>::default();
-    for (reason, objects) in &snapshot.refused_services {
+    for (reason, objects) in &scrape.refused_services {
         let gauge = refused.get_or_create(&Reason { reason });
         gauge.set(as_i64(*objects));
     }
@@ -143,7 +143,7 @@ pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
         .get_or_create(&[("version", env!("CARGO_PKG_VERSION"))])
         .set(1);
     registry.register("build_info", "The agent's build", build);
-    registry.register_collector(Box::new(DataPath(snapshot)));
+    registry.register_collector(Box::new(DataPath(scrape)));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -191,8 +191,8 @@ impl DataPath {
 
 impl Collector for DataPath {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self(snapshot) = self;
-        if let Some(expiry) = snapshot.lease_expiry {
+        let Self(scrape) = self;
+        if let Some(expiry) = scrape.lease_expiry {
             let gauge = ConstGauge::new(i64::try_from(expiry).unwrap_or(i64::MAX));
             let help = "When this node's lease ends unless renewed";
             let metric = encoder.encode_descriptor(
@@ -203,7 +203,7 @@ impl Collector for DataPath {
             )?;
             gauge.encode(metric)?;
         }
-        let failed = ConstCounter::new(snapshot.failed_rounds);
+        let failed = ConstCounter::new(scrape.failed_rounds);
         let help = "Rounds of the reconciler that left a problem";
         failed.encode(encoder.encode_descriptor(
             "failed_rounds",
@@ -220,7 +220,7 @@ impl Collector for DataPath {
         let help = "Sockets by operation and verdict, as to Services";
         let counter_type = ConstCounter::new(0_u64).metric_type();
         let mut metric = encoder.encode_descriptor("sockets", help, None, counter_type)?;
-        for (operation, verdict, sockets) in &snapshot.sockets {
+        for (operation, verdict, sockets) in &scrape.sockets {
             let labels = Sockets {
                 operation: operation.name(),
                 verdict: verdict.name(),
@@ -231,7 +231,7 @@ impl Collector for DataPath {
         let kind_of_metric = ConstCounter::new(0_u64).metric_type();
         let mut metric =
             encoder.encode_descriptor("guard_refused_packets", help, None, kind_of_metric)?;
-        for (reason, packets) in &snapshot.guard {
+        for (reason, packets) in &scrape.guard {
             ConstCounter::new(*packets).encode(metric.encode_family(&Reason { reason })?)?;
         }
         Ok(())
@@ -248,7 +248,7 @@ mod tests {
             packets: 7,
             bytes: 700,
         };
-        let text = render(Snapshot {
+        let text = render(Scrape {
             ready: true,
             peers: 2,
             packets: vec![(Hook::PodIn, Verdict::Encapsulated, packets)],
@@ -257,7 +257,7 @@ mod tests {
             refused_services: [("taken", 5)].into(),
             sockets: vec![(socket::Operation::Connect, socket::Verdict::Translated, 9)],
             policy_engines: [("calico".to_owned(), 2)].into(),
-            ..Snapshot::default()
+            ..Scrape::default()
         })
         .expect("a formatter that cannot fail");
         for line in [

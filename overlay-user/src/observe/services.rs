@@ -11,7 +11,7 @@ use crate::observe::table;
 
 /// Everything `overlayctl services` shows.
 #[derive(Clone, Debug, Serialize)]
-pub struct Services {
+pub struct ServicesReport {
     /// Addresses, as the maps have them.
     pub services: Vec<FrontendView>,
     /// What is not taken as it is; as of the last agent.
@@ -22,9 +22,9 @@ pub struct Services {
 ///
 /// # Errors
 /// When the maps or the agent's note cannot be read.
-pub fn collect(pins: &Pins, run_dir: &Path) -> anyhow::Result<Services> {
+pub fn collect(pins: &Pins, run_dir: &Path) -> anyhow::Result<ServicesReport> {
     let agent = AgentFile::read(run_dir)?;
-    Ok(Services {
+    Ok(ServicesReport {
         services: view(pins)?,
         refused: agent.map(|it| it.refused_services).unwrap_or_default(),
     })
@@ -32,7 +32,7 @@ pub fn collect(pins: &Pins, run_dir: &Path) -> anyhow::Result<Services> {
 
 /// One line per address, then one for whatever is refused.
 #[must_use]
-pub fn render(shown: &Services) -> String {
+pub fn render(shown: &ServicesReport) -> String {
     let mut text = render_services(&shown.services);
     if !shown.refused.told.is_empty() {
         text = format!("{text}\n\n{}", render_refused(&shown.refused));
@@ -83,7 +83,7 @@ mod tests {
         };
         let services = vec![service];
         let refused = RefusedServices::default();
-        let text = render(&Services { services, refused });
+        let text = render(&ServicesReport { services, refused });
         let line = text.lines().nth(1).expect("a line under the header");
         let words: Vec<_> = line.split_whitespace().collect();
         let wanted = [
@@ -107,7 +107,7 @@ mod tests {
             };
             refusals.insert(subject, vec![Refusal::Port(0), Refusal::Port(-1)].into());
         }
-        let shown = Services {
+        let shown = ServicesReport {
             services: Vec::new(),
             refused: (&refusals).into(),
         };

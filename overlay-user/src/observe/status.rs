@@ -249,7 +249,7 @@ impl Status {
         if let Some(network) = self.network(tables, subnet_file) {
             let observed = kernel.observe(device, network).await?;
             self.peers = peers(&observed, tables);
-            if let (Some(node), Some(found)) = (&mut self.node, &observed.link) {
+            if let (Some(node), Some(found)) = (&mut self.node, &observed.device) {
                 node.vtep_mac = found.mac;
                 if let Some(vxlan) = &found.vxlan {
                     (node.vni, node.port) = (vxlan.vni, vxlan.port);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Change, Link, Route, VxlanAttributes};
+use super::{Change, OverlayDevice, Route, VxlanAttributes};
 use crate::mac::MacAddr;
 
 /// Why a device has to be made anew: an attribute that the kernel does not change while it lives.
@@ -44,7 +44,7 @@ pub enum Action {
     /// Delete the device so that it can be made anew.
     DeleteDevice(RecreateReason),
     /// Create the VXLAN device with these attributes, down and without addresses.
-    CreateDevice(Link, VxlanAttributes),
+    CreateDevice(OverlayDevice, VxlanAttributes),
     /// Stop the device from learning FDB entries.
     DisableLearning,
     /// Keep IPv6 from configuring the device by itself.

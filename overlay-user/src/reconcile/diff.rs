@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{Action, KernelState, Link, RecreateReason, Route, VxlanAttributes};
+use super::{Action, KernelState, OverlayDevice, RecreateReason, Route, VxlanAttributes};
 use crate::marks::{FLANNEL_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
 /// Names the changes that turn `observed` into `desired`, in the order to apply them: what is added
@@ -16,7 +16,7 @@ pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Action> {
     if desired.forwarding && !observed.forwarding {
         actions.push(Action::EnableForwarding);
     }
-    let kept = link(desired, observed, &mut actions);
+    let kept = device(desired, observed, &mut actions);
 
     // What hangs on a device dies with it.
     let blank;
@@ -36,30 +36,30 @@ pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Action> {
 
 /// Name of the backend's device.
 fn name(desired: &KernelState) -> Option<&str> {
-    desired.link.as_ref().map(|link| link.name.as_str())
+    desired.device.as_ref().map(|device| device.name.as_str())
 }
 
 /// The device itself. Returns whether the observed one stays.
-fn link(desired: &KernelState, observed: &KernelState, actions: &mut Vec<Action>) -> bool {
+fn device(desired: &KernelState, observed: &KernelState, actions: &mut Vec<Action>) -> bool {
     // Only VXLAN devices are made.
     let Some((want, vxlan)) = desired
-        .link
+        .device
         .as_ref()
-        .and_then(|link| Some((link, link.vxlan.as_ref()?)))
+        .and_then(|device| Some((device, device.vxlan.as_ref()?)))
     else {
         return true;
     };
-    let reason = match &observed.link {
+    let reason = match &observed.device {
         Some(have) => recreate_reason(vxlan, have),
         None => None,
     };
-    let missing = |have: Option<&Link>| {
+    let missing = |have: Option<&OverlayDevice>| {
         let new = want.addresses.iter();
         let new = new.filter(|it| have.is_none_or(|have| !have.addresses.contains(*it)));
         new.map(|address| Action::AddAddress(*address))
             .collect::<Vec<_>>()
     };
-    match (&observed.link, reason) {
+    match (&observed.device, reason) {
         (Some(have), None) => {
             if have.vxlan.as_ref().is_some_and(|vxlan| vxlan.learning) {
                 actions.push(Action::DisableLearning);
@@ -102,7 +102,7 @@ fn is_link_local(address: &IpNet) -> bool {
     matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local())
 }
 
-fn recreate_reason(want: &VxlanAttributes, have: &Link) -> Option<RecreateReason> {
+fn recreate_reason(want: &VxlanAttributes, have: &OverlayDevice) -> Option<RecreateReason> {
     let Some(have) = &have.vxlan else {
         return Some(RecreateReason::Kind);
     };

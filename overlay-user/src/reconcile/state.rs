@@ -23,9 +23,9 @@ pub struct VxlanAttributes {
     pub learning: bool,
 }
 
-/// A device: as it is, or as it should be.
+/// The device that a backend makes: as it is, or as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct OverlayDevice {
     /// Name.
     pub name: String,
     /// Interface index; zero for a device as it should be, because the kernel chooses it.
@@ -92,7 +92,7 @@ pub struct KernelState {
     /// The overlay that this is about.
     pub network: Option<IpNet>,
     /// The device that the backend makes, if it makes one.
-    pub link: Option<Link>,
+    pub device: Option<OverlayDevice>,
     /// The unicast routes of the main table that can matter, see [`is_of_interest`].
     pub routes: BTreeSet<Route>,
     /// Permanent neighbours on the device.

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use self::files::Files;
-use super::entry::{Change, Entry, Snapshot, Term};
+use super::entry::{Change, Entry, Listing, Term};
 use super::news::News;
 use super::{Error, config_file};
 use crate::lease::SubnetKey;
@@ -51,14 +51,14 @@ impl Dir {
         config_file(&self.path.join("config")).await
     }
 
-    pub async fn list(&self) -> Result<Snapshot, Error> {
+    pub async fn list(&self) -> Result<Listing, Error> {
         self.locked("listing", |files, revision| {
             let entries = files.scan()?;
             let entries = entries
                 .into_iter()
                 .map(|it| it.into_entry(revision))
                 .collect();
-            Ok(Snapshot {
+            Ok(Listing {
                 entries,
                 revision,
                 as_of: None,

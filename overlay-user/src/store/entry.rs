@@ -57,13 +57,13 @@ pub(super) enum Term {
 pub(super) struct Given {
     /// The entry.
     pub entry: Entry,
-    /// See [`Snapshot::as_of`].
+    /// See [`Listing::as_of`].
     pub as_of: Option<SystemTime>,
 }
 
 /// All entries at one moment.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(super) struct Listing {
     /// The entries, in no order.
     pub entries: Vec<Entry>,
     /// The registry's count at that moment.
@@ -77,7 +77,7 @@ pub(super) struct Snapshot {
 #[derive(Debug)]
 pub(super) enum Change {
     /// All there is; what is not in it is gone.
-    All(Snapshot),
+    All(Listing),
     /// One entry is new or different.
     Put(Entry),
     /// One entry is gone, by deletion or because its term ended.
@@ -97,7 +97,7 @@ impl Change {
     /// Whether the registry has answered.
     pub fn is_answer(&self) -> bool {
         match self {
-            Self::All(snapshot) => snapshot.as_of.is_none(),
+            Self::All(listing) => listing.as_of.is_none(),
             Self::Unreachable(_) => false,
             Self::Put(_) | Self::Gone { .. } | Self::Alive => true,
         }

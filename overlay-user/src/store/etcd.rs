@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use self::client::{Clients, is_too_large};
 use super::Error;
-use super::entry::{Change, Entry, Snapshot, Term};
+use super::entry::{Change, Entry, Listing, Term};
 use super::news::News;
 use crate::config::Secret;
 use crate::lease::SubnetKey;
@@ -87,16 +87,16 @@ impl Etcd {
         Ok(String::from_utf8_lossy(kv.value()).into_owned())
     }
 
-    pub async fn list(&self) -> Result<Snapshot, Error> {
+    pub async fn list(&self) -> Result<Listing, Error> {
         self.list_all(SUBNETS).await
     }
 
     /// Lists one branch below the prefix.
-    async fn list_all(&self, branch: &str) -> Result<Snapshot, Error> {
+    async fn list_all(&self, branch: &str) -> Result<Listing, Error> {
         let mut entries = Vec::new();
         let take = |kv: &KeyValue| entries.extend(self.entry(branch, kv));
         let revision = self.each(branch, take).await?;
-        Ok(Snapshot {
+        Ok(Listing {
             entries,
             revision: revision.cast_unsigned(),
             as_of: None,

@@ -18,7 +18,7 @@ use super::table::Table;
 use super::{Error, LeaseState, Location, Notice, StoreHealth};
 use crate::config::{NetworkConfig, SubnetPool};
 use crate::lease::{Attributes, Lease, SubnetKey};
-use crate::liveness::Heartbeat;
+use crate::liveness::Pulse;
 use crate::per_family::PerFamily;
 
 /// Changes that may wait between the watch and the keeper.
@@ -43,7 +43,7 @@ pub struct Store {
     wanted: watch::Sender<Option<Wanted>>,
     state: watch::Sender<LeaseState>,
     inner: Mutex<Inner>,
-    heartbeat: Heartbeat,
+    pulse: Pulse,
 }
 
 /// What this node wants to hold.
@@ -81,7 +81,7 @@ impl Store {
             wanted: watch::Sender::new(None),
             state: watch::Sender::default(),
             inner: Mutex::default(),
-            heartbeat: Heartbeat::default(),
+            pulse: Pulse::default(),
         })
     }
 
@@ -171,8 +171,8 @@ impl Store {
     /// Beats whenever [`run`](Self::run) has heard from the watch of the store, and so at least
     /// every 20 seconds if all is well: a store that does not answer is heard of, too.
     #[must_use]
-    pub fn heartbeat(&self) -> Heartbeat {
-        self.heartbeat.clone()
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Changes what this node says about itself. [`run`](Self::run) writes it to the store as soon
@@ -240,7 +240,7 @@ impl Store {
             let change = tokio::select! {
                 change = changes.recv() => match change {
                     Some(change) => {
-                        self.heartbeat.beat();
+                        self.pulse.beat();
                         Some(change)
                     }
                     None => return,

@@ -27,8 +27,8 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use self::client::{Api, Failure};
 use self::memory::Memory;
 use self::node::{Metadata, Names, Node};
-use super::entry::{Change, Entry, Given, Snapshot};
-use super::news::{News, Place};
+use super::entry::{Change, Entry, Given, Listing};
+use super::news::{News, ThisNode};
 use super::{Error, config_file};
 use crate::lease::Attributes;
 
@@ -92,7 +92,7 @@ pub(super) struct Kube {
     /// An older node with this node's podCIDR.
     rival: Mutex<Option<String>>,
     /// Where this node is.
-    place: watch::Sender<Option<Place>>,
+    this_node: watch::Sender<Option<ThisNode>>,
     memory: Memory,
 }
 
@@ -126,7 +126,7 @@ impl Kube {
             identity,
             name: OnceCell::new(),
             rival: Mutex::default(),
-            place: watch::Sender::default(),
+            this_node: watch::Sender::default(),
         })
     }
 
@@ -186,7 +186,7 @@ impl Kube {
         }
     }
 
-    pub async fn list(&self) -> Result<Snapshot, Error> {
+    pub async fn list(&self) -> Result<Listing, Error> {
         let own = self.name().await?.to_owned();
         let mut nodes = nodes::Nodes::new(self.names.clone(), own);
         let mut pages = follow::NODES.pages(NODES);
@@ -197,7 +197,7 @@ impl Kube {
             }
         }
         let revision = pages.place.and_then(|place| place.parse().ok());
-        Ok(nodes.snapshot(revision.unwrap_or_default()))
+        Ok(nodes.listing(revision.unwrap_or_default()))
     }
 
     /// Writes the annotations of this node, unless its Node is not the one that `held` is of: one
@@ -233,8 +233,8 @@ impl Kube {
     }
 
     /// Where this node is, as [`watch`](Self::watch) learns it.
-    pub fn place(&self) -> watch::Receiver<Option<Place>> {
-        self.place.subscribe()
+    pub fn this_node(&self) -> watch::Receiver<Option<ThisNode>> {
+        self.this_node.subscribe()
     }
 
     /// Tells of every Service and EndpointSlice, until the receiver is gone.
@@ -306,10 +306,10 @@ impl Kube {
         Request::new(NODES)
     }
 
-    fn note_place(&self, place: Option<&Place>) {
-        self.place.send_if_modified(|known| {
-            let differs = known.as_ref() != place;
-            *known = place.cloned();
+    fn note_this_node(&self, this_node: Option<&ThisNode>) {
+        self.this_node.send_if_modified(|known| {
+            let differs = known.as_ref() != this_node;
+            *known = this_node.cloned();
             differs
         });
     }

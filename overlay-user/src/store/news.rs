@@ -10,13 +10,13 @@ use crate::service::{Kind, ObjectName};
 pub(super) struct News {
     /// The kind.
     pub kind: Kind,
-    /// The news.
-    pub told: Told,
+    /// What is new.
+    pub update: Update,
 }
 
 /// A list, then changes, until there has to be another list.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum Update {
     /// A list of all objects begins.
     Begin,
     /// An object of the list, or one that is new or different.
@@ -75,9 +75,9 @@ fn parse<T: serde::de::DeserializeOwned>(
     Ok(Box::new(object))
 }
 
-/// Where this node is, to a source of Services.
+/// This node, as a source of Services knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct ThisNode {
     /// Its name, as EndpointSlices call it.
     pub node: String,
     /// Its zone.
@@ -86,7 +86,7 @@ pub(super) struct Place {
     pub addresses: Option<Vec<IpAddr>>,
 }
 
-impl Place {
+impl ThisNode {
     /// Where no source says more: the name is `NODE_NAME`, as in a pod, else the host's.
     pub fn of_host() -> Self {
         let named = std::env::var("NODE_NAME").ok();

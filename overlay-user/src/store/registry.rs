@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 
 use super::dir::Dir;
-use super::entry::{Change, Entry, Given, Snapshot};
+use super::entry::{Change, Entry, Given, Listing};
 use super::etcd::Etcd;
 use super::kube::Kube;
-use super::news::{News, Place};
+use super::news::{News, ThisNode};
 use super::{Error, Location, Notice};
 
 /// A place that holds leases.
@@ -78,7 +78,7 @@ impl Registry {
         ask!(self, config())
     }
 
-    pub async fn list(&self) -> Result<Snapshot, Error> {
+    pub async fn list(&self) -> Result<Listing, Error> {
         ask!(self, list())
     }
 
@@ -129,10 +129,10 @@ impl Registry {
 
     /// Where this node is, where the registry knows that: none before it has told, which it does
     /// while [`watch`](Self::watch) is heard.
-    pub fn place(&self) -> Option<watch::Receiver<Option<Place>>> {
+    pub fn this_node(&self) -> Option<watch::Receiver<Option<ThisNode>>> {
         match self {
             Self::Etcd(_) | Self::Dir(_) => None,
-            Self::Kube(kube) => Some(kube.place()),
+            Self::Kube(kube) => Some(kube.this_node()),
         }
     }
 

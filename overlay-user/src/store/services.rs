@@ -1,7 +1,7 @@
 //! The Services of a store, and the table that this node makes of them.
 //!
-//! Nothing is watched before [`Services::run`]. A store that does not answer leaves what was known
-//! in force.
+//! Nothing is watched before [`ServiceFollower::run`]. A store that does not answer leaves what was
+//! known in force.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::keeper::Store;
-use super::news::{Body, News, Place, Told};
+use super::news::{Body, News, ThisNode, Update};
 use super::{LeaseState, StoreHealth};
 use crate::lease::Lease;
 use crate::per_family::PerFamily;
@@ -36,7 +36,7 @@ pub struct ServiceState {
 
 /// Makes the table of Services. Share it by `Arc`, like the [`Store`].
 #[derive(Debug, Default)]
-pub struct Services {
+pub struct ServiceFollower {
     state: watch::Sender<ServiceState>,
 }
 
@@ -48,7 +48,7 @@ enum End {
     Over,
 }
 
-impl Services {
+impl ServiceFollower {
     /// What is known about Services, and every change of it.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<ServiceState> {
@@ -66,8 +66,8 @@ impl Services {
 
     async fn follow(&self, store: &Store, pods: PerFamily<IpNet>) {
         let mut whereabouts = Whereabouts {
-            place: store.registry.place(),
-            host: Place::of_host(),
+            this_node: store.registry.this_node(),
+            host: ThisNode::of_host(),
             leases: store.subscribe(),
             pods,
         };
@@ -155,8 +155,8 @@ impl Services {
 /// What says which node this is.
 struct Whereabouts {
     /// Where the store says it is; none where the store does not know, and the host itself counts.
-    place: Option<watch::Receiver<Option<Place>>>,
-    host: Place,
+    this_node: Option<watch::Receiver<Option<ThisNode>>>,
+    host: ThisNode,
     leases: watch::Receiver<LeaseState>,
     pods: PerFamily<IpNet>,
 }
@@ -164,17 +164,17 @@ struct Whereabouts {
 impl Whereabouts {
     /// This node, once enough is known of it.
     fn here(&self) -> Option<Here> {
-        let place = match &self.place {
-            Some(place) => place.borrow().clone()?,
+        let this_node = match &self.this_node {
+            Some(this_node) => this_node.borrow().clone()?,
             None => self.host.clone(),
         };
-        let addresses = match place.addresses {
+        let addresses = match this_node.addresses {
             Some(addresses) => addresses,
             None => public_ips(self.leases.borrow().own.as_ref()?).collect(),
         };
         Some(Here {
-            node: place.node,
-            zone: place.zone,
+            node: this_node.node,
+            zone: this_node.zone,
             addresses,
             pods: self.pods,
         })
@@ -182,11 +182,11 @@ impl Whereabouts {
 
     /// Waits for a change; none if there will be none.
     async fn changed(&mut self) -> Option<()> {
-        let Some(place) = &mut self.place else {
+        let Some(this_node) = &mut self.this_node else {
             return self.leases.changed().await.ok();
         };
         tokio::select! {
-            changed = place.changed() => changed.ok(),
+            changed = this_node.changed() => changed.ok(),
             changed = self.leases.changed() => changed.ok(),
         }
     }
@@ -218,18 +218,18 @@ fn follow_nodes(catalog: &mut Catalog, before: &LeaseState, now: &LeaseState) {
 }
 
 fn take(catalog: &mut Catalog, news: News) {
-    match (news.kind, news.told) {
-        (kind, Told::Begin) => catalog.begin(kind),
-        (kind, Told::Complete) => catalog.complete(kind),
-        (_, Told::Put(name, Body::Service(service))) => {
+    match (news.kind, news.update) {
+        (kind, Update::Begin) => catalog.begin(kind),
+        (kind, Update::Complete) => catalog.complete(kind),
+        (_, Update::Put(name, Body::Service(service))) => {
             catalog.put_service(&name, service.as_deref().map_err(Clone::clone));
         }
-        (_, Told::Put(name, Body::Slice(slice))) => {
+        (_, Update::Put(name, Body::Slice(slice))) => {
             catalog.put_slice(&name, slice.as_deref().map_err(Clone::clone));
         }
-        (Kind::Service, Told::Gone(name)) => catalog.remove_service(&name),
-        (Kind::Slice, Told::Gone(name)) => catalog.remove_slice(&name),
-        (_, Told::Alive | Told::Unreachable(_)) => {}
+        (Kind::Service, Update::Gone(name)) => catalog.remove_service(&name),
+        (Kind::Slice, Update::Gone(name)) => catalog.remove_slice(&name),
+        (_, Update::Alive | Update::Unreachable(_)) => {}
     }
 }
 
@@ -257,8 +257,8 @@ struct Sources {
 impl Sources {
     fn hear(&mut self, news: &News) {
         let known = self.health.entry(news.kind).or_default();
-        match &news.told {
-            Told::Unreachable(error) => {
+        match &news.update {
+            Update::Unreachable(error) => {
                 let since = match known {
                     StoreHealth::Unreachable { since, .. } => *since,
                     _ => SystemTime::now(),
@@ -266,10 +266,10 @@ impl Sources {
                 let error = error.clone();
                 *known = StoreHealth::Unreachable { since, error };
             }
-            told => {
+            update => {
                 *known = StoreHealth::Ok;
                 // Once complete it stays so: a later list changes what is known bit by bit.
-                *self.complete.entry(news.kind).or_default() |= matches!(told, Told::Complete);
+                *self.complete.entry(news.kind).or_default() |= matches!(update, Update::Complete);
             }
         }
     }

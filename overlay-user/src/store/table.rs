@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use super::entry::{Change, Entry, Snapshot, Term};
+use super::entry::{Change, Entry, Listing, Term};
 use crate::lease::{
     Attributes, Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, excerpt, subject,
 };
@@ -58,8 +58,8 @@ impl Table {
     pub fn apply(&mut self, change: Change, linger: bool) {
         match change {
             // The registry itself has told more meanwhile.
-            Change::All(snapshot) if snapshot.as_of.is_some() && self.is_answered() => {}
-            Change::All(snapshot) => self.replace(snapshot, linger),
+            Change::All(listing) if listing.as_of.is_some() && self.is_answered() => {}
+            Change::All(listing) => self.replace(listing, linger),
             Change::Put(entry) => self.put(entry),
             Change::Gone { key, revision } => {
                 if self
@@ -96,11 +96,11 @@ impl Table {
         self.unread(key);
     }
 
-    fn replace(&mut self, snapshot: Snapshot, linger: bool) {
-        let listed: HashSet<&str> = snapshot.entries.iter().map(|it| it.key.as_str()).collect();
-        // What this node wrote after the snapshot was taken is not in it, and yet is there.
+    fn replace(&mut self, listing: Listing, linger: bool) {
+        let listed: HashSet<&str> = listing.entries.iter().map(|it| it.key.as_str()).collect();
+        // What this node wrote after the listing was taken is not in it, and yet is there.
         let is_gone = |entry: &&Entry| {
-            entry.revision <= snapshot.revision && !listed.contains(entry.key.as_str())
+            entry.revision <= listing.revision && !listed.contains(entry.key.as_str())
         };
         let gone: Vec<String> = self
             .entries
@@ -111,14 +111,14 @@ impl Table {
         for key in gone {
             self.remove(&key, linger);
         }
-        for entry in snapshot.entries {
-            let later = |known: &Entry| known.revision > snapshot.revision;
+        for entry in listing.entries {
+            let later = |known: &Entry| known.revision > listing.revision;
             if !self.entries.get(&entry.key).is_some_and(later) {
                 self.set(entry);
             }
         }
         self.complete = true;
-        self.as_of = snapshot.as_of;
+        self.as_of = listing.as_of;
     }
 
     /// Whether there has been a complete answer of the registry itself.

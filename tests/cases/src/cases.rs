@@ -8,7 +8,7 @@ use overlay_common::schema::{
     CONFIG_ACTIVE, CONFIG_AGGREGATES_TO_KERNEL, CONFIG_PEERS_COMPLETE, CONFIG_SHARED_PORT,
     CONFIG_VTEPS_INCOMPLETE, ENDPOINT_ADDRESSES, FlowKey, POD_KERNEL_PATH,
 };
-use overlay_common::visit::Outcome::{Fast, Pass, PassPlain, Refuse, Remember};
+use overlay_common::visit::Outcome::{Fast, HandIn, Pass, PassPlain, Refuse, Remember};
 use overlay_common::visit::{self, Visit};
 use overlay_common::{Hook, V4, Verdict};
 
@@ -17,6 +17,7 @@ use crate::world::*;
 
 mod direct;
 mod forging_network;
+mod handing_in;
 mod honest_network;
 mod honest_pod;
 mod leaving;
@@ -115,6 +116,7 @@ pub fn all() -> Vec<Case> {
         spoofing_pod::cases(),
         honest_network::cases(),
         forging_network::cases(),
+        handing_in::cases(),
         leaving::cases(),
         sending::cases(),
         direct::cases(),

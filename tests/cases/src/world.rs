@@ -20,6 +20,8 @@ pub const VETH_B: u32 = 12;
 /// One that no pod is known behind.
 pub const VETH_UNKNOWN: u32 = 13;
 pub const NIC: u32 = 14;
+/// The VXLAN device, where packets are handed in there.
+pub const VTEP_INTERFACE: u32 = 15;
 
 pub const NIC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xe0];
 pub const BRIDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xb0];
@@ -82,6 +84,7 @@ pub fn world() -> World {
             abi: ABI_VERSION,
             flags: CONFIG_ACTIVE | CONFIG_PEERS_COMPLETE,
             underlay_ifindex: NIC,
+            vtep_ifindex: 0,
             vni: VNI,
             network: [10, 244, 0, 0],
             network_mask: [255, 255, 0, 0],

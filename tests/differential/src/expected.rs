@@ -48,7 +48,7 @@ pub fn verdict<F: Family>(
     let action = match want {
         Outcome::Pass(_) if early => XDP_PASS,
         Outcome::Refuse(_) if early => XDP_DROP,
-        Outcome::Fast(_) | Outcome::Send(_) => REDIRECT,
+        Outcome::Fast(_) | Outcome::Send(_) | Outcome::HandIn(_) => REDIRECT,
         Outcome::Pass(_) | Outcome::PassPlain(_) | Outcome::Remember(_) => UNSPEC,
         Outcome::Refuse(_) => SHOT,
     };
@@ -133,6 +133,7 @@ fn frame<F: Family>(
             let outer = front(it.config, it.peer, (it.len, it.ecn), got)?;
             Ok([outer.as_ref(), &visit.frame[ETHERNET_LEN as usize..]].concat())
         }
+        Outcome::HandIn(_) => Ok(visit.frame[F::VXLAN_OVERHEAD as usize..].to_vec()),
         Outcome::Fast(Verdict::Decapsulated) => {
             let FromNetwork::Decapsulate {
                 pod,

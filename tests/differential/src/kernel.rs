@@ -11,7 +11,7 @@ use bytemuck::Zeroable as _;
 use overlay_common::schema::{Config, Counter, Flow, FlowKey, Heartbeat};
 use overlay_common::snapshot::Snapshot;
 use overlay_common::{Family, Hook, V4, Verdict};
-use overlay_user::datapath::events::{Events, Told};
+use overlay_user::datapath::events::{Events, PacketEvent};
 use overlay_user::datapath::family::UserFamily;
 use overlay_user::datapath::maps::{self, Maps};
 use overlay_user::datapath::pins::Pins;
@@ -183,7 +183,9 @@ impl<F: UserFamily> Kernel<F> {
         let map = self.ebpf.map_mut(F::MAPS.devices);
         let mut devices = DevMapHash::try_from(map.context("no map of devices")?)?;
         let there = devices.keys().collect::<Result<BTreeSet<u32>, _>>()?;
-        let wanted: BTreeSet<u32> = world.pods.values().map(|pod| pod.ifindex).collect();
+        let vtep = world.config.map(|config| config.vtep_ifindex);
+        let pods = world.pods.values().map(|pod| pod.ifindex);
+        let wanted: BTreeSet<u32> = pods.chain(vtep.filter(|index| *index != 0)).collect();
         for ifindex in there.difference(&wanted) {
             devices.remove(*ifindex)?;
         }
@@ -266,7 +268,7 @@ impl<F: UserFamily> Kernel<F> {
     }
 
     /// What the programs have told of since the last time.
-    pub fn told(&mut self) -> Vec<Told> {
+    pub fn told(&mut self) -> Vec<PacketEvent> {
         self.events.by_ref().collect()
     }
 

@@ -43,5 +43,6 @@ fn kind(question: Question<V4>) -> (u32, u32) {
         Question::Vtep(_, is_known) => (OTHERS + 8, is_known.into()),
         Question::StackOwned(_, is_owned) => (OTHERS + 9, is_owned.into()),
         Question::LeasesAreStale(are_stale) => (OTHERS + 10, are_stale.into()),
+        Question::Device(_, is_there) => (OTHERS + 11, is_there.into()),
     }
 }

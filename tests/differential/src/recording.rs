@@ -62,6 +62,8 @@ pub struct TablesText {
 struct ConfigText {
     flags: u32,
     underlay_interface: u32,
+    #[serde(default)]
+    vtep_interface: u32,
     vni: u32,
     network: (Ipv4Addr, Ipv4Addr),
     subnet: (Ipv4Addr, Ipv4Addr),
@@ -198,6 +200,7 @@ impl TablesText {
         let config = world.config.map(|config| ConfigText {
             flags: config.flags,
             underlay_interface: config.underlay_ifindex,
+            vtep_interface: config.vtep_ifindex,
             vni: config.vni,
             network: (config.network.into(), config.network_mask.into()),
             subnet: (config.subnet.into(), config.subnet_mask.into()),
@@ -261,6 +264,7 @@ impl TablesText {
             abi: ABI_VERSION,
             flags: config.flags,
             underlay_ifindex: config.underlay_interface,
+            vtep_ifindex: config.vtep_interface,
             vni: config.vni,
             network: config.network.0.octets(),
             network_mask: config.network.1.octets(),

@@ -1,6 +1,6 @@
 //! What a cluster's Nodes may say, and what may be in the file that an agent leaves for the next.
 
-use overlay_user::store::kube::offline::{self, News, Told};
+use overlay_user::store::kube::offline::{self, Judged, NodeNews};
 
 use super::shown;
 
@@ -14,15 +14,18 @@ const NETWORK: &str = r#"{"Network":"10.244.0.0/16"}"#;
 pub fn nodes(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let lines = text.lines().take(100);
-    let news: Vec<News<'_>> = lines
-        .map(|line| line.strip_prefix('-').map_or(News::Is(line), News::Gone))
+    let news: Vec<NodeNews<'_>> = lines
+        .map(|line| {
+            line.strip_prefix('-')
+                .map_or(NodeNews::Is(line), NodeNews::Gone)
+        })
         .collect();
     let [followed, listed] = offline::followed(OWN, PREFIX, news.iter().copied());
     assert_eq!(followed, listed, "a change was missed");
     sound(&followed);
 
     let names = news.iter().filter_map(|news| match news {
-        News::Is(text) => {
+        NodeNews::Is(text) => {
             let node: serde_json::Value = serde_json::from_str(text).ok()?;
             Some(
                 node["metadata"]["name"]
@@ -31,10 +34,10 @@ pub fn nodes(data: &[u8]) {
                     .to_owned(),
             )
         }
-        News::Gone(_) => None,
+        NodeNews::Gone(_) => None,
     });
     let names: Vec<String> = names.collect();
-    let gone = names.iter().map(|name| News::Gone(name));
+    let gone = names.iter().map(|name| NodeNews::Gone(name));
     let [followed, listed] = offline::followed(OWN, PREFIX, news.iter().copied().chain(gone));
     for told in [followed, listed] {
         assert_eq!((told.leases.len(), told.rejected.len()), (0, 0), "{told:?}");
@@ -49,7 +52,7 @@ pub fn memory(data: &[u8]) {
     }
 }
 
-fn sound(told: &Told) {
+fn sound(told: &Judged) {
     for lease in told.leases.sorted() {
         let json = lease.attributes.to_json().expect("JSON");
         assert!(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use overlay_user::backend::{Backend, Here, HostGw, Nic, Peer, Peers, Vxlan};
+use overlay_user::backend::{Backend, Here, HostGw, Peer, Peers, UnderlayDevice, Vxlan};
 use overlay_user::config::{NetworkConfig, VxlanConfig};
 use overlay_user::lease::{Attributes, Lease, Leases, SubnetKey};
 use overlay_user::mac::MacAddr;
@@ -98,7 +98,7 @@ fn here() -> Here {
         subnet: "10.244.1.0/24".parse().expect("a subnet"),
         public_ip: [192, 168, 0, 1].into(),
         mac: MacAddr([2, 0, 0, 0, 0, 1]),
-        nic: Nic {
+        nic: UnderlayDevice {
             name: "eth0".to_owned(),
             ifindex: 2,
             mtu: 1500,

@@ -1,8 +1,10 @@
 //! The images that every node has.
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::image::{self, Image};
 
@@ -14,8 +16,28 @@ pub const PROBE_IMAGE: &str = "localhost/overlay-probe:lab";
 /// What a sandbox and a pod without a command do: nothing, for long.
 pub(super) const SLEEP: &[&str] = &["/bin/sleep", "2147483647"];
 
+/// An image's file name and archive.
+type Archive = (&'static str, Vec<u8>);
+/// What was made last, with the directory of its programs: they do not change while tests run, and
+/// making the images takes seconds.
+static MADE: Mutex<Option<(PathBuf, [Archive; 2])>> = Mutex::new(None);
+
 /// Writes both as archives.
 pub(super) fn write(directory: &Path, bin_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let archives = match &mut *made {
+        Some((of, archives)) if of == bin_dir => archives,
+        made => &mut made.insert((bin_dir.to_owned(), make(bin_dir)?)).1,
+    };
+    let write = |(name, content): &Archive| {
+        let archive = directory.join(name);
+        fs::write(&archive, content).with_context(|| format!("write {}", archive.display()))?;
+        Ok(archive)
+    };
+    archives.iter().map(write).collect()
+}
+
+fn make(bin_dir: &Path) -> Result<[Archive; 2]> {
     let overlay = Image::overlay(OVERLAY_IMAGE, bin_dir, 1)?;
     let probe = Image {
         name: PROBE_IMAGE,
@@ -25,11 +47,8 @@ pub(super) fn write(directory: &Path, bin_dir: &Path) -> Result<Vec<PathBuf>> {
         path: image::PATH,
         compression: 1,
     };
-    let mut archives = Vec::new();
-    for (image, name) in [(overlay, "overlay.tar"), (probe, "probe.tar")] {
-        let archive = directory.join(name);
-        image.write(&archive)?;
-        archives.push(archive);
-    }
-    Ok(archives)
+    Ok([
+        ("overlay.tar", overlay.archive()?.0),
+        ("probe.tar", probe.archive()?.0),
+    ])
 }

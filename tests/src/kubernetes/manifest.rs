@@ -12,11 +12,20 @@ const UNINSTALL_DAEMON_SET: &str = "daemonset/kube-overlay-uninstall";
 /// What the manifest calls its namespace and its DaemonSet.
 const NAMESPACE: &str = "--namespace=kube-overlay";
 const DAEMON_SET: &str = "daemonset/kube-overlay-ds";
+/// The last of the agent's flags, and one that names the node's own control group (`node.sh`).
+const LAST_FLAG: &str = "--healthz-port=8471";
+const OWN_SOCKETS: &str = "--services-cgroup=/sys/fs/cgroup/unified";
 /// A line of its pods' specification, and of no other's.
 const SPEC: &str = "      hostNetwork: true\n";
 /// How long a rollout may take: a node after the other, and an agent is not Ready before its probe
 /// asks it.
 const ROLLOUT: &str = "--timeout=180s";
+
+/// The manifest for nodes that share a machine: its sockets are not all one node's
+/// (docs/services.md, "Limits").
+fn of_a_shared_machine() -> String {
+    MANIFEST.replace(LAST_FLAG, &format!("{LAST_FLAG}, {OWN_SOCKETS}"))
+}
 
 impl Cluster {
     /// Applies the overlay's manifest.
@@ -24,7 +33,7 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses it.
     pub fn apply_overlay(&self) -> Result<()> {
-        self.apply(MANIFEST)
+        self.apply(&of_a_shared_machine())
     }
 
     /// The same for the nodes with a label only, `KEY: VALUE`, as docs/kubernetes.md says.
@@ -33,7 +42,7 @@ impl Cluster {
     /// When the API server refuses it.
     pub fn apply_overlay_where(&self, label: &str) -> Result<()> {
         let selector = format!("{SPEC}      nodeSelector: {{ {label} }}\n");
-        self.apply(&MANIFEST.replace(SPEC, &selector))
+        self.apply(&of_a_shared_machine().replace(SPEC, &selector))
     }
 
     /// Waits until an agent of the DaemonSet's latest revision is Ready on every node.

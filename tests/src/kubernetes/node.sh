@@ -15,11 +15,16 @@ umount --lazy /sys
 mount -t sysfs sysfs /sys
 mount -t bpf bpf /sys/fs/bpf
 
-# The control groups of this node only, whose root the kernel shows to this cgroup namespace.
+# The control groups of this node only, whose root the kernel shows to this cgroup namespace. The
+# hierarchy of version 2 has no controllers here; programs for sockets are attached there.
 mount -t tmpfs tmpfs /sys/fs/cgroup
 while IFS=: read -r _ controllers path; do
     case $controllers in
-        '') continue ;; # the second hierarchy of a machine that has both has no controllers
+        '')
+            mkdir /sys/fs/cgroup/unified
+            mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified
+            continue
+            ;;
         name=*) directory=${controllers#name=} ;;
         *) directory=$controllers ;;
     esac

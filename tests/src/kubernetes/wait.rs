@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 
 use super::Cluster;
 use crate::wait_until;
@@ -13,6 +12,8 @@ const REGISTERED: Duration = Duration::from_secs(60);
 const POD: Duration = Duration::from_secs(60);
 /// How long all nodes may take to have their network.
 const NODES: Duration = Duration::from_secs(180);
+/// How long one kubectl watches each object.
+const WATCH: &str = "--timeout=10s";
 
 impl Cluster {
     /// Waits until `count` nodes have registered and have got a range of addresses.
@@ -33,37 +34,35 @@ impl Cluster {
     /// # Errors
     /// When that takes too long; what `kubectl describe` says is part of the error.
     pub fn wait_nodes_ready(&self) -> Result<()> {
-        let count = self.lab().options().nodes;
-        wait_until("all nodes to be Ready", NODES, || {
-            self.json(["get", "nodes"]).is_ok_and(|nodes| {
-                let nodes = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
-                nodes.iter().filter(|node| is_ready(node)).count() == count
+        let nodes = self.nodes();
+        let nodes: Vec<_> = nodes
+            .iter()
+            .map(|it| format!("node/{}", it.name()))
+            .collect();
+        self.wait_ready("all nodes", NODES, &nodes)
+            .with_context(|| {
+                let nodes = self.kubectl(["describe", "nodes"]).unwrap_or_default();
+                let pods = self.kubectl(["describe", "pods", "--all-namespaces"]);
+                format!("{nodes}\n{}", pods.unwrap_or_default())
             })
-        })
-        .with_context(|| {
-            let nodes = self.kubectl(["describe", "nodes"]).unwrap_or_default();
-            let pods = self.kubectl(["describe", "pods", "--all-namespaces"]);
-            format!("{nodes}\n{}", pods.unwrap_or_default())
-        })
     }
 
-    /// Waits until a pod is Ready and returns it.
+    /// Waits until a pod is Ready.
     ///
     /// # Errors
     /// When that takes too long; see [`Cluster::last_words`].
-    pub fn wait_pod_ready(&self, name: &str) -> Result<Value> {
-        let pod = || self.json(["get", "pod", name]).ok().filter(is_ready);
-        crate::wait::wait_for(&format!("pod {name} to be Ready"), POD, pod)
+    pub fn wait_pod_ready(&self, name: &str) -> Result<()> {
+        self.wait_ready(&format!("pod {name}"), POD, &[format!("pod/{name}")])
             .with_context(|| self.last_words(name))
     }
-}
 
-/// Whether an object has the condition Ready.
-fn is_ready(object: &Value) -> bool {
-    let conditions = object["status"]["conditions"].as_array();
-    conditions.is_some_and(|conditions| {
-        conditions
-            .iter()
-            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-    })
+    /// Lets kubectl watch objects. It ends at once where one is not there yet or the API server
+    /// does not answer, and is then started again.
+    fn wait_ready(&self, what: &str, limit: Duration, objects: &[String]) -> Result<()> {
+        wait_until(&format!("{what} to be Ready"), limit, || {
+            let words = ["wait", "--for=condition=Ready", WATCH];
+            let objects = objects.iter().map(String::as_str);
+            self.kubectl(words.into_iter().chain(objects)).is_ok()
+        })
+    }
 }

@@ -1,5 +1,5 @@
-//! Control groups of a node, below those of this process: one in each hierarchy of version 1 for
-//! the processes of a kubelet, or one of version 2 whose sockets are a node's.
+//! Control groups of a node, below those of this process: one in each hierarchy for the processes
+//! of a kubelet, or one of version 2 whose sockets are a node's.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -24,9 +24,12 @@ pub(super) struct Group {
 /// namespaces have theirs beside these.
 ///
 /// # Errors
-/// On a machine without the hierarchies of version 1.
+/// On a machine without the hierarchies of version 1, or a kernel without version 2.
 pub(super) fn create(name: &str) -> Result<Vec<Group>> {
-    create_below(&own()?, name)
+    let mut own = own()?;
+    let _lock = lock_version_2()?;
+    own.push(own_of_version_2()?);
+    create_below(&own, name)
 }
 
 /// Makes a group of version 2, in which single threads may be: a test's threads are on several
@@ -96,7 +99,7 @@ pub(super) fn remove(group: &Path) -> Result<()> {
     fs::remove_dir(group).with_context(|| format!("remove control group {}", group.display()))
 }
 
-/// The directories of this process's own groups.
+/// The directories of this process's own groups of version 1.
 fn own() -> Result<Vec<PathBuf>> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
     let (mounts, groups) = (read("/proc/self/mountinfo")?, read("/proc/self/cgroup")?);

@@ -41,6 +41,7 @@ pub(super) fn state() -> GuardState {
         .collect(),
         pods: BTreeSet::from([("pod".to_owned(), Ipv4Addr::new(10, 244, 1, 5))]),
         judged: None,
+        has_untracked: false,
         translates: false,
         lapse: Duration::from_secs(600),
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_user::backend::{Backend as _, Here, Nic, Peer, Vxlan, Way};
+use overlay_user::backend::{Backend as _, Here, Peer, UnderlayDevice, Vxlan, Way};
 use overlay_user::kernel::{self, Kernel};
 use overlay_user::mac::MacAddr;
 use overlay_user::reconcile::{Action, KernelState, RecreateReason, diff};
@@ -16,7 +16,7 @@ async fn desired(kernel: &Kernel) -> KernelState {
         subnet: "10.244.1.0/24".parse().expect("a subnet"),
         public_ip: [192, 0, 2, 1].into(),
         mac: MacAddr([2, 0, 0, 0, 0, 1]),
-        nic: Nic {
+        nic: UnderlayDevice {
             name: "underlay".into(),
             ifindex: kernel.ifindex("underlay").await.expect("the underlay"),
             mtu: 1500,
@@ -160,8 +160,8 @@ fn a_device_that_cannot_be_changed_is_made_anew_with_its_mac() {
         let kernel = Kernel::connect().expect("netlink");
         let mut desired = desired(&kernel).await;
         settle(&kernel, &desired).await;
-        let link = desired.link.as_mut().expect("a device");
-        link.vxlan.as_mut().expect("a VXLAN device").port = 4789;
+        let device = desired.device.as_mut().expect("a device");
+        device.vxlan.as_mut().expect("a VXLAN device").port = 4789;
         let actions = settle(&kernel, &desired).await;
         assert_eq!(
             actions.first(),

@@ -94,7 +94,7 @@ fn events_keep_a_look_fresh() {
             .observe(Some("flannel.1"), network)
             .await
             .expect("a look");
-        let device = known.link.as_ref().expect("the device").ifindex;
+        let device = known.device.as_ref().expect("the device").ifindex;
         let mut monitor = Monitor::subscribe(ROUNDS).expect("subscribe");
         for change in [
             "ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 111",

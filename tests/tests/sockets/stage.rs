@@ -15,7 +15,7 @@ use overlay_tests::status::wait_accelerated;
 use overlay_tests::{Lab, Namespace, Options, Pod, StoreKind};
 use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
-use overlay_user::datapath::services::{self, Services};
+use overlay_user::datapath::services::{self, SocketPrograms};
 use overlay_user::service::{Affinity, Frontend, ServiceTable, Serving, Transport as Kind};
 use serde_json::{Value, json};
 
@@ -229,14 +229,14 @@ impl Drop for Stage {
 /// The programs on a node's sockets. Dropped, it leaves what an agent leaves that is killed.
 pub struct Served {
     place: Namespace,
-    services: Services,
+    services: SocketPrograms,
 }
 
 impl Served {
     fn start(place: Namespace, group: PathBuf, table: &ServiceTable) -> Result<Self> {
-        let services = place.inside(|| -> Result<Services> {
+        let services = place.inside(|| -> Result<SocketPrograms> {
             let pins = Pins::new(PINS);
-            let (mut services, misfits) = Services::load(object::services()?, &pins, group)?;
+            let (mut services, misfits) = SocketPrograms::load(object::services()?, &pins, group)?;
             if let Some(misfit) = misfits.first() {
                 bail!("{misfit}");
             }

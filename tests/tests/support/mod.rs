@@ -13,7 +13,7 @@ use overlay_user::lease::{Attributes, Lease};
 use overlay_user::mac::MacAddr;
 use overlay_user::per_family::PerFamily;
 use overlay_user::store::{
-    Error, LeaseState, Location, ServiceState, Services, Store, StoreHealth,
+    Error, LeaseState, Location, ServiceFollower, ServiceState, Store, StoreHealth,
 };
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -152,7 +152,7 @@ pub struct Served {
 
 /// Follows the Services of a store that runs.
 pub fn serve(node: &Node) -> Served {
-    let services = Arc::new(Services::default());
+    let services = Arc::new(ServiceFollower::default());
     let state = services.subscribe();
     let cancel = CancellationToken::new();
     let (store, token) = (Arc::clone(&node.store), cancel.clone());

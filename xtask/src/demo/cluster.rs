@@ -261,8 +261,8 @@ fn talk(
         if text {
             let percent = ratio * 100.0;
             println!(
-                "fast-path hit ratio of {name}: {percent:.1} %; left to the kernel: {:?}",
-                counts.slow
+                "fast-path hit ratio of {name}: {percent:.1} %; left to the kernel: {}",
+                counts.left_to_kernel()
             );
         }
         ratios.insert(name, ratio);

@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use overlay_common::{Hook, Verdict};
 
 use crate::datapath::Error;
-use crate::datapath::events::{Events, Told};
+use crate::datapath::events::{Events, PacketEvent};
 use crate::datapath::pins::Pins;
 
 /// Lines in a second: enough to see who it is, and no flood of the journal.
@@ -74,7 +74,7 @@ fn wait(events: &Events) {
     }
 }
 
-fn say(told: &Told, unsaid: u64) {
+fn say(told: &PacketEvent, unsaid: u64) {
     let text = |address: Option<IpAddr>| address.map(|address| address.to_string());
     tracing::warn!(
         hook = told.hook.name(),
@@ -97,7 +97,7 @@ struct Culprit {
 }
 
 impl Culprit {
-    fn of(told: &Told) -> Self {
+    fn of(told: &PacketEvent) -> Self {
         Self {
             verdict: told.verdict,
             ifindex: told.ifindex,
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_pod_is_one_culprit_whatever_it_forges() {
-        let mut told = Told {
+        let mut told = PacketEvent {
             hook: Hook::PodIn,
             verdict: Verdict::SpoofedSource,
             ifindex: 7,

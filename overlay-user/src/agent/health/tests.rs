@@ -3,14 +3,14 @@ use super::*;
 use std::time::Duration;
 
 use crate::lease::Attributes;
-use crate::liveness::Heartbeat;
+use crate::liveness::Pulse;
 use crate::per_family::PerFamily;
 use crate::service::{Kind, ObjectName, Refusal, Subject};
 
 /// What a server shows that nobody has told anything.
 fn shown() -> Shown {
     Shown {
-        reports: watch::channel(Standing::default()).1,
+        reports: watch::channel(Progress::default()).1,
         pins: Pins::new("/nowhere"),
         liveness: Liveness::default(),
         paths: watch::channel(Paths::default()).1,
@@ -29,9 +29,9 @@ async fn livez_names_the_task_that_is_stuck() {
     let shown = shown();
     let status = async || livez(State(shown.clone())).await.into_response().status();
     let liveness = &shown.liveness;
-    liveness.expect("well", Heartbeat::default(), Duration::from_secs(3600));
+    liveness.expect("well", Pulse::default(), Duration::from_secs(3600));
     assert_eq!(status().await, StatusCode::OK);
-    let silent = Heartbeat::default();
+    let silent = Pulse::default();
     liveness.expect("dead", silent.clone(), Duration::ZERO);
     while silent.silence().is_zero() {}
     assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
@@ -68,12 +68,12 @@ async fn readyz_says_as_of_when_the_leases_are_known() {
             synced,
             ..LeaseState::default()
         };
-        let standing = Standing {
+        let progress = Progress {
             report: Some(Report::new(&state, &own)),
-            ..Standing::default()
+            ..Progress::default()
         };
         let shown = Shown {
-            reports: watch::channel(standing).1,
+            reports: watch::channel(progress).1,
             ..shown()
         };
         let answer = readyz(State(shown)).await.into_response();
@@ -89,9 +89,9 @@ async fn what_is_amiss_beside_the_rounds_is_told_and_a_node_is_ready_all_the_sam
         synced: true,
         ..Report::default()
     };
-    let standing = Standing {
+    let progress = Progress {
         report: Some(report),
-        ..Standing::default()
+        ..Progress::default()
     };
     let paths = Paths {
         unchecked: Some("no socket".to_owned()),
@@ -102,7 +102,7 @@ async fn what_is_amiss_beside_the_rounds_is_told_and_a_node_is_ready_all_the_sam
     let kind = Kind::Service;
     refused.insert(Subject { kind, name }, [Refusal::Port(0)].into());
     let shown = Shown {
-        reports: watch::channel(standing).1,
+        reports: watch::channel(progress).1,
         paths: watch::channel(paths).1,
         refused: watch::channel(refused).1,
         ..shown()

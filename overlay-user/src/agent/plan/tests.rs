@@ -4,7 +4,7 @@ use super::*;
 use crate::backend::Way;
 use crate::config::{AgentFlags, NetworkConfig};
 use crate::kernel::pods::BridgeLink;
-use crate::reconcile::Link;
+use crate::reconcile::OverlayDevice;
 
 const VXLAN: &str = r#"{"Type":"vxlan","VNI":7,"Port":4789}"#;
 const DIRECT: &str = r#"{"Type":"vxlan","DirectRouting":true}"#;
@@ -70,7 +70,7 @@ fn sources() -> Sources {
 fn seen(device: Option<u32>) -> Seen {
     let mut seen = Seen::default();
     seen.other_vnis = Some([9].into());
-    seen.observed.link = device.map(|ifindex| Link {
+    seen.observed.device = device.map(|ifindex| OverlayDevice {
         name: "flannel.7".to_owned(),
         ifindex,
         vxlan: None,
@@ -129,8 +129,8 @@ fn the_plugin_is_told_gateway_and_mtu() {
 #[test]
 fn the_kernel_path_leads_to_every_peer() {
     let kernel = plan(&settings(VXLAN, &[]), &seen(None)).kernel;
-    let link = kernel.link.expect("a device");
-    assert_eq!((link.name.as_str(), link.mtu), ("flannel.7", 1450));
+    let device = kernel.device.expect("a device");
+    assert_eq!((device.name.as_str(), device.mtu), ("flannel.7", 1450));
     let subnets: Vec<_> = kernel.routes.iter().map(|route| route.subnet).collect();
     assert_eq!(subnets, [peer().subnet]);
 }

@@ -34,8 +34,8 @@ pub struct NodeFlags {
     /// Give sockets that ask for a Service one of its servers: "auto" where the store knows
     /// Services and this kernel can, "socket" as well, and it is a fault if it cannot, "off" to
     /// leave it all to kube-proxy
-    #[arg(long, env = "OVERLAY_SERVICES", value_enum, default_value_t = Services::Auto)]
-    pub services: Services,
+    #[arg(long, env = "OVERLAY_SERVICES", value_enum, default_value_t = ServicesMode::Auto)]
+    pub services: ServicesMode,
     /// Control group (version 2) whose processes' sockets these are; without it, every process of
     /// the machine
     #[arg(long, env = "OVERLAY_SERVICES_CGROUP", value_name = "DIR")]
@@ -151,7 +151,7 @@ pub enum Xdp {
 
 /// The translator of Services' addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Services {
+pub enum ServicesMode {
     /// Programs at the socket, where the store knows Services and this kernel can.
     Auto,
     /// The same, and it is a fault if it cannot.

@@ -1,6 +1,6 @@
-//! The devices of this node's pods, which the kernel itself takes out of the map when they go: an
-//! entry in `ov_pods4` whose device is not there, or is another one with the same index by now,
-//! leads nowhere.
+//! The devices of this node's pods, and the VXLAN device, which the kernel itself takes out of the
+//! map when they go: an entry in `ov_pods4` whose device is not there, or is another one with the
+//! same index by now, leads nowhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,15 +21,17 @@ pub(super) fn dump<F: UserFamily>(devices: &DevMapHash<MapData>) -> Result<BTree
         .map_err(failed("dump", F::MAPS.devices))
 }
 
-/// Adds the devices of `desired` pods; returns how many are new. What `pods` holds of a former
-/// device with the same index goes first.
+/// Adds the devices of `desired` pods and the VXLAN device, `vtep`, where there is one; returns how
+/// many are new. What `pods` holds of a former device with the same index goes first.
 pub(super) fn fill<F: UserFamily>(
     devices: &mut DevMapHash<MapData>,
     pods: &mut HashMap<MapData, F::Addr, PodEntry>,
     desired: &BTreeMap<F::Addr, PodEntry>,
+    vtep: Option<u32>,
 ) -> Result<usize, Error> {
     let known = dump::<F>(devices)?;
-    let wanted: BTreeSet<u32> = desired.values().map(|pod| pod.ifindex).collect();
+    let pod_devices = desired.values().map(|pod| pod.ifindex);
+    let wanted: BTreeSet<u32> = pod_devices.chain(vtep).collect();
     let new: BTreeSet<u32> = wanted.difference(&known).copied().collect();
     if new.is_empty() {
         return Ok(0);

@@ -35,6 +35,7 @@ mod tests {
             abi: ABI_VERSION,
             flags,
             underlay_ifindex: 2,
+            vtep_ifindex: 5,
             vni,
             network: [10, 244, 0, 0],
             network_mask: [255, 255, 0, 0],

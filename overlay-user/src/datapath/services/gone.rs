@@ -59,7 +59,7 @@ fn walk(program: impl AsFd, memory: impl AsFd) -> io::Result<File> {
     let number = |fd: &dyn AsFd| fd.as_fd().as_raw_fd().cast_unsigned();
     // `union bpf_iter_link_info`, and the member `link_create` of `union bpf_attr`.
     let info = [number(&memory), 0, 0, 0];
-    let mut link = Link {
+    let mut link = LinkCreate {
         program: number(&program),
         target: 0,
         kind: TRACE_ITER,
@@ -69,7 +69,7 @@ fn walk(program: impl AsFd, memory: impl AsFd) -> io::Result<File> {
         _pad: 0,
     };
     // SAFETY: the kernel reads as much of the struct, and of what it points to, as it is told.
-    let link = unsafe { made(LINK_CREATE, (&raw mut link).cast(), size_of::<Link>()) }?;
+    let link = unsafe { made(LINK_CREATE, (&raw mut link).cast(), size_of::<LinkCreate>()) }?;
     let mut iterator = [number(&link), 0];
     // SAFETY: as above.
     let iterator = unsafe {
@@ -84,7 +84,7 @@ fn walk(program: impl AsFd, memory: impl AsFd) -> io::Result<File> {
 
 /// See [`walk`].
 #[repr(C)]
-struct Link {
+struct LinkCreate {
     program: u32,
     target: u32,
     kind: u32,

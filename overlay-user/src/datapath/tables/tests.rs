@@ -23,6 +23,7 @@ fn node(peers: &[&str]) -> TableInput {
         network: "10.244.0.0/16".parse().expect("a network"),
         subnet: "10.244.1.0/24".parse().expect("a subnet"),
         underlay_ifindex: 2,
+        vtep_ifindex: 5,
         vtep: IpAddr::from([192, 168, 0, 1]),
         vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         bridge_mac: MacAddr([2, 0, 0, 0, 1, 0]),

@@ -46,6 +46,9 @@ pub struct GuardState {
     /// Whether this node's packets are translated by netfilter anyway (`--ip-masq`): the first
     /// packet of a connection then tells of all others where it goes.
     pub translates: bool,
+    /// Whether pods may have connections that connection tracking has not seen, because programs
+    /// carry them or did.
+    pub has_untracked: bool,
     /// How long the list of leases is believed after the last
     /// [`Guard::renew`](super::Guard::renew).
     pub lapse: Duration,
@@ -67,6 +70,7 @@ pub(super) struct Shape {
     pub translates: bool,
     /// Whether there are, or may be at any moment, pods for the bridge table to judge.
     pub has_ports: bool,
+    pub has_untracked: bool,
     pub lapse: Duration,
 }
 
@@ -139,6 +143,7 @@ impl GuardState {
             other_vnis: self.other_vnis.clone(),
             translates: self.translates,
             has_ports: self.judged.is_none() || self.unjudged().next().is_some(),
+            has_untracked: self.has_untracked,
             lapse: self.lapse,
         }
     }

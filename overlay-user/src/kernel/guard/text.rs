@@ -53,6 +53,9 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
     if let Some(nic) = &shape.nic {
         text += &link(shape, &quoted(nic)?);
     }
+    if shape.has_untracked {
+        text += &untracked(shape.network);
+    }
     Ok(text + "}\n")
 }
 
@@ -64,6 +67,21 @@ fn link(shape: &Shape, nic: &str) -> String {
         "chain routed {{\n\
          type filter hook forward priority filter - 10; policy accept;\n\
          iifname {nic} ip saddr {own_subnet} {own}\n\
+         }}\n"
+    )
+}
+
+/// The last packets of connections that programs have carried. Connection tracking picks a
+/// connection up in its middle, but not at its end: to it, a FIN or RST of a connection that it has
+/// not seen is invalid (`tcp_conntracks`, `net/netfilter/nf_conntrack_proto_tcp.c`), and
+/// kube-proxy's rules drop what is invalid. `notrack` works here, after connection tracking,
+/// because an invalid packet has no entry (`nft_notrack_eval()`).
+fn untracked(network: Ipv4Net) -> String {
+    format!(
+        "chain untracked {{\n\
+         type filter hook forward priority filter - 10; policy accept;\n\
+         ct state invalid ip saddr {network} ip daddr {network} \
+         tcp flags & (fin | rst) != 0x0 notrack\n\
          }}\n"
     )
 }
@@ -305,6 +323,22 @@ mod tests {
         assert_eq!(hooks(&state), 3);
         state.judged = Some(["pod".into()].into());
         assert_eq!(hooks(&state), 2);
+    }
+
+    #[test]
+    fn last_packets_are_untracked_only_where_programs_carry_packets_or_did() {
+        let text = |has_untracked| {
+            let state = super::super::GuardState {
+                has_untracked,
+                ..state()
+            };
+            let elements = state.contents().elements(&state.shape());
+            render(&state.shape(), &elements, &GuardCounters::default()).expect("text")
+        };
+        assert!(!text(false).contains("notrack"));
+        let rule = "ct state invalid ip saddr 10.244.0.0/16 ip daddr 10.244.0.0/16 \
+                    tcp flags & (fin | rst) != 0x0 notrack";
+        assert!(text(true).contains(rule), "{}", text(true));
     }
 
     #[test]

@@ -39,7 +39,7 @@ fn route(peer: &Peer) -> Route {
 fn desired(peers: &[Peer]) -> KernelState {
     KernelState {
         network: Some(net("10.244.0.0/16")),
-        link: Some(Link {
+        device: Some(OverlayDevice {
             name: "flannel.1".into(),
             ifindex: 0,
             vxlan: Some(VxlanAttributes {
@@ -66,18 +66,18 @@ fn desired(peers: &[Peer]) -> KernelState {
 }
 
 /// The device, to be changed.
-fn link(state: &mut KernelState) -> &mut Link {
-    state.link.as_mut().expect("a device")
+fn device(state: &mut KernelState) -> &mut OverlayDevice {
+    state.device.as_mut().expect("a device")
 }
 
 fn vxlan(state: &mut KernelState) -> &mut VxlanAttributes {
-    link(state).vxlan.as_mut().expect("a VXLAN device")
+    device(state).vxlan.as_mut().expect("a VXLAN device")
 }
 
 /// What the kernel holds after `actions`.
 fn applied(mut kernel: KernelState, actions: &[Action]) -> KernelState {
     for action in actions {
-        let device = kernel.link.as_mut();
+        let device = kernel.device.as_mut();
         match action.clone() {
             Action::EnableForwarding => kernel.forwarding = true,
             Action::DeleteDevice(_) => {
@@ -91,7 +91,7 @@ fn applied(mut kernel: KernelState, actions: &[Action]) -> KernelState {
                 };
             }
             Action::CreateDevice(new, vxlan) => {
-                kernel.link = Some(Link {
+                kernel.device = Some(OverlayDevice {
                     ifindex: 9,
                     vxlan: Some(vxlan),
                     up: false,
@@ -162,7 +162,7 @@ fn position(actions: &[Action], wanted: impl Fn(&Action) -> bool) -> usize {
 fn ipv6_does_not_configure_the_device() {
     let desired = desired(&[peer(2)]);
     let mut kernel = settled(&desired);
-    let device = link(&mut kernel);
+    let device = device(&mut kernel);
     device.configures_itself = true;
     device.addresses.insert(net("fe80::1/64"));
     // A route of the machine's owner.
@@ -173,7 +173,7 @@ fn ipv6_does_not_configure_the_device() {
         Action::RemoveAddress(net("fe80::1/64")),
     ];
     assert_eq!(actions, expected);
-    let device = kernel.link.expect("a device");
+    let device = kernel.device.expect("a device");
     assert!(device.addresses.contains(&net("2001:db8::1/64")));
 }
 
@@ -251,11 +251,11 @@ fn two_peers_with_one_mac_do_not_take_turns() {
 fn a_device_made_anew_keeps_its_mac_and_gets_everything_again() {
     let mut want = desired(&[peer(2)]);
     let mut kernel = settled(&want);
-    let mac = link(&mut kernel).mac;
+    let mac = device(&mut kernel).mac;
     vxlan(&mut want).vni = 7;
     let (actions, kernel) = settle(&want, kernel);
     assert_eq!(actions[0], Action::DeleteDevice(RecreateReason::Vni));
-    assert_eq!(kernel.link.expect("a device").mac, mac);
+    assert_eq!(kernel.device.expect("a device").mac, mac);
     assert_eq!(kernel.fdb.len(), 1);
 }
 
@@ -282,9 +282,9 @@ fn every_unchangeable_attribute_has_its_reason() {
         change(|d| vxlan(d).local = Some([192, 0, 2, 9].into())),
         delete(RecreateReason::Local)
     );
-    assert_eq!(change(|d| link(d).mtu = 8951), Action::SetMtu(8951));
+    assert_eq!(change(|d| device(d).mtu = 8951), Action::SetMtu(8951));
     let mut bridge = kernel.clone();
-    link(&mut bridge).vxlan = None;
+    device(&mut bridge).vxlan = None;
     assert_eq!(diff(&base, &bridge)[0], delete(RecreateReason::Kind));
 }
 
@@ -312,7 +312,7 @@ fn a_way_that_becomes_direct_is_replaced_without_a_gap() {
 
     // And without any device, as with host-gw.
     want = KernelState {
-        link: None,
+        device: None,
         routes: [direct].into(),
         ..desired(&[])
     };
@@ -323,7 +323,7 @@ fn a_way_that_becomes_direct_is_replaced_without_a_gap() {
 #[test]
 fn without_a_device_of_ours_flannels_routes_are_others() {
     let want = KernelState {
-        link: None,
+        device: None,
         ..desired(&[])
     };
     let mut kernel = settled(&want);

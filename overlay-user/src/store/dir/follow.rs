@@ -30,7 +30,7 @@ pub(super) async fn follow(dir: &Dir, changes: &Sender<Change>) {
             events = None;
         }
         let told = match dir.list().await {
-            Ok(snapshot) => Change::All(snapshot),
+            Ok(listing) => Change::All(listing),
             Err(error) => Change::Unreachable(error.to_string()),
         };
         if changes.send(told).await.is_err() {

@@ -18,7 +18,7 @@ use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use super::files;
 use crate::service::{Kind, ObjectName};
-use crate::store::news::{Body, News, Told};
+use crate::store::news::{Body, News, Update};
 
 /// The shortest time between two looks, and the share of the time that they may take: every file is
 /// looked at.
@@ -192,13 +192,13 @@ impl Shelf {
         });
         let (shelf, done) = done.await.ok()?;
         *self = shelf;
-        let told = match done {
-            Ok(()) => [Told::Alive, Told::Alive],
-            Err(Stop::Failed(why)) => [Told::Unreachable(why.clone()), Told::Unreachable(why)],
+        let update = match done {
+            Ok(()) => [Update::Alive, Update::Alive],
+            Err(Stop::Failed(why)) => [Update::Unreachable(why.clone()), Update::Unreachable(why)],
             Err(Stop::Unheard) => return None,
         };
-        for (kind, told) in Kind::ALL.into_iter().zip(told) {
-            self.news.send(News { kind, told }).await.ok()?;
+        for (kind, update) in Kind::ALL.into_iter().zip(update) {
+            self.news.send(News { kind, update }).await.ok()?;
         }
         Some(())
     }
@@ -212,7 +212,7 @@ impl Shelf {
         }
         for kind in Kind::ALL {
             if is_first {
-                self.tell(kind, Told::Begin)?;
+                self.tell(kind, Update::Begin)?;
             }
             let directory = self.path.join(kind.plural());
             let failed = |error: io::Error| {
@@ -229,7 +229,7 @@ impl Shelf {
             seen.extend(known.cloned());
             self.read_all(seen)?;
             if is_first {
-                self.tell(kind, Told::Complete)?;
+                self.tell(kind, Update::Complete)?;
             }
         }
         self.is_complete = true;
@@ -254,7 +254,7 @@ impl Shelf {
         let opened = files::open(&path).map_err(failed)?;
         let Some((file, metadata)) = opened.filter(|(_, metadata)| metadata.is_file()) else {
             return match self.known.remove(&name) {
-                Some(_) => self.tell(kind, Told::Gone(object)),
+                Some(_) => self.tell(kind, Update::Gone(object)),
                 None => Ok(()),
             };
         };
@@ -264,13 +264,13 @@ impl Shelf {
         }
         let json = files::content(file).map_err(failed)?;
         let body = Body::parse(kind, &object, &json);
-        self.tell(kind, Told::Put(object, body))?;
+        self.tell(kind, Update::Put(object, body))?;
         self.known.insert(name, stamp);
         Ok(())
     }
 
-    fn tell(&self, kind: Kind, told: Told) -> Result<(), Stop> {
-        let told = self.news.blocking_send(News { kind, told });
-        told.map_err(|_| Stop::Unheard)
+    fn tell(&self, kind: Kind, update: Update) -> Result<(), Stop> {
+        let update = self.news.blocking_send(News { kind, update });
+        update.map_err(|_| Stop::Unheard)
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use super::Etcd;
 use super::client::{DEADLINE, is_too_large};
 use crate::store::Error;
-use crate::store::entry::{Change, Snapshot};
+use crate::store::entry::{Change, Listing};
 
 /// Pauses between attempts, shortest and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -65,9 +65,9 @@ async fn once(
     let from = match *heard_of {
         Some(from) => from,
         None => match etcd.list_all(branch).await {
-            Ok(snapshot) => {
-                let from = snapshot.revision.cast_signed();
-                if changes.send(Change::All(snapshot)).await.is_err() {
+            Ok(listing) => {
+                let from = listing.revision.cast_signed();
+                if changes.send(Change::All(listing)).await.is_err() {
                     return End::Unheard;
                 }
                 *heard_of = Some(from);
@@ -179,13 +179,13 @@ async fn tell(
 
 /// Lists once more with a revision above all others, so that nothing of the lost future stays.
 async fn restart(etcd: &Etcd, branch: &str, changes: &Sender<Change>) -> Result<(), End> {
-    let snapshot = etcd
+    let listing = etcd
         .list_all(branch)
         .await
         .map_err(|error| End::Broken(error.to_string()))?;
-    let all = Change::All(Snapshot {
+    let all = Change::All(Listing {
         revision: u64::MAX,
-        ..snapshot
+        ..listing
     });
     changes.send(all).await.map_err(|_| End::Unheard)
 }

@@ -6,7 +6,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use super::{Etcd, follow};
 use crate::service::{Kind, ObjectName};
 use crate::store::entry::Change;
-use crate::store::news::{Body, News, Told};
+use crate::store::news::{Body, News, Update};
 
 /// Changes that may wait between a watch and whoever reads JSON.
 const QUEUE: usize = 64;
@@ -33,23 +33,23 @@ async fn pass_on(kind: Kind, mut changes: Receiver<Change>, news: &Sender<News>)
 }
 
 async fn tell(kind: Kind, change: Change, news: &Sender<News>) -> Option<()> {
-    let tell = async |told| news.send(News { kind, told }).await.ok();
+    let tell = async |update| news.send(News { kind, update }).await.ok();
     let put = |key: &str, json: &[u8]| {
         let name = ObjectName::from_key(key);
         let body = Body::parse(kind, &name, json);
-        Told::Put(name, body)
+        Update::Put(name, body)
     };
     match change {
-        Change::All(snapshot) => {
-            tell(Told::Begin).await?;
-            for entry in snapshot.entries {
+        Change::All(listing) => {
+            tell(Update::Begin).await?;
+            for entry in listing.entries {
                 tell(put(&entry.key, &entry.value)).await?;
             }
-            tell(Told::Complete).await
+            tell(Update::Complete).await
         }
         Change::Put(entry) => tell(put(&entry.key, &entry.value)).await,
-        Change::Gone { key, .. } => tell(Told::Gone(ObjectName::from_key(&key))).await,
-        Change::Alive => tell(Told::Alive).await,
-        Change::Unreachable(why) => tell(Told::Unreachable(why)).await,
+        Change::Gone { key, .. } => tell(Update::Gone(ObjectName::from_key(&key))).await,
+        Change::Alive => tell(Update::Alive).await,
+        Change::Unreachable(why) => tell(Update::Unreachable(why)).await,
     }
 }

@@ -79,7 +79,7 @@ impl Store {
             .with_jitter()
             .build();
         for pause in pauses {
-            self.heartbeat.beat();
+            self.pulse.beat();
             if let Some(entry) = self.race(inner, wanted, previous).await? {
                 return self.take(inner, entry);
             }
@@ -159,11 +159,11 @@ impl Store {
 
     /// Reads everything that the store holds.
     async fn look(&self, inner: &mut Inner) -> Result<(), Error> {
-        let snapshot = self.registry.list().await?;
+        let listing = self.registry.list().await?;
         inner.answered();
         inner
             .table
-            .apply(Change::All(snapshot), inner.grace.is_some());
+            .apply(Change::All(listing), inner.grace.is_some());
         Ok(())
     }
 

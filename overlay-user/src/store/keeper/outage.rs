@@ -34,9 +34,9 @@ impl Inner {
     /// and take them again.
     pub(super) fn has_ended_for(&self, change: &Change) -> bool {
         match (&self.held, change) {
-            (Some(held), Change::All(snapshot)) if change.is_answer() => {
-                held.revision <= snapshot.revision
-                    && !snapshot.entries.iter().any(|entry| entry.key == held.key)
+            (Some(held), Change::All(listing)) if change.is_answer() => {
+                held.revision <= listing.revision
+                    && !listing.entries.iter().any(|entry| entry.key == held.key)
             }
             _ => false,
         }

@@ -70,7 +70,7 @@ impl Listener for Follower<'_> {
                 self.record_is_old = true;
                 self.kube.memory.let_go();
                 self.note_own();
-                let all = Change::All(self.nodes.snapshot(revision));
+                let all = Change::All(self.nodes.listing(revision));
                 self.tell([all]).await
             }
             Event::Changed(node) => {
@@ -115,7 +115,7 @@ impl Follower<'_> {
     /// Tells the rest of the agent what the Nodes say of this one.
     fn note_own(&self) {
         self.kube.note_rival(self.nodes.rival());
-        self.kube.note_place(self.nodes.place());
+        self.kube.note_this_node(self.nodes.this_node());
     }
 
     /// Tells what was known last, once, in place of a list that the server does not give.
@@ -123,7 +123,7 @@ impl Follower<'_> {
         match self.kube.memory.recall().filter(|_| !self.recalled) {
             Some(recalled) => {
                 self.recalled = true;
-                self.tell([Change::All(recalled.snapshot())]).await
+                self.tell([Change::All(recalled.listing())]).await
             }
             None => Ok(()),
         }
@@ -136,7 +136,7 @@ impl Follower<'_> {
         }
         self.record_is_old = false;
         let (nodes, memory) = (&self.nodes, &self.kube.memory);
-        memory.write(nodes.own(), nodes.node_public_ip(), &nodes.snapshot(0));
+        memory.write(nodes.own(), nodes.node_public_ip(), &nodes.listing(0));
         let spent = begun.elapsed() * RECORD_SHARE;
         self.next_record = begun + spent.max(RECORD_EVERY);
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Identity, Options};
 use crate::lease::{RejectReason, excerpt};
-use crate::store::entry::{Entry, Given, Snapshot, Term};
+use crate::store::entry::{Entry, Given, Listing, Term};
 
 /// How long the API server may take to answer an agent that has just started.
 const GRACE: Duration = Duration::from_secs(5);
@@ -63,8 +63,8 @@ pub(super) struct Recalled {
 
 impl Recalled {
     /// What stands for a list of all Nodes.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
+    pub fn listing(&self) -> Listing {
+        Listing {
             entries: self.entries.clone(),
             revision: 0,
             as_of: Some(self.as_of),
@@ -158,7 +158,7 @@ impl Memory {
 
     /// Writes down what is known, whole or not at all. What goes wrong is told to the log, because
     /// only an agent that starts during an outage needs the file.
-    pub fn write(&self, own: &str, node_public_ip: Option<IpAddr>, snapshot: &Snapshot) {
+    pub fn write(&self, own: &str, node_public_ip: Option<IpAddr>, listing: &Listing) {
         let Some(path) = &self.path else {
             return;
         };
@@ -168,7 +168,7 @@ impl Memory {
             scope: self.scope(&network),
             own: own.into(),
             node_public_ip,
-            entries: snapshot.entries.iter().map(Line::from).collect(),
+            entries: listing.entries.iter().map(Line::from).collect(),
         };
         let written = serde_json::to_vec(&content)
             .map_err(io::Error::from)

@@ -12,7 +12,7 @@ use crate::lease::{Attributes, BackendData, SubnetKey, excerpt};
 use crate::per_family::PerFamily;
 use crate::store::Error;
 use crate::store::entry::{Entry, Term};
-use crate::store::news::Place;
+use crate::store::news::ThisNode;
 
 /// No backend needs more for its data, in bytes. A longer text is not kept, and so refused.
 const LONGEST: usize = 4096;
@@ -236,7 +236,7 @@ impl Node {
 
     /// Where the node is, and at which addresses its node ports are served: kube-proxy takes those
     /// of one type, and in its nftables mode no others.
-    pub fn place(&self) -> Place {
+    pub fn this_node(&self) -> ThisNode {
         let zone = self.metadata.labels.as_ref().and_then(|it| it.get(ZONE));
         let of = |kind: &str| -> Vec<IpAddr> {
             let addresses = self.status.addresses.iter().flatten();
@@ -245,7 +245,7 @@ impl Node {
         };
         let internal = of("InternalIP");
         let is_inside = !internal.is_empty();
-        Place {
+        ThisNode {
             node: self.metadata.name.clone(),
             zone: zone.filter(|zone| !zone.is_empty()).cloned(),
             addresses: Some(if is_inside {

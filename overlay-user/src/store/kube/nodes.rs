@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use super::node::{Names, Node};
 use crate::lease::{RejectReason, SubnetKey};
-use crate::store::entry::{Change, Entry, Snapshot, Term};
-use crate::store::news::Place;
+use crate::store::entry::{Change, Entry, Listing, Term};
+use crate::store::news::ThisNode;
 
 /// The Nodes that take part in the overlay.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct Nodes {
     /// The address that an operator wants to be this node's.
     node_public_ip: Option<IpAddr>,
     /// Where this node is.
-    place: Option<Place>,
+    this_node: Option<ThisNode>,
     known: HashMap<String, Known>,
     /// The names of the nodes that claim a subnet, the holder first. Most often there is no other.
     claims: HashMap<SubnetKey, Vec<String>>,
@@ -42,7 +42,7 @@ impl Nodes {
             names,
             own,
             node_public_ip: None,
-            place: None,
+            this_node: None,
             known,
             claims,
         }
@@ -55,9 +55,9 @@ impl Nodes {
     }
 
     /// All there is, at the server's count `revision`.
-    pub fn snapshot(&self, revision: u64) -> Snapshot {
+    pub fn listing(&self, revision: u64) -> Listing {
         let entries = self.known.keys().map(|name| self.shown(name));
-        Snapshot {
+        Listing {
             entries: entries.collect(),
             revision,
             as_of: None,
@@ -75,8 +75,8 @@ impl Nodes {
     }
 
     /// Where this node is, once its Node has been seen.
-    pub fn place(&self) -> Option<&Place> {
-        self.place.as_ref()
+    pub fn this_node(&self) -> Option<&ThisNode> {
+        self.this_node.as_ref()
     }
 
     /// The older node that claims this node's subnet too.
@@ -92,7 +92,7 @@ impl Nodes {
         let name = &node.metadata.name;
         if *name == self.own {
             self.node_public_ip = node.node_public_ip(&self.names);
-            self.place = Some(node.place());
+            self.this_node = Some(node.this_node());
         }
         if !node.is_member(&self.names) {
             return self.remove(name, node.revision());
@@ -325,7 +325,7 @@ mod tests {
             keeper.hear(nodes.put(node));
         }
         let changed = keeper.hear(vec![]);
-        assert_eq!(changed, listed.hear(vec![Change::All(nodes.snapshot(9))]));
+        assert_eq!(changed, listed.hear(vec![Change::All(nodes.listing(9))]));
         assert_eq!(changed.0, ["192.168.0.1", "192.168.0.3"]);
         assert_eq!(changed.1.len(), 2, "{:?}", changed.1);
     }

@@ -10,28 +10,28 @@ use super::node::{Names, Node};
 use super::nodes::Nodes;
 use super::{Identity, Options};
 use crate::lease::{Leases, Rejections};
-use crate::store::entry::{Change, Snapshot};
+use crate::store::entry::{Change, Listing};
 use crate::store::table::Table;
 
 /// What a call has said about a Node.
 #[derive(Clone, Copy, Debug)]
-pub enum News<'a> {
+pub enum NodeNews<'a> {
     /// A Node is new or different: an object of the API.
     Is(&'a str),
     /// The Node of this name is gone.
     Gone(&'a str),
 }
 
-/// What is made of it.
+/// The leases that a keeper has then.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Told {
+pub struct Judged {
     /// The leases.
     pub leases: Leases,
     /// What is refused.
     pub rejected: Rejections,
 }
 
-impl From<Table> for Told {
+impl From<Table> for Judged {
     fn from(table: Table) -> Self {
         Self {
             leases: table.leases().clone(),
@@ -46,14 +46,14 @@ impl From<Table> for Told {
 pub fn followed<'a>(
     own: &str,
     prefix: &str,
-    news: impl IntoIterator<Item = News<'a>>,
-) -> [Told; 2] {
+    news: impl IntoIterator<Item = NodeNews<'a>>,
+) -> [Judged; 2] {
     let Ok(names) = Names::new(prefix) else {
-        return [Table::default(), Table::default()].map(Told::from);
+        return [Table::default(), Table::default()].map(Judged::from);
     };
     let mut nodes = Nodes::new(names, own.to_owned());
     let (mut follower, mut lister) = (Table::default(), Table::default());
-    let empty = |revision| Snapshot {
+    let empty = |revision| Listing {
         entries: Vec::new(),
         revision,
         as_of: None,
@@ -62,19 +62,19 @@ pub fn followed<'a>(
     let mut last = 0;
     for (revision, news) in (1..).zip(news) {
         let changes = match news {
-            News::Is(text) => match node(text, revision) {
+            NodeNews::Is(text) => match node(text, revision) {
                 Some(node) => nodes.put(&node),
                 None => continue,
             },
-            News::Gone(name) => nodes.remove(name, revision),
+            NodeNews::Gone(name) => nodes.remove(name, revision),
         };
         for change in changes {
             follower.apply(change, false);
         }
         last = revision;
     }
-    lister.apply(Change::All(nodes.snapshot(last)), false);
-    [follower, lister].map(Told::from)
+    lister.apply(Change::All(nodes.listing(last)), false);
+    [follower, lister].map(Judged::from)
 }
 
 fn node(text: &str, revision: u64) -> Option<Node> {
@@ -88,7 +88,7 @@ fn node(text: &str, revision: u64) -> Option<Node> {
 ///
 /// # Errors
 /// Why the file is of no use.
-pub fn remembered(own: &str, prefix: &str, network: &str, file: &[u8]) -> Result<Told, String> {
+pub fn remembered(own: &str, prefix: &str, network: &str, file: &[u8]) -> Result<Judged, String> {
     let identity = Identity::Node(own.to_owned());
     let options = Options {
         api_url: None,
@@ -101,6 +101,6 @@ pub fn remembered(own: &str, prefix: &str, network: &str, file: &[u8]) -> Result
     let memory = Memory::new(&options, identity);
     let recalled = memory.parse(file, network, SystemTime::UNIX_EPOCH)?;
     let mut table = Table::default();
-    table.apply(Change::All(recalled.snapshot()), false);
-    Ok(Told::from(table))
+    table.apply(Change::All(recalled.listing()), false);
+    Ok(Judged::from(table))
 }

@@ -9,7 +9,7 @@ use super::client::Api;
 use super::objects::{self, Event, Listener, Object, Resource, Unheard};
 use crate::service::api::{EndpointSlice, Service};
 use crate::service::{Kind, ObjectName};
-use crate::store::news::{Body, News, Told};
+use crate::store::news::{Body, News, Update};
 
 /// See [`LEFT_TO_OTHERS`](crate::service::api::LEFT_TO_OTHERS).
 const LABELS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
@@ -64,18 +64,18 @@ impl<T: Named> Listener for Forward<'_, T> {
     type Object = T;
 
     async fn hear(&mut self, event: Event<T>) -> Result<(), Unheard> {
-        let told = match event {
-            Event::Begin => Told::Begin,
+        let update = match event {
+            Event::Begin => Update::Begin,
             Event::Listed(object) | Event::Changed(object) => {
-                Told::Put(object.name(), (self.body)(object))
+                Update::Put(object.name(), (self.body)(object))
             }
-            Event::Gone(object) => Told::Gone(object.name()),
-            Event::Complete(_) => Told::Complete,
-            Event::Alive => Told::Alive,
-            Event::Unreachable(why) => Told::Unreachable(why),
+            Event::Gone(object) => Update::Gone(object.name()),
+            Event::Complete(_) => Update::Complete,
+            Event::Alive => Update::Alive,
+            Event::Unreachable(why) => Update::Unreachable(why),
         };
         let kind = self.kind;
-        let news = News { kind, told };
+        let news = News { kind, update };
         self.news.send(news).await.map_err(|_| Unheard)
     }
 }

@@ -2,7 +2,7 @@ use tempfile::TempDir;
 
 use super::super::entry::Term;
 use super::super::kube;
-use super::super::news::Told;
+use super::super::news::Update;
 use super::*;
 
 const TTL: Duration = Duration::from_secs(60);
@@ -32,8 +32,8 @@ fn unreachable_cluster() -> Registry {
 }
 
 async fn values(registry: &Registry) -> Vec<Vec<u8>> {
-    let snapshot = registry.list().await.expect("a list");
-    snapshot.entries.into_iter().map(|it| it.value).collect()
+    let listing = registry.list().await.expect("a list");
+    listing.entries.into_iter().map(|it| it.value).collect()
 }
 
 #[tokio::test]
@@ -72,10 +72,10 @@ async fn a_watch_begins_with_everything() {
         first
     };
     let (first, ()) = tokio::join!(first, watch);
-    let Ok(Some(Change::All(snapshot))) = first else {
+    let Ok(Some(Change::All(listing))) = first else {
         panic!("{first:?}")
     };
-    assert_eq!(snapshot.entries.len(), 1);
+    assert_eq!(listing.entries.len(), 1);
 }
 
 #[tokio::test]
@@ -130,12 +130,12 @@ async fn a_watch_of_services_begins_with_everything() {
         first
     };
     let (first, ()) = tokio::join!(first, watch);
-    let first = first.expect("an answer").map(|it| it.told);
-    assert!(matches!(first, Some(Told::Begin)), "{first:?}");
+    let first = first.expect("an answer").map(|it| it.update);
+    assert!(matches!(first, Some(Update::Begin)), "{first:?}");
 }
 
 #[tokio::test]
 async fn only_a_cluster_knows_where_its_nodes_are() {
-    assert!(unreachable_cluster().place().is_some());
-    assert!(directory().1.place().is_none());
+    assert!(unreachable_cluster().this_node().is_some());
+    assert!(directory().1.this_node().is_none());
 }

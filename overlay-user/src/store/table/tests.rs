@@ -30,18 +30,14 @@ fn late_changes_do_not_undo_later_ones() {
     );
     assert_eq!(public_ips(&table), ["2.2.2.2"]);
     table.apply(
-        Change::All(Snapshot {
+        Change::All(Listing {
             entries: vec![],
             revision: 6,
             as_of: None,
         }),
         false,
     );
-    assert_eq!(
-        public_ips(&table),
-        ["2.2.2.2"],
-        "written after the snapshot"
-    );
+    assert_eq!(public_ips(&table), ["2.2.2.2"], "written after the listing");
     table.apply(
         Change::Gone {
             key: "10.0.1.0-24".into(),
@@ -60,7 +56,7 @@ fn a_snapshot_brings_changed_values_and_takes_what_is_gone() {
     assert!(!table.is_complete());
     let entries = vec![entry("10.0.1.0-24", TWO, 8)];
     table.apply(
-        Change::All(Snapshot {
+        Change::All(Listing {
             entries,
             revision: 9,
             as_of: None,
@@ -85,7 +81,7 @@ fn after_an_outage_leases_linger_until_they_settle_or_are_replaced() {
         true,
     );
     table.apply(
-        Change::All(Snapshot {
+        Change::All(Listing {
             entries: vec![],
             revision: 3,
             as_of: None,
@@ -145,7 +141,7 @@ fn only_what_changed_is_read_again() {
     // A listing after an outage, with every entry newly written as it was.
     let entries = keys.map(|key| entry(key, ONE, 8)).into();
     table.apply(
-        Change::All(Snapshot {
+        Change::All(Listing {
             entries,
             revision: 9,
             as_of: None,
@@ -167,7 +163,7 @@ fn only_what_changed_is_read_again() {
 fn what_was_known_last_makes_way_for_every_answer() {
     let last = || {
         let entries = ["10.0.1.0-24", "10.0.2.0-24"].map(|key| entry(key, ONE, 0));
-        Change::All(Snapshot {
+        Change::All(Listing {
             entries: entries.into(),
             revision: 0,
             as_of: Some(SystemTime::UNIX_EPOCH),
@@ -180,7 +176,7 @@ fn what_was_known_last_makes_way_for_every_answer() {
     assert!(table.is_complete() && table.as_of().is_some());
     assert_eq!(public_ips(&table), ["2.2.2.2", "1.1.1.1"]);
     // Even a registry that was made anew and counts from the beginning.
-    let answer = Snapshot {
+    let answer = Listing {
         entries: vec![entry("10.0.1.0-24", TWO, 5)],
         revision: 5,
         as_of: None,
@@ -198,12 +194,12 @@ fn of_equal_counts_the_one_that_comes_last_is_believed() {
     table.put(entry("10.0.1.0-24", ONE, 7));
     table.put(entry("10.0.1.0-24", TWO, 7));
     assert_eq!(public_ips(&table), ["2.2.2.2"]);
-    let snapshot = Snapshot {
+    let listing = Listing {
         entries: vec![entry("10.0.1.0-24", ONE, 7)],
         revision: 7,
         as_of: None,
     };
-    table.apply(Change::All(snapshot), false);
+    table.apply(Change::All(listing), false);
     assert_eq!(public_ips(&table), ["1.1.1.1"]);
 }
 
@@ -254,7 +250,7 @@ fn a_node_with_another_address_is_known_by_the_rest() {
 #[test]
 fn an_answer_is_what_the_registry_itself_has_said() {
     let all = |as_of| {
-        Change::All(Snapshot {
+        Change::All(Listing {
             entries: vec![],
             revision: 1,
             as_of,

@@ -10,7 +10,7 @@ use rand::RngExt as _;
 
 use super::Mutator;
 use crate::namespace::INTERFACES;
-use overlay_cases::world::{NIC, NIC_MAC, PEER_NIC_MAC, World};
+use overlay_cases::world::{NIC, NIC_MAC, PEER_NIC_MAC, VTEP_INTERFACE, World};
 
 /// Where a prepared header has the MAC address of the peer's VXLAN device.
 const INNER_MAC: std::ops::Range<usize> = 50..56;
@@ -102,7 +102,7 @@ impl Mutator {
         let Some(config) = &mut world.config else {
             return;
         };
-        match self.below(7) {
+        match self.below(8) {
             0 => config.vni = self.one_of([0, 1, 4096, 0x00ff_ffff, random & 0x00ff_ffff]),
             1 => config.port = self.one_of([0, 4789, 8472, 80, 40000, random as u16]),
             2 => {
@@ -111,7 +111,8 @@ impl Mutator {
             }
             3 => config.underlay_ifindex = self.one_of([NIC, 0, 77]),
             4 => config.vtep = self.one_of([config.vtep, address]),
-            5 => config.gateway = self.one_of([config.gateway, [0; 4], address]),
+            5 => config.vtep_ifindex = self.one_of([VTEP_INTERFACE, 0]),
+            6 => config.gateway = self.one_of([config.gateway, [0; 4], address]),
             _ => config.vtep_mac = self.one_of([config.vtep_mac, config.bridge_mac, NIC_MAC]),
         }
     }

@@ -10,7 +10,7 @@ use overlay_common::schema::{
 use overlay_common::snapshot::Snapshot;
 
 use super::super::ways::Exit;
-use super::super::{Backing, View};
+use super::super::{Backing, Outlet, View};
 use super::Running;
 use super::wanted::{local_pods, table_input, watch_newcomers};
 use crate::config::flags::Aggregates;
@@ -57,6 +57,9 @@ impl Running {
             .filter(|pod| !self.left_out.contains_key(&pod.name));
         let pods = local_pods(pods, |ifindex| foreign.contains(&ifindex));
         let mut input = table_input(view, backing.mac, backing.peers, pods);
+        let is_vtep = |outlet: &&Outlet| Some(&outlet.name) == view.settings.device.as_ref();
+        let vtep = backing.outlets.iter().find(is_vtep);
+        input.vtep_ifindex = vtep.map_or(0, |device| device.ifindex);
         input.source_ports = sysctl::local_port_range().unwrap_or(input.source_ports);
         // Where the kernel does not tell, what it told last holds.
         if let Some(others) = &view.other_vnis {

@@ -74,6 +74,7 @@ pub(super) fn table_input(
         network: view.settings.config.network(),
         subnet: view.subnet,
         underlay_ifindex: view.underlay.ifindex,
+        vtep_ifindex: 0,
         vtep: view.underlay.public_address,
         vtep_mac: mac,
         bridge_mac: bridge.map(|bridge| bridge.mac).unwrap_or_default(),

@@ -22,14 +22,14 @@ fn memory(directory: &TempDir, node: &str, prefix: &str) -> Memory {
     memory
 }
 
-fn known() -> Snapshot {
+fn known() -> Listing {
     let entry = |key: &str, node: &str, refused: Option<&str>| Entry {
         node: Some(node.into()),
         public_ip: Some([1, 2, 3, 4].into()),
         refused: refused.map(|text| RejectReason::PodCidr(text.into())),
         ..Entry::new(key.into(), r#"{"PublicIP":"1.1.1.1"}"#, 77, Term::Reserved)
     };
-    Snapshot {
+    Listing {
         entries: vec![
             entry("10.244.1.0-24", "own", None),
             entry("10.244.2.0-24", "other", None),
@@ -53,14 +53,14 @@ fn what_is_written_is_recalled_and_older_than_any_answer() {
     let recalled = read(&memory, NETWORK).expect("of use");
     assert_eq!(recalled.own, "own");
     assert_eq!(recalled.node_public_ip, address);
-    let snapshot = recalled.snapshot();
-    assert!(snapshot.as_of.is_some());
+    let listing = recalled.listing();
+    assert!(listing.as_of.is_some());
     let older = |entry: &Entry| Entry {
         revision: 0,
         ..entry.clone()
     };
     let wanted: Vec<Entry> = known().entries.iter().map(older).collect();
-    assert_eq!(snapshot.entries, wanted);
+    assert_eq!(listing.entries, wanted);
     let given = recalled.given().expect("a subnet");
     assert_eq!(given.entry, wanted[0]);
     assert!(given.as_of.is_some());

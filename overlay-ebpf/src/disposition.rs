@@ -9,16 +9,19 @@ use crate::maps::{Mapped, count};
 use crate::skb::Skb;
 
 /// What is left to be done with a packet when its verdict is known.
-pub enum Outcome {
+pub enum Disposition {
     /// Nothing is left to be done; this is the tc action.
     Done(i32),
     /// The packet is dropped, and an event tells of the packet where the agent asks for events.
     Refused,
     /// The packet is left to the kernel; for the number see [`Pass::plain`].
     HandOver(Option<u32>),
+    /// The packet goes to the IP stack by another device; this is the tc action, and the number is
+    /// as above.
+    HandIn(i32, Option<u32>),
 }
 
-impl Outcome {
+impl Disposition {
     /// Leaves a packet to the kernel.
     #[inline(always)]
     pub fn pass(pass: Pass) -> (Verdict, Self) {
@@ -35,18 +38,18 @@ pub fn end<F: Mapped>(
     skb: &Skb,
     hook: Hook,
     bytes: u32,
-    (verdict, outcome): (Verdict, Outcome),
+    (verdict, disposition): (Verdict, Disposition),
 ) -> i32 {
     count(hook, verdict, bytes);
-    match outcome {
-        Outcome::Done(action) => action,
-        Outcome::Refused => {
+    let (action, plain) = match disposition {
+        Disposition::Done(action) => return action,
+        Disposition::Refused => {
             events::tell::<F, _>(skb, hook, verdict);
-            TC_ACT_SHOT
+            return TC_ACT_SHOT;
         }
-        Outcome::HandOver(plain) => {
-            skb.hand_over::<F>(plain);
-            TC_ACT_UNSPEC
-        }
-    }
+        Disposition::HandOver(plain) => (TC_ACT_UNSPEC, plain),
+        Disposition::HandIn(action, plain) => (action, plain),
+    };
+    skb.hand_over::<F>(plain);
+    action
 }
