@@ -66,8 +66,7 @@ impl Served {
         let mut pins = pins.chain(PINNED_MAPS.iter().map(|name| format!("{MAPS}/{name}")));
         let there = self.node.run(["find", &PINS.to_string(), "-type", "f"]);
         let there = there.unwrap_or_default();
-        PROGRAMS.iter().all(|name| is_attached(name))
-            && pins.all(|pin| there.lines().any(|it| it == pin))
+        PROGRAMS.iter().all(is_attached) && pins.all(|pin| there.lines().any(|it| it == pin))
     }
 
     /// Detaches a program by its link, whoever holds the link.
