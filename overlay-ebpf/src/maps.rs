@@ -25,7 +25,10 @@ pub trait Mapped: Family {
 
 /// Declares the maps of a family.
 macro_rules! maps {
-    ($family:ident: $config:tt, $endpoints:tt, $pods:tt, $devices:tt, $peers:tt, $vteps:tt, $flows:tt, $flow_news:tt) => {
+    (
+        $family:ident: $config:tt, $endpoints:tt, $pods:tt, $devices:tt, $peers:tt, $vteps:tt,
+        $flows:tt, $flow_news:tt
+    ) => {
         const _: () = {
             type Addr = <$family as Family>::Addr;
 
@@ -95,9 +98,15 @@ pub type Served = overlay_common::V4;
 pub type Served = overlay_common::V6;
 
 #[cfg(not(feature = "ipv6"))]
-maps!(Served: "ov_config4", "ov_endpoints4", "ov_pods4", "ov_devices4", "ov_peers4", "ov_vteps4", "ov_flows4", "ov_flow_news4");
+maps!(
+    Served: "ov_config4", "ov_endpoints4", "ov_pods4", "ov_devices4", "ov_peers4", "ov_vteps4",
+    "ov_flows4", "ov_flow_news4"
+);
 #[cfg(feature = "ipv6")]
-maps!(Served: "ov_config6", "ov_endpoints6", "ov_pods6", "ov_devices6", "ov_peers6", "ov_vteps6", "ov_flows6", "ov_flow_news6");
+maps!(
+    Served: "ov_config6", "ov_endpoints6", "ov_pods6", "ov_devices6", "ov_peers6", "ov_vteps6",
+    "ov_flows6", "ov_flow_news6"
+);
 
 #[btf_map(name = "ov_heartbeat")]
 static HEARTBEAT: Array<Heartbeat, 1> = Array::new();

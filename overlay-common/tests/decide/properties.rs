@@ -97,7 +97,11 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn any_bytes_have_a_verdict(
@@ -168,7 +172,9 @@ proptest! {
     }
 
     #[test]
-    fn forged_packets_are_always_refused(source: [u8; 2], destination: [u8; 4], oddities in oddities()) {
+    fn forged_packets_are_always_refused(
+        source: [u8; 2], destination: [u8; 4], oddities in oddities(),
+    ) {
         let source = [10, 244, source[0], source[1]];
         prop_assume!(source != POD_A);
         let mut case = sent(source, destination, oddities);
@@ -183,7 +189,8 @@ proptest! {
         let frame = carrying(&vxlan(VNI, &inside)[..len.min(8 + inside.len())])
             .fragment(0, oddities.fragment.1)
             .with(|ip| ip.source = [192, 168, 0, last]);
-        let case = Case::new(Hook::NetIn, "made up", frame.bytes(), Outcome::Pass(Verdict::Malformed));
+        let want = Outcome::Pass(Verdict::Malformed);
+        let case = Case::new(Hook::NetIn, "made up", frame.bytes(), want);
         let outcome = case.decide();
         // What is too short to carry a packet is the kernel's to drop, unless a fragment makes it
         // longer.
@@ -253,13 +260,18 @@ proptest! {
             Ipv4Frame::protocol(source.0, destination.0, protocol, body)
         };
         let request = with_ports((POD_A, near), (remote, far)).sent_by(MAC_A).sent_to(BRIDGE_MAC);
-        let response = with_ports((remote, far), (POD_A, near)).sent_by(PEER_VTEP_MAC).sent_to(VTEP_MAC);
+        let response = with_ports((remote, far), (POD_A, near))
+            .sent_by(PEER_VTEP_MAC)
+            .sent_to(VTEP_MAC);
 
         let mut sent = Case::new(
             Hook::PodIn, "sent", request.bytes(), Outcome::Fast(Verdict::Encapsulated),
         );
         let mut received = Case::new(
-            Hook::NetIn, "received", outer(&response.bytes()).bytes(), Outcome::Fast(Verdict::Decapsulated),
+            Hook::NetIn,
+            "received",
+            outer(&response.bytes()).bytes(),
+            Outcome::Fast(Verdict::Decapsulated),
         );
         prop_assert_eq!((sent.decide(), received.decide()), (sent.want, received.want));
 
@@ -278,13 +290,21 @@ proptest! {
     /// Any packet of a pod to any address, but for oddities of IPv4's own.
     #[test]
     fn what_a_pod_sends_ends_alike_in_both_families(
-        source in select(vec![POD_A, POD_B, OUTSIDE]), to: [u8; 2], oddities in oddities(), outside in any::<bool>(),
+        source in select(vec![POD_A, POD_B, OUTSIDE]),
+        to: [u8; 2],
+        oddities in oddities(),
+        outside in any::<bool>(),
     ) {
         let plain = Oddities { option_words: 0, padding: 0, breaks_checksum: false, ..oddities };
         let [a, b] = to;
         let mut case = sent(source, if outside { [8, 8, a, b] } else { [10, 244, a, b] }, plain);
         case.want = case.decide();
-        for told in [ends_alike::<V6, V6>(&case), ends_alike::<V6, V4>(&case), ends_alike::<V4, V6>(&case)] {
+        let told = [
+            ends_alike::<V6, V6>(&case),
+            ends_alike::<V6, V4>(&case),
+            ends_alike::<V4, V6>(&case),
+        ];
+        for told in told {
             prop_assert!(!matches!(told, Some(Err(_))), "{told:?}");
         }
     }
@@ -294,11 +314,19 @@ proptest! {
         index in any::<Index>(), bytes: [u8; 16],
     ) {
         let mut case = Case::new(
-            Hook::NetIn, "received", outer(&inner().bytes()).bytes(), Outcome::Pass(Verdict::NotVxlan),
+            Hook::NetIn,
+            "received",
+            outer(&inner().bytes()).bytes(),
+            Outcome::Pass(Verdict::NotVxlan),
         );
         change(&mut case, &index.get(RECEIVED_FIELDS).at, &bytes, &[14, 64]);
         case.want = case.decide();
-        for told in [ends_alike::<V6, V6>(&case), ends_alike::<V6, V4>(&case), ends_alike::<V4, V6>(&case)] {
+        let told = [
+            ends_alike::<V6, V6>(&case),
+            ends_alike::<V6, V4>(&case),
+            ends_alike::<V4, V6>(&case),
+        ];
+        for told in told {
             prop_assert!(!matches!(told, Some(Err(_))), "{told:?}");
         }
     }

@@ -51,7 +51,9 @@ impl<'a> Names<'a> {
             "spec": {
                 "clusterIP": CLUSTER_DNS,
                 "selector": {"app": SERVER},
-                "ports": [port("dns", "UDP", 53), port("dns-tcp", "TCP", 53), port("web", "TCP", 80)],
+                "ports": [
+                    port("dns", "UDP", 53), port("dns-tcp", "TCP", 53), port("web", "TCP", 80),
+                ],
             },
         });
         let list = json!({"apiVersion": "v1", "kind": "List", "items": [server, service]});

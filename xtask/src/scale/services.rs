@@ -245,7 +245,11 @@ impl Invented {
         let slice = |(slice, some): (u32, &[Ipv4Addr])| {
             let number = self.number;
             let key = format!("/coreos.com/network/endpointslices/shop.web-{number}-{slice}");
-            let endpoint = |address: &Ipv4Addr| json!({"addresses": [address], "conditions": {"ready": true}, "nodeName": "n2"});
+            let endpoint = |address: &Ipv4Addr| {
+                json!({
+                    "addresses": [address], "conditions": {"ready": true}, "nodeName": "n2",
+                })
+            };
             let value = json!({
                 "metadata": {"labels": {"kubernetes.io/service-name": format!("web-{number}")}},
                 "addressType": "IPv4",
