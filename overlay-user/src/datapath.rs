@@ -18,6 +18,7 @@ pub mod pins;
 pub mod pods;
 pub mod probe;
 pub mod programs;
+mod query;
 pub mod services;
 pub mod shapes;
 pub mod tables;

@@ -12,6 +12,7 @@ mod claims;
 mod judge;
 mod name;
 mod offers;
+pub mod refused;
 mod spec;
 
 use std::fmt;

@@ -1,5 +1,7 @@
 //! What an operator is told of a node that carries traffic, and yet is not as it should be.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -184,6 +186,45 @@ fn a_peer_that_cannot_be_asked_is_the_only_one_that_is_told() -> Result<()> {
     )?;
     let told = status(&node)?["unreachable"].to_string();
     ensure!(!told.contains(&other.to_string()), "{told}");
+    lab.down()
+}
+
+#[test]
+fn an_agent_that_may_not_ask_its_peers_says_so() -> Result<()> {
+    let lab = lab("unchecked")?;
+    let node = lab.node(1);
+    ensure!(status(&node)?["unchecked"] == Value::Null);
+    // Without raw sockets, and no group may open sockets for echo alone (the kernel's default).
+    let aside = tempfile::tempdir()?;
+    let agent = aside.path().join("overlayd");
+    let own = lab.options().bin_dir.join("overlayd");
+    let line = format!(
+        "exec setpriv --bounding-set=-net_raw {} \"$@\"",
+        own.display()
+    );
+    fs::write(&agent, format!("#!/bin/sh\n{line}\n"))?;
+    fs::set_permissions(&agent, Permissions::from_mode(0o755))?;
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent_from(&agent, &[])?;
+    let why = "echo requests are not permitted";
+    wait_noted(
+        &node,
+        &format!("kernel paths to peers: not checked: {why}"),
+        true,
+    )?;
+    wait_until("status to say so", LIMIT, || {
+        status(&node).is_ok_and(|status| status["unchecked"].to_string().contains(why))
+    })?;
+    let shown = node.run(["overlayctl", "status"])?;
+    ensure!(
+        shown.contains(&format!("kernel paths to peers not checked: {why}")),
+        "{shown}"
+    );
+    node.stop_agent(Signal::SIGTERM)?;
+    node.start_agent(&[])?;
+    wait_until("status to be content", LIMIT, || {
+        status(&node).is_ok_and(|status| status["unchecked"] == Value::Null)
+    })?;
     lab.down()
 }
 

@@ -5,7 +5,9 @@
 
 mod sockets {
     pub mod agent;
+    pub mod builds;
     pub mod changes;
+    pub mod disturbed;
     pub mod load;
     pub mod opted_out;
     pub mod resolvers;
@@ -170,6 +172,15 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
         let text = node.run(["overlayctl", command])?;
         ensure!(text.contains(object) && text.contains(why), "{text}");
     }
+    let answer = node.http_get("/readyz")?;
+    let line = format!("refused Services: 1 not taken as they are, for instance {object}: {why}");
+    ensure!(
+        answer.status == 200 && answer.body.contains(&line),
+        "{answer:?}"
+    );
+    let metrics = node.http_get("/metrics")?.body;
+    let line = "\noverlay_refused_services{reason=\"special_address\"} 1\n";
+    ensure!(metrics.contains(line), "{metrics}");
     node.run(["rm", &format!("{store}/services/default.evil.json")])?;
     wait_until("the refusal to go", PATIENCE, || {
         shown().is_ok_and(|shown| shown["refused"]["told"] == json!([]))

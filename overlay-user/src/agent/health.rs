@@ -17,6 +17,7 @@ use crate::kernel::policies::Policy;
 use crate::lease::{Lease, Rejections};
 use crate::liveness::Liveness;
 use crate::observe::metrics::{self, Scrape};
+use crate::service::{Refusals, refused};
 use crate::store::{LeaseState, StoreHealth};
 use anyhow::Context as _;
 use axum::Router;
@@ -145,6 +146,7 @@ struct Shown {
     liveness: Liveness,
     paths: watch::Receiver<Paths>,
     services: watch::Receiver<services::Standing>,
+    refused: watch::Receiver<Refusals>,
 }
 
 impl Health {
@@ -155,6 +157,7 @@ impl Health {
         liveness: Liveness,
         paths: watch::Receiver<Paths>,
         services: watch::Receiver<services::Standing>,
+        refused: watch::Receiver<Refusals>,
     ) -> anyhow::Result<Self> {
         let (reports, shown) = watch::channel(Progress::default());
         if flags.node.healthz_port == 0 {
@@ -181,6 +184,7 @@ impl Health {
                 liveness,
                 paths,
                 services,
+                refused,
             });
         tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, routes).await {
@@ -288,6 +292,9 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     }
     let services = shown.services.borrow().clone();
     line("Services", &services.text());
+    if let Some(note) = refused::note(&shown.refused.borrow()) {
+        line("refused Services", &note);
+    }
     for rejected in report.rejected.sorted() {
         line(
             "refused lease",
@@ -323,6 +330,7 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
     let scrape = Scrape {
         ready: report.is_ready() && services.fault().is_none(),
         service_addresses: services.frontends(),
+        refused_services: refused::by_reason(&shown.refused.borrow()),
         sockets: sockets::counters(&shown.pins).unwrap_or_default(),
         peers: report.peers,
         pods: report.pods,
@@ -354,35 +362,4 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    use std::time::Duration;
-
-    use crate::liveness::Pulse;
-
-    #[tokio::test]
-    async fn livez_names_the_task_that_is_stuck() {
-        let liveness = Liveness::default();
-        let shown = Shown {
-            reports: watch::channel(Progress::default()).1,
-            pins: Pins::new("/nowhere"),
-            liveness: liveness.clone(),
-            paths: watch::channel(Paths::default()).1,
-            services: watch::channel(services::Standing::default()).1,
-        };
-        let answer = async || {
-            let answer = livez(State(shown.clone())).await.into_response();
-            let body = axum::body::to_bytes(answer.into_body(), 1000).await;
-            String::from_utf8(body.expect("a body").to_vec()).expect("text")
-        };
-        let status = async || livez(State(shown.clone())).await.into_response().status();
-        liveness.expect("well", Pulse::default(), Duration::from_secs(3600));
-        assert_eq!(status().await, StatusCode::OK);
-        let silent = Pulse::default();
-        liveness.expect("dead", silent.clone(), Duration::ZERO);
-        while silent.silence().is_zero() {}
-        assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
-        assert!(answer().await.starts_with("dead: no progress for "));
-    }
-}
+mod tests;

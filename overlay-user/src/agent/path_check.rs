@@ -268,6 +268,24 @@ mod tests {
     use crate::mac::MacAddr;
 
     #[test]
+    fn who_cannot_ask_says_so_until_it_can() {
+        let (found, heard) = watch::channel(Paths::default());
+        let mut teller = Teller {
+            found,
+            last: None,
+            is_due: false,
+        };
+        let note = || heard.borrow().note();
+        teller.tell_unchecked(&echo::Error::NotPermitted);
+        let told = note().expect("a note");
+        let why = "not checked: echo requests are not permitted; give the agent CAP_NET_RAW";
+        assert!(told.starts_with(why), "{told}");
+        // Nothing has changed of the peers; that they are asked again is news all the same.
+        assert_eq!(teller.tell(&Checks::default(), Instant::now()), None);
+        assert_eq!(note(), None);
+    }
+
+    #[test]
     fn many_peers_that_fall_silent_one_by_one_are_told_now_and_then() {
         let (found, heard) = watch::channel(Paths::default());
         let mut teller = Teller {

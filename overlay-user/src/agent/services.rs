@@ -1,11 +1,12 @@
 //! Services at the socket, kept as the store has them.
 
 use std::collections::BTreeSet;
+use std::future::pending;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentFlags;
@@ -23,6 +24,8 @@ use super::settings;
 const RETRY: Duration = Duration::from_secs(30);
 /// How often connected sockets are looked for whose servers have gone, while there may be any.
 const LOOK: Duration = Duration::from_secs(60);
+/// How often the programs and their pins are looked for.
+const TICK: Duration = Duration::from_secs(1);
 /// Changes come in bursts; the maps follow after the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -165,6 +168,10 @@ pub async fn run(
         return;
     }
     let mut running: Option<SocketPrograms> = None;
+    // What was taken off in part serves until all of it is attached anew.
+    let mut disturbed: Option<SocketPrograms> = None;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look_at = None;
     loop {
         // Before what may take a server away, because a socket that was given this server a moment
@@ -182,10 +189,15 @@ pub async fn run(
         if let Some(table) = &table {
             let alone = opted_out.borrow_and_update().clone();
             match follow(&flags, &pins, &mut running, table, &alone) {
-                Ok(new) => show(new),
+                Ok(new) => {
+                    if disturbed.take().is_some() && running.is_some() {
+                        tracing::info!("the programs at the socket are whole again");
+                    }
+                    show(new);
+                }
                 Err(error) => {
                     // With its programs go their links: kube-proxy takes over.
-                    running = None;
+                    (running, disturbed) = (None, None);
                     take_off(&pins);
                     failed = true;
                     show(Standing::Down {
@@ -204,8 +216,27 @@ pub async fn run(
             changed = opted_out.changed(), if !failed => if changed.is_err() { return },
             () = sleep(RETRY), if failed => {}
             () = sleep_until(look_at.unwrap_or_else(Instant::now)), if is_telling => {}
+            () = disturbance(&running, &mut tick) => disturbed = running.take(),
         }
         sleep(SETTLE).await;
+    }
+}
+
+/// Returns when something of the programs is missing, of which the kernel sends no event. What
+/// standing sockets need is pinned again by then.
+async fn disturbance(running: &Option<SocketPrograms>, tick: &mut Interval) {
+    let Some(services) = running else {
+        return pending().await;
+    };
+    loop {
+        tick.tick().await;
+        if let Some(what) = services.disturbance() {
+            tracing::warn!("{what}: starting the programs at the socket anew");
+            if let Err(error) = services.pin_memory() {
+                tracing::warn!("what sockets were given is forgotten: {error}");
+            }
+            return;
+        }
     }
 }
 
@@ -249,6 +280,16 @@ fn follow(
         without_room,
         group: services.group().to_owned(),
     })
+}
+
+/// Takes over what an agent of another ABI version has left of what standing sockets need, before
+/// whatever else it has left is taken off.
+pub fn take_over(flags: &AgentFlags) {
+    match settings::pins(flags).take_over(services::is_pin) {
+        Ok(0) => {}
+        Ok(pins) => tracing::info!(pins, "took over what another version's sockets need"),
+        Err(error) => tracing::warn!("what sockets were given is forgotten: {error}"),
+    }
 }
 
 /// Takes away the tables that no agent keeps true.

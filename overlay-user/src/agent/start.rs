@@ -49,17 +49,22 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
             run_dir.display()
         );
     };
+    services::take_over(flags);
     let liveness = Liveness::default();
     tokio::spawn(watchdog::feed(liveness.clone()));
     let path_check = PathCheck::spawn();
     liveness.expect("path check", path_check.pulse(), PATIENCE);
     let (services_stand, services_shown) = watch::channel(services::Standing::default());
+    let source = store::ServiceFollower::default();
+    let services_known = source.subscribe();
+    let refused_services = services::refused(services_known.clone());
     let health = Health::serve(
         flags,
         settings::pins(flags),
         liveness.clone(),
         path_check.paths(),
         services_shown.clone(),
+        refused_services.clone(),
     )
     .await?;
     let store = Arc::new(settings::open_store(flags).context("open the store")?);
@@ -176,15 +181,12 @@ pub async fn run(flags: &AgentFlags, cancel: CancellationToken) -> anyhow::Resul
         mac,
         file,
     };
-    let source = store::ServiceFollower::default();
-    let services_known = source.subscribe();
     if flags.node.services != ServicesMode::Off {
         let (store, cancel) = (Arc::clone(&store), cancel.clone());
         let pods = settings.config.pools.map(SubnetPool::network);
         tokio::spawn(async move { source.run(&store, pods, cancel).await });
     }
     let (opted_out, are_opted_out) = watch::channel(BTreeSet::new());
-    let refused_services = services::refused(services_known.clone());
     tokio::spawn(services::run(
         flags.clone(),
         services_known,

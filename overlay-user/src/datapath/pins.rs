@@ -143,6 +143,37 @@ impl Pins {
         Ok(list(&self.root)?.into_iter().filter(is_other).collect())
     }
 
+    /// Moves the pins of maps and links whose names are wanted here from the directories of other
+    /// ABI versions; returns how many. What is pinned here already stays.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] where the kernel refuses, [`Error::NotBpfFs`].
+    pub fn take_over(&self, is_wanted: impl Fn(&str) -> bool) -> Result<usize, Error> {
+        let mut moved = 0;
+        for version in self.other_versions()? {
+            for kind in ["maps", "links"] {
+                for pin in list(&version.join(kind))? {
+                    let name = pin.file_name().and_then(|name| name.to_str());
+                    let Some(name) = name.filter(|name| is_wanted(name)) else {
+                        continue;
+                    };
+                    let own = self.version().join(kind).join(name);
+                    if own.exists() {
+                        continue;
+                    }
+                    self.create()?;
+                    fs::rename(&pin, own).map_err(|source| Error::Pin {
+                        call: "rename",
+                        path: pin.clone(),
+                        source,
+                    })?;
+                    moved += 1;
+                }
+            }
+        }
+        Ok(moved)
+    }
+
     /// The pins of links in the directory of another ABI version, whatever they are called there.
     ///
     /// # Errors

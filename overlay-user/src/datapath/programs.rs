@@ -15,13 +15,12 @@ use overlay_common::{Hook, V4};
 
 use super::pins::Pins;
 use super::shapes::{Misfit, check_pins};
-use super::{Error, maps};
+use super::{Error, maps, query};
 use crate::marks::CLSACT_PRIORITY;
 
 mod detach;
 mod inspect;
 mod offer;
-mod query;
 mod xdp;
 
 pub use inspect::{OnHook, by_id, on_hook, on_link};
@@ -346,7 +345,7 @@ fn pinned_program(pin: &Path) -> Option<u32> {
 }
 
 /// The same, with what the kernel says where there is none.
-fn pinned_link(pin: &Path) -> Result<u32, LinkError> {
+pub(super) fn pinned_link(pin: &Path) -> Result<u32, LinkError> {
     let link = FdLink::from(PinnedLink::from_pin(pin)?);
     Ok(link.info()?.program_id())
 }

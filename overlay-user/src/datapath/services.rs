@@ -26,10 +26,12 @@ use crate::service::ServiceTable;
 pub mod contents;
 mod entries;
 mod gone;
+mod presence;
 mod view;
 
 use contents::{Changed, Contents};
 use entries::Entries;
+use presence::Ids;
 pub use view::{FrontendView, view};
 
 /// The map of addresses of Services.
@@ -38,6 +40,8 @@ pub const SERVICES: &str = "ov_services";
 pub const SERVERS: &str = "ov_servers";
 /// The map of pods that are left to kube-proxy.
 const OPTED_OUT: &str = "ov_opted_out";
+/// What is true as long as an agent keeps it so.
+const KEPT: [&str; 3] = [SERVICES, SERVERS, OPTED_OUT];
 /// The map of what was counted.
 pub const COUNTS: &str = "ov_socket_count";
 /// What outlives the agent: sockets that stand need it.
@@ -63,6 +67,7 @@ const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 /// The programs at the socket, loaded.
 pub struct SocketPrograms {
     ebpf: Ebpf,
+    ids: Ids,
     pins: Pins,
     /// The group whose sockets they serve.
     group: PathBuf,
@@ -98,7 +103,7 @@ impl SocketPrograms {
             loader.map_pin_path(name, pins.map(name));
         }
         // What an earlier agent has left in the others is true no more.
-        for name in [SERVICES, SERVERS, OPTED_OUT] {
+        for name in KEPT {
             Pins::remove(&pins.map(name))?;
             loader.map_pin_path(name, pins.map(name));
         }
@@ -106,10 +111,12 @@ impl SocketPrograms {
             .load(bytes)
             .map_err(|source| Error::Load(Box::new(source)))?;
         load_programs(&mut ebpf)?;
+        let ids = Ids::of(&ebpf, pins)?;
         let entries = Entries::open(pins)?;
         let opted_out = open(pins, OPTED_OUT)?;
         let services = Self {
             ebpf,
+            ids,
             pins: pins.clone(),
             group: group.into(),
             entries,
@@ -220,6 +227,22 @@ impl SocketPrograms {
         })
     }
 
+    /// What somebody has taken off or unpinned of what was attached and pinned, if anything.
+    #[must_use]
+    pub fn disturbance(&self) -> Option<String> {
+        let is_telling = self.is_telling();
+        self.ids.disturbance(&self.pins, &self.group, is_telling)
+    }
+
+    /// Pins the memory of what sockets were given where its pins are gone, so that the next
+    /// [`load`](Self::load) takes the memory over.
+    ///
+    /// # Errors
+    /// [`Error::Pin`], [`Error::Link`].
+    pub fn pin_memory(&self) -> Result<(), Error> {
+        self.ids.pin_memory(&self.ebpf, &self.pins)
+    }
+
     /// From now on every packet's socket is asked whether its server still serves.
     fn tell_of_gone(&mut self) -> Result<(), Error> {
         if self.telling.is_some() {
@@ -317,8 +340,7 @@ pub fn try_loading() -> Result<(), Error> {
 /// # Errors
 /// [`Error::Pin`].
 pub fn forget(pins: &Pins) -> Result<(), Error> {
-    [SERVICES, SERVERS, OPTED_OUT]
-        .iter()
+    KEPT.iter()
         .try_for_each(|name| Pins::remove(&pins.map(name)))
 }
 
@@ -346,8 +368,12 @@ pub fn counters(pins: &Pins) -> Result<Vec<(Operation, Verdict, u64)>, Error> {
 #[must_use]
 pub fn is_pin(name: &str) -> bool {
     let links = SAYING.into_iter();
-    let maps = MEMORY.into_iter().chain([SERVICES, SERVERS, OPTED_OUT]);
-    links.chain(maps).any(|known| known == name)
+    links.chain(maps()).any(|known| known == name)
+}
+
+/// The maps that are pinned.
+fn maps() -> impl Iterator<Item = &'static str> {
+    MEMORY.into_iter().chain(KEPT)
 }
 
 /// The pin of the link that holds a program.

@@ -44,6 +44,8 @@ pub struct Scrape {
     pub packets: Vec<(Hook, Verdict, PacketCounter)>,
     /// Addresses of Services that sockets are given servers for.
     pub service_addresses: usize,
+    /// Services and EndpointSlices that are not taken as they are, by reason.
+    pub refused_services: BTreeMap<&'static str, usize>,
     /// How sockets fared; empty where no programs are at the socket.
     pub sockets: Vec<(socket::Operation, socket::Verdict, u64)>,
     /// Packets refused on the kernel path, by reason.
@@ -125,6 +127,16 @@ pub fn render(scrape: Scrape) -> Result<String, fmt::Error> {
         "policy_engines",
         "Netfilter chains with foreign rules on the way from pod to pod, by who made the rules",
         engines,
+    );
+    let refused = Family::<Reason, Gauge>::default();
+    for (reason, objects) in &scrape.refused_services {
+        let gauge = refused.get_or_create(&Reason { reason });
+        gauge.set(as_i64(*objects));
+    }
+    registry.register(
+        "refused_services",
+        "Services and EndpointSlices that are not taken as they are, by the first reason of each",
+        refused,
     );
     let build = Family::<[(&str, &str); 1], Gauge>::default();
     build
@@ -242,6 +254,7 @@ mod tests {
             packets: vec![(Hook::PodIn, Verdict::Encapsulated, packets)],
             guard: vec![("unknown_vtep", 3)],
             service_addresses: 4,
+            refused_services: [("taken", 5)].into(),
             sockets: vec![(socket::Operation::Connect, socket::Verdict::Translated, 9)],
             policy_engines: [("calico".to_owned(), 2)].into(),
             ..Scrape::default()
@@ -253,6 +266,7 @@ mod tests {
             "overlay_policy_engines{engine=\"calico\"} 2",
             "overlay_datapath_packets_total{hook=\"pod_in\",kind=\"fast\",verdict=\"encapsulated\"} 7",
             "overlay_service_addresses 4",
+            "overlay_refused_services{reason=\"taken\"} 5",
             "overlay_sockets_total{operation=\"connect\",verdict=\"translated\"} 9",
             "overlay_guard_refused_packets_total{reason=\"unknown_vtep\"} 3",
             "# EOF",

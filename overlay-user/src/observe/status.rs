@@ -37,36 +37,7 @@ use overlay_common::snapshot::Snapshot;
 
 /// Looks at this node.
 pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
-    let mut status = Status {
-        agent: AgentView {
-            running: false,
-            pid: None,
-        },
-        node: None,
-        peers: Vec::new(),
-        pods: Vec::new(),
-        attachments: Vec::new(),
-        fast_path: FastPathView {
-            state: "absent",
-            ..FastPathView::default()
-        },
-        early_refusal: None,
-        foreign_programs: None,
-        network_policies: None,
-        leases_as_of: None,
-        services: ServicesView::default(),
-        slow_path: BTreeMap::new(),
-        refused: BTreeMap::new(),
-        rejected: Vec::new(),
-        unreachable: Vec::new(),
-        tcp_pick_up: kernel::sysctl::no_tcp_pick_up(),
-        unchecked: None,
-        abi: AbiView {
-            own: ABI_VERSION,
-            pinned: Vec::new(),
-        },
-        problems: Vec::new(),
-    };
+    let mut status = Status::unseen();
     match pins.versions() {
         Ok(versions) => status.abi.pinned = versions,
         Err(error) => status.problems.push(error.to_string()),
@@ -84,17 +55,9 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
                 running: AgentLock::is_held(run_dir),
                 pid: Some(agent.pid),
             };
-            device = Some(agent.device);
-            subnet_file = agent.subnet_file;
-            status.leases_as_of = agent.leases_as_of;
-            status.rejected = agent.rejected;
-            status.early_refusal = agent.early_refusal;
-            status.foreign_programs = agent.foreign_programs;
-            status.network_policies = agent.network_policies;
-            status.services.by = agent.services;
-            status.services.refused = agent.refused_services;
-            status.unreachable = agent.unreachable;
-            status.unchecked = agent.unchecked;
+            device = Some(agent.device.clone());
+            subnet_file.clone_from(&agent.subnet_file);
+            status.hear(agent);
         }
         Ok(None) => {}
         Err(error) => status.problems.push(error.to_string()),
@@ -134,6 +97,53 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
 }
 
 impl Status {
+    /// Of a node that has not been looked at.
+    fn unseen() -> Self {
+        Self {
+            agent: AgentView {
+                running: false,
+                pid: None,
+            },
+            node: None,
+            peers: Vec::new(),
+            pods: Vec::new(),
+            attachments: Vec::new(),
+            fast_path: FastPathView {
+                state: "absent",
+                ..FastPathView::default()
+            },
+            early_refusal: None,
+            foreign_programs: None,
+            network_policies: None,
+            leases_as_of: None,
+            services: ServicesView::default(),
+            slow_path: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            rejected: Vec::new(),
+            unreachable: Vec::new(),
+            tcp_pick_up: kernel::sysctl::no_tcp_pick_up(),
+            unchecked: None,
+            abi: AbiView {
+                own: ABI_VERSION,
+                pinned: Vec::new(),
+            },
+            problems: Vec::new(),
+        }
+    }
+
+    /// Takes over what the agent has noted for the tools.
+    fn hear(&mut self, agent: AgentFile) {
+        self.leases_as_of = agent.leases_as_of;
+        self.rejected = agent.rejected;
+        self.early_refusal = agent.early_refusal;
+        self.foreign_programs = agent.foreign_programs;
+        self.network_policies = agent.network_policies;
+        self.services.by = agent.services;
+        self.services.refused = agent.refused_services;
+        self.unreachable = agent.unreachable;
+        self.unchecked = agent.unchecked;
+    }
+
     fn count(&mut self, counters: &[(Hook, Verdict, overlay_common::schema::Counter)]) {
         let fast_path = &mut self.fast_path;
         for (hook, verdict, counter) in counters {
@@ -308,4 +318,44 @@ fn peers(observed: &KernelState, tables: &Snapshot<V4>) -> Vec<PeerView> {
         .collect();
     peers.sort_by(|a, b| a.subnet.cmp(&b.subnet));
     peers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_agent_has_noted_is_shown() {
+        let note = br#"{
+            "pid": 7, "device": null, "health": null, "subnet_file": "/run/flannel/subnet.env",
+            "leases_as_of": "2023-11-14T22:13:20Z", "unchecked": "no socket",
+            "early_refusal": "nowhere", "foreign_programs": "those of a file",
+            "network_policies": "2 chains", "services": "by kube-proxy: off",
+            "rejected": [{"subject": "10.9.0.0-24", "reason": "it is odd"}],
+            "refused_services": {"told": [{"subject": "Service a/b", "reasons": ["odd, too"]}], "more": 0},
+            "unreachable": [
+                {"subnet": "10.244.9.0/24", "vtep": "192.0.2.9", "way": "direct"}
+            ]
+        }"#;
+        let mut status = Status::unseen();
+        status.hear(AgentFile::parse(note).expect("a note"));
+        // Whatever the columns' widths are.
+        let lines = render(&status);
+        let text: Vec<_> = lines.split_whitespace().collect();
+        let text = text.join(" ");
+        for words in [
+            "as known at 2023-11-14T22:13:20Z: the store has not answered since the agent started",
+            "kernel paths to peers not checked: no socket",
+            "early refusal nowhere",
+            "programs those of a file",
+            "policies 2 chains",
+            "services by kube-proxy: off",
+            "10.9.0.0-24 it is odd",
+            "Service a/b odd, too",
+            "1 peers give no answer over the kernel path",
+            "10.244.9.0/24 192.0.2.9",
+        ] {
+            assert!(text.contains(words), "{words:?} not in\n{text}");
+        }
+    }
 }

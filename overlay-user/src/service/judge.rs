@@ -55,6 +55,25 @@ pub enum Refusal {
     More(usize),
 }
 
+impl Refusal {
+    /// Its name in metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Json(_) => "json",
+            Self::NoAddress(..) => "not_an_address",
+            Self::Special(..) => "special_address",
+            Self::Pods(..) => "pods_address",
+            Self::Node(_) => "node_address",
+            Self::Port(_) => "not_a_port",
+            Self::Service(..) => "cluster_ip_as_endpoint",
+            Self::Taken(..) => "taken",
+            Self::Frontends(..) => "too_many_addresses",
+            Self::More(_) => "more",
+        }
+    }
+}
+
 /// What an address is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

@@ -322,6 +322,8 @@ fn kubelet_config() -> Value {
         "imageGCHighThresholdPercent": 100,
         "nodeStatusUpdateFrequency": "4s",
         "serializeImagePulls": false,
+        // A kubelet that missed the end of a container notices it then; a minute unless it is said.
+        "syncFrequency": "10s",
         "staticPodPath": format!("/run/node/{STATIC_PODS}"),
     })
 }

@@ -12,8 +12,7 @@ use crate::Namespace;
 use crate::traffic::Endpoint;
 use crate::wait::wait_for;
 
-/// How long a kubelet may take to take a pod away: one that missed the end of a container looks
-/// again after a minute.
+/// How long a kubelet may take to take a pod away, which may have missed the end of its container.
 const DELETED: &str = "--timeout=150s";
 /// How long a kubelet may take to make a pod that it finds in a file.
 const STATIC_POD: Duration = Duration::from_secs(90);

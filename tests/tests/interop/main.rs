@@ -303,3 +303,27 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
     );
     talk(&reach::of_pod(&fresh), &reach::of_pod(&target))
 }
+
+/// The agent is gone, its programs are not, and flanneld makes the VXLAN device anew: what arrives
+/// for the node must not be handed in at the device that was.
+#[test]
+fn a_node_given_back_to_flannel_hears_its_answers() -> Result<()> {
+    let lab = lab("given", 2, &[1, 2])?;
+    let (node, target) = (lab.node(1), lab.pod(2, 1));
+    let (own, peer) = (Lease::of(&lab, &node)?, Lease::of(&lab, &lab.node(2))?);
+    node.stop_agent(Signal::SIGKILL)?;
+    node.run("ip link delete flannel.1".split(' '))?;
+    let flannel = Plain {
+        pod: lab.pod(1, 1).namespace(),
+        lease: own,
+        node,
+    };
+    flannel.make_device()?;
+    flannel.add_peer(&peer)?;
+    tcp(
+        &reach::of_node(&flannel.node),
+        &reach::of_pod(&target),
+        10_000,
+    )?;
+    lab.down()
+}

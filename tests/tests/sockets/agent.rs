@@ -2,7 +2,7 @@
 //! on and taken away, and servers come and go meanwhile.
 
 use std::cell::RefCell;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -16,14 +16,14 @@ use super::stage::{self, PATIENCE, PINS, Stage, ask_peer, connected, service};
 
 /// What stands, and has to stay whatever comes: connections and a connected socket of datagrams,
 /// with a server that stays.
-struct Standing {
+pub struct Standing {
     conversations: Vec<Conversation>,
     datagrams: UdpSocket,
     server: SocketAddrV4,
 }
 
 impl Standing {
-    fn of(stage: &Stage, server: SocketAddrV4) -> Result<Self> {
+    pub fn of(stage: &Stage, server: SocketAddrV4) -> Result<Self> {
         let place = stage.lab.pod(1, 1).namespace();
         for _ in 0..100 {
             let datagrams = connected(&place, service(ECHOED))?;
@@ -39,7 +39,7 @@ impl Standing {
     }
 
     /// One connection more, made by whoever translates at the moment.
-    fn add(&mut self, stage: &Stage, servers: &[SocketAddrV4]) -> Result<()> {
+    pub fn add(&mut self, stage: &Stage, servers: &[SocketAddrV4]) -> Result<()> {
         let place = stage.lab.pod(1, 1).namespace();
         let waiting = stage.servers(servers);
         for _ in 0..100 {
@@ -53,22 +53,34 @@ impl Standing {
         anyhow::bail!("{} is never chosen", self.server)
     }
 
-    fn stands(&self) -> Result<()> {
-        for conversation in &self.conversations {
-            conversation.client_speaks()?;
-            conversation.server_speaks()?;
-        }
-        let answer = ask_peer(&self.datagrams)?;
+    /// Whether each goes on with its server, which it is told to be the Service.
+    pub fn stands(&self) -> Result<()> {
+        let answer = self.answer()?;
         let address = service(ECHOED).into();
         ensure!(answer == (self.server, address), "{answer:?}");
         let peer = self.datagrams.peer_addr()?;
         ensure!(peer == address, "the socket is told of {peer}");
         Ok(())
     }
+
+    /// Whether each goes on with its server.
+    pub fn is_answered(&self) -> Result<()> {
+        let (server, from) = self.answer()?;
+        ensure!(server == self.server, "{server} answers, from {from}");
+        Ok(())
+    }
+
+    fn answer(&self) -> Result<(SocketAddrV4, SocketAddr)> {
+        for conversation in &self.conversations {
+            conversation.client_speaks()?;
+            conversation.server_speaks()?;
+        }
+        ask_peer(&self.datagrams)
+    }
 }
 
 /// How many sockets the node's programs have given servers.
-fn translated(node: &Node) -> Result<u64> {
+pub fn translated(node: &Node) -> Result<u64> {
     let sockets = &status(node)?["services"]["sockets"];
     let of = |operation: &str| {
         sockets[operation]["translated"]

@@ -1,6 +1,7 @@
 //! What a round tells the service manager and the tools.
 
 use super::super::health::Report;
+use super::super::path_check::Paths;
 use super::Reconciler;
 use crate::allocator;
 use crate::observe::agent_file::AgentFile;
@@ -31,21 +32,12 @@ impl Reconciler {
     pub(super) fn leave_note(&mut self, report: &mut Report) {
         let paths = self.path_check.paths().borrow().clone();
         let file = AgentFile {
-            rejected: report
-                .rejected
-                .sorted()
-                .iter()
-                .map(|it| (&***it).into())
-                .collect(),
-            leases_as_of: report.leases_as_of.clone(),
             early_refusal: self.fast_path.early_refusal(),
             foreign_programs: self.fast_path.foreign_programs(),
             network_policies: self.hindrance.note(),
             services: Some(self.services.standing.borrow().text()),
             refused_services: (&*self.services.refused.borrow()).into(),
-            unreachable: paths.unreachable,
-            unchecked: paths.unchecked,
-            ..self.file.clone()
+            ..note(&self.file, report, paths)
         };
         if file == self.file {
             return;
@@ -57,10 +49,44 @@ impl Reconciler {
     }
 }
 
+/// The note with what is known of leases and of the ways to peers.
+fn note(last: &AgentFile, report: &Report, paths: Paths) -> AgentFile {
+    let rejected = report.rejected.sorted();
+    AgentFile {
+        rejected: rejected.iter().map(|it| (&***it).into()).collect(),
+        leases_as_of: report.leases_as_of.clone(),
+        unreachable: paths.unreachable,
+        unchecked: paths.unchecked,
+        ..last.clone()
+    }
+}
+
 /// The judge of what pods and nodes send, as text for people.
 pub(super) fn guards(by_programs: usize) -> String {
     match by_programs {
         0 => "nftables".to_owned(),
         pods => format!("eBPF programs what {pods} pods send, nftables all else"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_note_follows_the_leases_and_the_ways_to_peers() {
+        let json = br#"{"pid": 7, "device": "flannel.1", "health": null, "subnet_file": "/f"}"#;
+        let first = AgentFile::parse(json).expect("a note");
+        let mut report = Report::default();
+        report.leases_as_of = Some("2023-11-14T22:13:20Z".to_owned());
+        let paths = Paths {
+            unchecked: Some("no socket".to_owned()),
+            ..Paths::default()
+        };
+        let told = note(&first, &report, paths);
+        assert_eq!(told.leases_as_of, report.leases_as_of);
+        assert_eq!(told.unchecked.as_deref(), Some("no socket"));
+        // What is over is taken back.
+        assert_eq!(note(&told, &Report::default(), Paths::default()), first);
     }
 }

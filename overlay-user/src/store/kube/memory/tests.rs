@@ -1,6 +1,7 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
@@ -63,6 +64,35 @@ fn what_is_written_is_recalled_and_older_than_any_answer() {
     let given = recalled.given().expect("a subnet");
     assert_eq!(given.entry, wanted[0]);
     assert!(given.as_of.is_some());
+}
+
+/// An agent of another build reads it.
+#[test]
+fn the_file_has_the_fields_that_it_always_had() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let address = "192.0.2.1".parse().ok();
+    memory(&directory, "own", "a.b").write("own", address, &known());
+    let text = fs::read(directory.path().join("nodes.json")).expect("the file");
+    let text: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let entry = |key: &str, node: &str, refused: Option<&str>| {
+        json!({
+            "key": key, "value": r#"{"PublicIP":"1.1.1.1"}"#, "node": node, "public_ip": "1.2.3.4",
+            "refused": refused,
+        })
+    };
+    let odd = RejectReason::PodCidr("it has no podCIDR".into()).to_string();
+    let wanted = json!({
+        "version": 1,
+        "scope": {"identity": {"Node": "own"}, "prefix": "a.b", "network": NETWORK},
+        "own": "own",
+        "node_public_ip": "192.0.2.1",
+        "entries": [
+            entry("10.244.1.0-24", "own", None),
+            entry("10.244.2.0-24", "other", None),
+            entry("node odd", "odd", Some(&odd)),
+        ],
+    });
+    assert_eq!(text, wanted);
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! The ids of the programs on a tcx hook. aya opens every program that it lists, which takes
-//! `CAP_SYS_ADMIN`: all of root. The ids alone take `CAP_NET_ADMIN`.
+//! The ids of the programs on a tcx hook or a control group. aya opens every program that it lists,
+//! which takes `CAP_SYS_ADMIN`: all of root. The ids alone take `CAP_NET_ADMIN`.
 
 use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use aya::programs::TcAttachType;
 use nix::libc;
@@ -11,15 +12,16 @@ use nix::libc;
 const PROG_QUERY: libc::c_int = 16;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
-/// More than tcx takes (`BPF_MPROG_MAX`).
+/// As many as a hook takes at most (`BPF_MPROG_MAX`, `BPF_CGROUP_MAX_PROGS`).
 const MOST: usize = 64;
 
-/// The member `query` of `union bpf_attr`, up to the last field that the kernel writes for tcx: it
-/// does so whatever size it is told (`bpf_mprog_query()` of kernel/bpf/mprog.c).
+/// The member `query` of `union bpf_attr`, up to the last field that the kernel writes: it does so
+/// whatever size it is told (`bpf_mprog_query()` of kernel/bpf/mprog.c).
 #[repr(C)]
 #[derive(Default)]
 struct Query {
-    ifindex: u32,
+    /// Index of a device, or descriptor of a control group.
+    target: u32,
     attach_type: u32,
     query_flags: u32,
     attach_flags: u32,
@@ -39,15 +41,29 @@ const _: () = assert!(size_of::<Query>() == 64);
 ///
 /// # Errors
 /// `EINVAL` on a kernel without tcx (before Linux 6.6), `EPERM` without `CAP_NET_ADMIN`, `ENODEV`.
-#[expect(unsafe_code, reason = "aya opens every program that it lists")]
 pub(super) fn tcx_program_ids(ifindex: u32, direction: TcAttachType) -> io::Result<Vec<u32>> {
+    let attach_type = match direction {
+        TcAttachType::Egress => TCX_EGRESS,
+        _ => TCX_INGRESS,
+    };
+    program_ids(ifindex, attach_type)
+}
+
+/// The ids of the programs that are attached to a control group itself, in the order they run;
+/// `attach_type` is of `enum bpf_attach_type`.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN`, `EINVAL` for a hook that the kernel lacks.
+pub(super) fn group_program_ids(group: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    program_ids(group.as_raw_fd().cast_unsigned(), attach_type)
+}
+
+#[expect(unsafe_code, reason = "aya opens every program that it lists")]
+fn program_ids(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; MOST];
     let mut query = Query {
-        ifindex,
-        attach_type: match direction {
-            TcAttachType::Egress => TCX_EGRESS,
-            _ => TCX_INGRESS,
-        },
+        target,
+        attach_type,
         program_ids: ids.as_mut_ptr() as u64,
         count: MOST as u32,
         ..Query::default()
