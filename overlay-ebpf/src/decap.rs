@@ -54,7 +54,8 @@ pub fn hand_in<O: Family>(skb: &Skb, device: u32, ethernet: Ethernet) -> Result<
     }
 }
 
-/// Takes the outer headers off, up to the inner Ethernet header, in whose place the outer one stays.
+/// Takes the outer headers off, up to the inner Ethernet header, in whose place the outer one
+/// stays.
 #[inline(always)]
 fn open<O: Family>(skb: &Skb) -> Result<(), Error> {
     let raw = skb.as_ptr();

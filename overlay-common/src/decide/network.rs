@@ -223,8 +223,8 @@ fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     })
 }
 
-/// What is asked of every packet that a program takes out of its tunnel; returns what becomes of its
-/// ECN field.
+/// What is asked of every packet that a program takes out of its tunnel; returns what becomes of
+/// its ECN field.
 #[inline(always)]
 fn open<F: Family, O: Family, P: Packet>(
     packet: &P,
@@ -256,8 +256,8 @@ fn open<F: Family, O: Family, P: Packet>(
     }
 }
 
-/// Gives a packet whose sender is known to the IP stack: at the VXLAN device, where the device would
-/// change nothing inside the tunnel; else the tunnel is the device's to open.
+/// Gives a packet whose sender is known to the IP stack: at the VXLAN device, where the device
+/// would change nothing inside the tunnel; else the tunnel is the device's to open.
 #[inline(always)]
 fn to_stack<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
