@@ -106,20 +106,22 @@ impl Pins {
         })
     }
 
-    /// The pinned links: hook, interface index and path.
+    /// The pinned links: hook, interface index and path, in the order in which they are to be taken
+    /// off. What carries packets comes before what remembers translated flows: while only the
+    /// latter was gone, replies that a program carries would not be translated back.
     ///
     /// # Errors
     /// [`Error::Pin`] where the directory cannot be read; a missing one has no links.
     pub fn list_links(&self) -> Result<Vec<(Hook, u32, PathBuf)>, Error> {
         let links = list(&self.links())?.into_iter();
-        Ok(links
+        let mut links: Vec<_> = links
             .filter_map(|path| {
-                let (hook, ifindex) = path.file_name()?.to_str()?.rsplit_once('_')?;
-                let hook = Hook::ALL.into_iter().find(|known| known.name() == hook)?;
-                let ifindex = ifindex.parse().ok()?;
+                let (hook, ifindex) = site_of(&path)?;
                 Some((hook, ifindex, path))
             })
-            .collect())
+            .collect();
+        links.sort();
+        Ok(links)
     }
 
     /// The ABI versions that something is pinned of, in order.
@@ -174,12 +176,15 @@ impl Pins {
         Ok(moved)
     }
 
-    /// The pins of links in the directory of another ABI version, whatever they are called there.
+    /// The pins of links in the directory of another ABI version, whatever they are called there,
+    /// in the order of [`Pins::list_links`].
     ///
     /// # Errors
     /// [`Error::Pin`] where the directory cannot be read; a missing one has no links.
     pub fn links_of(version: &Path) -> Result<Vec<PathBuf>, Error> {
-        list(&version.join("links"))
+        let mut links = list(&version.join("links"))?;
+        links.sort_by_key(|path| site_of(path));
+        Ok(links)
     }
 
     /// Removes all pins in the directory of another ABI version.
@@ -257,6 +262,13 @@ impl Pins {
     }
 }
 
+/// Hook and interface index of a pinned link.
+fn site_of(path: &Path) -> Option<(Hook, u32)> {
+    let (hook, ifindex) = path.file_name()?.to_str()?.rsplit_once('_')?;
+    let hook = Hook::ALL.into_iter().find(|known| known.name() == hook)?;
+    Some((hook, ifindex.parse().ok()?))
+}
+
 /// The ABI version whose pins a directory holds.
 fn version_of(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
@@ -303,6 +315,42 @@ fn remove_directory(directory: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_carries_packets_is_taken_off_before_what_remembers_flows() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let pins = Pins::new(dir.path());
+        let named = |paths: Vec<PathBuf>| -> Vec<String> {
+            let name = |path: &PathBuf| path.file_name().expect("a name").to_string_lossy().into();
+            paths.iter().map(name).collect()
+        };
+        let other = dir.path().join("v1");
+        for links in [pins.links(), other.join("links")] {
+            fs::create_dir_all(&links).expect("made");
+            for name in [
+                "pod_out_4",
+                "vtep_out_3",
+                "pod_in_4",
+                "net_in_2",
+                "pod_in_12",
+            ] {
+                fs::write(links.join(name), "").expect("written");
+            }
+        }
+        fs::write(other.join("links/of_old_3"), "").expect("written");
+        let order = [
+            "pod_in_4",
+            "pod_in_12",
+            "net_in_2",
+            "pod_out_4",
+            "vtep_out_3",
+        ];
+        let own = pins.list_links().expect("links");
+        assert_eq!(named(own.into_iter().map(|link| link.2).collect()), order);
+        let others = named(Pins::links_of(&other).expect("links"));
+        assert_eq!(others[0], "of_old_3");
+        assert_eq!(others[1..], order);
+    }
 
     #[test]
     fn what_is_on_another_file_system_is_nobodys_pin() {

@@ -82,14 +82,19 @@ fn another_build_takes_over() -> Result<()> {
         .with_context(|| node.agent_log_tail())
     };
     // The programs of another ABI version are taken off, and what is at the socket stays.
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        node.stop_agent(signal)?;
-        shell(&node, &format!("mv {PINS} /sys/fs/bpf/overlay/v99"))?;
-        node.start_agent(&[])?;
-        is_given_a_server("after another ABI version")?;
-        standing.stands().context("after another ABI version")?;
-        standing.add(&stage, &servers)?;
-    }
+    load.beside(|| {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            node.stop_agent(signal)?;
+            shell(&node, &format!("mv {PINS} /sys/fs/bpf/overlay/v99"))?;
+            node.start_agent(&[])?;
+            is_given_a_server("after another ABI version")?;
+            standing.stands().context("after another ABI version")?;
+            standing.add(&stage, &servers)?;
+            load.go_on("after another ABI version")?;
+        }
+        Ok(())
+    })
+    .context("another ABI version")?;
     // Of sockets whose memory has another layout nothing is known; they keep their servers.
     node.stop_agent(Signal::SIGTERM)?;
     for map in MEMORY {

@@ -67,9 +67,11 @@ impl Programs {
     pub fn detach_filters() -> Result<usize, Error> {
         let mut done = 0;
         let mut first_error = None;
-        for (_, interface) in interfaces()? {
-            for hook in tc_hooks() {
-                match detach_filter(hook, &interface) {
+        let interfaces = interfaces()?;
+        // In the order of `Pins::list_links`.
+        for hook in tc_hooks() {
+            for interface in interfaces.values() {
+                match detach_filter(hook, interface) {
                     Ok(there) => done += usize::from(there),
                     Err(error) => first_error = first_error.or(Some(error)),
                 }
