@@ -90,14 +90,8 @@ fn introduce(argument: Option<&str>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let spoken = cni::versions();
-    let spoken: Vec<_> = spoken
-        .supported_versions()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    println!(
-        "{HELP}\nVersion {version}. CNI versions spoken: {}.",
-        spoken.join(", ")
-    );
+    let spoken = spoken.supported_versions().iter().map(ToString::to_string);
+    let spoken = spoken.collect::<Vec<_>>().join(", ");
+    println!("{HELP}\nVersion {version}. CNI versions spoken: {spoken}.");
     ExitCode::SUCCESS
 }

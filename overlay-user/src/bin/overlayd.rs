@@ -90,11 +90,9 @@ fn probe(output: Output) -> anyhow::Result<ExitCode> {
         Output::Json => println!("{}", serde_json::to_string_pretty(&found)?),
         Output::Table => println!("{}", probes::render(&found)),
     }
-    Ok(match found.verdict() {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(reason) => {
-            eprintln!("the fast path cannot run here: {reason}");
-            ExitCode::from(UNSUPPORTED)
-        }
-    })
+    let Err(reason) = found.verdict() else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    eprintln!("the fast path cannot run here: {reason}");
+    Ok(ExitCode::from(UNSUPPORTED))
 }

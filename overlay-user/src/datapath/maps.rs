@@ -181,8 +181,8 @@ impl<F: UserFamily> Maps<F> {
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
     pub fn fill_pods(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
-        let config = tables.config.as_ref();
-        let vtep = config.map(|it| it.vtep_ifindex).filter(|index| *index != 0);
+        let vtep = tables.config.map(|config| config.vtep_ifindex);
+        let vtep = vtep.filter(|index| *index != 0);
         Ok(
             fill(&mut self.endpoints, F::MAPS.endpoints, &tables.endpoints)?
                 + fill(&mut self.pods, F::MAPS.pods, &tables.pods)?
@@ -277,17 +277,14 @@ impl<F: UserFamily> Maps<F> {
             .heartbeat
             .get(&0, 0)
             .map_err(failed("read", HEARTBEAT))?;
-        let tables = self.tables()?;
+        let mut tables = self.tables()?;
         let devices = devices::dump::<F>(&self.devices)?;
-        let config = tables.config.map(|config| match config.vtep_ifindex {
-            gone if !devices.contains(&gone) => Config {
-                vtep_ifindex: 0,
-                ..config
-            },
-            _ => config,
-        });
+        if let Some(config) = &mut tables.config
+            && !devices.contains(&config.vtep_ifindex)
+        {
+            config.vtep_ifindex = 0;
+        }
         Ok(Snapshot {
-            config,
             flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
             leases_are_stale: heartbeat.leases_until_ns <= now_ns(),
             ..tables
