@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use overlay_common::packet::{ETHERNET_LEN, TCP};
 use overlay_tests::fast_path::{packets, wait_serving};
 use overlay_tests::packet::RawSocket;
 use overlay_tests::status::status;
@@ -126,9 +127,8 @@ fn a_capture_shows_what_the_stack_sends_to_other_nodes() -> Result<()> {
 fn a_capture_shows_what_is_handed_in_for_the_stack() -> Result<()> {
     /// Where an IPv4 header behind Ethernet has its protocol.
     const PROTOCOL: usize = 23;
-    const TCP: u8 = 6;
-    const ETHERNET_LEN: usize = 14;
-    const MTU: usize = 1450;
+    /// A frame of the longest packet that fits the device.
+    const FRAME: usize = 1450 + ETHERNET_LEN as usize;
     let lab = lab("handed")?;
     let (node, pod) = (lab.node(1), lab.pod(2, 1));
     wait_serving(&node)?;
@@ -141,8 +141,7 @@ fn a_capture_shows_what_is_handed_in_for_the_stack() -> Result<()> {
     let before = opened()?;
     traffic::tcp(&reach::of_node(&node), &(&pod).into(), 10_000)?;
     let seen = capture.drain(QUIET)?;
-    let is_handed_in =
-        |frame: &[u8]| frame.get(PROTOCOL) == Some(&TCP) && frame.len() <= MTU + ETHERNET_LEN;
+    let is_handed_in = |frame: &[u8]| frame.get(PROTOCOL) == Some(&TCP) && frame.len() <= FRAME;
     let frames = seen.iter().filter(|frame| !frame.outgoing);
     let (handed_in, others): (Vec<_>, Vec<_>) = frames.partition(|it| is_handed_in(&it.bytes));
     let (handed_in, others) = (handed_in.len(), others.len() as u64);
@@ -153,7 +152,8 @@ fn a_capture_shows_what_is_handed_in_for_the_stack() -> Result<()> {
     let opened = opened()? - before;
     ensure!(
         opened <= others,
-        "the device opened {opened} packets, and {others} were its own: super-packets, and what the path check asks"
+        "the device opened {opened} packets, and {others} were its own: \
+         super-packets, and what the path check asks"
     );
     lab.down()
 }

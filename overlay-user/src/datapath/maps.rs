@@ -181,12 +181,10 @@ impl<F: UserFamily> Maps<F> {
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
     pub fn fill_pods(&mut self, tables: &Snapshot<F>) -> Result<usize, Error> {
-        let vtep = tables.config.map(|config| config.vtep_ifindex);
-        let vtep = vtep.filter(|index| *index != 0);
         Ok(
             fill(&mut self.endpoints, F::MAPS.endpoints, &tables.endpoints)?
                 + fill(&mut self.pods, F::MAPS.pods, &tables.pods)?
-                + devices::fill::<F>(&mut self.devices, &mut self.pods, &tables.pods, vtep)?,
+                + devices::fill(&mut self.devices, &mut self.pods, tables)?,
         )
     }
 
@@ -225,8 +223,14 @@ impl<F: UserFamily> Maps<F> {
         let devices = devices::dump::<F>(&self.devices)?;
         let mut pods = dump(&self.pods, F::MAPS.pods)?;
         pods.retain(|_, pod| devices.contains(&pod.ifindex));
+        let mut config = self.config()?;
+        if let Some(config) = &mut config
+            && !devices.contains(&config.vtep_ifindex)
+        {
+            config.vtep_ifindex = 0;
+        }
         Ok(Snapshot {
-            config: self.config()?,
+            config,
             endpoints: dump(&self.endpoints, F::MAPS.endpoints)?,
             pods,
             ..Snapshot::default()
@@ -277,17 +281,10 @@ impl<F: UserFamily> Maps<F> {
             .heartbeat
             .get(&0, 0)
             .map_err(failed("read", HEARTBEAT))?;
-        let mut tables = self.tables()?;
-        let devices = devices::dump::<F>(&self.devices)?;
-        if let Some(config) = &mut tables.config
-            && !devices.contains(&config.vtep_ifindex)
-        {
-            config.vtep_ifindex = 0;
-        }
         Ok(Snapshot {
             flows: self.flows()?.into_iter().map(|(key, _)| key).collect(),
             leases_are_stale: heartbeat.leases_until_ns <= now_ns(),
-            ..tables
+            ..self.tables()?
         })
     }
 
@@ -318,11 +315,13 @@ pub fn now_ns() -> u64 {
 /// # Errors
 /// [`Error::Map`] where a pin is missing or holds something else.
 pub fn ids(pins: &Pins) -> Result<Vec<u32>, Error> {
-    let id = |name| {
-        let info = MapInfo::from_pin(pins.map(name)).map_err(failed("inspect pinned", name))?;
-        Ok(info.id())
-    };
-    all::<V4>().map(id).collect()
+    all::<V4>().map(|name| id(pins, name)).collect()
+}
+
+/// The kernel's id of the map that is pinned under a name.
+pub(super) fn id(pins: &Pins, name: &'static str) -> Result<u32, Error> {
+    let info = MapInfo::from_pin(pins.map(name)).map_err(failed("inspect pinned", name))?;
+    Ok(info.id())
 }
 
 pub(super) fn open<M: TryFrom<Map, Error = MapError>>(

@@ -332,7 +332,9 @@ mod tests {
             "early_refusal": "nowhere", "foreign_programs": "those of a file",
             "network_policies": "2 chains", "services": "by kube-proxy: off",
             "rejected": [{"subject": "10.9.0.0-24", "reason": "it is odd"}],
-            "refused_services": {"told": [{"subject": "Service a/b", "reasons": ["odd, too"]}], "more": 0},
+            "refused_services": {
+                "told": [{"subject": "Service a/b", "reasons": ["odd, too"]}], "more": 0
+            },
             "unreachable": [
                 {"subnet": "10.244.9.0/24", "vtep": "192.0.2.9", "way": "direct"}
             ]

@@ -20,7 +20,8 @@ pub fn note(refusals: &Refusals) -> Option<String> {
     let (subject, reasons) = refusals.iter().min_by_key(|(subject, _)| *subject)?;
     let reason = reasons.first()?;
     Some(format!(
-        "{} not taken as they are, for instance {subject}: {reason}; kube-proxy serves what is left out",
+        "{} not taken as they are, for instance {subject}: {reason}; \
+         kube-proxy serves what is left out",
         refusals.len()
     ))
 }

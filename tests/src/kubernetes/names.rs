@@ -231,8 +231,12 @@ mod tests {
         let known = json!({"items": [
             object("Service", "plain", &json!({"spec": {"clusterIP": "10.96.0.7", "ports": port}})),
             object("Service", "bare", &json!({"spec": {"clusterIP": "None", "ports": port}})),
-            object("Service", "far", &json!({"spec": {"type": "ExternalName", "externalName": "a.bc"}})),
-            object("Service", "back", &json!({"spec": {"clusterIP": "10.96.0.8", "externalName": "a.bc"}})),
+            object("Service", "far", &json!({
+                "spec": {"type": "ExternalName", "externalName": "a.bc"},
+            })),
+            object("Service", "back", &json!({
+                "spec": {"clusterIP": "10.96.0.8", "externalName": "a.bc"},
+            })),
             object("Endpoints", "plain", &json!({"subsets": [
                 {"addresses": [{"ip": "10.244.1.2"}], "ports": port},
             ]})),

@@ -1,19 +1,16 @@
 //! The agent's pinned maps, opened from outside of the node.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
-use overlay_common::schema::ABI_VERSION;
 use overlay_tests::Namespace;
-
-/// Where an agent pins its maps, unless it is told otherwise.
-const PINS: &str = "/sys/fs/bpf/overlay";
+use overlay_tests::pins::MAPS;
 
 /// The pin of a map.
 pub fn path(map: &str) -> PathBuf {
-    Path::new(PINS).join(format!("v{ABI_VERSION}/maps/{map}"))
+    format!("{MAPS}/{map}").into()
 }
 
 /// Opens a hash map of a node; nothing where no agent has pinned the map yet.

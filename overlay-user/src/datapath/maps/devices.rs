@@ -2,12 +2,13 @@
 //! map when they go: an entry in `ov_pods4` whose device is not there, or is another one with the
 //! same index by now, leads nowhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use aya::maps::xdp::{DevMapHash, XdpMapError};
 use aya::maps::{HashMap, MapData, MapError};
 use nix::errno::Errno;
 use overlay_common::schema::PodEntry;
+use overlay_common::snapshot::Snapshot;
 
 use super::super::Error;
 use super::super::family::UserFamily;
@@ -21,22 +22,23 @@ pub(super) fn dump<F: UserFamily>(devices: &DevMapHash<MapData>) -> Result<BTree
         .map_err(failed("dump", F::MAPS.devices))
 }
 
-/// Adds the devices of `desired` pods and the VXLAN device, `vtep`, where there is one; returns how
-/// many are new. What `pods` holds of a former device with the same index goes first.
+/// Adds the devices that `desired` names, of pods and of VXLAN; returns how many are new. What
+/// `pods` holds of a former device with the same index goes first.
 pub(super) fn fill<F: UserFamily>(
     devices: &mut DevMapHash<MapData>,
     pods: &mut HashMap<MapData, F::Addr, PodEntry>,
-    desired: &BTreeMap<F::Addr, PodEntry>,
-    vtep: Option<u32>,
+    desired: &Snapshot<F>,
 ) -> Result<usize, Error> {
     let known = dump::<F>(devices)?;
-    let pod_devices = desired.values().map(|pod| pod.ifindex);
-    let wanted: BTreeSet<u32> = pod_devices.chain(vtep).collect();
+    let vtep = desired.config.map(|config| config.vtep_ifindex);
+    let vtep = vtep.filter(|ifindex| *ifindex != 0);
+    let of_pods = desired.pods.values().map(|pod| pod.ifindex);
+    let wanted: BTreeSet<u32> = of_pods.chain(vtep).collect();
     let new: BTreeSet<u32> = wanted.difference(&known).copied().collect();
     if new.is_empty() {
         return Ok(0);
     }
-    let is_wanted = |address: &F::Addr, pod: &PodEntry| desired.get(address) == Some(pod);
+    let is_wanted = |address: &F::Addr, pod: &PodEntry| desired.pods.get(address) == Some(pod);
     forget_former::<F>(pods, |address, pod| {
         new.contains(&pod.ifindex) && !is_wanted(address, pod)
     })?;

@@ -7,12 +7,10 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::maps::MapInfo;
 
 use super::{CHOOSING, GONE, MEMORY, SAYING, link_pin, maps};
-use crate::datapath::maps::failed;
 use crate::datapath::pins::Pins;
-use crate::datapath::{Error, programs, query, short};
+use crate::datapath::{self, Error, programs, query, short};
 
 /// The hooks of [`CHOOSING`], of [`SAYING`] and of [`GONE`] (`enum bpf_attach_type` of
 /// include/uapi/linux/bpf.h).
@@ -40,7 +38,7 @@ impl Ids {
             })?;
             Ok((name, info.id()))
         };
-        let map = |name| Ok((name, pinned(pins, name)?));
+        let map = |name| Ok((name, datapath::maps::id(pins, name)?));
         let programs = CHOOSING.into_iter().chain(SAYING).chain([GONE]);
         Ok(Self {
             programs: programs.map(program).collect::<Result<_, Error>>()?,
@@ -95,7 +93,7 @@ impl Ids {
     }
 
     fn is_pinned(&self, pins: &Pins, map: &'static str) -> bool {
-        pinned(pins, map).ok() == self.maps.get(map).copied()
+        datapath::maps::id(pins, map).ok() == self.maps.get(map).copied()
     }
 
     /// Pins the [`MEMORY`] again where its pins are not what they were.
@@ -119,10 +117,4 @@ impl Ids {
         }
         Ok(())
     }
-}
-
-/// The id of the map that is pinned under a name.
-fn pinned(pins: &Pins, name: &'static str) -> Result<u32, Error> {
-    let info = MapInfo::from_pin(pins.map(name)).map_err(failed("inspect pinned", name))?;
-    Ok(info.id())
 }
