@@ -1,5 +1,6 @@
 //! Installing what is missing, or saying how.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
@@ -13,6 +14,12 @@ use crate::shell;
 const LINKER_VERSION: &str = "0.13.0";
 /// Packages with Debian's compiler for the BPF target.
 const COMPILER: &[&str] = &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+/// The setup that holds this directory's lock may call apt-get. apt's own lock on its lists is of no
+/// use, because `apt-get update` fails where it would have to wait.
+const PACKAGES: &str = "/var/lib/dpkg";
+/// How long apt-get waits while another program installs packages, for instance Debian's own
+/// upgrades.
+const LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=600";
 
 /// Installs packages by apt-get.
 pub fn packages(parts: &[&Part]) -> Result<()> {
@@ -71,10 +78,12 @@ fn apt_get(names: &[&str]) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("parts are missing; run this as root:\n  {install}\nor `cargo xtask setup` as root");
     }
+    let _turn = turn()?;
     let run = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         // Progress goes to stderr; stdout is for results.
         command
+            .args(["-o", LOCK_TIMEOUT])
             .args(arguments)
             .stdout(std::io::stderr())
             .env("DEBIAN_FRONTEND", "noninteractive");
@@ -88,4 +97,14 @@ fn apt_get(names: &[&str]) -> Result<()> {
     run(&arguments)
         .or_else(|_| run(&["update"]).and_then(|()| run(&arguments)))
         .with_context(|| format!("could not install {}", names.join(", ")))
+}
+
+/// Waits until no other checkout's setup installs packages.
+fn turn() -> Result<File> {
+    let lock = File::open(PACKAGES).with_context(|| format!("open {PACKAGES}"))?;
+    if lock.try_lock().is_err() {
+        shell::progress("waiting for another setup on this machine to install its packages");
+        lock.lock().with_context(|| format!("lock {PACKAGES}"))?;
+    }
+    Ok(lock)
 }
