@@ -8,7 +8,7 @@ use overlay_tests::pace::Traffic;
 use overlay_tests::pins::LINKS;
 use overlay_tests::status::{self, Counts};
 use overlay_tests::traffic::{self, Endpoint};
-use overlay_tests::{Lab, Node, Options};
+use overlay_tests::{Lab, Node, Options, fast_path};
 
 /// How often what is done again and again is done.
 const ROUNDS: usize = 10;
@@ -91,12 +91,18 @@ fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
         "cleanup",
         &format!("--etcd-endpoints={}", lab.store_endpoint()),
     ])?;
+    no_filters(&other)?;
+    lab.down()
+}
+
+/// No device of a node has a filter of ours.
+fn no_filters(node: &Node) -> Result<()> {
     let filters = "for device in $(ls /sys/class/net); do
                        tc filter show dev $device ingress; tc filter show dev $device egress
                    done";
-    let left = other.run(["sh", "-c", filters])?;
+    let left = node.run(["sh", "-c", filters])?;
     ensure!(!left.contains("ov_"), "filters are left:\n{left}");
-    lab.down()
+    Ok(())
 }
 
 /// What `overlayd cleanup` could touch, by the tools that show it.
@@ -192,11 +198,16 @@ fn cleanup_takes_ours_and_nothing_else() -> Result<()> {
 
     let without_left = clean.lines().filter(|line| !LEFT.contains(line));
     let without_left = without_left.collect::<Vec<_>>().join("\n");
+    no_filters(&node)?;
+    // Where programs are filters, their qdisc stays, because somebody else may use it.
+    ensure!(
+        !fast_path::has_tcx(&node)? || !without_left.contains("clsact"),
+        "clsact is left:\n{clean}"
+    );
     for ours in [
         "flannel",
         "/overlay",
         "proto 111",
-        "clsact",
         "FLANNEL",
         "table inet overlay",
         "table bridge overlay",

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must hold, with the time that each part took.
 
-mod names;
+pub mod names;
 
 use std::process::{Command, ExitCode};
 

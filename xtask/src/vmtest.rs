@@ -2,29 +2,31 @@
 
 mod guest;
 mod initramfs;
+mod job;
 mod kernel;
 mod machine;
 mod modules;
 mod public;
 mod report;
 mod sizes;
+mod suite;
+mod told;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use overlay_tests::machine::RECORD_ENV;
 
-use crate::count::{self, Count};
+use crate::count::Count;
 use crate::lab::Output;
-use crate::{build, setup, shell, workspace};
+use crate::{build, setup, workspace};
 use kernel::{ALWAYS, Flavour, Kernel};
-use machine::{Acceleration, End, Machine};
 use report::Report;
 use sizes::Sizes;
 
@@ -35,7 +37,7 @@ const CACHE: &str = "target/vmtest";
 const AT_ONCE: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 /// Memory of a machine, in MiB.
 const MEMORY: u32 = 1536;
-/// How long the tests of one kernel may take, in seconds: several times what they do.
+/// How long the tests of one machine may take, in seconds: several times what they do.
 const LIMIT: u64 = 1800;
 
 /// Test in virtual machines with other kernels.
@@ -52,6 +54,8 @@ const LIMIT: u64 = 1800;
   cargo xtask vmtest --kernel 5.10 -- lab        tests whose name contains `lab`, on 5.10
   cargo xtask vmtest --kernel 6.1 --suite healing,services -- long
                                                  end-to-end tests, on Debian 12's own kernel
+  cargo xtask vmtest --kernel 6.1 --suite all --limit 7200
+                                                 all that can run in machines: takes many hours
   cargo xtask vmtest --kernel all --record       write down anew how large the programs are
   cargo xtask vmtest --output json               for scripts")]
 pub struct Arguments {
@@ -59,7 +63,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', value_name = "SERIES,…", default_values = ALWAYS)]
     kernel: Vec<String>,
     /// Instead of the tests that are made for machines: these files of end-to-end tests in
-    /// tests/tests. Those that need containerd, systemd or files of the repository fail there.
+    /// tests/tests, each in a machine of its own; `all` is every file that can run there.
     #[arg(long, value_delimiter = ',', value_name = "FILE,…", conflicts_with_all = ["record", "prepare"])]
     suite: Vec<String>,
     /// What to print on stdout: a table for people, or JSON.
@@ -83,7 +87,7 @@ pub struct Arguments {
     /// Memory of a machine, in MiB.
     #[arg(long, default_value_t = MEMORY, value_name = "MIB")]
     memory: u32,
-    /// How long the tests of one kernel may take, in seconds.
+    /// How long the tests of one machine may take, in seconds.
     #[arg(long, default_value_t = LIMIT, value_name = "SECONDS")]
     limit: u64,
     /// Run only tests whose name contains this.
@@ -100,10 +104,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure_protoc()?;
     if arguments.prepare {
         let cache = cache()?;
-        public::prepare(&cache, &guest::gather(&cache, &arguments.tests())?)?;
+        public::prepare(&cache, &guest::gather(&cache, &own_tests())?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let reports = reports(arguments)?;
+    if arguments.suite.iter().any(|file| file == suite::ALL) {
+        suite::left_out()
+            .iter()
+            .for_each(|line| eprintln!("{line}"));
+    }
     match arguments.output {
         Output::Table => println!("{}", report::render(&reports)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&reports)?),
@@ -133,17 +142,17 @@ fn fetch(names: &[String]) -> Result<Vec<Kernel>> {
 /// Tests on kernels that are there.
 fn reports_on(arguments: &Arguments, kernels: &[Kernel]) -> Result<Vec<Report>> {
     let cache = cache()?;
-    let files = guest::gather(&cache, &arguments.tests())?;
+    let jobs = job::all(arguments, kernels)?;
+    let tests: BTreeSet<&String> = jobs.iter().flat_map(|job| &job.tests).collect();
+    let tests: Vec<String> = tests.into_iter().cloned().collect();
+    let files = guest::gather(&cache, &tests)?;
     let mut sizes = Sizes::default();
     let mut reports = Vec::new();
-    for kernels in kernels.chunks(arguments.at_once.get()) {
-        for (report, told) in each(kernels, |kernel| one(arguments, &cache, kernel, &files))? {
-            if let Some(problem) = &report.problem {
-                eprintln!("error: {}: {problem}", report.release);
-            }
-            reports.push(report);
-            sizes.add(told);
-        }
+    for (report, told) in each(&jobs, arguments.at_once, |job| {
+        job.run(arguments, &cache, &files)
+    })? {
+        reports.push(report);
+        sizes.add(told);
     }
     if arguments.record {
         sizes.record()?;
@@ -151,121 +160,39 @@ fn reports_on(arguments: &Arguments, kernels: &[Kernel]) -> Result<Vec<Report>> 
     Ok(reports)
 }
 
-/// Works on all at the same time.
-fn each<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let work = &work;
+/// Works on all, on some of them at the same time; no further one is begun after an error.
+fn each<T: Sync, R: Send>(
+    all: &[T],
+    at_once: NonZeroUsize,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(it) = all.get(number) else {
+                return anyhow::Ok(done);
+            };
+            let result = work(it).inspect_err(|_| next.store(all.len(), Ordering::Relaxed));
+            done.push((number, result?));
+        }
+    };
+    let mut done = Vec::new();
     thread::scope(|scope| {
-        let threads: Vec<_> = all.iter().map(|it| scope.spawn(|| work(it))).collect();
-        let joined = threads.into_iter().map(ScopedJoinHandle::join);
+        let workers: Vec<_> = (0..at_once.get()).map(|_| scope.spawn(worker)).collect();
+        let joined = workers.into_iter().map(ScopedJoinHandle::join);
         joined
             .map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)))
-            .collect()
-    })
+            .try_for_each(|some: Result<Vec<(usize, R)>>| some.map(|some| done.extend(some)))
+    })?;
+    done.sort_by_key(|(number, _)| *number);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
-/// Packs a machine with this kernel and runs it; what came of it, and how large the programs are
-/// there.
-fn one(
-    arguments: &Arguments,
-    cache: &Path,
-    kernel: &Kernel,
-    files: &guest::Files,
-) -> Result<(Report, Sizes)> {
-    shell::progress(&format!("Linux {}", kernel.release));
-    let file = |suffix: &str| -> PathBuf { cache.join(format!("{}.{suffix}", kernel.series.name)) };
-    let modules = modules::collect(&kernel.modules, &[])?;
-    let initramfs = file("initramfs");
-    initramfs::pack(&initramfs, files, &modules, &commands(arguments, kernel))?;
-    let mut machine = Machine {
-        image: kernel.image.clone(),
-        initramfs,
-        acceleration: if arguments.kvm {
-            Acceleration::Kvm
-        } else {
-            Acceleration::Emulated
-        },
-        cpus: arguments.cpus,
-        memory: arguments.memory,
-        limit: Duration::from_secs(arguments.limit),
-        console: file("console"),
-        log: file("log"),
-    };
-    let start = Instant::now();
-    let mut sizes = Sizes::default();
-    let mut count = Count::default();
-    let mut boot = |machine: &Machine| {
-        count = Count::default();
-        machine.run(|line| {
-            eprintln!("{} | {line}", kernel.series.name);
-            sizes.note(&kernel.release, line);
-            count += count::closing_line(line).unwrap_or_default();
-        })
-    };
-    let mut end = boot(&machine)?;
-    let mut booted_twice = false;
-    if let End::NotBooted(why) = &end {
-        eprintln!(
-            "{} did not boot and gets a second try: {why}",
-            kernel.release
-        );
-        if machine.acceleration == Acceleration::Kvm {
-            eprintln!("this machine's virtualisation will not do: emulating");
-            machine.acceleration = Acceleration::Emulated;
-        }
-        booted_twice = true;
-        end = boot(&machine)?;
-    }
-    let problem = match end {
-        End::Exited(0) if count.passed == 0 => Some("no test ran".to_owned()),
-        End::Exited(0) => None,
-        End::Exited(status) if count.failed == 0 => Some(format!("exit status {status}")),
-        End::Exited(_) => None,
-        End::NotBooted(why) => Some(format!("did not boot, twice: {why}")),
-        End::Died(why) => Some(why),
-    };
-    let report = Report {
-        kernel: kernel.series.name,
-        release: kernel.release.clone(),
-        count,
-        problem,
-        booted_twice,
-        seconds: start.elapsed().as_secs(),
-        console: machine.console,
-        log: machine.log,
-    };
-    Ok((report, sizes))
-}
-
-/// What a machine runs.
-fn commands(arguments: &Arguments, kernel: &Kernel) -> Vec<String> {
-    let line = |test: &str| {
-        let record = if arguments.record {
-            format!("env {RECORD_ENV}=1 ")
-        } else {
-            String::new()
-        };
-        let program = format!("{record}{}/{test}", guest::BIN);
-        let skips = arguments.skipped.iter();
-        let mut filter: String = skips.map(|test| format!("--skip {test} ")).collect();
-        filter += arguments.filter.as_deref().unwrap_or_default();
-        guest::command_line(test, &program, &filter)
-    };
-    let tests = arguments.tests().into_iter();
-    tests
-        .filter(|test| kernel.series.loads_programs || test != guest::PROGRAMS)
-        .map(|test| line(&test))
-        .collect()
-}
-
-impl Arguments {
-    /// The tests that machines run, by the names of their files.
-    fn tests(&self) -> Vec<String> {
-        if self.suite.is_empty() {
-            guest::TESTS.iter().map(ToString::to_string).collect()
-        } else {
-            self.suite.clone()
-        }
-    }
+/// The names of the tests that are made for machines.
+fn own_tests() -> Vec<String> {
+    guest::TESTS.iter().map(ToString::to_string).collect()
 }
 
 /// What takes minutes more and shows what other tests show on this machine's own kernel, or what is

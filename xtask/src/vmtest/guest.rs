@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -40,22 +40,56 @@ const TOOLS: &[&str] = &[
     "bpftool",
     "wg",
 ];
-/// What end-to-end tests call besides.
+/// What end-to-end tests call besides, among it some that busybox has with fewer options.
 const TOOLS_OF_SUITE: &[&str] = &[
+    "arptables",
+    "bash",
     "bridge",
     "conntrack",
     "etcd",
     "etcdctl",
     "ethtool",
+    "find",
     "flock",
+    "ip6tables",
+    "ip6tables-restore",
+    "ip6tables-save",
+    "iperf3",
+    "iptables-legacy",
+    "iptables-legacy-restore",
+    "iptables-legacy-save",
+    "iptables-nft",
+    "iptables-nft-restore",
+    "iptables-nft-save",
+    "mount",
+    "nsenter",
     "nstat",
+    "openssl",
     "ping",
     "setpriv",
     "ss",
+    "stat",
     "sysctl",
+    "systemd-analyze",
     "tcpdump",
+    "touch",
     "traceroute",
+    "umount",
+    "unshare",
+    "xtables-legacy-multi",
 ];
+/// Where they look for more: reference plugins of CNI, a clock that tests set, systemd with its
+/// units, settings of OpenSSL.
+const TREES_OF_SUITE: &[&str] = &[
+    "/usr/lib/cni",
+    "/usr/lib/x86_64-linux-gnu/faketime",
+    "/lib/systemd/systemd",
+    "/lib/systemd/system",
+    "/etc/ssl/openssl.cnf",
+    "/usr/lib/ssl/openssl.cnf",
+];
+/// What of the repository they read while they run.
+const SOURCES_OF_SUITE: &[&str] = &["deploy"];
 /// Everything else that a shell calls.
 const BUSYBOX: &str = "busybox";
 /// The shell is the machine's own, because busybox's takes the tools that are built into it for
@@ -65,6 +99,9 @@ const SHELL: &str = "sh";
 const RECORDINGS: &str = "tests/corpus/programs";
 /// Extensions that iptables loads by name.
 const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
+
+/// What programs and libraries begin with.
+const MAGIC: &[u8] = b"\x7fELF";
 
 /// A file of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,28 +159,68 @@ pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     let shell = find(SHELL)?;
     files.insert("/bin/sh".into(), File::Copy(shell.clone()));
     programs.push(shell);
-    for entry in fs::read_dir(XTABLES).with_context(|| format!("read {XTABLES}"))? {
-        let path = entry.with_context(|| format!("read {XTABLES}"))?.path();
-        // Several names of one file: iptables looks for each.
-        let content =
-            fs::canonicalize(&path).with_context(|| format!("find {}", path.display()))?;
-        files.insert(path, File::Copy(content.clone()));
-        programs.push(content);
+    let mut trees = vec![PathBuf::from(XTABLES)];
+    // Tests find these where they were when the tests were built.
+    trees.push(workspace::root().join(RECORDINGS));
+    if is_suite {
+        trees.extend(TREES_OF_SUITE.iter().map(PathBuf::from));
+        let sources = SOURCES_OF_SUITE.iter();
+        trees.extend(sources.map(|source| workspace::root().join(source)));
     }
-    // Tests find it where it was when they were built.
-    let recordings = workspace::root().join(RECORDINGS);
-    for entry in
-        fs::read_dir(&recordings).with_context(|| format!("read {}", recordings.display()))?
-    {
-        let path = entry
-            .with_context(|| format!("read {}", recordings.display()))?
-            .path();
-        files.insert(path.clone(), File::Copy(path));
+    for tree in trees {
+        for (path, content) in contents(&tree)? {
+            if is_program(&content)? {
+                programs.push(content.clone());
+            }
+            files.insert(path, File::Copy(content));
+        }
     }
     for library in shared_libraries(&programs)? {
         files.insert(library.clone(), File::Copy(library));
     }
     Ok(files)
+}
+
+/// A file, or every file in a directory and in those in it, with the file that it is: there may be
+/// several names of one. What a link leads to nothing by is left out.
+fn contents(tree: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let content = fs::canonicalize(tree).with_context(|| format!("find {}", tree.display()))?;
+    if !content.is_dir() {
+        return Ok(vec![(tree.to_owned(), content)]);
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(tree).with_context(|| format!("read {}", tree.display()))? {
+        let path = entry
+            .with_context(|| format!("read {}", tree.display()))?
+            .path();
+        if path.exists() {
+            found.extend(contents(&path)?);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a file needs shared libraries, perhaps.
+fn is_program(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let file = fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+    file.take(MAGIC.len() as u64)
+        .read_to_end(&mut start)
+        .with_context(|| format!("read {}", path.display()))?;
+    Ok(start == MAGIC)
+}
+
+/// The files of a machine that runs these tests and no others of the gathered ones.
+pub fn only(files: &Files, tests: &[String]) -> Files {
+    let is_wanted = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_test = path.starts_with(BIN) && !BINARIES.contains(&name.as_ref());
+        !is_test || tests.iter().any(|test| *test == name)
+    };
+    let wanted = files.iter().filter(|(path, _)| is_wanted(path));
+    wanted
+        .map(|(path, file)| (path.clone(), file.clone()))
+        .collect()
 }
 
 /// The file that a program of this machine is: distributions put links to links in the PATH.

@@ -90,6 +90,25 @@ const WANTED: &[&str] = &[
     "xt_limit",
     "xt_physdev",
     "xt_state",
+    "xt_NFQUEUE",
+    "xt_TCPMSS",
+    "nfnetlink_log",
+    "nfnetlink_queue",
+    "nf_log_syslog",
+    "nft_queue",
+    "ip6_tables",
+    "ip6t_REJECT",
+    "ip6table_filter",
+    "ip6table_mangle",
+    "ip6table_nat",
+    "arp_tables",
+    "arptable_filter",
+    // IPsec's policies.
+    "xfrm_user",
+    // What the plugins of CNI make.
+    "act_mirred",
+    "ifb",
+    "macvlan",
 ];
 
 /// What switching to the host's file system takes.

@@ -2,21 +2,28 @@
 
 use std::path::PathBuf;
 
+use comfy_table::CellAlignment;
 use serde::Serialize;
 
 use crate::count::Count;
-use crate::lab::table::table;
+use crate::lab::table::{align_right, table};
 
-/// What came of one kernel.
+/// What came of one machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Series of the kernel, as users name it.
     pub kernel: &'static str,
     /// What `uname -r` says.
     pub release: String,
-    /// Tests that passed and failed.
+    /// What it ran: names of files in tests/tests.
+    pub tests: Vec<String>,
+    /// Tests that passed, failed and were left out.
     #[serde(flatten)]
     pub count: Count,
+    /// The names of those that failed.
+    pub failed_tests: Vec<String>,
+    /// How many tests did not end, because the machine did.
+    pub unfinished: usize,
     /// Why the run as a whole failed: the machine did not boot, died, or took too long.
     pub problem: Option<String>,
     /// Whether a first boot was lost.
@@ -34,27 +41,53 @@ impl Report {
     pub fn passed(&self) -> bool {
         self.problem.is_none() && self.count.failed == 0 && self.count.passed > 0
     }
+
+    /// In a line.
+    pub fn result(&self) -> String {
+        let mut result = match (&self.problem, self.passed()) {
+            (Some(problem), _) => problem.lines().next().unwrap_or_default().to_owned(),
+            (None, true) if self.booted_twice => "ok (a first boot was lost)".to_owned(),
+            (None, true) => "ok".to_owned(),
+            (None, false) => "FAILED".to_owned(),
+        };
+        if !self.failed_tests.is_empty() {
+            result += ": ";
+            result += &self.failed_tests.join(", ");
+        }
+        result
+    }
 }
 
-/// One line for each kernel.
+/// One line for each machine.
 pub fn render(reports: &[Report]) -> String {
     let mut table = table([
-        "KERNEL", "RELEASE", "PASSED", "FAILED", "SECONDS", "RESULT", "LOG",
+        "KERNEL",
+        "RELEASE",
+        "TESTS",
+        "PASSED",
+        "FAILED",
+        "IGNORED",
+        "NOT ENDED",
+        "SECONDS",
+        "RESULT",
+        "LOG",
     ]);
+    align_right(&mut table, 3);
+    for column in table.column_iter_mut().skip(8) {
+        column.set_cell_alignment(CellAlignment::Left);
+    }
     for report in reports {
-        let result = match (&report.problem, report.passed()) {
-            (Some(problem), _) => problem.lines().next().unwrap_or_default(),
-            (None, true) if report.booted_twice => "ok (a first boot was lost)",
-            (None, true) => "ok",
-            (None, false) => "FAILED",
-        };
+        let count = &report.count;
         table.add_row([
             report.kernel,
             &report.release,
-            &report.count.passed.to_string(),
-            &report.count.failed.to_string(),
+            &report.tests.join(", "),
+            &count.passed.to_string(),
+            &count.failed.to_string(),
+            &count.ignored.to_string(),
+            &report.unfinished.to_string(),
             &report.seconds.to_string(),
-            result,
+            &report.result(),
             &report.log.display().to_string(),
         ]);
     }
