@@ -23,7 +23,7 @@ mod inspect;
 mod offer;
 mod xdp;
 
-pub use inspect::{OnHook, by_id, on_hook, on_link};
+pub use inspect::{OnHook, describe, on_hook, on_link};
 pub use offer::attach_offered;
 
 /// The name of the program for a hook.

@@ -279,7 +279,7 @@ impl Status {
             }
         }
         self.attachments
-            .extend(filters::attachments(&kernel, &mut self.problems).await?);
+            .extend(filters::attachments(&kernel).await?);
         self.attachments
             .sort_by(|a, b| (&a.device, a.hook).cmp(&(&b.device, b.hook)));
         Ok(())

@@ -13,6 +13,7 @@ use overlay_tests::hostile::{Flood, Kind, Pace, Scene, is_marked};
 use overlay_tests::pace::{Loss, Traffic};
 use overlay_tests::packet::RawSocket;
 use overlay_tests::traffic::Endpoint;
+use overlay_tests::wait::slowness;
 use overlay_tests::{Lab, Node, Options, Pod, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -80,7 +81,7 @@ fn bear_everything(lab: &Lab) -> Result<()> {
             .collect::<Result<Vec<_>>>()?;
         let traffic = Traffic::start(&endpoint(&inside), &endpoint(&across))?;
         let pace = Pace {
-            rate: Some(RATE),
+            rate: Some(RATE / slowness()),
             core: None,
         };
         let flood = Flood::start(lab, &scene, kind, pace)?;

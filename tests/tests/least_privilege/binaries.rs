@@ -198,6 +198,25 @@ fn tools_run_with_their_own_sets() -> Result<()> {
     Ok(())
 }
 
+/// Filters tell what they run, which opening their programs would take another capability for.
+#[test]
+fn status_tells_filters_with_its_own_set() -> Result<()> {
+    let lab = Lab::up(Options {
+        nodes: 1,
+        pods: 1,
+        agent_args: vec!["--attach=clsact".to_owned()],
+        ..Options::for_test("lp-filters")
+    })?;
+    let node = lab.node(1);
+    fast_path::wait_serving(&node)?;
+    let (code, text) = run(&node, STATUS, "overlayctl status")?;
+    let is_told = ["ov_net_in", "ov_pod_in", "ov_pod_out", "ov_vtep_out"]
+        .iter()
+        .all(|program| text.contains(program));
+    ensure!(code == 0 && is_told, "{code}: {text}");
+    lab.down()
+}
+
 #[test]
 fn the_plugin_runs_with_its_own_set() -> Result<()> {
     let lab = Lab::up(Options::for_test("lp-cni"))?;

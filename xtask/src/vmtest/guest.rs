@@ -151,13 +151,17 @@ pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     files.insert("/bin/busybox".into(), File::Copy(busybox));
     // What is there in full comes first in the PATH of a machine.
     for name in names.lines().filter(|name| *name != BUSYBOX) {
-        files.insert(
-            Path::new("/bin").join(name),
-            File::Link("/bin/busybox".into()),
-        );
+        for directory in ["/bin", "/usr/bin"] {
+            files.insert(
+                Path::new(directory).join(name),
+                File::Link("/bin/busybox".into()),
+            );
+        }
     }
     let shell = find(SHELL)?;
-    files.insert("/bin/sh".into(), File::Copy(shell.clone()));
+    for place in ["/bin/sh", "/usr/bin/sh"] {
+        files.insert(place.into(), File::Copy(shell.clone()));
+    }
     programs.push(shell);
     let mut trees = vec![PathBuf::from(XTABLES)];
     // Tests find these where they were when the tests were built.

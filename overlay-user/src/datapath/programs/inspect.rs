@@ -50,8 +50,7 @@ pub fn on_link(hook: Hook, pin: &Path) -> Result<OnHook, Error> {
 }
 
 /// A loaded program, by the kernel's id; nothing where it is gone, or without `CAP_SYS_ADMIN`.
-#[must_use]
-pub fn by_id(id: u32) -> Option<OnHook> {
+fn by_id(id: u32) -> Option<OnHook> {
     let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
     loaded
         .find(|info| info.id() == id)
@@ -59,7 +58,8 @@ pub fn by_id(id: u32) -> Option<OnHook> {
 }
 
 /// A program by its id, or what is known of ours without asking for it.
-fn describe(id: u32, ours: Option<Hook>) -> OnHook {
+#[must_use]
+pub fn describe(id: u32, ours: Option<Hook>) -> OnHook {
     by_id(id).unwrap_or_else(|| OnHook {
         id,
         name: ours.map(|hook| name(hook).to_owned()),

@@ -8,7 +8,7 @@ use super::super::attributes::link_name;
 use super::super::{Error, Kernel};
 
 /// A filter of a `clsact` qdisc.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// Whether it is on the egress side.
     pub egress: bool,
@@ -16,6 +16,8 @@ pub struct Filter {
     pub priority: u16,
     /// The kernel's id of its program, if it is one of eBPF (`TCA_BPF_ID`).
     pub program: Option<u32>,
+    /// What the filter was told that its program is called (`TCA_BPF_NAME`).
+    pub name: Option<String>,
 }
 
 impl Kernel {
@@ -39,7 +41,14 @@ impl Kernel {
                 egress,
                 // The upper half of tcm_info; the lower is the protocol.
                 priority: (message.header.info >> 16) as u16,
-                program: program(&message),
+                program: bpf(&message, |option| match option {
+                    TcFilterBpfOption::ProgId(id) => Some(*id),
+                    _ => None,
+                }),
+                name: bpf(&message, |option| match option {
+                    TcFilterBpfOption::ProgName(name) => Some(name.clone()),
+                    _ => None,
+                }),
             }
         };
         let ingress = ingress.into_iter().map(of(false));
@@ -72,8 +81,8 @@ impl Kernel {
     }
 }
 
-/// The program of a filter; one that is not of eBPF has none.
-fn program(filter: &TcMessage) -> Option<u32> {
+/// What a filter of eBPF tells by one of its options; another filter tells nothing.
+fn bpf<T>(filter: &TcMessage, find: impl Fn(&TcFilterBpfOption) -> Option<T>) -> Option<T> {
     let options = filter
         .attributes
         .iter()
@@ -82,7 +91,7 @@ fn program(filter: &TcMessage) -> Option<u32> {
             _ => None,
         });
     options.flatten().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+        TcOption::Bpf(option) => find(option),
         _ => None,
     })
 }

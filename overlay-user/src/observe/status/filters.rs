@@ -3,53 +3,40 @@
 use overlay_common::Hook;
 
 use super::view::HookView;
-use crate::datapath::programs::{self, OnHook};
+use crate::datapath::programs;
+use crate::kernel::pods::Filter;
 use crate::kernel::{self, Kernel};
 use crate::marks::CLSACT_PRIORITY;
-use crate::privilege::{self, Capability};
 
 /// Our programs that are filters of a clsact qdisc, with those of others on the same side of the
-/// device, in the order they run. What may be ours and cannot be opened, because that takes
-/// `CAP_SYS_ADMIN`, is added to `problems`.
-pub(super) async fn attachments(
-    kernel: &Kernel,
-    problems: &mut Vec<String>,
-) -> Result<Vec<HookView>, kernel::Error> {
+/// device, in the order they run.
+pub(super) async fn attachments(kernel: &Kernel) -> Result<Vec<HookView>, kernel::Error> {
     let mut attachments = Vec::new();
     for (ifindex, device) in kernel.clsact_devices().await? {
         let mut filters = kernel.filters(ifindex).await?;
         filters.sort_by_key(|filter| filter.priority);
         for egress in [false, true] {
-            let side = filters.iter().filter(|filter| filter.egress == egress);
-            let programs: Vec<(u16, OnHook)> = side
-                .filter_map(|filter| Some((filter.priority, programs::by_id(filter.program?)?)))
-                .collect();
-            let hidden = filters.iter().any(|filter| {
-                filter.egress == egress
-                    && filter.priority == CLSACT_PRIORITY
-                    && filter
-                        .program
-                        .is_some_and(|id| programs::by_id(id).is_none())
-            });
-            if hidden && let Some(missing) = privilege::missing(&[Capability::SysAdmin]) {
-                problems.push(format!(
-                    "this process lacks {missing}, and cannot see the programs of clsact on {device}"
-                ));
-            }
-            let is_of = |hook: &Hook| {
-                programs.iter().any(|(priority, program)| {
-                    *priority == CLSACT_PRIORITY
-                        && program.name.as_deref() == Some(programs::name(*hook))
-                })
-            };
-            if let Some(hook) = Hook::ALL.into_iter().find(is_of) {
+            let side = || filters.iter().filter(|filter| filter.egress == egress);
+            if let Some(hook) = side().find_map(ours) {
                 attachments.push(HookView {
                     hook: hook.name(),
                     device: device.clone(),
-                    programs: programs.into_iter().map(|(_, program)| program).collect(),
+                    programs: side()
+                        .filter_map(|filter| {
+                            Some(programs::describe(filter.program?, ours(filter)))
+                        })
+                        .collect(),
                 });
             }
         }
     }
     Ok(attachments)
+}
+
+/// The hook of a filter of ours. The filter tells its program's name, so that the program need not
+/// be opened, which takes `CAP_SYS_ADMIN`.
+fn ours(filter: &Filter) -> Option<Hook> {
+    let is_named = |hook: &Hook| filter.name.as_deref() == Some(programs::name(*hook));
+    let found = Hook::ALL.into_iter().find(is_named);
+    found.filter(|_| filter.priority == CLSACT_PRIORITY)
 }
