@@ -1,6 +1,8 @@
 //! `cargo xtask adds`: how long the plugin takes over a pod, first and last, while many come and
 //! go.
 
+mod lab;
+
 use anyhow::{Context as _, Result, ensure};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
@@ -12,16 +14,18 @@ use crate::bench::Machine;
 use crate::lab::Output;
 use crate::{build, setup, shell, workspace};
 
-/// Measure how long ADD and DEL take on a real kubelet while pods come and go.
+/// Measure how long ADD and DEL take, on a real kubelet or alone, while pods come and go.
 ///
-/// A cluster of two nodes with the overlay's manifest. One node makes its pods by our plugin, the
-/// other by the chain that flannel's plugin calls (`bridge`, `host-local`), one after the other
-/// with the same load; a call is timed from the start of the plugin to its end. Needs root, and
-/// takes about five minutes.
+/// A cluster of two nodes. One makes its pods by our plugin, with the overlay's agent; the other,
+/// without an agent, by the chain that flannel's plugin calls (`bridge`, `host-local`), one after
+/// the other with the same load. A call is timed from the start of the plugin to its end. Needs
+/// root, and takes about five minutes; `--lab` has no cluster and no kubelet beside, and takes
+/// seconds.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask adds
   cargo xtask adds --pods 30 --at-a-time 1        without load
+  cargo xtask adds --lab --at-a-time 1            the plugins alone
   cargo xtask adds --output json")]
 pub struct Arguments {
     /// How many pods come and go on each node.
@@ -30,6 +34,9 @@ pub struct Arguments {
     /// How many of them are made together.
     #[arg(long, default_value_t = 10, value_name = "N")]
     at_a_time: usize,
+    /// Namespaces of a lab in place of a cluster's pods.
+    #[arg(long)]
+    lab: bool,
     /// What to print on stdout: a table for people, or one JSON document.
     #[arg(long, short, value_enum, default_value = "table")]
     output: Output,
@@ -37,6 +44,10 @@ pub struct Arguments {
     #[arg(long)]
     no_build: bool,
 }
+
+/// The node with our plugin and an agent, and the one with the reference plugins and none.
+const OURS: usize = 1;
+const REFERENCE: usize = 2;
 
 #[derive(Serialize)]
 struct Findings {
@@ -58,38 +69,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         pods, at_a_time, ..
     } = *arguments;
     ensure!(pods > 0 && at_a_time > 0, "nothing to measure");
-    setup::ensure_kubernetes()?;
+    if arguments.lab {
+        setup::ensure_tests()?;
+    } else {
+        setup::ensure_kubernetes()?;
+    }
     if !arguments.no_build {
         build::programs(build::Warnings::Shown)?;
         build::binaries(true)?;
     }
-    let cluster = Cluster::up(Options {
-        prefix: format!("{}adds-", Options::default().prefix),
-        nodes: 2,
-        bin_dir: workspace::target().join("release"),
-        ephemeral: true,
-        ..Options::default()
-    })?;
-    cluster.apply_overlay()?;
-    cluster.wait_nodes_ready()?;
-    cluster.wait_overlay_ready()?;
-    let nodes = cluster.nodes();
-    nodes[1].use_reference_plugins()?;
-    let mut results = Vec::new();
-    for (number, plugin, what) in [
-        (1, "flannel", "overlay-cni"),
-        (2, "bridge", "bridge, host-local"),
-    ] {
-        shell::progress(&format!("{pods} pods, {at_a_time} at a time: {what}"));
-        let node = &nodes[number - 1];
-        node.time_calls(plugin)?;
-        cluster.churn(number, pods, at_a_time)?;
-        results.push(Times {
-            plugin: what,
-            add: node.call_times("ADD").context(what)?,
-            del: node.call_times("DEL").context(what)?,
-        });
-    }
+    let results = if arguments.lab {
+        lab::measure(pods, at_a_time)?
+    } else {
+        measure(pods, at_a_time)?
+    };
     let findings = Findings {
         machine: Machine::describe(),
         at_a_time,
@@ -99,7 +92,46 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
         Output::Table => println!("{}", render(&findings)),
     }
-    cluster.down()
+    Ok(())
+}
+
+fn options() -> Options {
+    Options {
+        prefix: format!("{}adds-", Options::default().prefix),
+        bin_dir: workspace::target().join("release"),
+        ephemeral: true,
+        ..Options::default()
+    }
+}
+
+/// Measures pods of a cluster, which a kubelet and a runtime make and remove.
+fn measure(pods: usize, at_a_time: usize) -> Result<Vec<Times>> {
+    let cluster = Cluster::up(Options {
+        nodes: 2,
+        ..options()
+    })?;
+    cluster.apply_overlay()?;
+    cluster.wait_nodes_ready()?;
+    cluster.wait_overlay_ready()?;
+    let nodes = cluster.nodes();
+    let time = |number: usize, plugin, what| {
+        shell::progress(&format!("{pods} pods, {at_a_time} at a time: {what}"));
+        let node = &nodes[number - 1];
+        node.time_calls(plugin)?;
+        cluster.churn(number, pods, at_a_time)?;
+        anyhow::Ok(Times {
+            plugin: what,
+            add: node.call_times("ADD").context(what)?,
+            del: node.call_times("DEL").context(what)?,
+        })
+    };
+    let ours = time(OURS, "flannel", "overlay-cni")?;
+    // An agent gives its programs to every pod of its node, whichever plugin made the pod.
+    cluster.uninstall_overlay()?;
+    cluster.use_reference_plugins(REFERENCE)?;
+    let reference = time(REFERENCE, "bridge", "bridge, host-local")?;
+    cluster.down()?;
+    Ok(vec![ours, reference])
 }
 
 fn render(findings: &Findings) -> String {

@@ -32,6 +32,22 @@ pub struct CallTimes {
     pub p99_ms: f64,
 }
 
+impl CallTimes {
+    /// Of these calls.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn of(mut times: Vec<Duration>) -> Result<Self> {
+        ensure!(!times.is_empty(), "no calls");
+        times.sort_unstable();
+        Ok(Self {
+            count: times.len(),
+            p50_ms: percentile(&times, 50) / 1e3,
+            p99_ms: percentile(&times, 99) / 1e3,
+        })
+    }
+}
+
 impl Cluster {
     /// Makes `pods` pods on node `number`, `at_a_time`, and deletes each batch while the next is
     /// made. Returns when all are gone.
@@ -76,6 +92,20 @@ impl Cluster {
         self.kubectl(["wait", "--for=delete", "pods", "--all", "--timeout=120s"])
             .map(drop)
     }
+
+    /// Lets node `number` make pods by the chain that flannel's plugin calls. No agent is needed for
+    /// that.
+    ///
+    /// # Errors
+    /// When the node has no podCIDR.
+    pub fn use_reference_plugins(&self, number: usize) -> Result<()> {
+        let node = self.node(number);
+        let object = self.json(["get", "node", &node.name()])?;
+        let subnet = object["spec"]["podCIDR"].as_str().context("no podCIDR")?;
+        let list = reference_list(subnet);
+        let write = format!("cd /etc/cni/net.d; echo '{list}' > .new; mv .new 10-flannel.conflist");
+        node.run(["sh", "-ec", &write]).map(drop)
+    }
 }
 
 impl Node<'_> {
@@ -102,28 +132,8 @@ impl Node<'_> {
         let path = self.home().join(CALLS);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let calls = text.lines().filter_map(|line| line.strip_prefix(verb));
-        let mut times = calls.map(time).collect::<Result<Vec<_>>>()?;
-        ensure!(!times.is_empty(), "no {verb}");
-        times.sort_unstable();
-        Ok(CallTimes {
-            count: times.len(),
-            p50_ms: percentile(&times, 50) / 1e3,
-            p99_ms: percentile(&times, 99) / 1e3,
-        })
-    }
-
-    /// Lets the node make pods by the chain that flannel's plugin calls instead of ours.
-    ///
-    /// # Errors
-    /// When the node has no lease.
-    pub fn use_reference_plugins(&self) -> Result<()> {
-        let lease = self.run(["cat", "/run/flannel/subnet.env"])?;
-        let mut lines = lease.lines();
-        let gateway = lines.find_map(|line| line.strip_prefix("FLANNEL_SUBNET="));
-        let subnet = gateway.context("no FLANNEL_SUBNET")?;
-        let list = reference_list(&subnet.replace(".1/", ".0/"));
-        let write = format!("cd /etc/cni/net.d; echo '{list}' > .new; mv .new 10-flannel.conflist");
-        self.run(["sh", "-ec", &write]).map(drop)
+        let times = calls.map(time).collect::<Result<_>>()?;
+        CallTimes::of(times).with_context(|| format!("{verb} in {}", path.display()))
     }
 }
 

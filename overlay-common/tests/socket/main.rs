@@ -1,14 +1,15 @@
 //! Which server a socket gets, from tables of which each test says what is in them.
 
+mod places;
+mod sets;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use overlay_common::socket::{
-    Affinity, AffinityKey, Frontend, MAX_SERVERS, MAX_TRANSLATIONS, Server, ServerKey, Service,
-    TCP, Tables, Translation, Translations, UDP, Verdict, choose, is_kept, mapped, note, place_for,
-    place_of,
+    Affinity, AffinityKey, Frontend, Server, ServerKey, Service, TCP, Tables, Translation, UDP,
+    Verdict, choose, is_kept, mapped,
 };
-use proptest::prelude::*;
 
 const CLIENT: u64 = 7;
 const PORT_ID: u64 = 80;
@@ -244,176 +245,4 @@ fn a_server_is_lost_only_without_doubt() {
     assert!(!is_kept(&world, SET, 1), "a Service that is gone");
     world.then = Some(service);
     assert!(is_kept(&world, SET, 1), "a Service that came");
-}
-
-/// The largest set there can be, every second address of it, too large for a list.
-struct Large;
-
-impl Large {
-    fn server(number: u32) -> Server {
-        let [a, b, c, d] = number.to_be_bytes();
-        Server::new(mapped([a, b, c, d]), 1)
-    }
-}
-
-impl Tables for Large {
-    fn service(&self, _: &Frontend) -> Option<Service> {
-        Some(Service {
-            set: SET,
-            servers: MAX_SERVERS,
-            affinity_seconds: 0,
-            port_id: PORT_ID,
-        })
-    }
-    fn is_opted_out(&self, _: u64) -> bool {
-        false
-    }
-    fn server(&self, key: &ServerKey) -> Option<Server> {
-        (key.slot < MAX_SERVERS).then(|| Self::server(2 * key.slot + 1))
-    }
-    fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
-        None
-    }
-    fn remember(&self, _: &AffinityKey, _: Affinity) {}
-    fn now_ns(&self) -> u64 {
-        0
-    }
-    fn random(&self) -> u32 {
-        0
-    }
-}
-
-#[test]
-fn servers_of_the_largest_set_are_found() {
-    // Those at the ends are found last.
-    let (last, few) = (2 * MAX_SERVERS, 1000);
-    let between = (few..last - few).step_by(255);
-    for number in (0..few).chain(between).chain(last - few..=last) {
-        let is_found = is_kept(&Large, &given(FORMER_SET, Large::server(number)));
-        assert_eq!(is_found, number % 2 == 1, "{number}");
-    }
-}
-
-/// Addresses that often begin or end alike, in bytes that order differently as signed numbers or
-/// the other way round.
-fn any_server() -> impl Strategy<Value = Server> {
-    let byte = || prop::sample::select(vec![0_u8, 1, 128]);
-    let address = prop::collection::vec(byte(), 4).prop_map(|rare| {
-        let mut address = [0; 16];
-        // One byte of each word, so that every word decides at times.
-        for (word, byte) in rare.into_iter().enumerate() {
-            address[5 * word] = byte;
-        }
-        address
-    });
-    let port = prop::sample::select(vec![1_u16, 2, 256, 0x8000]);
-    (address, port).prop_map(|(address, port)| Server::new(address, port))
-}
-
-proptest! {
-    #[test]
-    fn a_server_is_found_in_its_set_and_nobody_else(
-        servers in prop::collection::btree_set(any_server(), 1..40),
-        others in prop::collection::vec(any_server(), 10),
-    ) {
-        let world = world(servers.iter().copied().collect());
-        for server in servers.iter().chain(&others) {
-            let is_found = is_kept(&world, &given(FORMER_SET, *server));
-            prop_assert_eq!(is_found, servers.contains(server), "{:?}", server);
-        }
-    }
-
-    #[test]
-    fn what_differs_in_one_bit_is_another(
-        address in any::<[u8; 16]>(),
-        port in any::<u16>(),
-        bit in 0..144_u32,
-    ) {
-        let (mut other, mut other_port) = (address, port);
-        match other.get_mut(bit as usize / 8) {
-            Some(byte) => *byte ^= 1 << (bit % 8),
-            None => other_port ^= 1 << (bit - 128),
-        }
-        let (one, other_one) = (Server::new(address, port), Server::new(other, other_port));
-        prop_assert!(one.is(&one) && !one.is(&other_one));
-        let at = |address, port, transport| Frontend { address, port, transport };
-        let one = at(address, port, TCP);
-        prop_assert!(one.is(&one));
-        prop_assert!(!one.is(&at(other, other_port, TCP)) && !one.is(&at(address, port, UDP)));
-    }
-}
-
-const NOTHING: Translation = Translation {
-    set: 0,
-    frontend: FRONTEND,
-    server: Server::new([0; 16], 0),
-};
-
-fn asked(port: u16, last: u8) -> Translation {
-    Translation {
-        frontend: Frontend { port, ..FRONTEND },
-        ..given(SET, server(last))
-    }
-}
-
-#[test]
-fn a_socket_has_room_for_some_services_and_is_told_the_last_one() {
-    let mut table = Translations {
-        all: [NOTHING; MAX_TRANSLATIONS],
-    };
-    // What is not in use stands for nothing, whatever is left in it.
-    assert_eq!(place_of(&table, &NOTHING.server), MAX_TRANSLATIONS);
-    let rooms = u16::try_from(MAX_TRANSLATIONS).expect("few");
-    let mut places = Vec::new();
-    for port in 1..=rooms {
-        let given = asked(port, port as u8);
-        let place = place_for(&table, &given.frontend);
-        note(&mut table, place, given).expect("room");
-        assert_eq!(table.all[place], given);
-        places.push(place);
-    }
-    let mut all = places.clone();
-    all.sort_unstable();
-    assert_eq!(all, (0..MAX_TRANSLATIONS).collect::<Vec<_>>());
-    for (port, place) in (1..=rooms).zip(&places) {
-        let given = asked(port, port as u8);
-        assert_eq!(place_for(&table, &given.frontend), *place);
-        assert_eq!(place_of(&table, &given.server), *place);
-    }
-    assert_eq!(place_of(&table, &server(99)), MAX_TRANSLATIONS);
-    let another = asked(rooms + 1, 99);
-    let place = place_for(&table, &another.frontend);
-    assert_eq!(place, MAX_TRANSLATIONS);
-    let before = table;
-    assert_eq!(note(&mut table, place, another), Err(Verdict::Full));
-    assert_eq!(table, before);
-
-    // The same server again: nothing else changes.
-    note(&mut table, places[0], asked(1, 1)).expect("room");
-    assert_eq!(table, before);
-    // Another Service's server: that Service is forgotten, and its place is free.
-    note(&mut table, places[0], asked(1, 2)).expect("room");
-    assert_eq!(place_of(&table, &server(2)), places[0]);
-    assert_eq!(place_of(&table, &server(1)), MAX_TRANSLATIONS);
-    assert_eq!(place_for(&table, &another.frontend), places[1]);
-    // A new Service with that server, in the free place.
-    note(&mut table, places[1], asked(rooms + 1, 2)).expect("room");
-    assert_eq!(place_of(&table, &server(2)), places[1]);
-    assert_eq!(table.all[places[0]].set, 0);
-}
-
-/// A place whose remains name the very server.
-#[test]
-fn what_is_left_in_a_free_place_does_not_count() {
-    let mut table = Translations {
-        all: [NOTHING; MAX_TRANSLATIONS],
-    };
-    table.all[5] = asked(2, 1);
-    table.all[2] = Translation {
-        set: 0,
-        ..asked(1, 1)
-    };
-    note(&mut table, 2, asked(1, 1)).expect("room");
-    assert_eq!(table.all[5].set, 0, "another Service with that server");
-    assert_eq!(place_of(&table, &server(1)), 2);
 }
