@@ -183,7 +183,7 @@ fn values_that_this_chart_does_not_follow_are_refused() {
         let faults = faults(&values);
         let dotted = path.replace('/', ".");
         assert!(
-            faults.len() == 1 && faults[0].starts_with(&dotted),
+            !faults.is_empty() && faults.iter().all(|it| it.starts_with(&dotted)),
             "{path} = {value}: {faults:?}"
         );
     }

@@ -109,10 +109,15 @@ fn the_plugin_alone_is_installed_where_asked_for() -> Result<()> {
     let place = directory.path();
     let output = install(place, &["--plugin-only"])?;
     let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success() && said.lines().count() == 1, "{output:?}");
+    ensure!(
+        output.status.success() && said.lines().count() == 1,
+        "{output:?}"
+    );
     ensure!(said.starts_with("installed "), "{said}");
     ensure!(!place.join("net.d").exists(), "a configuration was written");
-    let plugin = Command::new(place.join("bin/flannel")).arg("--version").output()?;
+    let plugin = Command::new(place.join("bin/flannel"))
+        .arg("--version")
+        .output()?;
     ensure!(plugin.status.success(), "{plugin:?}");
     let both = install(place, &["--plugin-only", "--list=/nowhere"])?;
     ensure!(!both.status.success(), "{both:?}");
