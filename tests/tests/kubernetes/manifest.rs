@@ -11,10 +11,9 @@ use serde_json::Value;
 const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
 
 /// The objects of a manifest, in an order of their own: kustomize has one, too.
-fn objects(yaml: &str) -> Result<Vec<String>> {
-    let objects: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
-    let mut objects: Vec<_> = objects.iter().map(ToString::to_string).collect();
-    objects.sort();
+fn objects(yaml: &str) -> Result<Vec<Value>> {
+    let mut objects: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
+    objects.sort_by_key(|it| format!("{} {}", it["kind"], it["metadata"]["name"]));
     Ok(objects)
 }
 
