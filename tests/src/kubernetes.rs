@@ -11,6 +11,7 @@ mod images;
 mod manifest;
 mod names;
 mod node;
+mod page;
 mod pod;
 mod programs;
 mod upstream;
@@ -27,18 +28,18 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 pub use churn::{CallTimes, reference_list};
 pub use control_plane::{API_SERVER, ApiServer};
-pub use images::{OVERLAY_IMAGE, PROBE_IMAGE};
+pub use images::{NEXT_FILE, OVERLAY_IMAGE, PROBE_IMAGE};
 pub use names::Names;
 pub use node::Node;
 pub use pod::pod;
 pub use programs::{BIN_DIR_ENV, NAMES as PROGRAMS, SUITE_DIR, bin_dir};
 pub use upstream::{CONFORMANCE, Case, Outcome, SUITE};
 
-use crate::process::Process;
 use crate::{Lab, Namespace, Options, StoreKind, command, interrupt};
 
 /// The pods' network, as kubeadm and flannel's manifest have it.
@@ -232,6 +233,7 @@ impl Cluster {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        std::os::unix::process::CommandExt::process_group(command, 0);
         let mut child = self.place()?.start(command)?;
         if let Some(mut stdin) = child.stdin.take() {
             // A kubectl that reads nothing has ended, and says why.
@@ -253,7 +255,8 @@ impl Cluster {
     /// What a kubectl writes until it ends. It is ended at once where a program of the control
     /// plane does, because it would wait for what nobody does any more.
     fn output(&self, child: Child) -> Result<Output> {
-        let kubectl = Process::of(child.id())?;
+        // What it has started goes with it.
+        let group = Pid::from_raw(i32::try_from(child.id()).context("a process id beyond 2^31")?);
         let (sender, receiver) = mpsc::channel();
         thread::scope(|scope| {
             scope.spawn(move || {
@@ -268,7 +271,8 @@ impl Cluster {
                 }
                 let state = interrupt::check().and_then(|()| self.check_control_plane());
                 if let Err(ended) = state {
-                    kubectl.signal(Signal::SIGKILL)?;
+                    // It may have ended meanwhile.
+                    let _ = killpg(group, Signal::SIGKILL);
                     return Err(ended);
                 }
             }
@@ -281,6 +285,14 @@ impl Cluster {
     /// Names a program of it that has ended, its last words, and what can be done.
     pub fn check_control_plane(&self) -> Result<()> {
         control_plane::check(&self.directory())
+    }
+
+    /// Ends a program of the control plane, as a lack of memory would.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn end_of_control_plane(&self, program: &str) -> Result<()> {
+        control_plane::end(&self.directory(), program)
     }
 
     /// Stops the API server at once; see [`Cluster::start_api_server`].

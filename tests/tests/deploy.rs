@@ -129,7 +129,12 @@ fn the_init_containers_do_what_they_are_for() -> Result<()> {
     let node = lab.node(1);
     let run = |script: &str| node.run(["sh", "-ec", script]);
     run("echo 0 > /proc/sys/net/ipv4/ip_forward")?;
-    run(&script("sysctls")?)?;
+    ensure!(
+        DAEMON_SET.contains("{ name: sysctls, hostPath: { path: /proc/sys/net,")
+            && DAEMON_SET.contains("{ name: sysctls, mountPath: /host/net }"),
+        "the settings are mounted elsewhere"
+    );
+    run(&script("sysctls")?.replace("/host/net/", "/proc/sys/net/"))?;
     for setting in [
         "net/ipv4/ip_forward",
         "net/netfilter/nf_conntrack_tcp_be_liberal",

@@ -127,7 +127,7 @@ fn measure(pods: usize, at_a_time: usize) -> Result<Vec<Times>> {
     };
     let ours = time(OURS, "flannel", "overlay-cni")?;
     // An agent gives its programs to every pod of its node, whichever plugin made the pod.
-    cluster.uninstall_overlay()?;
+    cluster.follow("Uninstall")?;
     cluster.use_reference_plugins(REFERENCE)?;
     let reference = time(REFERENCE, "bridge", "bridge, host-local")?;
     cluster.down()?;

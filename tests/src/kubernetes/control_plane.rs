@@ -186,14 +186,19 @@ impl ApiServer {
     }
 }
 
+/// Ends a program that has to run.
+pub(super) fn end(directory: &Path, name: &str) -> Result<()> {
+    let process = read_record(&record(directory, name))?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait_gone(GONE)
+}
+
 /// Ends the API server at once: this version takes a minute when asked politely. It is none of
 /// those that have to run until it is started again.
 pub(super) fn stop_api_server(directory: &Path) -> Result<()> {
+    end(directory, API_SERVER_PROGRAM)?;
     let path = record(directory, API_SERVER_PROGRAM);
-    let process = read_record(&path)?;
-    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-    process.signal(Signal::SIGKILL)?;
-    process.wait_gone(GONE)
+    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
 }
 
 fn wait_api_server(lab: &Lab, directory: &Path) -> Result<()> {

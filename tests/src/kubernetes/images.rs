@@ -11,6 +11,10 @@ use crate::image::{self, Image};
 /// The overlay, under the name that the manifests say (`overlay:latest`) as containerd completes
 /// it.
 pub const OVERLAY_IMAGE: &str = "docker.io/library/overlay:latest";
+/// The same for an image to upgrade to.
+const NEXT_IMAGE: &str = "docker.io/library/overlay:v2";
+/// A file that only that one has.
+pub const NEXT_FILE: &str = "etc/next";
 /// What pods of tests run, and the sandbox of every pod.
 pub const PROBE_IMAGE: &str = "localhost/overlay-probe:lab";
 /// What a sandbox and a pod without a command do: nothing, for long.
@@ -35,6 +39,15 @@ pub(super) fn write(directory: &Path, bin_dir: &Path) -> Result<Vec<PathBuf>> {
         Ok(archive)
     };
     archives.iter().map(write).collect()
+}
+
+/// Writes an image of the overlay with other bytes under another tag.
+pub(super) fn write_next(directory: &Path, bin_dir: &Path) -> Result<PathBuf> {
+    let mut image = Image::overlay(NEXT_IMAGE, bin_dir, 1)?;
+    image.tree.file(NEXT_FILE, "next\n")?;
+    let archive = directory.join("next.tar");
+    image.write(&archive)?;
+    Ok(archive)
 }
 
 fn make(bin_dir: &Path) -> Result<[Archive; 2]> {

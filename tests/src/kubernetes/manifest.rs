@@ -4,19 +4,18 @@ use std::ffi::OsStr;
 
 use anyhow::{Context as _, Result};
 
-use super::{Cluster, Node};
+use super::{Cluster, Node, images};
 
 const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
 const UNINSTALL: &str = include_str!("../../../deploy/uninstall.yml");
-const UNINSTALL_DAEMON_SET: &str = "daemonset/kube-overlay-uninstall";
+const FLANNEL_FAST_PATH: &str = include_str!("../../../deploy/flannel-fast-path.yml");
+const FLANNEL_ELSEWHERE: &str = include_str!("../../../deploy/flannel-elsewhere.yml");
 /// What the manifest calls its namespace and its DaemonSet.
 const NAMESPACE: &str = "--namespace=kube-overlay";
 const DAEMON_SET: &str = "daemonset/kube-overlay-ds";
 /// The last of the agent's flags, and one that names the node's own control group (`node.sh`).
 const LAST_FLAG: &str = "--healthz-port=8471";
 const OWN_SOCKETS: &str = "--services-cgroup=/sys/fs/cgroup/unified";
-/// A line of its pods' specification, and of no other's.
-const SPEC: &str = "      hostNetwork: true\n";
 /// How long a rollout may take: a node after the other, and an agent is not Ready before its probe
 /// asks it.
 const ROLLOUT: &str = "--timeout=180s";
@@ -27,6 +26,16 @@ fn of_a_shared_machine() -> String {
     MANIFEST.replace(LAST_FLAG, &format!("{LAST_FLAG}, {OWN_SOCKETS}"))
 }
 
+/// What docs/kubernetes.md names below `deploy/`, by name.
+pub(super) fn files() -> [(&'static str, String); 4] {
+    [
+        ("kube-overlay.yml", of_a_shared_machine()),
+        ("uninstall.yml", UNINSTALL.to_owned()),
+        ("flannel-fast-path.yml", FLANNEL_FAST_PATH.to_owned()),
+        ("flannel-elsewhere.yml", FLANNEL_ELSEWHERE.to_owned()),
+    ]
+}
+
 impl Cluster {
     /// Applies the overlay's manifest.
     ///
@@ -34,15 +43,6 @@ impl Cluster {
     /// When the API server refuses it.
     pub fn apply_overlay(&self) -> Result<()> {
         self.apply(&of_a_shared_machine())
-    }
-
-    /// The same for the nodes with a label only, `KEY: VALUE`, as docs/kubernetes.md says.
-    ///
-    /// # Errors
-    /// When the API server refuses it.
-    pub fn apply_overlay_where(&self, label: &str) -> Result<()> {
-        let selector = format!("{SPEC}      nodeSelector: {{ {label} }}\n");
-        self.apply(&of_a_shared_machine().replace(SPEC, &selector))
     }
 
     /// Waits until an agent of the DaemonSet's latest revision is Ready on every node.
@@ -68,59 +68,17 @@ impl Cluster {
         self.wait_overlay_ready()
     }
 
-    /// Deletes all that the overlay's manifest made.
+    /// Gives every node an image to upgrade to, `overlay:v2`, with a file of its own
+    /// ([`NEXT_FILE`](super::NEXT_FILE)).
     ///
     /// # Errors
-    /// When that does not come to its end.
-    pub fn delete_overlay(&self) -> Result<()> {
-        self.delete(MANIFEST)
-    }
-
-    fn delete(&self, manifest: &str) -> Result<()> {
-        let words = ["delete", "--ignore-not-found", ROLLOUT, "--filename=-"];
-        self.kubectl_with(words, manifest).map(drop)
-    }
-
-    /// Uninstalls the overlay, as docs/kubernetes.md says; the pods that it served are gone
-    /// already.
-    ///
-    /// # Errors
-    /// When a step fails.
-    pub fn uninstall_overlay(&self) -> Result<()> {
-        self.kubectl(["delete", NAMESPACE, DAEMON_SET, ROLLOUT])?;
-        self.kubectl([
-            "wait",
-            NAMESPACE,
-            "--for=delete",
-            "pods",
-            "--selector=app=overlay",
-            ROLLOUT,
-        ])?;
-        self.apply(UNINSTALL)?;
-        self.kubectl([
-            "rollout",
-            "status",
-            NAMESPACE,
-            UNINSTALL_DAEMON_SET,
-            ROLLOUT,
-        ])
-        .with_context(|| {
-            let told = self.kubectl(["describe", NAMESPACE, "pods"]);
-            let logs = self.kubectl(["logs", NAMESPACE, UNINSTALL_DAEMON_SET, "--all-containers"]);
-            format!("{}\n{}", told.unwrap_or_default(), logs.unwrap_or_default())
-        })?;
-        for manifest in [UNINSTALL, MANIFEST] {
-            self.delete(manifest)?;
-        }
-        let annotations = [
-            "backend-data",
-            "backend-type",
-            "kube-subnet-manager",
-            "public-ip",
-        ];
-        let annotations = annotations.map(|name| format!("flannel.alpha.coreos.com/{name}-"));
-        let line = ["annotate", "nodes", "--all"].map(ToOwned::to_owned);
-        self.kubectl(line.into_iter().chain(annotations)).map(drop)
+    /// When it cannot be made, or containerd refuses it.
+    pub fn import_next(&self) -> Result<()> {
+        let bin_dir = self.lab().options().bin_dir;
+        let archive = images::write_next(&self.directory(), &bin_dir)?;
+        self.nodes()
+            .iter()
+            .try_for_each(|node| node.import(&archive))
     }
 
     /// Runs a program in the DaemonSet's container on a node.

@@ -125,8 +125,8 @@ fn values_of_flannels_chart_are_followed() {
             json!({"httpGet": get, "initialDelaySeconds": 7, "periodSeconds": 9})
         );
     }
-    assert_eq!(pod["volumes"][0]["hostPath"]["path"], "/usr/libexec/cni");
-    assert_eq!(pod["volumes"][1]["hostPath"]["path"], "/etc/other/net.d");
+    assert_eq!(pod["volumes"][1]["hostPath"]["path"], "/usr/libexec/cni");
+    assert_eq!(pod["volumes"][2]["hostPath"]["path"], "/etc/other/net.d");
 }
 
 #[test]

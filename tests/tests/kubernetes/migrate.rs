@@ -10,12 +10,9 @@ use serde_json::json;
 
 use crate::{PATIENCE, flannel, is_accelerated, leases_its_range, talk};
 
-/// What flannel's own manifest makes, with our image.
+/// What flannel's own manifest makes. Nobody here has its images: what they would do is done by
+/// hand.
 const MANIFEST: &str = include_str!("flannel.yml");
-const NAMESPACE: &str = "--namespace=kube-flannel";
-const DAEMON_SET: &str = "daemonset/kube-flannel-ds";
-/// What the manifest lacks for the fast path.
-const FAST_PATH: &str = include_str!("../../../deploy/flannel-fast-path.yml");
 /// What the agent says without that.
 const MISSING: &str = "fast path: down: probing packet programs: this process lacks CAP_BPF and \
                        CAP_PERFMON (a container: give it these, and the host's /sys/fs/bpf)";
@@ -23,6 +20,7 @@ const MISSING: &str = "fast path: down: probing packet programs: this process la
 #[test]
 fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     let cluster = Cluster::up(Options::for_test("k8s-swap"))?;
+    cluster.apply(MANIFEST)?;
     flannel::install(&cluster)?;
     cluster.wait_nodes_ready()?;
     let nodes = cluster.nodes();
@@ -34,8 +32,7 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     let traffic = Traffic::start(&one, &other)?;
 
     // Nothing but the images: the kernel path, and what is missing for more.
-    cluster.apply(MANIFEST)?;
-    rollout(&cluster)?;
+    cluster.follow_block("By the images alone", 0, &[])?;
     for node in &nodes {
         leases_its_range(&cluster, node)?;
         let said = node.readyz(8081)?;
@@ -48,17 +45,19 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     is_gone(&nodes[0], &short)?;
 
     // What the agent asks for, by one command.
-    let set = ["patch", NAMESPACE, DAEMON_SET, "--patch", FAST_PATH];
-    cluster.kubectl(set)?;
-    rollout(&cluster)?;
+    cluster.follow_block("By the images alone", 1, &[])?;
     for (node, pod) in [(&nodes[0], &one), (&nodes[0], &mine), (&nodes[1], &other)] {
         wait_accelerated(&cluster, node, pod)?;
     }
 
-    // The page's way, all at once.
-    cluster.kubectl_with(["delete", "--filename=-", "--timeout=120s"], MANIFEST)?;
-    cluster.apply_overlay()?;
-    cluster.wait_overlay_ready()?;
+    cluster.follow("All at once")?;
+    let rest = [
+        "delete",
+        "--ignore-not-found",
+        "--timeout=120s",
+        "--filename=-",
+    ];
+    cluster.kubectl_with(rest, MANIFEST)?;
     for (node, pod) in [(&nodes[0], &one), (&nodes[0], &mine), (&nodes[1], &other)] {
         wait_accelerated(&cluster, node, pod)?;
     }
@@ -67,7 +66,7 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     ensure!(self::devices(&nodes)? == devices, "another VXLAN device");
 
     // And back.
-    cluster.delete_overlay()?;
+    cluster.follow("Back")?;
     flannel::install(&cluster)?;
     let late = cluster.run_pod("late", 2, &json!([]))?;
     talk(&one, &late).context("a pod that flannel made after it was back")?;
@@ -83,6 +82,7 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
 #[test]
 fn a_cluster_of_flannels_is_migrated_node_by_node() -> Result<()> {
     let cluster = Cluster::up(Options::for_test("k8s-by-node"))?;
+    cluster.apply(MANIFEST)?;
     flannel::install(&cluster)?;
     cluster.wait_nodes_ready()?;
     let nodes = cluster.nodes();
@@ -90,11 +90,10 @@ fn a_cluster_of_flannels_is_migrated_node_by_node() -> Result<()> {
     let other = cluster.run_pod("other", 2, &json!([]))?;
     let devices = devices(&nodes)?;
     let traffic = Traffic::start(&one, &other)?;
-    cluster.apply_overlay_where("network: overlay")?;
+    cluster.follow_block("Node by node", 0, &[])?;
     for (number, old, flannels) in [(2, &other, true), (1, &one, false)] {
         let node = &nodes[number - 1];
-        let label = ["label", "node", &node.name(), "network=overlay"];
-        cluster.kubectl(label)?;
+        cluster.follow_block("Node by node", 1, &[("NODE", &node.name())])?;
         wait_accelerated(&cluster, node, old)?;
         cluster.wait_overlay_ready()?;
         leases_its_range(&cluster, node)?;
@@ -116,18 +115,6 @@ fn a_cluster_of_flannels_is_migrated_node_by_node() -> Result<()> {
     ensure!(outcome.lost() == 0, "{outcome}");
     ensure!(self::devices(&nodes)? == devices, "another VXLAN device");
     cluster.down()
-}
-
-/// Waits until the agents of flannel's manifest are Ready.
-fn rollout(cluster: &Cluster) -> Result<()> {
-    cluster
-        .kubectl(["rollout", "status", NAMESPACE, DAEMON_SET, "--timeout=180s"])
-        .map(drop)
-        .with_context(|| {
-            let told = cluster.kubectl(["describe", NAMESPACE, "pods"]);
-            let logs = cluster.kubectl(["logs", NAMESPACE, DAEMON_SET, "--tail=20"]);
-            format!("{}\n{}", told.unwrap_or_default(), logs.unwrap_or_default())
-        })
 }
 
 /// Index and MAC address of each node's VXLAN device.

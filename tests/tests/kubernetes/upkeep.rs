@@ -1,9 +1,9 @@
 //! What the cluster goes through: agents, pods and nodes that come and go.
 
 use anyhow::{Context as _, Result, ensure};
-use overlay_tests::kubernetes::{Cluster, Node, pod};
+use overlay_tests::kubernetes::{Cluster, NEXT_FILE, Node, pod};
 use overlay_tests::pace::Traffic;
-use overlay_tests::wait_until;
+use overlay_tests::{Options, wait_until};
 use serde_json::json;
 
 use crate::leftovers::{traces, wait_clean};
@@ -69,19 +69,38 @@ fn a_pod_says_why_it_does_not_come_up(cluster: &Cluster) -> Result<()> {
     cluster.delete_pod("early")
 }
 
+/// docs/kubernetes.md from its first command to its last.
 #[test]
-fn nothing_is_left_after_the_overlay_is_uninstalled() -> Result<()> {
-    let cluster = cluster("k8s-off")?;
+fn the_page_installs_upgrades_and_uninstalls() -> Result<()> {
+    let cluster = Cluster::up(Options::for_test("k8s-page"))?;
+    cluster.follow("Install")?;
+    cluster.wait_nodes_ready()?;
+    for node in cluster.nodes() {
+        leases_its_range(&cluster, &node)?;
+    }
     let one = cluster.run_pod("one", 1, &json!([]))?;
     let other = cluster.run_pod("other", 2, &json!([]))?;
     talk(&one, &other)?;
+
+    cluster.import_next()?;
+    let (before, traffic) = (subnets(&cluster)?, Traffic::start(&one, &other)?);
+    cluster.follow("Upgrade")?;
+    let outcome = traffic.finish()?;
+    println!("upgrade: {outcome}");
+    ensure!(outcome.lost() == 0, "upgrade: {outcome}");
+    ensure!(subnets(&cluster)? == before, "the leases have changed");
+    for node in cluster.nodes() {
+        cluster.exec_overlay(&node, ["cat", &format!("/{NEXT_FILE}")])?;
+    }
+    talk(&one, &other).context("after the upgrade")?;
+
     for name in ["one", "other"] {
         cluster.delete_pod(name)?;
     }
     for node in cluster.nodes() {
         ensure!(traces(&node)?.len() > 5, "{:?}", traces(&node)?);
     }
-    cluster.uninstall_overlay()?;
+    cluster.follow("Uninstall")?;
     for node in cluster.nodes() {
         let left = traces(&node)?;
         ensure!(left.is_empty(), "{}: {left:?}", node.name());
@@ -89,7 +108,22 @@ fn nothing_is_left_after_the_overlay_is_uninstalled() -> Result<()> {
         let text = object["metadata"]["annotations"].to_string();
         ensure!(!text.contains("flannel"), "{text}");
     }
+    a_wait_ends_with_the_control_plane(&cluster)?;
     cluster.down()
+}
+
+/// Who waits for what a program of the control plane would do is told that it has ended.
+fn a_wait_ends_with_the_control_plane(cluster: &Cluster) -> Result<()> {
+    cluster.end_of_control_plane("kube-scheduler")?;
+    let waited = cluster.kubectl(["get", "pods", "--watch"]);
+    let said = format!(
+        "{:#}",
+        waited.err().context("a watch that ended by itself")?
+    );
+    for word in ["kube-scheduler has ended", "lab down"] {
+        ensure!(said.contains(word), "{said}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Three agents of a lab that take their leases from Kubernetes.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -40,6 +43,20 @@ fn wait_event(server: &Server, node: &str, reason: &str, said: &str) -> Result<(
     let is_there = || events(server, node).iter().any(is_it);
     wait_until(&format!("{reason} of {node}: {said:?}"), PATIENCE, is_there)
         .with_context(|| format!("{:?}", events(server, node)))
+}
+
+/// A script that starts the agent as a container without CAP_BPF would.
+fn without_bpf(server: &Server, lab: &Lab) -> Result<PathBuf> {
+    let path = server.directory.path().join("without-bpf");
+    let agent = lab.options().bin_dir.join("overlayd");
+    let kept = "-all,+net_admin,+net_raw,+perfmon";
+    let text = format!(
+        "#!/bin/sh\nexec setpriv --inh-caps={kept} --bounding-set={kept} {} \"$@\"\n",
+        agent.display()
+    );
+    fs::write(&path, text)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
 }
 
 #[test]
@@ -125,6 +142,16 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
     for (from, to) in [(1, 2), (2, 3), (3, 1)] {
         ping(from, &lab.pod(to, 1))?;
     }
+
+    // Without a capability there is no fast path, and the owner of the cluster is told.
+    let second = lab.node(2);
+    second.stop_agent(Signal::SIGTERM)?;
+    second.start_agent_from(&without_bpf(&server, &lab)?, &flags)?;
+    let missing = "this process lacks CAP_BPF";
+    wait_event(&server, "n2", "FastPathDown", missing)?;
+    second.stop_agent(Signal::SIGTERM)?;
+    second.start_agent_unready(&flags)?;
+    lab.wait_converged()?;
 
     // Nothing is known but what the node itself keeps.
     server.stop_api();
