@@ -1,5 +1,6 @@
 //! Changes show as events.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use overlay_user::kernel::Kernel;
@@ -96,7 +97,7 @@ fn events_keep_a_look_fresh() {
             .expect("a look");
         let device = known.device.as_ref().expect("the device").ifindex;
         let mut monitor = Monitor::subscribe(ROUNDS).expect("subscribe");
-        for change in [
+        for (number, change) in (1..).zip([
             "ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 111",
             "ip route add 10.244.3.0/24 via 10.0.0.3",
             "ip route replace 10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink proto 111",
@@ -117,11 +118,13 @@ fn events_keep_a_look_fresh() {
             "ip route del 10.244.3.0/24 metric 50",
             "ip route del 10.244.2.0/24",
             "ip neigh del 10.244.2.0 dev flannel.1",
-        ] {
+        ]) {
             run(change);
-            // A mark that comes after all events of the change.
-            run("ip link set veth1 alias mark");
-            let mark = kernel.ifindex("veth1").await.expect("the device");
+            // A mark that comes after all events of the change, and is told once.
+            let mark = IpAddr::from([192, 0, 2, number]);
+            run(&format!(
+                "ip neigh add {mark} lladdr 02:00:00:00:00:77 dev veth1 nud permanent"
+            ));
             loop {
                 match monitor.next().await.expect("an event") {
                     Event::Neighbour(it) if it.ifindex == device => {
@@ -135,7 +138,7 @@ fn events_keep_a_look_fresh() {
                             known.apply(change);
                         });
                     }
-                    Event::Link(ifindex) if ifindex == mark => break,
+                    Event::Neighbour(it) if it.address == mark => break,
                     _ => {}
                 }
             }
