@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+use overlay_common::schema::ABI_VERSION;
 use overlay_tests::hostile::Kind;
 
 use crate::{Arguments, workspace};
@@ -300,5 +301,33 @@ fn every_file_that_a_page_names_exists() {
         }
     }
     assert!(count > 30, "{count} files found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The versions in paths of pinned things: `/sys/fs/bpf/overlay/v4/…`.
+fn versions(text: &str) -> impl Iterator<Item = u32> {
+    let paths = text.split("/sys/fs/bpf/overlay/v").skip(1);
+    paths.filter_map(|rest| {
+        let end = rest.find(|it: char| !it.is_ascii_digit());
+        rest[..end.unwrap_or(rest.len())].parse().ok()
+    })
+}
+
+#[test]
+fn pages_name_the_directory_of_this_abi() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for (path, text) in pages() {
+        for version in versions(&text) {
+            count += 1;
+            if version != ABI_VERSION {
+                wrong.push(format!(
+                    "{}: v{version}, but ABI_VERSION is {ABI_VERSION}",
+                    path.display()
+                ));
+            }
+        }
+    }
+    assert!(count > 0, "no page names the directory of pinned maps");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
