@@ -21,6 +21,7 @@ pub mod programs;
 mod query;
 pub mod services;
 pub mod shapes;
+mod syscall;
 pub mod tables;
 
 /// What can go wrong with the fast path; the kernel path goes on in every case.
