@@ -318,6 +318,10 @@ fn pages_name_the_directory_of_this_abi() {
     let mut wrong = Vec::new();
     let mut count = 0;
     for (path, text) in pages() {
+        // The changelog tells of earlier versions, too.
+        if path.ends_with("CHANGELOG.md") {
+            continue;
+        }
         for version in versions(&text) {
             count += 1;
             if version != ABI_VERSION {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use self::files::Files;
-use super::entry::{Change, Entry, Listing, Term};
+use super::entry::{Entry, EntryChange, Listing, Term};
 use super::news::News;
 use super::{Error, config_file};
 use crate::lease::SubnetKey;
@@ -130,7 +130,7 @@ impl Dir {
         .await
     }
 
-    pub async fn watch(&self, changes: mpsc::Sender<Change>) {
+    pub async fn watch(&self, changes: mpsc::Sender<EntryChange>) {
         follow::follow(self, &changes).await;
     }
 

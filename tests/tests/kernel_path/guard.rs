@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use nix::net::if_::if_nametoindex;
-use overlay_user::kernel::guard::{self, Change, Guard, GuardCounters, GuardState, Reason};
+use overlay_user::kernel::guard::{self, Guard, GuardChange, GuardCounters, GuardState, Reason};
 
 use super::namespace::{Namespace, in_namespace, node_with_peer, run};
 
@@ -50,7 +50,7 @@ pub(super) fn state() -> GuardState {
 async fn apply(state: &GuardState) -> Guard {
     let mut guard = Guard::new();
     let change = guard.apply(state).await.expect("apply");
-    assert_eq!(change, Change::Whole);
+    assert_eq!(change, GuardChange::Whole);
     guard
 }
 
@@ -201,8 +201,8 @@ fn forged_vxlan_is_told(underlay: fn() -> u32) {
         let subnet = "10.244.9.0/24".parse().expect("a net");
         state.peers.insert(at(9), [subnet].into());
         let change = guard.apply(&state).await.expect("apply again");
-        assert_eq!(change, Change::Elements(3));
-        assert_eq!(guard.apply(&state).await.expect("again"), Change::None);
+        assert_eq!(change, GuardChange::Elements(3));
+        assert_eq!(guard.apply(&state).await.expect("again"), GuardChange::None);
         send(unknown, vxlan(1, 0x0800, [10, 244, 9, 7], 0));
         assert_eq!(counted().await, expected);
         guard::cleanup().await.expect("cleanup");

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use overlay_tests::{Lab, Namespace, http};
 use serde_json::{Value, json};
 
-use super::leases::{Change, Invented};
+use super::leases::{Invented, LeaseChange};
 use super::metrics;
 
 /// Most operations of one transaction (etcd's `--max-txn-ops`).
@@ -57,10 +57,12 @@ impl Etcd {
     }
 
     /// Makes one change.
-    pub fn write(&self, change: Change) -> Result<()> {
+    pub fn write(&self, change: LeaseChange) -> Result<()> {
         match change {
-            Change::Is(lease) => self.call("put", &put(lease)),
-            Change::Gone(lease) => self.call("deleterange", &json!({"key": encode(&lease.key())})),
+            LeaseChange::Is(lease) => self.call("put", &put(lease)),
+            LeaseChange::Gone(lease) => {
+                self.call("deleterange", &json!({"key": encode(&lease.key())}))
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use overlay_tests::kubernetes::ApiServer;
 use overlay_tests::{Lab, Namespace};
 use serde_json::{Value, json};
 
-use super::leases::{self, Change, Invented};
+use super::leases::{self, Invented, LeaseChange};
 use super::metrics;
 
 const NODES: &str = "/api/v1/nodes";
@@ -64,14 +64,14 @@ impl Kube {
 
     pub fn fill(&self, leases: &[Invented]) -> Result<()> {
         for lease in leases {
-            self.write(Change::Is(*lease))?;
+            self.write(LeaseChange::Is(*lease))?;
         }
         Ok(())
     }
 
-    pub fn write(&self, change: Change) -> Result<()> {
+    pub fn write(&self, change: LeaseChange) -> Result<()> {
         match change {
-            Change::Is(lease) => {
+            LeaseChange::Is(lease) => {
                 let (one, node) = (path(lease), node(lease).to_string());
                 let answer = self.ask("PUT", &one, &node)?;
                 if answer.status != 404 {
@@ -79,7 +79,7 @@ impl Kube {
                 }
                 self.expect(201, self.ask("POST", NODES, &node)?)
             }
-            Change::Gone(lease) => self.expect(200, self.ask("DELETE", &path(lease), "")?),
+            LeaseChange::Gone(lease) => self.expect(200, self.ask("DELETE", &path(lease), "")?),
         }
     }
 

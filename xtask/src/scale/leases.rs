@@ -119,7 +119,7 @@ pub fn text(mac: [u8; 6]) -> String {
 
 /// A change of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum LeaseChange {
     /// The lease is there, with these contents.
     Is(Invented),
     /// The lease is gone.

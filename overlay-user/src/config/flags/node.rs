@@ -17,12 +17,12 @@ pub struct NodeFlags {
     /// Accelerate pod traffic by eBPF: "auto" as far as this kernel can and unless others'
     /// packet-filter rules would be passed by, "force" past them as well, "off" to leave it all to
     /// the kernel's VXLAN
-    #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
-    pub fast_path: FastPath,
+    #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPathMode::Auto)]
+    pub fast_path: FastPathMode,
     /// Judge of what pods send: eBPF programs, even where they carry nothing, or nftables; "auto"
     /// is "bpf" where this kernel can
-    #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = Guard::Auto)]
-    pub guard: Guard,
+    #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = GuardMode::Auto)]
+    pub guard: GuardMode,
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact
     /// filters
     #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
@@ -107,7 +107,7 @@ pub struct NodeFlags {
 
 /// Whether eBPF carries pod traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FastPath {
+pub enum FastPathMode {
     /// As far as this kernel can, and only while no packet-filter rules of others are passed by.
     Auto,
     /// As far as this kernel can, past others' packet-filter rules.
@@ -118,7 +118,7 @@ pub enum FastPath {
 
 /// The judge of what pods send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Guard {
+pub enum GuardMode {
     /// Programs as far as this kernel can, nftables for the rest.
     Auto,
     /// The same, and it is a fault if it cannot.

@@ -95,7 +95,7 @@ pub(super) enum Set {
 
 /// The family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Family {
+pub(super) enum TableFamily {
     Ip,
     Bridge,
 }
@@ -115,7 +115,7 @@ pub(super) type Elements = BTreeMap<Set, BTreeSet<Element>>;
 
 /// What the guard's sets are made from, in a form that tells cheaply what has changed.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Contents {
+pub(super) struct SetContents {
     peers: Sources,
     /// Of [`Set::Ports`] and [`Set::Pods`].
     pods: Elements,
@@ -148,7 +148,7 @@ impl GuardState {
         }
     }
 
-    pub(super) fn contents(&self) -> Contents {
+    pub(super) fn contents(&self) -> SetContents {
         let mut pods = Elements::new();
         let mut add = |set, element| pods.entry(set).or_default().insert(element);
         for (device, address) in self.unjudged() {
@@ -157,7 +157,7 @@ impl GuardState {
         }
         let tunnel = self.vxlan.as_ref();
         let peers = tunnel.map_or_else(Sources::default, |_| self.peers.clone());
-        Contents { peers, pods }
+        SetContents { peers, pods }
     }
 
     /// The pods that no program judges. One odd name must not leave all others unguarded.
@@ -180,7 +180,7 @@ impl GuardState {
     }
 }
 
-impl Contents {
+impl SetContents {
     /// All elements.
     pub(super) fn elements(&self, shape: &Shape) -> Elements {
         let mut elements = self.pods.clone();
@@ -229,10 +229,10 @@ pub(super) fn lengths(elements: &Elements) -> impl Iterator<Item = u8> {
 }
 
 impl Set {
-    pub(super) fn family(self) -> Family {
+    pub(super) fn family(self) -> TableFamily {
         match self {
-            Self::Vteps | Self::Nodes | Self::Sources(_) | Self::Kept => Family::Ip,
-            Self::Ports | Self::Pods => Family::Bridge,
+            Self::Vteps | Self::Nodes | Self::Sources(_) | Self::Kept => TableFamily::Ip,
+            Self::Ports | Self::Pods => TableFamily::Bridge,
         }
     }
 
@@ -281,7 +281,7 @@ impl fmt::Display for Element {
 
 impl Delta {
     /// Costs what differs.
-    pub(super) fn between(old: &Contents, new: &Contents) -> Self {
+    pub(super) fn between(old: &SetContents, new: &SetContents) -> Self {
         let mut delta = Self {
             removed: missing(&old.pods, &new.pods),
             added: missing(&new.pods, &old.pods),

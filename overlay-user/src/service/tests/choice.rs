@@ -123,7 +123,7 @@ fn hints_for_zones_count_if_every_ready_endpoint_has_one_and_one_is_for_here() {
         only,
         "one that is not ready needs none"
     );
-    let mut nowhere = Source(Catalog::new(Here {
+    let mut nowhere = Source(Catalog::new(Locality {
         zone: None,
         ..here()
     }));

@@ -12,7 +12,7 @@ use crate::config::SubnetPool;
 use crate::lease::{Attributes, Lease, SubnetKey, allocate, are_allowed, reusable};
 use crate::per_family::PerFamily;
 use crate::store::Error;
-use crate::store::entry::{Change, Entry, Term};
+use crate::store::entry::{Entry, EntryChange, Term};
 use crate::store::registry::Registry;
 
 /// How often a lost race is run again. A thousand nodes that start at once draw from a hundred
@@ -163,7 +163,7 @@ impl Store {
         inner.answered();
         inner
             .table
-            .apply(Change::All(listing), inner.grace.is_some());
+            .apply(EntryChange::All(listing), inner.grace.is_some());
         Ok(())
     }
 

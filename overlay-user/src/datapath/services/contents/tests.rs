@@ -2,7 +2,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 
 use overlay_common::socket::{
-    Affinity, AffinityKey, Server, ServerKey, Service, Tables, Translation, is_kept,
+    Affinity, AffinityKey, Server, ServerKey, Service, SocketTables, Translation, is_kept,
 };
 use proptest::prelude::*;
 
@@ -40,7 +40,7 @@ fn looked_at<F>(room: usize, look: F) -> Fake<F> {
     }
 }
 
-impl<F> Tables for Fake<F> {
+impl<F> SocketTables for Fake<F> {
     fn service(&self, frontend: &socket::Frontend) -> Option<Service> {
         self.services.get(frontend).copied()
     }
@@ -135,7 +135,7 @@ fn frontend(last: u8) -> Frontend {
     Frontend {
         address: [10, 96, 0, last].into(),
         port: 53,
-        transport: Transport::Udp,
+        transport: ServiceTransport::Udp,
     }
 }
 
