@@ -11,15 +11,17 @@
 //! | `ov_config4`, `…6` | array | 0 | [`Config`] |
 //! | `ov_endpoints4`, `…6` | hash | ifindex of a pod's host veth | [`Endpoint`] |
 //! | `ov_pods4`, `…6` | hash | address of a pod on this node | [`PodEntry`] |
-//! | `ov_devices4`, `…6` | device hash | ifindex of a pod's host veth, or of the VXLAN device | the device, see [`PodEntry::ifindex`] |
+//! | `ov_devices4`, `…6` | device hash | [`PodEntry::ifindex`], or the VTEP's | the device |
 //! | `ov_peers4`, `…6` | hash | address under [`Config::peer_mask`] | [`PeerEntry`] |
 //! | `ov_vteps4`, `…6` | hash | underlay address of a node that holds a lease | [`Vtep`] |
 //! | `ov_flows4`, `…6` | LRU hash | [`FlowKey`] | [`Flow`] |
 //! | `ov_flow_news4`, `…6` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
 //! | `ov_heartbeat` | array | 0 | [`Heartbeat`] |
-//! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
+//! | `ov_counters` | per-CPU array | [`counter_index`][index] | [`Counter`] |
 //! | `ov_events` | ring buffer | | [`Event`](crate::event::Event) |
 //! | `ov_events_lost` | per-CPU array | 0 | how many events found the ring full |
+//!
+//! [index]: crate::verdict::counter_index
 //!
 //! Two families meet in a value: `F` is that of the pods, `O` (outer) that of the underlay. The
 //! programs are built for tunnels over the pods' own family, as flannel's are.

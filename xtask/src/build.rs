@@ -97,10 +97,14 @@ fn debug(object: &Path) -> PathBuf {
 
 /// An unchanged file keeps its time, and cargo does not build the agent again.
 fn write_if_new(file: &Path, contents: &[u8]) -> Result<()> {
-    if fs::read(file).ok().as_deref() != Some(contents) {
-        fs::write(file, contents).with_context(|| format!("write {}", file.display()))?;
+    if fs::read(file).ok().as_deref() == Some(contents) {
+        return Ok(());
     }
-    Ok(())
+    // A new file in the place of the old one, which another checkout may share by a hard link.
+    let new = file.with_extension("new");
+    fs::write(&new, contents)
+        .and_then(|()| fs::rename(&new, file))
+        .with_context(|| format!("write {}", file.display()))
 }
 
 /// Builds the eBPF programs of a checkout of the repository and returns the compiler's object file.

@@ -309,7 +309,8 @@ impl FastPath {
         if view.is_captured {
             report.note(
                 "captures",
-                "somebody captures on the VXLAN device: what the IP stack sends by it is left to it, which is slower",
+                "somebody captures on the VXLAN device: what the IP stack sends by it is left to \
+                it, which is slower",
             );
         }
         report.note("early refusal", running.early_text());

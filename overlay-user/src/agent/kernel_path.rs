@@ -70,7 +70,8 @@ impl KernelPath {
         if !self.bridge_warned && sysctl::bridge_calls_iptables() != Some(true) {
             self.bridge_warned = true;
             tracing::warn!(
-                "bridged packets do not pass iptables: Services between pods of this node need br_netfilter and net.bridge.bridge-nf-call-iptables=1"
+                "bridged packets do not pass iptables: Services between pods of this node need \
+                br_netfilter and net.bridge.bridge-nf-call-iptables=1"
             );
         }
         served

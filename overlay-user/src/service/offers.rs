@@ -3,7 +3,7 @@
 //! | frontend | served by |
 //! |---|---|
 //! | cluster IP | all servers, or those of this node (`internalTrafficPolicy: Local`) |
-//! | external IP, load balancer's address, node port | all servers: `externalTrafficPolicy` is for clients outside |
+//! | external IP, load balancer's address, node port | all: `externalTrafficPolicy` is for others |
 //!
 //! A cluster IP without a server on this node while others have one is left to kube-proxy, which
 //! drops what is sent there instead of refusing it.

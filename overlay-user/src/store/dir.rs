@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! PATH/config                        the network configuration
-//! PATH/subnets/10.5.34.0-24.json     a lease; it ends one lease time after its file was last touched
+//! PATH/subnets/10.5.34.0-24.json     a lease; it ends a lease time after its file was last touched
 //! PATH/static/10.5.35.0-24.json      a reservation, or a peer placed by hand; never ends
 //! PATH/lock                          held (flock) while a lease is read or written
 //! PATH/services/shop.web.json        a Service, where this node is asked for them

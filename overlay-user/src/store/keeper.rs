@@ -282,7 +282,11 @@ impl Store {
                         failures += 1;
                         inner.trouble = Some(error.to_string());
                         retry = Some(Instant::now() + self.retry_after(failures));
-                        tracing::warn!(%error, failures, "this node's lease is not as it should be; trying again");
+                        tracing::warn!(
+                            %error,
+                            failures,
+                            "this node's lease is not as it should be; trying again"
+                        );
                     }
                 }
             }

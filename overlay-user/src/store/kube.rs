@@ -113,8 +113,8 @@ impl Kube {
     pub fn new(options: Options) -> Result<Self, Error> {
         let Some(identity) = options.identity.clone() else {
             return Err(Error::Options(
-                "this node's name is not known: set NODE_NAME, or POD_NAME and POD_NAMESPACE, in the \
-                 agent's environment"
+                "this node's name is not known: set NODE_NAME, or POD_NAME and POD_NAMESPACE, \
+                in the agent's environment"
                     .into(),
             ));
         };

@@ -78,7 +78,12 @@ impl ServiceFollower {
                 }
                 continue;
             };
-            tracing::info!(node = here.node, zone = ?here.zone, addresses = ?here.addresses, "following Services");
+            tracing::info!(
+                node = here.node,
+                zone = ?here.zone,
+                addresses = ?here.addresses,
+                "following Services"
+            );
             let (sender, news) = mpsc::channel(QUEUE);
             let end = tokio::select! {
                 () = store.registry.watch_services(sender) => End::Over,

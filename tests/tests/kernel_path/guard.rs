@@ -245,7 +245,8 @@ fn pods_cannot_pretend() {
     in_namespace(|| async {
         let pod = Namespace::new();
         run(
-            "ip link add cni0 address 02:00:00:00:01:00 type bridge && ip link set cni0 up && ip addr add 10.244.1.1/24 dev cni0",
+            "ip link add cni0 address 02:00:00:00:01:00 type bridge && ip link set cni0 up && ip \
+            addr add 10.244.1.1/24 dev cni0",
         );
         run("ip addr add 192.0.2.1/32 dev lo");
         run(&format!(

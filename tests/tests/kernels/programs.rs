@@ -106,12 +106,15 @@ fn compare(sizes: &BTreeMap<String, u32>) -> Result<()> {
         }
         let before = before.and_then(|before| before.get(name));
         let before = before.with_context(|| {
-            format!("{name} on Linux {version} is not in sizes.json: `cargo xtask vmtest --kernel all --record`")
+            format!(
+                "{name} on Linux {version} is not in sizes.json: `cargo xtask vmtest --kernel \
+                all --record`"
+            )
         })?;
         ensure!(
             f64::from(*size) <= f64::from(*before) * GROWTH,
-            "{name} has grown from {before} to {size} instructions on Linux {version}; if that has to be, \
-             `cargo xtask vmtest --kernel all --record`"
+            "{name} has grown from {before} to {size} instructions on Linux {version}; if that has \
+            to be, `cargo xtask vmtest --kernel all --record`"
         );
     }
     Ok(())

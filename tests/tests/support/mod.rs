@@ -211,6 +211,8 @@ pub const WEB: &str = r#"{"spec":{"clusterIP":"10.96.0.1","ports":[{"port":80}]}
 /// An EndpointSlice of the Service `web` with one server.
 pub fn web_slice(address: &str) -> String {
     format!(
-        r#"{{"metadata":{{"labels":{{"kubernetes.io/service-name":"web"}}}},"addressType":"IPv4","ports":[{{"port":8080}}],"endpoints":[{{"addresses":["{address}"]}}]}}"#
+        "{{\"metadata\":{{\"labels\":{{\"kubernetes.io/service-name\":\"web\"}}}},\
+        \"addressType\":\"IPv4\",\"ports\":[{{\"port\":8080}}],\
+        \"endpoints\":[{{\"addresses\":[\"{address}\"]}}]}}"
     )
 }

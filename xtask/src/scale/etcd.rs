@@ -114,10 +114,14 @@ mod tests {
     #[test]
     fn our_own_writes_are_not_counted() {
         let metrics = "# TYPE grpc_server_msg_received_total counter\n\
-             grpc_server_msg_received_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 900\n\
-             grpc_server_msg_received_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 3\n\
-             grpc_server_msg_received_total{grpc_method=\"LeaseKeepAlive\",grpc_service=\"etcdserverpb.Lease\",grpc_type=\"bidi_stream\"} 1e+01\n\
-             grpc_server_msg_sent_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 3\n";
+             grpc_server_msg_received_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",\
+             grpc_type=\"unary\"} 900\n\
+             grpc_server_msg_received_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",\
+             grpc_type=\"unary\"} 3\n\
+             grpc_server_msg_received_total{grpc_method=\"LeaseKeepAlive\",\
+             grpc_service=\"etcdserverpb.Lease\",grpc_type=\"bidi_stream\"} 1e+01\n\
+             grpc_server_msg_sent_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",\
+             grpc_type=\"unary\"} 3\n";
         assert_eq!(requests(metrics), 13);
     }
 }

@@ -159,7 +159,8 @@ mod tests {
     fn what_agents_ask_is_counted() {
         let metrics = "# TYPE apiserver_request_total counter\n\
              apiserver_request_total{code=\"201\",resource=\"nodes\",verb=\"POST\"} 900\n\
-             apiserver_request_total{code=\"200\",resource=\"nodes\",subresource=\"status\",verb=\"PATCH\"} 3\n\
+             apiserver_request_total{code=\"200\",resource=\"nodes\",subresource=\"status\",\
+             verb=\"PATCH\"} 3\n\
              apiserver_request_total{code=\"0\",resource=\"nodes\",verb=\"WATCH\"} 1e+01\n\
              apiserver_request_total{code=\"201\",resource=\"events\",verb=\"POST\"} 1\n\
              apiserver_request_total{code=\"200\",resource=\"leases\",verb=\"GET\"} 77\n";

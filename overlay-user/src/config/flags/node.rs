@@ -44,29 +44,54 @@ pub struct NodeFlags {
     #[arg(long, env = "OVERLAY_PROGRAMS", value_name = "FILE")]
     pub programs: Option<PathBuf>,
     /// Log whose packets the eBPF programs refuse, and why: to find out who sends them
-    #[arg(long, env = "OVERLAY_LOG_REFUSED", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "OVERLAY_LOG_REFUSED", default_value = "false", value_parser = go_bool,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub log_refused: bool,
     /// How long programs and guard refuse by the list of leases after the agent is gone; 0 for ever
-    #[arg(long, env = "OVERLAY_REFUSE_WITHOUT_AGENT", default_value = "10m", value_parser = parse_duration_or_zero, value_name = "TIME")]
+    #[arg(
+        long, env = "OVERLAY_REFUSE_WITHOUT_AGENT", default_value = "10m",
+        value_parser = parse_duration_or_zero, value_name = "TIME"
+    )]
     pub refuse_without_agent: Duration,
     /// Decapsulator of TCP super-packets: "kernel" is for nodes whose pods pass them on to tap
     /// devices
     #[arg(long, env = "OVERLAY_AGGREGATES", value_enum, default_value_t = Aggregates::Fast)]
     pub aggregates: Aggregates,
     /// Masquerade what pods send out of the overlay
-    #[arg(long, env = "FLANNELD_IP_MASQ", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "FLANNELD_IP_MASQ", default_value = "false", value_parser = go_bool,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub ip_masq: bool,
     /// Masquerade without fully random source ports
-    #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", default_value = "false",
+        value_parser = go_bool, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub ip_masq_fully_random_disable: bool,
     /// Accept forwarded packets from and to the overlay
-    #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES", default_value = "true", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "FLANNELD_IPTABLES_FORWARD_RULES", default_value = "true",
+        value_parser = go_bool, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub iptables_forward_rules: bool,
     /// Check the packet-filter rules every so many seconds
-    #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS")]
+    #[arg(
+        long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS"
+    )]
     pub iptables_resync: u32,
     /// File that tells the CNI plugin of the node's subnet
-    #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = subnet_env::DEFAULT_PATH, value_name = "FILE")]
+    #[arg(
+        long, env = "FLANNELD_SUBNET_FILE", default_value = subnet_env::DEFAULT_PATH,
+        value_name = "FILE"
+    )]
     pub subnet_file: PathBuf,
     /// Address of the health and metrics server
     #[arg(

@@ -57,7 +57,9 @@ impl Store {
             return Ok(None);
         };
         tracing::info!(
-            subnet = %lease.subnets, old = %lease.attributes.public_ip, new = %wanted.attributes.public_ip,
+            subnet = %lease.subnets,
+            old = %lease.attributes.public_ip,
+            new = %wanted.attributes.public_ip,
             "the public IP changed: this node goes on with its lease"
         );
         self.take(inner, entry).map(Some)
@@ -115,7 +117,10 @@ impl Store {
         // What this node held under another configuration is of no use to anybody.
         for (entry, lease) in &own {
             if entry.term != Term::Reserved && self.registry.remove(entry).await? {
-                tracing::info!(subnet = %lease.subnets, "released a lease that the network no longer allows");
+                tracing::info!(
+                    subnet = %lease.subnets,
+                    "released a lease that the network no longer allows"
+                );
                 inner.table.forget(&entry.key);
             }
         }
@@ -173,7 +178,11 @@ impl Store {
             .lease()
             .map_err(|reason| Error::Options(reason.to_string()))?;
         self.hold(inner, entry);
-        tracing::info!(subnet = %lease.subnets, reserved = lease.reserved, "this node holds a lease");
+        tracing::info!(
+            subnet = %lease.subnets,
+            reserved = lease.reserved,
+            "this node holds a lease"
+        );
         Ok(Lease {
             expires: inner.expires,
             ..lease

@@ -227,7 +227,8 @@ fn an_entry_is_found_by_its_key_and_its_address_until_it_is_forgotten() {
 fn a_node_with_another_address_is_known_by_the_rest() {
     let says = |public_ip: &str, mac: &str| {
         format!(
-            r#"{{"PublicIP":"{public_ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+            "{{\"PublicIP\":\"{public_ip}\",\"BackendType\":\"vxlan\",\"BackendData\":{{\"VNI\":1,\
+            \"VtepMAC\":\"{mac}\"}}}}"
         )
     };
     let (ours, others) = ("02:00:00:00:00:01", "02:00:00:00:00:02");

@@ -177,7 +177,9 @@ proptest! {
         let mut contents = Contents::empty(1);
         let mut maps = looked_at(usize::MAX, Allowed(BTreeMap::new()));
         for servers in tables {
-            let wanted = table(servers.iter().map(|(last, it)| (*last, serving(it.iter().copied()))));
+            let served = servers.iter();
+            let served = served.map(|(last, it)| (*last, serving(it.iter().copied())));
+            let wanted = table(served);
             for (frontend, serving) in wanted.iter() {
                 let servers = serving.servers.iter().map(server_of).collect();
                 maps.look.0.entry(frontend_of(frontend)).or_default().push(servers);
