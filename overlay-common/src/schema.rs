@@ -62,14 +62,14 @@ pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
 pub const CONFIG_DIRECT: u32 = 1 << 5;
 /// The programs tell of refused packets in `ov_events`.
 pub const CONFIG_EVENTS: u32 = 1 << 6;
-/// What the IP stack sends to other nodes by the VXLAN device is encapsulated on its way there.
+/// A program encapsulates packets from the IP stack to other nodes before the VXLAN device does.
 pub const CONFIG_ENCAPSULATE_FOR_STACK: u32 = 1 << 7;
 
 /// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program
 /// that somebody attached on purpose.
 pub const POD_KERNEL_PATH: u16 = 1 << 0;
 
-/// What all programs need to know of this node.
+/// This node's configuration, for all programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config<F: Family, O: Family = F> {
@@ -96,7 +96,7 @@ pub struct Config<F: Family, O: Family = F> {
     /// This node's address among its pods, the bridge's; all zeros while it has none. The VXLAN
     /// device has the first address of the subnet.
     pub gateway: F::Addr,
-    /// What an address is masked with to find its peer.
+    /// The mask by which an address leads to its peer.
     pub peer_mask: F::Addr,
     /// This node's address on the underlay.
     pub vtep: O::Addr,
@@ -118,7 +118,7 @@ pub struct Config<F: Family, O: Family = F> {
 /// [`Endpoint::owner`].
 pub const ENDPOINT_ADDRESSES: usize = 4;
 
-/// What the programs on a pod's host veth know of the pod behind it.
+/// The pod behind a host veth, for the programs on that veth.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<F: Family> {

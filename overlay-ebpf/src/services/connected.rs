@@ -52,7 +52,7 @@ fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     if storage.is_null() {
         return Err(Verdict::NoRoom);
     }
-    // It may have had one. SAFETY: the kernel has locked the socket for the call.
+    // The socket may have had a translation. SAFETY: the kernel has locked the socket for the call.
     unsafe { *storage = given };
     call.replace(&given.server.address, given.server.port);
     Ok(())

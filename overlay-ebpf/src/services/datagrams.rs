@@ -76,8 +76,8 @@ fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     }
 }
 
-/// The same place, of which the verifier does not know that it is one of nine constants: it would
-/// walk through the rest of the program for each of them. `any` is a number unknown to it.
+/// Hides from the verifier that the place is one of nine constants, because the verifier would
+/// check the rest of the program for each of them. `any` is a number unknown to it.
 #[inline(always)]
 fn forgotten(place: usize, any: u16) -> usize {
     let any = usize::from(any);

@@ -67,7 +67,7 @@ pub struct Outlet {
     pub ifindex: u32,
 }
 
-/// What the kernel path backs by now: nothing else may be short-cut.
+/// Destinations that the kernel path reaches by now: only these may be short-cut.
 pub struct Backing<'a> {
     /// Where the IP stack sends to other nodes; nowhere while the backend's device is not there.
     pub outlets: &'a [Outlet],
@@ -208,7 +208,8 @@ impl FastPath {
     /// and those who come are expected. The maps may be an earlier agent's, whose pins say what was
     /// true in its time.
     ///
-    /// What programs judged has to be in the guard by now: they may be taken off.
+    /// The guard must judge by now whatever programs judged, because this call may take programs
+    /// off.
     pub fn prepare(&mut self, view: &View<'_>, report: &mut Report) {
         if view.settings.flags.node.fast_path == FastPathMode::Off {
             report.note("fast path", "off: the kernel path carries everything");

@@ -1,4 +1,4 @@
-//! What was seen of the kernel's network: one look, and what the kernel's events have told since.
+//! The kernel's network as seen: one look, kept up to date by the kernel's events.
 //!
 //! The kernel is asked after an event, and now and then for everything, because an event may be
 //! lost.

@@ -87,7 +87,7 @@ pub struct Programs {
     searched: bool,
 }
 
-/// What sits on a hook, seen from this agent.
+/// Whose programs are on a hook, seen from this agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Presence {
     /// A program of ours: this agent's or an earlier one's.
@@ -96,7 +96,7 @@ pub struct Presence {
     pub foreign: bool,
 }
 
-/// What attaching came to.
+/// The result of attaching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
     /// This agent's program was there already.

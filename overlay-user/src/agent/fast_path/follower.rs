@@ -72,7 +72,7 @@ impl Drop for Follower {
     }
 }
 
-/// What is due after a burst of events.
+/// The work that is due after a burst of events.
 #[derive(Default)]
 struct Due {
     at: Option<Instant>,
@@ -91,7 +91,7 @@ impl Due {
 async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
     let mut monitor = Monitor::subscribe(NEXT_HOPS)?;
     let kernel = Kernel::connect()?;
-    // What came before the subscription went unseen.
+    // Events from before the subscription were missed.
     let all = live.lock().ways.all();
     live.look_at_neighbours(&kernel).await?;
     live.ask(all).await?;

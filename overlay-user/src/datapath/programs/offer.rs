@@ -15,7 +15,7 @@ use super::super::Error;
 use super::super::pins::Pins;
 use super::{Mechanism, Programs, add_filter, attach_failed, link_program, name};
 
-/// What is offered.
+/// The hook whose program is offered.
 const OFFERED: Hook = Hook::PodIn;
 
 impl Programs {

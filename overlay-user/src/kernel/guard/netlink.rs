@@ -60,7 +60,7 @@ impl Fingerprint {
     }
 }
 
-/// What is there of our tables.
+/// Reads a fingerprint of the guard's tables in the kernel.
 pub(super) async fn fingerprint() -> Result<Fingerprint, Error> {
     let mut found = Fingerprint::default();
     for family in [TableFamily::Ip, TableFamily::Bridge] {

@@ -1,4 +1,4 @@
-//! What the guard knows, as rules and as elements of sets.
+//! The guard's input, and the rules and set elements made from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::shared_map::SharedMap;
 /// Outer addresses, each with the subnets that may send from behind it.
 pub type Sources = SharedMap<Ipv4Addr, BTreeSet<Ipv4Net>>;
 
-/// What the guard knows.
+/// The guard's input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuardState {
     /// The whole overlay.
@@ -54,7 +54,8 @@ pub struct GuardState {
     pub lapse: Duration,
 }
 
-/// What the rules are made of. As long as it stays, only elements of sets change.
+/// The part of the input that the rules depend on. While the shape is the same, only elements of
+/// sets change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub network: Ipv4Net,
@@ -110,10 +111,10 @@ pub(super) enum Element {
     Pod(String, Ipv4Addr),
 }
 
-/// What the sets hold.
+/// Elements by set.
 pub(super) type Elements = BTreeMap<Set, BTreeSet<Element>>;
 
-/// What the guard's sets are made from, in a form that tells cheaply what has changed.
+/// The input of the guard's sets, in a form that is cheap to compare.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SetContents {
     peers: Sources,
@@ -121,7 +122,7 @@ pub(super) struct SetContents {
     pods: Elements,
 }
 
-/// What to change in one transaction.
+/// The changes of one transaction.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Delta {
     pub removed: Elements,
@@ -304,7 +305,7 @@ impl Delta {
     }
 }
 
-/// What is in `these` and not in `those`.
+/// The elements of `these` that are not in `those`.
 fn missing(these: &Elements, those: &Elements) -> Elements {
     let none = BTreeSet::new();
     let of = |(set, elements): (&Set, &BTreeSet<Element>)| {
