@@ -19,6 +19,8 @@ pub use contents::{ENTRYPOINT, PATH, probe, shared_libraries};
 pub use tree::Tree;
 pub use upstream::{agnhost, dns_utils};
 
+/// Name of the file with the overlay's files alone, for deploy/Dockerfile.
+pub const OVERLAY_LAYER: &str = "overlay-image.layer.tar";
 /// What the parts of an image are, as registries call them.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -16,14 +16,18 @@ mod programs;
 mod upstream;
 mod wait;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
 
 pub use churn::{CallTimes, reference_list};
 pub use control_plane::{API_SERVER, ApiServer};
@@ -34,6 +38,7 @@ pub use pod::pod;
 pub use programs::{BIN_DIR_ENV, NAMES as PROGRAMS, SUITE_DIR, bin_dir};
 pub use upstream::{CONFORMANCE, Case, Outcome, SUITE};
 
+use crate::process::Process;
 use crate::{Lab, Namespace, Options, StoreKind, command, interrupt};
 
 /// The pods' network, as kubeadm and flannel's manifest have it.
@@ -44,6 +49,33 @@ pub const SERVICE_NETWORK: &str = "10.96.0.0/16";
 pub const CLUSTER_DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// What the names of a cluster end in.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// How often it is looked whether the control plane runs while kubectl does.
+const LOOK: Duration = Duration::from_millis(100);
+/// What sends whole objects, which kubectl compares with the API server's description.
+const VALIDATES: [&str; 3] = ["apply", "create", "replace"];
+/// What such a command takes the objects from.
+const SOURCES: [&str; 4] = ["-f", "--filename", "-k", "--kustomize"];
+
+/// What kubectl is asked, with `--validate=false` where it would refuse what this Kubernetes (1.20)
+/// does not know: `appArmorProfile` is of 1.30. Later ones only warn of unknown fields.
+fn for_this_version<S: AsRef<OsStr>>(asked: impl IntoIterator<Item = S>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = asked.into_iter().map(|it| it.as_ref().to_owned()).collect();
+    let own = words.iter().map(|word| word.to_string_lossy());
+    let own: Vec<_> = own.take_while(|word| word != "--").collect();
+    let verb = own.iter().position(|word| VALIDATES.contains(&&**word));
+    let has = |flags: &[&str]| {
+        own.iter()
+            .any(|word| flags.iter().any(|flag| word.starts_with(flag)))
+    };
+    if has(&SOURCES)
+        && !has(&["--validate"])
+        && let Some(at) = verb
+    {
+        words.insert(at + 1, "--validate=false".into());
+    }
+    words
+}
 
 /// A cluster. Dropping it takes down the lab that it is on, unless that is kept.
 pub struct Cluster {
@@ -122,7 +154,8 @@ impl Cluster {
             .collect()
     }
 
-    /// A kubectl with an administrator's rights, to be started by [`Namespace::start`] of
+    /// A kubectl with an administrator's rights, which is told what this Kubernetes needs to be told
+    /// ([`for_this_version`]), to be started by [`Namespace::start`] of
     /// [`Cluster::place`].
     ///
     /// # Errors
@@ -134,7 +167,7 @@ impl Cluster {
         let mut command = self.place()?.command(bin_dir().join("kubectl"));
         command
             .env("KUBECONFIG", self.directory().join("admin.conf"))
-            .args(arguments);
+            .args(for_this_version(arguments));
         Ok(command)
     }
 
@@ -172,13 +205,12 @@ impl Cluster {
         serde_json::from_str(&text).with_context(|| format!("`{shown}` answers {text}"))
     }
 
-    /// Applies a manifest. This Kubernetes does not know all fields of today's manifests and is
-    /// told to pass over them.
+    /// Applies a manifest.
     ///
     /// # Errors
     /// When the API server refuses it.
     pub fn apply(&self, manifest: &str) -> Result<()> {
-        self.kubectl_with(["apply", "--validate=false", "--filename=-"], manifest)
+        self.kubectl_with(["apply", "--filename=-"], manifest)
             .map(drop)
     }
 
@@ -205,11 +237,50 @@ impl Cluster {
             // A kubectl that reads nothing has ended, and says why.
             let _ = stdin.write_all(input.as_bytes());
         }
-        let output = child
-            .wait_with_output()
+        let output = self
+            .output(child)
             .with_context(|| format!("wait for `{shown}`"))?;
-        let output = command::require_success(&shown, output)?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        match command::require_success(&shown, output) {
+            Ok(output) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            // What it complains of is perhaps that nobody answers.
+            Err(failure) => match self.check_control_plane() {
+                Ok(()) => Err(failure),
+                Err(ended) => Err(ended.context(failure)),
+            },
+        }
+    }
+
+    /// What a kubectl writes until it ends. It is ended at once where a program of the control
+    /// plane does, because it would wait for what nobody does any more.
+    fn output(&self, child: Child) -> Result<Output> {
+        let kubectl = Process::of(child.id())?;
+        let (sender, receiver) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // Nobody receives it where the control plane has ended.
+                let _ = sender.send(child.wait_with_output());
+            });
+            loop {
+                match receiver.recv_timeout(LOOK) {
+                    Ok(output) => return Ok(output?),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => bail!("nobody waits for it"),
+                }
+                let state = interrupt::check().and_then(|()| self.check_control_plane());
+                if let Err(ended) = state {
+                    kubectl.signal(Signal::SIGKILL)?;
+                    return Err(ended);
+                }
+            }
+        })
+    }
+
+    /// Whether the control plane runs.
+    ///
+    /// # Errors
+    /// Names a program of it that has ended, its last words, and what can be done.
+    pub fn check_control_plane(&self) -> Result<()> {
+        control_plane::check(&self.directory())
     }
 
     /// Stops the API server at once; see [`Cluster::start_api_server`].
@@ -231,5 +302,37 @@ impl Cluster {
     /// Where configuration, keys and logs are.
     fn directory(&self) -> PathBuf {
         self.lab.directory().join("kubernetes")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::for_this_version;
+
+    fn asked(line: &str) -> String {
+        let words = for_this_version(line.split(' '));
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn what_sends_objects_is_not_held_to_an_old_description() {
+        assert_eq!(asked("apply -f a.yml"), "apply --validate=false -f a.yml");
+        assert_eq!(
+            asked("-n x create -f a.yml"),
+            "-n x create --validate=false -f a.yml"
+        );
+        assert_eq!(
+            asked("apply --validate=true -k ."),
+            "apply --validate=true -k ."
+        );
+        for line in [
+            "get pods",
+            "create namespace a",
+            "exec p -- apply -f a",
+            "delete -f a.yml",
+        ] {
+            assert_eq!(asked(line), line);
+        }
     }
 }

@@ -9,13 +9,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use flate2::read::GzDecoder;
 use overlay_tests::Options;
-use overlay_tests::image::Image;
+use overlay_tests::image::{Image, OVERLAY_LAYER};
 use overlay_tests::kubernetes::OVERLAY_IMAGE;
 use serde_json::Value;
 use tar::{Archive, Entry, EntryType};
 
 /// As much as a node may have to fetch, in bytes.
 const MOST: u64 = 40 * 1024 * 1024;
+const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
 /// What both of flannel's images have, and what its manifests and its tests call there.
 const FLANNELS: [&str; 9] = [
     "opt/bin/flanneld",
@@ -46,19 +47,8 @@ fn the_same_programs_make_the_same_small_image() -> Result<()> {
 
 /// Every path is a program, or a link that leads to one.
 fn has_what_flannels_have(archive: &Path) -> Result<()> {
-    let parts: BTreeMap<String, Vec<u8>> = entries(File::open(archive)?, |mut part, name| {
-        let mut content = Vec::new();
-        part.read_to_end(&mut content)?;
-        Ok((name, content))
-    })?;
-    let part = |digest: &Value| -> Result<&Vec<u8>> {
-        let digest = digest.as_str().and_then(|it| it.strip_prefix("sha256:"));
-        let name = format!("blobs/sha256/{}", digest.context("no digest")?);
-        parts.get(&name).with_context(|| format!("no {name}"))
-    };
-    let index: Value = serde_json::from_slice(parts.get("index.json").context("no index")?)?;
-    let manifest: Value = serde_json::from_slice(part(&index["manifests"][0]["digest"])?)?;
-    let layer = GzDecoder::new(part(&manifest["layers"][0]["digest"])?.as_slice());
+    let parts = parts(File::open(archive)?)?;
+    let layer = GzDecoder::new(layer_of(&parts)?.as_slice());
     let files: BTreeMap<String, Kind> = entries(layer, |file, name| {
         let target = file
             .link_name()?
@@ -77,6 +67,55 @@ fn has_what_flannels_have(archive: &Path) -> Result<()> {
         let leads = files.get(&at).is_some_and(|file| file.is_program);
         ensure!(leads, "{path} leads to {at}, which is no program");
     }
+    Ok(())
+}
+
+/// The files of an image's archive.
+fn parts(archive: impl std::io::Read) -> Result<BTreeMap<String, Vec<u8>>> {
+    entries(archive, |mut part, name| {
+        let mut content = Vec::new();
+        part.read_to_end(&mut content)?;
+        Ok((name, content))
+    })
+}
+
+/// The compressed layer among them.
+fn layer_of(parts: &BTreeMap<String, Vec<u8>>) -> Result<&Vec<u8>> {
+    let part = |digest: &Value| -> Result<&Vec<u8>> {
+        let digest = digest.as_str().and_then(|it| it.strip_prefix("sha256:"));
+        let name = format!("blobs/sha256/{}", digest.context("no digest")?);
+        parts.get(&name).with_context(|| format!("no {name}"))
+    };
+    let index: Value = serde_json::from_slice(parts.get("index.json").context("no index")?)?;
+    let manifest: Value = serde_json::from_slice(part(&index["manifests"][0]["digest"])?)?;
+    part(&manifest["layers"][0]["digest"])
+}
+
+/// `docker build` with deploy/Dockerfile makes the same of what `cargo xtask image` writes beside
+/// the image.
+#[test]
+fn the_dockerfile_makes_the_same_image() -> Result<()> {
+    let image = Image::overlay(OVERLAY_IMAGE, &Options::default().bin_dir, 1)?;
+    ensure!(image.arguments.is_empty(), "the Dockerfile has no CMD");
+    let entrypoint = serde_json::to_string(image.entrypoint)?;
+    let wanted = [
+        "FROM scratch".to_owned(),
+        format!("ADD target/{OVERLAY_LAYER} /"),
+        format!("ENV PATH={}", image.path),
+        format!("ENTRYPOINT {entrypoint}"),
+    ];
+    let steps: Vec<&str> = DOCKERFILE
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
+    ensure!(steps == wanted, "{steps:#?} instead of {wanted:#?}");
+    // What ADD unpacks is the image's layer, to the byte.
+    let layer = image.tree.archive()?;
+    let (archive, _) = image.archive()?;
+    let parts = parts(archive.as_slice())?;
+    let mut unpacked = Vec::new();
+    GzDecoder::new(layer_of(&parts)?.as_slice()).read_to_end(&mut unpacked)?;
+    ensure!(unpacked == layer, "another layer");
     Ok(())
 }
 

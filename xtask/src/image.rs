@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use overlay_tests::image::Image;
+use overlay_tests::image::{Image, OVERLAY_LAYER};
 
 use crate::{build, dist, setup, shell, workspace};
 
@@ -50,7 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     shell::progress("image");
     let image = Image::overlay(&arguments.name, &workspace::target().join(built), 9)?;
     // For deploy/Dockerfile.
-    let layer = output.with_extension("layer.tar");
+    let layer = output.with_file_name(OVERLAY_LAYER);
     fs::write(&layer, image.tree.archive()?)
         .with_context(|| format!("write {}", layer.display()))?;
     let size = image

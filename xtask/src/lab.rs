@@ -198,6 +198,10 @@ fn kubectl(prefix: &str, arguments: &[OsString]) -> Result<ExitCode> {
         .start(&mut command)?
         .wait()
         .context("wait for kubectl")?;
+    if !status.success() {
+        // What kubectl complains of is perhaps that nobody answers.
+        cluster.check_control_plane()?;
+    }
     Ok(exit_code(status))
 }
 

@@ -50,6 +50,9 @@ pub struct Install {
     /// Another list than the plugin's own: flannel's cni-conf.json
     #[arg(long, value_name = "FILE")]
     list: Option<PathBuf>,
+    /// Leave the configuration to somebody else
+    #[arg(long, conflicts_with = "list")]
+    plugin_only: bool,
 }
 
 /// Why the plugin could not be installed.
@@ -88,6 +91,9 @@ impl Install {
     /// # Errors
     /// Any [`Error`]. No file is ever half written.
     pub async fn run(&self) -> Result<String, Error> {
+        if self.plugin_only {
+            return Ok(self.told(self.install_program()?));
+        }
         let (text, source) = match &self.list {
             Some(path) => (
                 fs::read_to_string(path).map_err(failed("read", path))?,
@@ -119,14 +125,19 @@ impl Install {
             .map(ToString::to_string)
             .collect();
         Ok(format!(
-            "{} {}\n{} {}: CNI {}, spoken by {}",
-            if copied { "installed" } else { "in place:" },
-            self.bin_dir.join(OWN).display(),
+            "{}\n{} {}: CNI {}, spoken by {}",
+            self.told(copied),
             if is_new { "in place:" } else { "wrote" },
             path.display(),
             versions.concat(),
             plugins.join(", ")
         ))
+    }
+
+    /// What was done about the program, for people.
+    fn told(&self, copied: bool) -> String {
+        let what = if copied { "installed" } else { "in place:" };
+        format!("{what} {}", self.bin_dir.join(OWN).display())
     }
 
     /// Copies this program; `false` if it is what is there already.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::programs::bin_dir;
 use super::{POD_NETWORK, SERVICE_NETWORK};
 use crate::process::Process;
+use crate::wait::wait_for;
 use crate::{Lab, command, http, wait_until};
 
 /// Where the API server is: the namespace of the lab's store.
@@ -21,6 +22,19 @@ const PORT: u16 = 6443;
 /// How long it may take to answer, on a machine that starts everything else as well.
 const UP: Duration = Duration::from_secs(90);
 const GONE: Duration = Duration::from_secs(10);
+const API_SERVER_PROGRAM: &str = "kube-apiserver";
+/// What a cluster does not get on without.
+const CONTROL_PLANE: [&str; 3] = [
+    API_SERVER_PROGRAM,
+    "kube-controller-manager",
+    "kube-scheduler",
+];
+/// What can be done about one that has ended.
+const CURE: &str = "Mend what these name, take the cluster down (`cargo xtask lab down`), and start \
+                    it again. Where they name nothing, the kernel has perhaps ended the program \
+                    because memory ran out (`dmesg`): a cluster of two nodes takes 2 GiB.";
+/// How many lines of a log are told.
+const LAST_WORDS: usize = 40;
 /// The users of the API server beside the nodes, each with its name as its token: file name,
 /// user, groups.
 const USERS: [(&str, &str, &str); 4] = [
@@ -67,8 +81,7 @@ pub(super) fn start(lab: &Lab, directory: &Path) -> Result<()> {
             flag("cert-dir", &at("tls")),
             "--leader-elect=false".to_owned(),
         ],
-    )?;
-    Ok(())
+    )
 }
 
 /// Starts the API server for the first time, and writes what its clients need.
@@ -89,7 +102,7 @@ fn start_first_api_server(lab: &Lab, directory: &Path) -> Result<()> {
     launch_api_server(lab, directory)?;
     // The API server signs a certificate for itself at its first start.
     let certificate = directory.join("tls/apiserver.crt");
-    wait_until("the API server's certificate", UP, || {
+    wait_while_up(directory, "the API server's certificate", UP, || {
         fs::metadata(&certificate).is_ok_and(|file| file.len() > 0)
     })?;
     for (name, ..) in USERS {
@@ -108,10 +121,10 @@ fn launch_api_server(lab: &Lab, directory: &Path) -> Result<()> {
     let at = |name: &str| directory.join(name).to_string_lossy().into_owned();
     let flag = |name: &str, value: &str| format!("--{name}={value}");
     let key = at("service-accounts.key");
-    let process = launch(
+    launch(
         lab,
         directory,
-        "kube-apiserver",
+        API_SERVER_PROGRAM,
         &[
             flag("etcd-servers", &lab.store_endpoint()),
             flag("bind-address", &API_SERVER.to_string()),
@@ -128,9 +141,7 @@ fn launch_api_server(lab: &Lab, directory: &Path) -> Result<()> {
             "--enable-admission-plugins=NodeRestriction".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
         ],
-    )?;
-    let record = serde_json::to_string(&process).context("write a process as JSON")?;
-    write(directory, "kube-apiserver.json", &record)
+    )
 }
 
 /// An API server alone beside a lab's etcd, for measurements that need Nodes and no kubelets. It
@@ -175,11 +186,12 @@ impl ApiServer {
     }
 }
 
-/// Ends the API server at once: this version takes a minute when asked politely.
+/// Ends the API server at once: this version takes a minute when asked politely. It is none of
+/// those that have to run until it is started again.
 pub(super) fn stop_api_server(directory: &Path) -> Result<()> {
-    let path = directory.join("kube-apiserver.json");
-    let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let process: Process = serde_json::from_slice(&text).context("understand a process")?;
+    let path = record(directory, API_SERVER_PROGRAM);
+    let process = read_record(&path)?;
+    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
     process.signal(Signal::SIGKILL)?;
     process.wait_gone(GONE)
 }
@@ -193,8 +205,45 @@ fn wait_api_server(lab: &Lab, directory: &Path) -> Result<()> {
             .run([&kubectl, &config, "get", "--raw=/readyz"])
             .is_ok()
     };
-    wait_until("the API server to be ready", UP, ready)
-        .with_context(|| format!("its log is {}", log(directory, "kube-apiserver")))
+    wait_while_up(directory, "the API server to be ready", UP, ready)
+}
+
+/// [`wait_until`], which ends at once where a program of the control plane does.
+pub(super) fn wait_while_up(
+    directory: &Path,
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> bool,
+) -> Result<()> {
+    wait_for(what, limit, || match check(directory) {
+        Ok(()) => look().then_some(Ok(())),
+        Err(ended) => Some(Err(ended)),
+    })?
+}
+
+/// Whether every program of the control plane runs that was started.
+///
+/// # Errors
+/// Names one that does not, with its last words and what can be done.
+pub(super) fn check(directory: &Path) -> Result<()> {
+    for name in CONTROL_PLANE {
+        let path = record(directory, name);
+        if path.exists() && !read_record(&path)?.is_alive() {
+            let log = log(directory, name);
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            bail!(
+                "{name} has ended; its last words ({log}):\n{}\n{CURE}",
+                tail(&said)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The end of a log.
+pub(super) fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
 }
 
 /// Writes a client's configuration to `NAME.conf` in `to`; its token is its name.
@@ -215,8 +264,8 @@ pub(super) fn write_client(directory: &Path, name: &str, to: &Path) -> Result<()
     write(to, &format!("{name}.conf"), &config.to_string())
 }
 
-/// Starts a program in the store's namespace.
-fn launch(lab: &Lab, directory: &Path, name: &str, flags: &[String]) -> Result<Process> {
+/// Starts a program in the store's namespace, and writes down that it has to run.
+fn launch(lab: &Lab, directory: &Path, name: &str, flags: &[String]) -> Result<()> {
     let path = log(directory, name);
     let open = File::options().create(true).append(true).open(&path);
     let output = open.with_context(|| format!("open {path}"))?;
@@ -232,10 +281,19 @@ fn launch(lab: &Lab, directory: &Path, name: &str, flags: &[String]) -> Result<P
     let child = place.start(&mut command)?;
     let process = Process::of(child.id())?;
     lab.adopt(process.clone())?;
-    if !process.is_alive() {
-        bail!("{name} has ended; its log is {path}");
-    }
-    Ok(process)
+    let text = serde_json::to_string(&process).context("write a process as JSON")?;
+    write(directory, &format!("{name}.json"), &text)?;
+    check(directory)
+}
+
+/// Where it is written down which process a program is.
+fn record(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.json"))
+}
+
+fn read_record(path: &Path) -> Result<Process> {
+    let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
 }
 
 fn log(directory: &Path, name: &str) -> String {
@@ -247,4 +305,37 @@ fn log(directory: &Path, name: &str) -> String {
 pub(super) fn write(directory: &Path, name: &str, content: &str) -> Result<()> {
     let path = directory.join(name);
     fs::write(&path, content).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_with_the_program_it_needs() {
+        let place = std::env::temp_dir().join(format!("overlay-plane-{}", std::process::id()));
+        fs::create_dir(&place).unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::of(child.id()).unwrap();
+        let text = serde_json::to_string(&process).unwrap();
+        write(&place, "kube-scheduler.json", &text).unwrap();
+        write(&place, "kube-scheduler.log", "first\nno leader\n").unwrap();
+        let mut looks = 0;
+        let wait = |look: &mut dyn FnMut() -> bool| wait_while_up(&place, "a pod", UP, look);
+        wait(&mut || true).unwrap();
+        let ended = wait(&mut || {
+            looks += 1;
+            child.kill().unwrap();
+            child.wait().unwrap();
+            false
+        });
+        let text = format!("{:#}", ended.unwrap_err());
+        for word in ["kube-scheduler has ended", "no leader", "lab down"] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        assert_eq!(looks, 1);
+        fs::remove_dir_all(&place).unwrap();
+    }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::control_plane::{write, write_client};
+use super::control_plane::{tail, write, write_client};
 use super::images::PROBE_IMAGE;
 use super::programs::bin_dir;
 use super::{CLUSTER_DNS, CLUSTER_DOMAIN, Cluster, POD_NETWORK};
@@ -35,8 +35,6 @@ const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 const PLUGINS: [&str; 4] = ["loopback", "portmap", "bridge", "host-local"];
 /// Name of a directory of the node's.
 const STATIC_PODS: &str = "manifests";
-/// How many lines of a log are told.
-const LAST_WORDS: usize = 40;
 const UP: Duration = Duration::from_secs(60);
 const GONE: Duration = Duration::from_secs(20);
 
@@ -277,12 +275,6 @@ impl<'a> Node<'a> {
     pub(super) fn home(&self) -> PathBuf {
         self.cluster.directory().join(self.name())
     }
-}
-
-/// The end of a log.
-fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
 }
 
 /// Without the privilege to lower it (CAP_SYS_RESOURCE), a container's OOM score stays what it is.

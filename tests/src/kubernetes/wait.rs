@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::Cluster;
-use crate::wait_until;
+use super::{Cluster, control_plane};
 
 const REGISTERED: Duration = Duration::from_secs(60);
 /// How long a pod may take that needs no other one.
@@ -18,7 +17,7 @@ const WATCH: &str = "--timeout=10s";
 impl Cluster {
     /// Waits until `count` nodes have registered and have got a range of addresses.
     pub(super) fn wait_registered(&self, count: usize) -> Result<()> {
-        wait_until("the nodes to register", REGISTERED, || {
+        self.wait_until("the nodes to register", REGISTERED, || {
             self.json(["get", "nodes"]).is_ok_and(|nodes| {
                 let nodes = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
                 let with_range = nodes
@@ -27,6 +26,19 @@ impl Cluster {
                 with_range.count() == count
             })
         })
+    }
+
+    /// Looks until `look` answers true, at most for `limit`, and only while the control plane runs.
+    ///
+    /// # Errors
+    /// Names `what` when the time is over, and a program of the control plane that has ended.
+    pub fn wait_until(
+        &self,
+        what: &str,
+        limit: Duration,
+        look: impl FnMut() -> bool,
+    ) -> Result<()> {
+        control_plane::wait_while_up(&self.directory(), what, limit, look)
     }
 
     /// Waits until every node is Ready.
@@ -59,7 +71,7 @@ impl Cluster {
     /// Lets kubectl watch objects. It ends at once where one is not there yet or the API server
     /// does not answer, and is then started again.
     fn wait_ready(&self, what: &str, limit: Duration, objects: &[String]) -> Result<()> {
-        wait_until(&format!("{what} to be Ready"), limit, || {
+        self.wait_until(&format!("{what} to be Ready"), limit, || {
             let words = ["wait", "--for=condition=Ready", WATCH];
             let objects = objects.iter().map(String::as_str);
             self.kubectl(words.into_iter().chain(objects)).is_ok()

@@ -102,6 +102,28 @@ fn the_list_is_of_the_highest_version_that_all_plugins_speak() -> Result<()> {
     Ok(())
 }
 
+/// Where somebody else writes the configuration, no other plugin is asked for either.
+#[test]
+fn the_plugin_alone_is_installed_where_asked_for() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let place = directory.path();
+    let output = install(place, &["--plugin-only"])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && said.lines().count() == 1,
+        "{output:?}"
+    );
+    ensure!(said.starts_with("installed "), "{said}");
+    ensure!(!place.join("net.d").exists(), "a configuration was written");
+    let plugin = Command::new(place.join("bin/flannel"))
+        .arg("--version")
+        .output()?;
+    ensure!(plugin.status.success(), "{plugin:?}");
+    let both = install(place, &["--plugin-only", "--list=/nowhere"])?;
+    ensure!(!both.status.success(), "{both:?}");
+    Ok(())
+}
+
 /// A runtime that does not know the latest version still makes containers with the list.
 #[test]
 fn an_older_runtime_works_with_what_is_installed() -> Result<()> {

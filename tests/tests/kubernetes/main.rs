@@ -5,6 +5,7 @@ mod churn;
 mod flannel;
 mod golden;
 mod leftovers;
+mod manifest;
 mod migrate;
 mod names;
 mod reach;

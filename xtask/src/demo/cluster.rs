@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use overlay_tests::kubernetes::{Cluster, Node, PROBE_IMAGE};
 use overlay_tests::status::Counts;
 use overlay_tests::traffic::{self, Endpoint};
-use overlay_tests::{Lab, Options, wait_until};
+use overlay_tests::{Lab, Options};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -207,7 +207,7 @@ fn ask(
     let get = format!("timeout 5 wget -q -O - http://{address}/");
     let asked = |script: &str| cluster.kubectl(["exec", CLIENT, "--", "sh", "-c", script]);
     // kube-proxy takes a moment to write its rules.
-    wait_until("an answer of the Service", PATIENCE, || asked(&get).is_ok())?;
+    cluster.wait_until("an answer of the Service", PATIENCE, || asked(&get).is_ok())?;
     let many = format!("i=0; while [ $i -lt {REQUESTS} ]; do {get}; i=$((i + 1)); done; true");
     let mut answers = BTreeMap::new();
     for name in asked(&many)?.lines() {

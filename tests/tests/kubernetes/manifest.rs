@@ -1,0 +1,36 @@
+//! What `kubectl apply -k` sends is what `kubectl apply -f` sends: no cluster is needed to see it.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use overlay_tests::command::require_success;
+use overlay_tests::kubernetes::bin_dir;
+use serde_json::Value;
+
+const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
+
+/// The objects of a manifest, in an order of their own: kustomize has one, too.
+fn objects(yaml: &str) -> Result<Vec<Value>> {
+    let mut objects: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
+    objects.sort_by_key(|it| format!("{} {}", it["kind"], it["metadata"]["name"]));
+    Ok(objects)
+}
+
+#[test]
+fn the_kustomization_is_the_manifest() -> Result<()> {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let mut kubectl = Command::new(bin_dir().join("kubectl"));
+    let output = kubectl.arg("kustomize").arg(&base).output();
+    let output = require_success("kubectl kustomize", output.context("start kubectl")?)?;
+    let built = objects(std::str::from_utf8(&output.stdout)?)?;
+    let wanted = objects(MANIFEST)?;
+    ensure!(
+        built.len() == wanted.len() && !built.is_empty(),
+        "{built:#?}"
+    );
+    for (built, wanted) in built.iter().zip(&wanted) {
+        ensure!(built == wanted, "{built}\ninstead of\n{wanted}");
+    }
+    Ok(())
+}
