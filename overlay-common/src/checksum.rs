@@ -79,7 +79,7 @@ mod tests {
             ]);
         }
         totals.extend((1..=20).map(|words| words * 0xffff_ffff));
-        // One that carries once more than any header does.
+        // A total that carries once more than any header's does.
         totals.push(0x1_0000_ffff_ffff);
         for total in totals {
             let mut wanted = total;

@@ -1,4 +1,4 @@
-//! What to do with a packet: pure, over any tables.
+//! The decision on a packet: pure code over any tables.
 //!
 //! [`from_pod`], [`from_network`], [`refused_early`], [`leaving`] and [`sending`] are the whole
 //! policy of the data path. The eBPF programs call them with BPF maps behind [`Tables`] and carry
@@ -33,8 +33,7 @@ pub use network::{from_network, refused_early};
 pub use pod::{FromPod, from_pod};
 pub use sending::{Encapsulation, Sending, sending};
 
-/// What the decision looks things up in: for pods of one family, over an underlay of another or the
-/// same.
+/// The tables behind the decision: for pods of one family, over an underlay of another or the same.
 pub trait Tables<F: Family, O: Family = F> {
     /// This node's configuration; `None` before an agent has written one.
     fn config(&self) -> Option<&Config<F, O>>;
@@ -148,8 +147,9 @@ fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> boo
             && packet.gso_size() != 0
 }
 
-/// What every short cut asks of an IP packet: a whole datagram without options, whose checksum and
-/// length the IP stack would take. A short frame is padded on the wire; the kernel cuts that off.
+/// The conditions of every short cut on an IP packet: a whole datagram without options, whose
+/// checksum and length the IP stack would accept. A short frame is padded on the wire, and the
+/// kernel cuts the padding off.
 #[inline(always)]
 fn is_regular<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> Result<(), Verdict> {
     if ip.fragment != Fragment::No {
@@ -171,7 +171,7 @@ fn fits_in_vxlan<O: Family, P: Packet>(packet: &P) -> bool {
     packet.frame_len() - ETHERNET_LEN <= u32::from(u16::MAX) - O::VXLAN_OVERHEAD
 }
 
-/// What every short cut asks of a flow: that the IP stack has not translated it.
+/// The condition of every short cut on a flow: the IP stack has not translated it.
 #[inline(always)]
 fn is_not_stack_owned<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,

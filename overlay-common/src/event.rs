@@ -1,4 +1,4 @@
-//! What the programs tell of single packets, where the agent asks for it.
+//! Records of single packets, which the programs write where the agent asks for them.
 
 use bytemuck::{Pod as Plain, Zeroable};
 

@@ -76,7 +76,7 @@ pub const TCP: u8 = IpProto::Tcp as u8;
 /// UDP (RFC 768).
 pub const UDP: u8 = IpProto::Udp as u8;
 
-/// What a control message (ICMP of either family) is.
+/// The kinds of control messages (ICMP of either family).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IcmpKind {
     /// Echo request or reply.

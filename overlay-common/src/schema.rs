@@ -11,15 +11,17 @@
 //! | `ov_config4`, `…6` | array | 0 | [`Config`] |
 //! | `ov_endpoints4`, `…6` | hash | ifindex of a pod's host veth | [`Endpoint`] |
 //! | `ov_pods4`, `…6` | hash | address of a pod on this node | [`PodEntry`] |
-//! | `ov_devices4`, `…6` | device hash | ifindex of a pod's host veth, or of the VXLAN device | the device, see [`PodEntry::ifindex`] |
+//! | `ov_devices4`, `…6` | device hash | [`PodEntry::ifindex`], or the VTEP's | the device |
 //! | `ov_peers4`, `…6` | hash | address under [`Config::peer_mask`] | [`PeerEntry`] |
 //! | `ov_vteps4`, `…6` | hash | underlay address of a node that holds a lease | [`Vtep`] |
 //! | `ov_flows4`, `…6` | LRU hash | [`FlowKey`] | [`Flow`] |
 //! | `ov_flow_news4`, `…6` | array | [`NEWEST_FLOW`], [`NO_FLOW_SINCE`] | [`FlowNews`] |
 //! | `ov_heartbeat` | array | 0 | [`Heartbeat`] |
-//! | `ov_counters` | per-CPU array | [`counter_index`](crate::verdict::counter_index) | [`Counter`] |
+//! | `ov_counters` | per-CPU array | [`counter_index`][index] | [`Counter`] |
 //! | `ov_events` | ring buffer | | [`Event`](crate::event::Event) |
 //! | `ov_events_lost` | per-CPU array | 0 | how many events found the ring full |
+//!
+//! [index]: crate::verdict::counter_index
 //!
 //! Two families meet in a value: `F` is that of the pods, `O` (outer) that of the underlay. The
 //! programs are built for tunnels over the pods' own family, as flannel's are.
@@ -60,14 +62,14 @@ pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
 pub const CONFIG_DIRECT: u32 = 1 << 5;
 /// The programs tell of refused packets in `ov_events`.
 pub const CONFIG_EVENTS: u32 = 1 << 6;
-/// What the IP stack sends to other nodes by the VXLAN device is encapsulated on its way there.
+/// A program encapsulates packets from the IP stack to other nodes before the VXLAN device does.
 pub const CONFIG_ENCAPSULATE_FOR_STACK: u32 = 1 << 7;
 
 /// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program
 /// that somebody attached on purpose.
 pub const POD_KERNEL_PATH: u16 = 1 << 0;
 
-/// What all programs need to know of this node.
+/// This node's configuration, for all programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config<F: Family, O: Family = F> {
@@ -94,7 +96,7 @@ pub struct Config<F: Family, O: Family = F> {
     /// This node's address among its pods, the bridge's; all zeros while it has none. The VXLAN
     /// device has the first address of the subnet.
     pub gateway: F::Addr,
-    /// What an address is masked with to find its peer.
+    /// The mask by which an address leads to its peer.
     pub peer_mask: F::Addr,
     /// This node's address on the underlay.
     pub vtep: O::Addr,
@@ -116,7 +118,7 @@ pub struct Config<F: Family, O: Family = F> {
 /// [`Endpoint::owner`].
 pub const ENDPOINT_ADDRESSES: usize = 4;
 
-/// What the programs on a pod's host veth know of the pod behind it.
+/// The pod behind a host veth, for the programs on that veth.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<F: Family> {

@@ -57,7 +57,7 @@ impl<F: Family, O: Family> Tables<F, O> for Snapshot<F, O> {
     }
 
     fn has_device(&self, _ifindex: u32) -> bool {
-        // What is dumped names no device that is gone.
+        // A dump names no device that is gone.
         true
     }
 

@@ -24,7 +24,7 @@ use bytemuck::{Pod as Plain, Zeroable};
 mod decide;
 mod verdict;
 
-pub use decide::{Tables, choose, is_kept, note, place_for, place_of};
+pub use decide::{SocketTables, choose, is_kept, note, place_for, place_of};
 pub use verdict::{COUNTERS, Operation, SLOTS_PER_OPERATION, Verdict, counter_index};
 
 /// How many addresses of Services there can be.

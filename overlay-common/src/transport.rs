@@ -1,4 +1,4 @@
-//! What tells the flows between two addresses apart: ports, or the identifier of an ICMP echo.
+//! The fields that distinguish flows between two addresses: ports, or an ICMP echo's identifier.
 
 use network_types::ip::IpProto;
 
@@ -14,7 +14,7 @@ const OTHERS_WITH_PORTS: [u8; 3] = [
     IpProto::UdpLite as u8,
 ];
 
-/// What tells the flows between two addresses apart.
+/// The fields that distinguish flows between two addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// Ports, or the identifier of an ICMP echo in both places, or zeros for protocols without

@@ -57,7 +57,8 @@ pub enum Kind {
 
 /// Makes the enum `Verdict` of verdicts with their numbers, names and meanings.
 macro_rules! numbered {
-    ($about:literal: $($(#[doc = $doc:literal])+ $name:ident = $number:literal $text:literal,)+) => {
+    ($about:literal:
+     $($(#[doc = $doc:literal])+ $name:ident = $number:literal $text:literal,)+) => {
         #[doc = $about]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]

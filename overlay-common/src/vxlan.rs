@@ -17,7 +17,7 @@ use network_types::eth::EthHdr;
 use network_types::udp::UdpHdr;
 use network_types::vxlan::VxlanHdr;
 
-/// What the header of every packet through a tunnel is made from; the addresses are of the outer
+/// The fields of the header of every packet through a tunnel; the addresses are of the outer
 /// family.
 #[derive(Clone, Copy, Debug)]
 pub struct Tunnel<A> {
@@ -79,7 +79,7 @@ pub fn encapsulated_ecn(inner: u8) -> u8 {
     if inner == 0b11 { 0b10 } else { inner }
 }
 
-/// What decapsulation does to the inner ECN field (RFC 6040, figure 4).
+/// Changes of the inner ECN field on decapsulation (RFC 6040, figure 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecapsulatedEcn {
     /// The inner ECN field stays.
@@ -93,7 +93,7 @@ pub enum DecapsulatedEcn {
 /// See [`DecapsulatedEcn`].
 #[inline(always)]
 pub fn decapsulated_ecn(outer: u8, inner: u8) -> DecapsulatedEcn {
-    // What was marked twice, inside before the tunnel and outside in it, is marked already.
+    // No router marked the outer field, or both fields are marked already.
     if outer == encapsulated_ecn(inner) || outer == 0b11 && inner == 0b11 {
         DecapsulatedEcn::Keep
     } else if outer == 0b11 && inner != 0 {
@@ -105,9 +105,10 @@ pub fn decapsulated_ecn(outer: u8, inner: u8) -> DecapsulatedEcn {
 
 /// The outer identification (RFC 6864), for the inner header's, which is 0 where there is none.
 ///
-/// It counts with the inner one, from another start for each flow: GRO merges packets of a tunnel
-/// only where the outer identifications follow each other (since Linux 6.18), as segments of a
-/// super-packet do anyway. Where the inner one does not count, chance keeps the packets apart.
+/// The outer identification counts with the inner one, from another start for each flow: GRO merges
+/// packets of a tunnel only where the outer identifications follow each other (since Linux 6.18),
+/// as segments of a super-packet do anyway. Where the inner one does not count, chance keeps the
+/// packets apart.
 #[inline(always)]
 pub fn identification(inner: u16, hash: u32, random: impl FnOnce() -> u32) -> u16 {
     match inner {

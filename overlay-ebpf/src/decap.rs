@@ -65,8 +65,8 @@ fn open<O: Family>(skb: &Skb) -> Result<(), Error> {
     if shrunk != 0 {
         return Err(Error::Untouched);
     }
-    // What the device verified was the outer checksum first: one level fewer is known now. The
-    // helper fails where the device verified nothing, which is as well.
+    // The device has verified the outer checksum first, so that one verified level goes with the
+    // outer header. The helper fails where the device verified nothing; then no level is to go.
     // SAFETY: the helper changes the buffer's checksum state only.
     unsafe { bpf_csum_level(raw, u64::from(BPF_CSUM_LEVEL_DEC)) };
     Ok(())

@@ -8,7 +8,7 @@ use crate::events;
 use crate::maps::{Mapped, count};
 use crate::skb::Skb;
 
-/// What is left to be done with a packet when its verdict is known.
+/// The last step of a visit, taken when the verdict is known.
 pub enum Disposition {
     /// Nothing is left to be done; this is the tc action.
     Done(i32),

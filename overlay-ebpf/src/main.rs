@@ -1,7 +1,8 @@
 //! The packet programs.
 //!
-//! They are thin: each fetches what the decision in `overlay-common` asks for, calls it, carries
-//! out what it says and counts the verdict. `cargo xtask build` compiles them for the BPF target.
+//! The programs are thin: each fetches what the decision in `overlay-common` asks for, calls it,
+//! carries out what it says and counts the verdict. `cargo xtask build` compiles them for the BPF
+//! target.
 #![no_std]
 #![no_main]
 #![expect(

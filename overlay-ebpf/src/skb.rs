@@ -54,7 +54,7 @@ impl Skb {
     /// The mark of plain pod-to-pod traffic that a program of ours handed over to the stack, else
     /// zero.
     ///
-    /// It is kept in `tc_index`, which travels with the buffer through bridge, forwarding,
+    /// The mark is kept in `tc_index`, which travels with the buffer through bridge, forwarding,
     /// encapsulation, decapsulation and veths, and which nothing else in the kernel writes on the
     /// way since the dsmark queueing discipline is gone (Linux 6.3). It never leaves the machine:
     /// on the wire there is no such field. Whoever else writes it makes a flow look translated,

@@ -162,8 +162,8 @@ impl NetConf {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(plain) {
             return Err(Error::Config(format!(
-                "{name:?} is not a network's name, which consists of letters, digits, `.`, `_` and `-` and \
-                 begins with a letter or digit"
+                "{name:?} is not a network's name, which consists of letters, digits, `.`, `_` and \
+                `-` and begins with a letter or digit"
             )));
         }
         Ok(conf)

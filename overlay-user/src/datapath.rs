@@ -21,6 +21,7 @@ pub mod programs;
 mod query;
 pub mod services;
 pub mod shapes;
+mod syscall;
 pub mod tables;
 
 /// What can go wrong with the fast path; the kernel path goes on in every case.
@@ -31,7 +32,8 @@ pub enum Error {
     NoObject,
     /// The object lacks what every packet has to go through.
     #[error(
-        "the eBPF programs of this build are for measuring only, built {0}: build with `cargo xtask build`, or try them out by --programs FILE"
+        "the eBPF programs of this build are for measuring only, built {0}: build with `cargo \
+        xtask build`, or try them out by --programs FILE"
     )]
     ForMeasuring(String),
     /// An object file that was asked for cannot be read.
@@ -44,8 +46,8 @@ pub enum Error {
     },
     /// The pin directory is not on a BPF file system.
     #[error(
-        "{path} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf (a container: give it the \
-         host's)"
+        "{path} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf (a container: give \
+        it the host's)"
     )]
     NotBpfFs {
         /// The directory.

@@ -54,8 +54,8 @@ pub enum Error {
     },
     /// Every address of the range has a file.
     #[error(
-        "no free address in {range}: every one has a file in {dir}; delete pods, or let the runtime run \
-         CNI garbage collection to free what dead containers left"
+        "no free address in {range}: every one has a file in {dir}; delete pods, or let the \
+        runtime run CNI garbage collection to free what dead containers left"
     )]
     Exhausted {
         /// The range that is used up.
@@ -65,7 +65,8 @@ pub enum Error {
     },
     /// An address was asked for that no pod of this node can have.
     #[error(
-        "asked for {address}, but this node's pods have addresses of {range}, the gateway's left out"
+        "asked for {address}, but this node's pods have addresses of {range}, the gateway's \
+        left out"
     )]
     Outside {
         /// The address.

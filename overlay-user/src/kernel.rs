@@ -130,8 +130,8 @@ fn writable(path: &str, error: &io::Error) -> String {
     }
     let name = path.trim_start_matches("/proc/sys/").replace('/', ".");
     format!(
-        "; in a container without the right to: restart the pod, whose init container sets it, or run \
-         `sysctl -w {name}=1` on the node"
+        "; in a container without the right to: restart the pod, whose init container sets it, \
+        or run `sysctl -w {name}=1` on the node"
     )
 }
 

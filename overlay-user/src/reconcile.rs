@@ -11,4 +11,4 @@ mod state;
 
 pub use action::{Action, RecreateReason};
 pub use diff::diff;
-pub use state::{Change, KernelState, OverlayDevice, Route, VxlanAttributes, is_of_interest};
+pub use state::{KernelChange, KernelState, OverlayDevice, Route, VxlanAttributes, is_of_interest};

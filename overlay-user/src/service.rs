@@ -23,13 +23,13 @@ use std::time::Duration;
 pub use catalog::{Catalog, Refusals};
 pub use judge::{Refusal, Role};
 pub use name::{Kind, ObjectName, Subject};
-pub use spec::Here;
+pub use spec::Locality;
 
 use crate::shared_map::SharedMap;
 
 /// The transports that a Service may have here. Others are left to kube-proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Transport {
+pub enum ServiceTransport {
     /// TCP.
     Tcp,
     /// UDP.
@@ -44,14 +44,14 @@ pub struct Frontend {
     /// The port; never zero.
     pub port: u16,
     /// The transport.
-    pub transport: Transport,
+    pub transport: ServiceTransport,
 }
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let transport = match self.transport {
-            Transport::Tcp => "TCP",
-            Transport::Udp => "UDP",
+            ServiceTransport::Tcp => "TCP",
+            ServiceTransport::Udp => "UDP",
         };
         let address = SocketAddr::new(self.address, self.port);
         write!(f, "{address}/{transport}")
@@ -66,12 +66,12 @@ pub struct Serving {
     /// say.
     pub servers: Box<[SocketAddr]>,
     /// Whether and how a client stays with its server (`sessionAffinity`).
-    pub affinity: Option<Affinity>,
+    pub affinity: Option<SessionAffinity>,
 }
 
 /// How a client stays with its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Affinity {
+pub struct SessionAffinity {
     /// How long, after its last connection.
     pub lasts: Duration,
     /// Number of the Service's port: all frontends of one port share what is remembered, and no

@@ -133,7 +133,8 @@ pub enum Error {
     },
     /// No network configuration has been written.
     #[error(
-        "{0} does not exist; write the network configuration there, for example {{\"Network\":\"10.244.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}"
+        "{0} does not exist; write the network configuration there, for example \
+        {{\"Network\":\"10.244.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}"
     )]
     NoConfig(String),
     /// The network configuration cannot be used.

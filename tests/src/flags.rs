@@ -16,7 +16,12 @@ pub enum Output {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Fuzz {
     /// How long.
-    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     pub seconds: u64,
     /// Where chance starts; told at the end, and different every time without this.
     #[arg(long, value_name = "S")]

@@ -155,9 +155,8 @@ impl Cluster {
             .collect()
     }
 
-    /// A kubectl with an administrator's rights, which is told what this Kubernetes needs to be told
-    /// ([`for_this_version`]), to be started by [`Namespace::start`] of
-    /// [`Cluster::place`].
+    /// A kubectl with an administrator's rights, which is told what this Kubernetes needs to be
+    /// told ([`for_this_version`]), to be started by [`Namespace::start`] of [`Cluster::place`].
     ///
     /// # Errors
     /// When the lab has lost its parts.

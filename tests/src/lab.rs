@@ -3,10 +3,10 @@
 //! ```text
 //!   n1p1   n1p2        n2p1 …            one namespace per pod, made by the real CNI plugin
 //!     └─cni0─┘           └─cni0
-//!       n1                n2             one network and one mount namespace per node, agent inside
+//!       n1                n2             a network and a mount namespace per node, agent inside
 //!       eth0 .1           eth0 .2
-//!         └───── underlay ──┴───┬──────────┐      a bridge in a namespace of its own: 192.168.66.0/24
-//!                            store .254   outside .253   etcd, and a host beyond the cluster (203.0.113.1)
+//!         └───── underlay ──┴───┬──────────┐      a bridge in its own namespace: 192.168.66.0/24
+//!                            store .254   outside .253   etcd, and a host beyond (203.0.113.1)
 //! ```
 //!
 //! What exists is written to `lab.json` in the lab's state directory before it is made, so that any

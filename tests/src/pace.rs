@@ -54,8 +54,8 @@ impl std::fmt::Display for Outcome {
         let [there, back] = &self.datagrams;
         write!(
             f,
-            "lost {} of {} and {} of {} datagrams (and {} overran the receiver), longest silence {} ms; \
-             TCP went on, {} bytes",
+            "lost {} of {} and {} of {} datagrams (and {} overran the receiver), longest silence \
+            {} ms; TCP went on, {} bytes",
             there.lost,
             there.sent,
             back.lost,

@@ -266,7 +266,8 @@ fn progress(
         .last(inventory::STEADY_NODE, inventory::MEMORY)
         .unwrap_or_default();
     format!(
-        "lap {lap} after {} s: {done} rounds, {lost} datagrams lost, the steady agent has {memory} KiB",
+        "lap {lap} after {} s: {done} rounds, {lost} datagrams lost, the steady agent has \
+        {memory} KiB",
         took.as_secs()
     )
 }

@@ -149,7 +149,8 @@ fn the_init_containers_do_what_they_are_for() -> Result<()> {
     let plugin = lab.options().bin_dir.join("overlay-cni");
     let install = run_line("install-cni")?.replace("/opt/overlay/", "/run/image/");
     run(&format!(
-        "mkdir -p /run/image /opt/cni/bin /etc/cni/net.d; rm -f /opt/cni/bin/flannel /etc/cni/net.d/*
+        "mkdir -p /run/image /opt/cni/bin /etc/cni/net.d; rm -f /opt/cni/bin/flannel \
+        /etc/cni/net.d/*
          cp {} /run/image/overlay-cni; ls /opt/cni/bin/portmap",
         plugin.display()
     ))?;

@@ -41,7 +41,8 @@ fn a_firewall_that_drops_vxlan_is_told_although_the_fast_path_works() -> Result<
     let (one, other) = (lab.node(1), lab.node(2));
     other.run([
         "nft",
-        "table inet firewall { chain input { type filter hook input priority 0; udp dport 8472 drop; }; }",
+        "table inet firewall { chain input { type filter hook input priority 0; udp dport 8472 \
+        drop; }; }",
     ])?;
     // A new agent asks at once, and not only in its next turn.
     one.stop_agent(Signal::SIGTERM)?;

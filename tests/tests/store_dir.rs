@@ -48,7 +48,8 @@ fn a_lease_is_one_file_and_is_found_again() {
             .join(format!("subnets/{}.json", lease.key()));
         assert_eq!(
             fs::read_to_string(&file).expect("the file"),
-            r#"{"PublicIP":"192.168.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
+            "{\"PublicIP\":\"192.168.0.1\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+            \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:01\"}}"
         );
         let (_, again) = start(at(directory.path()), TTL, LARGE, 1).await;
         assert_eq!(again.subnets, lease.subnets);

@@ -51,7 +51,8 @@ use variant::Variant;
   cargo xtask bench --only host,flannel-plain,overlay --measure tcp-rr,bulk --rounds 9
   cargo xtask bench --class direct,service,node,local,local-service,node-port --services 5000
   cargo xtask bench --flanneld ./flanneld --json figures.json --plots plots
-  cargo xtask bench --programs --against main        cost of each program, now and on another revision")]
+  cargo xtask bench --programs --against main        cost of each program, now and on another \
+  revision")]
 pub struct Arguments {
     /// One short round, super-packets only.
     #[arg(long)]

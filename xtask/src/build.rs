@@ -9,11 +9,14 @@ use anyhow::{Context, Result, bail};
 use crate::setup::{self, Toolchain};
 use crate::{dist, shell, workspace};
 
+mod dwarf;
+
 /// Build the eBPF programs and the binaries that carry them.
 ///
 /// The programs end up in target/bpf, overlay.bpf.o (packets) and services.bpf.o (sockets), and
-/// inside `overlayd`. A plain `cargo build`
-/// works without any eBPF toolchain, and takes that file when it is there. A release is in
+/// inside `overlayd`. They have BTF and no DWARF; with both they are in overlay.debug.o and
+/// services.debug.o beside them. A plain `cargo build`
+/// works without any eBPF toolchain, and takes those files when they are there. A release is in
 /// target/release with its debug information, and in target/dist as it is deployed: stripped, with
 /// the debug information in files beside the binaries.
 #[derive(clap::Args)]
@@ -78,14 +81,30 @@ pub fn lint_programs() -> Result<()> {
     shell::run(command.args(["--", "-D", "warnings", "-C", "panic=abort"]))
 }
 
-/// Puts what the compiler made where it is looked for.
+/// Puts what the compiler made where it is looked for: without DWARF to be embedded, and as it is
+/// beside that, for debuggers.
 fn keep(built: &Path, object: &Path) -> Result<()> {
     let new = fs::read(built).with_context(|| format!("read {}", built.display()))?;
-    // An unchanged file keeps its time, and cargo does not build the agent again.
-    if fs::read(object).ok().as_ref() != Some(&new) {
-        fs::write(object, new).with_context(|| format!("write {}", object.display()))?;
+    let stripped = dwarf::strip(&new).with_context(|| format!("strip {}", built.display()))?;
+    write_if_new(object, &stripped)?;
+    write_if_new(&debug(object), &new)
+}
+
+/// `overlay.debug.o` for `overlay.bpf.o`.
+fn debug(object: &Path) -> PathBuf {
+    object.with_extension("").with_extension("debug.o")
+}
+
+/// An unchanged file keeps its time, and cargo does not build the agent again.
+fn write_if_new(file: &Path, contents: &[u8]) -> Result<()> {
+    if fs::read(file).ok().as_deref() == Some(contents) {
+        return Ok(());
     }
-    Ok(())
+    // A new file in the place of the old one, which another checkout may share by a hard link.
+    let new = file.with_extension("new");
+    fs::write(&new, contents)
+        .and_then(|()| fs::rename(&new, file))
+        .with_context(|| format!("write {}", file.display()))
 }
 
 /// Builds the eBPF programs of a checkout of the repository and returns the compiler's object file.

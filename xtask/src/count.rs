@@ -66,8 +66,8 @@ mod tests {
 
     #[test]
     fn closing_lines_are_understood() {
-        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; \
-                    finished in 0.01s";
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered \
+            out; finished in 0.01s";
         let count = Count {
             passed: 12,
             failed: 3,

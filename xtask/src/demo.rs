@@ -263,7 +263,8 @@ fn hit_ratios(lab: &Lab, text: bool, problems: &mut Vec<String>) -> BTreeMap<Str
         }
         if text {
             println!(
-                "fast-path hit ratio of {name}: {:.1} %, {:.1} % without fragments; left to the kernel: {}",
+                "fast-path hit ratio of {name}: {:.1} %, {:.1} % without fragments; left to the \
+                kernel: {}",
                 counts.hit_ratio_without(&[]) * 100.0,
                 whole * 100.0,
                 counts.left_to_kernel()

@@ -30,7 +30,8 @@ use crate::{build, setup, shell, workspace};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask fuzz --seconds 3600 --jobs 2      an hour of packets on two CPUs
-  cargo xtask fuzz --seed 7 --corpus new.jsonl  the same packets as last time with seed 7 and a new corpus
+  cargo xtask fuzz --seed 7 --corpus new.jsonl  the same packets as last time with seed 7 and a \
+  new corpus
   cargo xtask fuzz --lab                        4000 of each kind by the kernel path as well
   cargo xtask fuzz --target leases              what the store may say
   cargo xtask fuzz --target all --seconds 600   all parsers in ten minutes")]
@@ -95,8 +96,8 @@ pub fn try_out(seconds: u64) -> Result<()> {
     }
     let seed = RandomState::new().hash_one(seconds);
     shell::progress(&format!(
-        "the same packets again: rm -f {corpus}; cargo xtask fuzz --seconds {seconds} --seed {seed} \
-         --corpus {corpus}",
+        "the same packets again: rm -f {corpus}; cargo xtask fuzz --seconds {seconds} --seed \
+        {seed} --corpus {corpus}",
         corpus = corpus.display()
     ));
     let code = programs(&Arguments {

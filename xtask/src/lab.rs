@@ -83,7 +83,7 @@ struct Up {
     /// The agents' --fast-path: auto takes the eBPF path where the kernel can and passes by no
     /// rules of others, force passes by them as well, off leaves all to the kernel.
     #[arg(long, value_enum, default_value = "auto")]
-    fast_path: FastPath,
+    fast_path: FastPathFlag,
     /// MTU of every link between the nodes, in bytes.
     #[arg(long, default_value_t = 1500, value_name = "BYTES")]
     underlay_mtu: u32,
@@ -101,7 +101,7 @@ struct Up {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum FastPath {
+enum FastPathFlag {
     Auto,
     Force,
     Off,
@@ -144,9 +144,9 @@ fn up(arguments: &Up) -> Result<()> {
         pods: arguments.pods,
         store: arguments.store,
         fast_path: match arguments.fast_path {
-            FastPath::Auto => "auto".to_owned(),
-            FastPath::Force => "force".to_owned(),
-            FastPath::Off => "off".to_owned(),
+            FastPathFlag::Auto => "auto".to_owned(),
+            FastPathFlag::Force => "force".to_owned(),
+            FastPathFlag::Off => "off".to_owned(),
         },
         underlay_mtu: arguments.underlay_mtu,
         ..Options::default()

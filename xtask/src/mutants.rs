@@ -40,7 +40,12 @@ use report::{AreaReport, Report};
   cargo xtask mutants --output json              everything, about three hours; for scripts")]
 pub struct Arguments {
     /// Only these areas.
-    #[arg(long, value_delimiter = ',', value_name = "AREA,…", value_parser = PossibleValuesParser::new(areas::names()))]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "AREA,…",
+        value_parser = PossibleValuesParser::new(areas::names())
+    )]
     only: Vec<String>,
     /// Only in lines that have changed since this revision, committed or not.
     #[arg(long, value_name = "REVISION")]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+use overlay_common::schema::ABI_VERSION;
 use overlay_tests::hostile::Kind;
 
 use crate::{Arguments, workspace};
@@ -301,4 +302,79 @@ fn every_file_that_a_page_names_exists() {
     }
     assert!(count > 30, "{count} files found");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The versions in paths of pinned things: `/sys/fs/bpf/overlay/v4/…`.
+fn versions(text: &str) -> impl Iterator<Item = u32> {
+    let paths = text.split("/sys/fs/bpf/overlay/v").skip(1);
+    paths.filter_map(|rest| {
+        let end = rest.find(|it: char| !it.is_ascii_digit());
+        rest[..end.unwrap_or(rest.len())].parse().ok()
+    })
+}
+
+#[test]
+fn pages_name_the_directory_of_this_abi() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for (path, text) in pages() {
+        // The changelog tells of earlier versions, too.
+        if path.ends_with("CHANGELOG.md") {
+            continue;
+        }
+        for version in versions(&text) {
+            count += 1;
+            if version != ABI_VERSION {
+                wrong.push(format!(
+                    "{}: v{version}, but ABI_VERSION is {ABI_VERSION}",
+                    path.display()
+                ));
+            }
+        }
+    }
+    assert!(count > 0, "no page names the directory of pinned maps");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// How many columns a line of Rust has at most, and a line of prose in a page.
+const COLUMNS: (usize, usize) = (100, 120);
+
+/// The numbers of the lines of a page's prose, which does not count tables, blocks of code and what
+/// no blank divides.
+fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut is_in_block = false;
+    (1..).zip(text.lines()).filter(move |(_, line)| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_in_block ^= is_fence;
+        let is_divided = !line.starts_with('`') || !line.ends_with('`');
+        !is_fence && !is_in_block && !line.starts_with('|') && is_divided
+    })
+}
+
+#[test]
+fn no_line_is_longer_than_the_style_allows() {
+    let mut files = Vec::new();
+    for directory in SOURCES {
+        sources(&workspace::root().join(directory), &mut files);
+    }
+    let sources = files.into_iter().map(|path| {
+        let text = fs::read_to_string(&path).expect("a source");
+        (path, text)
+    });
+    let mut wrong = Vec::new();
+    for (path, text) in sources {
+        for (number, line) in (1..).zip(text.lines()) {
+            if line.chars().count() > COLUMNS.0 {
+                wrong.push(format!("{}:{number}", path.display()));
+            }
+        }
+    }
+    for (path, text) in pages() {
+        for (number, line) in prose(&text) {
+            if line.chars().count() > COLUMNS.1 {
+                wrong.push(format!("{}:{number}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "too long:\n{}", wrong.join("\n"));
 }

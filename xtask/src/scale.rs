@@ -41,12 +41,14 @@ use store::Kind;
 /// used. Work that the kernel puts off to its own threads is not counted. Needs root.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about ten minutes
+  cargo xtask scale                                  100, 1,000, 5,000 and 10,000 peers, about ten \
+  minutes
   cargo xtask scale --peers 1000 --idle 10
   cargo xtask scale --store kube --peers 1000,5000
   cargo xtask scale --services 10000,50000           Services at the socket instead of peers
   cargo xtask scale --flanneld ./flanneld --json scale.json
-  cargo xtask scale --quick                          a few seconds over the debug build, to see that it works")]
+  cargo xtask scale --quick                          a few seconds over the debug build, to see \
+  that it works")]
 pub struct Arguments {
     /// Sizes of the cluster, in made-up nodes.
     #[arg(

@@ -24,7 +24,8 @@ use crate::{build, setup, shell};
 #[command(after_help = "Examples:
   cargo xtask soak                                     an hour
   cargo xtask soak --hours 0.1                         six minutes
-  cargo xtask soak --hours 48 --report soak.json       a weekend, with everything that was counted in a file")]
+  cargo xtask soak --hours 48 --report soak.json       a weekend, with everything that was counted \
+  in a file")]
 pub struct Arguments {
     /// How long, in hours; fractions are fine. One lap of all rounds is always done.
     #[arg(long, default_value_t = 1.0, value_name = "H")]

@@ -64,7 +64,12 @@ pub struct Arguments {
     kernel: Vec<String>,
     /// Instead of the tests that are made for machines: these files of end-to-end tests in
     /// tests/tests, each in a machine of its own; `all` is every file that can run there.
-    #[arg(long, value_delimiter = ',', value_name = "FILE,…", conflicts_with_all = ["record", "prepare"])]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "FILE,…",
+        conflicts_with_all = ["record", "prepare"]
+    )]
     suite: Vec<String>,
     /// What to print on stdout: a table for people, or JSON.
     #[arg(long, short, value_enum, default_value = "table")]

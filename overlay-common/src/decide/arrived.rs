@@ -1,11 +1,11 @@
-//! What arrives from the network, in VXLAN or without encapsulation.
+//! Outcomes of the decision on a packet from the network, in VXLAN or without encapsulation.
 
 use super::{
     Config, ETHERNET_LEN, Ethernet, Family, Ip, Packet, Pass, PodEntry, Tables, Verdict,
     in_own_subnet, is_this_node,
 };
 
-/// What to do with a packet from the network.
+/// Outcomes of the decision on a packet from the network.
 #[derive(Clone, Copy, Debug)]
 pub enum FromNetwork<'t, F: Family> {
     /// Decapsulate it and hand it to a pod of this node.

@@ -1,4 +1,5 @@
-//! What the IP stack sends: flows whose replies must find their way back through it.
+//! The decision on a packet that the IP stack sends: replies to a translated flow must return
+//! through the stack, so that the flow is remembered.
 
 use super::{
     Config, ETHERNET_LEN, Ethernet, Family, FlowKey, Fragment, Ip, Packet, Tables, Verdict, flow,
@@ -6,7 +7,7 @@ use super::{
 };
 use crate::verdict::Hook;
 
-/// What to do with a packet that is leaving; it is never held up.
+/// Outcomes of the decision on a packet that leaves the IP stack; no packet is held up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaving<F: Family> {
     /// Remember that the stack owns this flow.
@@ -42,7 +43,7 @@ pub(super) struct Outgoing<'t, F: Family, O: Family> {
     pub ip: Ip<F>,
 }
 
-/// What every decision on a packet that leaves begins with.
+/// The beginning of every decision on a packet that leaves.
 #[inline(always)]
 pub(super) fn outgoing<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,

@@ -12,9 +12,9 @@ const IS_MARK: u16 = 0x8000;
 
 /// The mark of a plain packet whose IP header starts at `ip_offset`; zero where there is none.
 ///
-/// It is a hash of all that translation changes: protocol, addresses, and the first word behind the
-/// IP header, which has the ports, or the checksum of ICMP and so its identifier. One translation
-/// in 32,768 leaves it as it is.
+/// The mark is a hash of all that translation changes: protocol, addresses, and the first word
+/// behind the IP header, which has the ports, or the checksum of ICMP and so its identifier. One
+/// translation in 32,768 leaves it as it is.
 #[inline(always)]
 pub fn mark<F: Family, P: Packet>(packet: &P, ip_offset: u32) -> u16 {
     F::parse(packet, ip_offset).map_or(0, |ip| of(packet, &ip, ip_offset))

@@ -1,4 +1,4 @@
-//! What the network sends.
+//! The decision on a packet that arrives by the NIC.
 
 use super::arrived::{Arrived, FromNetwork, pass, receiver};
 use super::{
@@ -74,7 +74,7 @@ pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
 /// Why to drop a packet that has just arrived, before the kernel makes a socket buffer of it;
 /// `None` leaves it to the kernel.
 ///
-/// What is refused is exactly what [`from_network`] would refuse, for the same reason.
+/// Refuses exactly the packets that [`from_network`] would refuse, for the same reason.
 #[inline(always)]
 pub fn refused_early<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -210,7 +210,7 @@ fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     let Some(ip) = ip else {
         return Err(pass(Verdict::Malformed));
     };
-    // Whatever the list of leases lacks, this node's own subnet is no other's.
+    // This node's own subnet is no other node's, even while the list of leases is incomplete.
     if in_own_subnet(config, ip.source) {
         return Err(FromNetwork::Refuse(Verdict::ForeignInnerSource));
     }
@@ -223,7 +223,7 @@ fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     })
 }
 
-/// What is asked of every packet that a program takes out of its tunnel; returns what becomes of
+/// The conditions on every packet that a program takes out of its tunnel; returns the change of
 /// its ECN field.
 #[inline(always)]
 fn open<F: Family, O: Family, P: Packet>(
@@ -270,7 +270,7 @@ fn to_stack<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     let device = config.vtep_ifindex;
     // The agent asks peers by ICMP whether the kernel's own path to them is whole.
     let is_question = inner.ip.protocol == F::ICMP && is_this_node(config, inner.ip.destination);
-    // That a super-packet came in a tunnel outlives the decapsulation, see `is_ordinary`.
+    // A super-packet stays marked as tunnelled after the decapsulation, see `is_ordinary`.
     let is_single = packet.gso_size() == 0;
     if device != 0
         && !is_question
@@ -288,7 +288,7 @@ fn to_stack<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// What the short cut asks of a packet whose sender and receiver are known.
+/// The conditions of the short cut on a packet whose sender and receiver are known.
 #[inline(always)]
 fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -305,9 +305,9 @@ fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if inner.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
-    // That a super-packet came in a tunnel outlives the decapsulation (SKB_GSO_UDP_TUNNEL, until
-    // BPF_F_ADJ_ROOM_DECAP_L4_UDP). TCP takes it as it is; a UDP socket has it cut into datagrams
-    // first, and loses all of it where the tunnel is not found.
+    // A super-packet stays marked as tunnelled after the decapsulation (SKB_GSO_UDP_TUNNEL, until
+    // BPF_F_ADJ_ROOM_DECAP_L4_UDP). TCP accepts such a super-packet. A UDP socket has it segmented
+    // into datagrams first, and loses all of them, because segmentation finds no tunnel.
     if packet.gso_size() != 0
         && (inner.ip.protocol != TCP || config.flags & CONFIG_AGGREGATES_TO_KERNEL != 0)
     {

@@ -1,4 +1,4 @@
-//! What a pod sends.
+//! The decision on a packet that a pod sends.
 
 use super::{
     CONFIG_ACTIVE, Config, ETHERNET_LEN, Endpoint, Ethernet, Family, Fragment, Ip, PEER_DIRECT,
@@ -7,7 +7,7 @@ use super::{
     is_this_node, same_family, same_mac,
 };
 
-/// What to do with a packet from a pod.
+/// Outcomes of the decision on a packet from a pod.
 #[derive(Clone, Copy, Debug)]
 pub enum FromPod<'t, F: Family, O: Family = F> {
     /// Hand it to a pod of this node as it is.
@@ -94,7 +94,7 @@ pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if ethernet.destination[0] & 1 != 0 {
         return FromPod::Pass(Pass::of(Verdict::Group));
     }
-    // What the kernel carries in any case need not be looked up.
+    // The peer is not looked up, because the kernel carries the packet in any case.
     if config.flags & CONFIG_ACTIVE == 0 {
         return FromPod::Pass(inactive(config, ip.destination));
     }
@@ -191,7 +191,7 @@ fn same_owner<F: Family, O: Family, T: Tables<F, O>>(
             .is_some_and(|pod| pod.owner == endpoint.owner)
 }
 
-/// What is no IP packet of the family: only claims to addresses are our business.
+/// Decides on a frame that is no IP packet of the family: only claims to addresses are refused.
 #[inline(always)]
 fn not_ip<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -248,7 +248,7 @@ fn is_vxlan_to_node<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// What both ways out of a pod ask of a packet.
+/// The conditions that both ways out of a pod have in common.
 #[inline(always)]
 fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -271,7 +271,7 @@ fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     is_not_stack_owned(packet, config, tables, ip, ETHERNET_LEN)
 }
 
-/// What the bridge would do: the frame arrives unchanged.
+/// Does as the bridge would: the frame arrives unchanged.
 #[inline(always)]
 fn to_local<F: Family, P: Packet>(
     packet: &P,
@@ -294,7 +294,7 @@ fn to_local<F: Family, P: Packet>(
     Ok(())
 }
 
-/// What the IP stack would do, and where there is a tunnel the VXLAN device.
+/// Does as the IP stack would, and the VXLAN device where there is a tunnel.
 #[inline(always)]
 fn to_remote<F: Family, O: Family, P: Packet>(
     packet: &P,

@@ -1,4 +1,4 @@
-//! What comes from the network without encapsulation: packets of pods of nodes on the same link.
+//! The decision on a packet without encapsulation from a pod of a node on the same link.
 //!
 //! No outer header tells which node sent it. What is known is the MAC address that a node's frames
 //! come from, by the kernel's neighbour table: what comes from there takes the short cut. Nothing
@@ -61,7 +61,7 @@ pub(super) fn sender<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// What to do with a packet whose sender has been checked.
+/// Decides on a packet whose sender has been checked.
 #[inline(always)]
 pub(super) fn deliver<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -89,7 +89,7 @@ const fn plain(verdict: Verdict) -> Pass {
     Pass::plain(verdict, ETHERNET_LEN)
 }
 
-/// What the short cut asks of a packet.
+/// The conditions of the short cut on a packet.
 #[inline(always)]
 fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,

@@ -1,4 +1,5 @@
-//! What the IP stack sends to other nodes: encapsulated before the VXLAN device would do it.
+//! The decision on a packet from the IP stack to another node: the program encapsulates it before
+//! the VXLAN device would.
 //!
 //! The stack has routed the packet and filled in its Ethernet header, so that nothing is left to
 //! decide but whether the device would do exactly the same: what is odd is the device's.
@@ -13,13 +14,13 @@ use crate::verdict::Hook;
 /// The packet in front of the IP stack's tunnel to another node.
 #[derive(Clone, Copy, Debug)]
 pub struct Sending<'t, F: Family, O: Family = F> {
-    /// What there is to remember.
+    /// The flow to remember, if the stack translated it.
     pub leaving: Leaving<F>,
     /// Where it is to be encapsulated in the VXLAN device's place, and how.
     pub tunnel: Option<Encapsulation<'t, F, O>>,
 }
 
-/// What the IP stack sends to a peer. Its headers are the stack's, and stay.
+/// The encapsulation of a packet from the IP stack to a peer. The stack's own headers stay.
 #[derive(Clone, Copy, Debug)]
 pub struct Encapsulation<'t, F: Family, O: Family = F> {
     /// From where.

@@ -6,7 +6,7 @@ use super::{
 };
 
 /// What the decision asks. Values are copies: what stands in a map may change at any time.
-pub trait Tables {
+pub trait SocketTables {
     /// What is behind an address.
     fn service(&self, frontend: &Frontend) -> Option<Service>;
     /// Whether Services are to be left to kube-proxy for this client.
@@ -32,7 +32,7 @@ const STEPS: u32 = u32::BITS - super::MAX_SERVERS.leading_zeros();
 /// # Errors
 /// Why the address is left as it is: kube-proxy translates it then.
 #[inline(always)]
-pub fn choose<T: Tables>(
+pub fn choose<T: SocketTables>(
     tables: &T,
     client: u64,
     frontend: &Frontend,
@@ -82,7 +82,7 @@ pub fn choose<T: Tables>(
 
 /// The server that a client stays with.
 #[inline(always)]
-fn stays<T: Tables>(tables: &T, service: &Service, key: &AffinityKey) -> Option<Server> {
+fn stays<T: SocketTables>(tables: &T, service: &Service, key: &AffinityKey) -> Option<Server> {
     if service.affinity_seconds == 0 {
         return None;
     }
@@ -94,7 +94,7 @@ fn stays<T: Tables>(tables: &T, service: &Service, key: &AffinityKey) -> Option<
 
 /// Any server, each as likely as the others.
 #[inline(always)]
-fn any<T: Tables>(tables: &T, service: &Service) -> Result<Server, Verdict> {
+fn any<T: SocketTables>(tables: &T, service: &Service) -> Result<Server, Verdict> {
     let slot = (u64::from(tables.random()) * u64::from(service.servers)) >> u32::BITS;
     let key = ServerKey {
         set: service.set,
@@ -106,13 +106,13 @@ fn any<T: Tables>(tables: &T, service: &Service) -> Result<Server, Verdict> {
 
 /// Whether a server that was in the set `seen_in` is one of the Service's.
 #[inline(always)]
-fn serves<T: Tables>(tables: &T, service: &Service, seen_in: u64, server: &Server) -> bool {
+fn serves<T: SocketTables>(tables: &T, service: &Service, seen_in: u64, server: &Server) -> bool {
     seen_in == service.set || is_in(tables, service, server)
 }
 
 /// Looks a server up in its set, by halves.
 #[inline(always)]
-fn is_in<T: Tables>(tables: &T, service: &Service, server: &Server) -> bool {
+fn is_in<T: SocketTables>(tables: &T, service: &Service, server: &Server) -> bool {
     let (mut first, mut behind) = (0, service.servers);
     for _ in 0..STEPS {
         if first >= behind {
@@ -142,7 +142,7 @@ fn is_in<T: Tables>(tables: &T, service: &Service, server: &Server) -> bool {
 /// Whether a socket's server still serves. In doubt it does: who is told otherwise loses its
 /// connection.
 #[inline(always)]
-pub fn is_kept<T: Tables>(tables: &T, translation: &Translation) -> bool {
+pub fn is_kept<T: SocketTables>(tables: &T, translation: &Translation) -> bool {
     let service = tables.service(&translation.frontend);
     let serves = match &service {
         Some(service) => serves(tables, service, translation.set, &translation.server),

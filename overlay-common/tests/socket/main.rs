@@ -7,8 +7,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use overlay_common::socket::{
-    Affinity, AffinityKey, Frontend, Server, ServerKey, Service, TCP, Tables, Translation, UDP,
-    Verdict, choose, is_kept, mapped,
+    Affinity, AffinityKey, Frontend, Server, ServerKey, Service, SocketTables, TCP, Translation,
+    UDP, Verdict, choose, is_kept, mapped,
 };
 
 const CLIENT: u64 = 7;
@@ -36,7 +36,7 @@ const FRONTEND: Frontend = Frontend {
     transport: TCP,
 };
 
-impl Tables for World {
+impl SocketTables for World {
     fn service(&self, frontend: &Frontend) -> Option<Service> {
         let looks = &mut *self.looks.borrow_mut();
         *looks += 1;

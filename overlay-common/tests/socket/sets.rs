@@ -1,8 +1,8 @@
 //! Whether a server is in a set.
 
 use overlay_common::socket::{
-    Affinity, AffinityKey, Frontend, MAX_SERVERS, Server, ServerKey, Service, TCP, Tables, UDP,
-    is_kept, mapped,
+    Affinity, AffinityKey, Frontend, MAX_SERVERS, Server, ServerKey, Service, SocketTables, TCP,
+    UDP, is_kept, mapped,
 };
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ impl Large {
     }
 }
 
-impl Tables for Large {
+impl SocketTables for Large {
     fn service(&self, _: &Frontend) -> Option<Service> {
         Some(Service {
             set: SET,

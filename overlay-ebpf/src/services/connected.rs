@@ -6,7 +6,7 @@ use overlay_common::socket::{Operation, Verdict, choose};
 
 use crate::ALLOW;
 use crate::address::Call;
-use crate::maps::{CONNECTED, Maps, count};
+use crate::maps::{CONNECTED, ServiceMaps, count};
 
 #[cgroup_sock_addr(connect4)]
 pub fn ov_connect4(ctx: SockAddrContext) -> i32 {
@@ -46,13 +46,13 @@ fn connect(call: &Call<'_>) -> i32 {
 fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     let frontend = call.frontend(call.transport()?);
     // A connection is a new one, whatever the socket was connected to before.
-    let mut given = choose(&Maps, call.client(), &frontend, None)?;
+    let mut given = choose(&ServiceMaps, call.client(), &frontend, None)?;
     // SAFETY: the socket of the context, and a value on the stack.
     let storage = unsafe { CONNECTED.get_or_insert_ptr_mut(call.context, Some(&mut given)) };
     if storage.is_null() {
         return Err(Verdict::NoRoom);
     }
-    // It may have had one. SAFETY: the kernel has locked the socket for the call.
+    // The socket may have had a translation. SAFETY: the kernel has locked the socket for the call.
     unsafe { *storage = given };
     call.replace(&given.server.address, given.server.port);
     Ok(())

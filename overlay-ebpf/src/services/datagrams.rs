@@ -5,14 +5,14 @@ use core::hint::black_box;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use overlay_common::socket::{
-    Operation, Server, Tables as _, Translation, Translations, Verdict, choose, note, place_for,
-    place_of,
+    Operation, Server, SocketTables as _, Translation, Translations, Verdict, choose, note,
+    place_for, place_of,
 };
 
 use crate::ALLOW;
 use crate::address::Call;
 use crate::connected::say_service;
-use crate::maps::{Maps, UNCONNECTED, count};
+use crate::maps::{ServiceMaps, UNCONNECTED, count};
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn ov_sendmsg4(ctx: SockAddrContext) -> i32 {
@@ -53,7 +53,7 @@ fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     let mut table = unsafe { UNCONNECTED.get_ptr_mut(call.context) };
     if table.is_null() {
         // Most sockets never ask for a Service, and need no table.
-        Maps.service(&frontend).ok_or(Verdict::NotService)?;
+        ServiceMaps.service(&frontend).ok_or(Verdict::NotService)?;
         // SAFETY: as above.
         table = unsafe { UNCONNECTED.get_or_insert_ptr_mut(call.context, None) };
     }
@@ -61,7 +61,7 @@ fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     let table = unsafe { table.as_mut() }.ok_or(Verdict::NoRoom)?;
     let place = forgotten(place_for(table, &frontend), frontend.port);
     let former = table.all.get(place).filter(|known| known.set != 0);
-    match choose(&Maps, call.client(), &frontend, former) {
+    match choose(&ServiceMaps, call.client(), &frontend, former) {
         Ok(given) => {
             note(table, place, given)?;
             call.replace(&given.server.address, given.server.port);
@@ -76,8 +76,8 @@ fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     }
 }
 
-/// The same place, of which the verifier does not know that it is one of nine constants: it would
-/// walk through the rest of the program for each of them. `any` is a number unknown to it.
+/// Hides from the verifier that the place is one of nine constants, because the verifier would
+/// check the rest of the program for each of them. `any` is a number unknown to it.
 #[inline(always)]
 fn forgotten(place: usize, any: u16) -> usize {
     let any = usize::from(any);

@@ -16,7 +16,7 @@ use aya_ebpf::programs::SkBuffContext;
 use overlay_common::socket::{Operation, Translation, UDP, Verdict, is_kept};
 
 use crate::ALLOW;
-use crate::maps::{CONNECTED, Maps, count, found_gone};
+use crate::maps::{CONNECTED, ServiceMaps, count, found_gone};
 
 /// Refuses the packet.
 const REFUSE: i32 = 0;
@@ -61,7 +61,7 @@ fn given(ctx: &SkBuffContext) -> Option<&Translation> {
 /// Whether the socket is connected to a server of datagrams that has gone.
 #[inline(always)]
 fn has_lost_its_server(given: &Translation) -> bool {
-    given.set != 0 && given.frontend.transport == UDP && !is_kept(&Maps, given)
+    given.set != 0 && given.frontend.transport == UDP && !is_kept(&ServiceMaps, given)
 }
 
 /// What an iterator over socket storage sees of a socket: `struct bpf_iter__bpf_sk_storage_map`

@@ -6,8 +6,8 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use overlay_common::socket::{
     Affinity, AffinityKey, COUNTERS, Frontend, MAX_AFFINITIES, MAX_FRONTENDS, MAX_OPTED_OUT,
-    MAX_SERVERS, Operation, Server, ServerKey, Service, Tables, Translation, Translations, Verdict,
-    counter_index,
+    MAX_SERVERS, Operation, Server, ServerKey, Service, SocketTables, Translation, Translations,
+    Verdict, counter_index,
 };
 
 /// Memory is used as far as there are entries: few clusters have as many as there is room for.
@@ -31,9 +31,9 @@ static FOUND_GONE: Array<u64, 1> = Array::new();
 static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
 /// The maps behind the decision.
-pub struct Maps;
+pub struct ServiceMaps;
 
-impl Tables for Maps {
+impl SocketTables for ServiceMaps {
     #[inline(always)]
     fn service(&self, frontend: &Frontend) -> Option<Service> {
         // SAFETY: the memory is a map's as long as the program runs, and any bytes are a value. It

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::Peer;
-use crate::config::flags::{FastPath as Wanted, Guard};
+use crate::config::flags::{FastPathMode, GuardMode};
 use crate::datapath::Error;
 use crate::datapath::maps::Maps;
 use crate::datapath::pins::Pins;
@@ -67,7 +67,7 @@ pub struct Outlet {
     pub ifindex: u32,
 }
 
-/// What the kernel path backs by now: nothing else may be short-cut.
+/// Destinations that the kernel path reaches by now: only these may be short-cut.
 pub struct Backing<'a> {
     /// Where the IP stack sends to other nodes; nowhere while the backend's device is not there.
     pub outlets: &'a [Outlet],
@@ -97,11 +97,10 @@ impl FastPath {
     /// As the flags want it; nothing is done yet.
     pub fn new(settings: &Settings) -> Self {
         match (settings.flags.node.fast_path, settings.flags.node.guard) {
-            (Wanted::Off, Guard::Nftables) => Self::Off { removed: false },
+            (FastPathMode::Off, GuardMode::Nftables) => Self::Off { removed: false },
             // Without a fast path programs check all the same, because nftables takes longer.
-            (Wanted::Off, Guard::Auto | Guard::Bpf) | (Wanted::Auto | Wanted::Force, _) => {
-                Self::down()
-            }
+            (FastPathMode::Off, GuardMode::Auto | GuardMode::Bpf)
+            | (FastPathMode::Auto | FastPathMode::Force, _) => Self::down(),
         }
     }
 
@@ -114,7 +113,7 @@ impl FastPath {
     /// any.
     pub fn judged(&self, view: &View<'_>) -> Option<BTreeSet<String>> {
         match self {
-            Self::Up(running) if view.settings.flags.node.guard != Guard::Nftables => {
+            Self::Up(running) if view.settings.flags.node.guard != GuardMode::Nftables => {
                 Some(running.judged(view))
             }
             _ => None,
@@ -209,9 +208,10 @@ impl FastPath {
     /// and those who come are expected. The maps may be an earlier agent's, whose pins say what was
     /// true in its time.
     ///
-    /// What programs judged has to be in the guard by now: they may be taken off.
+    /// The guard must judge by now whatever programs judged, because this call may take programs
+    /// off.
     pub fn prepare(&mut self, view: &View<'_>, report: &mut Report) {
-        if view.settings.flags.node.fast_path == Wanted::Off {
+        if view.settings.flags.node.fast_path == FastPathMode::Off {
             report.note("fast path", "off: the kernel path carries everything");
         }
         if let Self::Off { removed } = self {
@@ -228,10 +228,10 @@ impl FastPath {
             tried: Some((_, error)),
         } = self
         {
-            if view.settings.flags.node.fast_path != Wanted::Off {
+            if view.settings.flags.node.fast_path != FastPathMode::Off {
                 report.note("fast path", format!("down: {error}"));
             }
-            if view.settings.flags.node.guard == Guard::Bpf {
+            if view.settings.flags.node.guard == GuardMode::Bpf {
                 report.problem("guard", format!("--guard=bpf: {error}"));
             }
         }
@@ -264,7 +264,7 @@ impl FastPath {
         match started {
             Ok(running) => *self = Self::Up(Box::new(running)),
             Err(error) => {
-                if view.settings.flags.node.fast_path == Wanted::Off {
+                if view.settings.flags.node.fast_path == FastPathMode::Off {
                     tracing::debug!("no programs judge what pods send: {error}");
                 } else if tried.as_ref().is_none_or(|(_, last)| *last != error) {
                     tracing::warn!("the kernel path carries everything: {error}");
@@ -310,7 +310,8 @@ impl FastPath {
         if view.is_captured {
             report.note(
                 "captures",
-                "somebody captures on the VXLAN device: what the IP stack sends by it is left to it, which is slower",
+                "somebody captures on the VXLAN device: what the IP stack sends by it is left to \
+                it, which is slower",
             );
         }
         report.note("early refusal", running.early_text());
@@ -340,7 +341,7 @@ impl FastPath {
 /// packets, or those of an earlier agent did until now.
 pub fn has_untracked(settings: &Settings) -> bool {
     let carried = || Maps::<V4>::open(&settings.pins).and_then(|maps| maps.config());
-    settings.flags.node.fast_path != Wanted::Off
+    settings.flags.node.fast_path != FastPathMode::Off
         || matches!(carried(), Ok(Some(config)) if config.flags & CONFIG_ACTIVE != 0)
 }
 

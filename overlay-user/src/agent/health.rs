@@ -168,7 +168,10 @@ impl Health {
         }
         let wanted = SocketAddr::new(flags.node.healthz_ip, flags.node.healthz_port);
         let listener = TcpListener::bind(wanted).await.with_context(|| {
-            format!("listen on {wanted} for health checks: choose another by --healthz-ip and --healthz-port")
+            format!(
+                "listen on {wanted} for health checks: choose another by --healthz-ip and \
+                --healthz-port"
+            )
         })?;
         let address = listener
             .local_addr()

@@ -16,16 +16,16 @@ use crate::reconcile::{Action, diff};
 /// How long a node that can have no guard is left in peace: somebody may install `nft`.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// What the kernel path remembers between rounds.
+/// The state of the kernel path between rounds.
 #[derive(Default)]
 pub struct KernelPath {
     guard: Guard,
-    /// What the guard was last told.
+    /// The state that the guard was last given.
     guarded: Option<GuardState>,
-    /// When it last showed that there can be no guard, and why.
+    /// When and why the guard was last found impossible.
     unguardable: Option<(Instant, String)>,
     bridge_warned: bool,
-    /// What the subnet file holds.
+    /// The contents of the subnet file.
     subnet_env: Option<SubnetEnv>,
 }
 
@@ -70,7 +70,8 @@ impl KernelPath {
         if !self.bridge_warned && sysctl::bridge_calls_iptables() != Some(true) {
             self.bridge_warned = true;
             tracing::warn!(
-                "bridged packets do not pass iptables: Services between pods of this node need br_netfilter and net.bridge.bridge-nf-call-iptables=1"
+                "bridged packets do not pass iptables: Services between pods of this node need \
+                br_netfilter and net.bridge.bridge-nf-call-iptables=1"
             );
         }
         served

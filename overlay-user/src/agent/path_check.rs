@@ -61,7 +61,8 @@ impl Paths {
         }
         (count > 0).then(|| {
             format!(
-                "no answer over the kernel path from {}: node down, or a firewall drops the VXLAN port or ICMP echo",
+                "no answer over the kernel path from {}: node down, or a firewall drops the VXLAN \
+                port or ICMP echo",
                 names.join(", ")
             )
         })

@@ -1,4 +1,4 @@
-//! What should be, from what was seen: pure, so that tools and tests can ask for it.
+//! The plan of a round, made from what was seen: pure, so that tools and tests can make it, too.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub fn here(
     }
 }
 
-/// What the kernel path should be.
+/// The desired kernel path.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Device, addresses, neighbours, FDB, routes.
@@ -56,7 +56,7 @@ pub struct Plan {
     pub guard: Option<GuardState>,
     /// Masquerading and forwarding.
     pub rules: RuleSet,
-    /// What the CNI plugin reads.
+    /// The file that the CNI plugin reads.
     pub subnet_env: SubnetEnv,
 }
 
@@ -150,7 +150,7 @@ pub fn outlets(settings: &Settings, seen: &Seen, here: &Here) -> Vec<Outlet> {
     device.into_iter().chain(nic).collect()
 }
 
-/// What this node says of itself in its lease.
+/// The attributes of this node's lease.
 ///
 /// # Errors
 /// The underlay is not of the overlay's family.

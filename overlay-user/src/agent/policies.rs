@@ -2,7 +2,7 @@
 //! active.
 
 use super::settings::Settings;
-use crate::config::flags::FastPath as Wanted;
+use crate::config::flags::FastPathMode;
 use crate::kernel::pods::PodLinks;
 use crate::kernel::policies::{Found, Policies, Policy, Scope};
 use crate::marks::BRIDGE;
@@ -10,7 +10,7 @@ use crate::marks::BRIDGE;
 /// What keeps packets to the kernel path, from look to look.
 #[derive(Debug)]
 pub struct Hindrance {
-    wanted: Wanted,
+    wanted: FastPathMode,
     rules: Policies,
     /// The packets that the rules are looked for; none before the first round.
     scope: Option<Scope>,
@@ -19,7 +19,7 @@ pub struct Hindrance {
 
 impl Hindrance {
     /// As the flags want it; nothing is looked at yet.
-    pub fn new(wanted: Wanted) -> Self {
+    pub fn new(wanted: FastPathMode) -> Self {
         Self {
             wanted,
             rules: Policies::default(),
@@ -37,7 +37,11 @@ impl Hindrance {
 
     /// Looks again, for the same packets. Returns whether anything has changed, and tells the log.
     pub async fn find_again(&mut self) -> bool {
-        let Some(scope) = self.scope.as_ref().filter(|_| self.wanted != Wanted::Off) else {
+        let Some(scope) = self
+            .scope
+            .as_ref()
+            .filter(|_| self.wanted != FastPathMode::Off)
+        else {
             return false;
         };
         let found = self.rules.find(scope).await;
@@ -54,14 +58,18 @@ impl Hindrance {
 
     /// Why the fast path must not be active, if it must not.
     pub fn reason(&self) -> Option<String> {
-        self.found.reason().filter(|_| self.wanted == Wanted::Auto)
+        self.found
+            .reason()
+            .filter(|_| self.wanted == FastPathMode::Auto)
     }
 
     /// What the rules come to, for people.
     pub fn note(&self) -> Option<String> {
         let reason = self.found.reason()?;
         Some(match self.wanted {
-            Wanted::Force => format!("{reason}: the fast path passes them by (--fast-path=force)"),
+            FastPathMode::Force => {
+                format!("{reason}: the fast path passes them by (--fast-path=force)")
+            }
             _ => format!("{reason}: the kernel path carries everything"),
         })
     }

@@ -246,7 +246,8 @@ impl Reconciler {
         if own.subnets != self.lease.subnets {
             tracing::warn!(
                 old = %self.lease.subnets, new = %own.subnets,
-                "this node has another subnet now; pods of the old one keep their addresses until they are made anew"
+                "this node has another subnet now; pods of the old one keep their addresses until \
+                they are made anew"
             );
         }
         self.lease = own.clone();
@@ -356,7 +357,11 @@ impl Reconciler {
         if let Some(mac) = link.map(|link| link.mac)
             && mac != self.mac
         {
-            tracing::warn!(old = %self.mac, new = %mac, "the device's MAC address was changed; telling the others");
+            tracing::warn!(
+                old = %self.mac,
+                new = %mac,
+                "the device's MAC address was changed; telling the others"
+            );
             self.mac = mac;
         }
         match attributes(&self.settings, view.underlay, self.mac) {

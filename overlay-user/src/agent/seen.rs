@@ -1,4 +1,4 @@
-//! What was seen of the kernel's network: one look, and what the kernel's events have told since.
+//! The kernel's network as seen: one look, kept up to date by the kernel's events.
 //!
 //! The kernel is asked after an event, and now and then for everything, because an event may be
 //! lost.
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::settings::Settings;
 use super::underlay::Sighting;
-use crate::kernel::monitor::Event;
+use crate::kernel::monitor::KernelEvent;
 use crate::kernel::pods::PodLinks;
 use crate::kernel::{Error, Kernel, captures, sysctl};
 use crate::marks::BRIDGE;
@@ -64,32 +64,32 @@ impl Default for Seen {
 
 impl Seen {
     /// Takes an event into account. True if it may ask for a round.
-    pub fn note(&mut self, event: &Event) -> bool {
+    pub fn note(&mut self, event: &KernelEvent) -> bool {
         let device = self.observed.device.as_ref().map(|link| link.ifindex);
         match event {
-            Event::Neighbour(neighbour) if Some(neighbour.ifindex) == device => {
+            KernelEvent::Neighbour(neighbour) if Some(neighbour.ifindex) == device => {
                 self.observed.apply(&neighbour.permanent())
             }
-            Event::Fdb { ifindex, change } if Some(*ifindex) == device => {
+            KernelEvent::Fdb { ifindex, change } if Some(*ifindex) == device => {
                 self.observed.apply(change)
             }
-            Event::Route(route) => route
+            KernelEvent::Route(route) => route
                 .main
                 .as_ref()
                 .is_some_and(|change| self.observed.apply(change)),
-            Event::Neighbour(_) | Event::Fdb { .. } | Event::Rule => false,
-            Event::Link(ifindex) => {
+            KernelEvent::Neighbour(_) | KernelEvent::Fdb { .. } | KernelEvent::Rule => false,
+            KernelEvent::Link(ifindex) => {
                 // When a device goes, or goes down, the kernel removes its neighbours, FDB entries
                 // and routes, and does not send an event for each.
                 self.peers_are_old |= device.is_none_or(|device| device == *ifindex);
                 self.devices_are_old = true;
                 true
             }
-            Event::Address(_) | Event::TrafficControl(_) => {
+            KernelEvent::Address(_) | KernelEvent::TrafficControl(_) => {
                 self.devices_are_old = true;
                 true
             }
-            Event::Overrun => {
+            KernelEvent::Overrun => {
                 self.distrust();
                 true
             }

@@ -74,7 +74,8 @@ impl Standing {
                     left => format!("; {left} more, for which there is no room, by kube-proxy"),
                 };
                 format!(
-                    "at the socket: {frontends} addresses, {servers} servers, for processes in {}{left}",
+                    "at the socket: {frontends} addresses, {servers} servers, for processes in \
+                    {}{left}",
                     group.display()
                 )
             }

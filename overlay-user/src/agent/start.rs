@@ -284,7 +284,13 @@ async fn find(
         .select_underlay(&settings.criteria, network)
         .await
         .context("choose the underlay's device")?;
-    tracing::info!(device = %underlay.name, address = %underlay.address, public = %underlay.public_address, mtu = underlay.mtu, "underlay");
+    tracing::info!(
+        device = %underlay.name,
+        address = %underlay.address,
+        public = %underlay.public_address,
+        mtu = underlay.mtu,
+        "underlay"
+    );
     if !kernel
         .has_address(underlay.ifindex, underlay.public_address)
         .await?
@@ -296,7 +302,8 @@ async fn find(
             "the Node's annotation node-public-ip:"
         };
         bail!(
-            "{asked_by} {}: {} does not have this address; nodes behind address translation are not supported",
+            "{asked_by} {}: {} does not have this address; nodes behind address translation are \
+            not supported",
             underlay.public_address,
             underlay.name
         );

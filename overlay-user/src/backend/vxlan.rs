@@ -145,7 +145,8 @@ mod tests {
             Vxlan::default().attributes(&PerFamily::V4(([192, 168, 64, 3].into(), mac(0x44))));
         assert_eq!(
             attributes.to_json().expect("JSON"),
-            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:44"}}"#
+            "{\"PublicIP\":\"192.168.64.3\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+            \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:44\"}}"
         );
     }
 

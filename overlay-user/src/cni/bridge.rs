@@ -65,8 +65,8 @@ async fn is_alone(host: &Kernel, network: &Network) -> Result<(), Error> {
         return Ok(());
     };
     Err(Error::Conflict(format!(
-        "delegate.bridge is {}, but this node's pods are on {}, which has the gateway's address {}; name that \
-         one, or delete it once its pods are gone",
+        "delegate.bridge is {}, but this node's pods are on {}, which has the gateway's address \
+        {}; name that one, or delete it once its pods are gone",
         network.bridge, holder.name, network.subnet
     )))
 }
@@ -108,8 +108,8 @@ async fn ensure_gateway(host: &Kernel, network: &Network, bridge: &Link) -> Resu
     {
         if !network.force_address && has_ports(host, bridge).await? {
             return Err(Error::Conflict(format!(
-                "{} has the address {other}, but this node's subnet is {subnet}, and pods are still \
-                 attached to it; delete them, or set delegate.forceAddress",
+                "{} has the address {other}, but this node's subnet is {subnet}, and pods are \
+                still attached to it; delete them, or set delegate.forceAddress",
                 bridge.name
             )));
         }

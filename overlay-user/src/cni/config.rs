@@ -176,8 +176,8 @@ impl NetConf {
         delegate.validate()?;
         if let Some(kind) = ipam.r#type.as_deref().filter(|kind| *kind != "host-local") {
             return Err(Error::Config(format!(
-                "ipam.type {kind:?} is not supported; overlay-cni manages addresses itself, in the format \
-                 of \"host-local\""
+                "ipam.type {kind:?} is not supported; overlay-cni manages addresses itself, in the \
+                format of \"host-local\""
             )));
         }
         merge(
@@ -193,7 +193,8 @@ impl Delegate {
     fn validate(&self) -> Result<(), Error> {
         if let Some(kind) = self.r#type.as_deref().filter(|kind| *kind != "bridge") {
             return Err(Error::Config(format!(
-                "delegate.type {kind:?} is not supported; overlay-cni does the work of \"bridge\" itself"
+                "delegate.type {kind:?} is not supported; overlay-cni does the work of \"bridge\" \
+                itself"
             )));
         }
         for key in ["name", "ipam"] {

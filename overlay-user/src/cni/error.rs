@@ -57,7 +57,8 @@ pub enum Error {
     Tool(#[from] ToolError),
     /// The runtime began a configuration and did not end it, for this many seconds.
     #[error(
-        "the network configuration on standard input has no end: not closed within {0} s by the runtime"
+        "the network configuration on standard input has no end: not closed within {0} s by the \
+        runtime"
     )]
     Unfinished(u64),
     /// Something on the node is in the way.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::config::NetConf;
 use super::guard::Agent;
-use super::release::{Pod, masquerades, open_book, release, remove_file};
+use super::release::{LeavingPod, masquerades, open_book, release, remove_file};
 use super::{Error, veth};
 use crate::deadline::Deadline;
 use crate::ipam::{Attachment, Holder};
@@ -54,7 +54,7 @@ pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(),
 
     let mut outcome = Ok(());
     for (attachment, address) in stale.attachments {
-        let pod = Pod {
+        let pod = LeavingPod {
             attachment: &attachment,
             addresses: &[address],
             masqueraded: masquerades(conf) || masquerading.contains(&address),

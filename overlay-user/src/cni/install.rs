@@ -73,8 +73,8 @@ pub enum Error {
     List(String, String),
     /// A plugin of the list is not where runtimes look for it.
     #[error(
-        "the list names {0}, which is not in {1}: install the CNI reference plugins there, or give a \
-         list without it by --list"
+        "the list names {0}, which is not in {1}: install the CNI reference plugins there, or \
+        give a list without it by --list"
     )]
     Missing(String, PathBuf),
     /// A plugin does not tell its versions.

@@ -79,7 +79,8 @@ fn rules(attachment: &Attachment, address: IpAddr, networks: &[IpNet]) -> String
         .collect();
     let jump = jump(&chain, attachment, address);
     format!(
-        "*nat\n:{chain} - [0:0]\n{inside}-A {chain} -d {multicast} -j RETURN\n-A {chain} -j MASQUERADE\n\
+        "*nat\n:{chain} - [0:0]\n{inside}-A {chain} -d {multicast} -j RETURN\n-A {chain} -j \
+        MASQUERADE\n\
          -A {jump}\nCOMMIT\n"
     )
 }

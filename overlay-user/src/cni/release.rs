@@ -55,7 +55,7 @@ pub async fn del(
             addresses.push(*address);
         }
     }
-    let pod = Pod {
+    let pod = LeavingPod {
         attachment,
         addresses: &addresses,
         masqueraded,
@@ -103,14 +103,14 @@ async fn remove_foreign_end(
 }
 
 /// A pod that goes.
-pub(super) struct Pod<'a> {
+pub(super) struct LeavingPod<'a> {
     pub attachment: &'a Attachment,
     pub addresses: &'a [IpAddr],
     /// Whether it may have packet-filter rules of its own.
     pub masqueraded: bool,
 }
 
-impl Pod<'_> {
+impl LeavingPod<'_> {
     /// Cuts a pod off: nothing may lead to it before its device goes, and its device goes before
     /// its address can be given to another.
     pub async fn disconnect(

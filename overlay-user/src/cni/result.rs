@@ -60,7 +60,9 @@ mod tests {
 
     fn result() -> CNIResult {
         serde_json::from_value(json!({
-            "interfaces": [{ "name": "eth0", "mac": "02:00:00:00:00:05", "sandbox": "/run/netns/a" }],
+            "interfaces": [
+                { "name": "eth0", "mac": "02:00:00:00:00:05", "sandbox": "/run/netns/a" }
+            ],
             "ips": [{ "interface": 0, "address": "10.244.1.5/24", "gateway": "10.244.1.1" }],
             "routes": [
                 { "dst": "10.244.0.0/16" },

@@ -58,8 +58,8 @@ pub async fn make(
     if let Some(old) = host.find_link(&name).await? {
         if !is_of(&old, attachment) {
             return Err(Error::Conflict(format!(
-                "{name}, the name for {attachment}, is taken by another device ({}); start the pod again \
-                 under another identifier",
+                "{name}, the name for {attachment}, is taken by another device ({}); start the pod \
+                again under another identifier",
                 old.alias.as_deref().unwrap_or("without an alias")
             )));
         }

@@ -15,7 +15,7 @@ pub use self::foreign::FlagError;
 use self::foreign::ForeignFlags;
 pub use self::kube::KubeFlags;
 pub use self::node::{
-    Aggregates, Attach, FastPath, Guard, LogFormat, NodeFlags, ServicesMode, Xdp,
+    Aggregates, Attach, FastPathMode, GuardMode, LogFormat, NodeFlags, ServicesMode, Xdp,
 };
 pub use self::store::{StoreFlags, StoreKind, TwoStores};
 

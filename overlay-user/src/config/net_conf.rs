@@ -75,7 +75,8 @@ pub enum NetConfError {
     Json(#[from] serde_json::Error),
     /// `Network` is absent.
     #[error(
-        "the network configuration has no Network; set it, for example {{\"Network\":\"10.244.0.0/16\"}}"
+        "the network configuration has no Network; set it, for example \
+        {{\"Network\":\"10.244.0.0/16\"}}"
     )]
     NoNetwork,
     /// `Network` is of the wrong address family.
@@ -246,7 +247,8 @@ mod tests {
     #[test]
     fn keys_fold_and_unknown_ones_are_ignored() {
         let config = NetworkConfig::parse(
-            r#"{"network":"10.3.0.0/16","SUBNETLEN":28,"subnetMin":"10.3.5.0","SubnetMax":"10.3.8.0",
+            r#"{"network":"10.3.0.0/16","SUBNETLEN":28,"subnetMin":"10.3.5.0",
+                "SubnetMax":"10.3.8.0",
                 "enableNFTables":true,"Whatever":[1],
                 "backend":{"type":"VXLAN","vni":7,"PORT":4789,"Mtu":1400,"Name":"x"}}"#,
         )

@@ -34,7 +34,8 @@ pub enum PoolError {
     },
     /// Fewer than four subnets.
     #[error(
-        "SubnetLen {len} is too short: {network} must hold at least four subnets, so use {shortest} or more"
+        "SubnetLen {len} is too short: {network} must hold at least four subnets, so use \
+        {shortest} or more"
     )]
     SubnetTooShort {
         /// The length asked for.

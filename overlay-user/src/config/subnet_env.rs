@@ -41,7 +41,8 @@ pub struct Nets {
 pub enum SubnetEnvError {
     /// The file cannot be read; most often the agent has not yet written it.
     #[error(
-        "cannot read {path}: {source}; overlayd writes it once it holds a lease, so check that overlayd runs and reaches its store"
+        "cannot read {path}: {source}; overlayd writes it once it holds a lease, so check that \
+        overlayd runs and reaches its store"
     )]
     Read {
         /// The file.
@@ -256,14 +257,16 @@ mod tests {
         };
         assert_eq!(
             v4.to_string(),
-            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n\
+             FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
         );
     }
 
     #[test]
     fn reading_is_lenient() {
         let env = parse(
-            "# note\n\nexport FLANNEL_NETWORK=\"10.0.0.0/16, oops,10.1.0.0/16\"\nFLANNEL_SUBNET='10.0.1.1/24'\n\
+            "# note\n\nexport FLANNEL_NETWORK=\"10.0.0.0/16, oops,10.1.0.0/16\"\n\
+             FLANNEL_SUBNET='10.0.1.1/24'\n\
              FLANNEL_MTU=1450\r\nFLANNEL_IPMASQ=false\nOTHER=x",
         )
         .expect("readable");

@@ -29,7 +29,7 @@ pub fn services() -> Result<&'static [u8], Error> {
 
 /// An object that can be loaded.
 #[derive(Clone, Debug)]
-pub struct Object {
+pub struct ObjectFile {
     /// The ELF file.
     pub bytes: Cow<'static, [u8]>,
     /// Where it is from, if it is not this binary's own, and what it lacks; for people.
@@ -58,9 +58,9 @@ fn fit_to_carry(object: &[u8]) -> Result<&[u8], Error> {
 ///
 /// # Errors
 /// [`Error::ReadObject`]; as for [`bytes`].
-pub fn read(file: Option<&Path>) -> Result<Object, Error> {
+pub fn read(file: Option<&Path>) -> Result<ObjectFile, Error> {
     let Some(path) = file else {
-        return Ok(Object {
+        return Ok(ObjectFile {
             bytes: Cow::Borrowed(bytes()?),
             note: None,
         });
@@ -73,7 +73,7 @@ pub fn read(file: Option<&Path>) -> Result<Object, Error> {
     if let Some(without) = without(&bytes) {
         note += &format!(", for measuring only: built {without}");
     }
-    Ok(Object {
+    Ok(ObjectFile {
         bytes: Cow::Owned(bytes),
         note: Some(note),
     })

@@ -1,4 +1,4 @@
-//! What the CNI plugin does with the fast path's pins.
+//! The CNI plugin's use of the fast path's pins.
 
 use std::net::IpAddr;
 use std::path::Path;

@@ -10,7 +10,7 @@ use overlay_common::V4;
 use serde::Serialize;
 
 use super::family::UserFamily as _;
-use super::programs::Attachment;
+use super::programs::Mechanism;
 use super::{object, services, short};
 use crate::privilege::{self, Capability};
 
@@ -133,7 +133,7 @@ impl Probes {
     ///
     /// # Errors
     /// A sentence that names what is missing.
-    pub fn verdict(&self) -> Result<Attachment, String> {
+    pub fn verdict(&self) -> Result<Mechanism, String> {
         let needed = || self.0.iter().filter(|probe| probe.needed);
         // An old kernel lacks several things. What came last says what to upgrade to.
         let lacking = needed().filter_map(|probe| match &probe.answer {
@@ -156,9 +156,9 @@ impl Probes {
             .iter()
             .any(|probe| probe.feature == TCX && probe.answer == Answer::Yes);
         Ok(if tcx {
-            Attachment::Tcx
+            Mechanism::Tcx
         } else {
-            Attachment::Clsact
+            Mechanism::Clsact
         })
     }
 }
@@ -343,10 +343,10 @@ mod tests {
     #[test]
     fn clsact_serves_where_tcx_is_missing() {
         let verdict = probes(Answer::Yes, Answer::No("Invalid argument".into())).verdict();
-        assert_eq!(verdict, Ok(Attachment::Clsact));
+        assert_eq!(verdict, Ok(Mechanism::Clsact));
         assert_eq!(
             probes(Answer::Yes, Answer::Yes).verdict(),
-            Ok(Attachment::Tcx)
+            Ok(Mechanism::Tcx)
         );
     }
 }

@@ -60,7 +60,7 @@ pub fn tc_hooks() -> impl Iterator<Item = Hook> {
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attachment {
+pub enum Mechanism {
     /// tcx links (Linux 6.6).
     Tcx,
     /// Filters of the clsact qdisc.
@@ -77,7 +77,7 @@ const CLSACT: NlOptions = NlOptions {
 pub struct Programs {
     ebpf: Ebpf,
     pins: Pins,
-    attachment: Attachment,
+    mechanism: Mechanism,
     /// Where clsact filters of ours are, this agent's or an earlier one's, as far as known.
     filters: BTreeSet<(Hook, u32)>,
     /// Where this agent has put clsact filters.
@@ -87,7 +87,7 @@ pub struct Programs {
     searched: bool,
 }
 
-/// What sits on a hook, seen from this agent.
+/// Whose programs are on a hook, seen from this agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Presence {
     /// A program of ours: this agent's or an earlier one's.
@@ -96,7 +96,7 @@ pub struct Presence {
     pub foreign: bool,
 }
 
-/// What attaching came to.
+/// The result of attaching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
     /// This agent's program was there already.
@@ -120,7 +120,7 @@ impl Programs {
     pub fn load(
         bytes: &[u8],
         pins: &Pins,
-        attachment: Attachment,
+        mechanism: Mechanism,
     ) -> Result<(Self, Vec<Misfit>), Error> {
         pins.create()?;
         let misfits = check_pins(pins, bytes)?;
@@ -134,7 +134,7 @@ impl Programs {
         let mut programs = Self {
             ebpf,
             pins: pins.clone(),
-            attachment,
+            mechanism,
             filters: BTreeSet::new(),
             own_filters: BTreeSet::new(),
             searched: false,
@@ -174,8 +174,8 @@ impl Programs {
 
     /// How programs are attached.
     #[must_use]
-    pub fn attachment(&self) -> Attachment {
-        self.attachment
+    pub fn mechanism(&self) -> Mechanism {
+        self.mechanism
     }
 
     /// Takes note of where our clsact filters are: that is netlink's to tell.
@@ -193,8 +193,8 @@ impl Programs {
         interface: &str,
         ifindex: u32,
     ) -> Result<Presence, Error> {
-        match self.attachment {
-            Attachment::Tcx => {
+        match self.mechanism {
+            Mechanism::Tcx => {
                 let pinned = pinned_program(&self.pins.link(hook, ifindex));
                 let there = attached_ids(hook, interface, ifindex)?;
                 let is_ours = |id: &u32| Some(*id) == pinned;
@@ -204,7 +204,7 @@ impl Programs {
                 })
             }
             // Filters of others show as a foreign qdisc.
-            Attachment::Clsact => Ok(Presence {
+            Mechanism::Clsact => Ok(Presence {
                 ours: self.filters.contains(&(hook, ifindex)),
                 foreign: false,
             }),
@@ -216,9 +216,9 @@ impl Programs {
     /// # Errors
     /// [`Error::Attach`], [`Error::Link`], [`Error::Pin`].
     pub fn attach(&mut self, hook: Hook, interface: &str, ifindex: u32) -> Result<Attached, Error> {
-        match self.attachment {
-            Attachment::Tcx => self.attach_tcx(hook, interface, ifindex),
-            Attachment::Clsact => self.attach_clsact(hook, interface, ifindex),
+        match self.mechanism {
+            Mechanism::Tcx => self.attach_tcx(hook, interface, ifindex),
+            Mechanism::Clsact => self.attach_clsact(hook, interface, ifindex),
         }
     }
 

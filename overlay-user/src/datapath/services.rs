@@ -30,7 +30,7 @@ mod presence;
 mod view;
 
 use contents::{Changed, Contents};
-use entries::Entries;
+use entries::MapWriter;
 use presence::Ids;
 pub use view::{FrontendView, view};
 
@@ -71,7 +71,7 @@ pub struct SocketPrograms {
     pins: Pins,
     /// The group whose sockets they serve.
     group: PathBuf,
-    entries: Entries,
+    entries: MapWriter,
     opted_out: HashMap<MapData, u64, u32>,
     are_opted_out: BTreeSet<u64>,
     contents: Contents,
@@ -112,7 +112,7 @@ impl SocketPrograms {
             .map_err(|source| Error::Load(Box::new(source)))?;
         load_programs(&mut ebpf)?;
         let ids = Ids::of(&ebpf, pins)?;
-        let entries = Entries::open(pins)?;
+        let entries = MapWriter::open(pins)?;
         let opted_out = open(pins, OPTED_OUT)?;
         let services = Self {
             ebpf,

@@ -1,4 +1,4 @@
-//! What the maps should hold, as pure data.
+//! The desired contents of the maps, as pure data.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -52,7 +52,7 @@ pub struct TableInput {
     pub pods: Vec<LocalPod>,
 }
 
-/// What the kernel knows of the path over the underlay to another node.
+/// The path over the underlay to another node, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnderlayPath {
     /// Longest inner IP packet that fits it, in bytes.
@@ -257,7 +257,7 @@ fn add_pods<F: UserFamily>(
     }
 }
 
-/// What stands for a container in the tables: FNV-1a of its identifier, which the runtime draws at
+/// The number of a container in the tables: FNV-1a of its identifier, which the runtime draws at
 /// random, and never zero.
 fn owner(container: &str) -> u32 {
     const OFFSET_BASIS: u32 = 0x811c_9dc5;

@@ -40,7 +40,8 @@ mod tests {
         let line = |protocol, interface, bound| {
             format!(
                 "sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n\
-                 000000009f6ea9c6 3      3    {protocol}   {interface}     {bound} 0      0      84209\n"
+                 000000009f6ea9c6 3      3    {protocol}   {interface}     {bound} 0      0      \
+                 84209\n"
             )
         };
         assert!(is_listed(&line("0003", 7, 1), 7));

@@ -31,7 +31,7 @@ use super::nftables::generation;
 use super::tool::run;
 use crate::marks::GUARD_TABLE as TABLE;
 use netlink::Fingerprint;
-use state::{Contents, Delta, Elements, Set, Shape};
+use state::{Delta, Elements, Set, SetContents, Shape};
 
 pub use counters::{GuardCounters, Reason};
 pub use state::{GuardState, Sources};
@@ -96,7 +96,7 @@ impl Error {
 
 /// What [`Guard::apply`] had to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum GuardChange {
     /// Nothing.
     None,
     /// So many elements were added or removed, natively.
@@ -114,7 +114,7 @@ pub struct Guard {
 #[derive(Debug)]
 struct Written {
     shape: Shape,
-    contents: Contents,
+    contents: SetContents,
     /// Prefix lengths that there are sets and rules for.
     lengths: BTreeSet<u8>,
     fingerprint: Fingerprint,
@@ -139,7 +139,7 @@ impl Guard {
     ///
     /// # Errors
     /// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
-    pub async fn apply(&mut self, state: &GuardState) -> Result<Change, Error> {
+    pub async fn apply(&mut self, state: &GuardState) -> Result<GuardChange, Error> {
         let (shape, contents) = (state.shape(), state.contents());
         for _ in 0..ATTEMPTS {
             if !self.is_intact().await? {
@@ -155,13 +155,13 @@ impl Guard {
             match delta.len() {
                 0 => {
                     written.contents = contents;
-                    return Ok(Change::None);
+                    return Ok(GuardChange::None);
                 }
                 few if few <= BULK => match netlink::change(&delta, written.generation).await {
                     Ok(()) => {
                         written.contents = contents;
                         written.generation = written.generation.map(after);
-                        return Ok(Change::Elements(few));
+                        return Ok(GuardChange::Elements(few));
                     }
                     Err(error) if is_overtaken(&error) => {}
                     Err(error) if error.errno() == Some(nix::libc::ENOENT) => {
@@ -176,7 +176,7 @@ impl Guard {
             }
         }
         self.write(state, shape, contents).await?;
-        Ok(Change::Whole)
+        Ok(GuardChange::Whole)
     }
 
     /// Whether the kernel still holds what was written last. Costs one question as long as nobody
@@ -231,7 +231,7 @@ impl Guard {
         &mut self,
         state: &GuardState,
         shape: Shape,
-        contents: Contents,
+        contents: SetContents,
     ) -> Result<(), Error> {
         for device in state.unnameable() {
             tracing::warn!(device, "the guard cannot name this device: rename it");

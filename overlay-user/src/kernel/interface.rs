@@ -82,7 +82,7 @@ struct Candidate {
 }
 
 /// What to choose from.
-struct Choice {
+struct Candidates {
     candidates: Vec<Candidate>,
     /// Devices of default routes, the best first.
     defaults: Vec<u32>,
@@ -129,7 +129,7 @@ impl Kernel {
             Some(address) => self.route_to(address).await?,
             None => None,
         };
-        Choice {
+        Candidates {
             candidates,
             defaults,
             reach,
@@ -170,7 +170,7 @@ impl Kernel {
     }
 }
 
-impl Choice {
+impl Candidates {
     fn choose(&self, criteria: &Criteria) -> Result<Underlay, Error> {
         let Criteria {
             interfaces,

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
-use rtnetlink::packet_route::link::LinkMessage;
-use rtnetlink::{AddressMessageBuilder, LinkUnspec, LinkVxlan};
+use rtnetlink::packet_route::link::{InfoKind, LinkMessage};
+use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
 use super::attributes::{link_mac, link_mtu, link_name, on_device, vxlan};
 use super::{Error, Kernel, gone_is_fine};
@@ -192,8 +192,11 @@ impl Kernel {
     /// The kernel's refusal.
     pub async fn disable_learning(&self, ifindex: u32, name: &str, vni: u32) -> Result<(), Error> {
         self.look_away();
-        let message = LinkVxlan::new(name, vni)
+        // Without the device's name, because Linux before 6.2 refuses the name of a device that is up
+        // by EBUSY, even if it is the name that the device has (dev_change_name()).
+        let message = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan)
             .index(ifindex)
+            .id(vni)
             .learning(false)
             .build();
         // RTM_SETLINK does not change attributes of one kind of device. RTM_NEWLINK does, for a

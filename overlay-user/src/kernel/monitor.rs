@@ -18,7 +18,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::Error;
 use super::attributes::{self, destination, link_layer};
 use crate::mac::MacAddr;
-use crate::reconcile::{Change, Route};
+use crate::reconcile::{KernelChange, Route};
 
 /// Everything that a round depends on.
 pub const ROUNDS: &[MulticastGroup] = &[
@@ -49,19 +49,19 @@ const DATAGRAM: usize = 64 << 10;
 
 /// Something changed in the kernel's network.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum KernelEvent {
     /// A device came, went, or changed.
     Link(u32),
     /// An address of a device came or went.
     Address(u32),
     /// A neighbour of a device came, went, or changed.
-    Neighbour(Neighbour),
+    Neighbour(NeighbourChange),
     /// An entry of a device's forwarding database came, went, or changed.
     Fdb {
         /// The device.
         ifindex: u32,
         /// The MAC address that the entry is about, and where it is now.
-        change: Change,
+        change: KernelChange,
     },
     /// A route came, went, or changed.
     Route(Box<RouteChange>),
@@ -75,7 +75,7 @@ pub enum Event {
 
 /// What the neighbour table says of an address now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Neighbour {
+pub struct NeighbourChange {
     /// The device.
     pub ifindex: u32,
     /// The address.
@@ -86,14 +86,14 @@ pub struct Neighbour {
     pub state: Option<NeighbourState>,
 }
 
-impl Neighbour {
+impl NeighbourChange {
     /// What changed for those who care for permanent neighbours only.
     #[must_use]
-    pub fn permanent(&self) -> Change {
+    pub fn permanent(&self) -> KernelChange {
         let mac = self
             .mac
             .filter(|_| self.state == Some(NeighbourState::Permanent));
-        Change::Neighbour(self.address, mac)
+        KernelChange::Neighbour(self.address, mac)
     }
 }
 
@@ -103,7 +103,7 @@ pub struct RouteChange {
     /// Where the route leads.
     pub destination: IpNet,
     /// What changed in the main table; none for routes of other tables or kinds.
-    pub main: Option<Change>,
+    pub main: Option<KernelChange>,
 }
 
 /// A subscription to the changes of the network namespace of the thread that opened it.
@@ -111,7 +111,7 @@ pub struct Monitor {
     groups: &'static [MulticastGroup],
     socket: TokioSocket,
     /// What is left of the last datagram.
-    pending: Vec<Event>,
+    pending: Vec<KernelEvent>,
 }
 
 impl Monitor {
@@ -128,11 +128,11 @@ impl Monitor {
     }
 
     /// Waits for the next event. Safe to cancel. A socket that is full or broken is opened anew and
-    /// shows as [`Event::Overrun`].
+    /// shows as [`KernelEvent::Overrun`].
     ///
     /// # Errors
     /// [`Error::Socket`] when a broken socket cannot be opened anew.
-    pub async fn next(&mut self) -> Result<Event, Error> {
+    pub async fn next(&mut self) -> Result<KernelEvent, Error> {
         loop {
             if let Some(event) = self.pending.pop() {
                 return Ok(event);
@@ -148,7 +148,7 @@ impl Monitor {
                     // is empty again; a new socket takes events from now on.
                     tracing::warn!("netlink events: {error}; subscribing anew");
                     self.socket = open(self.groups).map_err(Error::Socket)?;
-                    return Ok(Event::Overrun);
+                    return Ok(KernelEvent::Overrun);
                 }
             }
         }
@@ -171,7 +171,7 @@ fn open(groups: &[MulticastGroup]) -> io::Result<TokioSocket> {
 
 /// Reads the messages of a datagram. A message that cannot be read is as good as lost.
 #[must_use]
-pub fn events(mut datagram: &[u8]) -> Vec<Event> {
+pub fn events(mut datagram: &[u8]) -> Vec<KernelEvent> {
     const HEADER: usize = 16;
     let mut events = Vec::new();
     while let Some((length, kind)) = header(datagram) {
@@ -202,24 +202,24 @@ fn header(datagram: &[u8]) -> Option<(usize, u16)> {
 
 /// Of most messages only the interface index counts. It stands at the same place of their fixed
 /// part (`ifinfomsg`, `ifaddrmsg`, `tcmsg`), in host byte order.
-fn event(kind: u16, message: &[u8]) -> Option<Event> {
+fn event(kind: u16, message: &[u8]) -> Option<KernelEvent> {
     let ifindex = || {
         let bytes = message.get(20..24)?.try_into().ok()?;
         Some(u32::from_ne_bytes(bytes))
     };
     match kind {
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => Some(Event::Link(ifindex()?)),
-        libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(Event::Address(ifindex()?)),
-        libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(Event::Rule),
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => Some(KernelEvent::Link(ifindex()?)),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(KernelEvent::Address(ifindex()?)),
+        libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(KernelEvent::Rule),
         libc::RTM_NEWQDISC | libc::RTM_DELQDISC | libc::RTM_NEWTFILTER | libc::RTM_DELTFILTER => {
-            Some(Event::TrafficControl(ifindex()?))
+            Some(KernelEvent::TrafficControl(ifindex()?))
         }
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH | libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
             match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
                 Ok(message) => whole(&message),
                 Err(error) => {
                     tracing::debug!("a netlink event that cannot be read: {error}");
-                    Some(Event::Overrun)
+                    Some(KernelEvent::Overrun)
                 }
             }
         }
@@ -228,7 +228,7 @@ fn event(kind: u16, message: &[u8]) -> Option<Event> {
 }
 
 /// The event of a message that was read whole.
-fn whole(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
+fn whole(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<KernelEvent> {
     let NetlinkPayload::InnerMessage(inner) = &message.payload else {
         return None;
     };
@@ -236,21 +236,23 @@ fn whole(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
     match inner {
         RouteNetlinkMessage::NewNeighbour(neighbour) => self::neighbour(neighbour, true),
         RouteNetlinkMessage::DelNeighbour(neighbour) => self::neighbour(neighbour, false),
-        RouteNetlinkMessage::NewRoute(route) if replaces => self::route(route, Change::Replaced),
-        RouteNetlinkMessage::NewRoute(route) => self::route(route, Change::Added),
-        RouteNetlinkMessage::DelRoute(route) => self::route(route, Change::Removed),
+        RouteNetlinkMessage::NewRoute(route) if replaces => {
+            self::route(route, KernelChange::Replaced)
+        }
+        RouteNetlinkMessage::NewRoute(route) => self::route(route, KernelChange::Added),
+        RouteNetlinkMessage::DelRoute(route) => self::route(route, KernelChange::Removed),
         _ => None,
     }
 }
 
-fn neighbour(message: &NeighbourMessage, is_there: bool) -> Option<Event> {
+fn neighbour(message: &NeighbourMessage, is_there: bool) -> Option<KernelEvent> {
     let ifindex = message.header.ifindex;
     if message.header.family == AddressFamily::Bridge {
         let vtep = destination(message).filter(|_| is_there);
-        let change = Change::Fdb(link_layer(message)?, vtep);
-        return Some(Event::Fdb { ifindex, change });
+        let change = KernelChange::Fdb(link_layer(message)?, vtep);
+        return Some(KernelEvent::Fdb { ifindex, change });
     }
-    Some(Event::Neighbour(Neighbour {
+    Some(KernelEvent::Neighbour(NeighbourChange {
         ifindex,
         address: destination(message)?,
         mac: link_layer(message).filter(|_| is_there),
@@ -258,8 +260,8 @@ fn neighbour(message: &NeighbourMessage, is_there: bool) -> Option<Event> {
     }))
 }
 
-fn route(message: &RouteMessage, change: fn(Route) -> Change) -> Option<Event> {
-    Some(Event::Route(Box::new(RouteChange {
+fn route(message: &RouteMessage, change: fn(Route) -> KernelChange) -> Option<KernelEvent> {
+    Some(KernelEvent::Route(Box::new(RouteChange {
         destination: attributes::route_destination(message)?,
         main: attributes::route(message, device_name).map(change),
     })))
@@ -291,7 +293,10 @@ mod tests {
         let mut datagram = message(libc::RTM_NEWLINK, 7);
         datagram.extend(message(libc::RTM_DELADDR, 9));
         datagram.extend(message(libc::RTM_NEWNSID, 1));
-        assert_eq!(events(&datagram), [Event::Link(7), Event::Address(9)]);
+        assert_eq!(
+            events(&datagram),
+            [KernelEvent::Link(7), KernelEvent::Address(9)]
+        );
     }
 
     #[test]
@@ -306,20 +311,23 @@ mod tests {
         ];
         let address = IpAddr::from([192, 0, 2, 9]);
         let mac = MacAddr([2, 0, 0, 0, 0, 9]);
-        let Some(Event::Neighbour(there)) = neighbour(&message, true) else {
+        let Some(KernelEvent::Neighbour(there)) = neighbour(&message, true) else {
             panic!("no neighbour");
         };
-        assert_eq!(there.permanent(), Change::Neighbour(address, Some(mac)));
-        let Some(Event::Neighbour(gone)) = neighbour(&message, false) else {
+        assert_eq!(
+            there.permanent(),
+            KernelChange::Neighbour(address, Some(mac))
+        );
+        let Some(KernelEvent::Neighbour(gone)) = neighbour(&message, false) else {
             panic!("no neighbour");
         };
-        assert_eq!(gone.permanent(), Change::Neighbour(address, None));
+        assert_eq!(gone.permanent(), KernelChange::Neighbour(address, None));
         message.header.family = AddressFamily::Bridge;
         assert_eq!(
             neighbour(&message, true),
-            Some(Event::Fdb {
+            Some(KernelEvent::Fdb {
                 ifindex: 3,
-                change: Change::Fdb(mac, Some(address))
+                change: KernelChange::Fdb(mac, Some(address))
             })
         );
     }
@@ -331,14 +339,14 @@ mod tests {
         let mut short = 20u32.to_ne_bytes().to_vec();
         short.extend(libc::RTM_NEWNEIGH.to_ne_bytes());
         short.resize(20, 0);
-        assert_eq!(events(&short), [Event::Overrun]);
+        assert_eq!(events(&short), [KernelEvent::Overrun]);
     }
 
     #[test]
     fn a_torn_datagram_ends_where_it_is_torn() {
         let mut datagram = message(libc::RTM_NEWLINK, 7);
         datagram.extend(&message(libc::RTM_NEWLINK, 8)[..20]);
-        assert_eq!(events(&datagram), [Event::Link(7)]);
+        assert_eq!(events(&datagram), [KernelEvent::Link(7)]);
         assert_eq!(events(&[0; 64]), []);
     }
 }

@@ -155,7 +155,8 @@ impl Kernel {
     async fn ports(&self, links: &[LinkMessage], bridge: &BridgeLink) -> Vec<PodLink> {
         let (mut noted, mut unnoted) = (Vec::new(), Vec::new());
         for link in links {
-            let Some(port) = Port::of(link).filter(|port| port.master == bridge.ifindex) else {
+            let Some(port) = BridgePort::of(link).filter(|port| port.master == bridge.ifindex)
+            else {
                 continue;
             };
             let end = match port.end {
@@ -175,7 +176,7 @@ impl Kernel {
                 && let Some(address) = self.address_behind(&port, bridge).await
             {
                 let (mac, note) = (end.mac, end.note(address, &port));
-                let port = Port {
+                let port = BridgePort {
                     note: Some(note),
                     ..port
                 };
@@ -200,7 +201,7 @@ fn bridge<'l>(links: &'l [LinkMessage], usual: &str) -> Option<&'l LinkMessage> 
 }
 
 /// A port of a bridge.
-struct Port {
+struct BridgePort {
     /// Interface index of the bridge.
     master: u32,
     /// The other end of the pair: the number of its namespace, its interface index there.
@@ -211,7 +212,7 @@ struct Port {
     may_be_learnt: bool,
 }
 
-impl Port {
+impl BridgePort {
     fn of(link: &LinkMessage) -> Option<Self> {
         let (mut alias, mut master, mut netns, mut peer) = (None, None, None, None);
         let mut is_veth = false;
@@ -257,7 +258,7 @@ impl Port {
 /// The pod behind a device, if the device is a port of `bridge` and carries a pod's note.
 #[must_use]
 pub fn pod(link: &LinkMessage, bridge: u32) -> Option<PodLink> {
-    let port = Port::of(link).filter(|port| port.master == bridge)?;
+    let port = BridgePort::of(link).filter(|port| port.master == bridge)?;
     port.pod(link, None)
 }
 

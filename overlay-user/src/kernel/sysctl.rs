@@ -88,9 +88,9 @@ pub fn be_liberal_with_tcp() -> Result<(), Error> {
 pub fn no_tcp_pick_up() -> Option<&'static str> {
     let picks_up = read(TCP_LOOSE).map_or(true, |value| value != "0");
     (!picks_up).then_some(
-        "nf_conntrack_tcp_loose is 0: a TCP connection that leaves the fast path in its middle is invalid \
-         to connection tracking, and lost where rules drop what is invalid; \
-         `sysctl -w net.netfilter.nf_conntrack_tcp_loose=1` keeps it",
+        "nf_conntrack_tcp_loose is 0: a TCP connection that leaves the fast path in its middle is \
+        invalid to connection tracking, and lost where rules drop what is invalid; `sysctl -w \
+         net.netfilter.nf_conntrack_tcp_loose=1` keeps it",
     )
 }
 

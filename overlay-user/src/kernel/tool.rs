@@ -44,7 +44,11 @@ pub enum ToolError {
         stderr: String,
     },
     /// The program did not end in time and was killed.
-    #[error("{program} {arguments}: not done within {} s{}", .allowed.as_secs(), held(.holder.as_ref()))]
+    #[error(
+        "{program} {arguments}: not done within {} s{}",
+        .allowed.as_secs(),
+        held(.holder.as_ref())
+    )]
     Deadline {
         /// The program.
         program: &'static str,

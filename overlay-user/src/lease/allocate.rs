@@ -17,7 +17,8 @@ const CANDIDATES: usize = 100;
 pub enum AllocateError {
     /// Everything between the bounds is taken.
     #[error(
-        "out of subnets: every /{} from {} to {} overlaps a lease; widen SubnetMin and SubnetMax or remove stale leases",
+        "out of subnets: every /{} from {} to {} overlaps a lease; widen SubnetMin and SubnetMax \
+        or remove stale leases",
         pool.subnet_len(), pool.min(), pool.max()
     )]
     OutOfSubnets {

@@ -9,7 +9,8 @@ use crate::config::fold_keys;
 use crate::per_family::PerFamily;
 
 /// A lease's value, as in
-/// `{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}`.
+/// `{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan",`
+/// `"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}`.
 ///
 /// Backend data keeps its own order of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,9 +147,13 @@ mod tests {
     fn flannels_values_round_trip_to_the_byte() {
         for json in [
             r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#,
-            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
-            r#"{"PublicIP":"1.2.3.4","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}}"#,
-            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"b64=","Port":51820}}"#,
+            "{\"PublicIP\":\"192.168.64.3\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+            \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"c6:d2:32:6f:8f:44\"}}",
+            "{\"PublicIP\":\"1.2.3.4\",\"PublicIPv6\":\"2001:db8::1\",\"BackendType\":\"vxlan\",\
+            \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"c6:d2:32:6f:8f:44\"},\
+            \"BackendV6Data\":{\"VNI\":1,\"VtepMAC\":\"c6:d2:32:6f:8f:45\"}}",
+            "{\"PublicIP\":\"1.2.3.4\",\"PublicIPv6\":null,\"BackendType\":\"wireguard\",\
+            \"BackendData\":{\"PublicKey\":\"b64=\",\"Port\":51820}}",
         ] {
             let attributes = Attributes::parse(json).expect(json);
             assert_eq!(attributes.to_json().expect("JSON"), json);

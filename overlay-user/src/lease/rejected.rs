@@ -47,7 +47,8 @@ pub enum RejectReason {
     Overlaps(IpNet),
     /// The node is reached in a way that this one does not speak.
     #[error(
-        "the backend type is {theirs:?}; here it is {ours}, and all nodes of a network must use the same"
+        "the backend type is {theirs:?}; here it is {ours}, and all nodes of a network must use \
+        the same"
     )]
     BackendType {
         /// What the lease says.
@@ -82,8 +83,8 @@ pub enum RejectReason {
     PublicIp(IpAddr),
     /// The backend needs a link that all nodes share.
     #[error(
-        "the public IP {0} is behind a router as seen from {1}: host-gw needs all nodes on one link; \
-         use vxlan, with DirectRouting if some of them are"
+        "the public IP {0} is behind a router as seen from {1}: host-gw needs all nodes on one \
+        link; use vxlan, with DirectRouting if some of them are"
     )]
     NotOnLink(IpAddr, String),
     /// Packets to the peer would be encapsulated for ever.

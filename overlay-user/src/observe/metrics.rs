@@ -264,7 +264,8 @@ mod tests {
             "overlay_ready 1",
             "overlay_peers 2",
             "overlay_policy_engines{engine=\"calico\"} 2",
-            "overlay_datapath_packets_total{hook=\"pod_in\",kind=\"fast\",verdict=\"encapsulated\"} 7",
+            "overlay_datapath_packets_total{hook=\"pod_in\",kind=\"fast\",\
+            verdict=\"encapsulated\"} 7",
             "overlay_service_addresses 4",
             "overlay_refused_services{reason=\"taken\"} 5",
             "overlay_sockets_total{operation=\"connect\",verdict=\"translated\"} 9",

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Change, OverlayDevice, Route, VxlanAttributes};
+use super::{KernelChange, OverlayDevice, Route, VxlanAttributes};
 use crate::mac::MacAddr;
 
 /// Why a device has to be made anew: an attribute that the kernel does not change while it lives.
@@ -77,15 +77,15 @@ impl Action {
     /// What the action changes in the kernel's state. `None` where the device itself changes: the
     /// kernel then changes addresses, neighbours and routes of the device as well.
     #[must_use]
-    pub fn change(&self) -> Option<Change> {
+    pub fn change(&self) -> Option<KernelChange> {
         Some(match self {
-            Self::SetNeighbour(address, mac) => Change::Neighbour(*address, Some(*mac)),
-            Self::RemoveNeighbour(address) => Change::Neighbour(*address, None),
-            Self::SetFdb(mac, vtep) => Change::Fdb(*mac, Some(*vtep)),
-            Self::RemoveFdb(mac, _) => Change::Fdb(*mac, None),
-            Self::AddRoute(route) => Change::Added(route.clone()),
-            Self::ReplaceRoute(route) => Change::Replaced(route.clone()),
-            Self::RemoveRoute(route) => Change::Removed(route.clone()),
+            Self::SetNeighbour(address, mac) => KernelChange::Neighbour(*address, Some(*mac)),
+            Self::RemoveNeighbour(address) => KernelChange::Neighbour(*address, None),
+            Self::SetFdb(mac, vtep) => KernelChange::Fdb(*mac, Some(*vtep)),
+            Self::RemoveFdb(mac, _) => KernelChange::Fdb(*mac, None),
+            Self::AddRoute(route) => KernelChange::Added(route.clone()),
+            Self::ReplaceRoute(route) => KernelChange::Replaced(route.clone()),
+            Self::RemoveRoute(route) => KernelChange::Removed(route.clone()),
             Self::EnableForwarding
             | Self::DeleteDevice(_)
             | Self::CreateDevice(..)

@@ -72,7 +72,7 @@ pub fn is_of_interest(network: IpNet, route: &Route) -> bool {
 
 /// A change that the kernel told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum KernelChange {
     /// A permanent neighbour's MAC address now; none where there is no such neighbour.
     Neighbour(IpAddr, Option<MacAddr>),
     /// Where a MAC address is now; none where the entry is gone.
@@ -106,21 +106,21 @@ pub struct KernelState {
 impl KernelState {
     /// Takes a change into account; neighbours and FDB entries are those of the device. Returns
     /// whether that was news.
-    pub fn apply(&mut self, change: &Change) -> bool {
+    pub fn apply(&mut self, change: &KernelChange) -> bool {
         match change {
-            Change::Neighbour(address, mac) => {
+            KernelChange::Neighbour(address, mac) => {
                 let is_v4 = self.network.is_some_and(|network| network.addr().is_ipv4());
                 is_v4 == address.is_ipv4() && set(&mut self.neighbours, *address, *mac)
             }
-            Change::Fdb(mac, vtep) => set(&mut self.fdb, *mac, *vtep),
-            Change::Added(route) => self.is_kept(route) && self.routes.insert(route.clone()),
-            Change::Replaced(route) => {
+            KernelChange::Fdb(mac, vtep) => set(&mut self.fdb, *mac, *vtep),
+            KernelChange::Added(route) => self.is_kept(route) && self.routes.insert(route.clone()),
+            KernelChange::Replaced(route) => {
                 let known = self.routes.contains(route);
                 let same_place = |old: &Route| old.takes_the_place_of(route);
                 self.routes.retain(|old| !same_place(old) || old == route);
                 !known && self.is_kept(route) && self.routes.insert(route.clone())
             }
-            Change::Removed(route) => {
+            KernelChange::Removed(route) => {
                 let before = self.routes.len();
                 // The device may be gone, and its name with it.
                 let is_it = |old: &Route| {
@@ -184,11 +184,15 @@ mod tests {
     #[test]
     fn only_routes_that_matter_are_kept() {
         let mut observed = observed();
-        assert!(!observed.apply(&Change::Added(route("0.0.0.0/0", 1, 3))));
-        assert!(!observed.apply(&Change::Added(route("203.0.113.0/24", 1, 186))));
-        assert!(!observed.apply(&Change::Replaced(route("203.0.113.0/24", 1, 186))));
-        assert!(observed.apply(&Change::Added(route("10.244.7.0/24", 1, 186))));
-        assert!(observed.apply(&Change::Added(route("203.0.113.0/24", 1, ROUTE_PROTOCOL))));
+        assert!(!observed.apply(&KernelChange::Added(route("0.0.0.0/0", 1, 3))));
+        assert!(!observed.apply(&KernelChange::Added(route("203.0.113.0/24", 1, 186))));
+        assert!(!observed.apply(&KernelChange::Replaced(route("203.0.113.0/24", 1, 186))));
+        assert!(observed.apply(&KernelChange::Added(route("10.244.7.0/24", 1, 186))));
+        assert!(observed.apply(&KernelChange::Added(route(
+            "203.0.113.0/24",
+            1,
+            ROUTE_PROTOCOL
+        ))));
         assert_eq!(observed.routes.len(), 2);
     }
 
@@ -196,15 +200,18 @@ mod tests {
     fn a_replaced_route_leaves_no_other_in_its_place() {
         let mut observed = observed();
         let (old, new) = (route("10.244.7.0/24", 1, 111), route("10.244.7.0/24", 2, 3));
-        assert!(observed.apply(&Change::Added(old)));
-        assert!(observed.apply(&Change::Replaced(new.clone())));
+        assert!(observed.apply(&KernelChange::Added(old)));
+        assert!(observed.apply(&KernelChange::Replaced(new.clone())));
         assert_eq!(observed.routes, BTreeSet::from([new.clone()]));
-        assert!(!observed.apply(&Change::Replaced(new.clone())), "no news");
+        assert!(
+            !observed.apply(&KernelChange::Replaced(new.clone())),
+            "no news"
+        );
         let nameless = Route {
             device: None,
             ..new
         };
-        assert!(observed.apply(&Change::Removed(nameless)));
+        assert!(observed.apply(&KernelChange::Removed(nameless)));
         assert_eq!(observed.routes, BTreeSet::new());
     }
 
@@ -212,7 +219,7 @@ mod tests {
     fn a_route_goes_by_all_that_the_kernel_tells_of_it() {
         let mut observed = observed();
         let kept = route("10.244.7.0/24", 1, 111);
-        assert!(observed.apply(&Change::Added(kept.clone())));
+        assert!(observed.apply(&KernelChange::Added(kept.clone())));
         for other in [
             route("10.244.8.0/24", 1, 111),
             route("10.244.7.0/24", 2, 111),
@@ -223,7 +230,7 @@ mod tests {
             },
         ] {
             assert!(
-                !observed.apply(&Change::Removed(other.clone())),
+                !observed.apply(&KernelChange::Removed(other.clone())),
                 "{other:?}"
             );
         }
@@ -235,11 +242,11 @@ mod tests {
         let mut observed = observed();
         let mac = MacAddr([2, 0, 0, 0, 0, 1]);
         let address = IpAddr::from([10, 244, 7, 0]);
-        assert!(observed.apply(&Change::Neighbour(address, Some(mac))));
-        assert!(!observed.apply(&Change::Neighbour(address, Some(mac))));
-        assert!(!observed.apply(&Change::Neighbour(IpAddr::from([0; 16]), Some(mac))));
-        assert!(observed.apply(&Change::Neighbour(address, None)));
-        assert!(!observed.apply(&Change::Fdb(mac, None)));
-        assert!(observed.apply(&Change::Fdb(mac, Some(address))));
+        assert!(observed.apply(&KernelChange::Neighbour(address, Some(mac))));
+        assert!(!observed.apply(&KernelChange::Neighbour(address, Some(mac))));
+        assert!(!observed.apply(&KernelChange::Neighbour(IpAddr::from([0; 16]), Some(mac))));
+        assert!(observed.apply(&KernelChange::Neighbour(address, None)));
+        assert!(!observed.apply(&KernelChange::Fdb(mac, None)));
+        assert!(observed.apply(&KernelChange::Fdb(mac, Some(address))));
     }
 }

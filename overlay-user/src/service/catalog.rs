@@ -13,7 +13,7 @@ use super::claims::{Claim, Claims};
 use super::judge::{Refusal, tell};
 use super::name::{Kind, ObjectName, Subject};
 use super::offers::{Offers, offers};
-use super::spec::{Here, Slice, Spec};
+use super::spec::{Locality, Slice, Spec};
 use super::{Frontend, ServiceTable, api};
 use crate::per_family::PerFamily;
 use crate::shared_map::SharedMap;
@@ -24,8 +24,8 @@ pub type Refusals = SharedMap<Subject, Arc<[Refusal]>>;
 /// What is known, and the table of it.
 #[derive(Debug)]
 pub struct Catalog {
-    here: Here,
-    services: HashMap<ObjectName, Known>,
+    here: Locality,
+    services: HashMap<ObjectName, KnownService>,
     /// Slices, by their own names.
     slices: HashMap<ObjectName, ObjectName>,
     /// The Services that say a cluster IP is theirs.
@@ -45,7 +45,7 @@ pub struct Catalog {
 
 /// A Service, and slices of one that may not be known yet.
 #[derive(Debug, Default)]
-struct Known {
+struct KnownService {
     spec: Option<Spec>,
     /// What was refused of the Service's own words.
     refused: Vec<Refusal>,
@@ -57,7 +57,7 @@ struct Known {
 impl Catalog {
     /// An empty one, for this node.
     #[must_use]
-    pub fn new(here: Here) -> Self {
+    pub fn new(here: Locality) -> Self {
         Self {
             here,
             services: HashMap::new(),
@@ -218,14 +218,14 @@ impl Catalog {
         }
         // A Service that lost a frontend to one of them, or got it back, may not be among them.
         for name in changed {
-            let of = |service: &Known| self.offers_of(service).1;
+            let of = |service: &KnownService| self.offers_of(service).1;
             let refused = || self.services.get(&name).map(of).unwrap_or_default();
             found.entry(name.clone()).or_insert_with(refused);
         }
         for (name, mut refused) in found {
             self.claims.tell_lost(&name, &mut refused);
             self.refuse(Kind::Service, &name, refused);
-            if self.services.get(&name).is_some_and(Known::is_empty) {
+            if self.services.get(&name).is_some_and(KnownService::is_empty) {
                 self.services.remove(&name);
             }
         }
@@ -266,7 +266,7 @@ impl Catalog {
     }
 
     /// What a Service offers, and what is refused of it.
-    fn offers_of(&self, known: &Known) -> (Offers, Vec<Refusal>) {
+    fn offers_of(&self, known: &KnownService) -> (Offers, Vec<Refusal>) {
         let mut refused = known.refused.clone();
         let Some(spec) = &known.spec else {
             return (Offers::new(), refused);
@@ -352,7 +352,7 @@ impl Catalog {
     }
 }
 
-impl Known {
+impl KnownService {
     fn is_empty(&self) -> bool {
         self.spec.is_none() && self.refused.is_empty() && self.slices.is_empty()
     }

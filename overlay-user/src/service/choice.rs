@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 
-use super::spec::{Hint, Server};
+use super::spec::{Hint, SliceServer};
 
 /// The servers of one port of a Service, of one address family.
 #[derive(Debug, Default)]
-pub struct Choice(BTreeMap<SocketAddr, Server>);
+pub struct Choice(BTreeMap<SocketAddr, SliceServer>);
 
 impl Choice {
     /// Adds a server. While it moves from one EndpointSlice to another it may be in both; then the
     /// better news count.
-    pub fn add(&mut self, at: SocketAddr, server: Server) {
-        let worth = |server: &Server| (server.is_ready, server.is_here);
+    pub fn add(&mut self, at: SocketAddr, server: SliceServer) {
+        let worth = |server: &SliceServer| (server.is_ready, server.is_here);
         match self.0.entry(at) {
             Entry::Vacant(entry) => {
                 entry.insert(server);
@@ -46,9 +46,9 @@ impl Choice {
 
     /// Hints count if every ready server has one and one of them means this node; those for nodes
     /// before those for zones.
-    fn meant(&self) -> fn(&Server) -> bool {
+    fn meant(&self) -> fn(&SliceServer) -> bool {
         let ready = || self.0.values().filter(|it| it.is_ready);
-        let counts = |hint: fn(&Server) -> Hint| {
+        let counts = |hint: fn(&SliceServer) -> Hint| {
             ready().all(|it| hint(it) != Hint::None) && ready().any(|it| hint(it) == Hint::Us)
         };
         if counts(|it| it.for_nodes) {
@@ -60,7 +60,7 @@ impl Choice {
         |_| true
     }
 
-    fn those(&self, wanted: impl Fn(&Server) -> bool) -> Option<Box<[SocketAddr]>> {
+    fn those(&self, wanted: impl Fn(&SliceServer) -> bool) -> Option<Box<[SocketAddr]>> {
         let those = self.0.iter().filter(|(_, server)| wanted(server));
         let those: Box<[_]> = those.map(|(at, _)| *at).collect();
         (!those.is_empty()).then_some(those)

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::name::ObjectName;
-use super::{Frontend, Transport};
+use super::{Frontend, ServiceTransport};
 use crate::per_family::PerFamily;
 
 /// As many refusals of one object are told.
@@ -139,10 +139,10 @@ pub fn port(number: i64) -> Result<u16, Refusal> {
 }
 
 /// A protocol's name as a transport; none for those that are left to kube-proxy.
-pub fn transport(name: &str) -> Option<Transport> {
+pub fn transport(name: &str) -> Option<ServiceTransport> {
     match name {
-        "" | "TCP" => Some(Transport::Tcp),
-        "UDP" => Some(Transport::Udp),
+        "" | "TCP" => Some(ServiceTransport::Tcp),
+        "UDP" => Some(ServiceTransport::Udp),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 //! | frontend | served by |
 //! |---|---|
 //! | cluster IP | all servers, or those of this node (`internalTrafficPolicy: Local`) |
-//! | external IP, load balancer's address, node port | all servers: `externalTrafficPolicy` is for clients outside |
+//! | external IP, load balancer's address, node port | all: `externalTrafficPolicy` is for others |
 //!
 //! A cluster IP without a server on this node while others have one is left to kube-proxy, which
 //! drops what is sent there instead of refusing it.
@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use super::choice::Choice;
 use super::judge::{Refusal, tell};
-use super::spec::{Here, Port, Slice, Spec};
-use super::{Affinity, Frontend, Serving};
+use super::spec::{Locality, OfferedPort, Slice, Spec};
+use super::{Frontend, Serving, SessionAffinity};
 
 /// Frontends of one Service. Their number is that of its addresses times that of its ports, which
 /// its owner decides.
@@ -38,7 +38,7 @@ pub type Offers = BTreeMap<Frontend, (Rank, Arc<Serving>)>;
 /// What a Service offers. `cluster_ips` are those of its own that are believed; `is_server` judges
 /// the address of a server.
 pub fn offers<'a>(
-    here: &Here,
+    here: &Locality,
     spec: &Spec,
     cluster_ips: &[IpAddr],
     slices: impl Iterator<Item = &'a Slice> + Clone,
@@ -64,7 +64,9 @@ pub fn offers<'a>(
             });
             let serving = |servers| {
                 let port_id = port.id;
-                let affinity = spec.affinity.map(|lasts| Affinity { lasts, port_id });
+                let affinity = spec
+                    .affinity
+                    .map(|lasts| SessionAffinity { lasts, port_id });
                 Arc::new(Serving { servers, affinity })
             };
             let anywhere = serving(choice.anywhere());
@@ -107,7 +109,7 @@ pub fn offers<'a>(
 
 /// The servers of one port.
 fn choose<'a>(
-    port: &Port,
+    port: &OfferedPort,
     slices: impl Iterator<Item = &'a Slice>,
     is_server: impl Fn(IpAddr) -> bool,
 ) -> Choice {

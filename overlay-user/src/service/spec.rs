@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Transport;
+use super::ServiceTransport;
 use super::api;
 use super::judge::{self, Refusal, Role, tell};
 use super::name::ObjectName;
@@ -18,9 +18,9 @@ use crate::per_family::PerFamily;
 const AFFINITY: u64 = 3 * 60 * 60;
 const AFFINITY_BOUNDS: (u64, u64) = (1, 24 * 60 * 60);
 
-/// The node whose table is made.
+/// Where the clients of a table of Services are: the node for which it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Here {
+pub struct Locality {
     /// Name of the node, as EndpointSlices call it.
     pub node: String,
     /// The node's zone.
@@ -41,7 +41,7 @@ pub struct Spec {
     /// External IPs, then load balancers' addresses.
     pub external: Box<[IpAddr]>,
     /// Ports.
-    pub ports: Box<[Port]>,
+    pub ports: Box<[OfferedPort]>,
     /// For how long a client stays with its server.
     pub affinity: Option<Duration>,
     /// Whether its cluster IPs lead to servers of the client's node only.
@@ -50,11 +50,11 @@ pub struct Spec {
 
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
+pub struct OfferedPort {
     /// By what EndpointSlices know it.
     pub name: Box<str>,
     /// Its transport.
-    pub transport: Transport,
+    pub transport: ServiceTransport,
     /// Its number.
     pub port: u16,
     /// Its number on every node.
@@ -66,7 +66,7 @@ pub struct Port {
 impl Spec {
     /// Reads a Service; none if kube-proxy would not serve it: headless, a name of something
     /// outside, or left to others. What is refused of it is told.
-    pub fn new(here: &Here, service: &api::Service, told: &mut Vec<Refusal>) -> Option<Self> {
+    pub fn new(here: &Locality, service: &api::Service, told: &mut Vec<Refusal>) -> Option<Self> {
         let api::Service {
             metadata,
             spec,
@@ -102,7 +102,7 @@ impl Spec {
             Duration::from_secs(seconds.clamp(AFFINITY_BOUNDS.0, AFFINITY_BOUNDS.1))
         });
         let ports = spec.ports.iter();
-        let ports = ports.filter_map(|port| Port::new(metadata, port, told));
+        let ports = ports.filter_map(|port| OfferedPort::new(metadata, port, told));
         Some(Self {
             created: metadata.creation_timestamp.as_str().into(),
             ports: ports.collect(),
@@ -114,7 +114,7 @@ impl Spec {
     }
 }
 
-impl Port {
+impl OfferedPort {
     fn new(
         service: &api::Metadata,
         port: &api::ServicePort,
@@ -145,14 +145,14 @@ pub struct Slice {
     /// The Service.
     pub service: ObjectName,
     /// Ports that all of its servers have: name, transport, number.
-    pub ports: Box<[(Box<str>, Transport, u16)]>,
+    pub ports: Box<[(Box<str>, ServiceTransport, u16)]>,
     /// Servers that take connections, or would if nobody else did.
-    pub servers: Box<[Server]>,
+    pub servers: Box<[SliceServer]>,
 }
 
 /// A server, on whatever port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Server {
+pub struct SliceServer {
     /// Its address.
     pub address: IpAddr,
     /// Whether it is ready. Otherwise it still serves, and is about to end.
@@ -189,7 +189,11 @@ impl Hint {
 impl Slice {
     /// Reads an EndpointSlice; none if it is of no Service that kube-proxy would serve. What is
     /// refused of it is told.
-    pub fn new(here: &Here, slice: &api::EndpointSlice, told: &mut Vec<Refusal>) -> Option<Self> {
+    pub fn new(
+        here: &Locality,
+        slice: &api::EndpointSlice,
+        told: &mut Vec<Refusal>,
+    ) -> Option<Self> {
         let metadata = &slice.metadata;
         let service = metadata.labels.get(api::SERVICE_NAME)?;
         if service.is_empty() || is_left_to_others(metadata) || slice.address_type == "FQDN" {
@@ -202,7 +206,7 @@ impl Slice {
         });
         let ports = ports.collect();
         let servers = slice.endpoints.iter();
-        let servers = servers.filter_map(|it| Server::new(here, it, told));
+        let servers = servers.filter_map(|it| SliceServer::new(here, it, told));
         Some(Self {
             service: ObjectName::new(&metadata.namespace, service),
             ports,
@@ -211,8 +215,8 @@ impl Slice {
     }
 }
 
-impl Server {
-    fn new(here: &Here, endpoint: &api::Endpoint, told: &mut Vec<Refusal>) -> Option<Self> {
+impl SliceServer {
+    fn new(here: &Locality, endpoint: &api::Endpoint, told: &mut Vec<Refusal>) -> Option<Self> {
         let address = judge::address(Role::Endpoint, endpoint.addresses.first()?);
         let address = note(address, told)?;
         let conditions = &endpoint.conditions;

@@ -14,8 +14,8 @@ use crate::per_family::PerFamily;
 
 const NODE: &str = "192.168.0.1";
 
-fn here() -> Here {
-    Here {
+fn here() -> Locality {
+    Locality {
         node: "n1".into(),
         zone: Some("a".into()),
         addresses: vec![NODE.parse().expect("an address")],

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! PATH/config                        the network configuration
-//! PATH/subnets/10.5.34.0-24.json     a lease; it ends one lease time after its file was last touched
+//! PATH/subnets/10.5.34.0-24.json     a lease; it ends a lease time after its file was last touched
 //! PATH/static/10.5.35.0-24.json      a reservation, or a peer placed by hand; never ends
 //! PATH/lock                          held (flock) while a lease is read or written
 //! PATH/services/shop.web.json        a Service, where this node is asked for them
@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use self::files::Files;
-use super::entry::{Change, Entry, Listing, Term};
+use super::entry::{Entry, EntryChange, Listing, Term};
 use super::news::News;
 use super::{Error, config_file};
 use crate::lease::SubnetKey;
@@ -130,7 +130,7 @@ impl Dir {
         .await
     }
 
-    pub async fn watch(&self, changes: mpsc::Sender<Change>) {
+    pub async fn watch(&self, changes: mpsc::Sender<EntryChange>) {
         follow::follow(self, &changes).await;
     }
 

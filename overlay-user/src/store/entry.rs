@@ -75,7 +75,7 @@ pub(super) struct Listing {
 
 /// What a watch tells.
 #[derive(Debug)]
-pub(super) enum Change {
+pub(super) enum EntryChange {
     /// All there is; what is not in it is gone.
     All(Listing),
     /// One entry is new or different.
@@ -93,7 +93,7 @@ pub(super) enum Change {
     Unreachable(String),
 }
 
-impl Change {
+impl EntryChange {
     /// Whether the registry has answered.
     pub fn is_answer(&self) -> bool {
         match self {

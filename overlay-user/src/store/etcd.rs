@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use self::client::{Clients, is_too_large};
 use super::Error;
-use super::entry::{Change, Entry, Listing, Term};
+use super::entry::{Entry, EntryChange, Listing, Term};
 use super::news::News;
 use crate::config::Secret;
 use crate::lease::SubnetKey;
@@ -176,7 +176,7 @@ impl Etcd {
         Ok(done.await?.succeeded())
     }
 
-    pub async fn watch(&self, changes: mpsc::Sender<Change>) {
+    pub async fn watch(&self, changes: mpsc::Sender<EntryChange>) {
         follow::follow(self, SUBNETS, &changes).await;
     }
 

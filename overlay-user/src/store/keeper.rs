@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{Change, Entry, Term};
+use super::entry::{Entry, EntryChange, Term};
 use super::registry::Registry;
 use super::table::Table;
 use super::{Error, LeaseState, Location, Notice, StoreHealth};
@@ -228,7 +228,7 @@ impl Store {
         }
     }
 
-    async fn keep(&self, mut changes: mpsc::Receiver<Change>) {
+    async fn keep(&self, mut changes: mpsc::Receiver<EntryChange>) {
         let mut wanted = self.wanted.subscribe();
         let mut renewal = Instant::now() + self.renew_every;
         let mut failures: u32 = 0;
@@ -282,7 +282,11 @@ impl Store {
                         failures += 1;
                         inner.trouble = Some(error.to_string());
                         retry = Some(Instant::now() + self.retry_after(failures));
-                        tracing::warn!(%error, failures, "this node's lease is not as it should be; trying again");
+                        tracing::warn!(
+                            %error,
+                            failures,
+                            "this node's lease is not as it should be; trying again"
+                        );
                     }
                 }
             }
@@ -294,8 +298,8 @@ impl Store {
     fn take_in(
         &self,
         inner: &mut Inner,
-        first: Option<Change>,
-        changes: &mut mpsc::Receiver<Change>,
+        first: Option<EntryChange>,
+        changes: &mut mpsc::Receiver<EntryChange>,
     ) -> bool {
         if inner.grace.is_some_and(|until| until <= Instant::now()) {
             inner.grace = None;
@@ -307,7 +311,7 @@ impl Store {
         let waiting = changes.len();
         let behind = std::iter::from_fn(|| changes.try_recv().ok()).take(waiting);
         for change in first.into_iter().chain(behind) {
-            if let Change::Unreachable(error) = &change {
+            if let EntryChange::Unreachable(error) = &change {
                 inner.outage(error);
             } else if change.is_answer() {
                 recovered |= inner.answered();

@@ -27,7 +27,7 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use self::client::{Api, Failure};
 use self::memory::Memory;
 use self::node::{Metadata, Names, Node};
-use super::entry::{Change, Entry, Given, Listing};
+use super::entry::{Entry, EntryChange, Given, Listing};
 use super::news::{News, ThisNode};
 use super::{Error, config_file};
 use crate::lease::Attributes;
@@ -113,8 +113,8 @@ impl Kube {
     pub fn new(options: Options) -> Result<Self, Error> {
         let Some(identity) = options.identity.clone() else {
             return Err(Error::Options(
-                "this node's name is not known: set NODE_NAME, or POD_NAME and POD_NAMESPACE, in the \
-                 agent's environment"
+                "this node's name is not known: set NODE_NAME, or POD_NAME and POD_NAMESPACE, \
+                in the agent's environment"
                     .into(),
             ));
         };
@@ -228,7 +228,7 @@ impl Kube {
         }
     }
 
-    pub async fn watch(&self, changes: mpsc::Sender<Change>) {
+    pub async fn watch(&self, changes: mpsc::Sender<EntryChange>) {
         follow::follow(self, &changes).await;
     }
 
@@ -270,12 +270,12 @@ impl Kube {
 
     /// This node's name, asked for until the API server tells it; nothing once the receiver is
     /// gone.
-    async fn name_when_known(&self, changes: &mpsc::Sender<Change>) -> Option<String> {
+    async fn name_when_known(&self, changes: &mpsc::Sender<EntryChange>) -> Option<String> {
         loop {
             match self.name().await {
                 Ok(name) => return Some(name.to_owned()),
                 Err(error) => {
-                    let told = Change::Unreachable(error.to_string());
+                    let told = EntryChange::Unreachable(error.to_string());
                     changes.send(told).await.ok()?;
                     tokio::time::sleep(client::DEADLINE).await;
                 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 
 use super::dir::Dir;
-use super::entry::{Change, Entry, Given, Listing};
+use super::entry::{Entry, EntryChange, Given, Listing};
 use super::etcd::Etcd;
 use super::kube::Kube;
 use super::news::{News, ThisNode};
@@ -117,7 +117,7 @@ impl Registry {
     }
 
     /// Tells of every change, beginning with everything, until the receiver is gone.
-    pub async fn watch(&self, changes: mpsc::Sender<Change>) {
+    pub async fn watch(&self, changes: mpsc::Sender<EntryChange>) {
         ask!(self, watch(changes));
     }
 

@@ -16,7 +16,7 @@ use super::news::{Body, News, ThisNode, Update};
 use super::{LeaseState, StoreHealth};
 use crate::lease::Lease;
 use crate::per_family::PerFamily;
-use crate::service::{Catalog, Here, Kind, Refusals, ServiceTable};
+use crate::service::{Catalog, Kind, Locality, Refusals, ServiceTable};
 
 /// News that may wait between the watch and the table.
 const QUEUE: usize = 256;
@@ -78,7 +78,12 @@ impl ServiceFollower {
                 }
                 continue;
             };
-            tracing::info!(node = here.node, zone = ?here.zone, addresses = ?here.addresses, "following Services");
+            tracing::info!(
+                node = here.node,
+                zone = ?here.zone,
+                addresses = ?here.addresses,
+                "following Services"
+            );
             let (sender, news) = mpsc::channel(QUEUE);
             let end = tokio::select! {
                 () = store.registry.watch_services(sender) => End::Over,
@@ -94,7 +99,7 @@ impl ServiceFollower {
     /// Takes news in and publishes what follows, until the node moves.
     async fn keep(
         &self,
-        here: Here,
+        here: Locality,
         whereabouts: &mut Whereabouts,
         mut news: mpsc::Receiver<News>,
     ) -> End {
@@ -163,7 +168,7 @@ struct Whereabouts {
 
 impl Whereabouts {
     /// This node, once enough is known of it.
-    fn here(&self) -> Option<Here> {
+    fn here(&self) -> Option<Locality> {
         let this_node = match &self.this_node {
             Some(this_node) => this_node.borrow().clone()?,
             None => self.host.clone(),
@@ -172,7 +177,7 @@ impl Whereabouts {
             Some(addresses) => addresses,
             None => public_ips(self.leases.borrow().own.as_ref()?).collect(),
         };
-        Some(Here {
+        Some(Locality {
             node: this_node.node,
             zone: this_node.zone,
             addresses,

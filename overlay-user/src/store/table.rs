@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
-use super::entry::{Change, Entry, Listing, Term};
+use super::entry::{Entry, EntryChange, Listing, Term};
 use crate::lease::{
     Attributes, Lease, Leases, RejectReason, Rejected, Rejections, SubnetKey, excerpt, subject,
 };
@@ -55,13 +55,13 @@ impl Table {
 
     /// Takes a change in, unless what is known is later. With `linger`, what goes stays in force
     /// until [`settle`](Self::settle), or until its place is taken.
-    pub fn apply(&mut self, change: Change, linger: bool) {
+    pub fn apply(&mut self, change: EntryChange, linger: bool) {
         match change {
             // The registry itself has told more meanwhile.
-            Change::All(listing) if listing.as_of.is_some() && self.is_answered() => {}
-            Change::All(listing) => self.replace(listing, linger),
-            Change::Put(entry) => self.put(entry),
-            Change::Gone { key, revision } => {
+            EntryChange::All(listing) if listing.as_of.is_some() && self.is_answered() => {}
+            EntryChange::All(listing) => self.replace(listing, linger),
+            EntryChange::Put(entry) => self.put(entry),
+            EntryChange::Gone { key, revision } => {
                 if self
                     .entries
                     .get(&key)
@@ -70,7 +70,7 @@ impl Table {
                     self.remove(&key, linger);
                 }
             }
-            Change::Alive | Change::Unreachable(_) => {}
+            EntryChange::Alive | EntryChange::Unreachable(_) => {}
         }
     }
 

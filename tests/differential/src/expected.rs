@@ -39,7 +39,8 @@ pub fn verdict<F: Family>(
             }
         } else {
             Err(format!(
-                "{want:?}: a super-packet without a segmentation type is changed, or not passed on: {}",
+                "{want:?}: a super-packet without a segmentation type is changed, or not passed \
+                on: {}",
                 ran.action
             ))
         };

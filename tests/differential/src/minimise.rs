@@ -121,7 +121,7 @@ impl Search<'_> {
         Ok(smaller)
     }
 
-    fn shrink_tables(&mut self, change: Change) -> Result<bool> {
+    fn shrink_tables(&mut self, change: Cut) -> Result<bool> {
         let mut smaller = false;
         let mut index = 0;
         loop {
@@ -139,9 +139,9 @@ impl Search<'_> {
 }
 
 /// Takes the entry of some number out of a table; returns whether there was one.
-type Change = fn(&mut World, usize) -> bool;
+type Cut = fn(&mut World, usize) -> bool;
 
-const TABLES: &[Change] = &[
+const TABLES: &[Cut] = &[
     |world, index| {
         nth(world.endpoints.keys().copied(), index)
             .is_some_and(|key| world.endpoints.remove(&key).is_some())

@@ -86,7 +86,8 @@ impl fmt::Display for Report {
         }
         write!(
             f,
-            "{} packets over {} tables in {:.1} s ({:.0} a second), {} ways through the decision, {} differences",
+            "{} packets over {} tables in {:.1} s ({:.0} a second), {} ways through the decision, \
+            {} differences",
             self.packets,
             self.tables,
             self.took.as_secs_f64(),

@@ -13,7 +13,8 @@ use super::explained;
 /// What an agent might have written.
 static SUBNET_ENV: LazyLock<NamedTempFile> = LazyLock::new(|| {
     let file = NamedTempFile::new().expect("a file");
-    let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n\
+                FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
     std::fs::write(&file, text).expect("write a file");
     file
 });

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use overlay_user::per_family::PerFamily;
 use overlay_user::service::api::{EndpointSlice, Service};
-use overlay_user::service::{Catalog, Here, Kind, ObjectName};
+use overlay_user::service::{Catalog, Kind, Locality, ObjectName};
 
 use super::shown;
 
@@ -33,8 +33,8 @@ pub fn services(data: &[u8]) {
     );
 }
 
-fn here() -> Here {
-    Here {
+fn here() -> Locality {
+    Locality {
         node: "n1".into(),
         zone: Some("a".into()),
         addresses: vec!["192.168.0.1".parse().expect("an address")],

@@ -27,7 +27,8 @@ pub(super) const CASES: &[Case] = &[
         invariant: "the kernel path carries everything until they are back",
         run: |scene| {
             scene.without_programs(
-                "for device in $(tc qdisc show | sed -n 's/^qdisc clsact .* dev \\([^ ]*\\) .*/\\1/p'); do
+                "for device in $(tc qdisc show | sed -n 's/^qdisc clsact .* dev \\([^ ]*\\) \
+                .*/\\1/p'); do
                      tc filter del dev $device ingress && tc filter del dev $device egress || exit
                  done",
             )

@@ -17,7 +17,8 @@ const LOOK: Duration = Duration::from_secs(6);
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "agent-clock-jumps",
-        fault: "the agent's wall clock jumps by two days forth and back while it runs (libfaketime)",
+        fault: "the agent's wall clock jumps by two days forth and back while it runs \
+            (libfaketime)",
         invariant: "it stays ready and keeps its lease and its peers",
         stage: Stage::ShortLease,
         quick: false,
@@ -26,7 +27,8 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "etcd-clock-jumps",
-        fault: "etcd is restarted with its monotonic clock a month ahead, then as it was (time namespace)",
+        fault: "etcd is restarted with its monotonic clock a month ahead, then as it was (time \
+            namespace)",
         invariant: "no lease ends",
         stage: Stage::ShortLease,
         quick: false,
@@ -51,7 +53,8 @@ fn agent_clock(scene: &Scene<'_>) -> Result<()> {
     let agent = scene.wrapper(
         "overlayd-by-another-clock",
         &format!(
-            "export FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1
+            "export FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 DONT_FAKE_MONOTONIC=1 \
+            NO_FAKE_STAT=1
              LD_PRELOAD='/usr/$LIB/faketime/libfaketime.so.1' exec",
             text(&clock)
         ),

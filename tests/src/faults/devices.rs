@@ -88,8 +88,10 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "bridge-deleted",
-        fault: "cni0 is deleted; a new pod makes it again, and the old ones are put back on it by hand",
-        invariant: "the agent says that its pods are cut off, and takes them up again; the plugin works meanwhile",
+        fault: "cni0 is deleted; a new pod makes it again, and the old ones are put back on it \
+            by hand",
+        invariant: "the agent says that its pods are cut off, and takes them up again; the plugin \
+            works meanwhile",
         budget: 20_000,
         cuts_wire: true,
         run: bridge_deleted,
@@ -103,7 +105,8 @@ fn renamed(scene: &Scene<'_>) -> Result<()> {
         shell(
             &node,
             &format!(
-                "ip link set {old} down; ip link set {old} name {new}; ip link set {new} up; {DEFAULT_ROUTE}"
+                "ip link set {old} down; ip link set {old} name {new}; ip link set {new} up; \
+                {DEFAULT_ROUTE}"
             ),
         )?;
         scene

@@ -28,7 +28,8 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "pins-of-another-version",
-        fault: "the agent starts beside programs that an agent of another ABI version has left attached",
+        fault: "the agent starts beside programs that an agent of another ABI version has left \
+            attached",
         invariant: "a packet meets each program once: the others are detached, their pins removed",
         run: over_another_version,
         ..Case::USUAL
@@ -51,7 +52,8 @@ fn over_maps(scene: &Scene<'_>, values: [(&str, usize); 2]) -> Result<()> {
         shell(
             &node,
             &format!(
-                "rm {pin} && bpftool map create {pin} type hash key 4 value {value} entries 16 name {map}"
+                "rm {pin} && bpftool map create {pin} type hash key 4 value {value} entries 16 \
+                name {map}"
             ),
         )?;
     }

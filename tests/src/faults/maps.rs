@@ -36,7 +36,8 @@ fn peers_full(scene: &Scene<'_>) -> Result<()> {
     let key = |i: u8| format!("/coreos.com/network/subnets/10.{i}.0.0-16");
     for i in 0..LARGE_LEASES {
         let value = format!(
-            r#"{{"PublicIP":"192.0.2.{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:01:{i:02x}"}}}}"#,
+            "{{\"PublicIP\":\"192.0.2.{}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+            \"BackendData\":{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:01:{i:02x}\"}}}}",
             i + 1
         );
         lab.etcdctl(&["put", &key(i), &value])?;

@@ -21,8 +21,10 @@ const MOST: u64 = 512 << 20;
 
 pub(super) const CASES: &[Case] = &[Case {
     name: "agent-out-of-memory",
-    fault: "the agent starts with too little memory, again and again with more, and is killed at another point each time",
-    invariant: "programs stay on their hooks; the first agent that has enough puts everything right",
+    fault: "the agent starts with too little memory, again and again with more, and is killed at \
+        another point each time",
+    invariant: "programs stay on their hooks; the first agent that has enough puts \
+        everything right",
     quick: false,
     run: out_of_memory,
     ..Case::USUAL

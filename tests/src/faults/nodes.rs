@@ -28,7 +28,8 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "node-back-with-another-address",
         fault: "the agent ends, the node's address changes, the agent starts; and all that back",
-        invariant: "the node goes on with its lease; peers take it for the same node, whose MAC address it has",
+        invariant: "the node goes on with its lease; peers take it for the same node, whose MAC \
+            address it has",
         budget: 11_000,
         cuts_wire: true,
         run: |scene| {

@@ -11,15 +11,17 @@ pub fn page(cases: &[&Case], outcomes: &[Outcome]) -> String {
     let mut page = format!(
         "# What faults cost
 
-Every row is a case of `cargo xtask faults`. While something is broken on purpose, two pairs of pods (one on two nodes, one
-on one) send each other {RATE} numbered datagrams a second each way, and keep a TCP connection each. After every case all
-nodes are ready again, with every pod on the fast path, without help.
+Every row is a case of `cargo xtask faults`. While something is broken on purpose, two pairs of
+pods (one on two nodes, one on one) send each other {RATE} numbered datagrams a second each way,
+and keep a TCP connection each. After every case all nodes are ready again, with every pod on the
+fast path, without help.
 
-- *may lose*: the budget: nothing where the wire is left alone, else about twice what was measured. A run that
-  loses more fails.
-- *lost*: what the run lost that wrote this page, and the longest time without an arrival on any of the four ways.
-- Connections may break (nothing moves for 5 s) only where the wire itself is cut (*cut*); anywhere else one broken
-  connection fails the run.
+- *may lose*: the budget: nothing where the wire is left alone, else about twice what was measured.
+  A run that loses more fails.
+- *lost*: what the run lost that wrote this page, and the longest time without an arrival on any of
+  the four ways.
+- Connections may break (nothing moves for 5 s) only where the wire itself is cut (*cut*); anywhere
+  else one broken connection fails the run.
 
 Written by `cargo xtask faults --write docs/faults.md`.
 
@@ -64,7 +66,8 @@ mod tests {
             let there = checked_in.lines().any(|line| line.starts_with(&row));
             assert!(
                 there,
-                "docs/faults.md is old: `cargo xtask faults --write docs/faults.md` writes it anew; it lacks\n{row}"
+                "docs/faults.md is old: `cargo xtask faults --write docs/faults.md` writes it \
+                anew; it lacks\n{row}"
             );
         }
         let rows = checked_in.lines().filter(|line| line.starts_with("| `"));

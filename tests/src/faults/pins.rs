@@ -50,8 +50,10 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "bpffs-unmounted",
-        fault: "the BPF file system is unmounted, with all that was pinned, and mounted again later",
-        invariant: "the kernel path carries everything; agent, plugin and overlayctl say what is missing",
+        fault: "the BPF file system is unmounted, with all that was pinned, and mounted \
+            again later",
+        invariant: "the kernel path carries everything; agent, plugin and overlayctl say what is \
+            missing",
         run: unmounted,
         ..Case::USUAL
     },

@@ -61,8 +61,8 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}: lost {} of {} datagrams (at most {}; {} overran the receiver), longest silence {} ms, \
-             {} connections broken, {:.1} s: {}",
+            "{}: lost {} of {} datagrams (at most {}; {} overran the receiver), longest silence \
+            {} ms, {} connections broken, {:.1} s: {}",
             self.case,
             self.lost,
             self.sent,

@@ -80,8 +80,10 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "etcd-out-of-quota",
-        fault: "etcd's database reaches its quota and takes no writes; an agent is restarted meanwhile",
-        invariant: "leases are kept alive; the agent says what is wrong, waits, and goes on when there is room",
+        fault: "etcd's database reaches its quota and takes no writes; an agent is restarted \
+            meanwhile",
+        invariant: "leases are kept alive; the agent says what is wrong, waits, and goes on when \
+            there is room",
         quick: false,
         run: out_of_quota,
         ..BASE
@@ -186,7 +188,8 @@ fn compacted(scene: &Scene<'_>) -> Result<()> {
         })
     };
     let reserved = "/coreos.com/network/subnets/10.244.250.0-24";
-    let value = r#"{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}"#;
+    let value = "{\"PublicIP\":\"192.0.2.9\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+        \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:09\"}}";
     scene.lab.etcdctl(&["put", reserved, value])?;
     routes(2)?;
     scene.lab.etcdctl(&["del", reserved])?;
@@ -265,7 +268,8 @@ fn disk_full(scene: &Scene<'_>) -> Result<()> {
     let result = full();
     lab.stop_store()?;
     run(&format!(
-        "umount {data}; rm -r {data}; mkdir {data}; cp -a {small}/. {data}; umount {small}; rmdir {small}"
+        "umount {data}; rm -r {data}; mkdir {data}; cp -a {small}/. {data}; umount {small}; rmdir \
+        {small}"
     ))?;
     lab.start_store()?;
     result

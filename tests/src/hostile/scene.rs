@@ -98,7 +98,8 @@ impl Scene {
     pub fn add_third(lab: &Lab) -> Result<()> {
         let (subnet, address) = THIRD;
         let lease = format!(
-            r#"{{"PublicIP":"{address}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}}}}"#
+            "{{\"PublicIP\":\"{address}\",\"BackendType\":\"vxlan\",\"BackendData\":{{\"VNI\":1,\
+            \"VtepMAC\":\"02:00:00:00:00:77\"}}}}"
         );
         let key = format!("/coreos.com/network/subnets/{subnet}");
         lab.etcdctl(&["put", &key, &lease]).map(drop)

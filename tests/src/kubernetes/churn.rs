@@ -93,8 +93,7 @@ impl Cluster {
             .map(drop)
     }
 
-    /// Lets node `number` make pods by the chain that flannel's plugin calls. No agent is needed for
-    /// that.
+    /// Lets node `number` make pods by the chain that flannel's plugin calls, which needs no agent.
     ///
     /// # Errors
     /// When the node has no podCIDR.

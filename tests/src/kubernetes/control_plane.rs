@@ -30,9 +30,9 @@ const CONTROL_PLANE: [&str; 3] = [
     "kube-scheduler",
 ];
 /// What can be done about one that has ended.
-const CURE: &str = "Mend what these name, take the cluster down (`cargo xtask lab down`), and start \
-                    it again. Where they name nothing, the kernel has perhaps ended the program \
-                    because memory ran out (`dmesg`): a cluster of two nodes takes 2 GiB.";
+const CURE: &str = "Mend what these name, take the cluster down (`cargo xtask lab down`), and \
+                    start it again. Where they name nothing, the kernel has perhaps ended the \
+                    program because memory ran out (`dmesg`): a cluster of two nodes takes 2 GiB.";
 /// How many lines of a log are told.
 const LAST_WORDS: usize = 40;
 /// The users of the API server beside the nodes, each with its name as its token: file name,

@@ -43,7 +43,9 @@ impl<'a> Names<'a> {
     pub fn serve(cluster: &'a Cluster, number: usize) -> Result<Self> {
         let mut server = pod(SERVER, number, &json!([]));
         server["spec"]["containers"][0]["command"] = json!(["sh", "-c", SERVE]);
-        let port = |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "port": port});
+        let port = |name: &str, protocol: &str, port: u16| -> Value {
+            json!({"name": name, "protocol": protocol, "port": port})
+        };
         let service = json!({
             "apiVersion": "v1",
             "kind": "Service",
@@ -241,7 +243,10 @@ mod tests {
                 {"addresses": [{"ip": "10.244.1.2"}], "ports": port},
             ]})),
             object("Endpoints", "bare", &json!({"subsets": [
-                {"addresses": [{"ip": "10.244.1.2"}, {"ip": "10.244.2.3", "hostname": "own"}], "ports": port},
+                {
+                    "addresses": [{"ip": "10.244.1.2"}, {"ip": "10.244.2.3", "hostname": "own"}],
+                    "ports": port,
+                },
             ]})),
             object("Pod", "one", &json!({"status": {"podIP": "10.244.1.2"}})),
             object("Pod", "waiting", &json!({"status": {}})),

@@ -324,7 +324,8 @@ mod tests {
 
     #[test]
     fn a_case_that_has_ended_is_told() {
-        let line = r#"{"msg":"PASSED [sig-network] DNS a","total":32,"completed":2,"skipped":9,"failed":1}"#;
+        let line = "{\"msg\":\"PASSED [sig-network] DNS a\",\
+            \"total\":32,\"completed\":2,\"skipped\":9,\"failed\":1}";
         assert_eq!(
             progress(line).unwrap(),
             "3 of 32: PASSED [sig-network] DNS a"

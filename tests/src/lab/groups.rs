@@ -113,7 +113,8 @@ fn own() -> Result<Vec<PathBuf>> {
         .collect();
     ensure!(
         !own.is_empty(),
-        "this machine has no control groups of version 1, which kubelet 1.20 and a cluster here need"
+        "this machine has no control groups of version 1, which kubelet 1.20 and a cluster \
+        here need"
     );
     Ok(own)
 }
@@ -204,8 +205,10 @@ mod tests {
 
     #[test]
     fn a_hierarchy_is_found_by_all_of_its_controllers() {
-        let mounts = "36 30 0:31 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
-                      37 30 0:32 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+        let mounts = "36 30 0:31 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup \
+            rw,cpu,cpuacct\n\
+                      37 30 0:32 / /sys/fs/cgroup/systemd rw - cgroup cgroup \
+                      rw,xattr,name=systemd\n\
                       38 30 0:33 /user /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
                       39 30 0:34 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let found = |controllers| mount_of(mounts, controllers);

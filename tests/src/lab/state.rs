@@ -124,8 +124,8 @@ fn obstacle(old: &Remains, new: &Options) -> Option<String> {
     if new.ephemeral {
         // The lab of a test: nothing that anybody would want to be taken down by hand.
         return Some(format!(
-            "process {pid} has a lab with the prefix {:?}: another run of the same test is under way; \
-             `cargo xtask test` runs in namespaces of its own, or set {PREFIX_ENV}=x-",
+            "process {pid} has a lab with the prefix {:?}: another run of the same test is under \
+            way; `cargo xtask test` runs in namespaces of its own, or set {PREFIX_ENV}=x-",
             new.prefix
         ));
     }
@@ -134,8 +134,8 @@ fn obstacle(old: &Remains, new: &Options) -> Option<String> {
         prefix => format!("{PREFIX_ENV}={prefix} "),
     };
     Some(format!(
-        "a lab is up already: enter it with `{prefix}cargo xtask lab exec n1 -- bash`, take it down with \
-         `{prefix}cargo xtask lab down`, or start over with --force"
+        "a lab is up already: enter it with `{prefix}cargo xtask lab exec n1 -- bash`, take it \
+        down with `{prefix}cargo xtask lab down`, or start over with --force"
     ))
 }
 
@@ -196,7 +196,8 @@ impl Shared {
             bail!("no lab is up: start one with `cargo xtask lab up`");
         }
         let state = load(&directory).context(
-            "this lab is of another build: take it down with `cargo xtask lab down`, or use that build",
+            "this lab is of another build: take it down with `cargo xtask lab down`, or use \
+            that build",
         )?;
         Ok(Self {
             directory,
@@ -244,8 +245,8 @@ pub(super) fn remains(directory: &Path) -> Result<Option<Remains>> {
     let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let remains = serde_json::from_slice(&text).with_context(|| {
         format!(
-            "{} does not say what there is to take away: end the lab's processes, delete its namespaces and \
-             unmount {}",
+            "{} does not say what there is to take away: end the lab's processes, delete its \
+            namespaces and unmount {}",
             path.display(),
             directory.display()
         )

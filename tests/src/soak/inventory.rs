@@ -90,7 +90,8 @@ const LINES: &[Lines] = &[
         ..every(
             "filters by clsact",
             Rule::Same,
-            "tc qdisc show | sed -n 's/^qdisc clsact .* dev \\([^ ]*\\) .*/\\1/p' | while read -r device; do
+            "tc qdisc show | sed -n 's/^qdisc clsact .* dev \\([^ ]*\\) .*/\\1/p' | while read -r \
+            device; do
                  tc filter show dev $device ingress && tc filter show dev $device egress || exit
              done",
         )

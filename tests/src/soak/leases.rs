@@ -52,7 +52,9 @@ impl Invented {
         let Self { number, generation } = self;
         let vtep = self.vtep();
         let value = format!(
-            r#"{{"PublicIP":"{vtep}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:{generation:02x}:{number:02x}"}}}}"#
+            "{{\"PublicIP\":\"{vtep}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+            \"BackendData\":{{\"VNI\":1,\
+            \"VtepMAC\":\"02:00:00:00:{generation:02x}:{number:02x}\"}}}}"
         );
         lab.etcdctl(&["put", &key(self.subnet()?), &value])
             .map(drop)

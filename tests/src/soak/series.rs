@@ -202,7 +202,10 @@ impl Series {
             ..
         } = self;
         (self.verdict == Verdict::NotFlat).then(|| {
-            format!("{place}: {quantity} is not flat: {start} at the start, {median} in the middle, {end} at the end")
+            format!(
+                "{place}: {quantity} is not flat: {start} at the start, {median} in the \
+                middle, {end} at the end"
+            )
         })
     }
 }

@@ -142,7 +142,8 @@ fn pins(node: &Node) -> Result<()> {
         Ok(log)
     };
     let log = swap(&format!(
-        "rm {MAPS}/ov_peers4; bpftool map create {MAPS}/ov_peers4 type hash key 8 value 8 entries 3 name ov_peers4"
+        "rm {MAPS}/ov_peers4; bpftool map create {MAPS}/ov_peers4 type hash key 8 value 8 entries \
+        3 name ov_peers4"
     ))?;
     wait_log(node, log, &["ov_peers4", "key 8 B", "key 4 B"])?;
     let log = swap(&format!(

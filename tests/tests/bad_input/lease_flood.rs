@@ -109,7 +109,8 @@ fn a_storm_of_leases_disturbs_nobody() -> Result<()> {
     let took = started.elapsed();
     let after = usage(&first)?;
     println!(
-        "{:.0} writes a second for {:.1} s: the agent used {:.0} % of a core and grew from {} to {} KiB",
+        "{:.0} writes a second for {:.1} s: the agent used {:.0} % of a core and grew from {} to \
+        {} KiB",
         STORM as f64 / took.as_secs_f64(),
         took.as_secs_f64(),
         100.0 * (after.cpu - before.cpu).as_secs_f64() / took.as_secs_f64(),

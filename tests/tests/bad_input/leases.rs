@@ -229,7 +229,9 @@ fn thousands_of_leases_are_served_and_forgotten() -> Result<()> {
     const MANY: usize = 2000;
     let lab = Lab::up(Options {
         store: StoreKind::Dir,
-        network: json!({"Network": "10.0.0.0/8", "SubnetMax": "10.1.0.0", "Backend": {"Type": "vxlan"}}),
+        network: json!({
+            "Network": "10.0.0.0/8", "SubnetMax": "10.1.0.0", "Backend": {"Type": "vxlan"}
+        }),
         ..Options::for_test("bad-many")
     })?;
     let first = lab.node(1);

@@ -64,7 +64,8 @@ fn left_of(node: &Node, pod: &Pod, device: &str, index: &str) -> Result<Vec<Stri
     let script = format!(
         "ls {PINS}/links 2>/dev/null | grep '_{index}$'
          nft list table bridge overlay_guard 2>/dev/null | grep -w -e {device} -e {address}
-         bpftool -j map dump pinned {PINS}/maps/ov_endpoints4 2>/dev/null | grep -o '\"key\":{index},'
+         bpftool -j map dump pinned {PINS}/maps/ov_endpoints4 2>/dev/null | grep -o \
+         '\"key\":{index},'
          ls {}/{address} 2>/dev/null
          ip -o link show dev {device} 2>/dev/null
          true",

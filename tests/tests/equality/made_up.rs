@@ -97,8 +97,8 @@ fn made_up_packets_fare_alike() -> Result<()> {
         packets(&n2, "net_in", "decapsulated")?,
     ];
     println!(
-        "seed {seed}: {compared} packets by both paths, {carried:?} redirected, encapsulated, decapsulated; \
-         {undecided} sights differ from run to run by the kernel path alone"
+        "seed {seed}: {compared} packets by both paths, {carried:?} redirected, encapsulated, \
+        decapsulated; {undecided} sights differ from run to run by the kernel path alone"
     );
     // Otherwise nothing is compared.
     ensure!(

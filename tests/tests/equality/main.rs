@@ -160,7 +160,8 @@ fn a_capture_cannot_tell_the_paths_apart_without_encapsulation() -> Result<()> {
     // Otherwise everything could have gone by the kernel and been the same for that reason.
     if routed.min(delivered) < expected {
         failures.push(format!(
-            "{routed} packets routed and {delivered} delivered, at least {expected} should have been"
+            "{routed} packets routed and {delivered} delivered, at least {expected} should \
+            have been"
         ));
     }
     if slow_hops != fast_hops {

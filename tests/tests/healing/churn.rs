@@ -189,7 +189,8 @@ fn nodes_come_and_go() -> Result<()> {
     // The node comes back elsewhere, with the pods that the node had.
     shell(
         &two,
-        "ip address del 192.168.66.2/24 dev eth0; ip address add 192.168.66.102/24 dev eth0; ip route add default via 192.168.66.253",
+        "ip address del 192.168.66.2/24 dev eth0; ip address add 192.168.66.102/24 dev eth0; ip \
+        route add default via 192.168.66.253",
     )?;
     two.start_agent(&[])?;
     ensure!(two.subnet()? == subnet, "{subnet} became {}", two.subnet()?);

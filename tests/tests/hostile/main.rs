@@ -137,7 +137,8 @@ fn xdp_bears_every_hostile_stream() -> Result<()> {
     bear_everything(&lab)?;
     // The XDP program refused the frames.
     let metrics = lab.node(1).http_get("/metrics")?.body;
-    let line = "overlay_datapath_packets_total{hook=\"net_xdp\",kind=\"refused\",verdict=\"unknown_vtep\"}";
+    let line = "overlay_datapath_packets_total{hook=\"net_xdp\",kind=\"refused\",\
+        verdict=\"unknown_vtep\"}";
     ensure!(metrics.contains(line), "no refusals by XDP in\n{metrics}");
     Ok(())
 }

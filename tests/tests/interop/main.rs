@@ -230,7 +230,9 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
     plain.add_peer(&gone)?;
     plain.lease.write(&lab)?;
     let file = format!(
-        "mkdir -p /run/flannel && printf 'FLANNEL_NETWORK=10.244.0.0/16\\nFLANNEL_SUBNET={}/24\\nFLANNEL_MTU=1450\\nFLANNEL_IPMASQ=true\\n' >/run/flannel/subnet.env",
+        "mkdir -p /run/flannel && printf 'FLANNEL_NETWORK=10.244.0.0/16\\n\
+         FLANNEL_SUBNET={}/24\\nFLANNEL_MTU=1450\\nFLANNEL_IPMASQ=true\\n' \
+         >/run/flannel/subnet.env",
         plain.gateway()
     );
     node.run(["sh", "-c", &file])?;

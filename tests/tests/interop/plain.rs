@@ -32,7 +32,8 @@ impl Lease {
     pub fn write(&self, lab: &Lab) -> Result<()> {
         let Self { public, mac, .. } = self;
         let value = format!(
-            r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+            "{{\"PublicIP\":\"{public}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+            \"BackendData\":{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}}}"
         );
         lab.etcdctl(&["put", &self.key(), &value]).map(drop)
     }
@@ -111,7 +112,8 @@ impl Plain {
         command::ip_batch(
             self.node.namespace().name(),
             &format!(
-                "link add flannel.1 address {mac} mtu 1450 type vxlan id 1 local {public} dev eth0 dstport 8472 nolearning\n\
+                "link add flannel.1 address {mac} mtu 1450 type vxlan id 1 local {public} dev eth0 \
+                dstport 8472 nolearning\n\
                  address add {}/32 dev flannel.1\n\
                  link set flannel.1 up\n",
                 subnet.network()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use nix::net::if_::if_nametoindex;
-use overlay_user::kernel::guard::{self, Change, Guard, GuardCounters, GuardState, Reason};
+use overlay_user::kernel::guard::{self, Guard, GuardChange, GuardCounters, GuardState, Reason};
 
 use super::namespace::{Namespace, in_namespace, node_with_peer, run};
 
@@ -50,7 +50,7 @@ pub(super) fn state() -> GuardState {
 async fn apply(state: &GuardState) -> Guard {
     let mut guard = Guard::new();
     let change = guard.apply(state).await.expect("apply");
-    assert_eq!(change, Change::Whole);
+    assert_eq!(change, GuardChange::Whole);
     guard
 }
 
@@ -201,8 +201,8 @@ fn forged_vxlan_is_told(underlay: fn() -> u32) {
         let subnet = "10.244.9.0/24".parse().expect("a net");
         state.peers.insert(at(9), [subnet].into());
         let change = guard.apply(&state).await.expect("apply again");
-        assert_eq!(change, Change::Elements(3));
-        assert_eq!(guard.apply(&state).await.expect("again"), Change::None);
+        assert_eq!(change, GuardChange::Elements(3));
+        assert_eq!(guard.apply(&state).await.expect("again"), GuardChange::None);
         send(unknown, vxlan(1, 0x0800, [10, 244, 9, 7], 0));
         assert_eq!(counted().await, expected);
         guard::cleanup().await.expect("cleanup");
@@ -245,7 +245,8 @@ fn pods_cannot_pretend() {
     in_namespace(|| async {
         let pod = Namespace::new();
         run(
-            "ip link add cni0 address 02:00:00:00:01:00 type bridge && ip link set cni0 up && ip addr add 10.244.1.1/24 dev cni0",
+            "ip link add cni0 address 02:00:00:00:01:00 type bridge && ip link set cni0 up && ip \
+            addr add 10.244.1.1/24 dev cni0",
         );
         run("ip addr add 192.0.2.1/32 dev lo");
         run(&format!(

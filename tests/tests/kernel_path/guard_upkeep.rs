@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay_user::kernel::guard::{self, Change, Guard, GuardState, Reason};
+use overlay_user::kernel::guard::{self, Guard, GuardChange, GuardState, Reason};
 
 use super::guard::{at, counted, state, vxlan};
 use super::namespace::{in_namespace, node_with_peer, run};
@@ -13,7 +13,7 @@ use super::namespace::{in_namespace, node_with_peer, run};
 /// Longer than the kernel needs to let an element of a second run out.
 const RUN_OUT: Duration = Duration::from_millis(1500);
 
-async fn applied(guard: &mut Guard, state: &GuardState) -> Change {
+async fn applied(guard: &mut Guard, state: &GuardState) -> GuardChange {
     guard.apply(state).await.expect("apply")
 }
 
@@ -29,16 +29,16 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
         let mut state = state();
         let mut guard = Guard::new();
         assert!(!guard.is_intact().await.expect("a look"));
-        assert_eq!(applied(&mut guard, &state).await, Change::Whole);
-        assert_eq!(applied(&mut guard, &state).await, Change::None);
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Whole);
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::None);
 
         state
             .pods
             .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));
-        assert_eq!(applied(&mut guard, &state).await, Change::Elements(2));
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Elements(2));
         assert!(run("nft list set bridge overlay_guard pods").contains("two"));
         state.pods.pop_last();
-        assert_eq!(applied(&mut guard, &state).await, Change::Elements(2));
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Elements(2));
         assert!(!run("nft list set bridge overlay_guard pods").contains("two"));
 
         // Others' tables are not ours, whenever they change.
@@ -47,7 +47,7 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
         run("nft add chain inet others one");
         let subnet = "10.244.9.0/24".parse().expect("a net");
         state.peers.insert(at(9), [subnet].into());
-        assert_eq!(applied(&mut guard, &state).await, Change::Elements(3));
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Elements(3));
         assert!(guard.is_intact().await.expect("a look"));
 
         for harm in [
@@ -60,22 +60,30 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
         ] {
             run(harm);
             assert!(!guard.is_intact().await.expect("a look"), "{harm}");
-            assert_eq!(applied(&mut guard, &state).await, Change::Whole, "{harm}");
-            assert_eq!(applied(&mut guard, &state).await, Change::None, "{harm}");
+            assert_eq!(
+                applied(&mut guard, &state).await,
+                GuardChange::Whole,
+                "{harm}"
+            );
+            assert_eq!(
+                applied(&mut guard, &state).await,
+                GuardChange::None,
+                "{harm}"
+            );
         }
         // The plugin takes out a pod that it deletes, before the agent hears of it.
         state
             .pods
             .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));
-        assert_eq!(applied(&mut guard, &state).await, Change::Elements(2));
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Elements(2));
         let (name, address) = state.pods.pop_last().expect("two pods");
         guard::pod::dismiss(&name, address).await.expect("dismiss");
-        assert_eq!(applied(&mut guard, &state).await, Change::None);
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::None);
         // An element that is to go may be gone.
         run("nft flush set bridge overlay_guard pods");
         state.pods.clear();
-        assert_eq!(applied(&mut guard, &state).await, Change::Elements(1));
-        assert_eq!(applied(&mut guard, &state).await, Change::None);
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Elements(1));
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::None);
         guard::cleanup().await.expect("cleanup");
     });
 }
@@ -86,17 +94,23 @@ fn thousands_of_peers_come_and_go() {
         let mut state = state();
         let mut guard = Guard::new();
         state.peers = (1..3000).map(node).collect();
-        assert_eq!(applied(&mut guard, &state).await, Change::Whole);
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Whole);
         for (vtep, subnets) in (3000..3300).map(node) {
             state.peers.insert(vtep, subnets);
         }
-        assert_eq!(applied(&mut guard, &state).await, Change::Elements(900));
+        assert_eq!(
+            applied(&mut guard, &state).await,
+            GuardChange::Elements(900)
+        );
         let last = node(3299).0.to_string();
         assert!(run("nft list set ip overlay_guard sources_28").contains(&last));
         for (vtep, _) in (3000..3300).map(node) {
             state.peers.remove(&vtep);
         }
-        assert_eq!(applied(&mut guard, &state).await, Change::Elements(900));
+        assert_eq!(
+            applied(&mut guard, &state).await,
+            GuardChange::Elements(900)
+        );
         assert!(!run("nft list set ip overlay_guard sources_28").contains(&last));
     });
 }
@@ -159,7 +173,7 @@ fn pods_that_programs_judge_meet_no_chain_of_the_bridge() {
         state
             .pods
             .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));
-        assert_eq!(applied(&mut guard, &state).await, Change::Whole);
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Whole);
         let bridge = run("nft list ruleset bridge");
         assert!(bridge.contains("hook prerouting"), "{bridge}");
         assert!(bridge.contains("\"two\" . 10.244.1.6"), "{bridge}");
@@ -174,7 +188,7 @@ fn where_netfilter_translates_only_first_packets_are_judged_on_their_way_out() {
         let mut guard = Guard::new();
         applied(&mut guard, &state).await;
         state.translates = true;
-        assert_eq!(applied(&mut guard, &state).await, Change::Whole);
+        assert_eq!(applied(&mut guard, &state).await, GuardChange::Whole);
         let chains = run("nft list chains ip");
         assert!(chains.contains("type nat hook postrouting"), "{chains}");
         assert!(!chains.contains("hook forward"), "{chains}");

@@ -77,7 +77,8 @@ fn interfaces_are_chosen_as_flannel_chooses_them() {
 fn the_default_route_decides_and_failure_lists_the_devices() {
     in_namespace(|| async {
         run(
-            "ip link add dummy0 type bridge && ip link set dummy0 up && ip addr add 192.0.2.1/24 dev dummy0",
+            "ip link add dummy0 type bridge && ip link set dummy0 up && ip addr add 192.0.2.1/24 \
+            dev dummy0",
         );
         let error = select(Criteria::default())
             .await

@@ -1,16 +1,17 @@
 //! Changes show as events.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use overlay_user::kernel::Kernel;
-use overlay_user::kernel::monitor::{Event, Monitor, ROUNDS};
+use overlay_user::kernel::monitor::{KernelEvent, Monitor, ROUNDS};
 use overlay_user::mac::MacAddr;
-use overlay_user::reconcile::Change;
+use overlay_user::reconcile::KernelChange;
 use tokio::time::timeout;
 
 use super::namespace::{in_namespace, run};
 
-async fn expect(monitor: &mut Monitor, what: &str, wanted: impl Fn(&Event) -> bool) {
+async fn expect(monitor: &mut Monitor, what: &str, wanted: impl Fn(&KernelEvent) -> bool) {
     let wait = async {
         loop {
             let event = monitor.next().await.expect("an event");
@@ -29,27 +30,30 @@ fn every_kind_of_change_is_an_event() {
         let mut monitor = Monitor::subscribe(ROUNDS).expect("subscribe");
         run("ip link add veth0 type veth peer name veth1");
         let ifindex = kernel.ifindex("veth0").await.expect("the device");
-        expect(&mut monitor, "link", |event| *event == Event::Link(ifindex)).await;
+        expect(&mut monitor, "link", |event| {
+            *event == KernelEvent::Link(ifindex)
+        })
+        .await;
         run("ip addr add 10.0.0.1/24 dev veth0; ip link set veth0 up; ip link set veth1 up");
         expect(&mut monitor, "address", |event| {
-            *event == Event::Address(ifindex)
+            *event == KernelEvent::Address(ifindex)
         })
         .await;
         run("ip neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev veth0");
         let mac = MacAddr([2, 0, 0, 0, 0, 2]);
         expect(&mut monitor, "neighbour", |event| match event {
-            Event::Neighbour(it) => {
+            KernelEvent::Neighbour(it) => {
                 it.ifindex == ifindex
-                    && it.permanent() == Change::Neighbour([10, 0, 0, 2].into(), Some(mac))
+                    && it.permanent() == KernelChange::Neighbour([10, 0, 0, 2].into(), Some(mac))
             }
             _ => false,
         })
         .await;
         run("ip route add 10.1.0.0/24 via 10.0.0.2");
         expect(&mut monitor, "route", |event| match event {
-            Event::Route(it) => {
+            KernelEvent::Route(it) => {
                 it.destination.to_string() == "10.1.0.0/24"
-                    && matches!(&it.main, Some(Change::Added(route))
+                    && matches!(&it.main, Some(KernelChange::Added(route))
                         if route.device.as_deref() == Some("veth0"))
             }
             _ => false,
@@ -58,7 +62,7 @@ fn every_kind_of_change_is_an_event() {
         run("ip rule add from 10.9.0.0/16 table 9");
         run("tc qdisc add dev veth0 clsact");
         expect(&mut monitor, "qdisc", |event| {
-            *event == Event::TrafficControl(ifindex)
+            *event == KernelEvent::TrafficControl(ifindex)
         })
         .await;
     });
@@ -73,10 +77,16 @@ fn lost_events_are_told_and_the_monitor_goes_on() {
         let add = "i=0; while [ $i -lt 60000 ]; do \
                    echo route replace 10.$((i/250)).$((i%250)).0/24 dev dummy0; i=$((i+1)); done";
         run(&format!("({add}) | ip -batch -"));
-        expect(&mut monitor, "overrun", |event| *event == Event::Overrun).await;
+        expect(&mut monitor, "overrun", |event| {
+            *event == KernelEvent::Overrun
+        })
+        .await;
         run("ip link add dummy1 type bridge");
         let ifindex = kernel.ifindex("dummy1").await.expect("the device");
-        expect(&mut monitor, "link", |event| *event == Event::Link(ifindex)).await;
+        expect(&mut monitor, "link", |event| {
+            *event == KernelEvent::Link(ifindex)
+        })
+        .await;
     });
 }
 
@@ -96,7 +106,7 @@ fn events_keep_a_look_fresh() {
             .expect("a look");
         let device = known.device.as_ref().expect("the device").ifindex;
         let mut monitor = Monitor::subscribe(ROUNDS).expect("subscribe");
-        for change in [
+        for (number, change) in (1..).zip([
             "ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 111",
             "ip route add 10.244.3.0/24 via 10.0.0.3",
             "ip route replace 10.244.3.0/24 via 10.244.3.0 dev flannel.1 onlink proto 111",
@@ -117,25 +127,27 @@ fn events_keep_a_look_fresh() {
             "ip route del 10.244.3.0/24 metric 50",
             "ip route del 10.244.2.0/24",
             "ip neigh del 10.244.2.0 dev flannel.1",
-        ] {
+        ]) {
             run(change);
-            // A mark that comes after all events of the change.
-            run("ip link set veth1 alias mark");
-            let mark = kernel.ifindex("veth1").await.expect("the device");
+            // A mark that comes after all events of the change, and is told once.
+            let mark = IpAddr::from([192, 0, 2, number]);
+            run(&format!(
+                "ip neigh add {mark} lladdr 02:00:00:00:00:77 dev veth1 nud permanent"
+            ));
             loop {
                 match monitor.next().await.expect("an event") {
-                    Event::Neighbour(it) if it.ifindex == device => {
+                    KernelEvent::Neighbour(it) if it.ifindex == device => {
                         known.apply(&it.permanent());
                     }
-                    Event::Fdb { ifindex, change } if ifindex == device => {
+                    KernelEvent::Fdb { ifindex, change } if ifindex == device => {
                         known.apply(&change);
                     }
-                    Event::Route(it) => {
+                    KernelEvent::Route(it) => {
                         it.main.iter().for_each(|change| {
                             known.apply(change);
                         });
                     }
-                    Event::Link(ifindex) if ifindex == mark => break,
+                    KernelEvent::Neighbour(it) if it.address == mark => break,
                     _ => {}
                 }
             }

@@ -155,15 +155,18 @@ fn every_hook_that_pods_packets_come_by_counts_and_no_other() {
 fn bridges_frames_of_other_protocols_do_not_count() {
     check(&[
         (
-            "nft 'table bridge t { chain c { type filter hook forward priority 0; ip saddr 10.244.1.2 drop; }; }'",
+            "nft 'table bridge t { chain c { type filter hook forward priority 0; ip saddr \
+            10.244.1.2 drop; }; }'",
             &["other: drop in bridge t c"],
         ),
         (
-            "nft 'table bridge t { chain c { type filter hook forward priority 0; meta protocol arp drop; }; }'",
+            "nft 'table bridge t { chain c { type filter hook forward priority 0; meta protocol \
+            arp drop; }; }'",
             &[],
         ),
         (
-            "nft 'table bridge t { chain c { type filter hook forward priority 0; ip saddr 172.17.0.2 drop; }; }'",
+            "nft 'table bridge t { chain c { type filter hook forward priority 0; ip saddr \
+            172.17.0.2 drop; }; }'",
             &[],
         ),
     ]);
@@ -171,13 +174,36 @@ fn bridges_frames_of_other_protocols_do_not_count() {
 
 /// For iptables by nf_tables; the legacy one is tried in its place.
 const IPTABLES: &[Case] = &[
-    ("iptables-nft -A FORWARD -s 10.244.1.2 -d 10.244.2.2 -j DROP", &["other: drop in ip filter FORWARD"]),
-    ("iptables-nft -A FORWARD -i cni+ -j DROP", &["other: drop in ip filter FORWARD"]),
-    ("iptables-nft -A FORWARD ! -i docker0 -o cni0 -j REJECT", &["other: REJECT in ip filter FORWARD"]),
-    ("iptables-nft -A FORWARD -m comment --comment why -p tcp --dport 80 -j NFQUEUE --queue-num 5", &["other: NFQUEUE in ip filter FORWARD"]),
-    ("iptables-nft -t raw -A PREROUTING -p udp -j DROP", &["other: drop in ip raw PREROUTING"]),
-    ("iptables-nft -t mangle -A POSTROUTING -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu", &["other: TCPMSS in ip mangle POSTROUTING"]),
-    ("iptables-nft -P FORWARD DROP", &["other: policy drop in ip filter FORWARD"]),
+    (
+        "iptables-nft -A FORWARD -s 10.244.1.2 -d 10.244.2.2 -j DROP",
+        &["other: drop in ip filter FORWARD"],
+    ),
+    (
+        "iptables-nft -A FORWARD -i cni+ -j DROP",
+        &["other: drop in ip filter FORWARD"],
+    ),
+    (
+        "iptables-nft -A FORWARD ! -i docker0 -o cni0 -j REJECT",
+        &["other: REJECT in ip filter FORWARD"],
+    ),
+    (
+        "iptables-nft -A FORWARD -m comment --comment why -p tcp --dport 80 -j NFQUEUE \
+        --queue-num 5",
+        &["other: NFQUEUE in ip filter FORWARD"],
+    ),
+    (
+        "iptables-nft -t raw -A PREROUTING -p udp -j DROP",
+        &["other: drop in ip raw PREROUTING"],
+    ),
+    (
+        "iptables-nft -t mangle -A POSTROUTING -p tcp --tcp-flags SYN,RST SYN -j TCPMSS \
+        --clamp-mss-to-pmtu",
+        &["other: TCPMSS in ip mangle POSTROUTING"],
+    ),
+    (
+        "iptables-nft -P FORWARD DROP",
+        &["other: policy drop in ip filter FORWARD"],
+    ),
     (
         "iptables-nft -N MINE
          iptables-nft -A MINE -s 10.244.1.2 -j RETURN
@@ -195,8 +221,10 @@ const IPTABLES: &[Case] = &[
         "iptables-nft -N KUBE-ROUTER-FORWARD
          iptables-nft -N KUBE-POD-FW-ABC
          iptables-nft -A KUBE-POD-FW-ABC -m mark ! --mark 0x10000/0x10000 -j REJECT
-         iptables-nft -A KUBE-ROUTER-FORWARD -d 10.244.1.2/32 -m comment --comment \"rule to jump\" -j KUBE-POD-FW-ABC
-         iptables-nft -A FORWARD -m comment --comment \"kube-router netpol\" -j KUBE-ROUTER-FORWARD",
+         iptables-nft -A KUBE-ROUTER-FORWARD -d 10.244.1.2/32 -m comment --comment \"rule to \
+         jump\" -j KUBE-POD-FW-ABC
+         iptables-nft -A FORWARD -m comment --comment \"kube-router netpol\" -j \
+         KUBE-ROUTER-FORWARD",
         &["kube-router: REJECT in ip filter FORWARD > KUBE-ROUTER-FORWARD > KUBE-POD-FW-ABC"],
     ),
     (
@@ -209,7 +237,8 @@ const IPTABLES: &[Case] = &[
     (
         "iptables-nft -P FORWARD DROP
          iptables-nft -N FLANNEL-FWD
-         iptables-nft -A FLANNEL-FWD -s 10.244.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
+         iptables-nft -A FLANNEL-FWD -s 10.244.0.0/16 -m comment --comment \"flanneld forward\" -j \
+         ACCEPT
          iptables-nft -A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD
          iptables-nft -A FORWARD -j DROP",
         &[],
@@ -231,7 +260,8 @@ const IPTABLES: &[Case] = &[
          iptables-nft -N DOCKER-ISOLATION-STAGE-1
          iptables-nft -N DOCKER-ISOLATION-STAGE-2
          iptables-nft -A DOCKER-USER -j RETURN
-         iptables-nft -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+         iptables-nft -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j \
+         DOCKER-ISOLATION-STAGE-2
          iptables-nft -A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
          iptables-nft -A DOCKER-ISOLATION-STAGE-1 -j RETURN
          iptables-nft -A FORWARD -j DOCKER-USER
@@ -259,10 +289,12 @@ const IPTABLES: &[Case] = &[
          iptables-nft -N CNI-FORWARD
          iptables-nft -N CNI-ADMIN
          iptables-nft -t nat -N CNI-HOSTPORT-DNAT
-         iptables-nft -A NETAVARK_FORWARD -d 10.88.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+         iptables-nft -A NETAVARK_FORWARD -d 10.88.0.0/16 -m conntrack --ctstate \
+         RELATED,ESTABLISHED -j ACCEPT
          iptables-nft -A CNI-FORWARD -j CNI-ADMIN
          iptables-nft -A CNI-FORWARD -s 10.244.1.2/32 -j ACCEPT
-         iptables-nft -t nat -A CNI-HOSTPORT-DNAT -p tcp --dport 80 -j DNAT --to-destination 10.244.1.2:80
+         iptables-nft -t nat -A CNI-HOSTPORT-DNAT -p tcp --dport 80 -j DNAT --to-destination \
+         10.244.1.2:80
          iptables-nft -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
          iptables-nft -A FORWARD -j NETAVARK_FORWARD
          iptables-nft -A FORWARD -j CNI-FORWARD",
@@ -297,15 +329,18 @@ fn rules_of_iptables_legacy_are_judged_alike() {
 fn whole_tables_are_known_by_their_names() {
     check(&[
         (
-            "nft 'table ip kube-proxy { chain c { type filter hook forward priority 0; ct state invalid drop; }; }'",
+            "nft 'table ip kube-proxy { chain c { type filter hook forward priority 0; ct state \
+            invalid drop; }; }'",
             &[],
         ),
         (
-            "nft 'table inet firewalld { chain filter_FORWARD { type filter hook forward priority 10; reject; }; }'",
+            "nft 'table inet firewalld { chain filter_FORWARD { type filter hook forward priority \
+            10; reject; }; }'",
             &["firewalld: reject in inet firewalld filter_FORWARD"],
         ),
         (
-            "nft 'table inet kube-network-policies { chain postrouting { type filter hook postrouting priority 95; drop; }; }'",
+            "nft 'table inet kube-network-policies { chain postrouting { type filter hook \
+            postrouting priority 95; drop; }; }'",
             &["kube-network-policies: drop in inet kube-network-policies postrouting"],
         ),
     ]);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use overlay_user::datapath::programs::Attachment;
+use overlay_user::datapath::programs::Mechanism;
 
 /// Mainline's number of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,10 +32,10 @@ impl fmt::Display for Version {
 }
 
 /// How the fast path is attached on the running kernel; `None` where there can be none.
-pub fn expected_attachment() -> Option<Attachment> {
+pub fn expected_mechanism() -> Option<Mechanism> {
     match Version::running() {
         Version(..=4, _) | Version(5, ..13) => None,
-        Version(5, _) | Version(6, ..6) => Some(Attachment::Clsact),
-        _ => Some(Attachment::Tcx),
+        Version(5, _) | Version(6, ..6) => Some(Mechanism::Clsact),
+        _ => Some(Mechanism::Tcx),
     }
 }

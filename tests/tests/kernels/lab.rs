@@ -11,7 +11,7 @@ use overlay_tests::status::{Counts, status, wait_accelerated};
 use overlay_tests::traffic::Endpoint;
 use overlay_tests::{Lab, Options, Pod, StoreKind};
 
-use crate::kernel::expected_attachment;
+use crate::kernel::expected_mechanism;
 
 /// Traffic before and after something happens.
 const CALM: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ pub fn under_traffic(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<Out
 
 /// Waits until the best path that this kernel has is taken, and says whether it is the fast one.
 pub fn wait_for_best_path(lab: &Lab) -> Result<bool> {
-    let fast = expected_attachment().is_some();
+    let fast = expected_mechanism().is_some();
     if fast {
         wait_accelerated(lab)?;
     }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use overlay_user::datapath::probe::{Answer, Probes};
 
-use crate::kernel::{Version, expected_attachment};
+use crate::kernel::{Version, expected_mechanism};
 
 #[test]
 #[ignore = "runs in a kernel VM: cargo xtask vmtest"]
@@ -34,7 +34,7 @@ fn probes_tell_the_truth() -> Result<()> {
         );
     }
     ensure!(
-        probes.verdict().ok() == expected_attachment(),
+        probes.verdict().ok() == expected_mechanism(),
         "{:?}",
         probes.verdict()
     );

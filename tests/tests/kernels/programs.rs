@@ -10,9 +10,9 @@ use overlay_common::Hook;
 use overlay_tests::machine::{RECORD_ENV, SIZE};
 use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
-use overlay_user::datapath::programs::{Attachment, Programs, name, tc_hooks};
+use overlay_user::datapath::programs::{Mechanism, Programs, name, tc_hooks};
 
-use crate::kernel::{Version, expected_attachment};
+use crate::kernel::{Version, expected_mechanism};
 
 /// How large each program is by kernel. `cargo xtask vmtest --kernel all --record` writes it.
 const SIZES: &str = include_str!("sizes.json");
@@ -31,10 +31,10 @@ fn every_program_loads_and_keeps_its_size() -> Result<()> {
         None::<&str>,
     )?;
     let pins = Pins::new(directory.path().join("overlay"));
-    let loaded = Programs::load(object::bytes()?, &pins, Attachment::Clsact);
+    let loaded = Programs::load(object::bytes()?, &pins, Mechanism::Clsact);
     let sizes = loaded.map(|(mut programs, _)| sizes(&mut programs));
     umount(directory.path())?;
-    match (sizes, expected_attachment()) {
+    match (sizes, expected_mechanism()) {
         (Ok(sizes), _) => compare(&sizes?),
         // Without the fast path it is enough that the refusal is an answer.
         (Err(error), None) => {
@@ -106,12 +106,15 @@ fn compare(sizes: &BTreeMap<String, u32>) -> Result<()> {
         }
         let before = before.and_then(|before| before.get(name));
         let before = before.with_context(|| {
-            format!("{name} on Linux {version} is not in sizes.json: `cargo xtask vmtest --kernel all --record`")
+            format!(
+                "{name} on Linux {version} is not in sizes.json: `cargo xtask vmtest --kernel \
+                all --record`"
+            )
         })?;
         ensure!(
             f64::from(*size) <= f64::from(*before) * GROWTH,
-            "{name} has grown from {before} to {size} instructions on Linux {version}; if that has to be, \
-             `cargo xtask vmtest --kernel all --record`"
+            "{name} has grown from {before} to {size} instructions on Linux {version}; if that has \
+            to be, `cargo xtask vmtest --kernel all --record`"
         );
     }
     Ok(())

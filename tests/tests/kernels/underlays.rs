@@ -9,7 +9,7 @@ use overlay_tests::reach;
 use overlay_tests::status::Counts;
 use overlay_tests::{Lab, Node, Options, command, wait_until};
 
-use crate::kernel::expected_attachment;
+use crate::kernel::expected_mechanism;
 use crate::lab::{options, under_traffic, wait_for_best_path};
 
 /// How long an agent may take to tell what it found.
@@ -127,7 +127,7 @@ fn a_node_address_may_be_on_no_card() -> Result<()> {
         )
     };
     let lab = lab_over("dummy", plug, "node0")?;
-    if expected_attachment().is_some() {
+    if expected_mechanism().is_some() {
         require_said(&lab, |node| {
             let other = lab.node(3 - node.number());
             format!(

@@ -10,7 +10,7 @@ use overlay_tests::reach;
 use overlay_tests::status::Counts;
 use overlay_tests::{Lab, Node, Options, command, wait_until};
 
-use crate::kernel::expected_attachment;
+use crate::kernel::expected_mechanism;
 use crate::lab::{options, wait_for_best_path};
 use crate::underlays::{SAID, inner_address, ip, lab_over, require_said};
 
@@ -121,7 +121,7 @@ fn early_refusal_keeps_off_where_it_would_cost_offloads() -> Result<()> {
     hand_over(card, &node)?;
     let iface = format!("--iface={CARD}");
     node.start_agent(&[&iface])?;
-    if expected_attachment().is_none() {
+    if expected_mechanism().is_none() {
         let answer = node.http_get("/readyz")?.body;
         ensure!(!answer.contains("early refusal"), "{answer}");
         return lab.down();

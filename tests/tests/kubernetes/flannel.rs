@@ -88,7 +88,8 @@ fn script(own: &Lease, peer: &Lease) -> String {
          ip neighbour replace {peer_base} lladdr {peer_mac} dev flannel.1 nud permanent
          bridge fdb replace {peer_mac} dev flannel.1 dst {peer_public} self permanent
          ip route replace {peer_base}/24 via {peer_base} dev flannel.1 onlink
-         iptables-save -t filter | grep -q '^:FLANNEL-FWD' || iptables-restore --noflush --wait <<'RULES'
+         iptables-save -t filter | grep -q '^:FLANNEL-FWD' || iptables-restore --noflush --wait \
+         <<'RULES'
 *nat
 :FLANNEL-POSTRTG - [0:0]
 -A POSTROUTING {masq} -j FLANNEL-POSTRTG
@@ -107,8 +108,8 @@ COMMIT
 COMMIT
 RULES
          mkdir -p /run/flannel /etc/cni/net.d
-         printf '%s\\n' FLANNEL_NETWORK={POD_NETWORK} FLANNEL_SUBNET={a}.{b}.{c}.1/24 FLANNEL_MTU=1450 \
-             FLANNEL_IPMASQ=true >/run/flannel/subnet.env
+         printf '%s\\n' FLANNEL_NETWORK={POD_NETWORK} FLANNEL_SUBNET={a}.{b}.{c}.1/24 \
+         FLANNEL_MTU=1450 FLANNEL_IPMASQ=true >/run/flannel/subnet.env
          echo '{list}' >/etc/cni/net.d/.new && mv /etc/cni/net.d/.new {CONFLIST}"
     )
 }

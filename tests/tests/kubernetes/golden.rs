@@ -24,10 +24,12 @@ pub fn compare(cluster: &Cluster) -> Result<()> {
                 format!("-A FLANNEL-POSTRTG -s {POD_NETWORK} -d {range} {masq} -j RETURN"),
                 format!("-A FLANNEL-POSTRTG ! -s {POD_NETWORK} -d {range} {masq} -j RETURN"),
                 format!(
-                    "-A FLANNEL-POSTRTG -s {POD_NETWORK} ! -d 224.0.0.0/4 {masq} -j MASQUERADE --random-fully"
+                    "-A FLANNEL-POSTRTG -s {POD_NETWORK} ! -d 224.0.0.0/4 {masq} -j MASQUERADE \
+                    --random-fully"
                 ),
                 format!(
-                    "-A FLANNEL-POSTRTG ! -s {POD_NETWORK} -d {POD_NETWORK} {masq} -j MASQUERADE --random-fully"
+                    "-A FLANNEL-POSTRTG ! -s {POD_NETWORK} -d {POD_NETWORK} {masq} -j MASQUERADE \
+                    --random-fully"
                 ),
             ],
         )?;

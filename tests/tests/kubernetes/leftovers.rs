@@ -45,8 +45,8 @@ pub fn traces(node: &Node) -> Result<Vec<String>> {
         ip -o link show | grep -E ': (flannel|cni0)' || true
         ip route show proto 111 || true
         find /run/flannel /run/overlay /sys/fs/bpf/overlay /var/lib/cni/networks /etc/cni/net.d \
-            /opt/cni/bin/flannel -mindepth 0 -not -path '*/net.d' -not -path /run/flannel -not -path /run/overlay \
-            -not -path /var/lib/cni/networks 2>/dev/null || true
+            /opt/cni/bin/flannel -mindepth 0 -not -path '*/net.d' -not -path /run/flannel -not \
+            -path /run/overlay -not -path /var/lib/cni/networks 2>/dev/null || true
         nft list tables | grep -E 'overlay|flannel' || true
         iptables-save | grep -i -E 'flannel|overlay' || true
         iptables-legacy-save | grep -i -E 'flannel|overlay' || true";

@@ -20,7 +20,9 @@ const SERVICE_PORT: u16 = 80;
 #[test]
 fn pods_services_and_nodes_reach_each_other() -> Result<()> {
     let cluster = cluster("k8s-reach")?;
-    let mapped = |protocol: &str| json!({"containerPort": PORT, "hostPort": HOST_PORT, "protocol": protocol});
+    let mapped = |protocol: &str| -> Value {
+        json!({"containerPort": PORT, "hostPort": HOST_PORT, "protocol": protocol})
+    };
     let ports = json!([mapped("TCP"), mapped("UDP")]);
     let one = cluster.run_pod("one", 1, &json!([]))?;
     let beside = cluster.run_pod("beside", 1, &json!([]))?;

@@ -32,8 +32,10 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p "/sys/fs/cgroup/$GROUP"
 echo $$ > "/sys/fs/cgroup/$GROUP/cgroup.procs"
 mkdir -p "$DIRECTORY/units/overlayd.service.d"
-printf '[Service]\nExecStart=\nExecStart=/usr/local/bin/overlayd %s\nStandardOutput=append:%s\nStandardError=inherit\n%s\n' \
-    "$*" "$DIRECTORY/log" "$MORE" > "$DIRECTORY/units/overlayd.service.d/test.conf"
+{
+    printf '[Service]\nExecStart=\nExecStart=/usr/local/bin/overlayd %s\n' "$*"
+    printf 'StandardOutput=append:%s\nStandardError=inherit\n%s\n' "$DIRECTORY/log" "$MORE"
+} > "$DIRECTORY/units/overlayd.service.d/test.conf"
 exec unshare --pid --fork --kill-child --mount --cgroup --uts --ipc sh -ec '
     umount /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -94,7 +96,8 @@ impl Service {
         let script = self.directory.path().join("boot");
         // In mount namespaces of its own, so that the node's stay as they are.
         let text = format!(
-            "[ \"$1\" = booting ] || exec unshare --mount \"$0\" booting \"$@\"\nshift\nset -e\n{}{BOOT}",
+            "[ \"$1\" = booting ] || exec unshare --mount \"$0\" booting \"$@\"\nshift\nset \
+            -e\n{}{BOOT}",
             variables.concat()
         );
         executable(&script, &text)?;

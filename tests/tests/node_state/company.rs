@@ -78,7 +78,8 @@ fn foreign_rules_about_a_pods_veth_stay() -> Result<()> {
              iptables -I FORWARD -m physdev --physdev-in {device} -j ACCEPT
              iptables -t raw -I PREROUTING -i {device} -j ACCEPT
              nft add table netdev theirs
-             nft 'add chain netdev theirs pod {{ type filter hook ingress device {device} priority 0; }}'
+             nft 'add chain netdev theirs pod {{ type filter hook ingress device {device} priority \
+             0; }}'
              nft add rule netdev theirs pod counter accept"
         ),
     )?;

@@ -35,7 +35,8 @@ fn the_network_configuration_is_read_at_the_start_only() -> Result<()> {
     lab.etcdctl(&["put", "/coreos.com/network/config", config])?;
     // A lease that is written later is seen later.
     let key = "/coreos.com/network/subnets/10.244.250.0-24";
-    let value = r#"{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}"#;
+    let value = "{\"PublicIP\":\"192.0.2.9\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+        \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:09\"}}";
     lab.etcdctl(&["put", key, value])?;
     wait_until("the route to a new peer", SOON, || {
         node.overlay_routes().is_ok_and(|routes| routes == 2)

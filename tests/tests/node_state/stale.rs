@@ -18,9 +18,10 @@ fn lost_events(lab: &Lab) -> Result<u64> {
     let pid = node.agent().context("an agent")?.pid;
     // The agent's sockets are told from others by their inodes, the last column.
     let script = format!(
-        "for fd in /proc/{pid}/fd/*; do readlink $fd; done | sed -n 's/^socket:.\\([0-9]*\\).$/\\1/p' > /run/inodes
-         awk 'NR == FNR {{ own[$1] = 1; next }} $NF in own {{ lost += $(NF - 1) }} END {{ print lost + 0 }}' \
-             /run/inodes /proc/net/netlink"
+        "for fd in /proc/{pid}/fd/*; do readlink $fd; done | sed -n \
+        's/^socket:.\\([0-9]*\\).$/\\1/p' > /run/inodes
+         awk 'NR == FNR {{ own[$1] = 1; next }} $NF in own {{ lost += $(NF - 1) }} END {{ print \
+         lost + 0 }}' /run/inodes /proc/net/netlink"
     );
     let lost = shell(&node, &script)?;
     lost.trim()
@@ -49,7 +50,8 @@ fn the_state_is_right_after_an_overrun_of_netlink() -> Result<()> {
         &format!(
             "set -e
              ip link add burst type bridge; ip link set burst up
-             seq 0 {} | awk '{{ print \"route add 172.\" 16 + int($1 / 65536) \".\" int($1 / 256) % 256 \".\" $1 % 256 \" dev burst\" }}' | ip -batch -
+             seq 0 {} | awk '{{ print \"route add 172.\" 16 + int($1 / 65536) \".\" int($1 / 256) \
+             % 256 \".\" $1 % 256 \" dev burst\" }}' | ip -batch -
              ip link delete burst
              ip route flush proto 111
              ip neigh flush dev flannel.1 nud permanent

@@ -46,7 +46,8 @@ impl Stage {
             ..Options::for_test(name)
         })?;
         let lease = format!(
-            r#"{{"PublicIP":"{}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}}}}"#,
+            "{{\"PublicIP\":\"{}\",\"BackendType\":\"vxlan\",\"BackendData\":{{\"VNI\":1,\
+            \"VtepMAC\":\"02:00:00:00:00:77\"}}}}",
             THIRD.1
         );
         let key = format!("/coreos.com/network/subnets/{}", THIRD.0);
@@ -61,7 +62,8 @@ impl Stage {
         for (service, node) in SERVICES.iter().zip([&first, &second]) {
             let to = format!("{}:{VXLAN_PORT}", node.underlay_address());
             let rule = format!(
-                "iptables -w -t nat -A PREROUTING -d {service} -p udp --dport {VXLAN_PORT} -j DNAT --to {to}"
+                "iptables -w -t nat -A PREROUTING -d {service} -p udp --dport {VXLAN_PORT} -j DNAT \
+                --to {to}"
             );
             first.run(rule.split(' '))?;
         }

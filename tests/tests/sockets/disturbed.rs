@@ -34,12 +34,12 @@ const PINNED_MAPS: [&str; 7] = [
 ];
 
 /// A node whose agent serves sockets in a control group.
-struct Served {
+struct ServedNode {
     node: Node,
     group: String,
 }
 
-impl Served {
+impl ServedNode {
     fn shell(&self, line: &str) -> Result<String> {
         self.node.run(["sh", "-c", line])
     }
@@ -140,7 +140,7 @@ fn what_is_taken_off_the_sockets_comes_back() -> Result<()> {
     let node = stage.lab.node(1);
     let group = stage.lab.control_group(1).context("a group")?;
     let group = group.display().to_string();
-    let served = Served { node, group };
+    let served = ServedNode { node, group };
     stage.write_service("web", 1)?;
     stage.write_servers("web", &stage.both().map(|server| (server, true)))?;
     wait_until("programs at the socket", PATIENCE, || served.is_whole())

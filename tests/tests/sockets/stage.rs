@@ -16,7 +16,7 @@ use overlay_tests::{Lab, Namespace, Options, Pod, StoreKind};
 use overlay_user::datapath::object;
 use overlay_user::datapath::pins::Pins;
 use overlay_user::datapath::services::{self, SocketPrograms};
-use overlay_user::service::{Affinity, Frontend, ServiceTable, Serving, Transport as Kind};
+use overlay_user::service::{Frontend, ServiceTable, ServiceTransport, Serving, SessionAffinity};
 use serde_json::{Value, json};
 
 /// The port of every server: of connections the test takes its part in, of datagrams an echo.
@@ -46,12 +46,12 @@ pub fn table<'a>(
         servers.sort_unstable();
         let serving = Arc::new(Serving {
             servers: servers.into(),
-            affinity: affinity.map(|lasts| Affinity {
+            affinity: affinity.map(|lasts| SessionAffinity {
                 lasts,
                 port_id: last.into(),
             }),
         });
-        for transport in [Kind::Tcp, Kind::Udp] {
+        for transport in [ServiceTransport::Tcp, ServiceTransport::Udp] {
             let frontend = Frontend {
                 address: (*service(last).ip()).into(),
                 port: service(last).port(),
@@ -211,12 +211,12 @@ impl Stage {
     }
 
     /// Serves a node's sockets, as the agent does.
-    pub fn serve(&self, node: usize, table: &ServiceTable) -> Result<Served> {
+    pub fn serve(&self, node: usize, table: &ServiceTable) -> Result<ServedSockets> {
         let group = self
             .lab
             .control_group(node)
             .context("nodes are not apart")?;
-        Served::start(self.lab.node(node).namespace(), group, table)
+        ServedSockets::start(self.lab.node(node).namespace(), group, table)
     }
 }
 
@@ -227,12 +227,12 @@ impl Drop for Stage {
 }
 
 /// The programs on a node's sockets. Dropped, it leaves what an agent leaves that is killed.
-pub struct Served {
+pub struct ServedSockets {
     place: Namespace,
     services: SocketPrograms,
 }
 
-impl Served {
+impl ServedSockets {
     fn start(place: Namespace, group: PathBuf, table: &ServiceTable) -> Result<Self> {
         let services = place.inside(|| -> Result<SocketPrograms> {
             let pins = Pins::new(PINS);

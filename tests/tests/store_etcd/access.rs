@@ -222,7 +222,8 @@ fn a_client_certificate_of_etcds_authority_is_taken_and_another_is_not() {
             openssl(
                 files.path(),
                 &format!(
-                    "req -x509 {new} -days 2 -subj /CN={authority} -keyout {authority}.key -out {authority}.pem"
+                    "req -x509 {new} -days 2 -subj /CN={authority} -keyout {authority}.key -out \
+                    {authority}.pem"
                 ),
             );
         }
@@ -234,8 +235,8 @@ fn a_client_certificate_of_etcds_authority_is_taken_and_another_is_not() {
             openssl(
                 files.path(),
                 &format!(
-                    "x509 -req -in {name}.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial \
-                     -days 2 -extfile san -out {name}.pem"
+                    "x509 -req -in {name}.csr -CA {authority}.pem -CAkey {authority}.key \
+                    -CAcreateserial -days 2 -extfile san -out {name}.pem"
                 ),
             );
         }

@@ -31,7 +31,8 @@ fn keys_and_values_are_flannels_to_the_byte() {
         assert_eq!(key(&kvs[0]), "/coreos.com/network/subnets/10.3.6.0-24");
         assert_eq!(
             kvs[0].value_str().expect("UTF-8"),
-            r#"{"PublicIP":"192.168.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
+            "{\"PublicIP\":\"192.168.0.1\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+            \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:01\"}}"
         );
         let ttl = server
             .client()

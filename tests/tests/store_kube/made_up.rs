@@ -115,7 +115,8 @@ fn streams(request: &str, _: usize) -> (u16, Vec<Value>) {
     let end = |kind: &str| {
         let annotations = json!({"k8s.io/initial-events-end": "true"});
         let metadata = json!({"resourceVersion": "9", "annotations": annotations});
-        json!({"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": kind, "metadata": metadata}})
+        let object = json!({"apiVersion": "v1", "kind": kind, "metadata": metadata});
+        json!({"type": "BOOKMARK", "object": object})
     };
     let meta = |name: &str| json!({"name": name, "namespace": "default", "resourceVersion": "5"});
     if request.contains("/nodes?") {
@@ -131,7 +132,9 @@ fn streams(request: &str, _: usize) -> (u16, Vec<Value>) {
     }
     let mut metadata = meta("web-1");
     metadata["labels"] = json!({"kubernetes.io/service-name": "web"});
-    let hinted = |address: &str, zone: &str| json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}});
+    let hinted = |address: &str, zone: &str| -> Value {
+        json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}})
+    };
     let slice = json!({
         "metadata": metadata, "addressType": "IPv4", "ports": [{"name": "", "port": 8080}],
         "endpoints": [hinted("10.244.1.2", "east"), hinted("10.244.2.2", "west")],

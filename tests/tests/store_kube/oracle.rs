@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Result;
 use overlay_tests::wait::slowness;
 use overlay_tests::{Lab, Options};
-use overlay_user::service::Transport;
+use overlay_user::service::ServiceTransport;
 use overlay_user::store::{ServiceState, StoreHealth};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::server::{Place, Server, bare};
-use super::support::{Served, keep, open, run, serve};
+use super::support::{SeenServices, keep, open, run, serve};
 use super::{MANIFEST, TTL};
 use made::Made;
 use proxy::KubeProxy;
@@ -107,13 +107,13 @@ fn the_table_is_what_kube_proxy_makes_of_random_services() -> Result<()> {
 }
 
 /// What our table says.
-fn outcomes(served: &Served) -> Outcomes {
+fn outcomes(served: &SeenServices) -> Outcomes {
     let state = served.state.borrow();
     let table = state.table.iter().flat_map(|table| table.iter());
     let outcomes = table.map(|(frontend, serving)| {
         let transport = match frontend.transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
+            ServiceTransport::Tcp => "tcp",
+            ServiceTransport::Udp => "udp",
         };
         let outcome = Outcome {
             servers: serving.servers.iter().map(ToString::to_string).collect(),
@@ -140,7 +140,7 @@ fn name(address: IpAddr, port: u16, transport: &str) -> String {
 }
 
 /// Waits until both come to the same; if they never do, says what differs.
-async fn agree(served: &Served, made: &Made, rules: &impl Fn() -> Outcomes) {
+async fn agree(served: &SeenServices, made: &Made, rules: &impl Fn() -> Outcomes) {
     let differences = || {
         let (ours, mut theirs) = (outcomes(served), rules());
         // Frontends that are left to kube-proxy.

@@ -145,13 +145,13 @@ pub fn run(body: impl Future<Output = ()>) {
 }
 
 /// The Services that a node sees, until it is dropped.
-pub struct Served {
+pub struct SeenServices {
     pub state: watch::Receiver<ServiceState>,
     _stop: DropGuard,
 }
 
 /// Follows the Services of a store that runs.
-pub fn serve(node: &Node) -> Served {
+pub fn serve(node: &Node) -> SeenServices {
     let services = Arc::new(ServiceFollower::default());
     let state = services.subscribe();
     let cancel = CancellationToken::new();
@@ -160,13 +160,13 @@ pub fn serve(node: &Node) -> Served {
         let pods = subnets("10.244.0.0/16");
         services.run(&store, pods, token).await;
     });
-    Served {
+    SeenServices {
         state,
         _stop: cancel.drop_guard(),
     }
 }
 
-impl Served {
+impl SeenServices {
     /// Waits until the state is as wanted.
     pub async fn until(&self, what: &str, wanted: impl FnMut(&ServiceState) -> bool) {
         let mut watched = self.state.clone();
@@ -211,6 +211,8 @@ pub const WEB: &str = r#"{"spec":{"clusterIP":"10.96.0.1","ports":[{"port":80}]}
 /// An EndpointSlice of the Service `web` with one server.
 pub fn web_slice(address: &str) -> String {
     format!(
-        r#"{{"metadata":{{"labels":{{"kubernetes.io/service-name":"web"}}}},"addressType":"IPv4","ports":[{{"port":8080}}],"endpoints":[{{"addresses":["{address}"]}}]}}"#
+        "{{\"metadata\":{{\"labels\":{{\"kubernetes.io/service-name\":\"web\"}}}},\
+        \"addressType\":\"IPv4\",\"ports\":[{{\"port\":8080}}],\
+        \"endpoints\":[{{\"addresses\":[\"{address}\"]}}]}}"
     )
 }

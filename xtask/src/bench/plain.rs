@@ -52,8 +52,8 @@ impl Plain {
         let (peer, peer_mac) = (other.base(), other.mac());
         let (gateway, bridge_mac) = (self.gateway(), format!("02:00:00:00:01:{:02x}", self.place));
         format!(
-            "link add flannel.1 mtu {mtu} txqueuelen 0 address {mac} type vxlan id 1 dev {cable} local {vtep} \
-             dstport 8472 nolearning\n\
+            "link add flannel.1 mtu {mtu} txqueuelen 0 address {mac} type vxlan id 1 dev {cable} \
+            local {vtep} dstport 8472 nolearning\n\
              address add {base}/32 dev flannel.1\n\
              link set flannel.1 up\n\
              neighbour add {peer} lladdr {peer_mac} dev flannel.1 nud permanent\n\
@@ -77,8 +77,10 @@ impl Plain {
              -A FLANNEL-POSTRTG -s {own} -d {NETWORK} {masquerade} -j RETURN\n\
              -A FLANNEL-POSTRTG -s {NETWORK} -d {own} {masquerade} -j RETURN\n\
              -A FLANNEL-POSTRTG ! -s {NETWORK} -d {own} {masquerade} -j RETURN\n\
-             -A FLANNEL-POSTRTG -s {NETWORK} ! -d 224.0.0.0/4 {masquerade} -j MASQUERADE --random-fully\n\
-             -A FLANNEL-POSTRTG ! -s {NETWORK} -d {NETWORK} {masquerade} -j MASQUERADE --random-fully\n\
+             -A FLANNEL-POSTRTG -s {NETWORK} ! -d 224.0.0.0/4 {masquerade} -j MASQUERADE \
+             --random-fully\n\
+             -A FLANNEL-POSTRTG ! -s {NETWORK} -d {NETWORK} {masquerade} -j MASQUERADE \
+             --random-fully\n\
              COMMIT\n\
              *filter\n\
              :FLANNEL-FWD - [0:0]\n\

@@ -149,8 +149,10 @@ fn summary(findings: &Findings, underlay: Underlay) -> Option<String> {
     let rounds = rounds.map(|ratio| ratio.rounds).max().unwrap_or_default();
     let height = top + FOOT;
     Some(format!(
-        "{}<text x=\"16\" y=\"34\" font-size=\"18\">Across nodes, {}: rates, the bare wire being 1</text>\n\
-         {legend}<path d=\"M{:.1} {HEAD}V{top}\" stroke=\"#9e9e9e\" stroke-dasharray=\"4 3\"/>\n{rows}{}</svg>\n",
+        "{}<text x=\"16\" y=\"34\" font-size=\"18\">Across nodes, {}: rates, the bare wire being \
+        1</text>\n\
+         {legend}<path d=\"M{:.1} {HEAD}V{top}\" stroke=\"#9e9e9e\" stroke-dasharray=\"4 \
+         3\"/>\n{rows}{}</svg>\n",
         open(height),
         underlay.title(),
         x(1.0),
@@ -224,7 +226,8 @@ fn foot(height: f64, rounds: usize, machine: &Machine) -> String {
         ..
     } = machine;
     let first = format!(
-        "median of up to {rounds} undisturbed rounds, least to most · {date} · Linux {kernel} · {processor}, {cores} cores"
+        "median of up to {rounds} undisturbed rounds, least to most · {date} · Linux {kernel} · \
+        {processor}, {cores} cores"
     );
     let second = format!("{revision} · {command}");
     line(height - 26.0, &first) + &line(height - 10.0, &second)

@@ -166,7 +166,8 @@ fn rules(count: usize, pods: &[Ipv4Addr], measured: &[Measured]) -> String {
         let _ = writeln!(
             body,
             "-A KUBE-SERVICES -d {address}/32 -p tcp {comment} -m tcp --dport 80 -j {chain}\n\
-             -A {chain} ! -s 10.244.0.0/16 -d {address}/32 -p tcp {comment} -m tcp --dport 80 -j KUBE-MARK-MASQ"
+             -A {chain} ! -s 10.244.0.0/16 -d {address}/32 -p tcp {comment} -m tcp --dport 80 -j \
+             KUBE-MARK-MASQ"
         );
         for (i, endpoint) in endpoints.iter().enumerate() {
             let pod = &pods[(service + i) % pods.len()];
@@ -188,7 +189,8 @@ fn rules(count: usize, pods: &[Ipv4Addr], measured: &[Measured]) -> String {
     let filter = declare("filter", FILTER_CHAINS);
     format!(
         "{nat}{body}{}COMMIT\n{filter}\
-         -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n\
+         -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate \
+         RELATED,ESTABLISHED,DNAT -j DROP\n\
          -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP\n\
          -A KUBE-FORWARD -m mark --mark {MASQUERADE}/{MASQUERADE} -j ACCEPT\n\
          -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\

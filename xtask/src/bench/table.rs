@@ -37,7 +37,8 @@ pub fn render(findings: &Findings) -> String {
     for disturbance in findings.disturbed.iter().take(SHOWN_DISTURBANCES) {
         let _ = writeln!(
             text,
-            "disturbed: round {}, {:?} of {} ({:?}, {:?}): others took {:.0} % of a core, speed {:.0} %{}",
+            "disturbed: round {}, {:?} of {} ({:?}, {:?}): others took {:.0} % of a core, speed \
+            {:.0} %{}",
             disturbance.round,
             disturbance.measure,
             disturbance.variant.name(),

@@ -162,7 +162,8 @@ fn fuzz(target: String, time: Duration, seed: Option<u64>) -> Result<Done> {
     if !status.success() {
         eprintln!("{said}");
         bail!(
-            "target {target} fails as told above; an input that shows it is in tests/fuzz/artifacts/{target}"
+            "target {target} fails as told above; an input that shows it is in \
+            tests/fuzz/artifacts/{target}"
         );
     }
     let runs = said

@@ -243,8 +243,11 @@ mod tests {
         let json = r#"{ "outcomes": [
             { "scenario": "Baseline", "summary": "Success", "log_path": "log/baseline.log" },
             { "scenario": { "Mutant": {
-                "name": "a/src/b.rs:2:7: replace + with - in sum", "package": "a", "file": "a/src/b.rs",
-                "span": { "start": { "line": 2, "column": 7 }, "end": { "line": 2, "column": 8 } } } },
+                "name": "a/src/b.rs:2:7: replace + with - in sum",
+                "package": "a",
+                "file": "a/src/b.rs",
+                "span": {
+                    "start": { "line": 2, "column": 7 }, "end": { "line": 2, "column": 8 } } } },
               "summary": "MissedMutant" } ],
             "total_mutants": 1 }"#;
         let source =

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use overlay_tests::{Lab, Namespace, http};
 use serde_json::{Value, json};
 
-use super::leases::{Change, Invented};
+use super::leases::{Invented, LeaseChange};
 use super::metrics;
 
 /// Most operations of one transaction (etcd's `--max-txn-ops`).
@@ -57,10 +57,12 @@ impl Etcd {
     }
 
     /// Makes one change.
-    pub fn write(&self, change: Change) -> Result<()> {
+    pub fn write(&self, change: LeaseChange) -> Result<()> {
         match change {
-            Change::Is(lease) => self.call("put", &put(lease)),
-            Change::Gone(lease) => self.call("deleterange", &json!({"key": encode(&lease.key())})),
+            LeaseChange::Is(lease) => self.call("put", &put(lease)),
+            LeaseChange::Gone(lease) => {
+                self.call("deleterange", &json!({"key": encode(&lease.key())}))
+            }
         }
     }
 
@@ -112,10 +114,14 @@ mod tests {
     #[test]
     fn our_own_writes_are_not_counted() {
         let metrics = "# TYPE grpc_server_msg_received_total counter\n\
-             grpc_server_msg_received_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 900\n\
-             grpc_server_msg_received_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 3\n\
-             grpc_server_msg_received_total{grpc_method=\"LeaseKeepAlive\",grpc_service=\"etcdserverpb.Lease\",grpc_type=\"bidi_stream\"} 1e+01\n\
-             grpc_server_msg_sent_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"} 3\n";
+             grpc_server_msg_received_total{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",\
+             grpc_type=\"unary\"} 900\n\
+             grpc_server_msg_received_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",\
+             grpc_type=\"unary\"} 3\n\
+             grpc_server_msg_received_total{grpc_method=\"LeaseKeepAlive\",\
+             grpc_service=\"etcdserverpb.Lease\",grpc_type=\"bidi_stream\"} 1e+01\n\
+             grpc_server_msg_sent_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",\
+             grpc_type=\"unary\"} 3\n";
         assert_eq!(requests(metrics), 13);
     }
 }

@@ -14,9 +14,9 @@ use super::pinned;
 const MAP: &str = "ov_peers4";
 
 /// The pinned map of one node.
-pub struct FastPath(HashMap<MapData, [u8; 4], PeerEntry<V4>>);
+pub struct PeersMap(HashMap<MapData, [u8; 4], PeerEntry<V4>>);
 
-impl FastPath {
+impl PeersMap {
     /// Opens the map of a node; nothing where no agent has pinned it yet.
     pub fn open(node: &Namespace) -> Result<Option<Self>> {
         Ok(pinned::open(node, MAP)?.map(Self))

@@ -9,7 +9,7 @@ use overlay_tests::kubernetes::ApiServer;
 use overlay_tests::{Lab, Namespace};
 use serde_json::{Value, json};
 
-use super::leases::{self, Change, Invented};
+use super::leases::{self, Invented, LeaseChange};
 use super::metrics;
 
 const NODES: &str = "/api/v1/nodes";
@@ -64,14 +64,14 @@ impl Kube {
 
     pub fn fill(&self, leases: &[Invented]) -> Result<()> {
         for lease in leases {
-            self.write(Change::Is(*lease))?;
+            self.write(LeaseChange::Is(*lease))?;
         }
         Ok(())
     }
 
-    pub fn write(&self, change: Change) -> Result<()> {
+    pub fn write(&self, change: LeaseChange) -> Result<()> {
         match change {
-            Change::Is(lease) => {
+            LeaseChange::Is(lease) => {
                 let (one, node) = (path(lease), node(lease).to_string());
                 let answer = self.ask("PUT", &one, &node)?;
                 if answer.status != 404 {
@@ -79,7 +79,7 @@ impl Kube {
                 }
                 self.expect(201, self.ask("POST", NODES, &node)?)
             }
-            Change::Gone(lease) => self.expect(200, self.ask("DELETE", &path(lease), "")?),
+            LeaseChange::Gone(lease) => self.expect(200, self.ask("DELETE", &path(lease), "")?),
         }
     }
 
@@ -159,7 +159,8 @@ mod tests {
     fn what_agents_ask_is_counted() {
         let metrics = "# TYPE apiserver_request_total counter\n\
              apiserver_request_total{code=\"201\",resource=\"nodes\",verb=\"POST\"} 900\n\
-             apiserver_request_total{code=\"200\",resource=\"nodes\",subresource=\"status\",verb=\"PATCH\"} 3\n\
+             apiserver_request_total{code=\"200\",resource=\"nodes\",subresource=\"status\",\
+             verb=\"PATCH\"} 3\n\
              apiserver_request_total{code=\"0\",resource=\"nodes\",verb=\"WATCH\"} 1e+01\n\
              apiserver_request_total{code=\"201\",resource=\"events\",verb=\"POST\"} 1\n\
              apiserver_request_total{code=\"200\",resource=\"leases\",verb=\"GET\"} 77\n";

@@ -119,7 +119,7 @@ pub fn text(mac: [u8; 6]) -> String {
 
 /// A change of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum LeaseChange {
     /// The lease is there, with these contents.
     Is(Invented),
     /// The lease is gone.
@@ -167,7 +167,8 @@ mod tests {
         assert_eq!(node.key(), "/coreos.com/network/subnets/10.1.44.0-24");
         assert_eq!(
             node.value(),
-            r#"{"PublicIP":"172.28.128.18","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:01:00:00:01:2c"}}"#
+            "{\"PublicIP\":\"172.28.128.18\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+            \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"02:01:00:00:01:2c\"}}"
         );
     }
 }

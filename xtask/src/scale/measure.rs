@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use overlay_tests::{Namespace, Process, interrupt};
 use serde::Serialize;
 
-use super::leases::{Change, Invented, ROUTERS, router_mac};
+use super::leases::{Invented, LeaseChange, ROUTERS, router_mac};
 use super::pending::{Pending, Sent, Times};
 use super::process::{Started, Time, memory};
 use super::stage::{Agent, Stage, replace_router};
@@ -207,8 +207,8 @@ fn singles(stage: &mut Stage, nodes: impl Iterator<Item = Invented>) -> Result<T
     let mut pending = Pending::default();
     for node in nodes {
         let start = Instant::now();
-        stage.store.write(Change::Is(node))?;
-        pending.add(Sent::Lease(Change::Is(node)), start);
+        stage.store.write(LeaseChange::Is(node))?;
+        pending.add(Sent::Lease(LeaseChange::Is(node)), start);
         pending.wait(stage, PATIENCE)?;
         rest(APART)?;
     }
@@ -222,8 +222,8 @@ fn calls(stage: &mut Stage, nodes: &[Invented]) -> Result<Option<Calls>> {
     for node in nodes {
         let next = Instant::now() + Duration::from_secs(1);
         let mut pending = Pending::default();
-        stage.store.write(Change::Is(*node))?;
-        pending.add(Sent::Lease(Change::Is(*node)), Instant::now());
+        stage.store.write(LeaseChange::Is(*node))?;
+        pending.add(Sent::Lease(LeaseChange::Is(*node)), Instant::now());
         pending.wait(stage, PATIENCE)?;
         if pending.leases().missing > 0 {
             shell::progress("calls are not counted: the agent is too slow when strace follows it");
@@ -240,11 +240,11 @@ fn churn(stage: &mut Stage, nodes: &[Invented], plan: &Plan) -> Result<(Churn, O
     // A node that moves or goes was there before.
     let mut pending = Pending::default();
     let old = nodes.iter().zip(&changes);
-    let old = old.filter(|(node, change)| **change != Change::Is(**node));
+    let old = old.filter(|(node, change)| **change != LeaseChange::Is(**node));
     let old: Vec<_> = old.map(|(node, _)| *node).collect();
     stage.store.fill(old.iter().copied())?;
     for node in old {
-        pending.add(Sent::Lease(Change::Is(node)), Instant::now());
+        pending.add(Sent::Lease(LeaseChange::Is(node)), Instant::now());
     }
     pending.wait(stage, PATIENCE)?;
     rest(plan.settle)?;
@@ -282,14 +282,14 @@ fn churn(stage: &mut Stage, nodes: &[Invented], plan: &Plan) -> Result<(Churn, O
 }
 
 /// What becomes of a node in the churn.
-fn turn(node: Invented) -> Change {
+fn turn(node: Invented) -> LeaseChange {
     match node.number % 3 {
-        0 => Change::Is(node),
-        1 => Change::Is(Invented {
+        0 => LeaseChange::Is(node),
+        1 => LeaseChange::Is(Invented {
             moved: true,
             ..node
         }),
-        _ => Change::Gone(node),
+        _ => LeaseChange::Gone(node),
     }
 }
 
@@ -304,7 +304,7 @@ struct Writer {
 impl Writer {
     /// Makes all changes at the plan's pace, and tells what it has made and when it began to.
     /// Returns how long it took.
-    fn write(self, changes: &[Change], told: &Sender<(Sent, Instant)>) -> Result<Duration> {
+    fn write(self, changes: &[LeaseChange], told: &Sender<(Sent, Instant)>) -> Result<Duration> {
         let begin = Instant::now();
         let mut router_at = begin + ROUTER_EVERY / 2;
         let mut replaced = 0;

@@ -7,14 +7,14 @@ use overlay_tests::interrupt;
 use overlay_tests::load::percentile;
 use serde::Serialize;
 
-use super::leases::Change;
+use super::leases::LeaseChange;
 use super::stage::Stage;
 
 /// A change that the agent has to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     /// Of a lease.
-    Lease(Change),
+    Lease(LeaseChange),
     /// Of a router's MAC address.
     Router { number: u32, mac: [u8; 6] },
 }
@@ -112,7 +112,11 @@ mod tests {
             number: 1,
             mac: [2; 6],
         };
-        let lease = |number| Sent::Lease(Change::Gone(super::super::leases::Invented::new(number)));
+        let lease = |number| {
+            Sent::Lease(LeaseChange::Gone(super::super::leases::Invented::new(
+                number,
+            )))
+        };
         let ms = Duration::from_millis;
         let pending = Pending {
             waiting: vec![(lease(1), Instant::now())],

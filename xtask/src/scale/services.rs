@@ -73,7 +73,7 @@ impl FromStr for Size {
 
 /// What was found out.
 #[derive(Serialize)]
-pub struct Served {
+pub struct ServicesMeasured {
     machine: Machine,
     services: u32,
     endpoints: u32,
@@ -88,7 +88,7 @@ pub struct Served {
     change: Times,
 }
 
-impl fmt::Display for Served {
+impl fmt::Display for ServicesMeasured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             machine, change, ..
@@ -117,7 +117,7 @@ impl fmt::Display for Served {
 }
 
 /// Measures an agent that has so many Services in its etcd, and so many changes.
-pub fn measure(bin_dir: PathBuf, size: Size, changes: u32) -> Result<Served> {
+pub fn measure(bin_dir: PathBuf, size: Size, changes: u32) -> Result<ServicesMeasured> {
     let machine = Machine::describe();
     let lab = Lab::up(Options {
         nodes: 1,
@@ -141,7 +141,7 @@ pub fn measure(bin_dir: PathBuf, size: Size, changes: u32) -> Result<Served> {
     let start = Instant::now();
     let process = node.start_agent_unready(&[])?.process;
     let maps = wait_for("all Services to be served", READY, || {
-        let maps = Maps::open(&node.namespace()).ok().flatten()?;
+        let maps = FrontendsMap::open(&node.namespace()).ok().flatten()?;
         (maps.len() == services as usize && is_at_the_socket(&node)).then_some(maps)
     })
     .with_context(|| node.agent_log_tail())?;
@@ -175,7 +175,7 @@ pub fn measure(bin_dir: PathBuf, size: Size, changes: u32) -> Result<Served> {
     }
     let (_, most_memory_mib) = memory(&process)?;
     lab.down()?;
-    Ok(Served {
+    Ok(ServicesMeasured {
         machine,
         services,
         endpoints,
@@ -263,9 +263,9 @@ impl Invented {
 }
 
 /// The pinned map of Services of one node.
-struct Maps(HashMap<MapData, Frontend, Service>);
+struct FrontendsMap(HashMap<MapData, Frontend, Service>);
 
-impl Maps {
+impl FrontendsMap {
     /// Opens the map of a node; nothing where no agent has pinned it yet.
     fn open(node: &Namespace) -> Result<Option<Self>> {
         Ok(pinned::open(node, "ov_services")?.map(Self))

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use overlay_tests::{Lab, Namespace, Node, Options, Process, Running, command};
 use serde::{Serialize, Serializer};
 
-use super::fast_path::FastPath;
+use super::fast_path::PeersMap;
 use super::kernel_path::KernelPath;
-use super::leases::{self, Change, Invented, ROUTERS};
+use super::leases::{self, Invented, LeaseChange, ROUTERS};
 use super::store::{Kind, Store};
 
 /// How long to wait for an event before the map is looked at again.
@@ -48,7 +48,7 @@ pub struct Stage {
     agent: Agent,
     peers: u32,
     kernel: KernelPath,
-    fast: Option<FastPath>,
+    fast: Option<PeersMap>,
     /// A flanneld, which ends with it.
     running: Option<Running>,
     node: Node,
@@ -130,7 +130,7 @@ impl Stage {
             return Ok(true);
         }
         if self.fast.is_none() {
-            self.fast = FastPath::open(&self.namespace())?;
+            self.fast = PeersMap::open(&self.namespace())?;
         }
         let complete = match &self.fast {
             Some(fast) => fast.len()? >= peers,
@@ -145,14 +145,14 @@ impl Stage {
     }
 
     /// Whether both paths are as a change wants them.
-    pub fn is_done(&self, change: Change) -> Result<bool> {
+    pub fn is_done(&self, change: LeaseChange) -> Result<bool> {
         let kernel = match change {
-            Change::Is(peer) => self.kernel.has(peer),
-            Change::Gone(peer) => self.kernel.lacks(peer),
+            LeaseChange::Is(peer) => self.kernel.has(peer),
+            LeaseChange::Gone(peer) => self.kernel.lacks(peer),
         };
         match (&self.fast, change) {
-            (Some(fast), Change::Is(peer)) => Ok(kernel && fast.has(peer)?),
-            (Some(fast), Change::Gone(peer)) => Ok(kernel && fast.lacks(peer)?),
+            (Some(fast), LeaseChange::Is(peer)) => Ok(kernel && fast.has(peer)?),
+            (Some(fast), LeaseChange::Gone(peer)) => Ok(kernel && fast.lacks(peer)?),
             (None, _) => Ok(kernel),
         }
     }

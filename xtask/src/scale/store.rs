@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::etcd::Etcd;
 use super::kube::Kube;
-use super::leases::{Change, Invented};
+use super::leases::{Invented, LeaseChange};
 
 /// Which store the agent is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -62,7 +62,7 @@ impl Store {
     }
 
     /// Makes one change.
-    pub fn write(&self, change: Change) -> Result<()> {
+    pub fn write(&self, change: LeaseChange) -> Result<()> {
         match self {
             Self::Etcd(etcd) => etcd.write(change),
             Self::Kube(kube) => kube.write(change),

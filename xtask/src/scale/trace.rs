@@ -171,16 +171,19 @@ mod tests {
     #[test]
     fn messages_are_counted_by_socket_and_one_by_one() {
         let record = "\
-            10 sendto(9<NETLINK:[ROUTE:10]>, [[{nlmsg_len=36, nlmsg_type=RTM_GETROUTE}, {}]], 36, 0, NULL, 0) = 36\n\
+            10 sendto(9<NETLINK:[ROUTE:10]>, [[{nlmsg_len=36, nlmsg_type=RTM_GETROUTE}, {}]], 36, \
+            0, NULL, 0) = 36\n\
             10 sendto(7<TCP:[1.1.1.1:1->1.1.1.2:2]>, \"nlmsg_type=\", 9, 0, NULL, 0) = 9\n\
-            11 sendmsg(3<NETLINK:[NETFILTER:11]>, {msg_iov=[{iov_base=[[{nlmsg_len=20, nlmsg_type=NFNL_MSG_BATCH_BEGIN}], \
+            11 sendmsg(3<NETLINK:[NETFILTER:11]>, {msg_iov=[{iov_base=[[{nlmsg_len=20, \
+            nlmsg_type=NFNL_MSG_BATCH_BEGIN}], \
              [{nlmsg_len=20, nlmsg_type=NFNL_MSG_BATCH_END}]]}]}, 0) = 40\n\
             10 recvfrom(9<NETLINK:[ROUTE:10]>,  <unfinished ...>\n\
             12 recvfrom(7<TCP:[1.1.1.1:1->1.1.1.2:2]>,  <unfinished ...>\n\
             10 <... recvfrom resumed>[{nlmsg_len=512}], 8192, 0, NULL, NULL) = 512\n\
             12 <... recvfrom resumed>\"x\", 8192, 0, NULL, NULL) = 4096\n\
             10 recvmsg(9<NETLINK:[ROUTE:10]>, {msg_namelen=12}, 0) = 512\n\
-            10 recvmsg(9<NETLINK:[ROUTE:10]>, {msg_namelen=12}, 0) = -1 EAGAIN (Resource temporarily unavailable)\n\
+            10 recvmsg(9<NETLINK:[ROUTE:10]>, {msg_namelen=12}, 0) = -1 EAGAIN (Resource \
+            temporarily unavailable)\n\
             10 bpf(BPF_MAP_LOOKUP_ELEM, {map_fd=4<anon_inode:bpf-map>},  <unfinished ...>\n\
             10 <... bpf resumed>32) = 0\n\
             13 execve(\"/usr/sbin/nft\", [\"nft\", \"-f\", \"-\"], [\"A=B\"]) = 0\n";

@@ -14,8 +14,8 @@ use crate::shell;
 const LINKER_VERSION: &str = "0.13.0";
 /// Packages with Debian's compiler for the BPF target.
 const COMPILER: &[&str] = &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
-/// The setup that holds this directory's lock may call apt-get. apt's own lock on its lists is of no
-/// use, because `apt-get update` fails where it would have to wait.
+/// The setup that holds this directory's lock may call apt-get. apt's own lock on its lists is of
+/// no use, because `apt-get update` fails where it would have to wait.
 const PACKAGES: &str = "/var/lib/dpkg";
 /// How long apt-get waits while another program installs packages, for instance Debian's own
 /// upgrades.
@@ -72,7 +72,8 @@ fn apt_get(names: &[&str]) -> Result<()> {
     );
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!(
-            "this machine has no apt-get; install with its own means what Debian does by\n  {install}"
+            "this machine has no apt-get; install with its own means what Debian does by\n  \
+            {install}"
         );
     }
     if !nix::unistd::geteuid().is_root() {

@@ -28,7 +28,8 @@ pub fn render(findings: &Findings) -> String {
         ]);
     }
     let mut text = format!(
-        "{rounds}\n\n{} s; {} connections kept open, {} broken; {} stalls of the machine, the longest {} ms\n\n{}\n",
+        "{rounds}\n\n{} s; {} connections kept open, {} broken; {} stalls of the machine, the \
+        longest {} ms\n\n{}\n",
         findings.seconds,
         findings.connections,
         findings.broken,

@@ -95,7 +95,8 @@ fn guest_script(files: &Files) -> Result<String> {
         .parent()
         .context("the directory of the binaries")?;
     let mut text = format!(
-        "#!/bin/sh\n# Written by `cargo xtask vmtest --prepare`: the tests, in a machine of vmtest's.\n\
+        "#!/bin/sh\n# Written by `cargo xtask vmtest --prepare`: the tests, in a machine of \
+        vmtest's.\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
          export OVERLAY_BIN_DIR={} {SLOWNESS_ENV}={SLOWNESS}\n\
          mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf\n\

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::live::Live;
-use crate::kernel::monitor::{Event, Monitor, NEXT_HOPS};
+use crate::kernel::monitor::{KernelEvent, Monitor, NEXT_HOPS};
 use crate::kernel::next_hop::{Neighbour, is_usable};
 use crate::kernel::{Kernel, monitor};
 
@@ -72,7 +72,7 @@ impl Drop for Follower {
     }
 }
 
-/// What is due after a burst of events.
+/// The work that is due after a burst of events.
 #[derive(Default)]
 struct Due {
     at: Option<Instant>,
@@ -91,7 +91,7 @@ impl Due {
 async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
     let mut monitor = Monitor::subscribe(NEXT_HOPS)?;
     let kernel = Kernel::connect()?;
-    // What came before the subscription went unseen.
+    // Events from before the subscription were missed.
     let all = live.lock().ways.all();
     live.look_at_neighbours(&kernel).await?;
     live.ask(all).await?;
@@ -140,10 +140,10 @@ fn ways_of(live: &Live, vteps: &BTreeSet<IpAddr>) -> Vec<Option<Option<u32>>> {
     vteps.iter().map(way).collect()
 }
 
-fn note(live: &Live, event: &Event, due: &mut Due) {
+fn note(live: &Live, event: &KernelEvent, due: &mut Due) {
     let ways = &mut live.lock().ways;
     match event {
-        Event::Neighbour(neighbour) if neighbour.ifindex == ways.exit().ifindex => {
+        KernelEvent::Neighbour(neighbour) if neighbour.ifindex == ways.exit().ifindex => {
             let now = usable(neighbour);
             if ways.neighbour(neighbour.address, now) {
                 if now.is_none() {
@@ -152,7 +152,7 @@ fn note(live: &Live, event: &Event, due: &mut Due) {
                 due.soon();
             }
         }
-        Event::Route(route) => {
+        KernelEvent::Route(route) => {
             let vteps = ways.within(route.destination);
             if !vteps.is_empty() {
                 due.ask.extend(vteps);
@@ -160,13 +160,13 @@ fn note(live: &Live, event: &Event, due: &mut Due) {
             }
         }
         // Routes by a device that goes down vanish without a word.
-        Event::Link(ifindex) if *ifindex == ways.exit().ifindex => {
+        KernelEvent::Link(ifindex) if *ifindex == ways.exit().ifindex => {
             due.ask.extend(ways.all());
             due.soon();
         }
-        Event::Rule | Event::Overrun => {
+        KernelEvent::Rule | KernelEvent::Overrun => {
             due.ask.extend(ways.all());
-            due.look |= *event == Event::Overrun;
+            due.look |= *event == KernelEvent::Overrun;
             due.soon();
         }
         _ => {}
@@ -174,7 +174,7 @@ fn note(live: &Live, event: &Event, due: &mut Due) {
 }
 
 /// A neighbour that the kernel would send to at once.
-fn usable(neighbour: &monitor::Neighbour) -> Option<Neighbour> {
+fn usable(neighbour: &monitor::NeighbourChange) -> Option<Neighbour> {
     let state = neighbour.state.filter(|state| is_usable(*state))?;
     Some(Neighbour {
         mac: neighbour.mac?,

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::flags::{Attach, FastPath, NodeFlags, Xdp};
+use crate::config::flags::{Attach, FastPathMode, NodeFlags, Xdp};
 use crate::datapath::Error;
 use crate::datapath::maps::{self, Maps};
 use crate::datapath::object;
 use crate::datapath::pins::Pins;
 use crate::datapath::probe::Probes;
-use crate::datapath::programs::{Attachment, Programs};
+use crate::datapath::programs::{Mechanism, Programs};
 use crate::datapath::tables::{self};
 use crate::kernel::nic::Nic;
 use crate::kernel::pods::PodLink;
@@ -87,10 +87,10 @@ impl Running {
     /// Probes this kernel, loads the programs and takes over what is pinned.
     pub fn start(pins: &Pins, flags: &NodeFlags) -> Result<Self, String> {
         let attachment = match (flags.attach, Probes::run().verdict()?) {
-            (Attach::Tcx, Attachment::Clsact) => {
+            (Attach::Tcx, Mechanism::Clsact) => {
                 return Err("this kernel has no tcx (Linux 6.6 has): leave --attach out".to_owned());
             }
-            (Attach::Clsact, _) => Attachment::Clsact,
+            (Attach::Clsact, _) => Mechanism::Clsact,
             (Attach::Tcx | Attach::Auto, best) => best,
         };
         let object = object::read(flags.programs.as_deref()).map_err(|error| error.to_string())?;
@@ -101,8 +101,8 @@ impl Running {
         }
         // A packet meets each program once.
         let others = match attachment {
-            Attachment::Tcx => Programs::detach_filters(),
-            Attachment::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
+            Mechanism::Tcx => Programs::detach_filters(),
+            Mechanism::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
         };
         others.map_err(|error| error.to_string())?;
         let strangers = Programs::detach_other_versions(pins).map_err(|error| error.to_string())?;
@@ -126,7 +126,7 @@ impl Running {
         Ok(Self {
             programs,
             _refusals: refusals,
-            carries: flags.fast_path != FastPath::Off,
+            carries: flags.fast_path != FastPathMode::Off,
             judges: false,
             unjudged: BTreeSet::new(),
             foreign_programs: object.note,
@@ -263,7 +263,7 @@ impl Running {
             self.sites.retain(|site| site.hook == Hook::PodIn);
             self.deactivate()?;
         }
-        if self.programs.attachment() == Attachment::Clsact {
+        if self.programs.mechanism() == Mechanism::Clsact {
             let filters = self.filters(kernel).await;
             self.programs.note_filters(filters);
         }

@@ -31,7 +31,7 @@ pub struct Exit {
     pub mac: Option<MacAddr>,
 }
 
-/// What is known of the ways, by the kernel's own word.
+/// Next hops as the kernel reports them.
 #[derive(Debug, Default)]
 pub struct Ways {
     exit: Exit,

@@ -112,8 +112,8 @@ async fn what_is_amiss_beside_the_rounds_is_told_and_a_node_is_ready_all_the_sam
     let text_of = text(answer).await;
     for line in [
         "kernel paths to peers: not checked: no socket",
-        "refused Services: 1 not taken as they are, for instance Service shop/web: 0 is not a port; \
-         kube-proxy serves what is left out",
+        "refused Services: 1 not taken as they are, for instance Service shop/web: 0 is not a \
+        port; kube-proxy serves what is left out",
     ] {
         assert!(text_of.lines().any(|found| found == line), "{text_of}");
     }

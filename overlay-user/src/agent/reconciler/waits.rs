@@ -6,7 +6,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::kernel;
-use crate::kernel::monitor::{Event, Monitor, ROUNDS};
+use crate::kernel::monitor::{KernelEvent, Monitor, ROUNDS};
 
 /// Waits for a moment, or for ever.
 pub(super) async fn when(moment: Option<Instant>) {
@@ -25,8 +25,8 @@ pub(super) async fn told(notify: Option<Arc<Notify>>) {
 }
 
 /// Reads the kernel's events in a task of its own, so that none is lost while a round goes on.
-pub(super) fn watch_kernel() -> anyhow::Result<mpsc::UnboundedReceiver<Result<Event, kernel::Error>>>
-{
+pub(super) fn watch_kernel()
+-> anyhow::Result<mpsc::UnboundedReceiver<Result<KernelEvent, kernel::Error>>> {
     let mut monitor = Monitor::subscribe(ROUNDS)?;
     let (tell, events) = mpsc::unbounded_channel();
     tokio::spawn(async move {

@@ -291,7 +291,8 @@ proptest! {
             let here = Here { public_ip: [192, 168, 0, node].into(), ..here() };
             let (expected, rejected) = rule(&here, &leases, &accepted);
             peers.update(&Vxlan::default(), &here, &leases);
-            let mut told: Vec<_> = peers.rejected().values().map(|it| Rejected::clone(it)).collect();
+            let told = peers.rejected().values().map(|it| Rejected::clone(it));
+            let mut told: Vec<_> = told.collect();
             told.sort();
             prop_assert_eq!(&outcome(&peers).0, &expected);
             prop_assert_eq!(told, rejected);

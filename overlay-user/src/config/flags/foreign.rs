@@ -10,7 +10,11 @@ use crate::config::go_flags::go_bool;
 pub(super) struct ForeignFlags {
     #[arg(long, hide = true, env = "FLANNELD_PUBLIC_IPV6")]
     public_ipv6: Option<String>,
-    #[arg(long, hide = true, env = "FLANNELD_IP_BLACKHOLE_ROUTE", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(
+        long, hide = true, env = "FLANNELD_IP_BLACKHOLE_ROUTE", default_value = "false",
+        value_parser = go_bool, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set
+    )]
     ip_blackhole_route: bool,
     // Flags that change only what klog prints.
     #[arg(long, hide = true, env = "FLANNELD_V")]

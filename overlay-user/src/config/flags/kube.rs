@@ -10,7 +10,11 @@ use crate::config::go_flags::go_bool;
 #[derive(Args, Clone, Debug)]
 pub struct KubeFlags {
     /// The same as --store kube: this node's subnet is its podCIDR
-    #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "FLANNELD_KUBE_SUBNET_MGR", default_value = "false", value_parser = go_bool,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub kube_subnet_mgr: bool,
     /// URL of the Kubernetes API server [default: the kubeconfig's, or a pod's own]
     #[arg(
@@ -47,6 +51,10 @@ pub struct KubeFlags {
     )]
     pub net_config_path: PathBuf,
     /// Say on the Node whether its network can be used, by the condition NetworkUnavailable
-    #[arg(long, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", default_value = "true", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", default_value = "true",
+        value_parser = go_bool, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub set_node_network_unavailable: bool,
 }

@@ -17,12 +17,12 @@ pub struct NodeFlags {
     /// Accelerate pod traffic by eBPF: "auto" as far as this kernel can and unless others'
     /// packet-filter rules would be passed by, "force" past them as well, "off" to leave it all to
     /// the kernel's VXLAN
-    #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPath::Auto)]
-    pub fast_path: FastPath,
+    #[arg(long, env = "OVERLAY_FAST_PATH", value_enum, default_value_t = FastPathMode::Auto)]
+    pub fast_path: FastPathMode,
     /// Judge of what pods send: eBPF programs, even where they carry nothing, or nftables; "auto"
     /// is "bpf" where this kernel can
-    #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = Guard::Auto)]
-    pub guard: Guard,
+    #[arg(long, env = "OVERLAY_GUARD", value_enum, default_value_t = GuardMode::Auto)]
+    pub guard: GuardMode,
     /// How programs are attached: by tcx where the kernel has it (Linux 6.6), else as clsact
     /// filters
     #[arg(long, env = "OVERLAY_ATTACH", value_enum, default_value_t = Attach::Auto)]
@@ -44,29 +44,54 @@ pub struct NodeFlags {
     #[arg(long, env = "OVERLAY_PROGRAMS", value_name = "FILE")]
     pub programs: Option<PathBuf>,
     /// Log whose packets the eBPF programs refuse, and why: to find out who sends them
-    #[arg(long, env = "OVERLAY_LOG_REFUSED", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "OVERLAY_LOG_REFUSED", default_value = "false", value_parser = go_bool,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub log_refused: bool,
     /// How long programs and guard refuse by the list of leases after the agent is gone; 0 for ever
-    #[arg(long, env = "OVERLAY_REFUSE_WITHOUT_AGENT", default_value = "10m", value_parser = parse_duration_or_zero, value_name = "TIME")]
+    #[arg(
+        long, env = "OVERLAY_REFUSE_WITHOUT_AGENT", default_value = "10m",
+        value_parser = parse_duration_or_zero, value_name = "TIME"
+    )]
     pub refuse_without_agent: Duration,
     /// Decapsulator of TCP super-packets: "kernel" is for nodes whose pods pass them on to tap
     /// devices
     #[arg(long, env = "OVERLAY_AGGREGATES", value_enum, default_value_t = Aggregates::Fast)]
     pub aggregates: Aggregates,
     /// Masquerade what pods send out of the overlay
-    #[arg(long, env = "FLANNELD_IP_MASQ", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "FLANNELD_IP_MASQ", default_value = "false", value_parser = go_bool,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub ip_masq: bool,
     /// Masquerade without fully random source ports
-    #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", default_value = "false", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", default_value = "false",
+        value_parser = go_bool, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub ip_masq_fully_random_disable: bool,
     /// Accept forwarded packets from and to the overlay
-    #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES", default_value = "true", value_parser = go_bool, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL")]
+    #[arg(
+        long, env = "FLANNELD_IPTABLES_FORWARD_RULES", default_value = "true",
+        value_parser = go_bool, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set, value_name = "BOOL"
+    )]
     pub iptables_forward_rules: bool,
     /// Check the packet-filter rules every so many seconds
-    #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS")]
+    #[arg(
+        long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS"
+    )]
     pub iptables_resync: u32,
     /// File that tells the CNI plugin of the node's subnet
-    #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = subnet_env::DEFAULT_PATH, value_name = "FILE")]
+    #[arg(
+        long, env = "FLANNELD_SUBNET_FILE", default_value = subnet_env::DEFAULT_PATH,
+        value_name = "FILE"
+    )]
     pub subnet_file: PathBuf,
     /// Address of the health and metrics server
     #[arg(
@@ -107,7 +132,7 @@ pub struct NodeFlags {
 
 /// Whether eBPF carries pod traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FastPath {
+pub enum FastPathMode {
     /// As far as this kernel can, and only while no packet-filter rules of others are passed by.
     Auto,
     /// As far as this kernel can, past others' packet-filter rules.
@@ -118,7 +143,7 @@ pub enum FastPath {
 
 /// The judge of what pods send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Guard {
+pub enum GuardMode {
     /// Programs as far as this kernel can, nftables for the rest.
     Auto,
     /// The same, and it is a fault if it cannot.

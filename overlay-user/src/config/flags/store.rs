@@ -91,7 +91,10 @@ pub struct StoreFlags {
     )]
     pub etcd_password: Secret,
     /// How long the node may be away before others may take its subnet
-    #[arg(long, env = "OVERLAY_LEASE_TTL", default_value = "24h", value_parser = parse_duration, value_name = "TIME")]
+    #[arg(
+        long, env = "OVERLAY_LEASE_TTL", default_value = "24h", value_parser = parse_duration,
+        value_name = "TIME"
+    )]
     pub lease_ttl: Duration,
     /// Renew the lease at the latest this many minutes before it ends (1 to 1439)
     #[arg(

@@ -1,4 +1,4 @@
-//! What the programs count, for whoever reads it.
+//! Reads the programs' counters.
 
 use overlay_common::schema::Counter;
 use overlay_common::verdict::{Hook, Verdict, counter_index};

@@ -76,7 +76,7 @@ pub(super) fn add<F: UserFamily>(
     }
 }
 
-/// What the kernel says to an index that no device has (`__dev_map_alloc_node()`).
+/// Whether the kernel refused an index because no device has it (`__dev_map_alloc_node()`).
 fn is_gone(error: &MapError) -> bool {
     matches!(error, MapError::SyscallError(error)
         if error.io_error.raw_os_error() == Some(Errno::EINVAL as i32))

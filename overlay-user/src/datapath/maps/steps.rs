@@ -8,7 +8,7 @@ use overlay_common::schema::{CONFIG_DIRECT, CONFIG_SHARED_PORT, CONFIG_VTEPS_INC
 /// tables, a pod of this node's own that comes by the NIC.
 pub const JUDGING: u32 = CONFIG_SHARED_PORT | CONFIG_VTEPS_INCOMPLETE | CONFIG_DIRECT;
 
-/// What to write one after the other, so that `config` takes the place of `current`.
+/// The writes, in order, by which `config` takes the place of `current`.
 pub(super) fn steps<F: Family>(current: &Config<F>, config: &Config<F>) -> Vec<Config<F>> {
     let flags = config.flags;
     if (Config { flags, ..*current }) == *config {

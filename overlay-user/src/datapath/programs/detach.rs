@@ -9,7 +9,7 @@ use overlay_common::Hook;
 
 use super::super::Error;
 use super::super::pins::Pins;
-use super::{Attachment, Programs, direction, link_failed, name, tc_hooks};
+use super::{Mechanism, Programs, direction, link_failed, name, tc_hooks};
 
 impl Programs {
     /// Detaches our programs wherever they are, and removes the links' pins.
@@ -94,7 +94,7 @@ impl Programs {
             }
         }
         self.own_filters.retain(|site| alive(site.0, site.1));
-        if self.attachment == Attachment::Clsact && !self.searched {
+        if self.mechanism == Mechanism::Clsact && !self.searched {
             // An earlier agent may have run over another underlay.
             for (ifindex, interface) in interfaces()? {
                 for hook in tc_hooks().filter(|hook| !alive(*hook, ifindex)) {

@@ -1,4 +1,4 @@
-//! What sits on a hook, for those who look.
+//! Lists the programs on a hook, for the tools.
 //!
 //! To open a program by its id takes `CAP_SYS_ADMIN`, which the agent's container has not. The
 //! pinned links tell without it which of the programs are ours, and what they are is known.
@@ -11,7 +11,7 @@ use overlay_common::Hook;
 use super::super::Error;
 use super::{attached_ids, link_failed, name, pinned_link};
 
-/// What sits on a hook.
+/// A program on a hook.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct OnHook {
     /// The kernel's id of the program.

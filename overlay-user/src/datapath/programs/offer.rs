@@ -13,9 +13,9 @@ use overlay_common::Hook;
 
 use super::super::Error;
 use super::super::pins::Pins;
-use super::{Attachment, Programs, add_filter, attach_failed, link_program, name};
+use super::{Mechanism, Programs, add_filter, attach_failed, link_program, name};
 
-/// What is offered.
+/// The hook whose program is offered.
 const OFFERED: Hook = Hook::PodIn;
 
 impl Programs {
@@ -24,13 +24,13 @@ impl Programs {
     /// # Errors
     /// [`Error::Pin`], [`Error::Link`].
     pub fn offer(&mut self) -> Result<(), Error> {
-        let attachment = self.attachment;
-        for other in [Attachment::Tcx, Attachment::Clsact] {
-            if other != attachment {
+        let mechanism = self.mechanism;
+        for other in [Mechanism::Tcx, Mechanism::Clsact] {
+            if other != mechanism {
                 Pins::remove(&pin(&self.pins, other))?;
             }
         }
-        let pin = pin(&self.pins, attachment);
+        let pin = pin(&self.pins, mechanism);
         let failed = |call| {
             let path = pin.clone();
             move |source| Error::Pin { call, path, source }
@@ -56,8 +56,8 @@ impl Programs {
 /// # Errors
 /// [`Error::Attach`], [`Error::Link`], [`Error::Pin`].
 pub fn attach_offered(pins: &Pins, interface: &str, ifindex: u32) -> Result<bool, Error> {
-    for attachment in [Attachment::Tcx, Attachment::Clsact] {
-        let pin = pin(pins, attachment);
+    for mechanism in [Mechanism::Tcx, Mechanism::Clsact] {
+        let pin = pin(pins, mechanism);
         if !pin.exists() {
             continue;
         }
@@ -66,22 +66,22 @@ pub fn attach_offered(pins: &Pins, interface: &str, ifindex: u32) -> Result<bool
             OFFERED,
             interface,
         ))?;
-        match attachment {
-            Attachment::Tcx => {
+        match mechanism {
+            Mechanism::Tcx => {
                 let link = pins.link(OFFERED, ifindex);
                 link_program(&mut program, &link, OFFERED, interface)?;
             }
-            Attachment::Clsact => add_filter(&mut program, OFFERED, interface)?,
+            Mechanism::Clsact => add_filter(&mut program, OFFERED, interface)?,
         }
         return Ok(true);
     }
     Ok(false)
 }
 
-fn pin(pins: &Pins, attachment: Attachment) -> PathBuf {
-    let how = match attachment {
-        Attachment::Tcx => "tcx",
-        Attachment::Clsact => "clsact",
+fn pin(pins: &Pins, mechanism: Mechanism) -> PathBuf {
+    let how = match mechanism {
+        Mechanism::Tcx => "tcx",
+        Mechanism::Clsact => "clsact",
     };
     pins.programs().join(how).join(name(OFFERED))
 }

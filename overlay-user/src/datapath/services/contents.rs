@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use overlay_common::socket;
 
-use crate::service::{Frontend, ServiceTable, Serving, Transport};
+use crate::service::{Frontend, ServiceTable, ServiceTransport, Serving};
 
 /// Where entries are written to.
 pub trait Writer {
@@ -102,8 +102,8 @@ impl Contents {
                     .iter()
                     .any(|server| now.binary_search(server).is_err())
             };
-            changed.datagram_server_left |=
-                difference.key.transport == Transport::Udp && difference.before.is_some_and(left);
+            changed.datagram_server_left |= difference.key.transport == ServiceTransport::Udp
+                && difference.before.is_some_and(left);
             changed.frontends += 1;
             self.without_room.remove(difference.key);
             match difference.now {
@@ -202,8 +202,8 @@ pub fn frontend_of(frontend: &Frontend) -> socket::Frontend {
         address: bytes_of(frontend.address),
         port: frontend.port,
         transport: match frontend.transport {
-            Transport::Tcp => socket::TCP,
-            Transport::Udp => socket::UDP,
+            ServiceTransport::Tcp => socket::TCP,
+            ServiceTransport::Udp => socket::UDP,
         },
     }
 }

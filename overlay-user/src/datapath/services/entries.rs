@@ -10,13 +10,13 @@ use crate::datapath::Error;
 use crate::datapath::maps::{failed, open};
 use crate::datapath::pins::Pins;
 
-/// Both maps.
-pub struct Entries {
+/// Writes both maps.
+pub struct MapWriter {
     services: HashMap<MapData, Frontend, Service>,
     servers: HashMap<MapData, ServerKey, Server>,
 }
 
-impl Entries {
+impl MapWriter {
     /// The pinned ones.
     ///
     /// # Errors
@@ -29,7 +29,7 @@ impl Entries {
     }
 }
 
-impl Writer for Entries {
+impl Writer for MapWriter {
     type Error = Error;
 
     fn put_server(&mut self, key: ServerKey, server: Server) -> Result<(), Failure<Error>> {

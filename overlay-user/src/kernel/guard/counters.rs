@@ -1,4 +1,4 @@
-//! What was refused, by reason.
+//! Counts of refused packets by reason.
 
 use std::collections::BTreeMap;
 

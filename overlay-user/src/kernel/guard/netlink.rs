@@ -23,7 +23,7 @@ use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket
 use tokio::time::timeout;
 
 use super::TABLE;
-use super::state::{Delta, Element, Family, Set};
+use super::state::{Delta, Element, Set, TableFamily};
 use crate::kernel::Error;
 use crate::kernel::dump::{Request, dump};
 
@@ -42,7 +42,7 @@ pub(super) const BRIDGE_HOOK: &str = "prerouting";
 /// Rules and tables of ours as the kernel numbers them; numbers are never given again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fingerprint {
-    /// Family, handle, flags, and number of what is in it.
+    /// TableFamily, handle, flags, and number of what is in it.
     tables: Vec<(u8, u64, u32, u32)>,
     /// Chain and handle, in their order.
     rules: Vec<(String, u64)>,
@@ -60,10 +60,10 @@ impl Fingerprint {
     }
 }
 
-/// What is there of our tables.
+/// Reads a fingerprint of the guard's tables in the kernel.
 pub(super) async fn fingerprint() -> Result<Fingerprint, Error> {
     let mut found = Fingerprint::default();
-    for family in [Family::Ip, Family::Bridge] {
+    for family in [TableFamily::Ip, TableFamily::Bridge] {
         let get = NfTablesMessage::GetTable(TableMessage {
             attributes: Vec::new(),
         });
@@ -183,15 +183,15 @@ fn of_set(set: Set) -> Vec<SetElementList> {
     ]
 }
 
-fn proto(family: Family) -> NetfilterProtoFamily {
+fn proto(family: TableFamily) -> NetfilterProtoFamily {
     match family {
-        Family::Ip => NetfilterProtoFamily::IPv4,
-        Family::Bridge => NetfilterProtoFamily::Bridge,
+        TableFamily::Ip => NetfilterProtoFamily::IPv4,
+        TableFamily::Bridge => NetfilterProtoFamily::Bridge,
     }
 }
 
 fn request(
-    family: Family,
+    family: TableFamily,
     message: NfTablesMessage,
     call: &'static str,
 ) -> Request<NetfilterMessage> {

@@ -1,4 +1,4 @@
-//! One pod in the guard, for the CNI plugin: no agent may run that would write it.
+//! Writes one pod into the guard, for the CNI plugin, because the agent may not be running.
 
 use std::net::Ipv4Addr;
 

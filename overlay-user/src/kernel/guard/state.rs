@@ -1,4 +1,4 @@
-//! What the guard knows, as rules and as elements of sets.
+//! The guard's input, and the rules and set elements made from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::shared_map::SharedMap;
 /// Outer addresses, each with the subnets that may send from behind it.
 pub type Sources = SharedMap<Ipv4Addr, BTreeSet<Ipv4Net>>;
 
-/// What the guard knows.
+/// The guard's input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuardState {
     /// The whole overlay.
@@ -54,7 +54,8 @@ pub struct GuardState {
     pub lapse: Duration,
 }
 
-/// What the rules are made of. As long as it stays, only elements of sets change.
+/// The part of the input that the rules depend on. While the shape is the same, only elements of
+/// sets change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub network: Ipv4Net,
@@ -95,7 +96,7 @@ pub(super) enum Set {
 
 /// The family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Family {
+pub(super) enum TableFamily {
     Ip,
     Bridge,
 }
@@ -110,18 +111,18 @@ pub(super) enum Element {
     Pod(String, Ipv4Addr),
 }
 
-/// What the sets hold.
+/// Elements by set.
 pub(super) type Elements = BTreeMap<Set, BTreeSet<Element>>;
 
-/// What the guard's sets are made from, in a form that tells cheaply what has changed.
+/// The input of the guard's sets, in a form that is cheap to compare.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Contents {
+pub(super) struct SetContents {
     peers: Sources,
     /// Of [`Set::Ports`] and [`Set::Pods`].
     pods: Elements,
 }
 
-/// What to change in one transaction.
+/// The changes of one transaction.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Delta {
     pub removed: Elements,
@@ -148,7 +149,7 @@ impl GuardState {
         }
     }
 
-    pub(super) fn contents(&self) -> Contents {
+    pub(super) fn contents(&self) -> SetContents {
         let mut pods = Elements::new();
         let mut add = |set, element| pods.entry(set).or_default().insert(element);
         for (device, address) in self.unjudged() {
@@ -157,7 +158,7 @@ impl GuardState {
         }
         let tunnel = self.vxlan.as_ref();
         let peers = tunnel.map_or_else(Sources::default, |_| self.peers.clone());
-        Contents { peers, pods }
+        SetContents { peers, pods }
     }
 
     /// The pods that no program judges. One odd name must not leave all others unguarded.
@@ -180,7 +181,7 @@ impl GuardState {
     }
 }
 
-impl Contents {
+impl SetContents {
     /// All elements.
     pub(super) fn elements(&self, shape: &Shape) -> Elements {
         let mut elements = self.pods.clone();
@@ -229,10 +230,10 @@ pub(super) fn lengths(elements: &Elements) -> impl Iterator<Item = u8> {
 }
 
 impl Set {
-    pub(super) fn family(self) -> Family {
+    pub(super) fn family(self) -> TableFamily {
         match self {
-            Self::Vteps | Self::Nodes | Self::Sources(_) | Self::Kept => Family::Ip,
-            Self::Ports | Self::Pods => Family::Bridge,
+            Self::Vteps | Self::Nodes | Self::Sources(_) | Self::Kept => TableFamily::Ip,
+            Self::Ports | Self::Pods => TableFamily::Bridge,
         }
     }
 
@@ -281,7 +282,7 @@ impl fmt::Display for Element {
 
 impl Delta {
     /// Costs what differs.
-    pub(super) fn between(old: &Contents, new: &Contents) -> Self {
+    pub(super) fn between(old: &SetContents, new: &SetContents) -> Self {
         let mut delta = Self {
             removed: missing(&old.pods, &new.pods),
             added: missing(&new.pods, &old.pods),
@@ -304,7 +305,7 @@ impl Delta {
     }
 }
 
-/// What is in `these` and not in `those`.
+/// The elements of `these` that are not in `those`.
 fn missing(these: &Elements, those: &Elements) -> Elements {
     let none = BTreeSet::new();
     let of = |(set, elements): (&Set, &BTreeSet<Element>)| {

@@ -59,8 +59,8 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
     Ok(text + "}\n")
 }
 
-/// What comes by the NIC as it is: nothing in it tells which node sent it, but this node's own pods
-/// are not out there.
+/// Rules for packets without encapsulation from the NIC. No field of such a packet proves its
+/// sender, but none of them comes from a pod of this node.
 fn link(shape: &Shape, nic: &str) -> String {
     let (own_subnet, own) = (shape.own_subnet, drop(Reason::OwnSubnet));
     format!(
@@ -86,7 +86,7 @@ fn untracked(network: Ipv4Net) -> String {
     )
 }
 
-/// What comes and goes in VXLAN.
+/// Rules for VXLAN, in both directions.
 fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Error> {
     let Shape {
         port,
@@ -120,8 +120,8 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
             set(Set::Sources(length), &declared, elements)
         })
         .collect();
-    // What is plainly right meets one rule. The VNI comes first, because it tells VXLAN from what
-    // else arrives: whatever looks like right VXLAN and is none passes here as at the end.
+    // Packets of peers match one rule. The VNI is compared first, because it distinguishes VXLAN
+    // from other packets to the port: such a packet is accepted here as it is at the end.
     let right = |from: &str| -> String {
         let rule = |length| {
             let (set, inner) = (Set::Sources(length).name(), masked(length));
@@ -141,7 +141,7 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
     let mut text = set(Set::Vteps, "type ipv4_addr;", elements);
     text += &set(Set::Nodes, "type ipv4_addr;", elements);
     text += &source_sets;
-    // What depends on the list of leases holds while somebody keeps the list true.
+    // Rules that depend on the list of leases apply only while an agent keeps the list up to date.
     text += &format!(
         "set kept {{ type inet_service; flags timeout; elements = {{ {port} timeout {}s }}; }}\n",
         shape.lapse.as_secs().max(1)

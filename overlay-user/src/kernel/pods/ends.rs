@@ -15,7 +15,7 @@ use super::super::attributes::{link_mac, link_name, on_device};
 use super::super::dump::{Request, dump_strictly};
 use super::super::{Error, Kernel};
 use super::claims::only_address;
-use super::{BridgeLink, Port};
+use super::{BridgeLink, BridgePort};
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
@@ -30,7 +30,7 @@ pub(super) struct End {
 
 impl End {
     /// What a note on the port would say. A namespace is a container.
-    pub(super) fn note(self, address: IpAddr, port: &Port) -> PodNote {
+    pub(super) fn note(self, address: IpAddr, port: &BridgePort) -> PodNote {
         let netns = port.end.map_or(-1, |(netns, _)| netns);
         PodNote {
             addresses: address.into(),
@@ -61,7 +61,11 @@ impl Kernel {
     }
 
     /// The address of the pod behind a port without a note; none where that is in doubt.
-    pub(super) async fn address_behind(&self, port: &Port, bridge: &BridgeLink) -> Option<IpAddr> {
+    pub(super) async fn address_behind(
+        &self,
+        port: &BridgePort,
+        bridge: &BridgeLink,
+    ) -> Option<IpAddr> {
         let (netns, ifindex) = port.end?;
         match addresses_in(netns, ifindex).await {
             Ok(found) => only_address(&found, &bridge.addresses),

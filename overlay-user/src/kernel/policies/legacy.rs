@@ -50,7 +50,7 @@ const EXTENSION_DATA: usize = 32;
 
 /// A table's chains by name; those of its own on hooks apart, with whether their policy is to drop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table {
+pub struct LegacyTable {
     /// Rules by chain.
     pub chains: BTreeMap<String, Vec<Rule>>,
     /// The chains on hooks that packets from pod to pod come by.
@@ -73,7 +73,7 @@ pub fn tables(scope: &Scope) -> Result<Vec<Info>, Error> {
 ///
 /// # Errors
 /// What the socket says: `EAGAIN` where the table has changed since.
-pub fn read(info: &Info, scope: &Scope) -> Result<Table, Error> {
+pub fn read(info: &Info, scope: &Scope) -> Result<LegacyTable, Error> {
     let entries = xtables::entries(info)?;
     parse(&info.bytes, &entries, scope).ok_or_else(|| Error::Answer {
         call: "getsockopt IPT_SO_GET_ENTRIES",
@@ -84,8 +84,8 @@ pub fn read(info: &Info, scope: &Scope) -> Result<Table, Error> {
 
 /// A table from its info and its entries; `None` if they make no sense.
 #[must_use]
-pub fn parse(info: &[u8], entries: &[u8], scope: &Scope) -> Option<Table> {
-    let mut table = Table::default();
+pub fn parse(info: &[u8], entries: &[u8], scope: &Scope) -> Option<LegacyTable> {
+    let mut table = LegacyTable::default();
     // Chains on hooks begin where the info says, all others behind an entry that bears the name.
     let hooks = number(info, VALID_HOOKS)?;
     let mut begins = BTreeMap::new();
@@ -248,7 +248,7 @@ mod tests {
         };
         assert_eq!(parse(&[], &[], &scope), None);
         let info = [0; INFO];
-        assert_eq!(parse(&info, &[], &scope), Some(Table::default()));
+        assert_eq!(parse(&info, &[], &scope), Some(LegacyTable::default()));
         let mut entry = [0; MATCHES + 40];
         assert_eq!(parse(&info, &entry, &scope), None, "no next entry");
         for (target, next) in [(0, 8), (200, 152), (150, 152), (112, 200)] {

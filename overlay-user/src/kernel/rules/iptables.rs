@@ -30,42 +30,42 @@ const FORWARD: Chain = Chain {
     comment: "flanneld forward",
 };
 
-/// The programs of one address family.
-struct Programs {
+/// What `iptables` and its like are called for one address family.
+struct IptablesTools {
     save: &'static str,
     restore: &'static str,
     multicast: &'static str,
 }
 
-const IPV4: Programs = Programs {
+const IPV4: IptablesTools = IptablesTools {
     save: "iptables-save",
     restore: "iptables-restore",
     multicast: "224.0.0.0/4",
 };
-const IPV6: Programs = Programs {
+const IPV6: IptablesTools = IptablesTools {
     save: "ip6tables-save",
     restore: "ip6tables-restore",
     multicast: "ff00::/8",
 };
 
 pub(super) async fn ensure(rules: &RuleSet) -> Result<bool, ToolError> {
-    let programs = match rules.network {
+    let tools = match rules.network {
         IpNet::V4(_) => &IPV4,
         IpNet::V6(_) => &IPV6,
     };
-    reach(programs, wanted(rules, programs.multicast)).await
+    reach(tools, wanted(rules, tools.multicast)).await
 }
 
 pub(super) async fn remove() -> Result<(), ToolError> {
-    for programs in [&IPV4, &IPV6] {
-        reach(programs, [None, None]).await?;
+    for tools in [&IPV4, &IPV6] {
+        reach(tools, [None, None]).await?;
     }
     Ok(())
 }
 
 /// Makes the two chains hold `wanted`, by one batch. Returns whether anything was to do.
-async fn reach(programs: &Programs, wanted: [Option<Vec<String>>; 2]) -> Result<bool, ToolError> {
-    let saved = Saved::parse(&run(programs.save, &[], "").await?);
+async fn reach(tools: &IptablesTools, wanted: [Option<Vec<String>>; 2]) -> Result<bool, ToolError> {
+    let saved = Saved::parse(&run(tools.save, &[], "").await?);
     let mut input = String::new();
     for (chain, bodies) in [&POSTROUTING, &FORWARD].into_iter().zip(wanted) {
         if !saved.matches(chain, bodies.as_deref()) {
@@ -75,7 +75,7 @@ async fn reach(programs: &Programs, wanted: [Option<Vec<String>>; 2]) -> Result<
     if input.is_empty() {
         return Ok(false);
     }
-    run(programs.restore, &["--noflush", "--wait"], &input).await?;
+    run(tools.restore, &["--noflush", "--wait"], &input).await?;
     Ok(true)
 }
 

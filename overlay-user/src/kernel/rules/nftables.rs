@@ -9,18 +9,18 @@ use crate::kernel::tool::run;
 const NFT: &str = "nft";
 
 /// How a family names things.
-struct Family {
+struct FamilyNames {
     name: &'static str,
     table: &'static str,
     multicast: &'static str,
 }
 
-const IPV4: Family = Family {
+const IPV4: FamilyNames = FamilyNames {
     name: "ip",
     table: "flannel-ipv4",
     multicast: "224.0.0.0/4",
 };
-const IPV6: Family = Family {
+const IPV6: FamilyNames = FamilyNames {
     name: "ip6",
     table: "flannel-ipv6",
     multicast: "ff00::/8",
@@ -52,14 +52,14 @@ pub(super) async fn remove() -> Result<(), ToolError> {
 }
 
 /// Deletes a table whether it is there or not.
-fn removal(Family { name, table, .. }: &Family) -> String {
+fn removal(FamilyNames { name, table, .. }: &FamilyNames) -> String {
     format!("table {name} {table}\ndelete table {name} {table}\n")
 }
 
 /// The table, in the text that `nft list` prints. Only bit 0x4000 of the mark is kube-proxy's, and
 /// traffic from outside to pods of this node keeps its source; both as in iptables.
-fn table(family: &Family, rules: &RuleSet) -> String {
-    let Family {
+fn table(family: &FamilyNames, rules: &RuleSet) -> String {
+    let FamilyNames {
         name: ip,
         table,
         multicast,

@@ -52,7 +52,8 @@ pub fn render(status: &Status) -> String {
     parts.push(fast_path(&status.fast_path));
     if let Some(moment) = &status.leases_as_of {
         parts.push(format!(
-            "leases         as known at {moment}: the store has not answered since the agent started"
+            "leases         as known at {moment}: the store has not answered since the agent \
+            started"
         ));
     }
     if let Some(policies) = &status.network_policies {
@@ -111,7 +112,8 @@ pub fn render(status: &Status) -> String {
     }
     if !status.unreachable.is_empty() {
         parts.push(format!(
-            "{} peers give no answer over the kernel path: node down, or a firewall drops the VXLAN port or ICMP echo",
+            "{} peers give no answer over the kernel path: node down, or a firewall drops the \
+            VXLAN port or ICMP echo",
             status.unreachable.len()
         ));
         parts.push(table::render(
@@ -154,7 +156,8 @@ fn fast_path(fast_path: &FastPathView) -> String {
         ", not every lease has a place in it"
     };
     format!(
-        "fast path  {}{complete}: {ratio}\n           {} redirected, {} routed, {} encapsulated, {} decapsulated, {} slow, {} failed; {} flows owned by the stack",
+        "fast path  {}{complete}: {ratio}\n           {} redirected, {} routed, {} encapsulated, \
+        {} decapsulated, {} slow, {} failed; {} flows owned by the stack",
         fast_path.state,
         fast_path.redirected,
         fast_path.routed,

@@ -1,6 +1,6 @@
 //! Which servers kube-proxy chooses.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -102,7 +102,9 @@ fn a_local_endpoint_that_ends_counts_before_ready_ones_elsewhere() {
 
 #[test]
 fn hints_for_zones_count_if_every_ready_endpoint_has_one_and_one_is_for_here() {
-    let hinted = |address: &str, zone: &str| json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}});
+    let hinted = |address: &str, zone: &str| -> Value {
+        json!({"addresses": [address], "hints": {"forZones": [{"name": zone}]}})
+    };
     let mut source = Source::web(&json!({}));
     let both = ["10.244.1.2:8080", "10.244.2.2:8080"];
     source.endpoints(&[hinted("10.244.1.2", "a"), hinted("10.244.2.2", "b")]);
@@ -123,7 +125,7 @@ fn hints_for_zones_count_if_every_ready_endpoint_has_one_and_one_is_for_here() {
         only,
         "one that is not ready needs none"
     );
-    let mut nowhere = Source(Catalog::new(Here {
+    let mut nowhere = Source(Catalog::new(Locality {
         zone: None,
         ..here()
     }));

@@ -1,6 +1,6 @@
 //! Services that would take others' connections.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -86,7 +86,9 @@ fn addresses_of_pods_and_nodes_are_no_cluster_ips() {
 #[test]
 fn nobody_takes_a_frontend_of_a_stronger_or_older_service() {
     let made = |day: u8| json!({"creationTimestamp": format!("2026-01-0{day}T00:00:00Z")});
-    let spec = |ip: &str, external: &[&str]| json!({"clusterIP": ip, "externalIPs": external, "ports": [{"port": 80}]});
+    let spec = |ip: &str, external: &[&str]| -> Value {
+        json!({"clusterIP": ip, "externalIPs": external, "ports": [{"port": 80}]})
+    };
     let mut source = Source::new();
     // The thief is older than its victim, whose cluster IP is of no use to it all the same.
     let thief = json!({"metadata": made(1), "spec": spec("10.96.0.9", &["10.96.0.1"])});

@@ -29,13 +29,13 @@ pub(super) struct Files {
 }
 
 /// A lease's file.
-pub(super) struct Found {
+pub(super) struct LeaseFile {
     pub key: String,
     value: Vec<u8>,
     term: Term,
 }
 
-impl Found {
+impl LeaseFile {
     pub fn into_entry(self, revision: u64) -> Entry {
         Entry::new(self.key, self.value, revision, self.term)
     }
@@ -69,7 +69,7 @@ impl Files {
     }
 
     /// All leases that have not ended.
-    pub fn scan(&self) -> io::Result<Vec<Found>> {
+    pub fn scan(&self) -> io::Result<Vec<LeaseFile>> {
         let mut found = Vec::new();
         let mut keys = HashSet::new();
         for term in [Term::Reserved, Term::Renewed(0)] {
@@ -87,7 +87,7 @@ impl Files {
                 }
                 if let Some(value) = self.read(key, term, true)? {
                     keys.insert(key.to_owned());
-                    found.push(Found {
+                    found.push(LeaseFile {
                         key: key.to_owned(),
                         value,
                         term,

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Dir;
 use super::files::directory;
-use crate::store::entry::{Change, Term};
+use crate::store::entry::{EntryChange, Term};
 
 /// Longest and shortest time between two looks.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -19,7 +19,7 @@ const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::
 const GATHER: Duration = Duration::from_millis(10);
 
 /// Tells of everything, again whenever something may have changed, until the receiver is gone.
-pub(super) async fn follow(dir: &Dir, changes: &Sender<Change>) {
+pub(super) async fn follow(dir: &Dir, changes: &Sender<EntryChange>) {
     let look_every = (dir.ttl / 4).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
     let mut events = None;
     loop {
@@ -30,8 +30,8 @@ pub(super) async fn follow(dir: &Dir, changes: &Sender<Change>) {
             events = None;
         }
         let told = match dir.list().await {
-            Ok(listing) => Change::All(listing),
-            Err(error) => Change::Unreachable(error.to_string()),
+            Ok(listing) => EntryChange::All(listing),
+            Err(error) => EntryChange::Unreachable(error.to_string()),
         };
         if changes.send(told).await.is_err() {
             return;

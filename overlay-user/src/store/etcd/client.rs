@@ -62,8 +62,8 @@ impl Clients {
         // Endpoints are told in logs and errors.
         if options.endpoints.iter().any(|url| url.contains('@')) {
             return Err(Error::Options(
-                "an etcd endpoint carries a user name or password: give them by --etcd-username and \
-                 FLANNELD_ETCD_PASSWORD"
+                "an etcd endpoint carries a user name or password: give them by \
+                --etcd-username and FLANNELD_ETCD_PASSWORD"
                     .into(),
             ));
         }

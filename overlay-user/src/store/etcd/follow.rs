@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use super::Etcd;
 use super::client::{DEADLINE, is_too_large};
 use crate::store::Error;
-use crate::store::entry::{Change, Listing};
+use crate::store::entry::{EntryChange, Listing};
 
 /// Pauses between attempts, shortest and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -28,7 +28,7 @@ enum End {
 }
 
 /// Tells of everything in a branch, then of every change, until the receiver is gone.
-pub(super) async fn follow(etcd: &Etcd, branch: &str, changes: &Sender<Change>) {
+pub(super) async fn follow(etcd: &Etcd, branch: &str, changes: &Sender<EntryChange>) {
     // The last revision heard of, perhaps not all of it; none while a listing is due.
     let mut heard_of = None;
     let mut pause = PAUSE.0;
@@ -37,7 +37,7 @@ pub(super) async fn follow(etcd: &Etcd, branch: &str, changes: &Sender<Change>) 
         match once(etcd, branch, changes, &mut heard_of, &mut heard).await {
             End::Unheard => return,
             End::Broken(why) => {
-                if changes.send(Change::Unreachable(why)).await.is_err() {
+                if changes.send(EntryChange::Unreachable(why)).await.is_err() {
                     return;
                 }
             }
@@ -58,7 +58,7 @@ pub(super) async fn follow(etcd: &Etcd, branch: &str, changes: &Sender<Change>) 
 async fn once(
     etcd: &Etcd,
     branch: &str,
-    changes: &Sender<Change>,
+    changes: &Sender<EntryChange>,
     heard_of: &mut Option<i64>,
     heard: &mut bool,
 ) -> End {
@@ -67,7 +67,7 @@ async fn once(
         None => match etcd.list_all(branch).await {
             Ok(listing) => {
                 let from = listing.revision.cast_signed();
-                if changes.send(Change::All(listing)).await.is_err() {
+                if changes.send(EntryChange::All(listing)).await.is_err() {
                     return End::Unheard;
                 }
                 *heard_of = Some(from);
@@ -151,19 +151,19 @@ async fn hear(etcd: &Etcd, stream: &mut WatchStream) -> Result<WatchResponse, St
 async fn tell(
     etcd: &Etcd,
     branch: &str,
-    changes: &Sender<Change>,
+    changes: &Sender<EntryChange>,
     answer: &WatchResponse,
     heard_of: &mut Option<i64>,
 ) -> Result<(), End> {
-    let mut told = Change::Alive;
+    let mut told = EntryChange::Alive;
     for event in answer.events() {
         let Some(kv) = event.kv() else { continue };
         let Some(entry) = etcd.entry(branch, kv) else {
             continue;
         };
         let change = match event.event_type() {
-            EventType::Put => Change::Put(entry),
-            EventType::Delete => Change::Gone {
+            EventType::Put => EntryChange::Put(entry),
+            EventType::Delete => EntryChange::Gone {
                 key: entry.key,
                 revision: entry.revision,
             },
@@ -178,12 +178,12 @@ async fn tell(
 }
 
 /// Lists once more with a revision above all others, so that nothing of the lost future stays.
-async fn restart(etcd: &Etcd, branch: &str, changes: &Sender<Change>) -> Result<(), End> {
+async fn restart(etcd: &Etcd, branch: &str, changes: &Sender<EntryChange>) -> Result<(), End> {
     let listing = etcd
         .list_all(branch)
         .await
         .map_err(|error| End::Broken(error.to_string()))?;
-    let all = Change::All(Listing {
+    let all = EntryChange::All(Listing {
         revision: u64::MAX,
         ..listing
     });

@@ -5,7 +5,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::{Etcd, follow};
 use crate::service::{Kind, ObjectName};
-use crate::store::entry::Change;
+use crate::store::entry::EntryChange;
 use crate::store::news::{Body, News, Update};
 
 /// Changes that may wait between a watch and whoever reads JSON.
@@ -24,7 +24,7 @@ pub(super) async fn follow(etcd: &Etcd, news: &Sender<News>) {
 }
 
 /// Reads what the watch tells of, until the receiver is gone.
-async fn pass_on(kind: Kind, mut changes: Receiver<Change>, news: &Sender<News>) {
+async fn pass_on(kind: Kind, mut changes: Receiver<EntryChange>, news: &Sender<News>) {
     while let Some(change) = changes.recv().await {
         if tell(kind, change, news).await.is_none() {
             return;
@@ -32,7 +32,7 @@ async fn pass_on(kind: Kind, mut changes: Receiver<Change>, news: &Sender<News>)
     }
 }
 
-async fn tell(kind: Kind, change: Change, news: &Sender<News>) -> Option<()> {
+async fn tell(kind: Kind, change: EntryChange, news: &Sender<News>) -> Option<()> {
     let tell = async |update| news.send(News { kind, update }).await.ok();
     let put = |key: &str, json: &[u8]| {
         let name = ObjectName::from_key(key);
@@ -40,16 +40,16 @@ async fn tell(kind: Kind, change: Change, news: &Sender<News>) -> Option<()> {
         Update::Put(name, body)
     };
     match change {
-        Change::All(listing) => {
+        EntryChange::All(listing) => {
             tell(Update::Begin).await?;
             for entry in listing.entries {
                 tell(put(&entry.key, &entry.value)).await?;
             }
             tell(Update::Complete).await
         }
-        Change::Put(entry) => tell(put(&entry.key, &entry.value)).await,
-        Change::Gone { key, .. } => tell(Update::Gone(ObjectName::from_key(&key))).await,
-        Change::Alive => tell(Update::Alive).await,
-        Change::Unreachable(why) => tell(Update::Unreachable(why)).await,
+        EntryChange::Put(entry) => tell(put(&entry.key, &entry.value)).await,
+        EntryChange::Gone { key, .. } => tell(Update::Gone(ObjectName::from_key(&key))).await,
+        EntryChange::Alive => tell(Update::Alive).await,
+        EntryChange::Unreachable(why) => tell(Update::Unreachable(why)).await,
     }
 }

@@ -12,7 +12,7 @@ use crate::config::SubnetPool;
 use crate::lease::{Attributes, Lease, SubnetKey, allocate, are_allowed, reusable};
 use crate::per_family::PerFamily;
 use crate::store::Error;
-use crate::store::entry::{Change, Entry, Term};
+use crate::store::entry::{Entry, EntryChange, Term};
 use crate::store::registry::Registry;
 
 /// How often a lost race is run again. A thousand nodes that start at once draw from a hundred
@@ -57,7 +57,9 @@ impl Store {
             return Ok(None);
         };
         tracing::info!(
-            subnet = %lease.subnets, old = %lease.attributes.public_ip, new = %wanted.attributes.public_ip,
+            subnet = %lease.subnets,
+            old = %lease.attributes.public_ip,
+            new = %wanted.attributes.public_ip,
             "the public IP changed: this node goes on with its lease"
         );
         self.take(inner, entry).map(Some)
@@ -115,7 +117,10 @@ impl Store {
         // What this node held under another configuration is of no use to anybody.
         for (entry, lease) in &own {
             if entry.term != Term::Reserved && self.registry.remove(entry).await? {
-                tracing::info!(subnet = %lease.subnets, "released a lease that the network no longer allows");
+                tracing::info!(
+                    subnet = %lease.subnets,
+                    "released a lease that the network no longer allows"
+                );
                 inner.table.forget(&entry.key);
             }
         }
@@ -163,7 +168,7 @@ impl Store {
         inner.answered();
         inner
             .table
-            .apply(Change::All(listing), inner.grace.is_some());
+            .apply(EntryChange::All(listing), inner.grace.is_some());
         Ok(())
     }
 
@@ -173,7 +178,11 @@ impl Store {
             .lease()
             .map_err(|reason| Error::Options(reason.to_string()))?;
         self.hold(inner, entry);
-        tracing::info!(subnet = %lease.subnets, reserved = lease.reserved, "this node holds a lease");
+        tracing::info!(
+            subnet = %lease.subnets,
+            reserved = lease.reserved,
+            "this node holds a lease"
+        );
         Ok(Lease {
             expires: inner.expires,
             ..lease

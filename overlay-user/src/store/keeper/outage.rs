@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{GRACE, Inner};
 use crate::store::StoreHealth;
-use crate::store::entry::Change;
+use crate::store::entry::EntryChange;
 
 impl Inner {
     /// The store does not answer.
@@ -32,9 +32,9 @@ impl Inner {
     /// Whether this node's lease is not among all that there are, although it was renewed in time.
     /// The other nodes' leases have ended just as wrongly then, and they need a moment to see that
     /// and take them again.
-    pub(super) fn has_ended_for(&self, change: &Change) -> bool {
+    pub(super) fn has_ended_for(&self, change: &EntryChange) -> bool {
         match (&self.held, change) {
-            (Some(held), Change::All(listing)) if change.is_answer() => {
+            (Some(held), EntryChange::All(listing)) if change.is_answer() => {
                 held.revision <= listing.revision
                     && !listing.entries.iter().any(|entry| entry.key == held.key)
             }

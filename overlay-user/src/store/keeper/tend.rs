@@ -40,8 +40,8 @@ impl Store {
                 if current.value != held.value {
                     tracing::warn!(
                         key = held.key,
-                        "somebody changed this node's lease; if this goes on, another node has the same \
-                         public IP: give each its own by --public-ip or --iface"
+                        "somebody changed this node's lease; if this goes on, another node has the \
+                        same public IP: give each its own by --public-ip or --iface"
                     );
                 }
                 return match self.registry.replace(&current, &value).await? {

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::Kube;
 use super::node::Node;
 use super::nodes::Nodes;
-use super::objects::{self, Event, Listener, Resource, SILENCE, Unheard};
-use crate::store::entry::Change;
+use super::objects::{self, Listener, ObjectEvent, Resource, SILENCE, Unheard};
+use crate::store::entry::EntryChange;
 
 /// What is known is written down as soon as it changes, but not more often than this, and in no
 /// more than this share of the time: all of it is written.
@@ -24,9 +24,9 @@ pub(super) const NODES: Resource = Resource {
 };
 
 /// What is known of the Nodes.
-struct Follower<'a> {
+struct NodeFollower<'a> {
     kube: &'a Kube,
-    changes: &'a Sender<Change>,
+    changes: &'a Sender<EntryChange>,
     nodes: Nodes,
     /// Whether what was known last has been told, because there was no list.
     recalled: bool,
@@ -36,11 +36,11 @@ struct Follower<'a> {
 }
 
 /// Tells of everything, then of every change, until the receiver is gone.
-pub(super) async fn follow(kube: &Kube, changes: &Sender<Change>) {
+pub(super) async fn follow(kube: &Kube, changes: &Sender<EntryChange>) {
     let Some(own) = kube.name_when_known(changes).await else {
         return;
     };
-    let follower = Follower {
+    let follower = NodeFollower {
         kube,
         changes,
         nodes: Nodes::new(kube.names.clone(), own),
@@ -51,41 +51,41 @@ pub(super) async fn follow(kube: &Kube, changes: &Sender<Change>) {
     objects::watch(&kube.api, &NODES, follower).await;
 }
 
-impl Listener for Follower<'_> {
+impl Listener for NodeFollower<'_> {
     type Object = Node;
 
-    async fn hear(&mut self, event: Event<Node>) -> Result<(), Unheard> {
+    async fn hear(&mut self, event: ObjectEvent<Node>) -> Result<(), Unheard> {
         match event {
-            Event::Begin => {
+            ObjectEvent::Begin => {
                 self.nodes.clear();
                 // Half of a list is not worth writing down.
                 self.record_is_old = false;
                 Ok(())
             }
-            Event::Listed(node) => {
+            ObjectEvent::Listed(node) => {
                 self.nodes.put(&node);
                 Ok(())
             }
-            Event::Complete(revision) => {
+            ObjectEvent::Complete(revision) => {
                 self.record_is_old = true;
                 self.kube.memory.let_go();
                 self.note_own();
-                let all = Change::All(self.nodes.listing(revision));
+                let all = EntryChange::All(self.nodes.listing(revision));
                 self.tell([all]).await
             }
-            Event::Changed(node) => {
+            ObjectEvent::Changed(node) => {
                 let before = self.nodes.node_public_ip();
                 let changes = self.nodes.put(&node);
                 self.record_is_old |= before != self.nodes.node_public_ip();
                 self.pass_on(changes).await
             }
-            Event::Gone(node) => {
+            ObjectEvent::Gone(node) => {
                 let changes = self.nodes.remove(&node.metadata.name, node.revision());
                 self.pass_on(changes).await
             }
-            Event::Alive => self.tell([Change::Alive]).await,
-            Event::Unreachable(why) => {
-                self.tell([Change::Unreachable(why)]).await?;
+            ObjectEvent::Alive => self.tell([EntryChange::Alive]).await,
+            ObjectEvent::Unreachable(why) => {
+                self.tell([EntryChange::Unreachable(why)]).await?;
                 self.recall().await
             }
         }
@@ -102,14 +102,15 @@ impl Listener for Follower<'_> {
     }
 }
 
-impl Follower<'_> {
-    async fn pass_on(&mut self, changes: Vec<Change>) -> Result<(), Unheard> {
+impl NodeFollower<'_> {
+    async fn pass_on(&mut self, changes: Vec<EntryChange>) -> Result<(), Unheard> {
         self.record_is_old |= !changes.is_empty();
         self.note_own();
         if changes.is_empty() {
             return Ok(());
         }
-        self.tell(changes.into_iter().chain([Change::Alive])).await
+        self.tell(changes.into_iter().chain([EntryChange::Alive]))
+            .await
     }
 
     /// Tells the rest of the agent what the Nodes say of this one.
@@ -123,7 +124,7 @@ impl Follower<'_> {
         match self.kube.memory.recall().filter(|_| !self.recalled) {
             Some(recalled) => {
                 self.recalled = true;
-                self.tell([Change::All(recalled.listing())]).await
+                self.tell([EntryChange::All(recalled.listing())]).await
             }
             None => Ok(()),
         }
@@ -141,7 +142,10 @@ impl Follower<'_> {
         self.next_record = begun + spent.max(RECORD_EVERY);
     }
 
-    async fn tell(&mut self, changes: impl IntoIterator<Item = Change>) -> Result<(), Unheard> {
+    async fn tell(
+        &mut self,
+        changes: impl IntoIterator<Item = EntryChange>,
+    ) -> Result<(), Unheard> {
         for change in changes {
             self.changes.send(change).await.map_err(|_| Unheard)?;
         }

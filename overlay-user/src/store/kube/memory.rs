@@ -175,8 +175,8 @@ impl Memory {
             .and_then(|json| file::replace(path, &json));
         if let Err(error) = written {
             tracing::warn!(
-                "cannot write {}, so that an agent that starts while the API server is away would have \
-                 to wait for it: {error}",
+                "cannot write {}, so that an agent that starts while the API server is away would \
+                have to wait for it: {error}",
                 path.display()
             );
         }

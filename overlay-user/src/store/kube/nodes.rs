@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use super::node::{Names, Node};
 use crate::lease::{RejectReason, SubnetKey};
-use crate::store::entry::{Change, Entry, Listing, Term};
+use crate::store::entry::{Entry, EntryChange, Listing, Term};
 use crate::store::news::ThisNode;
 
 /// The Nodes that take part in the overlay.
@@ -21,13 +21,13 @@ pub(super) struct Nodes {
     node_public_ip: Option<IpAddr>,
     /// Where this node is.
     this_node: Option<ThisNode>,
-    known: HashMap<String, Known>,
+    known: HashMap<String, KnownNode>,
     /// The names of the nodes that claim a subnet, the holder first. Most often there is no other.
     claims: HashMap<SubnetKey, Vec<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Known {
+struct KnownNode {
     created: String,
     /// None where the Node's podCIDRs are of no use; the entry says why.
     key: Option<SubnetKey>,
@@ -88,7 +88,7 @@ impl Nodes {
 
     /// Takes a Node in. Tells what became different by it; most often nothing, since a kubelet
     /// reports its health in the same object.
-    pub fn put(&mut self, node: &Node) -> Vec<Change> {
+    pub fn put(&mut self, node: &Node) -> Vec<EntryChange> {
         let name = &node.metadata.name;
         if *name == self.own {
             self.node_public_ip = node.node_public_ip(&self.names);
@@ -98,7 +98,7 @@ impl Nodes {
             return self.remove(name, node.revision());
         }
         let now = self.read(node);
-        let same = |known: &Known| {
+        let same = |known: &KnownNode| {
             // The revision alone says nothing.
             let revision = known.entry.revision;
             let entry = Entry {
@@ -106,7 +106,7 @@ impl Nodes {
                 ..now.entry.clone()
             };
             *known
-                == Known {
+                == KnownNode {
                     entry,
                     ..now.clone()
                 }
@@ -131,17 +131,17 @@ impl Nodes {
         self.known.insert(name.clone(), now);
         match key {
             Some(key) => changes.extend(self.settle(&key, node.revision())),
-            None => changes.push(Change::Put(self.shown(name))),
+            None => changes.push(EntryChange::Put(self.shown(name))),
         }
         changes
     }
 
     /// Forgets a Node that is gone, or does not take part any more.
-    pub fn remove(&mut self, name: &str, revision: u64) -> Vec<Change> {
+    pub fn remove(&mut self, name: &str, revision: u64) -> Vec<EntryChange> {
         let Some(known) = self.known.remove(name) else {
             return Vec::new();
         };
-        let gone = |key| Change::Gone { key, revision };
+        let gone = |key| EntryChange::Gone { key, revision };
         let Some(key) = known.key else {
             return vec![gone(known.entry.key)];
         };
@@ -160,7 +160,7 @@ impl Nodes {
         changes
     }
 
-    fn read(&self, node: &Node) -> Known {
+    fn read(&self, node: &Node) -> KnownNode {
         let name = &node.metadata.name;
         let is_own = *name == self.own;
         let (key, refused) = match node.subnet() {
@@ -170,7 +170,7 @@ impl Nodes {
         };
         let text = key.map_or_else(|| refused_key(name), |key| key.to_string());
         let entry = node.entry(&self.names, text, is_own);
-        Known {
+        KnownNode {
             created: node.created().to_owned(),
             key,
             entry: Entry {
@@ -183,7 +183,7 @@ impl Nodes {
     /// Decides anew who holds a subnet, and tells how everybody who claims it stands. The revision
     /// is that of the change that it is about, because a holder that was there before must not look
     /// older than one that is gone.
-    fn settle(&mut self, key: &SubnetKey, revision: u64) -> Vec<Change> {
+    fn settle(&mut self, key: &SubnetKey, revision: u64) -> Vec<EntryChange> {
         let Self { known, claims, .. } = self;
         let Some(claims) = claims.get_mut(key) else {
             return Vec::new();
@@ -200,10 +200,10 @@ impl Nodes {
                 ..self.shown(name)
             };
             let holds = entry.refused.is_none();
-            changes.push(Change::Put(entry));
+            changes.push(EntryChange::Put(entry));
             if holds {
                 let key = refused_key(name);
-                changes.push(Change::Gone { key, revision });
+                changes.push(EntryChange::Gone { key, revision });
             }
         }
         changes
@@ -271,7 +271,7 @@ mod tests {
     struct Keeper(Table);
 
     impl Keeper {
-        fn hear(&mut self, changes: Vec<Change>) -> (Vec<String>, Vec<String>) {
+        fn hear(&mut self, changes: Vec<EntryChange>) -> (Vec<String>, Vec<String>) {
             for change in changes {
                 self.0.apply(change, false);
             }
@@ -325,7 +325,10 @@ mod tests {
             keeper.hear(nodes.put(node));
         }
         let changed = keeper.hear(vec![]);
-        assert_eq!(changed, listed.hear(vec![Change::All(nodes.listing(9))]));
+        assert_eq!(
+            changed,
+            listed.hear(vec![EntryChange::All(nodes.listing(9))])
+        );
         assert_eq!(changed.0, ["192.168.0.1", "192.168.0.3"]);
         assert_eq!(changed.1.len(), 2, "{:?}", changed.1);
     }

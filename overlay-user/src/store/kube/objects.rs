@@ -41,7 +41,7 @@ pub(super) struct Resource {
 }
 
 /// What a watch tells, in order: a list, then changes, until there has to be another list.
-pub(super) enum Event<T> {
+pub(super) enum ObjectEvent<T> {
     /// A list of everything begins.
     Begin,
     /// One object of the list.
@@ -69,7 +69,7 @@ pub(super) trait Listener {
     /// Takes an event in.
     fn hear(
         &mut self,
-        event: Event<Self::Object>,
+        event: ObjectEvent<Self::Object>,
     ) -> impl Future<Output = Result<(), Unheard>> + Send;
 
     /// Does what is due, and tells how soon there may be more to do.
@@ -186,7 +186,7 @@ pub(super) async fn watch<L: Listener>(api: &Api, resource: &Resource, listener:
             End::Unheard => return,
             End::Over => continue,
             End::Broken(why) => {
-                if watch.tell(Event::Unreachable(why)).await.is_err() {
+                if watch.tell(ObjectEvent::Unreachable(why)).await.is_err() {
                     return;
                 }
                 watch.listener.rest();
@@ -243,7 +243,11 @@ impl<L: Listener> Watch<'_, L> {
             Err(failure) => return self.end_of(failure),
         };
         *heard = true;
-        let opening = if is_list { Event::Begin } else { Event::Alive };
+        let opening = if is_list {
+            ObjectEvent::Begin
+        } else {
+            ObjectEvent::Alive
+        };
         if let Err(Unheard) = self.tell(opening).await {
             return End::Unheard;
         }
@@ -279,7 +283,7 @@ impl<L: Listener> Watch<'_, L> {
             // What changed may have been of no interest.
             if !listing
                 && self.told.elapsed() >= SILENCE
-                && let Err(Unheard) = self.tell(Event::Alive).await
+                && let Err(Unheard) = self.tell(ObjectEvent::Alive).await
             {
                 return End::Unheard;
             }
@@ -289,18 +293,18 @@ impl<L: Listener> Watch<'_, L> {
     async fn take(&mut self, event: WatchEvent<L::Object>, listing: &mut bool) -> Result<(), End> {
         let event = match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) if *listing => {
-                Event::Listed(object)
+                ObjectEvent::Listed(object)
             }
             // Goes on from here if the watch breaks off, unless it was a list.
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 self.place = Some(object.resource_version().to_owned());
-                Event::Changed(object)
+                ObjectEvent::Changed(object)
             }
             WatchEvent::Deleted(object) => {
                 if !*listing {
                     self.place = Some(object.resource_version().to_owned());
                 }
-                Event::Gone(object)
+                ObjectEvent::Gone(object)
             }
             WatchEvent::Bookmark(bookmark) => {
                 let meta = bookmark.metadata;
@@ -312,9 +316,9 @@ impl<L: Listener> Watch<'_, L> {
                 self.place = Some(meta.resource_version);
                 if *listing {
                     *listing = false;
-                    Event::Complete(revision)
+                    ObjectEvent::Complete(revision)
                 } else {
-                    Event::Alive
+                    ObjectEvent::Alive
                 }
             }
             WatchEvent::Error(status) => {
@@ -322,20 +326,20 @@ impl<L: Listener> Watch<'_, L> {
             }
         };
         match event {
-            Event::Alive | Event::Complete(_) => self.tell(event).await?,
+            ObjectEvent::Alive | ObjectEvent::Complete(_) => self.tell(event).await?,
             event => self.listener.hear(event).await?,
         }
         Ok(())
     }
 
     async fn list(&mut self) -> Result<(), End> {
-        self.listener.hear(Event::Begin).await?;
+        self.listener.hear(ObjectEvent::Begin).await?;
         let mut pages = self.resource.pages(self.path());
         loop {
             match pages.next(self.api).await {
                 Ok(Some(objects)) => {
                     for object in objects {
-                        self.listener.hear(Event::Listed(object)).await?;
+                        self.listener.hear(ObjectEvent::Listed(object)).await?;
                     }
                 }
                 Ok(None) => break,
@@ -345,10 +349,10 @@ impl<L: Listener> Watch<'_, L> {
         let place = pages.place.unwrap_or_default();
         let revision = place.parse().unwrap_or_default();
         self.place = Some(place);
-        Ok(self.tell(Event::Complete(revision)).await?)
+        Ok(self.tell(ObjectEvent::Complete(revision)).await?)
     }
 
-    async fn tell(&mut self, event: Event<L::Object>) -> Result<(), Unheard> {
+    async fn tell(&mut self, event: ObjectEvent<L::Object>) -> Result<(), Unheard> {
         self.told = Instant::now();
         self.listener.hear(event).await
     }

@@ -10,7 +10,7 @@ use super::node::{Names, Node};
 use super::nodes::Nodes;
 use super::{Identity, Options};
 use crate::lease::{Leases, Rejections};
-use crate::store::entry::{Change, Listing};
+use crate::store::entry::{EntryChange, Listing};
 use crate::store::table::Table;
 
 /// What a call has said about a Node.
@@ -58,7 +58,7 @@ pub fn followed<'a>(
         revision,
         as_of: None,
     };
-    follower.apply(Change::All(empty(0)), false);
+    follower.apply(EntryChange::All(empty(0)), false);
     let mut last = 0;
     for (revision, news) in (1..).zip(news) {
         let changes = match news {
@@ -73,7 +73,7 @@ pub fn followed<'a>(
         }
         last = revision;
     }
-    lister.apply(Change::All(nodes.listing(last)), false);
+    lister.apply(EntryChange::All(nodes.listing(last)), false);
     [follower, lister].map(Judged::from)
 }
 
@@ -101,6 +101,6 @@ pub fn remembered(own: &str, prefix: &str, network: &str, file: &[u8]) -> Result
     let memory = Memory::new(&options, identity);
     let recalled = memory.parse(file, network, SystemTime::UNIX_EPOCH)?;
     let mut table = Table::default();
-    table.apply(Change::All(recalled.listing()), false);
+    table.apply(EntryChange::All(recalled.listing()), false);
     Ok(Judged::from(table))
 }

@@ -6,7 +6,7 @@
 use tokio::sync::mpsc::Sender;
 
 use super::client::Api;
-use super::objects::{self, Event, Listener, Object, Resource, Unheard};
+use super::objects::{self, Listener, Object, ObjectEvent, Resource, Unheard};
 use crate::service::api::{EndpointSlice, Service};
 use crate::service::{Kind, ObjectName};
 use crate::store::news::{Body, News, Update};
@@ -63,16 +63,16 @@ struct Forward<'a, T> {
 impl<T: Named> Listener for Forward<'_, T> {
     type Object = T;
 
-    async fn hear(&mut self, event: Event<T>) -> Result<(), Unheard> {
+    async fn hear(&mut self, event: ObjectEvent<T>) -> Result<(), Unheard> {
         let update = match event {
-            Event::Begin => Update::Begin,
-            Event::Listed(object) | Event::Changed(object) => {
+            ObjectEvent::Begin => Update::Begin,
+            ObjectEvent::Listed(object) | ObjectEvent::Changed(object) => {
                 Update::Put(object.name(), (self.body)(object))
             }
-            Event::Gone(object) => Update::Gone(object.name()),
-            Event::Complete(_) => Update::Complete,
-            Event::Alive => Update::Alive,
-            Event::Unreachable(why) => Update::Unreachable(why),
+            ObjectEvent::Gone(object) => Update::Gone(object.name()),
+            ObjectEvent::Complete(_) => Update::Complete,
+            ObjectEvent::Alive => Update::Alive,
+            ObjectEvent::Unreachable(why) => Update::Unreachable(why),
         };
         let kind = self.kind;
         let news = News { kind, update };

@@ -72,7 +72,7 @@ async fn a_watch_begins_with_everything() {
         first
     };
     let (first, ()) = tokio::join!(first, watch);
-    let Ok(Some(Change::All(listing))) = first else {
+    let Ok(Some(EntryChange::All(listing))) = first else {
         panic!("{first:?}")
     };
     assert_eq!(listing.entries.len(), 1);

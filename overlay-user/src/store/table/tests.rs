@@ -20,9 +20,9 @@ fn public_ips(table: &Table) -> Vec<String> {
 fn late_changes_do_not_undo_later_ones() {
     let mut table = Table::default();
     table.put(entry("10.0.1.0-24", TWO, 7));
-    table.apply(Change::Put(entry("10.0.1.0-24", ONE, 5)), false);
+    table.apply(EntryChange::Put(entry("10.0.1.0-24", ONE, 5)), false);
     table.apply(
-        Change::Gone {
+        EntryChange::Gone {
             key: "10.0.1.0-24".into(),
             revision: 6,
         },
@@ -30,7 +30,7 @@ fn late_changes_do_not_undo_later_ones() {
     );
     assert_eq!(public_ips(&table), ["2.2.2.2"]);
     table.apply(
-        Change::All(Listing {
+        EntryChange::All(Listing {
             entries: vec![],
             revision: 6,
             as_of: None,
@@ -39,7 +39,7 @@ fn late_changes_do_not_undo_later_ones() {
     );
     assert_eq!(public_ips(&table), ["2.2.2.2"], "written after the listing");
     table.apply(
-        Change::Gone {
+        EntryChange::Gone {
             key: "10.0.1.0-24".into(),
             revision: 8,
         },
@@ -56,7 +56,7 @@ fn a_snapshot_brings_changed_values_and_takes_what_is_gone() {
     assert!(!table.is_complete());
     let entries = vec![entry("10.0.1.0-24", TWO, 8)];
     table.apply(
-        Change::All(Listing {
+        EntryChange::All(Listing {
             entries,
             revision: 9,
             as_of: None,
@@ -74,14 +74,14 @@ fn after_an_outage_leases_linger_until_they_settle_or_are_replaced() {
         table.put(entry(key, ONE, 1));
     }
     table.apply(
-        Change::Gone {
+        EntryChange::Gone {
             key: "10.0.1.0-24".into(),
             revision: 2,
         },
         true,
     );
     table.apply(
-        Change::All(Listing {
+        EntryChange::All(Listing {
             entries: vec![],
             revision: 3,
             as_of: None,
@@ -141,7 +141,7 @@ fn only_what_changed_is_read_again() {
     // A listing after an outage, with every entry newly written as it was.
     let entries = keys.map(|key| entry(key, ONE, 8)).into();
     table.apply(
-        Change::All(Listing {
+        EntryChange::All(Listing {
             entries,
             revision: 9,
             as_of: None,
@@ -163,7 +163,7 @@ fn only_what_changed_is_read_again() {
 fn what_was_known_last_makes_way_for_every_answer() {
     let last = || {
         let entries = ["10.0.1.0-24", "10.0.2.0-24"].map(|key| entry(key, ONE, 0));
-        Change::All(Listing {
+        EntryChange::All(Listing {
             entries: entries.into(),
             revision: 0,
             as_of: Some(SystemTime::UNIX_EPOCH),
@@ -181,7 +181,7 @@ fn what_was_known_last_makes_way_for_every_answer() {
         revision: 5,
         as_of: None,
     };
-    table.apply(Change::All(answer), false);
+    table.apply(EntryChange::All(answer), false);
     assert_eq!(table.as_of(), None);
     assert_eq!(public_ips(&table), ["2.2.2.2"]);
     table.apply(last(), false);
@@ -199,7 +199,7 @@ fn of_equal_counts_the_one_that_comes_last_is_believed() {
         revision: 7,
         as_of: None,
     };
-    table.apply(Change::All(listing), false);
+    table.apply(EntryChange::All(listing), false);
     assert_eq!(public_ips(&table), ["1.1.1.1"]);
 }
 
@@ -227,7 +227,8 @@ fn an_entry_is_found_by_its_key_and_its_address_until_it_is_forgotten() {
 fn a_node_with_another_address_is_known_by_the_rest() {
     let says = |public_ip: &str, mac: &str| {
         format!(
-            r#"{{"PublicIP":"{public_ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+            "{{\"PublicIP\":\"{public_ip}\",\"BackendType\":\"vxlan\",\"BackendData\":{{\"VNI\":1,\
+            \"VtepMAC\":\"{mac}\"}}}}"
         )
     };
     let (ours, others) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
@@ -250,13 +251,13 @@ fn a_node_with_another_address_is_known_by_the_rest() {
 #[test]
 fn an_answer_is_what_the_registry_itself_has_said() {
     let all = |as_of| {
-        Change::All(Listing {
+        EntryChange::All(Listing {
             entries: vec![],
             revision: 1,
             as_of,
         })
     };
-    assert!(Change::Alive.is_answer() && all(None).is_answer());
+    assert!(EntryChange::Alive.is_answer() && all(None).is_answer());
     assert!(!all(Some(SystemTime::UNIX_EPOCH)).is_answer());
-    assert!(!Change::Unreachable("why".to_owned()).is_answer());
+    assert!(!EntryChange::Unreachable("why".to_owned()).is_answer());
 }

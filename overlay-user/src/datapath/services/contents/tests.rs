@@ -2,7 +2,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 
 use overlay_common::socket::{
-    Affinity, AffinityKey, Server, ServerKey, Service, Tables, Translation, is_kept,
+    Affinity, AffinityKey, Server, ServerKey, Service, SocketTables, Translation, is_kept,
 };
 use proptest::prelude::*;
 
@@ -40,7 +40,7 @@ fn looked_at<F>(room: usize, look: F) -> Fake<F> {
     }
 }
 
-impl<F> Tables for Fake<F> {
+impl<F> SocketTables for Fake<F> {
     fn service(&self, frontend: &socket::Frontend) -> Option<Service> {
         self.services.get(frontend).copied()
     }
@@ -135,7 +135,7 @@ fn frontend(last: u8) -> Frontend {
     Frontend {
         address: [10, 96, 0, last].into(),
         port: 53,
-        transport: Transport::Udp,
+        transport: ServiceTransport::Udp,
     }
 }
 
@@ -177,7 +177,9 @@ proptest! {
         let mut contents = Contents::empty(1);
         let mut maps = looked_at(usize::MAX, Allowed(BTreeMap::new()));
         for servers in tables {
-            let wanted = table(servers.iter().map(|(last, it)| (*last, serving(it.iter().copied()))));
+            let served = servers.iter();
+            let served = served.map(|(last, it)| (*last, serving(it.iter().copied())));
+            let wanted = table(served);
             for (frontend, serving) in wanted.iter() {
                 let servers = serving.servers.iter().map(server_of).collect();
                 maps.look.0.entry(frontend_of(frontend)).or_default().push(servers);

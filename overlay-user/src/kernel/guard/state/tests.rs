@@ -68,7 +68,12 @@ fn a_pod_that_comes_does_not_touch_the_peers() {
     new.pods
         .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));
     let delta = Delta::between(&old.contents(), &new.contents());
-    assert!(delta.added.keys().all(|set| set.family() == Family::Bridge));
+    assert!(
+        delta
+            .added
+            .keys()
+            .all(|set| set.family() == TableFamily::Bridge)
+    );
     assert_eq!((delta.len(), old.shape() == new.shape()), (2, true));
 }
 

@@ -7,7 +7,7 @@ use overlay_common::socket::{
 };
 
 use super::*;
-use crate::service::Affinity as Stay;
+use crate::service::SessionAffinity;
 
 /// Every draw from 0 to the last is as good as another.
 #[test]
@@ -109,7 +109,7 @@ fn who_opts_out_is_left_to_kube_proxy() {
 fn a_client_stays_with_its_server_for_the_time_of_its_affinity() {
     let sticky = |servers: &[u8]| {
         Arc::new(Serving {
-            affinity: Some(Stay {
+            affinity: Some(SessionAffinity {
                 lasts: Duration::from_secs(10),
                 port_id: 80,
             }),
@@ -151,7 +151,7 @@ fn a_client_stays_with_its_server_at_all_frontends_of_a_port() {
     let sticky = |servers: &[u8], port_id| {
         let lasts = Duration::from_secs(10);
         Arc::new(Serving {
-            affinity: Some(Stay { lasts, port_id }),
+            affinity: Some(SessionAffinity { lasts, port_id }),
             ..Arc::unwrap_or_clone(serving(servers.iter().copied()))
         })
     };
@@ -184,7 +184,7 @@ fn a_client_stays_with_its_server_at_all_frontends_of_a_port() {
 #[test]
 fn what_changes_meanwhile_is_left_to_kube_proxy() {
     struct Restless(Fake<()>, RefCell<u32>);
-    impl Tables for Restless {
+    impl SocketTables for Restless {
         fn service(&self, frontend: &socket::Frontend) -> Option<Service> {
             let looks = &mut *self.1.borrow_mut();
             *looks += 1;
