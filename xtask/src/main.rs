@@ -28,6 +28,7 @@ mod setup;
 mod shell;
 mod soak;
 mod test;
+mod test_names;
 mod vmtest;
 mod workspace;
 

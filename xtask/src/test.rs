@@ -1,13 +1,11 @@
 //! `cargo xtask test`: everything that must hold, with the time that each part took.
 
-pub mod names;
-
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 
 use crate::parts::{self, Run};
-use crate::{bench, build, deny, fuzz, isolation, scale, setup, shell, soak, vmtest};
+use crate::{bench, build, deny, fuzz, isolation, scale, setup, shell, soak, test_names, vmtest};
 
 /// End-to-end tests that run at a time; each has a lab of its own.
 const LABS_AT_A_TIME: usize = 2;
@@ -188,7 +186,7 @@ fn unit_tests(run: &mut Run, filter: Option<&str>) -> Result<()> {
 /// The tests of the programs in the kernel and those in labs.
 fn labs(run: &mut Run, filter: Option<&str>) -> Result<()> {
     const NAME: &str = "in the kernel and labs";
-    let files = names::files()?;
+    let files = test_names::files()?;
     let mut part = |files: Vec<&String>, filter: Option<&str>| {
         let (clusters, labs): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|file| *file == CLUSTERS);
@@ -252,7 +250,7 @@ fn close(mut run: Run, filter: Option<&str>) -> Result<ExitCode> {
     if let Some(filter) = filter
         && run.count().is_nothing()
     {
-        run.part("filter", |_| names::none(filter))?;
+        run.part("filter", |_| test_names::none(filter))?;
     }
     Ok(run.close())
 }

@@ -192,8 +192,8 @@ impl Kernel {
     /// The kernel's refusal.
     pub async fn disable_learning(&self, ifindex: u32, name: &str, vni: u32) -> Result<(), Error> {
         self.look_away();
-        // Without the device's name, because Linux before 6.2 refuses the name of a device that is up
-        // by EBUSY, even if it is the name that the device has (dev_change_name()).
+        // Without the device's name, because Linux before 6.2 refuses the name of a device that is
+        // up by EBUSY, even if it is the name that the device has (dev_change_name()).
         let message = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan)
             .index(ifindex)
             .id(vni)

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::test::names;
+use crate::test_names;
 
 /// What stands for every file that machines can run.
 pub const ALL: &str = "all";
@@ -22,7 +22,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
 /// # Errors
 /// When there is no such file.
 pub fn files(named: &[String]) -> Result<Vec<String>> {
-    chosen(named, &names::files()?)
+    chosen(named, &test_names::files()?)
 }
 
 /// Why `all` leaves files out, in a line each.
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_is_left_out_exists() {
-        let known = names::files().unwrap();
+        let known = test_names::files().unwrap();
         for (file, _) in LEFT_OUT {
             assert!(known.contains(&(*file).to_owned()), "{file}");
         }
