@@ -126,7 +126,12 @@ mod tests {
 
     #[test]
     fn blocks_are_told_from_what_is_only_shown() {
-        let page = "## A\n```\nno\n```\n1. x\n\n   ```sh\n   one \\\n     two\n   ```\n```sh\n# b\n```\n## B\n```sh\nc\n```\n";
+        let page = concat!(
+            "## A\n```\nno\n```\n",
+            "1. x\n\n   ```sh\n   one \\\n     two\n   ```\n",
+            "```sh\n# b\n```\n",
+            "## B\n```sh\nc\n```\n",
+        );
         assert_eq!(blocks(page, "A"), ["one \\\n  two\n", "# b\n"]);
         assert_eq!(blocks(page, "B"), ["c\n"]);
         assert!(blocks(page, "C").is_empty());
