@@ -324,8 +324,9 @@ fn heard(socket: &UdpSocket) -> Result<(SocketAddrV4, SocketAddr)> {
     Ok((text.parse().context("an address")?, from))
 }
 
-/// Whether the kernel refuses every program that walks over the memory of sockets, as hardened
-/// kernels do. The verifier answers a wrong program by `EACCES` or `EINVAL`, never by `EPERM`.
+/// Whether the kernel refuses every program that walks over the memory of sockets, which one kernel
+/// of 6.18 was seen to do. The verifier answers a wrong program by `EACCES` or `EINVAL`, never by
+/// `EPERM`.
 fn is_forbidden(error: &Error) -> bool {
     let Error::Program { source, .. } = error else {
         return false;
