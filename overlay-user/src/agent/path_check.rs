@@ -114,6 +114,20 @@ impl PathCheck {
         });
     }
 
+    /// Ends requests to peers that are not in `peers`, for before the kernel's state of such a peer
+    /// is removed. Without a route, the socket's device would take a peer's address for an address
+    /// on its own link, and the kernel would keep a failed neighbour of it.
+    pub fn forget_others(&self, peers: &PeerMap) {
+        self.wanted.send_if_modified(|wanted| {
+            let Some(wanted) = wanted else {
+                return false;
+            };
+            let before = wanted.peers.clone();
+            let gone = peers.differences(&before).filter(|it| it.now.is_none());
+            gone.filter_map(|it| wanted.peers.remove(it.key)).count() > 0
+        });
+    }
+
     /// What the answers came to, and every change of it.
     #[must_use]
     pub fn paths(&self) -> watch::Receiver<Paths> {
@@ -132,12 +146,12 @@ async fn run(mut heard: watch::Receiver<Option<Wanted>>, mut teller: Teller, pul
     let mut socket = None;
     loop {
         pulse.beat();
-        let wanted = heard.borrow_and_update().clone();
         let now = Instant::now();
         let mut next = None;
-        if let Some(wanted) = &wanted {
+        // Borrowed until everything is sent, so that nothing goes to a peer after `forget_others`.
+        if let Some(wanted) = &*heard.borrow_and_update() {
             teller.is_due |= checks.follow(&wanted.peers, now);
-            match ask(&mut socket, wanted, &mut checks, now).await {
+            match ask(&mut socket, wanted, &mut checks, now) {
                 Ok(()) => {
                     teller.is_due |= checks.expire(now);
                     let told = teller.tell(&checks, now);
@@ -170,7 +184,7 @@ async fn run(mut heard: watch::Receiver<Option<Wanted>>, mut teller: Teller, pul
 type Bound = (Echo, String, Ipv4Addr);
 
 /// Sends the requests that are due, by a socket that is bound as wanted.
-async fn ask(
+fn ask(
     socket: &mut Option<Bound>,
     wanted: &Wanted,
     checks: &mut Checks,
@@ -186,7 +200,7 @@ async fn ask(
     };
     let mut usable = true;
     for (address, sequence) in checks.take_due(now) {
-        if let Err(error) = bound.0.send(address, sequence).await {
+        if let Err(error) = bound.0.send(address, sequence) {
             tracing::debug!(%address, "ask a peer: {error}");
             // Any other error is about this peer, and the answers of others are still to come.
             usable &= !echo::is_device_gone(&error);

@@ -337,6 +337,7 @@ impl Reconciler {
             self.kernel_path.widen_guard(guard, report).await;
         }
         self.fast_path.prepare(&view, report);
+        self.path_check.forget_others(self.peers.believed());
         let served = self
             .kernel_path
             .carry_out(

@@ -7,7 +7,8 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::BindToDevice;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind, sendto,
+    setsockopt, socket,
 };
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use tokio::net::UdpSocket;
@@ -81,16 +82,16 @@ impl Echo {
         })
     }
 
-    /// Sends a request.
+    /// Sends a request, without waiting for room.
     ///
     /// # Errors
     /// The kernel's refusal: the device may be gone, or a packet filter may object.
-    pub async fn send(&self, to: Ipv4Addr, sequence: u16) -> io::Result<()> {
+    pub fn send(&self, to: Ipv4Addr, sequence: u16) -> io::Result<()> {
         let message = request(self.identifier, sequence);
-        self.socket
-            .send_to(&message, SocketAddrV4::new(to, 0))
-            .await
-            .map(drop)
+        let to = SockaddrIn::from(SocketAddrV4::new(to, 0));
+        let flags = MsgFlags::MSG_DONTWAIT;
+        sendto(self.socket.as_raw_fd(), &message, &to, flags)?;
+        Ok(())
     }
 
     /// Waits for a reply to any request, and tells who sent the reply.

@@ -267,5 +267,18 @@ fn thousands_of_leases_are_served_and_forgotten() -> Result<()> {
     }
     wait_until("the routes' end", 6 * PATIENCE, || routes(1)(&first))
         .with_context(|| format!("{:?}", first.overlay_routes()))?;
+    let neighbours = |state: &str| {
+        let shown = format!("ip -4 neighbour show dev flannel.1 {state}");
+        first.run(["sh", "-c", &shown])
+    };
+    wait_until("the neighbours' end", PATIENCE, || {
+        neighbours("nud permanent").is_ok_and(|it| it.lines().count() == 1)
+    })?;
+    // The kernel would keep a failed one of whatever the agent still sent to a node that had gone.
+    let all = neighbours("nud all")?;
+    ensure!(
+        all.lines().filter(|it| !it.contains("NOARP")).count() == 1,
+        "{all}"
+    );
     all_is_well(&lab, talks)
 }
