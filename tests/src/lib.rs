@@ -38,6 +38,7 @@ pub mod packet;
 pub mod pins;
 pub mod process;
 pub mod reach;
+pub mod rest;
 pub mod soak;
 pub mod status;
 pub mod traffic;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use overlay_tests::rest::wait_at_rest;
 use overlay_tests::{Lab, Node, Options, wait_until};
 use serde_json::Value;
 
@@ -73,6 +74,7 @@ fn an_idle_agent_starts_no_program() -> Result<()> {
     let note = log.display().to_string();
     let _tools = restart_with_tools(&node, &lab, |tool| format!("echo {tool} $@ >> {note}"))?;
     node.wait_ready(READY)?;
+    wait_at_rest(&node)?;
     let started = || fs::read_to_string(&log).unwrap_or_default();
     ensure!(!started().is_empty(), "the wrappers were never used");
     // What a start has set off comes to rest.

@@ -129,6 +129,8 @@ pub struct Progress {
     pub report: Option<Report>,
     /// What the agent waits for before its first round.
     pub waiting: String,
+    /// Rounds so far.
+    pub rounds: u64,
     /// Rounds that left something to be put right.
     pub failed_rounds: u64,
 }
@@ -235,6 +237,7 @@ impl Health {
             for rejected in new.filter_map(|it| it.now) {
                 tracing::warn!("lease {}: {}", rejected.subject, rejected.reason);
             }
+            standing.rounds += 1;
             standing.failed_rounds += u64::from(!report.problems.is_empty());
             *last = Some(report);
         });
@@ -317,6 +320,7 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
 async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
     let Progress {
         report,
+        rounds,
         failed_rounds,
         ..
     } = shown.reports.borrow().clone();
@@ -342,6 +346,7 @@ async fn render_metrics(State(shown): State<Shown>) -> impl IntoResponse {
         policy_engines,
         lease_expiry: report.lease_expiry,
         store_reachable: report.store == StoreHealth::Ok,
+        rounds,
         failed_rounds,
         packets,
         guard: guard

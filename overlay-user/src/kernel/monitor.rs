@@ -248,8 +248,13 @@ fn whole(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<KernelEvent> {
 fn neighbour(message: &NeighbourMessage, is_there: bool) -> Option<KernelEvent> {
     let ifindex = message.header.ifindex;
     if message.header.family == AddressFamily::Bridge {
-        let vtep = destination(message).filter(|_| is_there);
-        let change = KernelChange::Fdb(link_layer(message)?, vtep);
+        let vtep = destination(message);
+        // Before Linux 6.14, `rtnl_fdb_add()` in net/core/rtnetlink.c tells of every new entry once
+        // more, after the device's driver has, and without the destination.
+        if is_there && vtep.is_none() {
+            return None;
+        }
+        let change = KernelChange::Fdb(link_layer(message)?, vtep.filter(|_| is_there));
         return Some(KernelEvent::Fdb { ifindex, change });
     }
     Some(KernelEvent::Neighbour(NeighbourChange {
@@ -328,6 +333,15 @@ mod tests {
             Some(KernelEvent::Fdb {
                 ifindex: 3,
                 change: KernelChange::Fdb(mac, Some(address))
+            })
+        );
+        message.attributes.remove(0);
+        assert_eq!(neighbour(&message, true), None, "told once more");
+        assert_eq!(
+            neighbour(&message, false),
+            Some(KernelEvent::Fdb {
+                ifindex: 3,
+                change: KernelChange::Fdb(mac, None)
             })
         );
     }

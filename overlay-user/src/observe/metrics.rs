@@ -38,6 +38,8 @@ pub struct Scrape {
     pub lease_expiry: Option<u64>,
     /// Whether the store answers.
     pub store_reachable: bool,
+    /// Rounds of the reconciler since the agent's start. A node where nothing changes has none.
+    pub rounds: u64,
     /// Rounds of the reconciler that left a problem behind, since the agent's start.
     pub failed_rounds: u64,
     /// The data path's counters; empty where the fast path is off.
@@ -203,14 +205,18 @@ impl Collector for DataPath {
             )?;
             gauge.encode(metric)?;
         }
-        let failed = ConstCounter::new(scrape.failed_rounds);
-        let help = "Rounds of the reconciler that left a problem";
-        failed.encode(encoder.encode_descriptor(
-            "failed_rounds",
-            help,
-            None,
-            failed.metric_type(),
-        )?)?;
+        for (name, help, rounds) in [
+            ("rounds", "Rounds of the reconciler", scrape.rounds),
+            (
+                "failed_rounds",
+                "Rounds of the reconciler that left a problem",
+                scrape.failed_rounds,
+            ),
+        ] {
+            let counter = ConstCounter::new(rounds);
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
         self.encode_column(&mut encoder, "datapath_packets", "Packets", |counter| {
             counter.packets
         })?;
