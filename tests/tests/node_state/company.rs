@@ -59,7 +59,8 @@ fn a_foreign_program_on_a_pods_veth_has_its_say() -> Result<()> {
     wait_for_path(&node, &lab.pod(1, 2).address().to_string(), "fast")?;
     talk(&lab)?;
     ensure!(is_attached(&node, &device, id)?, "it is gone");
-    drop(theirs);
+    // A filter of clsact is removed in the namespace of the thread that drops its owner.
+    node.namespace().inside(|| drop(theirs))?;
     wait_for_path(&node, &address, "fast")?;
     talk(&lab)?;
     lab.down()
