@@ -1,7 +1,7 @@
-//! The CNI plugin: gives pods their interface on the overlay, and takes it back.
+//! The CNI plugin: adds a pod's interface on the overlay, and removes the interface.
 //!
-//! It reads flannel's configuration, needs no daemon, and leaves on disk what flannel's plugins
-//! leave:
+//! The plugin reads flannel's configuration, needs no daemon, and writes the same files as
+//! flannel's plugins:
 //!
 //! | verb | module |
 //! |---|---|
@@ -49,14 +49,14 @@ pub use result::versions;
 
 use crate::deadline::Deadline;
 
-/// How long a call may take: well below the two minutes after which runtimes give up without
-/// telling what was waited for.
+/// Longest duration of a call: well below the two minutes after which runtimes give up, because
+/// their error does not name what the call waited for.
 const CALL: Duration = Duration::from_secs(30);
 
 /// Answers one call: variables of the environment by way of `variable`, the configuration from
-/// `input`. Returns what goes to standard output, if anything does. `OVERLAY_BPFFS` says where the
-/// fast path is pinned, and `OVERLAY_RUN_DIR` where the agent has its run directory, if that is not
-/// the default; `OVERLAY_DEADLINE` how many seconds the call may take.
+/// `input`. Returns the text for standard output, if there is any. `OVERLAY_BPFFS` is the directory
+/// of the pins, and `OVERLAY_RUN_DIR` the agent's run directory, where they are not the default;
+/// `OVERLAY_DEADLINE` is the longest duration of the call in seconds.
 ///
 /// # Errors
 ///
@@ -97,14 +97,15 @@ fn deadline(seconds: Option<String>) -> Result<Deadline, Error> {
     }
 }
 
-/// Reads the configuration, on a thread that nobody waits for when it is too late.
+/// Reads the configuration on a thread of its own, because a read of standard input cannot be
+/// cancelled at the deadline.
 async fn read_until(
     deadline: Deadline,
     input: impl Read + Send + 'static,
 ) -> Result<NetConf, Error> {
     let (done, conf) = oneshot::channel();
     thread::spawn(move || {
-        // The receiver is gone where the answer came too late.
+        // The receiver has been dropped if the deadline has passed.
         let _ = done.send(NetConf::read(input));
     });
     let unfinished = || Error::Unfinished(deadline.allowed().as_secs());
@@ -114,7 +115,7 @@ async fn read_until(
     }
 }
 
-/// Every wait has the deadline: for a lock, a program, or the kernel. What takes back a
+/// Serves a request. Every wait for a lock, a program or the kernel ends at the deadline; undoing a
 /// failed ADD has [`add::UNDO`] of its own.
 async fn serve(
     deadline: Deadline,
@@ -146,8 +147,8 @@ impl NetConf {
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if it is not JSON of the right shape, [`Error::Config`] if the network's
-    /// name could not be that of a directory.
+    /// [`Error::Decode`] if the input is not JSON of the right shape, [`Error::Config`] if the
+    /// network's name could not be that of a directory.
     pub fn read(mut input: impl Read) -> Result<Self, Error> {
         let mut text = String::new();
         input
@@ -173,11 +174,11 @@ impl NetConf {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`], code 1, if the plugin does not speak it, or it does not know the
-    /// command.
+    /// [`Error::Protocol`], code 1, if the plugin does not support the version, or the version has
+    /// no such command.
     pub fn version(&self, command: Cmd) -> Result<SpecVersion, Error> {
         let version = match self.cni_version.as_str() {
-            // Says the specification.
+            // The specification's default.
             "" => SpecVersion::new(0, 1, 0),
             text => text.parse()?,
         };
@@ -186,11 +187,11 @@ impl NetConf {
         Ok(version)
     }
 
-    /// The result of the plugins before this one.
+    /// The result of the plugins before this one in the list.
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if it is no result of CNI 0.3.0 or later.
+    /// [`Error::Decode`] if the text is no result of CNI 0.3.0 or later.
     pub fn previous(&self) -> Result<Option<CNIResult>, Error> {
         Ok(self
             .prev_result

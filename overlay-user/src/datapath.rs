@@ -1,4 +1,4 @@
-//! The fast path seen from user space: the only code that talks bpf(2).
+//! The fast path seen from user space: the only code that calls bpf(2).
 //!
 //! The programs and maps are pinned below a directory of their own (see [`pins`]), so they outlive
 //! the agent. [`programs`] loads, attaches and swaps programs; [`maps`] reads and writes the pinned

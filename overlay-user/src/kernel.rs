@@ -54,7 +54,7 @@ pub use tool::ToolError;
 /// How long the kernel may take to answer one netlink request or dump.
 const NETLINK_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What can go wrong between us and the kernel.
+/// An error of a call to the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No netlink socket.
@@ -70,14 +70,14 @@ pub enum Error {
         /// The errno.
         source: io::Error,
     },
-    /// The answer was lost or is not what was asked for.
+    /// The answer was lost or does not fit the request.
     #[error("{call} {object}: {reason}")]
     Answer {
         /// The netlink message.
         call: &'static str,
         /// What it was about.
         object: String,
-        /// What rtnetlink says.
+        /// The error that rtnetlink gives.
         reason: String,
     },
     /// The kernel did not answer in time: within 10 s, or before the deadline of the connection.
@@ -100,7 +100,7 @@ pub enum Error {
     /// A network namespace cannot be used.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// A device that has to be there is not.
+    /// A required device does not exist.
     #[error("no device {0}")]
     NoDevice(String),
     /// A sysctl cannot be read or written.
@@ -115,7 +115,7 @@ pub enum Error {
     },
 }
 
-/// What is missing where the kernel does not permit something.
+/// The missing privilege where the kernel does not permit a call.
 fn privilege(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "; this needs CAP_NET_ADMIN",
@@ -123,7 +123,7 @@ fn privilege(error: &io::Error) -> &'static str {
     }
 }
 
-/// What helps where `/proc/sys` is mounted read-only, as for a container that is not privileged.
+/// The cure where `/proc/sys` is mounted read-only, as for a container that is not privileged.
 fn writable(path: &str, error: &io::Error) -> String {
     if error.kind() != io::ErrorKind::ReadOnlyFilesystem {
         return String::new();
@@ -171,7 +171,7 @@ pub struct Kernel {
     task: JoinHandle<()>,
     /// Whether an answer did not come in time.
     is_late: AtomicBool,
-    /// When all of it must be done; nothing is asked afterwards.
+    /// The deadline of all requests; none is sent afterwards.
     deadline: Option<Deadline>,
     look: look::Look,
 }
@@ -192,7 +192,7 @@ impl Kernel {
         })
     }
 
-    /// As [`Kernel::connect`], for work that has to be done by a deadline, whatever it asks.
+    /// As [`Kernel::connect`], for work whose requests all share one deadline.
     ///
     /// # Errors
     /// [`Error::Socket`].
@@ -214,22 +214,23 @@ impl Kernel {
         })?
     }
 
-    /// How long the kernel may take to answer now.
+    /// The time that the kernel has for the next answer.
     fn patience(&self) -> Duration {
         self.deadline.map_or(NETLINK_DEADLINE, |deadline| {
             deadline.left().min(NETLINK_DEADLINE)
         })
     }
 
-    /// Whether the connection is of no use any more: it has broken, or an answer is overdue, and
-    /// the kernel begins no other dump on this socket before that one is read.
+    /// Whether the connection is of no further use: the connection has broken, or an answer is
+    /// overdue, and the kernel begins no other dump on this socket before that answer is read.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.task.is_finished() || self.is_late.load(Ordering::Relaxed)
     }
 
-    /// Runs one request under the deadline. Once one was late, all that follow on this connection
-    /// are: a round that asks a thousand things of a stuck kernel shall not wait for each.
+    /// Runs one request under the deadline. After one late answer all further requests on this
+    /// connection fail at once, because a round with a thousand requests to a stuck kernel shall
+    /// not wait for each.
     async fn request<T>(
         &self,
         call: &'static str,
@@ -272,7 +273,7 @@ impl Drop for Kernel {
     }
 }
 
-/// Takes "there is no such thing" for success, for removals that somebody else was quicker with.
+/// Takes "no such object" for success, because another process may have removed the object first.
 fn gone_is_fine(result: Result<(), Error>) -> Result<(), Error> {
     use nix::libc::{EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH};
     match result {

@@ -2,7 +2,7 @@
 //! of.
 //!
 //! Kernel-facing code lives at the edges ([`kernel`] changes the kernel's network, [`datapath`]
-//! talks bpf(2)); everything between is pure and tested without root.
+//! calls bpf(2)); all other code is pure and tested without root.
 
 pub mod agent;
 pub mod allocator;

@@ -1,4 +1,4 @@
-//! Telling operators what is going on: status, metrics, tables.
+//! The state of a node for operators: status, metrics, tables.
 
 pub mod agent_file;
 pub mod metrics;

@@ -1,9 +1,9 @@
 //! Services as the data path needs them: addresses that stand for several servers.
 //!
-//! A source of truth says what Services there are; [`ServiceTable`] is what becomes of that on one
-//! node, and what the maps of the programs at the socket are filled from. A *server* is what
-//! Kubernetes calls an endpoint and LVS a real server (`endpoint` and `backend` have other meanings
-//! here: see the glossary).
+//! A registry holds the Services; [`ServiceTable`] is the table that one node makes of them, and
+//! the maps of the programs at the socket are filled from that table. A *server* is what Kubernetes
+//! calls an endpoint and LVS a real server (`endpoint` and `backend` have other meanings here: see
+//! the glossary).
 
 pub mod api;
 mod catalog;
@@ -39,7 +39,7 @@ pub enum ServiceTransport {
 /// An address at which a Service is reached from inside of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frontend {
-    /// The address. It is nobody's own, or this node's (a node port).
+    /// The address: of no host, or this node's (a node port).
     pub address: IpAddr,
     /// The port; never zero.
     pub port: u16,
@@ -58,12 +58,11 @@ impl fmt::Display for Frontend {
     }
 }
 
-/// Who serves a frontend, seen from one node.
+/// The servers of a frontend, seen from one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serving {
-    /// Where connections go, each as likely as the others: of the frontend's address family, in
-    /// order, each once. None: nobody serves, and what becomes of a connection is kube-proxy's to
-    /// say.
+    /// The servers, chosen with equal probability: of the frontend's address family, sorted, each
+    /// once. Without any, connections are left to kube-proxy.
     pub servers: Box<[SocketAddr]>,
     /// Whether and how a client stays with its server (`sessionAffinity`).
     pub affinity: Option<SessionAffinity>,
@@ -72,7 +71,7 @@ pub struct Serving {
 /// How a client stays with its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionAffinity {
-    /// How long, after its last connection.
+    /// The time for which affinity lasts after the client's last connection.
     pub lasts: Duration,
     /// Number of the Service's port: all frontends of one port share what is remembered, and no
     /// others, as kube-proxy's lists of clients are those of a port's endpoints.
@@ -81,7 +80,7 @@ pub struct SessionAffinity {
 
 /// All Services of one node. What differs from an earlier table is found by
 /// [`differences`](SharedMap::differences), at a cost that does not depend on what stayed;
-/// frontends of one Service share what serves them.
+/// frontends of one Service share their [`Serving`].
 pub type ServiceTable = SharedMap<Frontend, Arc<Serving>>;
 
 #[cfg(test)]

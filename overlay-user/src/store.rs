@@ -1,5 +1,5 @@
-//! Where leases live. One [`Store`] keeps this node's lease and knows everybody's, whatever holds
-//! them.
+//! The store of leases. One [`Store`] keeps this node's lease and knows every node's, in any kind
+//! of registry.
 //!
 //! ```text
 //! Store ── keeper: acquire, renew, republish, watch; the same for every registry
@@ -8,8 +8,7 @@
 //!               └ kube    Node objects: subnets are assigned, not chosen
 //! ```
 //!
-//! Services come from the same place, but only where somebody asks for them:
-//! [`ServiceFollower`].
+//! Services come from the same registry, but only where a [`ServiceFollower`] runs.
 //!
 //! The keeper is level-triggered: it compares what the registry holds with what this node wants to
 //! hold and mends the difference, whether a watch event, a renewal or a timer told it to look.
@@ -34,10 +33,10 @@ pub use services::{ServiceFollower, ServiceState};
 use crate::config::net_conf::NetConfError;
 use crate::lease::{AllocateError, Lease, Leases, Rejections};
 
-/// flannel's lease time: how long a node may be away and still find its subnet.
+/// flannel's lease time: the longest absence after which a node still finds its subnet.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Which store, and how to reach it.
+/// The kind of store, and its address.
 #[derive(Clone, Debug)]
 pub enum Location {
     /// An etcd cluster.
@@ -64,8 +63,8 @@ pub struct LeaseState {
     pub rejected: Rejections,
     /// Whether `leases` has ever been complete. Once true it stays true.
     pub synced: bool,
-    /// Since when nothing has been heard of `leases`, where they are what an earlier agent knew
-    /// last: the store has not answered this one yet.
+    /// The time at which an earlier agent knew `leases` last, where the store has not answered this
+    /// agent yet.
     pub as_of: Option<SystemTime>,
     /// Whether the store answers.
     pub store: StoreHealth,
@@ -79,16 +78,16 @@ pub enum StoreHealth {
     Connecting,
     /// The store answers.
     Ok,
-    /// The store does not answer. What was known stays in force.
+    /// The store does not answer. The leases known before stay in force.
     Unreachable {
         /// Since when.
         since: SystemTime,
-        /// What the last attempt said.
+        /// The error of the last attempt.
         error: String,
     },
 }
 
-/// What the store's owner is told about this node.
+/// A notice about this node for the store's owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// Pods of this node can be reached.
@@ -123,7 +122,7 @@ pub enum Error {
         /// What happened, with the cure where there is one.
         message: String,
     },
-    /// The store answered that it will not.
+    /// The store refused the call.
     #[error("{call} was refused: {message}")]
     Refused {
         /// What was asked of the store.

@@ -14,10 +14,10 @@ use ipnet::Ipv4Net;
 use crate::conversation::Transport;
 use crate::{Node, command};
 
-/// A Service: an address of nobody's behind which are pods.
+/// A Service: an address of no host, behind which are pods.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// Tells chains apart; capital letters.
+    /// Part of the names of chains; capital letters.
     pub name: &'static str,
     /// The cluster's address of it.
     pub address: SocketAddrV4,

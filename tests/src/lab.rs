@@ -10,7 +10,7 @@
 //! ```
 //!
 //! What exists is written to `lab.json` in the lab's state directory before it is made, so that any
-//! later command, and the next lab of the same name, can take it away.
+//! later command, and the next lab of the same name, can remove the lab.
 
 mod agent;
 mod groups;
@@ -238,7 +238,7 @@ impl Lab {
         Ok(Namespace::new(full).with_programs(self.options().bin_dir))
     }
 
-    /// What this lab was asked to be.
+    /// The options that this lab was made with.
     pub fn options(&self) -> Options {
         self.shared.read(|state| state.options.clone())
     }
@@ -248,7 +248,7 @@ impl Lab {
         self.shared.directory()
     }
 
-    /// Where clients inside the lab reach the store: an URL (etcd) or a path (dir).
+    /// The address of the store for clients inside the lab: a URL (etcd) or a path (dir).
     pub fn store_endpoint(&self) -> String {
         store::endpoint(&self.options())
     }

@@ -1,4 +1,4 @@
-//! What `cargo xtask vmtest` and the first process of its machines agree on.
+//! Constants that `cargo xtask vmtest` and the first process of its machines share.
 
 /// The serial port that results go to, as the guest sees it.
 pub const OUTPUT: &str = "/dev/ttyS1";

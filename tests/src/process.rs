@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::wait_until;
 
-/// A process, told from later ones with the same number by the time it was started.
+/// A process, distinguished from later ones with the same id by its start time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Process id.
@@ -41,7 +41,7 @@ impl Process {
         Self::of(std::process::id())
     }
 
-    /// Whether it still runs. Collects it if it is our own child and has ended.
+    /// Whether the process still runs. Reaps the process if it is our own child and has ended.
     pub fn is_alive(&self) -> bool {
         match stat(self.pid) {
             Some((state, started)) if started == self.started => {
@@ -71,7 +71,7 @@ impl Process {
         }
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     ///
     /// # Errors
     /// When it still runs after `limit`.
@@ -103,7 +103,7 @@ impl Running {
         )
     }
 
-    /// Waits for its own end and returns what it wrote.
+    /// Waits until the program ends by itself, and returns its output.
     ///
     /// # Errors
     /// When it cannot be waited for.
@@ -112,7 +112,7 @@ impl Running {
         child.wait_with_output().context("wait for a program")
     }
 
-    /// Ends it with `signal` and returns what it wrote.
+    /// Ends the program with `signal`, and returns its output.
     ///
     /// # Errors
     /// When the signal may not be sent.

@@ -21,7 +21,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 use crate::wait::allowed;
 use crate::{Namespace, Pod};
 
-/// How long any single answer may take on a usual machine.
+/// Longest wait for a single answer on a usual machine.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait for an answer that may be sent again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -31,11 +31,11 @@ const LARGEST: usize = 65_535;
 /// One side of a conversation.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// How a report calls it.
+    /// Name of the endpoint in reports.
     pub name: String,
-    /// Where its sockets are opened.
+    /// The namespace in which the endpoint's sockets are opened.
     pub namespace: Namespace,
-    /// Where it is reached.
+    /// The address of the endpoint.
     pub address: Ipv4Addr,
 }
 
@@ -103,7 +103,7 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     Ok(peer.ip())
 }
 
-/// How often an answer is sent that does not arrive.
+/// Number of times that an answer is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answers {
     /// Every datagram must arrive.

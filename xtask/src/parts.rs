@@ -1,4 +1,4 @@
-//! The parts of a run of checks and tests: what each took, and what came of it.
+//! The parts of a run of checks and tests: the duration and the result of each.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -18,7 +18,7 @@ struct Part {
     failure: Option<String>,
 }
 
-/// What a part has done.
+/// The result of a part.
 #[derive(Debug, Default)]
 pub struct Done {
     /// Tests of the part.
@@ -85,7 +85,7 @@ impl Run {
         sum
     }
 
-    /// Says how long each part took and what failed, and ends with the sum of all tests.
+    /// Prints the duration of each part and the failures, then the sum of all tests.
     pub fn close(self) -> ExitCode {
         println!("\n{}", self.summary());
         if self.is_broken() {

@@ -1,4 +1,4 @@
-//! Running other programs and telling what is going on.
+//! Runs other programs and reports progress.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use overlay_tests::command::show;
 use overlay_tests::interrupt;
 
-/// Tells a step on stderr, where progress goes; stdout is for results.
+/// Reports a step on stderr, because stdout is for results.
 pub fn progress(text: &str) {
     eprintln!("==> {text}");
 }

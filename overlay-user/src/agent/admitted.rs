@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net};
 use crate::backend::{Peer, PeerMap};
 use crate::kernel::guard::Sources;
 
-/// Remembers whom it has told of.
+/// The guard's sources, with the peers that they were made from.
 #[derive(Default)]
 pub struct Admitted {
     believed: PeerMap,

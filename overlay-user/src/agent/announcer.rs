@@ -1,5 +1,6 @@
-//! Tells the cluster's owner how this node fares, where the store has a place for it: whether the
-//! node's network can be used, and what keeps pods from being served well.
+//! Publishes the state of this node for the cluster's owner, in a store that has a place for
+//! notices: whether the node's network can be used, and the causes that stop pods or slow them
+//! down.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,25 +13,26 @@ use tokio_util::sync::CancellationToken;
 use super::health::{Progress, Report};
 use crate::store::{Error, Notice, Store};
 
-/// A fault is told once it has lasted this long: the scheduler stops sending pods to the node.
+/// A fault is published only after this time, because the scheduler then stops sending pods to the
+/// node.
 const LASTING: Duration = Duration::from_secs(10);
-/// How often what could not be told is tried again, and what lasts is looked at.
+/// Interval of further attempts after a failed notice, and of looks at a lasting fault.
 const TICK: Duration = Duration::from_secs(5);
-/// An event of one reason is told at most this often, with the last of its messages.
+/// Shortest time between two events of one reason; the later one has the last message.
 const SELDOM: Duration = Duration::from_secs(60);
 
-/// What the owner was told so far.
+/// The notices published so far.
 #[derive(Debug, Default)]
 struct Announced {
     /// The condition; none at the start.
     condition: Option<Notice>,
-    /// Since when the node has been in a state that is not told yet.
+    /// A condition that is not published yet, and the time of its begin.
     pending: Option<(Notice, Instant)>,
     /// The last message of each kind of event, and when.
     events: BTreeMap<&'static str, (String, Instant)>,
 }
 
-/// Tells until `cancel`. With `condition`, whether the network can be used as well.
+/// Publishes notices until `cancel`; with `condition`, also whether the node's network can be used.
 pub(super) async fn run(
     store: Arc<Store>,
     mut progress: watch::Receiver<Progress>,
@@ -87,7 +89,7 @@ async fn is_told(store: &Store, notice: &Notice) -> bool {
 }
 
 impl Announced {
-    /// The condition that has to be told now.
+    /// The condition that is due.
     fn next_condition(&mut self, progress: &Progress, now: Instant) -> Option<Notice> {
         let wanted = condition(progress);
         if self.condition.as_ref() == Some(&wanted) {
@@ -105,10 +107,10 @@ impl Announced {
         (is_down || now.duration_since(since) >= LASTING).then_some(wanted)
     }
 
-    /// The events that have to be told now.
+    /// The events that are due.
     fn next_events(&mut self, progress: &Progress, now: Instant) -> Vec<(&'static str, String)> {
         let current = events(progress);
-        // What is over and comes again is told again.
+        // A cause that ends and recurs is published again.
         self.events.retain(|reason, (_, at)| {
             current.contains_key(reason) || now.duration_since(*at) < SELDOM
         });
@@ -139,7 +141,7 @@ fn condition(progress: &Progress) -> Notice {
     }
 }
 
-/// What stops pods, or slows them down, by kind.
+/// The causes that stop pods or slow them down, by reason.
 fn events(progress: &Progress) -> BTreeMap<&'static str, String> {
     let mut events = BTreeMap::new();
     let Some(report) = &progress.report else {

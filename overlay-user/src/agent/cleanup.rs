@@ -1,4 +1,4 @@
-//! `overlayd cleanup`: everything of ours off the node, and nothing else.
+//! `overlayd cleanup`: removes everything of ours from the node, and nothing else.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use overlay_common::V4;
 
 use super::{fast_path, settings};
 
-/// Does everything that can be done and reports all that could not.
+/// Removes everything that can be removed, and reports every failure.
 pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     let Some(_lock) = AgentLock::take(&flags.node.run_dir)? else {
         bail!("overlayd runs on this node: stop it first");
@@ -108,15 +108,15 @@ async fn device_of_our_routes(network: IpNet) -> Option<String> {
         .device
 }
 
-/// By what the other nodes know this one.
+/// The identity of this node to the other nodes.
 struct Identity {
     /// MAC address of the VXLAN device.
     mac: MacAddr,
-    /// The address that it sends from, which may not be the node's any more.
+    /// The address that the device sends from, which may not be the node's any more.
     address: Option<IpAddr>,
 }
 
-/// The identity that the VXLAN device shows, while it is there.
+/// The identity by the VXLAN device; `None` without the device.
 async fn vxlan_device(name: &str) -> Option<Identity> {
     let link = kernel::Kernel::connect().ok()?.observe_device(name).await;
     let device = link.ok()??;
@@ -126,8 +126,8 @@ async fn vxlan_device(name: &str) -> Option<Identity> {
     })
 }
 
-/// Gives up this node's lease, so that its subnet is free at once: also one from before its address
-/// changed.
+/// Releases this node's lease, also one from before the node's address changed, so that the subnet
+/// is free at once.
 async fn release(
     flags: &AgentFlags,
     subnets: &PerFamily<IpNet>,

@@ -32,7 +32,7 @@ use tokio::sync::watch;
 /// The part of a report that is about the fast path.
 const FAST_PATH: &str = "fast path";
 
-/// What a round came to.
+/// The result of a round.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Peers programmed in both paths.
@@ -41,7 +41,8 @@ pub struct Report {
     pub pods: usize,
     /// Leases that were refused.
     pub rejected: Rejections,
-    /// When the leases were known last (RFC 3339), where the store has not answered this agent yet.
+    /// The time of the leases in use (RFC 3339), where an earlier agent knew them and the store has
+    /// not answered this agent yet.
     pub leases_as_of: Option<String>,
     /// Foreign packet-filter rules that packets from pod to pod meet.
     pub policies: Vec<Policy>,
@@ -78,12 +79,12 @@ impl Report {
         report
     }
 
-    /// Something that the next round has to put right.
+    /// Adds a problem that the next round has to repair.
     pub fn problem(&mut self, part: &'static str, text: String) {
         self.problems.entry(part).or_default().push(text);
     }
 
-    /// The same, and pods of this node cannot be reached until then.
+    /// Adds a problem as [`Report::problem`]; pods of this node cannot be reached until then.
     pub fn hinder(&mut self, part: &'static str, text: String) {
         self.hindrance = Some(format!("{part}: {text}"));
         self.problem(part, text);
@@ -99,17 +100,17 @@ impl Report {
         note.cloned().or(problems)
     }
 
-    /// What is to be known of others' packet-filter rules.
+    /// The note on foreign packet-filter rules.
     pub fn policies_note(&self) -> Option<&str> {
         self.notes.get("network policies").map(String::as_str)
     }
 
-    /// Something that an operator should know and nothing puts right.
+    /// Adds a note for the operator on a state that no round can repair.
     pub fn note(&mut self, part: &'static str, text: impl Into<String>) {
         self.notes.insert(part, text.into());
     }
 
-    /// Leases that were refused although they can be read.
+    /// Adds leases that were refused although they are well-formed.
     pub fn reject(&mut self, rejected: &Rejections) {
         for (key, rejected) in rejected.iter() {
             self.rejected.insert(key.clone(), Arc::clone(rejected));
@@ -122,20 +123,20 @@ impl Report {
     }
 }
 
-/// How far the agent has come.
+/// The agent's progress: the wait before its first round, or the last round's report.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// What the last round came to; none before the first.
+    /// The report of the last round; none before the first.
     pub report: Option<Report>,
     /// What the agent waits for before its first round.
     pub waiting: String,
-    /// Rounds so far.
+    /// Number of rounds so far.
     pub rounds: u64,
-    /// Rounds that left something to be put right.
+    /// Number of rounds that ended with a problem.
     pub failed_rounds: u64,
 }
 
-/// The agent's health, and where it is shown.
+/// The agent's health, and the server that shows it.
 pub struct Health {
     reports: watch::Sender<Progress>,
     address: Option<SocketAddr>,
@@ -202,17 +203,17 @@ impl Health {
         })
     }
 
-    /// Where the server listens.
+    /// The address on which the server listens.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
-    /// How the agent stands, and every change of it.
+    /// A receiver of the agent's progress, and of every change.
     pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.reports.subscribe()
     }
 
-    /// Shows what the agent waits for before its first round. True if that is news.
+    /// Publishes what the agent waits for before its first round. True if the text is new.
     pub fn wait_for(&self, what: String) -> bool {
         self.reports.send_if_modified(|standing| {
             let is_new = standing.waiting != what;
@@ -221,7 +222,7 @@ impl Health {
         })
     }
 
-    /// Shows what a round came to; tells the log what is new.
+    /// Publishes the report of a round; logs what is new in the report.
     pub fn publish(&self, report: Report) {
         self.reports.send_modify(|standing| {
             let last = &mut standing.report;
@@ -250,7 +251,7 @@ fn rfc3339(moment: SystemTime) -> String {
     moment.map_or_else(|error| error.to_string(), |it| format!("{it:.0}"))
 }
 
-/// Whether every task makes progress; if not, an agent that is started anew may.
+/// Answers whether every task makes progress; where one does not, a restart of the agent may help.
 async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
     let stuck = shown.liveness.stuck();
     if stuck.is_empty() {

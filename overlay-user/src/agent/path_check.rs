@@ -1,5 +1,5 @@
-//! Asks each peer for an answer over the kernel path, for nothing else shows that a firewall drops
-//! VXLAN there: what the fast path carries does not pass the firewall.
+//! Sends each peer an echo request over the kernel path. No other observation shows that a firewall
+//! drops VXLAN there, because packets of the fast path do not pass the firewall.
 //!
 //! The request is an ICMP echo from this node's address on the VXLAN device to the peer's, which is
 //! no pod's, so that both the request and the reply are the IP stack's. A stock flannel answers,
@@ -17,17 +17,17 @@ use crate::kernel::echo::{self, Echo};
 use crate::liveness::Pulse;
 use checks::Checks;
 
-/// At least this often something is done, if only to say so.
+/// Longest turn of the task, because [`PathCheck::pulse`] beats once in each turn.
 const TURN: Duration = Duration::from_secs(30);
-/// Pause before a socket is opened again that could not be used: the device may come.
+/// Pause before another attempt to open a socket, because the device may not exist yet.
 const RETRY: Duration = Duration::from_secs(5);
 /// Silent peers are reported at most this often: each report is a round of the reconciler and a
 /// note with all of them, and where VXLAN is dropped one peer after another is found not to answer.
 const TELL: Duration = Duration::from_secs(10);
-/// So many peers are named in the log.
+/// Most peers that one line of the log names.
 const NAMED: usize = 10;
 
-/// What the peers are asked from, and who they are.
+/// Source and device of the requests, and the peers.
 #[derive(Clone, Debug, PartialEq)]
 struct Wanted {
     device: String,
@@ -35,17 +35,17 @@ struct Wanted {
     peers: PeerMap,
 }
 
-/// What the answers came to.
+/// The result of the requests so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
     /// The peers that do not answer, in the order of their subnets.
     pub unreachable: Vec<Peer>,
-    /// Why no peer is asked, if so.
+    /// Why no peer is sent a request; `None` where peers are.
     pub unchecked: Option<String>,
 }
 
 impl Paths {
-    /// What an operator should know, if there is anything.
+    /// A note for the operator; `None` where every peer answers.
     #[must_use]
     pub fn note(&self) -> Option<String> {
         if let Some(why) = &self.unchecked {
@@ -69,7 +69,7 @@ impl Paths {
     }
 }
 
-/// The task that asks.
+/// The task that sends the requests.
 #[derive(Debug)]
 pub struct PathCheck {
     wanted: watch::Sender<Option<Wanted>>,
@@ -78,7 +78,8 @@ pub struct PathCheck {
 }
 
 impl PathCheck {
-    /// Starts the task, which does nothing before [`follow`](Self::follow) and ends with this.
+    /// Starts the task, which does nothing before [`follow`](Self::follow) and ends when this value
+    /// is dropped.
     #[must_use]
     pub fn spawn() -> Self {
         let (wanted, heard) = watch::channel(None);
@@ -97,7 +98,7 @@ impl PathCheck {
         }
     }
 
-    /// Says which peers to ask, from `source` by `device`.
+    /// Sets the peers to send requests to, from `source` by `device`.
     pub fn follow(&self, device: &str, source: IpAddr, peers: &PeerMap) {
         let IpAddr::V4(source) = source else {
             return;
@@ -128,7 +129,7 @@ impl PathCheck {
         });
     }
 
-    /// What the answers came to, and every change of it.
+    /// A receiver of the result, and of every change.
     #[must_use]
     pub fn paths(&self) -> watch::Receiver<Paths> {
         self.paths.clone()
@@ -217,18 +218,18 @@ async fn hear(socket: Option<&Bound>) -> std::io::Result<Ipv4Addr> {
     }
 }
 
-/// Tells others who does not answer, and the log what is new.
+/// Publishes the peers that do not answer, and logs changes.
 #[derive(Debug)]
 struct Teller {
     found: watch::Sender<Paths>,
-    /// When something was told.
+    /// The time of the last publication.
     last: Option<Instant>,
-    /// Whether something changed since then.
+    /// Whether the result has changed since then.
     is_due: bool,
 }
 
 impl Teller {
-    /// Tells what is due, or returns when it may be told.
+    /// Publishes a due change, or returns the time at which the change may be published.
     fn tell(&mut self, checks: &Checks, now: Instant) -> Option<Instant> {
         let was_checked = self.found.borrow().unchecked.is_none();
         if !self.is_due && was_checked {
@@ -254,7 +255,7 @@ impl Teller {
         None
     }
 
-    /// Tells that no peer can be asked.
+    /// Publishes that no request can be sent.
     fn tell_unchecked(&mut self, error: &echo::Error) {
         let paths = Paths {
             unreachable: Vec::new(),

@@ -7,7 +7,7 @@ use crate::kernel::pods::PodLinks;
 use crate::kernel::policies::{Found, Policies, Policy, Scope};
 use crate::marks::BRIDGE;
 
-/// What keeps packets to the kernel path, from look to look.
+/// The foreign packet-filter rules that keep packets on the kernel path, as of the last look.
 #[derive(Debug)]
 pub struct Hindrance {
     wanted: FastPathMode,
@@ -18,7 +18,7 @@ pub struct Hindrance {
 }
 
 impl Hindrance {
-    /// As the flags want it; nothing is looked at yet.
+    /// The state before the first look, as the flags set it.
     pub fn new(wanted: FastPathMode) -> Self {
         Self {
             wanted,
@@ -35,7 +35,7 @@ impl Hindrance {
         self.find_again().await;
     }
 
-    /// Looks again, for the same packets. Returns whether anything has changed, and tells the log.
+    /// Looks again, for the same packets. Returns whether anything has changed, and logs a change.
     pub async fn find_again(&mut self) -> bool {
         let Some(scope) = self
             .scope
@@ -63,7 +63,7 @@ impl Hindrance {
             .filter(|_| self.wanted == FastPathMode::Auto)
     }
 
-    /// What the rules come to, for people.
+    /// The consequence of the rules, as text for people.
     pub fn note(&self) -> Option<String> {
         let reason = self.found.reason()?;
         Some(match self.wanted {

@@ -58,7 +58,7 @@ pub struct Start {
     pub lease: Lease,
     /// MAC address of the backend's device.
     pub mac: MacAddr,
-    /// What the tools are told.
+    /// The agent's note for the tools, with the fields that are known at the start.
     pub file: AgentFile,
 }
 
@@ -81,7 +81,7 @@ pub struct Reconciler {
     /// The other nodes, as judged so far: a newcomer cannot push them out.
     peers: Peers,
     admitted: Admitted,
-    /// Whether the last round left something to be put right.
+    /// Whether the last round ended with a problem.
     failed: bool,
     announced: bool,
     pulse: Pulse,

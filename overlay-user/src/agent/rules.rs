@@ -12,7 +12,7 @@ use super::settings::Settings;
 use crate::kernel::ToolError;
 use crate::kernel::rules::{Driver, RuleSet, Witness};
 
-/// The rules that are wanted, and what came of them.
+/// The wanted rules, and the state of the rules in the kernel.
 pub struct RulesUpkeep {
     wanted: watch::Sender<Option<RuleSet>>,
     /// The rules that are in force.
@@ -20,17 +20,17 @@ pub struct RulesUpkeep {
     task: JoinHandle<()>,
 }
 
-/// What came of the wanted rules.
+/// The state of the wanted rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RulesState {
-    /// What the kernel was last seen to hold.
+    /// The rules that the kernel held at the last look.
     pub in_force: Option<RuleSet>,
     /// Why the last attempt failed.
     pub error: Option<String>,
 }
 
 impl RulesState {
-    /// Reports what keeps `wanted` from being in force.
+    /// Reports why `wanted` is not in force, if so.
     pub fn tell(&self, wanted: &RuleSet, report: &mut Report) {
         match &self.error {
             Some(error) => report.problem("rules", error.clone()),
@@ -63,7 +63,7 @@ impl RulesUpkeep {
         });
     }
 
-    /// What came of them; for waiting, too.
+    /// A receiver of the state of the rules, and of every change.
     pub fn state(&self) -> watch::Receiver<RulesState> {
         self.done.clone()
     }

@@ -1,4 +1,4 @@
-//! Services at the socket, kept as the store has them.
+//! Keeps the programs at the socket and their maps in step with the store's Services.
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -20,11 +20,12 @@ use crate::store::ServiceState;
 
 use super::settings;
 
-/// How long to wait before what failed is tried again.
+/// Pause before another attempt after a failure.
 const RETRY: Duration = Duration::from_secs(30);
-/// How often connected sockets are looked for whose servers have gone, while there may be any.
+/// Interval of the searches for connected sockets whose servers do not serve any more, while there
+/// may be such sockets.
 const LOOK: Duration = Duration::from_secs(60);
-/// How often the programs and their pins are looked for.
+/// Interval of the checks that programs and pins are still in place.
 const TICK: Duration = Duration::from_secs(1);
 /// Changes come in bursts; the maps follow after the rest of one.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -32,16 +33,16 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// How Services are translated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Standing {
-    /// The store has not told yet.
+    /// The store has not answered yet.
     #[default]
     Waiting,
     /// By kube-proxy alone, as the flags or the store want it.
     Off(String),
-    /// By kube-proxy alone, because something is missing.
+    /// By kube-proxy alone, because a precondition is missing.
     Down {
-        /// What.
+        /// The missing precondition.
         why: String,
-        /// Whether the flags say that it must not be missing.
+        /// Whether the flags demand that precondition.
         is_fault: bool,
     },
     /// At the socket.
@@ -90,7 +91,7 @@ impl Standing {
         }
     }
 
-    /// What has to be put right.
+    /// The missing precondition, where the flags demand it.
     pub fn fault(&self) -> Option<&str> {
         match self {
             Self::Down {
@@ -106,13 +107,14 @@ impl Standing {
 pub struct Channels {
     /// How Services are translated.
     pub standing: watch::Receiver<Standing>,
-    /// What is left out of Services.
+    /// Refused parts of Services.
     pub refused: watch::Receiver<Refusals>,
     /// Network namespaces whose Services are left to kube-proxy.
     pub opted_out: watch::Sender<BTreeSet<u64>>,
 }
 
-/// What is left out of the store's Services, told when that changes: tables change more often.
+/// A receiver of the refused parts of the store's Services alone, because tables change more often
+/// than refusals.
 pub fn refused(mut source: watch::Receiver<ServiceState>) -> watch::Receiver<Refusals> {
     let (told, refused) = watch::channel(source.borrow_and_update().refused.clone());
     tokio::spawn(async move {
@@ -129,7 +131,7 @@ pub fn refused(mut source: watch::Receiver<ServiceState>) -> watch::Receiver<Ref
 }
 
 impl Channels {
-    /// Says whose Services are left to kube-proxy.
+    /// Sets the network namespaces whose Services are left to kube-proxy.
     pub fn opt_out(&self, cookies: BTreeSet<u64>) {
         self.opted_out.send_if_modified(|known| {
             let is_news = *known != cookies;
@@ -139,7 +141,8 @@ impl Channels {
     }
 }
 
-/// Keeps the programs at the socket until `cancel`; they go with the agent.
+/// Keeps the programs at the socket until `cancel`. The programs that choose servers are detached
+/// with the end of the agent.
 pub async fn run(
     flags: AgentFlags,
     mut source: watch::Receiver<ServiceState>,
@@ -223,8 +226,8 @@ pub async fn run(
     }
 }
 
-/// Returns when something of the programs is missing, of which the kernel sends no event. What
-/// standing sockets need is pinned again by then.
+/// Returns when a program or pin is missing, of which the kernel sends no event. The maps that
+/// connected sockets need are pinned again by then.
 async fn disturbance(running: &Option<SocketPrograms>, tick: &mut Interval) {
     let Some(services) = running else {
         return pending().await;
@@ -283,8 +286,8 @@ fn follow(
     })
 }
 
-/// Takes over what an agent of another ABI version has left of what standing sockets need, before
-/// whatever else it has left is taken off.
+/// Adopts the maps and links of another ABI version that connected sockets need. To be called
+/// before all other pins of that version are removed.
 pub fn take_over(flags: &AgentFlags) {
     match settings::pins(flags).take_over(services::is_pin) {
         Ok(0) => {}
@@ -293,7 +296,7 @@ pub fn take_over(flags: &AgentFlags) {
     }
 }
 
-/// Takes away the tables that no agent keeps true.
+/// Removes the maps of Services, because no agent would keep them up to date.
 fn take_off(pins: &Pins) {
     if let Err(error) = services::forget(pins) {
         tracing::warn!("{error}");

@@ -1,4 +1,4 @@
-//! What does not change while the agent runs.
+//! Settings that do not change while the agent runs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,14 +77,14 @@ pub fn open_store(flags: &AgentFlags) -> Result<Store, store::Error> {
     Store::open(location(flags), ttl, renew_every)
 }
 
-/// The file in which the agent leaves what it knows of a store that may be away when the next one
-/// starts.
+/// The file in which the agent remembers the content of a store that may not answer when the next
+/// agent starts.
 #[must_use]
 pub fn memory(flags: &AgentFlags) -> PathBuf {
     flags.node.run_dir.join("nodes.json")
 }
 
-/// Where the flags say that leases live.
+/// The store that the flags describe.
 fn location(agent: &AgentFlags) -> Location {
     let flags = &agent.store;
     let file = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));

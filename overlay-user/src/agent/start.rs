@@ -34,7 +34,7 @@ use super::services;
 use super::settings::{self, Settings};
 use super::watchdog::{self, PATIENCE};
 
-/// How long to wait before asking again for what is not there yet.
+/// Pause before another attempt at a step that has failed.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs the agent until `cancel`.
@@ -225,7 +225,7 @@ fn claim_namespace() -> anyhow::Result<UnixListener> {
     }
 }
 
-/// What the store knows of this node before the agent has said anything.
+/// The store's knowledge of this node before the agent has published anything.
 struct Said {
     /// The address that an operator wants to be this node's.
     public_address: Option<IpAddr>,
@@ -246,7 +246,7 @@ impl Said {
     }
 }
 
-/// Tries until it works, with the cause in the log, or until `cancel`.
+/// Repeats `attempt` until it succeeds or until `cancel`; logs the cause of each failure.
 async fn until<T>(
     cancel: &CancellationToken,
     health: &Health,

@@ -1,8 +1,8 @@
 //! Follows the underlay's device through renaming, another MTU, and the loss of its address.
 //!
-//! An address that is gone for a moment, as while a DHCP lease is renewed, is no reason to move to
-//! another device: every peer would have to learn of that. Neither is an address or a default route
-//! that comes later.
+//! The overlay does not move to another device when the address is missing for a moment, as while a
+//! DHCP lease is renewed, because every peer would have to follow. Nor does it move to an address
+//! or a default route that is added later.
 
 use std::time::{Duration, Instant};
 
@@ -10,15 +10,15 @@ use ipnet::IpNet;
 
 use crate::kernel::interface::Underlay;
 
-/// How long the address may be gone before another one of the same device is taken.
+/// Longest absence of the address before another address of the same device is taken.
 const READDRESSED: Duration = Duration::from_secs(3);
-/// How long the address may be gone before another device is chosen.
+/// Longest absence of the address before another device is chosen.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// What the kernel says of the underlay's device.
+/// The state of the underlay's device in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sighting {
-    /// Name and MTU; none where the device is gone.
+    /// Name and MTU; none where the device does not exist.
     pub device: Option<(String, u32)>,
     /// Addresses, with the prefixes on the link.
     pub addresses: Vec<IpNet>,
@@ -32,7 +32,7 @@ pub struct Footing {
     first: Underlay,
     /// The device's prefixes when the device was last seen with this node's address.
     on_link: Vec<IpNet>,
-    /// Since when the device or its address has been gone.
+    /// The time at which the device or its address was first missing.
     lost: Option<Instant>,
 }
 
@@ -46,14 +46,14 @@ pub enum Step {
     /// Wait, unless the choice is the same device with another address, or another device of its
     /// name.
     Readdress,
-    /// Choose anew, whatever comes out.
+    /// Choose anew, and accept any choice.
     Choose,
     /// Go back if the first device is the choice again.
     GoBack,
 }
 
 impl Footing {
-    /// As chosen at the start.
+    /// A footing on the device chosen at the start.
     pub fn new(underlay: Underlay) -> Self {
         Self {
             first: underlay.clone(),
@@ -141,7 +141,7 @@ impl Footing {
         moves
     }
 
-    /// Whether the address is gone and still waited for; such a wait ends without any event.
+    /// Whether the agent waits for a missing address; such a wait ends without any event.
     pub fn is_waiting(&self) -> bool {
         self.lost.is_some()
     }

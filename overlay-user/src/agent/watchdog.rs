@@ -1,4 +1,4 @@
-//! Ends the agent when a task that it cannot do without is gone, and tells systemd that it lives.
+//! Ends the agent when an indispensable task has ended, and sends systemd signs of life.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::liveness::Liveness;
 /// Longest silence of a task of the agent that is well: each deadline of a call is far shorter.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How often the tasks are looked at.
+/// Interval of the looks at the tasks.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 
 /// Runs `main` beside the lease keeper until `cancel`. Whichever ends first ends the other.
 ///
 /// # Errors
-/// What `main` failed with; or the keeper ended before it was told to.
+/// The error of `main`; or the keeper ended before `cancel`.
 pub async fn supervise(
     main: impl Future<Output = anyhow::Result<()>>,
     mut keeper: JoinHandle<()>,
@@ -40,8 +40,8 @@ pub async fn supervise(
     result
 }
 
-/// Tells the log which tasks make no progress, and systemd, if the unit asks for it
-/// (`WatchdogSec=`), that every task makes progress.
+/// Logs tasks that make no progress. While every task makes progress, notifies systemd's watchdog,
+/// if the unit has one (`WatchdogSec=`).
 pub async fn feed(liveness: Liveness) {
     let watchdog = sd_notify::watchdog_enabled();
     let every = watchdog.map_or(LOOK_EVERY, |deadline| LOOK_EVERY.min(deadline / 3));

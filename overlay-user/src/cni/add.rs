@@ -20,11 +20,11 @@ use crate::kernel::netns::Netns;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
-/// How long taking back a failed ADD may take.
+/// Longest duration of undoing a failed ADD.
 pub const UNDO: Duration = Duration::from_secs(5);
 
-/// Adds `attachment` to the network in the namespace at `path`. When it fails, nothing of it stays,
-/// unless taking it back fails too: then the address stays taken until DEL.
+/// Adds `attachment` to the network in the namespace at `path`. A failed ADD is undone; where
+/// undoing fails as well, the address stays allocated until DEL.
 ///
 /// # Errors
 ///
@@ -86,7 +86,7 @@ pub async fn add(
     }
 }
 
-/// Where a pod is connected.
+/// The network, namespace and devices that a pod is connected with.
 struct Place<'a> {
     conf: &'a NetConf,
     network: &'a Network,
@@ -194,8 +194,8 @@ impl Place<'_> {
         )))
     }
 
-    /// Takes back what a failed ADD did, for which there is a little time even after its deadline.
-    /// What fails here as well is only reported: the runtime calls DEL next.
+    /// Undoes a failed ADD, within [`UNDO`] even after the deadline of the ADD. A failure here is
+    /// only reported, because the runtime calls DEL next.
     async fn undo(&self, address: IpAddr) {
         let Self {
             conf, attachment, ..

@@ -24,7 +24,7 @@ const MESH_ANNOTATIONS: [&str; 2] = ["sidecar.istio.io/status", "linkerd.io/prox
 /// The capability by which a runtime tells the pod's annotations.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
-/// What is asked for; all else is free to choose.
+/// The requests of the runtime; the plugin chooses what is not requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
     /// The pod's address.
@@ -87,7 +87,7 @@ impl Asked {
     }
 }
 
-/// What a pod's annotations say of its Services.
+/// Whether a pod's annotations leave its Services to kube-proxy.
 fn is_left_to_kube_proxy(annotations: &Value) -> bool {
     match annotations[SERVICES_ANNOTATION].as_str() {
         Some(by) => by == "kube-proxy",

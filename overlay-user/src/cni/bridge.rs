@@ -15,7 +15,7 @@ use crate::kernel::links::Link;
 /// First byte of a MAC address that no manufacturer gave.
 const LOCAL_UNICAST: u8 = 0x02;
 
-/// Makes the bridge of `network` if it is not there, and completes what it lacks. Several ADDs may
+/// Makes the bridge of `network` if there is none, and completes an existing one. Several ADDs may
 /// do so at the same time.
 ///
 /// # Errors
@@ -126,8 +126,8 @@ async fn ensure_gateway(host: &Kernel, network: &Network, bridge: &Link) -> Resu
     Ok(host.add_address(bridge.index, subnet).await?)
 }
 
-/// Whether a bridge can have only one of these: two IPv4 addresses, or two overlapping ones in
-/// IPv6, where the link-local address is always beside ours.
+/// Whether the two addresses exclude each other on a bridge: any two of IPv4, but in IPv6 only
+/// overlapping ones, because the link-local address is always beside ours.
 fn collide(other: IpNet, subnet: IpNet) -> bool {
     match (other, subnet) {
         (IpNet::V4(_), IpNet::V4(_)) => true,
@@ -143,7 +143,7 @@ async fn has_ports(host: &Kernel, bridge: &Link) -> Result<bool, Error> {
         .any(|link| link.master == Some(bridge.index)))
 }
 
-/// Has the node forward packets, as a gateway must.
+/// Enables forwarding on the node, because the node is the pods' gateway.
 fn enable_forwarding(subnet: IpNet) -> Result<(), Error> {
     let key = if subnet.addr().is_ipv4() {
         "ipv4/ip_forward"

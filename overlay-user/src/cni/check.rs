@@ -14,7 +14,7 @@ use crate::kernel::links::Link;
 use crate::kernel::netns::Netns;
 use crate::pod::PodNote;
 
-/// Compares what there is with what ADD reported.
+/// Compares the pod's network with the result that ADD reported.
 ///
 /// # Errors
 ///
@@ -72,7 +72,7 @@ pub async fn check(
     }
 }
 
-/// Tells whether an ADD would find what it needs.
+/// Checks the preconditions of an ADD.
 ///
 /// # Errors
 ///
@@ -105,7 +105,7 @@ pub async fn status(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
     })
 }
 
-/// Whether there are pods on this node whose bridge is down or gone.
+/// Whether there are pods on this node whose bridge is down or missing.
 async fn pods_are_cut_off(conf: &NetConf, deadline: Deadline) -> Result<bool, Error> {
     let host = Kernel::connect_until(deadline)?;
     let links = host.all_links().await?;
@@ -116,7 +116,7 @@ async fn pods_are_cut_off(conf: &NetConf, deadline: Deadline) -> Result<bool, Er
     })
 }
 
-/// What the result of ADD says about one attachment.
+/// The part of ADD's result about one attachment.
 struct Expected<'a> {
     result: &'a CNIResult,
     interface: &'a Interface,

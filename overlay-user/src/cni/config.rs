@@ -26,7 +26,7 @@ pub struct NetConf {
     pub cni_version: String,
     /// Name of the network; names the directory of addresses.
     pub name: String,
-    /// Where the agent writes what it leased.
+    /// The file in which the agent writes this node's subnet.
     #[serde(default = "default_subnet_file")]
     pub subnet_file: PathBuf,
     /// Where flannel's plugin keeps one file per container.
@@ -41,20 +41,22 @@ pub struct NetConf {
     /// The result of the plugins before this one, or, for CHECK, of the whole list.
     #[serde(default)]
     pub prev_result: Option<Value>,
-    /// What whoever wrote the configuration tells plugins; `args.cni` follows conventions.
+    /// Arguments for plugins from the author of the configuration; `args.cni` follows CNI's
+    /// conventions.
     #[serde(default)]
     pub args: Value,
-    /// What the runtime tells plugins that have capabilities.
+    /// Arguments from the runtime for plugins that have capabilities.
     #[serde(default)]
     pub runtime_config: Value,
-    /// For GC: everything that is alive. `None` if the runtime did not say.
+    /// For GC: the valid attachments. `None` if the runtime did not name any.
     #[serde(
         default,
         rename = "cni.dev/valid-attachments",
         deserialize_with = "said"
     )]
     valid_attachments: Option<Vec<GcAttachment>>,
-    /// The same by the name that the specification's text has had at first; runtimes send both.
+    /// The valid attachments under the key of the specification's first text; runtimes send both
+    /// keys.
     #[serde(default, rename = "cni.dev/attachments", deserialize_with = "said")]
     attachments: Option<Vec<GcAttachment>>,
 }
@@ -77,8 +79,8 @@ pub struct Delegate {
     other: Map<String, Value>,
 }
 
-/// Options of address management, with the names that the `host-local` plugin gives them. flannel
-/// overwrites `ranges` with the node's subnet, so it is not read.
+/// Options of address management, with the names that the `host-local` plugin gives them. `ranges`
+/// is not read, because flannel overwrites that key with the node's subnet.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Ipam {
@@ -87,7 +89,7 @@ pub struct Ipam {
     routes: Vec<Route>,
 }
 
-/// What the configuration comes to on this node.
+/// The configuration merged with `subnet.env`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Name of the bridge.
@@ -96,11 +98,11 @@ pub struct Network {
     pub mtu: u32,
     /// Whether the bridge has the gateway's address.
     pub is_gateway: bool,
-    /// Whether what leaves through the gateway is masqueraded pod by pod.
+    /// Whether packets that leave through the gateway are masqueraded pod by pod.
     pub ip_masq: bool,
     /// Whether a pod may reach itself by way of the bridge.
     pub hairpin: bool,
-    /// Whether the bridge takes every frame.
+    /// Whether the bridge is in promiscuous mode.
     pub promiscuous: bool,
     /// Whether a wrong address of the bridge is replaced while pods use it.
     pub force_address: bool,
@@ -115,8 +117,8 @@ pub struct Network {
     pub dns: Option<Dns>,
 }
 
-/// Options of the `bridge` plugin that would change who can talk to whom, and that this plugin does
-/// not have.
+/// Options of the `bridge` plugin that would change which hosts a pod can reach, and that this
+/// plugin does not have.
 const UNSUPPORTED: [&str; 6] = [
     "vlan",
     "vlanTrunk",
@@ -149,7 +151,7 @@ impl NetConf {
             .unwrap_or(BRIDGE)
     }
 
-    /// For GC: everything that is alive. `None` if the runtime did not say.
+    /// For GC: the valid attachments. `None` if the runtime did not name any.
     #[must_use]
     pub fn valid_attachments(&self) -> Option<&[GcAttachment]> {
         let said = self.valid_attachments.as_ref();
@@ -164,12 +166,12 @@ impl NetConf {
             .join(&self.name)
     }
 
-    /// Merges the configuration with what the agent says.
+    /// Merges the configuration with the agent's `subnet.env`.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] if it asks for what this plugin cannot do, [`Error::SubnetEnv`] if the
-    /// agent says nothing useful.
+    /// [`Error::Config`] if the configuration has an option that this plugin does not support,
+    /// [`Error::SubnetEnv`] if `subnet.env` is missing or malformed.
     pub fn network(&self) -> Result<Network, Error> {
         let delegate = self.delegate.clone().unwrap_or_default();
         let ipam = self.ipam.clone().unwrap_or_default();

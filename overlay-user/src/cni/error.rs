@@ -1,4 +1,4 @@
-//! What can go wrong in the plugin, and the number that CNI gives it.
+//! The plugin's errors, and the number of each in CNI.
 
 use std::error::Error as _;
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ pub enum Error {
     /// A file cannot be used.
     #[error("cannot {action} {path}")]
     File {
-        /// What was tried, as a verb.
+        /// The action that failed, as a verb.
         action: &'static str,
         /// On which path.
         path: PathBuf,
@@ -46,13 +46,13 @@ pub enum Error {
     /// The kernel refused a request, or did not answer in time.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
-    /// The agent has told nothing, or nonsense.
+    /// The agent's `subnet.env` is missing or malformed.
     #[error(transparent)]
     SubnetEnv(#[from] SubnetEnvError),
     /// No address.
     #[error(transparent)]
     Ipam(#[from] ipam::Error),
-    /// A packet-filter program.
+    /// A packet-filter program failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// The runtime began a configuration and did not end it, for this many seconds.
@@ -61,7 +61,7 @@ pub enum Error {
         runtime"
     )]
     Unfinished(u64),
-    /// Something on the node is in the way.
+    /// Another object on the node conflicts with the request.
     #[error("{0}")]
     Conflict(String),
     /// CHECK found the pod's network other than ADD left it.
@@ -77,12 +77,12 @@ pub enum Error {
     },
 }
 
-/// First number that CNI leaves to plugins: the state of this node is in the way.
+/// First number that CNI leaves to plugins: the state of this node conflicts with the request.
 const CODE_CONFLICT: u32 = 100;
 /// CHECK failed.
 const CODE_CHANGED: u32 = 101;
 
-/// What is to be said of the pods that are there.
+/// The part of STATUS's message about the existing pods.
 fn cut_off(limited: bool) -> &'static str {
     if limited {
         ", and those on this node are cut off: their bridge is down"
@@ -126,7 +126,7 @@ impl Error {
     }
 
     /// The JSON that a runtime expects on standard output, in version `version` of CNI. `msg` is
-    /// the error itself, `details` what it comes from.
+    /// the error itself, `details` its causes.
     #[must_use]
     pub fn to_json(&self, version: &str) -> Value {
         let msg = self.to_string();
@@ -134,7 +134,7 @@ impl Error {
         let mut cause = self.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Some errors tell their cause themselves.
+            // The text of some errors includes their cause.
             if !causes.last().unwrap_or(&msg).contains(&text) {
                 causes.push(text);
             }

@@ -1,4 +1,4 @@
-//! GC: take back everything that the runtime does not count among the living.
+//! GC: delete the attachments that the runtime does not list as valid.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,12 +15,12 @@ use crate::ipam::{Attachment, Holder};
 use crate::kernel::Kernel;
 use crate::pod::PodNote;
 
-/// Releases everything of this network that is not among the valid attachments. Goes on past errors
-/// and returns the first.
+/// Releases everything of this network that is not among the valid attachments. Continues after an
+/// error, and returns the first one.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] if the runtime does not say what is valid; else as
+/// [`Error::Config`] if the runtime does not list the valid attachments; else as
 /// [`del`](super::release::del).
 pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(), Error> {
     let valid: BTreeSet<_> = conf

@@ -1,4 +1,4 @@
-//! What keeps a pod from sending in another's name until an agent takes it over.
+//! The guard that prevents a pod from sending with another's address until an agent serves the pod.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::kernel::guard;
 use crate::kernel::links::Link;
 use crate::observe::agent_file::AgentLock;
 
-/// Where an agent keeps its run directory, unless it is told otherwise.
+/// The agent's default run directory.
 const RUN_DIR: &str = "/run/overlay";
 
-/// Where the agent of this node, which may or may not run, leaves what the plugin needs of it.
+/// The directories in which the agent of this node, running or not, leaves what the plugin needs.
 #[derive(Clone, Debug)]
 pub struct Agent {
     /// The directory of its pins.
@@ -25,7 +25,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// By the variables that the agent knows as well.
+    /// Reads the same environment variables as the agent.
     pub fn new(variable: impl Fn(&str) -> Option<String>) -> Self {
         Self {
             // The agent keeps its pins in a directory of its own on that file system.
@@ -39,8 +39,8 @@ impl Agent {
         }
     }
 
-    /// Whether an agent is at work that takes a new pod over in a moment: one that runs, and whose
-    /// sign of life is fresh. One that waits for its store gives none.
+    /// Whether an agent will serve a new pod in a moment: the agent runs, and its sign of life is
+    /// fresh. An agent that waits for its store gives no sign of life.
     fn takes_over(&self) -> bool {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(u64::MAX, |now| {
             let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
@@ -51,12 +51,12 @@ impl Agent {
     }
 }
 
-/// Guards a pod whose interface is not up yet. The pod works without, so that what fails is only
-/// reported.
+/// Guards a pod whose interface is not up yet. A failure is only reported, because the pod works
+/// without the guard.
 pub async fn raise(agent: &Agent, port: &str, pod: &LocalPod, deadline: Deadline) {
     let address = pod.address;
-    // Attaching by tcx waits some 10 ms for RCU, four times as long as all the rest: not where the
-    // agent is about to.
+    // The program is not attached where the agent is about to do so, because attaching by tcx waits
+    // some 10 ms for RCU, four times as long as all other work.
     if !agent.takes_over() {
         match pods::guard(&agent.pins, port, pod) {
             Ok(_) | Err(datapath::Error::Family(_)) => {}
@@ -72,7 +72,7 @@ pub async fn raise(agent: &Agent, port: &str, pod: &LocalPod, deadline: Deadline
     }
 }
 
-/// Takes away what guarded a pod whose device is gone.
+/// Removes the guard of a pod whose device has been removed.
 pub async fn lower(agent: &Agent, port: &Link, address: IpAddr, deadline: Deadline) {
     if let Err(error) = pods::forget_device(&agent.pins, port.index) {
         tracing::warn!(%address, %error, "the fast path still knows the device");
@@ -84,7 +84,7 @@ pub async fn lower(agent: &Agent, port: &Link, address: IpAddr, deadline: Deadli
     }
 }
 
-/// Does a piece of work until the deadline, and returns in words why it is not done.
+/// Runs `work` until the deadline; returns the reason, in words, if the work was not completed.
 async fn in_time(
     deadline: Deadline,
     work: impl Future<Output = Result<(), guard::Error>>,

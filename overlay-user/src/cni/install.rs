@@ -32,8 +32,8 @@ const CONFIGURATION: u32 = 0o644;
 /// Puts the plugin and its configuration where container runtimes look for them
 ///
 /// The configuration is written for the highest version of CNI that every plugin of its list
-/// speaks. Runtimes that know version 1.1.0 are offered it beside 1.0.0 (`cniVersions`), older ones
-/// do not see it.
+/// supports. `cniVersions` offers version 1.1.0 beside 1.0.0; runtimes before 1.1.0 ignore that
+/// key.
 #[derive(Debug, Parser)]
 #[command(
     name = "overlay-cni install",
@@ -77,10 +77,10 @@ pub enum Error {
         give a list without it by --list"
     )]
     Missing(String, PathBuf),
-    /// A plugin does not tell its versions.
+    /// A plugin does not report its versions.
     #[error("{0} does not tell which versions of CNI it speaks: {1}")]
     Silent(PathBuf, String),
-    /// There is no version that all plugins speak.
+    /// There is no version that all plugins support.
     #[error("no version of CNI is spoken by all of {0}")]
     Babel(String),
 }
@@ -140,7 +140,7 @@ impl Install {
         format!("{what} {}", self.bin_dir.join(OWN).display())
     }
 
-    /// Copies this program; `false` if it is what is there already.
+    /// Copies this program; `false` if the same file is installed already.
     fn install_program(&self) -> Result<bool, Error> {
         let own = Path::new("/proc/self/exe");
         let target = self.bin_dir.join(OWN);
@@ -154,7 +154,7 @@ impl Install {
         Ok(true)
     }
 
-    /// The versions that another plugin speaks.
+    /// The versions that another plugin supports.
     async fn spoken_by(&self, plugin: &str) -> Result<BTreeSet<SpecVersion>, Error> {
         let path = self.bin_dir.join(plugin);
         if !path.exists() {
@@ -192,9 +192,9 @@ fn types(list: &Value) -> Option<Vec<&str>> {
         .collect()
 }
 
-/// The list for these versions, if there are any. Its `cniVersion` is one that every runtime takes:
-/// up to 1.0.0 there is no choice between versions, and a runtime refuses one that it does not
-/// know. Those after it are offered by `cniVersions`.
+/// The list for these versions; `None` without any. The list's `cniVersion` is at most 1.0.0,
+/// because a runtime up to 1.0.0 reads no other key and refuses a version that is unknown to the
+/// runtime. Later versions are offered by `cniVersions`.
 fn for_versions(list: &Value, versions: &BTreeSet<SpecVersion>) -> Option<Value> {
     let mut before = versions.iter().rev();
     let one = before.find(|version| **version <= SpecVersion::new(1, 0, 0))?;
@@ -214,8 +214,7 @@ fn for_versions(list: &Value, versions: &BTreeSet<SpecVersion>) -> Option<Value>
     Some(Value::Object(text))
 }
 
-/// Writes a file under a name of its own first: a reader finds the old one or the new one,
-/// whole.
+/// Replaces a file by renaming a complete new one, so that a reader never sees a part of a file.
 fn replace(
     path: &Path,
     mode: u32,

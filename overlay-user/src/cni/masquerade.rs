@@ -1,7 +1,7 @@
 //! Masquerading pod by pod, for nodes whose agent does not do it for all (`FLANNEL_IPMASQ=false`).
 //!
-//! Each pod has a chain in the table `nat`. What stays inside the overlay keeps its source address:
-//! the peer must see the pod, whichever path the packet takes.
+//! Each pod has a chain in the table `nat`. A packet inside the overlay keeps its source address,
+//! because the receiver must see the pod's address on both paths.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ use crate::marks::POD_CHAIN_PREFIX;
 ///
 /// # Errors
 ///
-/// [`Error::Tool`] with what `iptables-restore` says, or that it is not done in time.
+/// [`Error::Tool`] with the error of `iptables-restore`, or if the program does not end in time.
 pub async fn add(
     attachment: &Attachment,
     address: IpAddr,
@@ -33,8 +33,8 @@ pub async fn add(
 ///
 /// # Errors
 ///
-/// [`Error::Tool`] if iptables cannot tell, or not in time: then nobody knows, and another pod with
-/// this address would inherit what stays.
+/// [`Error::Tool`] if iptables fails or does not end in time: then the rules may still exist, and
+/// another pod with this address would be subject to them.
 pub async fn remove(
     attachment: &Attachment,
     address: IpAddr,

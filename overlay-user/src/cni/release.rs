@@ -1,4 +1,4 @@
-//! DEL: take an interface back from a pod.
+//! DEL: remove a pod's interface and release its address.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::ipam::{AddressBook, Attachment, Holder};
 use crate::kernel::Kernel;
 use crate::kernel::netns::{Netns, NetnsError};
 
-/// Deletes `attachment`. Whatever of it is gone already is no error, and neither is a missing
-/// namespace.
+/// Deletes `attachment`. A part of the attachment that does not exist any more is no error, and
+/// neither is a missing namespace.
 ///
 /// # Errors
 ///
-/// [`Error::Kernel`] or [`Error::Ipam`] if something is there but cannot be removed; the runtime
-/// tries again.
+/// [`Error::Kernel`] or [`Error::Ipam`] if a device or an address exists but cannot be removed; the
+/// runtime tries again.
 pub async fn del(
     conf: &NetConf,
     attachment: &Attachment,
@@ -67,7 +67,7 @@ pub async fn del(
     remove_file(&conf.data_dir.join(&attachment.container))?;
     release(conf, attachment, deadline)?;
     // An ADD that its runtime has given up may still be at work. Remove what that ADD has made
-    // since the device was removed above; what it makes from now on, that ADD undoes itself.
+    // since the device was removed above; what is made from now on, that ADD undoes itself.
     veth::remove(&host, attachment).await?;
     if noted.is_empty() {
         return Ok(());
@@ -102,17 +102,17 @@ async fn remove_foreign_end(
     Ok(())
 }
 
-/// A pod that goes.
+/// A pod that is being removed.
 pub(super) struct LeavingPod<'a> {
     pub attachment: &'a Attachment,
     pub addresses: &'a [IpAddr],
-    /// Whether it may have packet-filter rules of its own.
+    /// Whether the pod may have packet-filter rules of its own.
     pub masqueraded: bool,
 }
 
 impl LeavingPod<'_> {
-    /// Cuts a pod off: nothing may lead to it before its device goes, and its device goes before
-    /// its address can be given to another.
+    /// Disconnects a pod: map entries are removed before the device, and the device before the
+    /// address is released for another pod.
     pub async fn disconnect(
         &self,
         host: &Kernel,
@@ -135,15 +135,14 @@ impl LeavingPod<'_> {
     }
 }
 
-/// Whether the plugin masquerades pods now: then it may have done so when a pod was made whose note
-/// does not tell, because an earlier version has written it, or because ADD did not come to its
-/// end.
+/// Whether the plugin masquerades pods now. If so, a pod without this detail in its note may be
+/// masqueraded too: an earlier version has written the note, or ADD was interrupted.
 pub(super) fn masquerades(conf: &NetConf) -> bool {
     conf.network().is_ok_and(|network| network.ip_masq)
 }
 
-/// Takes pods out of the fast path's tables, because an entry must not point at a device that is
-/// gone or not made yet.
+/// Takes pods out of the fast path's tables, because an entry must not point at a device that does
+/// not exist.
 pub fn forget(addresses: &[IpAddr], agent: &Agent) {
     for address in addresses {
         // A broken map must not keep a pod from being made or deleted; the agent repairs it.
@@ -154,7 +153,8 @@ pub fn forget(addresses: &[IpAddr], agent: &Agent) {
     }
 }
 
-/// The network's directory; one that is not there holds nothing, and is not made.
+/// The network's directory of addresses; `None` if the directory does not exist, because it then
+/// holds nothing.
 pub(super) fn open_book(conf: &NetConf, deadline: Deadline) -> Result<Option<AddressBook>, Error> {
     let dir = conf.ipam_dir();
     Ok(if dir.exists() {

@@ -11,16 +11,16 @@ use rscni_types::types::{
 use super::Error;
 use crate::ipam::Attachment;
 
-/// What the runtime asks for, with the variables that belong to it.
+/// The runtime's command, with the variables that belong to the command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Add a pod's interface in a network namespace, with what `CNI_ARGS` says.
+    /// Add a pod's interface in a network namespace, with the text of `CNI_ARGS`.
     Add(Attachment, PathBuf, String),
-    /// Delete it again; the network namespace may be gone.
+    /// Delete an attachment; the network namespace may not exist any more.
     Del(Attachment, Option<PathBuf>),
-    /// Compare with what ADD left.
+    /// Compare an attachment with the result of its ADD.
     Check(Attachment, PathBuf),
-    /// Delete what is not valid any more.
+    /// Delete attachments that are not valid any more.
     Gc,
     /// Tell whether ADD would work.
     Status,
@@ -32,7 +32,7 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`], code 4, if one is missing or malformed.
+    /// [`Error::Protocol`], code 4, if a variable is missing or malformed.
     pub fn new(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, Error> {
         let required = |name| {
             let value = variable(name).filter(|value| !value.is_empty());

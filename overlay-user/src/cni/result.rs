@@ -7,7 +7,7 @@ use rscni_types::types::{CNIResult, CNIResultWithVersion, Route};
 use rscni_types::version::{PluginInfo, SpecVersion};
 use serde_json::{Map, Value, json};
 
-/// The versions of CNI that the plugin speaks: those of flannel's own plugin.
+/// The versions of CNI that the plugin supports: those of flannel's own plugin.
 #[must_use]
 pub fn versions() -> PluginInfo {
     let mut spoken = vec![SpecVersion::new(0, 1, 0), SpecVersion::new(0, 2, 0)];
@@ -15,7 +15,7 @@ pub fn versions() -> PluginInfo {
     PluginInfo::new(SpecVersion::CURRENT, spoken)
 }
 
-/// `result` as `version` of CNI wants it.
+/// `result` in the form of `version` of CNI.
 #[must_use]
 pub fn to_json(version: SpecVersion, result: CNIResult) -> Value {
     if version < SpecVersion::new(0, 3, 0) {

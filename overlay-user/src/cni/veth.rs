@@ -17,9 +17,9 @@ use crate::kernel::netns::Netns;
 use crate::mac::MacAddr;
 use crate::pod::PodNote;
 
-/// How long a new port may take until it carries packets; the `bridge` plugin waits as long.
+/// Longest wait until a new port carries packets; the `bridge` plugin waits as long.
 const PORT_UP_TIMEOUT: Duration = Duration::from_millis(2550);
-/// How often to look whether it does.
+/// Interval between two looks at the state of the port.
 const PORT_UP_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Name of the host end: `veth` and a hash, so that whoever knows the attachment finds it again.
@@ -107,7 +107,7 @@ pub async fn make(
 ///
 /// # Errors
 ///
-/// [`Error::Conflict`] if it does not in time.
+/// [`Error::Conflict`] if the host end does not carry packets in time.
 pub async fn wait_for_port(host: &Kernel, port: &Link) -> Result<(), Error> {
     let running = async {
         while !host
@@ -158,7 +158,7 @@ pub async fn remove(host: &Kernel, attachment: &Attachment) -> Result<Option<Lin
     }
 }
 
-/// What the alias of a device says, if it is a pod's.
+/// The note in the alias of a device, if the device is a pod's.
 #[must_use]
 pub fn note(link: &Link) -> Option<PodNote> {
     link.alias.as_ref()?.parse().ok()

@@ -1,4 +1,4 @@
-//! Where early refusal at the NIC (`ov_net_xdp`) is switched on: a matter of the driver.
+//! Decides by the driver whether early refusal at the NIC (`ov_net_xdp`) is switched on.
 //!
 //! Native XDP costs offloads with some drivers; those are worth more than a cheaper refusal.
 //! Generic XDP is never used: it comes after the socket buffer has been made, where `ov_net_in`
@@ -14,7 +14,7 @@ use crate::kernel::nic::Nic;
 const VIRTIO_RECEIVE_OFFLOADS: u128 =
     1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 54 | 1 << 55 | 1 << 65 | 1 << 66;
 
-/// Whether to attach to a device; where not, why not.
+/// Whether to attach the XDP program to a device; an error is the reason not to.
 ///
 /// # Errors
 /// A sentence for the operator.
@@ -35,7 +35,7 @@ pub fn wanted_on(wanted: Wanted, nic: &Nic) -> Result<(), String> {
     helps(nic).map_err(|why| format!("{}: {why}; --xdp on attaches all the same", nic.name))
 }
 
-/// Whether the driver is known to give up nothing for it.
+/// Whether the driver is known to keep all offloads with XDP attached.
 fn helps(nic: &Nic) -> Result<(), String> {
     match (nic.kind.as_deref(), nic.driver.as_deref()) {
         (Some("veth"), _) => Err(

@@ -1,4 +1,4 @@
-//! What the programs tell of single packets: see [`overlay_common::event`].
+//! Reads the programs' events about single packets: see [`overlay_common::event`].
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,8 +14,8 @@ use super::family::UserFamily;
 use super::maps::{self, failed};
 use super::pins::Pins;
 
-/// The pinned ring, and what found no room in it. Each event goes to one reader: whoever comes
-/// first.
+/// The pinned ring, and the counter of events that found the ring full. Each event is delivered to
+/// one reader only.
 pub struct Events {
     ring: RingBuf<MapData>,
     lost: PerCpuArray<MapData, u64>,
@@ -24,7 +24,7 @@ pub struct Events {
 /// An event in words of user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketEvent {
-    /// Where.
+    /// The hook of the program.
     pub hook: Hook,
     /// How the packet's visit ended.
     pub verdict: Verdict,
@@ -64,7 +64,7 @@ impl Events {
 impl Iterator for Events {
     type Item = PacketEvent;
 
-    /// The next event, if one waits. What another build tells in another form is passed over.
+    /// The next event, if one waits. Events in the form of another build are skipped.
     fn next(&mut self) -> Option<PacketEvent> {
         loop {
             let record = self.ring.next()?;

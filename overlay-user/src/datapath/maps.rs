@@ -32,7 +32,7 @@ use steps::steps;
 
 /// The map of the agent's signs of life.
 pub const HEARTBEAT: &str = "ov_heartbeat";
-/// The map of what was counted.
+/// The map of counters.
 pub const COUNTERS: &str = "ov_counters";
 /// The ring of [`Event`](overlay_common::event::Event)s.
 pub const EVENTS: &str = "ov_events";
@@ -135,7 +135,8 @@ impl<F: UserFamily> Maps<F> {
         Ok(Some(config))
     }
 
-    /// Removes what `tables` does not have any more: before the kernel's own state of it goes.
+    /// Removes the entries that `tables` does not have any more. To be called before the kernel's
+    /// own state is removed.
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
@@ -146,8 +147,9 @@ impl<F: UserFamily> Maps<F> {
             + self.vteps.retire(&tables.vteps)?)
     }
 
-    /// Lets VTEPs in that are new in `tables`; their subnets come later. True if a subnet is new or
-    /// has moved to another VTEP: until its entry is written, what comes from there looks forged.
+    /// Adds the VTEPs that are new in `tables`; their subnets are written later. True if a subnet
+    /// is new or has moved to another VTEP: until its entry is written, packets from that subnet
+    /// look forged.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -160,7 +162,8 @@ impl<F: UserFamily> Maps<F> {
         Ok(!tables.peers.iter().all(is_known))
     }
 
-    /// Writes what is new or different in `tables`: after the kernel's own state of it is there.
+    /// Writes the entries that are new or different in `tables`. To be called after the kernel's
+    /// own state is complete.
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
@@ -168,7 +171,7 @@ impl<F: UserFamily> Maps<F> {
         Ok(self.fill_peers(tables)? + self.fill_pods(tables)?)
     }
 
-    /// Writes what is new or different of the other nodes in `tables`.
+    /// Writes the entries of other nodes that are new or different in `tables`.
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
@@ -176,7 +179,7 @@ impl<F: UserFamily> Maps<F> {
         Ok(self.vteps.fill(&tables.vteps)? + self.peers.fill(&tables.peers)?)
     }
 
-    /// Writes what is new or different of the pods in `tables`.
+    /// Writes the entries of pods that are new or different in `tables`.
     ///
     /// # Errors
     /// [`Error::Map`]; what was done before stays.
@@ -199,7 +202,7 @@ impl<F: UserFamily> Maps<F> {
         self.peers.update(|_, peer| change(peer))
     }
 
-    /// Looks at the maps of the other nodes themselves; true if another process has written them.
+    /// Reads the maps of the other nodes in the kernel; true if another process has written them.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -215,7 +218,7 @@ impl<F: UserFamily> Maps<F> {
         Ok((self.peers.entries()?.clone(), self.vteps.entries()?.clone()))
     }
 
-    /// What the maps hold of this node's pods. Entries whose devices are gone count for nothing.
+    /// The entries of this node's pods. Entries whose devices do not exist any more are left out.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -237,8 +240,8 @@ impl<F: UserFamily> Maps<F> {
         })
     }
 
-    /// Leaves the pod on a device to the kernel, both ways. Its entries stay: packets of a pod that
-    /// the maps do not know look translated where they leave the stack.
+    /// Leaves the pod on a device to the kernel, both ways. The pod's entries stay, because packets
+    /// of an unknown pod look translated where they leave the stack.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -262,7 +265,7 @@ impl<F: UserFamily> Maps<F> {
         Ok(())
     }
 
-    /// Tells the programs for how long what the agent knows may be trusted.
+    /// Sets until when the programs may trust the agent's lists of leases and next hops.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -288,8 +291,8 @@ impl<F: UserFamily> Maps<F> {
         })
     }
 
-    /// The tables that the agent fills, without what changes all the time: the flows, which may be
-    /// many, and the heartbeat.
+    /// The tables that the agent fills, without the flows and the heartbeat, because these change
+    /// all the time.
     ///
     /// # Errors
     /// [`Error::Map`].

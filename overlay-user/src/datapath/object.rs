@@ -6,11 +6,11 @@ use std::path::Path;
 
 use super::Error;
 
-/// Aligned as the ELF parser wants it.
+/// Bytes with the alignment that the ELF parser needs.
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
 
-/// Where an object says what it was built without.
+/// The ELF section with the features that an object was built without.
 const SECTION: &str = "overlay.without";
 
 static OBJECT: &Aligned<[u8]> =
@@ -32,7 +32,8 @@ pub fn services() -> Result<&'static [u8], Error> {
 pub struct ObjectFile {
     /// The ELF file.
     pub bytes: Cow<'static, [u8]>,
-    /// Where it is from, if it is not this binary's own, and what it lacks; for people.
+    /// The object's file, if it is not this binary's own, and the features that the object lacks;
+    /// for people.
     pub note: Option<String>,
 }
 
@@ -80,7 +81,8 @@ pub fn read(file: Option<&Path>) -> Result<ObjectFile, Error> {
 }
 
 /// The features that leave a check or a short cut out of an object (`overlay-ebpf/src/without.rs`),
-/// if any is set. What is no ELF file has none; loading it will tell.
+/// if any is set. `None` for a file that is no ELF file, because loading such a file fails with a
+/// better error.
 fn without(object: &[u8]) -> Option<String> {
     use ::object::{Object as _, ObjectSection as _};
     let file = ::object::File::parse(object).ok()?;

@@ -1,4 +1,4 @@
-//! Where the data path is pinned: `<root>/v<ABI>/maps/<map>` and
+//! Paths of the data path's pins: `<root>/v<ABI>/maps/<map>` and
 //! `<root>/v<ABI>/links/<program>_<ifindex>`, and below `<root>/v<ABI>/programs` what the CNI
 //! plugin attaches while no agent runs.
 //!
@@ -106,9 +106,10 @@ impl Pins {
         })
     }
 
-    /// The pinned links: hook, interface index and path, in the order in which they are to be taken
-    /// off. What carries packets comes before what remembers translated flows: while only the
-    /// latter was gone, replies that a program carries would not be translated back.
+    /// The pinned links: hook, interface index and path, in the order in which they are to be
+    /// detached. Programs that carry packets come before those that remember translated flows,
+    /// because with only the latter detached, replies that a program carries would not be
+    /// translated back.
     ///
     /// # Errors
     /// [`Error::Pin`] where the directory cannot be read; a missing one has no links.
@@ -124,7 +125,7 @@ impl Pins {
         Ok(links)
     }
 
-    /// The ABI versions that something is pinned of, in order.
+    /// The ABI versions of which there are pins, in order.
     ///
     /// # Errors
     /// [`Error::Pin`] where the root cannot be read; a missing one has none.
@@ -195,7 +196,7 @@ impl Pins {
         remove_directory(version)
     }
 
-    /// Removes a pin; a missing one is as good.
+    /// Removes a pin; a missing one is no error.
     ///
     /// # Errors
     /// [`Error::Pin`] where the kernel refuses.
@@ -207,7 +208,7 @@ impl Pins {
         })
     }
 
-    /// Removes the pins of the programs: nobody attaches them any more.
+    /// Removes the pins of the programs, so that the CNI plugin does not attach them any more.
     ///
     /// # Errors
     /// [`Error::Pin`] where the kernel refuses.
@@ -215,7 +216,8 @@ impl Pins {
         remove_directory(&self.programs())
     }
 
-    /// The same, but for this version's pins of maps and links whose names are to be kept.
+    /// Removes all pins as [`Pins::remove_all`], but for this version's pins of maps and links
+    /// whose names are to be kept.
     ///
     /// # Errors
     /// [`Error::Pin`] where the kernel refuses.
@@ -244,8 +246,7 @@ impl Pins {
     }
 
     /// Removes every pin of every ABI version, and with them the links and maps that nothing else
-    /// holds. A directory that is on no BPF file system holds no pins, whatever it holds, and
-    /// stays.
+    /// holds. A directory that is on no BPF file system stays, because its files are no pins.
     ///
     /// # Errors
     /// [`Error::Pin`] where the kernel refuses.
@@ -284,7 +285,7 @@ fn is_bpffs(path: &Path) -> Result<bool, Error> {
     Ok(fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// What is in a directory; a missing one is empty.
+/// The content of a directory; a missing one is empty.
 fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     match fs::read_dir(directory) {
         Ok(entries) => Ok(entries
@@ -300,7 +301,7 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     }
 }
 
-/// Removes a directory and what is in it; a missing one is as good.
+/// Removes a directory and its content; a missing one is no error.
 fn remove_directory(directory: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(directory) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Pin {

@@ -12,8 +12,8 @@ use super::pins::Pins;
 use super::tables::LocalPod;
 use super::{Error, programs};
 
-/// Tells the programs of a pod, and attaches the one that judges what the pod sends to the pod's
-/// host end, as long as no agent does: what is forged is refused, all else is left to the kernel.
+/// Writes a pod's map entries, and attaches to the pod's host end the program that judges the pod's
+/// packets, until an agent does so: forged packets are refused, all others are left to the kernel.
 /// `false` where no programs are pinned.
 ///
 /// # Errors
@@ -30,14 +30,14 @@ pub fn guard(root: &Path, interface: &str, pod: &LocalPod) -> Result<bool, Error
     programs::attach_offered(&pins, interface, pod.ifindex)
 }
 
-/// Until when the last sign of life of an agent whose programs are at work holds
-/// (`CLOCK_MONOTONIC`, nanoseconds), if there was one.
+/// The end of validity of the last sign of life that an agent with attached programs gave
+/// (`CLOCK_MONOTONIC`, nanoseconds); `None` without one.
 #[must_use]
 pub fn alive_until(root: &Path) -> Option<u64> {
     Maps::<V4>::heartbeat(&Pins::new(root)).ok()
 }
 
-/// Takes a pod out of the pinned maps, if there are any, so that no entry points at its device.
+/// Removes a pod from the pinned maps, if there are any, so that no entry points at its device.
 ///
 /// # Errors
 /// [`Error::Map`] where the kernel refuses, [`Error::Family`] for an address that no pod can have.
@@ -50,8 +50,7 @@ pub fn forget(root: &Path, address: IpAddr) -> Result<(), Error> {
     Maps::<V4>::forget_pod(&pins, address)
 }
 
-/// Takes the endpoint of a device that is gone out of the pinned maps, and removes the pins of its
-/// links.
+/// Removes the endpoint of a deleted device from the pinned maps, and the pins of its links.
 ///
 /// # Errors
 /// [`Error::Map`], [`Error::Pin`] where the kernel refuses.

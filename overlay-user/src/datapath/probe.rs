@@ -1,6 +1,7 @@
-//! What this kernel can do for the fast path, found out by trying it.
+//! Probes of the kernel features that the fast path uses, each by trying the feature.
 //!
-//! Kernel versions lie: distributions move features between them, and privileges take them away.
+//! The kernel's version does not answer this, because distributions backport features and missing
+//! privileges disable them.
 
 use std::io;
 
@@ -20,26 +21,26 @@ use crate::privilege::{self, Capability};
 pub enum Answer {
     /// The feature works.
     Yes,
-    /// The kernel does not know it.
+    /// The kernel does not have the feature.
     No(String),
     /// The probe failed for another reason than the feature.
     Error(String),
 }
 
-/// One thing that was tried.
+/// A feature that was tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Probe {
-    /// What.
+    /// The feature's name.
     pub feature: &'static str,
     /// The first mainline kernel that has it.
     pub since: &'static str,
     /// Whether the fast path needs it.
     pub needed: bool,
-    /// What came of it.
+    /// The result.
     pub answer: Answer,
 }
 
-/// Everything that was tried.
+/// All features that were tried.
 #[derive(Clone, Debug, Serialize)]
 pub struct Probes(pub Vec<Probe>);
 
@@ -54,8 +55,8 @@ const SOCKETS: &str = "programs at the socket, for Services";
 const XDP: &str = "early refusal by XDP, on a NIC whose driver has it";
 
 impl Probes {
-    /// Tries what the fast path uses. Nothing is left behind but a moment's program on the loopback
-    /// device.
+    /// Tries the features that the fast path needs. The only change of the node is a program on the
+    /// loopback device, for a moment.
     #[must_use]
     pub fn run() -> Self {
         // The kernel's own words for it would send people after its version.
@@ -116,7 +117,7 @@ impl Probes {
         ])
     }
 
-    /// The same, and what the fast path does without: loading that many programs takes a while.
+    /// Tries also the optional features, which takes longer because many programs are loaded.
     #[must_use]
     pub fn all() -> Self {
         let Self(mut probes) = Self::run();

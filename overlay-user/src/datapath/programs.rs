@@ -38,7 +38,7 @@ pub const fn name(hook: Hook) -> &'static str {
     }
 }
 
-/// Which way packets go at a hook of tc, seen from the device.
+/// The direction of packets at a hook of tc, seen from the device.
 #[must_use]
 pub const fn direction(hook: Hook) -> TcAttachType {
     match hook {
@@ -47,7 +47,7 @@ pub const fn direction(hook: Hook) -> TcAttachType {
     }
 }
 
-/// Whether a hook sees what leaves by the device.
+/// Whether a hook sees the packets that leave by the device.
 #[must_use]
 pub const fn is_egress(hook: Hook) -> bool {
     matches!(direction(hook), TcAttachType::Egress)
@@ -87,7 +87,7 @@ pub struct Programs {
     searched: bool,
 }
 
-/// Whose programs are on a hook, seen from this agent.
+/// The owners of the programs on a hook, seen from this agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Presence {
     /// A program of ours: this agent's or an earlier one's.
@@ -101,7 +101,7 @@ pub struct Presence {
 pub enum Attached {
     /// This agent's program was there already.
     Already,
-    /// The hook was empty of ours before.
+    /// There was no program of ours on the hook before.
     New,
     /// An earlier agent's program was swapped for this agent's.
     Swapped,
@@ -178,12 +178,13 @@ impl Programs {
         self.mechanism
     }
 
-    /// Takes note of where our clsact filters are: that is netlink's to tell.
+    /// Notes where our clsact filters are, as read by netlink.
     pub fn note_filters(&mut self, filters: BTreeSet<(Hook, u32)>) {
         self.filters = filters;
     }
 
-    /// Looks what sits on a hook: by tcx in the kernel, by clsact in what was noted last.
+    /// Finds the owners of the programs on a hook: with tcx by asking the kernel, with clsact by
+    /// the filters noted last.
     ///
     /// # Errors
     /// [`Error::Attach`].
@@ -211,7 +212,7 @@ impl Programs {
         }
     }
 
-    /// Sees to it that this agent's program sits on an interface.
+    /// Attaches this agent's program to an interface, in place of an earlier agent's.
     ///
     /// # Errors
     /// [`Error::Attach`], [`Error::Link`], [`Error::Pin`].

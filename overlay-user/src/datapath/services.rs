@@ -40,25 +40,26 @@ pub const SERVICES: &str = "ov_services";
 pub const SERVERS: &str = "ov_servers";
 /// The map of pods that are left to kube-proxy.
 const OPTED_OUT: &str = "ov_opted_out";
-/// What is true as long as an agent keeps it so.
+/// The maps that are valid only while an agent keeps them up to date.
 const KEPT: [&str; 3] = [SERVICES, SERVERS, OPTED_OUT];
-/// The map of what was counted.
+/// The map of counters.
 pub const COUNTS: &str = "ov_socket_count";
-/// What outlives the agent: sockets that stand need it.
+/// The maps that outlive the agent, because connected sockets need them.
 const MEMORY: [&str; 4] = ["ov_affinity", CONNECTED, "ov_unconnected", COUNTS];
-/// The memory of what connected sockets were given.
+/// The map of the translations of connected sockets.
 const CONNECTED: &str = "ov_connected";
 
 /// The programs that live as long as the agent.
 const CHOOSING: [&str; 4] = ["ov_connect4", "ov_connect6", "ov_sendmsg4", "ov_sendmsg6"];
-/// The programs that outlive it.
+/// The programs that outlive the agent.
 const SAYING: [&str; 4] = [
     "ov_recvmsg4",
     "ov_recvmsg6",
     "ov_getpeername4",
     "ov_getpeername6",
 ];
-/// The program that tells connected sockets of datagrams whose server has gone.
+/// The program that returns an error to a connected datagram socket whose server does not serve any
+/// more.
 const GONE: &str = "ov_server_gone";
 
 /// A link to a control group takes several programs by itself.
@@ -130,8 +131,8 @@ impl SocketPrograms {
         Ok((services, misfits))
     }
 
-    /// Makes the maps hold `table`, and tells connected sockets of datagrams whose server is not in
-    /// it any more.
+    /// Writes `table` into the maps; connected datagram sockets whose server is not in the table
+    /// any more get an error.
     ///
     /// # Errors
     /// [`Error::Map`], [`Error::Group`]; what is in the maps is not known then.
@@ -161,7 +162,7 @@ impl SocketPrograms {
         Ok(())
     }
 
-    /// What the maps hold.
+    /// The contents of the maps.
     #[must_use]
     pub fn contents(&self) -> &Contents {
         &self.contents
@@ -227,7 +228,7 @@ impl SocketPrograms {
         })
     }
 
-    /// What somebody has taken off or unpinned of what was attached and pinned, if anything.
+    /// The program or pin that another process has removed, if any.
     #[must_use]
     pub fn disturbance(&self) -> Option<String> {
         let is_telling = self.is_telling();
@@ -243,7 +244,8 @@ impl SocketPrograms {
         self.ids.pin_memory(&self.ebpf, &self.pins)
     }
 
-    /// From now on every packet's socket is asked whether its server still serves.
+    /// Attaches the program that checks, for every packet, whether the server of the packet's
+    /// socket still serves.
     fn tell_of_gone(&mut self) -> Result<(), Error> {
         if self.telling.is_some() {
             return Ok(());
@@ -258,17 +260,17 @@ impl SocketPrograms {
         Ok(())
     }
 
-    /// Whether packets' sockets are asked; see [`look_for_gone`](Self::look_for_gone).
+    /// Whether packets' sockets are checked; see [`look_for_gone`](Self::look_for_gone).
     #[must_use]
     pub fn is_telling(&self) -> bool {
         self.telling.is_some()
     }
 
-    /// Stops asking packets' sockets, which costs each packet a moment, if none of them has lost
-    /// its server.
+    /// Stops the check of packets' sockets if no socket has lost its server, because the check
+    /// costs each packet time.
     ///
     /// # Errors
-    /// Any of [`Error`] where the sockets cannot be looked at; they are asked further on then.
+    /// Any of [`Error`] where the sockets cannot be walked over; the check goes on then.
     pub fn look_for_gone(&mut self) -> Result<(), Error> {
         if self.is_telling()
             && gone::count(&mut self.ebpf, &self.pins)? == 0
@@ -334,8 +336,8 @@ pub fn try_loading() -> Result<(), Error> {
     load_programs(&mut ebpf.map_err(|source| Error::Load(Box::new(source)))?)
 }
 
-/// Takes away what says which Services there are: nobody keeps it true. Sockets that stand keep
-/// what they need.
+/// Removes the maps of Services, because no agent keeps them up to date. The maps that connected
+/// sockets need stay.
 ///
 /// # Errors
 /// [`Error::Pin`].
@@ -344,7 +346,7 @@ pub fn forget(pins: &Pins) -> Result<(), Error> {
         .try_for_each(|name| Pins::remove(&pins.map(name)))
 }
 
-/// How many sockets ended in each verdict, those that are not zero, summed over all CPUs.
+/// The counters of each operation and verdict that are not zero, summed over all CPUs.
 ///
 /// # Errors
 /// [`Error::Map`] where there are no programs.

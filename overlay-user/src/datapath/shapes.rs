@@ -12,7 +12,7 @@ use overlay_common::V4;
 use super::pins::Pins;
 use super::{Error, maps};
 
-/// What was found at a pin that does not fit this build.
+/// A pinned object that does not fit this build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("pinned map {name} is {found}, this build needs {wanted}: made anew")]
 pub struct Misfit {

@@ -55,7 +55,7 @@ pub struct TableInput {
 /// The path over the underlay to another node, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnderlayPath {
-    /// Longest inner IP packet that fits it, in bytes.
+    /// Longest inner IP packet that fits the path, in bytes.
     pub mtu: u32,
     /// MAC address of the next hop, where the kernel knows it.
     pub next_hop: Option<MacAddr>,
@@ -79,7 +79,7 @@ pub struct LocalPod {
 }
 
 impl LocalPod {
-    /// What the tables say of a pod with this address: by its device, and by its address.
+    /// The table entries of a pod with this address: by its device, and by its address.
     pub(super) fn entries<F: UserFamily>(
         &self,
         address: F::Addr,
@@ -329,7 +329,8 @@ fn peer_entry<F: UserFamily, O: UserFamily>(
     })
 }
 
-/// A peer's entry with another next hop, prepared by nobody where that is unknown.
+/// A peer's entry with another next hop; without prepared MAC addresses where the next hop is
+/// unknown.
 #[must_use]
 pub fn with_next_hop<O: UserFamily>(
     peer: &PeerEntry<O>,

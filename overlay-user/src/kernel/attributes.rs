@@ -1,5 +1,5 @@
-//! What the attributes of netlink messages say: of devices, addresses, neighbours and routes.
-//! Nothing here asks the kernel.
+//! Reads the attributes of netlink messages about devices, addresses, neighbours and routes. No
+//! function here sends a request.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -44,7 +44,7 @@ pub(super) fn link_mac(link: &LinkMessage) -> Option<MacAddr> {
         })
 }
 
-/// MTU of a device, zero when the kernel does not tell.
+/// MTU of a device in bytes; zero without the attribute.
 pub fn link_mtu(link: &LinkMessage) -> u32 {
     let mtu = |attribute: &LinkAttribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
@@ -53,7 +53,7 @@ pub fn link_mtu(link: &LinkMessage) -> u32 {
     link.attributes.iter().find_map(mtu).unwrap_or(0)
 }
 
-/// Whether IPv6 configures a device by itself; a kernel without IPv6 says nothing of it.
+/// Whether IPv6 autoconfigures a device; a kernel without IPv6 has no such attribute.
 pub(super) fn configures_itself(link: &LinkMessage) -> bool {
     let specs = link
         .attributes
@@ -73,7 +73,7 @@ pub(super) fn configures_itself(link: &LinkMessage) -> bool {
     })
 }
 
-/// What kind of VXLAN device this is, if it is one.
+/// The attributes of a VXLAN device; `None` for another kind.
 pub fn vxlan(link: &LinkMessage) -> Option<VxlanAttributes> {
     let infos = link
         .attributes
@@ -129,8 +129,8 @@ pub(super) fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     local.or(address)
 }
 
-/// The address of a neighbour or FDB entry. The family of the message is no help with an FDB entry,
-/// which is of the bridge's, so that the length of the address has to tell.
+/// The address of a neighbour or FDB entry. The family is taken from the length of the address,
+/// because the message of an FDB entry has the bridge's family.
 pub(super) fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     message
         .attributes
@@ -162,7 +162,7 @@ pub(super) fn link_layer(message: &NeighbourMessage) -> Option<MacAddr> {
         })
 }
 
-/// Where a route leads, whatever table it is in.
+/// The destination of a route of any table.
 pub(super) fn route_destination(message: &RouteMessage) -> Option<IpNet> {
     let unspecified = match message.header.address_family {
         AddressFamily::Inet => IpAddr::from([0; 4]),
@@ -194,7 +194,7 @@ pub(super) fn route_gateway(message: &RouteMessage) -> Option<IpAddr> {
         })
 }
 
-/// A unicast route of the main table; `name` tells a device's name by its index.
+/// A unicast route of the main table; `name` returns a device's name by its index.
 #[must_use]
 pub fn route(message: &RouteMessage, name: impl Fn(u32) -> Option<String>) -> Option<Route> {
     let header = &message.header;

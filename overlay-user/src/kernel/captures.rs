@@ -8,8 +8,8 @@ const SOCKETS: &str = "/proc/thread-self/net/packet";
 /// All protocols (`ETH_P_ALL` of include/uapi/linux/if_ether.h): no other socket sees what is sent.
 const ALL: u16 = 0x0003;
 
-/// Whether a socket sees what leaves by the device `ifindex`. A program at the device's tc egress
-/// comes before such sockets.
+/// Whether a socket captures the packets that leave by the device `ifindex`. A program at the
+/// device's tc egress runs before such sockets.
 ///
 /// # Errors
 /// When the list cannot be read.

@@ -1,8 +1,8 @@
 //! The hierarchy of control groups that every process of the machine is in (version 2).
 //!
-//! Where it is mounted is the system's choice: at `/sys/fs/cgroup`, or, beside hierarchies of
-//! version 1, at `/sys/fs/cgroup/unified`. A container sees its own part of it, unless the host's
-//! is mounted into the container.
+//! The system mounts the hierarchy at `/sys/fs/cgroup` or, beside hierarchies of version 1, at
+//! `/sys/fs/cgroup/unified`. A container sees its own part of the hierarchy, unless the host's
+//! mount is mounted into the container.
 
 use std::fs;
 use std::io;
@@ -18,13 +18,13 @@ pub enum Error {
     /// The mounts cannot be read.
     #[error("read /proc/self/mountinfo: {0}")]
     Mounts(#[from] io::Error),
-    /// There is no such hierarchy.
+    /// No hierarchy of version 2 is mounted.
     #[error(
         "no cgroup2 hierarchy is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified (a \
          container: mount the host's /sys/fs/cgroup into it)"
     )]
     NotMounted,
-    /// Only a part of it is seen.
+    /// Only a part of the hierarchy is mounted here.
     #[error(
         "{0} is not the root of the cgroup2 hierarchy: mount the host's /sys/fs/cgroup into this \
          container"
@@ -48,7 +48,7 @@ pub fn root() -> Result<PathBuf, Error> {
     Err(seen.map_or(Error::NotMounted, Error::NotRoot))
 }
 
-/// Where the hierarchy, or a part of it, is mounted.
+/// The mount points of the hierarchy, or of a part of it.
 fn hierarchies(mounts: &str) -> impl Iterator<Item = PathBuf> {
     mounts.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;

@@ -1,4 +1,4 @@
-//! Taking everything of ours off a node.
+//! Removes everything of ours from a node.
 
 use std::fmt;
 
@@ -37,8 +37,8 @@ impl fmt::Display for Leftovers {
 
 /// Removes what the agent put into this network namespace: routes of ours in the family of
 /// `network`, the VXLAN device called `device` if there may be one, the packet-filter rules of both
-/// drivers, and the guard. The bridge and the pods stay, and so does what others made. Goes on past
-/// errors; what is gone already is fine.
+/// drivers, and the guard. The bridge and the pods stay, and so does what others made. Continues
+/// after errors; a missing object is no error.
 ///
 /// # Errors
 /// Everything that could not be removed.

@@ -29,7 +29,7 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    /// The tuple of packets in the other direction when nobody translates them.
+    /// The tuple of packets in the other direction when they are not translated.
     #[must_use]
     pub fn reversed(self) -> Self {
         Self {
@@ -41,7 +41,8 @@ impl Tuple {
     }
 }
 
-/// A connection whose replies do not mirror its requests: somebody translates addresses or ports.
+/// A connection whose addresses or ports netfilter translates, so that its replies do not mirror
+/// its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Translated {
     /// IP protocol number.
@@ -53,7 +54,7 @@ pub struct Translated {
 }
 
 /// Dumps the connections in the address family of `network`, of the thread's network namespace, and
-/// returns what `pick` makes of those that are translated.
+/// returns the results of `pick` on those that are translated.
 ///
 /// # Errors
 /// What netlink says; see [`is_absent`].
@@ -81,8 +82,8 @@ pub async fn translated<T>(
     picked.await
 }
 
-/// Whether an error of [`translated`] means that the kernel has no connection tracking to ask:
-/// nobody answers for `nf_conntrack_netlink` (`EINVAL`), or for netfilter at all.
+/// Whether an error of [`translated`] means that the kernel has no connection tracking:
+/// `nf_conntrack_netlink` is missing (`EINVAL`), or netfilter's netlink as a whole.
 #[must_use]
 pub fn is_absent(error: &Error) -> bool {
     matches!(error.errno(), Some(libc::EINVAL | libc::EPROTONOSUPPORT))

@@ -1,4 +1,4 @@
-//! Dumps and single questions in the parts of netlink that rtnetlink does not speak.
+//! Dumps and single requests in the netlink protocols that the crate rtnetlink does not have.
 
 use std::io;
 use std::time::Duration;
@@ -12,25 +12,26 @@ use tokio::time::timeout;
 
 use super::Error;
 
-/// How long the kernel may be silent during a dump.
+/// Longest silence of the kernel during a dump.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How often to begin again where something was changed under a dump.
+/// Number of attempts where the kernel's state changes during a dump.
 const ATTEMPTS: usize = 3;
 
-/// What to ask.
+/// A request.
 pub(super) struct Request<M> {
     /// The netlink protocol, `NETLINK_*`.
     pub protocol: isize,
-    /// What asks for the dump.
+    /// The message of the request.
     pub message: M,
     /// The message's name, for errors.
     pub call: &'static str,
-    /// What it is about, for errors.
+    /// The object of the request, for errors.
     pub object: &'static str,
 }
 
-/// Returns what `pick` makes of the kernel's answers, in the network namespace of the thread.
-/// Nothing else is kept: connection tracking may dump hundreds of thousands.
+/// Sends a dump request in the network namespace of the thread, and returns the results of `pick`
+/// on the answers. The answers themselves are not kept, because connection tracking may dump
+/// hundreds of thousands.
 pub(super) async fn dump<M, T>(
     request: Request<M>,
     pick: impl FnMut(M) -> Option<T>,

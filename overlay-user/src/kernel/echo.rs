@@ -1,4 +1,4 @@
-//! ICMP echo (RFC 792) out of one device, to see who answers behind it.
+//! ICMP echo (RFC 792) out of one device, to find the hosts that answer behind the device.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket as StdSocket};
@@ -37,10 +37,10 @@ pub enum Error {
          net.ipv4.ping_group_range"
     )]
     NotPermitted,
-    /// A call failed. It may be too early: the device may not be there yet.
+    /// A call failed, perhaps because the device does not exist yet.
     #[error("{call}: {source}")]
     Failed {
-        /// The call, with what it was about.
+        /// The call, with its object.
         call: String,
         /// The errno.
         source: io::Error,
@@ -51,9 +51,10 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Echo {
     socket: UdpSocket,
-    /// Of the requests, and so of the replies. A socket for echo alone has one of its own.
+    /// The identifier of the requests, and so of the replies. The kernel chooses the identifier for
+    /// a socket for echo alone.
     identifier: u16,
-    /// Whether what is received begins with an IP header.
+    /// Whether a received message begins with an IP header.
     raw: bool,
 }
 
@@ -85,7 +86,8 @@ impl Echo {
     /// Sends a request, without waiting for room.
     ///
     /// # Errors
-    /// The kernel's refusal: the device may be gone, or a packet filter may object.
+    /// The kernel's refusal: the device may not exist any more, or a packet filter may drop the
+    /// request.
     pub fn send(&self, to: Ipv4Addr, sequence: u16) -> io::Result<()> {
         let message = request(self.identifier, sequence);
         let to = SockaddrIn::from(SocketAddrV4::new(to, 0));
@@ -94,10 +96,10 @@ impl Echo {
         Ok(())
     }
 
-    /// Waits for a reply to any request, and tells who sent the reply.
+    /// Waits for a reply to any request, and returns the sender.
     ///
     /// # Errors
-    /// The kernel's: the device may be gone.
+    /// The kernel's error: the device may not exist any more.
     pub async fn hear(&self) -> io::Result<Ipv4Addr> {
         let mut message = [0; 128];
         loop {
@@ -113,16 +115,16 @@ impl Echo {
     }
 }
 
-/// Whether the device that a socket is bound to is gone: it may have been made anew, under another
-/// index.
+/// Whether the error means that the socket's device does not exist any more; the device may have
+/// been made anew, under another index.
 #[must_use]
 pub fn is_device_gone(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::ENODEV | Errno::ENXIO))
 }
 
-/// A socket for echo alone where the group may have one, because such a socket hears nothing else;
-/// else a raw one. Tells whether it is raw.
+/// A socket for echo alone where the group may have one, because such a socket receives nothing
+/// else; else a raw one. Returns whether the socket is raw.
 fn open() -> Result<(OwnedFd, bool), Error> {
     let open = |kind| {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

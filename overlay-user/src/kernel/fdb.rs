@@ -1,4 +1,4 @@
-//! The FDB of the VXLAN device: which VTEP a peer's MAC address is behind.
+//! The FDB of the VXLAN device: the VTEP behind which a peer's MAC address is.
 
 use std::net::IpAddr;
 
@@ -44,7 +44,7 @@ impl Kernel {
         .await
     }
 
-    /// Removes an FDB entry; one that has gone already is fine.
+    /// Removes an FDB entry; a missing one is no error.
     ///
     /// # Errors
     /// The kernel's refusal.

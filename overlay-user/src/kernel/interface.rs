@@ -1,4 +1,4 @@
-//! Which device the overlay runs over, chosen as flannel chooses it.
+//! The choice of the device that the overlay runs over, by flannel's rules.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,8 +13,8 @@ use super::attributes::{default_devices, link_mtu, link_name, own_address};
 use super::route::family;
 use super::{Error as KernelError, Kernel};
 
-/// What the operator asked for. The first of the first three that is given decides; none given
-/// means the device with `public_address`, or else that of the default route.
+/// The operator's criteria. Of the first three fields, the first that is given decides; without
+/// any, the device is that with `public_address`, or else that of the default route.
 #[derive(Clone, Debug, Default)]
 pub struct Criteria {
     /// `--iface`: names or addresses, the first that fits.
@@ -44,10 +44,10 @@ pub struct Underlay {
     pub public_address: IpAddr,
 }
 
-/// Why there is no device to run over.
+/// Why no device could be chosen.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel did not tell.
+    /// A request to the kernel failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// A pattern is malformed.
@@ -55,13 +55,13 @@ pub enum Error {
     Regex {
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The error in the pattern.
         source: regex::Error,
     },
-    /// Nothing fits.
+    /// No device fits.
     #[error("no device fits {wanted}; there are: {candidates}")]
     NoMatch {
-        /// What was asked for.
+        /// The criteria.
         wanted: String,
         /// The devices with their addresses.
         candidates: String,
@@ -81,7 +81,7 @@ struct Candidate {
     addresses: Vec<IpAddr>,
 }
 
-/// What to choose from.
+/// The devices to choose from.
 struct Candidates {
     candidates: Vec<Candidate>,
     /// Devices of default routes, the best first.

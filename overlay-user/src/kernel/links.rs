@@ -1,5 +1,5 @@
-//! Devices one by one, by their names: what the CNI plugin makes, changes and looks at, in the
-//! host's network namespace or a pod's.
+//! Single devices, by their names: made, changed and read by the CNI plugin, in the host's network
+//! namespace or a pod's.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use super::attributes::{on_device, route_destination, route_gateway};
 use super::{Error, Kernel};
 use crate::mac::MacAddr;
 
-/// What the kernel says about one device.
+/// The kernel's data of one device.
 #[derive(Clone, Debug)]
 pub struct Link {
     /// Index in its namespace.
@@ -40,7 +40,7 @@ pub struct Link {
     pub master: Option<u32>,
     /// Whether the bridge may send a frame back to this port.
     pub hairpin: bool,
-    /// Text that somebody attached to it.
+    /// The alias of the device, a text.
     pub alias: Option<String>,
 }
 
@@ -107,7 +107,7 @@ impl Kernel {
         self.request("RTM_SETLINK", object, call).await
     }
 
-    /// Changes how a bridge treats one of its ports. `object` describes the change in errors.
+    /// Changes the options of a port of a bridge. `object` describes the change in errors.
     ///
     /// # Errors
     /// The kernel's refusal.

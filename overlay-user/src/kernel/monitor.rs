@@ -1,4 +1,4 @@
-//! What changed in the kernel's network: coarse events, each a reason to look again.
+//! Changes of the kernel's network as coarse events, each a reason to look again.
 
 use std::io;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ use super::attributes::{self, destination, link_layer};
 use crate::mac::MacAddr;
 use crate::reconcile::{KernelChange, Route};
 
-/// Everything that a round depends on.
+/// The groups of all changes that a round depends on.
 pub const ROUNDS: &[MulticastGroup] = &[
     MulticastGroup::Link,
     MulticastGroup::Neigh,
@@ -31,7 +31,7 @@ pub const ROUNDS: &[MulticastGroup] = &[
     MulticastGroup::Ipv6Route,
 ];
 
-/// Everything that the way to another node depends on.
+/// The groups of all changes that the way to another node depends on.
 pub const NEXT_HOPS: &[MulticastGroup] = &[
     MulticastGroup::Link,
     MulticastGroup::Neigh,
@@ -41,7 +41,7 @@ pub const NEXT_HOPS: &[MulticastGroup] = &[
     MulticastGroup::Ipv6Rule,
 ];
 
-/// Room for events while the agent is busy.
+/// Bytes of events that the socket holds while the agent is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Larger than any datagram of events; the kernel sends at most a page or two, dumps 32 KiB.
@@ -60,7 +60,7 @@ pub enum KernelEvent {
     Fdb {
         /// The device.
         ifindex: u32,
-        /// The MAC address that the entry is about, and where it is now.
+        /// The MAC address of the entry, and the VTEP behind which it is now.
         change: KernelChange,
     },
     /// A route came, went, or changed.
@@ -73,7 +73,7 @@ pub enum KernelEvent {
     Overrun,
 }
 
-/// What the neighbour table says of an address now.
+/// The present entry of the neighbour table for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeighbourChange {
     /// The device.
@@ -82,12 +82,12 @@ pub struct NeighbourChange {
     pub address: IpAddr,
     /// The neighbour's MAC address; none while the kernel does not know it.
     pub mac: Option<MacAddr>,
-    /// The state of the entry; none where the entry is gone.
+    /// The state of the entry; none where the entry was removed.
     pub state: Option<NeighbourState>,
 }
 
 impl NeighbourChange {
-    /// What changed for those who care for permanent neighbours only.
+    /// The change as far as it is about a permanent neighbour.
     #[must_use]
     pub fn permanent(&self) -> KernelChange {
         let mac = self
@@ -100,9 +100,9 @@ impl NeighbourChange {
 /// A route that came, went, or changed, in any table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RouteChange {
-    /// Where the route leads.
+    /// The destination of the route.
     pub destination: IpNet,
-    /// What changed in the main table; none for routes of other tables or kinds.
+    /// The change of the main table; none for routes of other tables or kinds.
     pub main: Option<KernelChange>,
 }
 
@@ -110,7 +110,7 @@ pub struct RouteChange {
 pub struct Monitor {
     groups: &'static [MulticastGroup],
     socket: TokioSocket,
-    /// What is left of the last datagram.
+    /// Events of the last datagram that are not returned yet.
     pending: Vec<KernelEvent>,
 }
 
@@ -169,7 +169,7 @@ fn open(groups: &[MulticastGroup]) -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Reads the messages of a datagram. A message that cannot be read is as good as lost.
+/// Reads the messages of a datagram. A message that cannot be read counts as lost.
 #[must_use]
 pub fn events(mut datagram: &[u8]) -> Vec<KernelEvent> {
     const HEADER: usize = 16;

@@ -39,7 +39,7 @@ impl Kernel {
             .await
     }
 
-    /// Removes a neighbour; one that has gone already is fine.
+    /// Removes a neighbour; a missing one is no error.
     ///
     /// # Errors
     /// The kernel's refusal.

@@ -1,4 +1,4 @@
-//! How packets leave the underlay's device towards other nodes: the next hop and what fits the way.
+//! The next hop and the MTU of packets that leave the underlay's device towards other nodes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,26 +12,25 @@ use super::questions::Questions;
 use super::{Error, Kernel};
 use crate::mac::MacAddr;
 
-/// Where packets to an address go first, by a given device.
+/// The next hop of packets to an address by a given device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
-    /// The address that the neighbour table is asked for: a router's, or that of the node itself.
+    /// The address to look up in the neighbour table: a router's, or that of the node itself.
     pub address: IpAddr,
-    /// The route's own MTU in bytes, where somebody has set one.
+    /// The route's own MTU in bytes, where one was configured.
     pub mtu: Option<u32>,
 }
 
-/// A neighbour that the kernel would send to without asking the network first.
+/// A neighbour to which the kernel would send without neighbour discovery first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     /// MAC address of the next hop.
     pub mac: MacAddr,
-    /// Whether the kernel would want it confirmed at the next packet.
+    /// Whether the kernel would confirm the neighbour at the next packet.
     pub is_stale: bool,
 }
 
-/// How many questions are on their way to the kernel at once: their answers have to fit the
-/// socket's buffer.
+/// Most requests sent to the kernel at once, because their answers have to fit the socket's buffer.
 const AT_ONCE: usize = 64;
 
 /// The routes from `source` to `addresses` by the device `ifindex`, as the kernel's own VXLAN would
@@ -59,7 +58,8 @@ pub async fn routes_by(
                 // Unreachable, or prohibited.
                 _ => None,
             };
-            // Asked for a route by this device, the kernel would make one up.
+            // The request does not name the device, because the kernel would then make up a route
+            // by it.
             let route = route.filter(|route| device(route) == Some(ifindex));
             let next_hop = route.map(|route| NextHop {
                 address: gateway(&route).unwrap_or(*address),
@@ -71,7 +71,7 @@ pub async fn routes_by(
     Ok(found)
 }
 
-/// Asks for the route that the kernel's own VXLAN takes.
+/// The request for the route that the kernel's own VXLAN takes.
 fn question(source: IpAddr, address: IpAddr) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     let header = &mut message.header;
@@ -152,9 +152,9 @@ fn gateway(route: &RouteMessage) -> Option<IpAddr> {
         })
 }
 
-/// The MTU that somebody gave the route. One that was learned from an ICMP message does not count:
-/// it may be about a pod behind the other node's masquerading, and what is encapsulated may be
-/// fragmented on its way (no DF).
+/// The configured MTU of a route. An MTU learned from an ICMP message does not count, because the
+/// message may be about a pod behind the other node's masquerading, and because encapsulated
+/// packets may be fragmented on the way (no DF).
 fn mtu(route: &RouteMessage) -> Option<u32> {
     let learned = route.attributes.iter().any(
         |attribute| matches!(attribute, RouteAttribute::CacheInfo(cache) if cache.expires != 0),

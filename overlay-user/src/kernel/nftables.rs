@@ -1,4 +1,4 @@
-//! What several parts ask of nf_tables by netlink.
+//! Requests to nf_tables by netlink that several modules need.
 
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use netlink_packet_netfilter::nftables::{
@@ -81,7 +81,7 @@ fn handle(rule: &RuleMessage, wanted: &str) -> Option<u64> {
     handle.filter(|_| is_it)
 }
 
-/// A question to nf_tables.
+/// A request to nf_tables.
 pub(super) fn request(
     family: Family,
     message: NfTablesMessage,

@@ -1,4 +1,4 @@
-//! What a network device is, as far as early refusal at it (XDP) depends on that.
+//! The properties of a network device that early refusal (XDP) depends on.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,8 @@ pub struct Nic {
     /// The driver of the device's hardware; absent where the device has none, or `/sys` shows
     /// another namespace's devices.
     pub driver: Option<String>,
-    /// What a virtio device and its driver have agreed on, bit by bit (virtio 1.2, section 5.1.3).
+    /// The features that a virtio device and its driver have negotiated, one bit each (virtio 1.2,
+    /// section 5.1.3).
     pub virtio_features: Option<u128>,
     /// Whether VLAN devices stand on it.
     pub carries_vlans: bool,
@@ -30,7 +31,7 @@ pub struct Nic {
 }
 
 impl Kernel {
-    /// Looks at a device; `None` when there is none with this index.
+    /// Reads the properties of a device; `None` when there is none with this index.
     ///
     /// # Errors
     /// What netlink says.

@@ -1,4 +1,4 @@
-//! Pods as the links of this node show them, and the bridge that they hang on.
+//! Pods as the links of this node show them, and the bridge that they are ports of.
 
 mod claims;
 mod ends;
@@ -28,12 +28,12 @@ pub struct PodLink {
     pub name: String,
     /// MAC address of the host end.
     pub mac: MacAddr,
-    /// MAC address of the pod's end. Others may have changed it since the note was written, as the
-    /// plugin `tuning` does; the note's where the kernel does not tell.
+    /// MAC address of the pod's end. Another plugin, such as `tuning`, may have changed it since
+    /// the note was written; the note's address where the kernel does not show the pod's end.
     pub pod_mac: MacAddr,
     /// Interface index of the pod's end, in its own namespace.
     pub peer: Option<u32>,
-    /// What the CNI plugin wrote, or what the kernel tells of a pod that another plugin made.
+    /// The CNI plugin's note, or one made from the kernel's data of a pod that another plugin made.
     pub note: PodNote,
     /// Interface index of the bridge.
     pub master: u32,
@@ -77,8 +77,8 @@ pub struct PodLinks {
 
 impl PodLinks {
     /// Every host end with each IPv4 address that may come in there. A container with two
-    /// attachments answers by either from the address of the other, as its routes have it: that
-    /// forges nothing.
+    /// attachments may answer by either from the address of the other, according to its routes;
+    /// such a packet is not forged.
     #[must_use]
     pub fn sources(&self) -> BTreeSet<(String, Ipv4Addr)> {
         let mut addresses: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
@@ -100,8 +100,8 @@ impl PodLinks {
 }
 
 impl Kernel {
-    /// Lists the pods and the bridge that they hang on: the one called `usual`, unless all pods
-    /// hang on another. The CNI plugin refuses to make a second one.
+    /// Lists the pods and their bridge: the one called `usual`, unless all pods are ports of
+    /// another. The CNI plugin refuses to make a second one.
     ///
     /// # Errors
     /// What netlink says.
@@ -151,7 +151,8 @@ impl Kernel {
         })
     }
 
-    /// The pods on the ports of the bridge: those with a note, and those that their ends tell of.
+    /// The pods on the ports of the bridge: those with a note, and those found by their own end of
+    /// the pair.
     async fn ports(&self, links: &[LinkMessage], bridge: &BridgeLink) -> Vec<PodLink> {
         let (mut noted, mut unnoted) = (Vec::new(), Vec::new());
         for link in links {
@@ -189,7 +190,7 @@ impl Kernel {
     }
 }
 
-/// The bridge that pods hang on.
+/// The bridge that pods are ports of.
 fn bridge<'l>(links: &'l [LinkMessage], usual: &str) -> Option<&'l LinkMessage> {
     let usual = links.iter().find(|link| link_name(link) == Some(usual));
     let of_pods = |bridge: &&LinkMessage| {
@@ -207,8 +208,8 @@ struct BridgePort {
     /// The other end of the pair: the number of its namespace, its interface index there.
     end: Option<(i32, u32)>,
     note: Option<PodNote>,
-    /// Whether another plugin may have made it for a pod: one end of a veth pair that nobody has
-    /// put an alias on.
+    /// Whether another plugin may have made the port for a pod: one end of a veth pair without an
+    /// alias.
     may_be_learnt: bool,
 }
 
@@ -236,7 +237,7 @@ impl BridgePort {
         })
     }
 
-    /// The pod behind the port, which is `link`; `mac` is that of its end now.
+    /// The pod behind the port, which is `link`; `mac` is the present MAC address of the pod's end.
     fn pod(self, link: &LinkMessage, mac: Option<MacAddr>) -> Option<PodLink> {
         let note = self.note?;
         Some(PodLink {

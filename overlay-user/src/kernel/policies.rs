@@ -32,15 +32,15 @@ use nftables::BaseChain;
 
 pub use judge::Scope;
 
-/// At most so many chains are read for one on a hook.
+/// Most chains that are read for one chain on a hook.
 const MOST_CHAINS: usize = 256;
-/// Rules of iptables-legacy that were replaced by others of the same size do not show: they are
-/// read this often.
+/// Interval of reading the rules of iptables-legacy, because rules replaced by others of the same
+/// size are not noticed otherwise.
 const LEGACY_RESYNC: Duration = Duration::from_secs(30);
-/// How long the last answer stands where the rules cannot be read.
+/// How long the last answer is used while the rules cannot be read.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// After a look that took so long, none for so many times longer: where kube-proxy has ten
-/// thousands of chains and writes all the time, this bounds the cost.
+/// The pause after a look, as a multiple of the look's duration. The pause bounds the cost on a
+/// node where kube-proxy has ten thousands of chains and writes all the time.
 const REST: u32 = 20;
 
 /// Foreign rules that packets from pod to pod may meet: of one chain on a hook.
@@ -50,7 +50,7 @@ pub struct Policy {
     pub engine: String,
     /// Family, table and chains.
     pub place: String,
-    /// What the first rule among them does: `drop`, `queue`, …
+    /// The action of the first of the rules: `drop`, `queue`, …
     pub act: String,
 }
 
@@ -61,7 +61,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// What a look found.
+/// The result of a look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Foreign rules, by chain on a hook.
@@ -71,11 +71,11 @@ pub struct Found {
 }
 
 impl Found {
-    /// What keeps short cuts from passing by netfilter, in a line; `None` where nothing does. Who
-    /// cannot tell must not take packets past it.
+    /// The rules that forbid short cuts past netfilter, in a line; `None` where there are none.
+    /// Rules that cannot be read forbid short cuts, too.
     #[must_use]
     pub fn reason(&self) -> Option<String> {
-        /// More would make a line that nobody reads.
+        /// Most rules named in the line.
         const SHOWN: usize = 4;
         if let Some(error) = &self.unread {
             return Some(format!("packet-filter rules cannot be read: {error}"));
@@ -95,7 +95,7 @@ impl Found {
     }
 }
 
-/// What an answer depends on.
+/// The state that an answer depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Key {
     generation: Option<u32>,

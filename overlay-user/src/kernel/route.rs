@@ -9,12 +9,12 @@ use rtnetlink::packet_route::route::{
 use super::{Error, Kernel, gone_is_fine};
 use crate::reconcile::Route;
 
-/// What to do about a route to the same destination.
+/// The treatment of a present route to the same destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IfPresent {
-    /// Leave it alone and fail.
+    /// Keep the present route and fail.
     Fail,
-    /// Take its place without a gap.
+    /// Replace the present route in one step.
     Replace,
 }
 
@@ -45,7 +45,7 @@ impl Kernel {
             .await
     }
 
-    /// Removes a route of the main table; one that has gone already is fine.
+    /// Removes a route of the main table; a missing one is no error.
     ///
     /// # Errors
     /// The kernel's refusal.

@@ -11,7 +11,7 @@ use super::ToolError;
 
 pub use witness::Witness;
 
-/// What the rules are about.
+/// The input of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleSet {
     /// The whole overlay.
@@ -38,8 +38,8 @@ pub enum Driver {
 }
 
 impl Driver {
-    /// Makes the kernel hold exactly `rules`. Does nothing when it does already; what is missing or
-    /// different is put right in one transaction. Returns whether anything had to be done.
+    /// Makes the kernel hold exactly `rules`, in one transaction and only where rules are missing
+    /// or different. Returns whether anything was changed.
     ///
     /// # Errors
     /// The program that failed.
@@ -51,7 +51,7 @@ impl Driver {
         }
     }
 
-    /// Removes every rule of ours, of both families. What is gone already is fine.
+    /// Removes every rule of ours, of both families. A missing rule is no error.
     ///
     /// # Errors
     /// The program that failed.
@@ -65,7 +65,7 @@ impl Driver {
 }
 
 /// Removes the rules of every driver, as when switching between them or leaving the node. Returns
-/// what went wrong; a program that is not installed has left nothing behind.
+/// the errors; that a program is not installed is none, because the program has made no rules then.
 pub async fn remove_all() -> Vec<ToolError> {
     let mut errors = Vec::new();
     for driver in [Driver::Iptables, Driver::Nftables] {

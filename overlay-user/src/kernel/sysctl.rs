@@ -38,12 +38,12 @@ pub fn enable_forwarding(address: IpAddr) -> Result<(), Error> {
     write(forwarding_file(address), "1")
 }
 
-/// Keeps IPv6 from configuring a device by itself, as from what other nodes advertise: no router
-/// advertisements, no link-local address. A kernel without IPv6 has nothing to set.
+/// Disables IPv6 autoconfiguration of a device: no router advertisements of other nodes, no
+/// link-local address. A kernel without IPv6 has no such setting.
 ///
 /// In a container that is not privileged these files are read-only, and no init container can write
-/// them before the device is made. The device then stays as it is: a second line of defence is
-/// missing, no more, because programs and guard refuse IPv6 inside VXLAN where the overlay carries
+/// them before the device is made. The device then stays as it is. Only a second line of defence is
+/// missing then, because programs and guard refuse IPv6 inside VXLAN where the overlay carries
 /// none.
 ///
 /// # Errors
@@ -67,8 +67,9 @@ pub fn forbid_autoconfiguration(device: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes connection tracking accept TCP segments outside the window it knows of. It sees only part
-/// of a connection when the fast path carries the rest, and would call the remainder invalid.
+/// Makes connection tracking accept TCP segments outside the window it knows of. Connection
+/// tracking sees only a part of a connection when the fast path carries the rest, and would
+/// otherwise call the remainder invalid.
 ///
 /// # Errors
 /// [`Error::Sysctl`]. While connection tracking is not loaded there is nothing to set.
@@ -81,9 +82,10 @@ pub fn be_liberal_with_tcp() -> Result<(), Error> {
 }
 
 /// What an operator should know where connection tracking does not take up a TCP connection in its
-/// middle. The kernel's default is that it does, so that whoever switched it off meant it, and it
-/// stays off (unlike [`be_liberal_with_tcp`], which is off unless somebody switched it on). flannel
-/// needs no such thing, because connection tracking sees all that flannel carries.
+/// middle. Such pick-up is the kernel's default, so that an operator has switched it off on
+/// purpose, and it stays off (unlike the setting of [`be_liberal_with_tcp`], which is off by
+/// default). flannel needs no such thing, because connection tracking sees all that flannel
+/// carries.
 #[must_use]
 pub fn no_tcp_pick_up() -> Option<&'static str> {
     let picks_up = read(TCP_LOOSE).map_or(true, |value| value != "0");
@@ -120,8 +122,8 @@ fn write(path: &str, value: &str) -> Result<(), Error> {
     })
 }
 
-/// The range that the kernel takes source ports from, both ends included; the VXLAN device takes
-/// its own from there too.
+/// The kernel's range of source ports, both ends included; the source ports of the VXLAN device are
+/// in that range, too.
 ///
 /// # Errors
 /// [`Error::Sysctl`].

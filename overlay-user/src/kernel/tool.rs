@@ -1,4 +1,4 @@
-//! Programs that speak to netfilter for us.
+//! Runs the programs that configure netfilter.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::config::secret::ETCD_PASSWORD_ENV;
 use crate::deadline::{self, Deadline};
 
-/// How long a program may take; `iptables --wait` waits for the lock of others meanwhile.
+/// Longest duration of a program, in which `iptables --wait` also waits for the lock of others.
 const TOOL_DEADLINE: Duration = Duration::from_secs(20);
 /// The lock of iptables (legacy): a file for all tables.
 const XTABLES_LOCK: &str = "/run/xtables.lock";
@@ -23,12 +23,12 @@ pub enum ToolError {
     /// The program is not installed.
     #[error("{0}: program not found; install it or put it on PATH")]
     Missing(&'static str),
-    /// The program could not be started or spoken to.
+    /// The program could not be started, or its pipes failed.
     #[error("{program}: {source}")]
     Io {
         /// The program.
         program: &'static str,
-        /// What the system says.
+        /// The error of the call.
         source: io::Error,
     },
     /// The program ended with an error.
@@ -40,7 +40,7 @@ pub enum ToolError {
         arguments: String,
         /// Its exit status; absent where a signal ended it.
         status: Option<i32>,
-        /// What it printed.
+        /// The program's standard error.
         stderr: String,
     },
     /// The program did not end in time and was killed.
@@ -54,20 +54,20 @@ pub enum ToolError {
         program: &'static str,
         /// Its arguments.
         arguments: String,
-        /// How long it was given.
+        /// The time that the program was given.
         allowed: Duration,
         /// The process that holds the lock that iptables waits for.
         holder: Option<String>,
     },
 }
 
-/// What iptables exits with where it lacks what it needs for the moment: its lock, memory, a
+/// The exit status of iptables where it lacks a resource at the moment: its lock, memory, a
 /// privilege (`RESOURCE_PROBLEM` in its `xtables.h`).
 const RESOURCE_PROBLEM: i32 = 4;
 
 impl ToolError {
-    /// Whether the program could not do its work here and now, so that its failure says nothing of
-    /// what it was asked.
+    /// Whether the program failed for lack of a resource, so that its failure does not answer the
+    /// question asked.
     #[must_use]
     pub fn is_inconclusive(&self) -> bool {
         match self {
@@ -87,7 +87,7 @@ fn held(holder: Option<&String>) -> String {
     })
 }
 
-/// What is missing where the kernel does not permit a program something.
+/// The missing privilege where the kernel does not permit a program's call.
 fn privilege(stderr: &str) -> &'static str {
     let refusals = ["Operation not permitted", "Permission denied"];
     if refusals.iter().any(|refusal| stderr.contains(refusal)) {
@@ -106,7 +106,7 @@ pub(super) async fn run(
     run_until(Deadline::after(TOOL_DEADLINE), program, arguments, input).await
 }
 
-/// The same with a deadline of the caller's.
+/// Runs a program as [`run`], until `deadline`.
 pub(crate) async fn run_until(
     deadline: Deadline,
     program: &'static str,

@@ -1,4 +1,4 @@
-//! What a running agent leaves in its run directory for the tools: a lock, and a note.
+//! Files of a running agent in its run directory, for the tools: a lock, and a note.
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
@@ -80,21 +80,22 @@ impl AgentLock {
     }
 }
 
-/// What the tools want to know of an agent.
+/// The agent's note for the tools.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentFile {
     /// Process of the agent.
     pub pid: u32,
     /// Name of the device that the backend makes, if it makes one.
     pub device: Option<String>,
-    /// Where its health and metrics server listens.
+    /// The address on which the agent's health and metrics server listens.
     pub health: Option<SocketAddr>,
-    /// Where it writes the node's subnet.
+    /// The file in which the agent writes the node's subnet.
     pub subnet_file: PathBuf,
-    /// When the leases were known last (RFC 3339), where the store has not answered the agent yet.
+    /// The time of the leases in use (RFC 3339), where an earlier agent knew them and the store has
+    /// not answered this agent yet.
     #[serde(default)]
     pub leases_as_of: Option<String>,
-    /// Entries of the store that it does not believe.
+    /// Entries of the store that the agent refuses.
     #[serde(default)]
     pub rejected: Vec<RejectedLease>,
     /// Where hostile VXLAN is refused early, or why nowhere; absent without a fast path.
@@ -110,13 +111,13 @@ pub struct AgentFile {
     /// The translator of Services' addresses, and the reason.
     #[serde(default)]
     pub services: Option<String>,
-    /// Services and EndpointSlices that are not taken as they are.
+    /// Services and EndpointSlices of which a part is refused.
     #[serde(default)]
     pub refused_services: RefusedServices,
     /// Peers that do not answer over the kernel path.
     #[serde(default)]
     pub unreachable: Vec<Peer>,
-    /// Why no peer is asked for an answer, if so.
+    /// Why no peer is sent an echo request; absent where peers are.
     #[serde(default)]
     pub unchecked: Option<String>,
 }
@@ -139,13 +140,13 @@ impl From<&Rejected> for RejectedLease {
     }
 }
 
-/// Services and EndpointSlices that are not taken as they are. Their owners decide how many there
-/// are, so that only the first of them by name are told.
+/// Services and EndpointSlices of which a part is refused. Only the first by name are listed,
+/// because the number of such objects is up to their owners.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedServices {
     /// At most [`RefusedServices::MOST`].
     pub told: Vec<RefusedObject>,
-    /// How many there are beside these.
+    /// Number of further objects, which are not listed.
     pub more: usize,
 }
 
@@ -154,12 +155,12 @@ pub struct RefusedServices {
 pub struct RefusedObject {
     /// Kind and name.
     pub subject: String,
-    /// What is left out, and why, each in a sentence.
+    /// The refused parts and the reasons, each in a sentence.
     pub reasons: Vec<String>,
 }
 
 impl RefusedServices {
-    /// As many are told.
+    /// At most so many objects are listed.
     pub const MOST: usize = 100;
 }
 
@@ -238,7 +239,7 @@ impl AgentFile {
         Ok(serde_json::from_slice(json)?)
     }
 
-    /// Removes the file; a missing one is as good.
+    /// Removes the file; a missing file is no error.
     ///
     /// # Errors
     /// The call that failed.

@@ -1,6 +1,7 @@
-//! Prometheus metrics (OpenMetrics text), made anew at every scrape from the state of that moment.
+//! Prometheus metrics (OpenMetrics text), rendered at every scrape from the state of that moment.
 //!
-//! The data path's counters live in pinned maps, so they go on through restarts of the agent.
+//! The data path's counters continue through restarts of the agent, because they are kept in pinned
+//! maps.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +19,7 @@ use prometheus_client::registry::Registry;
 /// The content type of what [`render`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What a scrape shows.
+/// The values of all metrics at one scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Scrape {
     /// Whether the agent is ready.
@@ -31,8 +32,8 @@ pub struct Scrape {
     pub unreachable_peers: usize,
     /// Leases that were refused as invalid.
     pub rejected_leases: usize,
-    /// Chains on hooks of netfilter with foreign rules that packets from pod to pod meet, by who
-    /// made the rules.
+    /// Chains on hooks of netfilter with foreign rules that packets from pod to pod meet, by the
+    /// maker of the rules.
     pub policy_engines: BTreeMap<String, usize>,
     /// When this node's lease ends, in seconds since 1970.
     pub lease_expiry: Option<u64>,
@@ -40,15 +41,16 @@ pub struct Scrape {
     pub store_reachable: bool,
     /// Rounds of the reconciler since the agent's start. A node where nothing changes has none.
     pub rounds: u64,
-    /// Rounds of the reconciler that left a problem behind, since the agent's start.
+    /// Rounds of the reconciler that ended with a problem, since the agent's start.
     pub failed_rounds: u64,
     /// The data path's counters; empty where the fast path is off.
     pub packets: Vec<(Hook, Verdict, PacketCounter)>,
     /// Addresses of Services that sockets are given servers for.
     pub service_addresses: usize,
-    /// Services and EndpointSlices that are not taken as they are, by reason.
+    /// Number of Services and EndpointSlices of which a part is refused, by reason.
     pub refused_services: BTreeMap<&'static str, usize>,
-    /// How sockets fared; empty where no programs are at the socket.
+    /// Number of calls at the socket, by operation and verdict; empty where no programs are at the
+    /// socket.
     pub sockets: Vec<(socket::Operation, socket::Verdict, u64)>,
     /// Packets refused on the kernel path, by reason.
     pub guard: Vec<(&'static str, u64)>,

@@ -14,7 +14,7 @@ use crate::observe::table;
 pub struct ServicesReport {
     /// Addresses, as the maps have them.
     pub services: Vec<FrontendView>,
-    /// What is not taken as it is; as of the last agent.
+    /// Services and EndpointSlices of which a part is refused; as of the last agent.
     pub refused: RefusedServices,
 }
 
@@ -30,7 +30,7 @@ pub fn collect(pins: &Pins, run_dir: &Path) -> anyhow::Result<ServicesReport> {
     })
 }
 
-/// One line per address, then one for whatever is refused.
+/// One line per address, then one per refused object.
 #[must_use]
 pub fn render(shown: &ServicesReport) -> String {
     let mut text = render_services(&shown.services);

@@ -35,7 +35,7 @@ use crate::privilege::{self, Capability};
 use crate::reconcile::KernelState;
 use overlay_common::snapshot::Snapshot;
 
-/// Looks at this node.
+/// Reads the state of this node. What cannot be read is listed in [`Status::problems`].
 pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
     let mut status = Status::unseen();
     match pins.versions() {
@@ -97,7 +97,7 @@ pub async fn collect(pins: &Pins, run_dir: &Path) -> Status {
 }
 
 impl Status {
-    /// Of a node that has not been looked at.
+    /// The status of a node of which nothing has been read yet.
     fn unseen() -> Self {
         Self {
             agent: AgentView {
@@ -131,7 +131,7 @@ impl Status {
         }
     }
 
-    /// Takes over what the agent has noted for the tools.
+    /// Adds the content of the agent's note to the status.
     fn hear(&mut self, agent: AgentFile) {
         self.leases_as_of = agent.leases_as_of;
         self.rejected = agent.rejected;
@@ -155,7 +155,7 @@ impl Status {
                 Verdict::Decapsulated => fast_path.decapsulated += packets,
                 _ => {}
             }
-            // What leaves by the stack has been counted where it came in.
+            // A packet that leaves by the stack has been counted where it came in.
             let came_in = matches!(hook, Hook::PodIn | Hook::NetIn);
             match verdict.kind() {
                 Kind::Slow if came_in => {

@@ -1,5 +1,5 @@
-//! Services and EndpointSlices as the Kubernetes API writes them, in every store: only what is
-//! needed of them, and nothing judged yet.
+//! Services and EndpointSlices as the Kubernetes API writes them, in every store: only the fields
+//! that are needed, and nothing judged yet.
 //!
 //! Numbers and addresses are taken as they come, so that one object that makes no sense is refused
 //! by name, and does not end a watch of all others.
@@ -44,10 +44,10 @@ pub struct Service {
     /// Name and labels.
     #[serde(deserialize_with = "or_default")]
     pub metadata: Metadata,
-    /// What its owner wants.
+    /// The specification by the owner.
     #[serde(deserialize_with = "or_default")]
     pub spec: ServiceSpec,
-    /// What others made of that.
+    /// The state that controllers have written.
     #[serde(deserialize_with = "or_default")]
     pub status: ServiceStatus,
 }
@@ -65,7 +65,7 @@ pub struct ServiceSpec {
     /// One address of each family in use.
     #[serde(rename = "clusterIPs", deserialize_with = "or_default")]
     pub cluster_ips: Vec<String>,
-    /// Addresses that others lead to nodes.
+    /// Addresses that other systems route to nodes.
     #[serde(rename = "externalIPs", deserialize_with = "or_default")]
     pub external_ips: Vec<String>,
     /// Ports.
@@ -80,7 +80,7 @@ pub struct ServiceSpec {
     /// `Local` or `Cluster`; absent before Kubernetes 1.21.
     #[serde(deserialize_with = "or_default")]
     pub internal_traffic_policy: String,
-    /// Whose packets a load balancer's address takes; everybody's where there is none.
+    /// Sources from which a load balancer's address accepts packets; any where there is none.
     #[serde(deserialize_with = "or_default")]
     pub load_balancer_source_ranges: Vec<String>,
 }
@@ -133,7 +133,7 @@ pub struct ServiceStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct LoadBalancer {
-    /// Where it is reached.
+    /// The addresses of the load balancer.
     #[serde(deserialize_with = "or_default")]
     pub ingress: Vec<Ingress>,
 }
@@ -175,7 +175,7 @@ pub struct Endpoint {
     /// Addresses, of which kube-proxy uses the first.
     #[serde(deserialize_with = "or_default")]
     pub addresses: Vec<String>,
-    /// What state it is in.
+    /// The state of the endpoint.
     #[serde(deserialize_with = "or_default")]
     pub conditions: Conditions,
     /// The node that it is on.
@@ -192,11 +192,11 @@ pub struct Endpoint {
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Conditions {
-    /// Whether it takes new connections.
+    /// Whether the endpoint takes new connections.
     pub ready: Option<bool>,
-    /// Whether it would take them if it were not about to end.
+    /// Whether the endpoint would take new connections if it were not about to end.
     pub serving: Option<bool>,
-    /// Whether it is about to end.
+    /// Whether the endpoint is about to end.
     pub terminating: Option<bool>,
 }
 

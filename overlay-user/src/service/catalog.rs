@@ -1,7 +1,7 @@
-//! All Services and EndpointSlices that a source tells of, and the table that follows.
+//! All Services and EndpointSlices of a registry, and the table made of them.
 //!
-//! A change of one slice costs work for its Service only: what a change touches is marked, and
-//! [`Catalog::settle`] does what is marked.
+//! A change of one slice costs work for its Service only: the affected Services are marked, and
+//! [`Catalog::settle`] computes the marked ones anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -18,10 +18,10 @@ use super::{Frontend, ServiceTable, api};
 use crate::per_family::PerFamily;
 use crate::shared_map::SharedMap;
 
-/// What is left out of Services, by the object that says it.
+/// Refused parts of Services, by the object that contains them.
 pub type Refusals = SharedMap<Subject, Arc<[Refusal]>>;
 
-/// What is known, and the table of it.
+/// The objects known so far, and the table made of them.
 #[derive(Debug)]
 pub struct Catalog {
     here: Locality,
@@ -39,7 +39,7 @@ pub struct Catalog {
     refused: Refusals,
     /// Services that have to be looked at.
     marked: BTreeSet<ObjectName>,
-    /// What a list that is being read has not named yet.
+    /// Known objects that the list being read has not named yet.
     unlisted: HashMap<Kind, HashSet<ObjectName>>,
 }
 
@@ -47,10 +47,10 @@ pub struct Catalog {
 #[derive(Debug, Default)]
 struct KnownService {
     spec: Option<Spec>,
-    /// What was refused of the Service's own words.
+    /// Refused parts of the Service object itself.
     refused: Vec<Refusal>,
     slices: BTreeMap<ObjectName, Slice>,
-    /// Where it was offered when it was last settled.
+    /// Frontends that the Service offered when last settled.
     offered: Vec<Frontend>,
 }
 
@@ -72,19 +72,19 @@ impl Catalog {
         }
     }
 
-    /// The table, as of when it was last settled.
+    /// The table, as of the last [`Catalog::settle`].
     #[must_use]
     pub fn table(&self) -> &ServiceTable {
         self.claims.table()
     }
 
-    /// What is left out, as of when it was last settled.
+    /// Refused parts, as of the last [`Catalog::settle`].
     #[must_use]
     pub fn refused(&self) -> &Refusals {
         &self.refused
     }
 
-    /// A list of all objects of this kind begins.
+    /// Begins a list of all objects of this kind.
     pub fn begin(&mut self, kind: Kind) {
         let known = match kind {
             Kind::Service => {
@@ -103,7 +103,7 @@ impl Catalog {
         self.unlisted.insert(kind, known);
     }
 
-    /// The list is complete: what was not in it is gone.
+    /// Ends the list, and removes the objects that were not in the list.
     pub fn complete(&mut self, kind: Kind) {
         for name in self.unlisted.remove(&kind).unwrap_or_default() {
             match kind {
@@ -113,7 +113,7 @@ impl Catalog {
         }
     }
 
-    /// Takes a Service in, or that it cannot be understood.
+    /// Adds or replaces a Service, which is an error's text if the object could not be parsed.
     pub fn put_service(&mut self, name: &ObjectName, service: Result<&api::Service, String>) {
         self.listed(Kind::Service, name);
         let mut refused = Vec::new();
@@ -127,13 +127,14 @@ impl Catalog {
         self.set_service(name, spec, refused);
     }
 
-    /// A Service is gone.
+    /// Removes a Service.
     pub fn remove_service(&mut self, name: &ObjectName) {
         self.listed(Kind::Service, name);
         self.set_service(name, None, Vec::new());
     }
 
-    /// Takes an EndpointSlice in, or that it cannot be understood.
+    /// Adds or replaces an EndpointSlice, which is an error's text if the object could not be
+    /// parsed.
     pub fn put_slice(&mut self, name: &ObjectName, slice: Result<&api::EndpointSlice, String>) {
         let mut refused = Vec::new();
         let slice = match slice {
@@ -173,7 +174,7 @@ impl Catalog {
         }
     }
 
-    /// An EndpointSlice is gone.
+    /// Removes an EndpointSlice.
     pub fn remove_slice(&mut self, name: &ObjectName) {
         self.listed(Kind::Slice, name);
         self.refuse(Kind::Slice, name, Vec::new());
@@ -188,7 +189,7 @@ impl Catalog {
         self.marked.insert(service);
     }
 
-    /// A lease says that the address is a node's.
+    /// Notes that a lease names the address as a node's.
     pub fn add_node(&mut self, address: IpAddr) {
         let count = self.nodes.entry(address).or_default();
         *count += 1;
@@ -197,7 +198,7 @@ impl Catalog {
         }
     }
 
-    /// A lease no longer says so.
+    /// Notes that a lease does not name the address any more.
     pub fn remove_node(&mut self, address: IpAddr) {
         if let Some(count) = self.nodes.get_mut(&address) {
             *count -= 1;
@@ -208,7 +209,7 @@ impl Catalog {
         }
     }
 
-    /// Brings the table up to date with everything that was taken in.
+    /// Updates the table by all changes since the last call.
     pub fn settle(&mut self) {
         let mut changed = BTreeSet::new();
         let mut found = BTreeMap::new();
@@ -231,8 +232,8 @@ impl Catalog {
         }
     }
 
-    /// Claims what a Service offers, and gives up what it no longer does. Tells what is refused of
-    /// it.
+    /// Claims the frontends that a Service offers, and removes its claims to others. Returns the
+    /// refusals.
     fn settle_service(
         &mut self,
         name: &ObjectName,
@@ -265,7 +266,7 @@ impl Catalog {
         refused
     }
 
-    /// What a Service offers, and what is refused of it.
+    /// The frontends that a Service offers, and the refusals.
     fn offers_of(&self, known: &KnownService) -> (Offers, Vec<Refusal>) {
         let mut refused = known.refused.clone();
         let Some(spec) = &known.spec else {
@@ -324,7 +325,7 @@ impl Catalog {
         }
     }
 
-    /// Marks the Services for which it matters whose an address is.
+    /// Marks the Services that depend on the owner of an address.
     fn mark_address(&mut self, address: IpAddr) {
         let claimants = self.cluster_ips.get(&address).into_iter().flatten();
         self.marked.extend(claimants.cloned());

@@ -12,8 +12,8 @@ use super::spec::{Hint, SliceServer};
 pub struct Choice(BTreeMap<SocketAddr, SliceServer>);
 
 impl Choice {
-    /// Adds a server. While it moves from one EndpointSlice to another it may be in both; then the
-    /// better news count.
+    /// Adds a server. A server that moves from one EndpointSlice to another may be in both; then
+    /// the entry in the better state counts: ready first, then on this node.
     pub fn add(&mut self, at: SocketAddr, server: SliceServer) {
         let worth = |server: &SliceServer| (server.is_ready, server.is_here);
         match self.0.entry(at) {
@@ -28,8 +28,8 @@ impl Choice {
         }
     }
 
-    /// Where connections go from anywhere, most often: to all that are ready and meant for this
-    /// node, else to those that are about to end.
+    /// The servers for connections to any node: those that are ready and meant for this node, else
+    /// those that are about to end.
     pub fn anywhere(&self) -> Box<[SocketAddr]> {
         let is_meant = self.meant();
         self.those(|it| it.is_ready && is_meant(it))
@@ -37,7 +37,7 @@ impl Choice {
             .unwrap_or_default()
     }
 
-    /// Where connections go that must stay on this node. Hints do not count.
+    /// The servers for connections that must stay on this node. Hints do not count.
     pub fn here(&self) -> Box<[SocketAddr]> {
         self.those(|it| it.is_here && it.is_ready)
             .or_else(|| self.those(|it| it.is_here))

@@ -1,5 +1,5 @@
-//! Which Service has a frontend that several claim: the one with the stronger right, of equals the
-//! older. No Service takes another's address by writing it down.
+//! Chooses among several Services that claim one frontend: the one with the stronger right, of
+//! equals the older. So no Service takes another's address by naming that address.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use super::{Frontend, ServiceTable, Serving};
 /// A Service's claim to a frontend, in the order of rights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// By what right.
+    /// The right that the claim is based on.
     pub rank: Rank,
     /// When the Service was made.
     pub created: Arc<str>,
     /// The Service.
     pub name: ObjectName,
-    /// Who serves.
+    /// The servers.
     pub serving: Arc<Serving>,
 }
 
@@ -29,24 +29,24 @@ impl Claim {
     }
 }
 
-/// All claims, and the table of those that hold.
+/// All claims, and the table of the winning ones.
 #[derive(Debug, Default)]
 pub struct Claims {
     /// The holder first. Most often there is no other.
     by_frontend: HashMap<Frontend, Vec<Claim>>,
     table: ServiceTable,
-    /// What Services claim in vain, and who holds it.
+    /// Frontends that each Service claims in vain, with the Service that has them.
     lost: HashMap<ObjectName, BTreeMap<Frontend, ObjectName>>,
 }
 
 impl Claims {
-    /// The claims that hold.
+    /// The table of the winning claims.
     pub fn table(&self) -> &ServiceTable {
         &self.table
     }
 
-    /// Adds a claim, in place of an earlier one of the same Service. Services whose claims hold, or
-    /// no longer hold, by that are added to `changed`.
+    /// Adds a claim, in place of an earlier one of the same Service. Services whose claims win or
+    /// lose because of the new claim are added to `changed`.
     pub fn put(&mut self, frontend: Frontend, claim: Claim, changed: &mut BTreeSet<ObjectName>) {
         let claims = self.by_frontend.entry(frontend).or_default();
         if claims.contains(&claim) {
@@ -58,7 +58,7 @@ impl Claims {
         self.seat(frontend, changed);
     }
 
-    /// Takes a claim back.
+    /// Removes a claim.
     pub fn remove(
         &mut self,
         frontend: Frontend,
@@ -72,7 +72,7 @@ impl Claims {
         self.seat(frontend, changed);
     }
 
-    /// Tells which frontends a Service claims in vain.
+    /// Adds a refusal to `told` for every frontend that a Service claims in vain.
     pub fn tell_lost(&self, name: &ObjectName, told: &mut Vec<Refusal>) {
         for (frontend, holder) in self.lost.get(name).into_iter().flatten() {
             tell(told, Refusal::Taken(*frontend, holder.clone()));
@@ -97,7 +97,7 @@ impl Claims {
         self.by_frontend.insert(frontend, claims);
     }
 
-    /// The frontend is no longer one that the Service claims in vain.
+    /// Notes that the Service does not claim the frontend in vain any more.
     fn win(&mut self, frontend: Frontend, name: &ObjectName, changed: &mut BTreeSet<ObjectName>) {
         let Some(lost) = self.lost.get_mut(name) else {
             return;

@@ -1,10 +1,10 @@
-//! Which addresses and ports of Services are believed.
+//! Judges the addresses and ports of Services.
 //!
-//! Whoever may write Services of one namespace decides where connections of all pods go, so every
-//! address is taken for hostile until shown otherwise. What is refused is left out and named; the
-//! rest of the Service, and all others, stay. Rules that kube-proxy or the API server have are
-//! kept (`ValidateNonSpecialIP` for endpoints and external addresses); stricter ones leave packets
-//! to kube-proxy, which translates them as ever.
+//! Every address is hostile input until judged, because a user who may write Services of one
+//! namespace could redirect the connections of all pods. A refused part is left out and named; the
+//! rest of the Service, and all others, stay. Rules that kube-proxy or the API server have are kept
+//! (`ValidateNonSpecialIP` for endpoints and external addresses); stricter ones leave packets to
+//! kube-proxy, which translates them as ever.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,13 +15,13 @@ use super::name::ObjectName;
 use super::{Frontend, ServiceTransport};
 use crate::per_family::PerFamily;
 
-/// As many refusals of one object are told.
+/// Most refusals that are kept of one object.
 const MOST: usize = 8;
 
 /// Why a part of a Service is left out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The object makes no sense.
+    /// The object cannot be parsed.
     #[error("its JSON cannot be understood: {0}")]
     Json(String),
     /// A text is no address.
@@ -39,7 +39,7 @@ pub enum Refusal {
     /// The number is no port.
     #[error("{0} is not a port")]
     Port(i64),
-    /// A Service is no server: nobody would translate a second time.
+    /// The server's address is a Service's, and no program would translate a second time.
     #[error("the endpoint {0} is the cluster IP of {1}")]
     Service(IpAddr, ObjectName),
     /// Another Service has the frontend already.
@@ -50,7 +50,7 @@ pub enum Refusal {
         "it has {0} addresses and ports, of which {1} are served; kube-proxy serves the others"
     )]
     Frontends(usize, usize),
-    /// There are more than are told.
+    /// Number of further refusals.
     #[error("and {0} more")]
     More(usize),
 }
@@ -98,7 +98,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// Adds a refusal; of very many the number only.
+/// Adds a refusal; only counts those beyond the limit.
 pub fn tell(refusals: &mut Vec<Refusal>, refusal: Refusal) {
     if refusals.len() < MOST {
         refusals.push(refusal);
@@ -147,7 +147,8 @@ pub fn transport(name: &str) -> Option<ServiceTransport> {
     }
 }
 
-/// What an address is that no host or Service of a cluster can have.
+/// The kind of a special address that no host or Service of a cluster can have; `None` for all
+/// others.
 fn special(address: IpAddr) -> Option<&'static str> {
     let kinds = match address {
         IpAddr::V4(v4) => [

@@ -1,4 +1,4 @@
-//! What Services and EndpointSlices are called.
+//! Names of Services and EndpointSlices.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::lease::excerpt;
 /// Kubernetes' namespace for whatever is in none.
 const DEFAULT: &str = "default";
 
-/// Which of both an object is.
+/// The kind of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// A Service.
@@ -73,7 +73,7 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// An object that something is told about.
+/// An object that refusals are about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject {
     /// Its kind.

@@ -1,12 +1,12 @@
-//! What one Service offers on this node: its frontends, and who serves them.
+//! The frontends that one Service offers on this node, and their servers.
 //!
 //! | frontend | served by |
 //! |---|---|
 //! | cluster IP | all servers, or those of this node (`internalTrafficPolicy: Local`) |
 //! | external IP, load balancer's address, node port | all: `externalTrafficPolicy` is for others |
 //!
-//! A cluster IP without a server on this node while others have one is left to kube-proxy, which
-//! drops what is sent there instead of refusing it.
+//! A cluster IP that has servers on other nodes only is left to kube-proxy, because kube-proxy
+//! drops packets to such an address and does not refuse them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,25 +17,25 @@ use super::judge::{Refusal, tell};
 use super::spec::{Locality, OfferedPort, Slice, Spec};
 use super::{Frontend, Serving, SessionAffinity};
 
-/// Frontends of one Service. Their number is that of its addresses times that of its ports, which
-/// its owner decides.
+/// Most frontends of one Service. The number of addresses times that of ports is limited, because
+/// the Service's owner decides both.
 const MOST: usize = 4096;
 
-/// What a Service needs to have a frontend, the strongest first.
+/// The right by which a Service has a frontend, the strongest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
-    /// The cluster gave it the address.
+    /// The cluster assigned the address to the Service.
     Cluster,
-    /// Its owner, or a load balancer's controller, wrote the address.
+    /// The Service's owner, or a load balancer's controller, wrote the address.
     External,
-    /// The port of every node is its own.
+    /// The cluster assigned the port of every node to the Service.
     NodePort,
 }
 
-/// A frontend, by what right, and who serves it.
+/// Frontends, each with the right of the Service and the servers.
 pub type Offers = BTreeMap<Frontend, (Rank, Arc<Serving>)>;
 
-/// What a Service offers. `cluster_ips` are those of its own that are believed; `is_server` judges
+/// The offers of a Service. `cluster_ips` are the accepted ones of the Service; `is_server` judges
 /// the address of a server.
 pub fn offers<'a>(
     here: &Locality,

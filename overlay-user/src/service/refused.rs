@@ -1,10 +1,10 @@
-//! What is left out of Services, in short.
+//! Summaries of the refused parts of Services.
 
 use std::collections::BTreeMap;
 
 use super::Refusals;
 
-/// How many objects are not taken as they are, by the first reason of each.
+/// Number of objects of which a part is refused, by the first reason of each.
 #[must_use]
 pub fn by_reason(refusals: &Refusals) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
@@ -14,7 +14,7 @@ pub fn by_reason(refusals: &Refusals) -> BTreeMap<&'static str, usize> {
     counts
 }
 
-/// What an operator should know, if there is anything.
+/// A note for the operator; `None` where nothing is refused.
 #[must_use]
 pub fn note(refusals: &Refusals) -> Option<String> {
     let (subject, reasons) = refusals.iter().min_by_key(|(subject, _)| *subject)?;

@@ -1,5 +1,5 @@
-//! What is kept of a Service and of an EndpointSlice: parsed, judged, and small, because there are
-//! tens of thousands.
+//! The judged form of a Service and of an EndpointSlice, small because a cluster may have tens of
+//! thousands of them.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use crate::per_family::PerFamily;
 const AFFINITY: u64 = 3 * 60 * 60;
 const AFFINITY_BOUNDS: (u64, u64) = (1, 24 * 60 * 60);
 
-/// Where the clients of a table of Services are: the node for which it is made.
+/// The node for which a table of Services is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Locality {
     /// Name of the node, as EndpointSlices call it.
@@ -34,7 +34,7 @@ pub struct Locality {
 /// A Service that kube-proxy would serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// When it was made: the older of two keeps what both claim.
+    /// Time of creation: of two Services that claim one frontend by equal rights, the older has it.
     pub created: Arc<str>,
     /// Cluster IPs, not compared with nodes' addresses yet.
     pub cluster_ips: Box<[IpAddr]>,
@@ -44,28 +44,29 @@ pub struct Spec {
     pub ports: Box<[OfferedPort]>,
     /// For how long a client stays with its server.
     pub affinity: Option<Duration>,
-    /// Whether its cluster IPs lead to servers of the client's node only.
+    /// Whether the cluster IPs lead to servers of the client's node only.
     pub is_local: bool,
 }
 
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OfferedPort {
-    /// By what EndpointSlices know it.
+    /// The name by which EndpointSlices refer to the port.
     pub name: Box<str>,
-    /// Its transport.
+    /// The transport.
     pub transport: ServiceTransport,
-    /// Its number.
+    /// The port number.
     pub port: u16,
-    /// Its number on every node.
+    /// The node port, the same on every node.
     pub node_port: Option<u16>,
-    /// What tells it from all other ports of Services, now and at the agent's next start.
+    /// An identifier that differs from those of all other ports of Services, and is the same after
+    /// a restart of the agent.
     pub id: u64,
 }
 
 impl Spec {
-    /// Reads a Service; none if kube-proxy would not serve it: headless, a name of something
-    /// outside, or left to others. What is refused of it is told.
+    /// Reads a Service; `None` if kube-proxy would not serve the Service: headless, an external
+    /// name, or labelled as left to others. Refused parts are added to `told`.
     pub fn new(here: &Locality, service: &api::Service, told: &mut Vec<Refusal>) -> Option<Self> {
         let api::Service {
             metadata,
@@ -90,7 +91,8 @@ impl Spec {
         };
         let cluster_ips = frontends(Role::Cluster, &mut cluster_ips.iter());
         let mut external = frontends(Role::External, &mut spec.external_ips.iter());
-        // Only kube-proxy knows whose packet it is.
+        // Source ranges are left to kube-proxy, because only kube-proxy sees the source of a
+        // packet.
         if spec.load_balancer_source_ranges.is_empty() {
             let ingress = status.load_balancer.ingress.iter();
             let ingress = ingress.filter(|it| !it.ip.is_empty() && it.ip_mode != "Proxy");
@@ -139,38 +141,38 @@ impl OfferedPort {
     }
 }
 
-/// What an EndpointSlice says of a Service's servers.
+/// The servers of a Service in one EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// The Service.
     pub service: ObjectName,
     /// Ports that all of its servers have: name, transport, number.
     pub ports: Box<[(Box<str>, ServiceTransport, u16)]>,
-    /// Servers that take connections, or would if nobody else did.
+    /// Servers that take connections, or take them when no other server does.
     pub servers: Box<[SliceServer]>,
 }
 
-/// A server, on whatever port.
+/// A server, without its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceServer {
-    /// Its address.
+    /// The address.
     pub address: IpAddr,
-    /// Whether it is ready. Otherwise it still serves, and is about to end.
+    /// Whether the server is ready. A server that is not ready still serves, and is about to end.
     pub is_ready: bool,
-    /// Whether it is on this node.
+    /// Whether the server is on this node.
     pub is_here: bool,
-    /// Which nodes it is meant for.
+    /// The nodes that the server is meant for.
     pub for_nodes: Hint,
-    /// Which zones it is meant for.
+    /// The zones that the server is meant for.
     pub for_zones: Hint,
 }
 
 /// The clients that a server is meant for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
-    /// Nothing is said.
+    /// No hint.
     None,
-    /// Others than this node.
+    /// Other nodes than this one.
     Others,
     /// This node, perhaps among others.
     Us,
@@ -187,8 +189,8 @@ impl Hint {
 }
 
 impl Slice {
-    /// Reads an EndpointSlice; none if it is of no Service that kube-proxy would serve. What is
-    /// refused of it is told.
+    /// Reads an EndpointSlice; `None` if the slice belongs to no Service that kube-proxy would
+    /// serve. Refused parts are added to `told`.
     pub fn new(
         here: &Locality,
         slice: &api::EndpointSlice,
@@ -243,7 +245,7 @@ fn is_left_to_others(metadata: &api::Metadata) -> bool {
     labels.copied().any(|it| metadata.labels.contains_key(it))
 }
 
-/// What was taken; what was refused is told.
+/// The accepted part as `Some`; a refusal is added to `told`.
 fn note<T>(judged: Result<T, Refusal>, told: &mut Vec<Refusal>) -> Option<T> {
     judged.map_err(|refusal| tell(told, refusal)).ok()
 }

@@ -34,7 +34,8 @@ use crate::lease::SubnetKey;
 pub(super) struct Dir {
     path: PathBuf,
     ttl: Duration,
-    /// Counts what this process saw and did, under the lock: the order of entries' revisions.
+    /// Number of listings and writes by this process, counted under the lock; the source of
+    /// entries' revisions.
     count: Arc<AtomicU64>,
 }
 
@@ -134,7 +135,7 @@ impl Dir {
         follow::follow(self, &changes).await;
     }
 
-    /// Tells of every Service and EndpointSlice, until the receiver is gone.
+    /// Tells of every Service and EndpointSlice, until the receiver is dropped.
     pub async fn watch_services(&self, news: mpsc::Sender<News>) {
         services::follow(&self.path, &news).await;
     }

@@ -1,4 +1,4 @@
-//! What a registry holds and tells: entries, all of them at one moment, and changes of them.
+//! The content of a registry: entries, all of them at one moment, and changes of them.
 
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
@@ -10,22 +10,22 @@ use crate::lease::RejectReason;
 pub(super) struct Entry {
     /// Last part of the key: `10.5.34.0-24` if all is well.
     pub key: String,
-    /// The value's bytes; whoever writes to the store decides what they are.
+    /// The value's bytes. They are untrusted, because any writer of the store chooses them.
     pub value: Vec<u8>,
     /// When the entry last changed, in the registry's own count. Higher is later.
     pub revision: u64,
-    /// What keeps the entry alive.
+    /// The entry's term.
     pub term: Term,
-    /// Name of the node that the entry is of, where the registry knows it.
+    /// Name of the node that the entry belongs to, where the registry knows the name.
     pub node: Option<String>,
     /// The address that an operator wants to be published in place of the node's own.
     pub public_ip: Option<Ipv4Addr>,
-    /// Why the registry itself does not take the entry for a lease.
+    /// Why the registry itself refuses the entry as a lease.
     pub refused: Option<RejectReason>,
 }
 
 impl Entry {
-    /// An entry of which nothing else is known.
+    /// An entry without the optional fields.
     pub fn new(key: String, value: impl Into<Vec<u8>>, revision: u64, term: Term) -> Self {
         let mut value = value.into();
         // There may be thousands of them, and JSON is often written with room to spare.
@@ -42,10 +42,10 @@ impl Entry {
     }
 }
 
-/// What keeps an entry alive.
+/// The term of an entry: the condition under which the entry stays valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Term {
-    /// Nothing is needed: an operator put it there, or the cluster assigned it.
+    /// Without end: an operator wrote the entry, or the cluster assigned it.
     Reserved,
     /// Renewals by the lease's owner. The number is the etcd lease that must be kept alive; zero
     /// elsewhere.
@@ -68,26 +68,26 @@ pub(super) struct Listing {
     pub entries: Vec<Entry>,
     /// The registry's count at that moment.
     pub revision: u64,
-    /// The moment, where the registry does not answer and this is what was known last. Its count is
-    /// zero then.
+    /// The time of the listing, where the registry does not answer and the listing is remembered
+    /// from before; `revision` is zero then.
     pub as_of: Option<SystemTime>,
 }
 
-/// What a watch tells.
+/// A change that a watch reports.
 #[derive(Debug)]
 pub(super) enum EntryChange {
-    /// All there is; what is not in it is gone.
+    /// All entries; an entry that is not in the listing has been removed.
     All(Listing),
     /// One entry is new or different.
     Put(Entry),
-    /// One entry is gone, by deletion or because its term ended.
+    /// One entry has been removed, by deletion or because its term ended.
     Gone {
         /// The entry's key.
         key: String,
-        /// When it went.
+        /// The registry's count at the removal.
         revision: u64,
     },
-    /// The registry answered, with nothing new.
+    /// The registry answered without a change.
     Alive,
     /// The registry does not answer; the watch goes on trying.
     Unreachable(String),

@@ -2,8 +2,8 @@
 //!
 //! `<prefix>/config` is the network configuration, `<prefix>/subnets/<key>` a lease, bound to an
 //! etcd lease that its owner keeps alive. A key that is bound to none is a reservation. Every
-//! change is a transaction that names the state it expects, so nobody's lease is ever overwritten
-//! unseen.
+//! change is a transaction that names the state it expects, so that no node overwrites a lease that
+//! another node has changed meanwhile.
 
 mod client;
 mod follow;
@@ -25,13 +25,13 @@ use super::news::News;
 use crate::config::Secret;
 use crate::lease::SubnetKey;
 
-/// Where leases are.
+/// The branch of leases below the prefix.
 const SUBNETS: &str = "subnets";
 
 /// How many pairs to ask for at a time; fewer where values are large.
 const PAGE: i64 = 500;
 
-/// No lease is longer. What is, is cut, and then makes no sense.
+/// Longest value of a lease, in bytes. A longer value is cut, and then refused as malformed.
 const LONGEST: usize = 64 * 1024;
 
 /// How to reach an etcd cluster.
@@ -39,7 +39,7 @@ const LONGEST: usize = 64 * 1024;
 pub struct Options {
     /// URLs; they are tried in turn, and one that answers is kept.
     pub endpoints: Vec<String>,
-    /// Where the network lives, such as `/coreos.com/network`.
+    /// The prefix of the network's keys, such as `/coreos.com/network`.
     pub prefix: String,
     /// Private key of the client certificate, PEM.
     pub key_file: Option<PathBuf>,
@@ -180,7 +180,7 @@ impl Etcd {
         follow::follow(self, SUBNETS, &changes).await;
     }
 
-    /// Tells of every Service and EndpointSlice, until the receiver is gone.
+    /// Tells of every Service and EndpointSlice, until the receiver is dropped.
     pub async fn watch_services(&self, news: mpsc::Sender<News>) {
         services::follow(self, &news).await;
     }
@@ -327,7 +327,8 @@ impl Etcd {
         Ok(granted.await?.id())
     }
 
-    /// Keeps an etcd lease alive once. Tells its full length in seconds; zero if it is gone.
+    /// Keeps an etcd lease alive once. Returns its full length in seconds; zero if the lease does
+    /// not exist any more.
     async fn keep_alive(&self, id: i64) -> Result<i64, Error> {
         let kept = self.clients.call(
             "keeping the etcd lease alive".into(),
@@ -374,7 +375,7 @@ impl Etcd {
     }
 }
 
-/// Whether a write is known not to have been done. After a time-out it may have been.
+/// Whether a write certainly has not been done. After a time-out it may have been.
 fn is_not_done(put: &Result<Option<i64>, Error>) -> bool {
     matches!(put, Ok(None) | Err(Error::Refused { .. }))
 }

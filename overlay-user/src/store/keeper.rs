@@ -1,4 +1,4 @@
-//! Keeps this node's lease and publishes everybody's.
+//! Keeps this node's lease and publishes all nodes' leases.
 
 mod claim;
 mod outage;
@@ -21,7 +21,7 @@ use crate::lease::{Attributes, Lease, SubnetKey};
 use crate::liveness::Pulse;
 use crate::per_family::PerFamily;
 
-/// Changes that may wait between the watch and the keeper.
+/// Capacity of the queue of changes between the watch and the keeper.
 const QUEUE: usize = 256;
 /// Longest pause between attempts to set this node's lease right.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ pub struct Store {
     pulse: Pulse,
 }
 
-/// What this node wants to hold.
+/// The lease that this node should hold.
 #[derive(Clone, Debug, PartialEq)]
 struct Wanted {
     pools: PerFamily<SubnetPool>,
@@ -61,9 +61,9 @@ struct Inner {
     held: Option<Entry>,
     expires: Option<SystemTime>,
     health: StoreHealth,
-    /// Why this node's lease is not as it should be.
+    /// Why this node's lease is missing or wrong.
     trouble: Option<String>,
-    /// Until when leases that vanish stay in force.
+    /// Until when leases that are removed stay in force.
     grace: Option<Instant>,
 }
 
@@ -72,7 +72,7 @@ impl Store {
     /// (whole seconds in etcd) and is renewed every `renew_every`.
     ///
     /// # Errors
-    /// [`Error::Options`] if the options cannot be meant.
+    /// [`Error::Options`] if the options contradict each other or are out of range.
     pub fn open(location: Location, ttl: Duration, renew_every: Duration) -> Result<Self, Error> {
         Ok(Self {
             registry: Registry::open(location, ttl)?,
@@ -88,8 +88,8 @@ impl Store {
     /// Reads the network's configuration.
     ///
     /// # Errors
-    /// Any; most often it has not been written, or the store does not answer. Worth another
-    /// attempt.
+    /// Any; most often no configuration has been written, or the store does not answer. Worth
+    /// another attempt.
     pub async fn network_config(&self) -> Result<NetworkConfig, Error> {
         Ok(NetworkConfig::parse(&self.registry.config().await?)?)
     }
@@ -132,13 +132,13 @@ impl Store {
         self.registry.node_public_ip().await
     }
 
-    /// Whether somebody reads what [`notify`](Self::notify) is given.
+    /// Whether the store has a place for notices, see [`notify`](Self::notify).
     #[must_use]
     pub fn has_readers(&self) -> bool {
         self.registry.assigns()
     }
 
-    /// Tells the store's owner something about this node.
+    /// Publishes a notice about this node for the store's owner.
     ///
     /// # Errors
     /// The store does not answer, or does not allow it.
@@ -146,7 +146,7 @@ impl Store {
         self.registry.notify(notice).await
     }
 
-    /// What this node's entry says before the agent takes it: what another agent has left there,
+    /// The attributes in this node's entry before the agent takes the entry: an earlier agent's,
     /// where the store gives each node its entry.
     ///
     /// # Errors
@@ -161,8 +161,8 @@ impl Store {
         }
     }
 
-    /// What is known about leases, and every change of it. Also tells what holds before
-    /// [`run`](Self::run) is called.
+    /// A receiver of the state of leases, and of every change. The state is valid before
+    /// [`run`](Self::run) is called, too.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<LeaseState> {
         self.state.subscribe()
@@ -175,8 +175,8 @@ impl Store {
         self.pulse.clone()
     }
 
-    /// Changes what this node says about itself. [`run`](Self::run) writes it to the store as soon
-    /// as it can.
+    /// Changes this node's attributes. [`run`](Self::run) writes them to the store as soon as
+    /// possible.
     pub fn publish(&self, attributes: Attributes) {
         self.wanted.send_if_modified(|wanted| match wanted {
             Some(wanted) if wanted.attributes != attributes => {
@@ -187,9 +187,10 @@ impl Store {
         });
     }
 
-    /// Keeps the lease that [`acquire`](Self::acquire) took, watches everybody's, and publishes
-    /// both, until `cancel`. Outages are ridden out. A lease that is lost is taken again, or
-    /// another instead, which shows in [`LeaseState::own`]. At the end the lease is left in place.
+    /// Keeps the lease that [`acquire`](Self::acquire) took, watches all nodes' leases, and
+    /// publishes both, until `cancel`. An outage of the store does not end the call. A lost lease
+    /// is taken again, or another one instead, as [`LeaseState::own`] shows. At the end the lease
+    /// stays in the store.
     pub async fn run(&self, cancel: CancellationToken) {
         let (sender, changes) = mpsc::channel(QUEUE);
         tokio::select! {
@@ -199,9 +200,9 @@ impl Store {
         }
     }
 
-    /// Gives up a lease for good: removes the entry of `subnets` if it is that of the node that
-    /// says `attributes` of itself, by its public IP or from before that changed (see
-    /// [`Attributes::is_moved_from`]). Reservations stay. Tells whether something was removed.
+    /// Gives up a lease for good: removes the entry of `subnets` if the entry is that of the node
+    /// with `attributes`: the public IP is the same, or changed since (see
+    /// [`Attributes::is_moved_from`]). Reservations stay. Returns whether an entry was removed.
     ///
     /// # Errors
     /// The store does not answer.
@@ -333,7 +334,8 @@ impl Store {
         }
     }
 
-    /// Waits longer after each failure, but with short leases not for long.
+    /// The pause after `failures` failures in a row: longer after each, and limited by the lease
+    /// time.
     fn retry_after(&self, failures: u32) -> Duration {
         let longest = LONGEST_RETRY.min(self.ttl / 10);
         (Duration::from_millis(100) * 2u32.saturating_pow(failures.min(16))).min(longest)

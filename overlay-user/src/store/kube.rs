@@ -44,18 +44,18 @@ pub struct Options {
     pub api_url: Option<String>,
     /// A kubeconfig.
     pub kubeconfig: Option<PathBuf>,
-    /// What the annotations' names begin with.
+    /// Prefix of the annotations' names.
     pub annotation_prefix: String,
     /// File with the network configuration.
     pub config_path: PathBuf,
     /// This node.
     pub identity: Option<Identity>,
-    /// File in which an agent leaves what it knows, for one that starts while the API server is
-    /// away.
+    /// File in which the agent remembers the Nodes, for an agent that starts while the API server
+    /// does not answer.
     pub memory: Option<PathBuf>,
 }
 
-/// By what a node knows its name.
+/// The source of this node's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Identity {
     /// The name of the Node object.
@@ -91,7 +91,7 @@ pub(super) struct Kube {
     name: OnceCell<String>,
     /// An older node with this node's podCIDR.
     rival: Mutex<Option<String>>,
-    /// Where this node is.
+    /// This node's name, zone and addresses.
     this_node: watch::Sender<Option<ThisNode>>,
     memory: Memory,
 }
@@ -136,7 +136,7 @@ impl Kube {
         Ok(text)
     }
 
-    /// This node's entry, whatever its annotations say; as it was known last, where the API server
+    /// This node's entry, its annotations not judged yet; the remembered one, where the API server
     /// does not answer an agent that has just started.
     pub async fn assigned(&self) -> Result<Given, Error> {
         let node = match self.own().await {
@@ -200,8 +200,8 @@ impl Kube {
         Ok(nodes.listing(revision.unwrap_or_default()))
     }
 
-    /// Writes the annotations of this node, unless its Node is not the one that `held` is of: one
-    /// that was made anew has another podCIDR, perhaps.
+    /// Writes the annotations of this node. `None` if its Node is another object than that of
+    /// `held`, because a Node that was deleted and made anew may have another podCIDR.
     pub async fn replace(&self, held: &Entry, value: &str) -> Result<Option<Entry>, Error> {
         let node = self.own().await?;
         let key = node.subnet().ok().flatten().map(|key| key.to_string());
@@ -237,7 +237,7 @@ impl Kube {
         self.this_node.subscribe()
     }
 
-    /// Tells of every Service and EndpointSlice, until the receiver is gone.
+    /// Tells of every Service and EndpointSlice, until the receiver is dropped.
     pub async fn watch_services(&self, news: mpsc::Sender<News>) {
         services::follow(&self.api, &news).await;
     }

@@ -1,4 +1,4 @@
-//! What stores tell of Services and EndpointSlices, whatever holds them.
+//! Changes of Services and EndpointSlices, as every kind of registry reports them.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::service::{Kind, ObjectName};
 pub(super) struct News {
     /// The kind.
     pub kind: Kind,
-    /// What is new.
+    /// The change.
     pub update: Update,
 }
 
@@ -21,11 +21,11 @@ pub(super) enum Update {
     Begin,
     /// An object of the list, or one that is new or different.
     Put(ObjectName, Body),
-    /// One object is gone.
+    /// One object has been removed.
     Gone(ObjectName),
-    /// The list is complete: what was not in it is gone.
+    /// The list is complete: an object that was not in the list has been removed.
     Complete,
-    /// The store answered, with nothing new.
+    /// The store answered without a change.
     Alive,
     /// The store does not answer; the watch goes on trying.
     Unreachable(String),
@@ -41,8 +41,8 @@ pub(super) enum Body {
 }
 
 impl Body {
-    /// Reads the JSON that a store keeps for an object. The key names the object; what the JSON
-    /// says of its name, if anything, has to agree.
+    /// Reads the JSON that a store keeps for an object. The key names the object; a name in the
+    /// JSON has to be the same.
     pub fn parse(kind: Kind, name: &ObjectName, json: &[u8]) -> Self {
         match kind {
             Kind::Service => Self::Service(parse(json, name, |it: &mut Service| &mut it.metadata)),
@@ -87,7 +87,8 @@ pub(super) struct ThisNode {
 }
 
 impl ThisNode {
-    /// Where no source says more: the name is `NODE_NAME`, as in a pod, else the host's.
+    /// This node where the registry does not know more: the name is `NODE_NAME`, as in a pod, else
+    /// the host's.
     pub fn of_host() -> Self {
         let named = std::env::var("NODE_NAME").ok();
         let named = named.filter(|name| !name.is_empty());

@@ -1,4 +1,4 @@
-//! What the keeper asks of the place that holds leases: few, small, guarded operations.
+//! The interface of the keeper to the registry of leases: few, small, guarded operations.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use super::kube::Kube;
 use super::news::{News, ThisNode};
 use super::{Error, Location, Notice};
 
-/// A place that holds leases.
+/// A registry that holds leases.
 #[derive(Debug)]
 pub(super) enum Registry {
     /// An etcd cluster.
@@ -23,7 +23,7 @@ pub(super) enum Registry {
     Kube(Box<Kube>),
 }
 
-/// Calls the same method of whichever registry it is.
+/// Calls the same method of the registry of each kind.
 macro_rules! ask {
     ($registry:expr, $($call:tt)*) => {
         match $registry {
@@ -48,8 +48,8 @@ impl Registry {
         matches!(self, Self::Kube(_))
     }
 
-    /// The entry with the subnet that this node is given, where nodes do not choose (`None`). Its
-    /// value may say anything yet.
+    /// The entry with the subnet that this node is given, where nodes do not choose (`None`). The
+    /// entry's value is not judged yet.
     pub async fn assigned(&self) -> Result<Option<Given>, Error> {
         match self {
             Self::Etcd(_) | Self::Dir(_) => Ok(None),
@@ -65,7 +65,7 @@ impl Registry {
         }
     }
 
-    /// Puts a notice where the registry's owner looks for it, if there is such a place.
+    /// Publishes a notice for the registry's owner, in a registry that has a place for notices.
     pub async fn notify(&self, notice: &Notice) -> Result<(), Error> {
         match self {
             Self::Etcd(_) | Self::Dir(_) => Ok(()),
@@ -83,7 +83,7 @@ impl Registry {
     }
 
     /// Creates an entry with a term, unless something with that key exists or nodes do not choose:
-    /// then `None`.
+    /// `None` in both cases.
     pub async fn create(&self, key: &str, value: &str) -> Result<Option<Entry>, Error> {
         match self {
             Self::Etcd(etcd) => etcd.create(key, value).await,
@@ -92,13 +92,13 @@ impl Registry {
         }
     }
 
-    /// Gives the entry a new value and, unless it is a reservation, a full term. `None` if it is no
-    /// longer as `held` says: somebody else has been at it.
+    /// Gives the entry a new value and, unless it is a reservation, a full term. `None` if the
+    /// entry is no longer as `held`, because another writer has changed it.
     pub async fn replace(&self, held: &Entry, value: &str) -> Result<Option<Entry>, Error> {
         ask!(self, replace(held, value))
     }
 
-    /// Renews the entry's term. False if the entry or its term is gone.
+    /// Renews the entry's term. False if the entry does not exist any more or its term has ended.
     pub async fn renew(&self, held: &Entry) -> Result<bool, Error> {
         match self {
             Self::Etcd(etcd) => etcd.renew(held).await,
@@ -107,7 +107,8 @@ impl Registry {
         }
     }
 
-    /// Removes the entry. False if it is no longer as `held` says, or goes with its node only.
+    /// Removes the entry. False if the entry is no longer as `held`, or if such an entry is removed
+    /// together with its node only.
     pub async fn remove(&self, held: &Entry) -> Result<bool, Error> {
         match self {
             Self::Etcd(etcd) => etcd.remove(held).await,
@@ -116,7 +117,7 @@ impl Registry {
         }
     }
 
-    /// Tells of every change, beginning with everything, until the receiver is gone.
+    /// Tells of every change, beginning with everything, until the receiver is dropped.
     pub async fn watch(&self, changes: mpsc::Sender<EntryChange>) {
         ask!(self, watch(changes));
     }
@@ -127,8 +128,8 @@ impl Registry {
         ask!(self, watch_services(news));
     }
 
-    /// Where this node is, where the registry knows that: none before it has told, which it does
-    /// while [`watch`](Self::watch) is heard.
+    /// This node's place, in a registry that knows the place; `None` in the channel until
+    /// [`watch`](Self::watch) has reported the node.
     pub fn this_node(&self) -> Option<watch::Receiver<Option<ThisNode>>> {
         match self {
             Self::Etcd(_) | Self::Dir(_) => None,

@@ -1,7 +1,7 @@
 //! The Services of a store, and the table that this node makes of them.
 //!
-//! Nothing is watched before [`ServiceFollower::run`]. A store that does not answer leaves what was
-//! known in force.
+//! Nothing is watched before [`ServiceFollower::run`]. While a store does not answer, the last
+//! table stays in force.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,19 +18,19 @@ use crate::lease::Lease;
 use crate::per_family::PerFamily;
 use crate::service::{Catalog, Kind, Locality, Refusals, ServiceTable};
 
-/// News that may wait between the watch and the table.
+/// Capacity of the queue of news between the watch and the table.
 const QUEUE: usize = 256;
-/// As many refusals are logged of one batch of news; the state has all.
+/// Most refusals logged for one batch of news; the state has all of them.
 const LOGGED: usize = 10;
 
-/// What is known about Services at one moment. A clone is cheap.
+/// The state of Services at one moment. A clone is cheap.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceState {
     /// The table; none before all Services have been known once.
     pub table: Option<ServiceTable>,
-    /// What is left out of Services, because it makes no sense or would do harm.
+    /// Refused parts of Services: malformed, or harmful to others.
     pub refused: Refusals,
-    /// Whether the store answers. While it does not, what was known stays in force.
+    /// Whether the store answers. While the store does not, the last table stays in force.
     pub store: StoreHealth,
 }
 
@@ -40,23 +40,24 @@ pub struct ServiceFollower {
     state: watch::Sender<ServiceState>,
 }
 
-/// Why a catalog is of no further use.
+/// Why a catalog is discarded.
 enum End {
-    /// The node moved, so that everything has to be judged anew.
+    /// The node's name, zone or addresses changed, so that all objects have to be judged anew.
     Moved,
-    /// The store is gone.
+    /// The store has ended.
     Over,
 }
 
 impl ServiceFollower {
-    /// What is known about Services, and every change of it.
+    /// A receiver of the state of Services, and of every change.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<ServiceState> {
         self.state.subscribe()
     }
 
-    /// Follows the store's Services until `cancel`. `pods` are the pods' networks. The store has to
-    /// [run](Store::run) beside it: from there come this node's place and everybody's addresses.
+    /// Follows the store's Services until `cancel`. `pods` are the pods' networks. [`Store::run`]
+    /// has to run at the same time, because this node's place and the nodes' addresses come from
+    /// there.
     pub async fn run(&self, store: &Store, pods: PerFamily<IpNet>, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => {}

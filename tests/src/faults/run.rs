@@ -15,21 +15,21 @@ use crate::{Lab, interrupt};
 /// Traffic before a fault, and after all is well again.
 const CALM: Duration = Duration::from_millis(500);
 
-/// How cases are run.
+/// Settings of a run of cases.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How often what is done again and again is done.
+    /// Number of repetitions in cases that repeat a fault.
     pub rounds: usize,
     /// Another build of the agent, to change to and back.
     pub other_build: Option<PathBuf>,
 }
 
-/// What came of a case.
+/// The result of a case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Its name.
+    /// Name of the case.
     pub case: &'static str,
-    /// What must hold.
+    /// The invariant of the case.
     pub invariant: &'static str,
     /// Datagrams sent.
     pub sent: u64,
@@ -43,9 +43,9 @@ pub struct Outcome {
     pub silence_ms: u64,
     /// Connections that broke.
     pub broken: u64,
-    /// How long it took.
+    /// Duration of the case.
     pub seconds: f64,
-    /// What did not hold.
+    /// The violations of the invariant.
     pub failures: Vec<String>,
 }
 

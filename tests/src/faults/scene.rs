@@ -1,4 +1,4 @@
-//! Where a case plays, and what it looks at there.
+//! The scene of a case: its lab and traffic, with the checks that cases share.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::run::Settings;
 use crate::traffic::{self, Endpoint};
 use crate::{Lab, Node, Pod, interrupt, status, wait_until};
 
-/// How long the agent may take to put something right. It needs a second or two; machines that run
+/// Longest duration of a repair by the agent. A repair takes a second or two; machines that run
 /// tests are slow.
 pub(super) const REPAIR: Duration = Duration::from_secs(40);
 /// Between two looks at what must stay as it is.

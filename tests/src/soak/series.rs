@@ -1,4 +1,4 @@
-//! What was counted over time, and whether it is flat.
+//! Counts over time, and whether each is flat.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,24 +21,24 @@ pub enum Rule {
     Told,
 }
 
-/// One thing that is counted on a node.
+/// The name of a quantity that is counted on a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
     /// `n1`, or `machine`.
     pub place: String,
-    /// What.
+    /// The quantity.
     pub quantity: String,
 }
 
 /// Everything that was counted at one time.
 pub type Inventory = BTreeMap<Name, (u64, Rule)>;
 
-/// What came of one quantity.
+/// The result for one quantity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Series {
     /// Where: a node, or the machine.
     pub place: String,
-    /// What was counted.
+    /// The quantity.
     pub quantity: String,
     /// Before the first round.
     pub start: u64,
@@ -52,9 +52,9 @@ pub struct Series {
     pub end: u64,
     /// Medians of up to ten stretches of the run, one after the other.
     pub over_time: Vec<u64>,
-    /// When it counts as flat.
+    /// The rule by which the quantity counts as flat.
     pub rule: Rule,
-    /// Whether it is.
+    /// Whether the quantity is flat.
     pub verdict: Verdict,
 }
 
@@ -64,9 +64,9 @@ pub struct Series {
 pub enum Verdict {
     /// As it has to be.
     Flat,
-    /// Something was left behind, or taken away.
+    /// The count has changed against the rule.
     NotFlat,
-    /// Not to be judged, or not after so short a run.
+    /// Not judged: the rule does not judge, or the run was too short.
     NotJudged,
 }
 

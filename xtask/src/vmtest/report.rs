@@ -1,4 +1,4 @@
-//! What came of the machines, for people and for scripts.
+//! The results of the machines, for people and for scripts.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use serde::Serialize;
 use crate::count::Count;
 use crate::lab::table::{align_right, table};
 
-/// What came of one machine.
+/// The result of one machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Series of the kernel, as users name it.
     pub kernel: &'static str,
     /// What `uname -r` says.
     pub release: String,
-    /// What it ran: names of files in tests/tests.
+    /// Names of the files in tests/tests that the machine ran.
     pub tests: Vec<String>,
     /// Tests that passed, failed and were left out.
     #[serde(flatten)]
@@ -32,7 +32,7 @@ pub struct Report {
     pub seconds: u64,
     /// The kernel's messages.
     pub console: PathBuf,
-    /// What the tests wrote.
+    /// The output of the tests.
     pub log: PathBuf,
 }
 

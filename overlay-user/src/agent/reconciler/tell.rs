@@ -1,4 +1,4 @@
-//! What a round tells the service manager and the tools.
+//! Messages of a round to the service manager, the tools and the task for Services.
 
 use super::super::health::Report;
 use super::super::path_check::Paths;
@@ -7,7 +7,7 @@ use crate::allocator;
 use crate::observe::agent_file::AgentFile;
 
 impl Reconciler {
-    /// Tells the log and the service manager when the node is ready for the first time.
+    /// Reports to the log and the service manager that the node is ready, once.
     pub(super) fn announce(&mut self, report: &Report) {
         if !report.is_ready() || self.announced {
             return;
@@ -21,14 +21,14 @@ impl Reconciler {
         allocator::give_back();
     }
 
-    /// Tells whose Services are left to kube-proxy.
+    /// Publishes the network namespaces whose Services are left to kube-proxy.
     pub(super) fn tell_services(&self) {
         let notes = self.seen.pods.pods.iter().map(|pod| &pod.note);
         let opted_out = notes.filter_map(|note| note.by_kube_proxy);
         self.services.opt_out(opted_out.collect());
     }
 
-    /// Leaves a note for the tools of what the kernel does not show.
+    /// Writes the note for the tools: the state that the kernel does not show.
     pub(super) fn leave_note(&mut self, report: &mut Report) {
         let paths = self.path_check.paths().borrow().clone();
         let file = AgentFile {

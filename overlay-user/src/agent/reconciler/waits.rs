@@ -1,4 +1,4 @@
-//! What a round waits for.
+//! The waits of the reconciler between rounds.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::kernel;
 use crate::kernel::monitor::{KernelEvent, Monitor, ROUNDS};
 
-/// Waits for a moment, or for ever.
+/// Waits until `moment`; for ever without one.
 pub(super) async fn when(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
@@ -16,7 +16,7 @@ pub(super) async fn when(moment: Option<Instant>) {
     }
 }
 
-/// Waits until told, or for ever.
+/// Waits until notified; for ever where there is no sender.
 pub(super) async fn told(notify: Option<Arc<Notify>>) {
     match notify {
         Some(notify) => notify.notified().await,

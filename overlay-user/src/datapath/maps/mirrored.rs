@@ -1,5 +1,5 @@
-//! A hash map that the agent alone writes, with a copy of what is in it: a change costs what has
-//! changed, and not what is there.
+//! A hash map that the agent alone writes, with a copy of its entries, so that the cost of an
+//! update depends on the changes and not on the size of the map.
 
 use std::collections::BTreeMap;
 

@@ -10,8 +10,8 @@ use super::super::pins::Pins;
 use super::{HEARTBEAT, Maps, devices, failed, missing_is_none, open};
 
 impl<F: UserFamily> Maps<F> {
-    /// Tells the programs of a new pod, and forgets a former one behind a device with the same
-    /// index.
+    /// Writes the entries of a new pod, and removes those of a former one behind a device with the
+    /// same index.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -31,7 +31,7 @@ impl<F: UserFamily> Maps<F> {
         devices::add::<F>(&mut open(pins, F::MAPS.devices)?, pod.ifindex).map(drop)
     }
 
-    /// Takes a pod out of the maps, its endpoint with it.
+    /// Removes a pod and its endpoint from the maps.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -46,7 +46,7 @@ impl<F: UserFamily> Maps<F> {
         Self::forget_device(pins, pod.ifindex)
     }
 
-    /// Takes the endpoint of a device out of the maps.
+    /// Removes the endpoint of a device from the maps.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -57,7 +57,7 @@ impl<F: UserFamily> Maps<F> {
             .map_err(failed("delete from", F::MAPS.endpoints))
     }
 
-    /// Until when the last sign of life of an agent holds; see [`Heartbeat`].
+    /// The end of validity of an agent's last sign of life; see [`Heartbeat`].
     ///
     /// # Errors
     /// [`Error::Map`].

@@ -1,4 +1,4 @@
-//! Taking programs off their hooks, whoever of ours has put them there.
+//! Detaches our programs from their hooks, an earlier agent's and the CNI plugin's included.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ impl Programs {
         Ok(links? + filters?)
     }
 
-    /// Detaches what is attached by links, on the hooks that `of` picks.
+    /// Detaches the programs that are attached by links, on the hooks that `of` selects.
     ///
     /// # Errors
     /// The first failure; the rest is done all the same.
@@ -42,8 +42,8 @@ impl Programs {
         first_error.map_or(Ok(done), Err)
     }
 
-    /// Detaches what an agent of another ABI version has left attached by tcx, and removes its
-    /// pins: nobody keeps those maps true any more.
+    /// Detaches the tcx programs of another ABI version and removes their pins, because no agent
+    /// keeps those maps up to date any more.
     ///
     /// # Errors
     /// [`Error::Pin`], [`Error::Link`].
@@ -59,8 +59,9 @@ impl Programs {
         Ok(done)
     }
 
-    /// Detaches what is attached by clsact, on every device of this network namespace. The qdisc
-    /// stays, as it may be somebody else's; empty it does nothing.
+    /// Detaches the programs that are attached by clsact, on every device of this network
+    /// namespace. The qdisc stays, because another program may use the qdisc; an empty one does
+    /// nothing.
     ///
     /// # Errors
     /// The first failure; the rest is done all the same.
@@ -80,8 +81,8 @@ impl Programs {
         first_error.map_or(Ok(done), Err)
     }
 
-    /// Detaches from devices that are none of ours any more, and removes the pins of links whose
-    /// devices are gone.
+    /// Detaches the programs on devices that are not in use any more, and removes the pins of links
+    /// whose devices do not exist.
     ///
     /// # Errors
     /// [`Error::Pin`], [`Error::Link`], [`Error::Filter`].
@@ -131,7 +132,7 @@ fn interface_name(ifindex: u32) -> Result<Option<String>, Error> {
     Ok(interfaces()?.remove(&ifindex))
 }
 
-/// Detaches the filter of a hook; whether there was one.
+/// Detaches the filter of a hook; returns whether there was one.
 fn detach_filter(hook: Hook, interface: &str) -> Result<bool, Error> {
     use aya::programs::TcError;
     match aya::programs::tc::qdisc_detach_program(interface, direction(hook), name(hook)) {

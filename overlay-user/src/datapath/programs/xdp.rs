@@ -21,7 +21,7 @@ impl Programs {
             .ok_or(Error::Missing(name(HOOK)))
     }
 
-    /// The loaded program's id. A kernel that does not take it is none without a fast path.
+    /// The loaded program's id. A kernel that refuses the XDP program can still have a fast path.
     fn load_xdp(&mut self) -> Result<u32, Error> {
         let program = self.xdp()?;
         match program.load() {
@@ -31,10 +31,10 @@ impl Programs {
         program.info().map(|info| info.id()).map_err(not_taken)
     }
 
-    /// Sees to it that this agent's program sits on a NIC.
+    /// Attaches this agent's program to a NIC, in place of an earlier agent's.
     ///
     /// # Errors
-    /// Where somebody else's program sits there, or the driver has no native XDP
+    /// Where a foreign program is attached there, or the driver has no native XDP
     /// ([`Error::Attach`]); or [`Error::Link`], [`Error::Pin`], [`Error::Program`].
     pub fn attach_xdp(&mut self, nic: &Nic) -> Result<Attached, Error> {
         let id = self.load_xdp()?;

@@ -1,8 +1,8 @@
-//! What the maps of Services hold, and how they change so that no socket meets half of a change.
+//! The contents of the maps of Services, changed so that no socket sees a part of a change.
 //!
-//! A set of servers is written whole under an id that nobody has used before; then the frontend
-//! gets it, in one step; then the former set goes. Whoever chooses has all of the one or all of the
-//! other.
+//! A set of servers is written completely under a new id; then the frontend's entry is replaced in
+//! one step; then the former set is removed. A program that chooses a server therefore sees one of
+//! the two sets completely.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -12,9 +12,9 @@ use overlay_common::socket;
 
 use crate::service::{Frontend, ServiceTable, ServiceTransport, Serving};
 
-/// Where entries are written to.
+/// The target of writes.
 pub trait Writer {
-    /// Why not.
+    /// The error of a write.
     type Error;
     /// Writes a server's place.
     fn put_server(
@@ -43,16 +43,16 @@ pub enum Failure<E> {
     Other(E),
 }
 
-/// What a change came to.
+/// The result of a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
-    /// How many frontends were written or taken away.
+    /// Number of frontends written or removed.
     pub frontends: usize,
-    /// Whether a server of datagrams has gone.
+    /// Whether a server of datagrams was removed.
     pub datagram_server_left: bool,
 }
 
-/// What the maps hold.
+/// The contents of the maps.
 pub struct Contents {
     table: ServiceTable,
     /// The set of each frontend that has found room, and how many servers are in the set.

@@ -1,4 +1,4 @@
-//! Finding out whether connected sockets are left whose servers have gone.
+//! Counts the connected sockets whose servers do not serve any more.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -15,9 +15,9 @@ use crate::datapath::syscall;
 
 /// The program that looks at a socket.
 const PROGRAM: &str = "ov_find_gone";
-/// Where it counts.
+/// The map of the program's count.
 const FOUND: &str = "ov_found_gone";
-/// What it walks over, as the kernel calls it.
+/// The kernel's name of the iterator over socket storage.
 const ITERATOR: &str = "bpf_sk_storage_map";
 
 /// How many connected sockets of datagrams have lost their servers (Linux 5.9, with BTF).

@@ -1,5 +1,5 @@
-//! Whether the programs are attached and the pins there: no event tells when somebody takes them
-//! away.
+//! Checks whether the programs are attached and the pins exist, because the kernel sends no event
+//! when another process removes them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,7 +46,7 @@ impl Ids {
         })
     }
 
-    /// What is not as it was left, if anything.
+    /// The first program or pin that is missing or replaced, if any.
     pub(super) fn disturbance(
         &self,
         pins: &Pins,

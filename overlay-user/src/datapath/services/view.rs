@@ -1,4 +1,4 @@
-//! What the maps say of Services, for tools.
+//! The contents of the maps of Services, for tools.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use crate::datapath::Error;
 use crate::datapath::maps::{dump, open};
 use crate::datapath::pins::Pins;
 
-/// An address of a Service, and who serves.
+/// An address of a Service, and its servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FrontendView {
     /// Address and port.

@@ -1,4 +1,4 @@
-//! Which address a pod without a note is held to, and which pods are not believed: pure.
+//! The address that a pod without a note may use, and the refusal of disputed claims: pure.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

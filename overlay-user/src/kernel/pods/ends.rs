@@ -29,7 +29,7 @@ pub(super) struct End {
 }
 
 impl End {
-    /// What a note on the port would say. A namespace is a container.
+    /// The note that the port would have. Each namespace counts as one container.
     pub(super) fn note(self, address: IpAddr, port: &BridgePort) -> PodNote {
         let netns = port.end.map_or(-1, |(netns, _)| netns);
         PodNote {
@@ -60,7 +60,7 @@ impl Kernel {
         }))
     }
 
-    /// The address of the pod behind a port without a note; none where that is in doubt.
+    /// The address of the pod behind a port without a note; `None` where the address is ambiguous.
     pub(super) async fn address_behind(
         &self,
         port: &BridgePort,

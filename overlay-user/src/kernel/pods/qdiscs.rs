@@ -1,4 +1,4 @@
-//! What others hang on devices beside our programs: queueing disciplines and filters.
+//! Foreign queueing disciplines and filters on devices beside our programs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +16,12 @@ pub struct Filter {
     pub priority: u16,
     /// The kernel's id of its program, if it is one of eBPF (`TCA_BPF_ID`).
     pub program: Option<u32>,
-    /// What the filter was told that its program is called (`TCA_BPF_NAME`).
+    /// The program's name as given to the filter (`TCA_BPF_NAME`).
     pub name: Option<String>,
 }
 
 impl Kernel {
-    /// The filters of a device's `clsact` qdisc; a device that is gone has none.
+    /// The filters of a device's `clsact` qdisc; a missing device has none.
     ///
     /// # Errors
     /// What netlink says.
@@ -81,7 +81,7 @@ impl Kernel {
     }
 }
 
-/// What a filter of eBPF tells by one of its options; another filter tells nothing.
+/// The value that `find` picks from the options of an eBPF filter; `None` for another filter.
 fn bpf<T>(filter: &TcMessage, find: impl Fn(&TcFilterBpfOption) -> Option<T>) -> Option<T> {
     let options = filter
         .attributes

@@ -1,14 +1,14 @@
-//! What chains of rules may do to packets from pod to pod: pure.
+//! Judges the possible actions of chains of rules on packets from pod to pod: pure.
 //!
-//! Matches are three-valued, because most of what a rule can ask of a packet cannot be known ahead:
-//! a rule that *may* match and *would* do something counts. Devices and addresses are understood,
-//! so that rules for other networks do not count.
+//! Matches are three-valued, because most conditions of a rule cannot be evaluated without the
+//! packet: a rule that *may* match and *would* act counts. Devices and addresses are understood, so
+//! that rules for other networks do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-/// How deep jumps are followed; the kernel allows 16 in nf_tables.
+/// Depth to which jumps are followed; the kernel allows 16 in nf_tables.
 const DEPTH: usize = 32;
 
 /// The packets in question.
@@ -26,20 +26,20 @@ pub struct Scope {
 /// Whether packets from pod to pod match a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Match {
-    /// None does.
+    /// None matches.
     Never,
-    /// Not to be known ahead.
+    /// Depends on the packet.
     Maybe,
-    /// All do.
+    /// All match.
     Always,
 }
 
-/// What a rule does with a packet that matches.
+/// The effect of a rule on a packet that matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing but count it.
+    /// None, or counting the packet.
     Nothing,
-    /// Lets it pass this chain and those that lead here.
+    /// Accepts the packet, in this chain and in those that lead here.
     Accept,
     /// Back to the chain that leads here.
     Return,
@@ -47,16 +47,16 @@ pub enum Effect {
     Jump(String),
     /// The rules of another chain, then back to the chain that leads here.
     Goto(String),
-    /// Something that a short cut would pass by, in a word: `drop`, `queue`, `log`, …
+    /// An action that a short cut would bypass, in a word: `drop`, `queue`, `log`, …
     Act(String),
 }
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Whether packets from pod to pod match it.
+    /// Whether packets from pod to pod match the rule.
     pub matches: Match,
-    /// What it does with them.
+    /// The rule's effect on them.
     pub effect: Effect,
 }
 
@@ -65,7 +65,7 @@ pub struct Rule {
 pub struct Hit {
     /// The chains that lead there, the last one with the rule.
     pub chains: Vec<String>,
-    /// What it does.
+    /// The rule's action.
     pub act: String,
 }
 
@@ -84,8 +84,8 @@ enum End {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing(pub String);
 
-/// What may happen to packets from pod to pod in the chain `base`, on a hook, whose policy is
-/// `policy`. Chains for which `is_known` holds are left out.
+/// The effect on packets from pod to pod of the chain `base`, on a hook, whose policy is `policy`.
+/// Chains for which `is_known` holds are left out.
 ///
 /// # Errors
 /// The name of a chain that is not in `chains`.

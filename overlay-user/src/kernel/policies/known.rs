@@ -1,4 +1,4 @@
-//! Whose rules are whose, by the names that they go by.
+//! The makers of rules, recognised by the names of tables and chains.
 
 use super::judge::Hit;
 use crate::marks::TABLE_PREFIX;
@@ -46,7 +46,7 @@ const ENGINES: [(&str, &str); 12] = [
     ("DOCKER-USER", "docker-user"),
 ];
 
-/// What rules of nobody known are called.
+/// The name for an unknown maker.
 const OTHER: &str = "other";
 
 /// Whether a table of nf_tables holds no policies.

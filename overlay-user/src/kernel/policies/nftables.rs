@@ -18,7 +18,7 @@ use super::name::text;
 
 /// The verdict of netfilter that a policy of `drop` is (`linux/netfilter.h`).
 const NF_DROP: u32 = 0;
-/// A device of a hook by its name, or by how that begins (Linux 6.16).
+/// A device of a hook by its name, or by a prefix of the name (Linux 6.16).
 const NFTA_DEVICE_NAME: u16 = 1;
 const NFTA_DEVICE_PREFIX: u16 = 2;
 /// Hooks of the IP stack.
@@ -75,8 +75,9 @@ pub struct BaseChain {
     pub drops_by_policy: bool,
 }
 
-/// A chain, if packets from pod to pod meet it: it is on a hook that they come by, and does more
-/// than translate addresses (what the IP stack translates returns by it in any case).
+/// A chain, if packets from pod to pod meet it: the chain is on a hook of such packets, and does
+/// more than translate addresses (replies to a translated packet return by the IP stack in any
+/// case).
 #[must_use]
 pub fn base_chain(
     family: Family,

@@ -1,4 +1,4 @@
-//! flannel's tables, in nftables, saying what flannel's iptables rules say.
+//! flannel's tables, in nftables, equivalent to flannel's iptables rules.
 
 use ipnet::IpNet;
 
@@ -8,7 +8,7 @@ use crate::kernel::tool::run;
 
 const NFT: &str = "nft";
 
-/// How a family names things.
+/// The names that depend on the address family.
 struct FamilyNames {
     name: &'static str,
     table: &'static str,

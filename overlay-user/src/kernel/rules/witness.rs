@@ -1,5 +1,5 @@
-//! Whether anybody has touched the rules of ours: asked of the kernel for next to nothing, where
-//! `iptables-save` would list every rule of every Service.
+//! Notices changes of our rules by others at a small cost, because `iptables-save` would list every
+//! rule of every Service.
 
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 
@@ -31,8 +31,8 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Looks; what the rules are is only asked where others have made a transaction since the
-    /// `last` look. None where the kernel does not tell.
+    /// Looks at the packet filter. Rules are only read where others have made a transaction since
+    /// the `last` look. `None` where the kernel does not answer.
     pub async fn look(last: Option<&Self>) -> Option<Self> {
         let generation = generation().await.ok()?;
         let legacy = infos(&LEGACY).ok()?;

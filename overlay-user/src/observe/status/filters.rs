@@ -1,4 +1,4 @@
-//! What is attached by clsact.
+//! Programs that are attached by clsact.
 
 use overlay_common::Hook;
 
@@ -33,8 +33,8 @@ pub(super) async fn attachments(kernel: &Kernel) -> Result<Vec<HookView>, kernel
     Ok(attachments)
 }
 
-/// The hook of a filter of ours. The filter tells its program's name, so that the program need not
-/// be opened, which takes `CAP_SYS_ADMIN`.
+/// The hook of a filter of ours. The program is recognised by the name in the filter, because
+/// opening the program takes `CAP_SYS_ADMIN`.
 fn ours(filter: &Filter) -> Option<Hook> {
     let is_named = |hook: &Hook| filter.name.as_deref() == Some(programs::name(*hook));
     let found = Hook::ALL.into_iter().find(is_named);

@@ -23,35 +23,37 @@ pub struct Status {
     pub pods: Vec<PodView>,
     /// Our programs on their hooks, and those of others beside them.
     pub attachments: Vec<HookView>,
-    /// What the fast path has done.
+    /// State and counters of the fast path.
     pub fast_path: FastPathView,
-    /// Where hostile VXLAN is refused early (XDP), or why nowhere; as of the last agent.
+    /// The device on which hostile VXLAN is refused early (XDP), or why on none; as of the last
+    /// agent.
     pub early_refusal: Option<String>,
-    /// Where the eBPF programs are from (`--programs`); absent where they are the agent's own. As
-    /// of the last agent.
+    /// The file of the eBPF programs (`--programs`); absent where they are the agent's own. As of
+    /// the last agent.
     pub foreign_programs: Option<String>,
     /// Foreign packet-filter rules on the kernel path, and what follows; as of the last agent.
     pub network_policies: Option<String>,
-    /// When the leases were known last, where the store has not answered the agent yet.
+    /// The time of the leases in use, where an earlier agent knew them and the store has not
+    /// answered this agent yet.
     pub leases_as_of: Option<String>,
-    /// The translator of Services' addresses and the reason, as of the last agent; and how sockets
-    /// fared.
+    /// The translator of Services' addresses and the reason, as of the last agent; and the counters
+    /// of the programs at the socket.
     pub services: ServicesView,
     /// Packets left to the kernel although the fast path serves such packets in principle, by
     /// cause.
     pub slow_path: BTreeMap<&'static str, u64>,
     /// Packets dropped because they forge something, by reason, on both paths.
     pub refused: BTreeMap<&'static str, RefusedView>,
-    /// Leases that the agent does not believe, and why; as of the last agent.
+    /// Leases that the agent refuses, and why; as of the last agent.
     pub rejected: Vec<RejectedLease>,
-    /// Peers that do not answer over the kernel path: down, or behind a firewall; as of the last
-    /// agent.
+    /// Peers that do not answer echo requests over the kernel path: down, or behind a firewall; as
+    /// of the last agent.
     pub unreachable: Vec<backend::Peer>,
     /// Why TCP connections that leave the fast path may be lost, if so.
     pub tcp_pick_up: Option<&'static str>,
-    /// Why no peer is asked for an answer, if so.
+    /// Why no peer is sent an echo request; absent where peers are.
     pub unchecked: Option<String>,
-    /// What is pinned of the data path.
+    /// ABI versions of the pinned maps and programs.
     pub abi: AbiView,
     /// What could not be read, and why.
     pub problems: Vec<String>,
@@ -62,16 +64,16 @@ pub struct Status {
 pub struct ServicesView {
     /// The translator, and the reason.
     pub by: Option<String>,
-    /// What is not taken as it is; as of the last agent.
+    /// Services and EndpointSlices of which a part is refused; as of the last agent.
     pub refused: RefusedServices,
-    /// How sockets fared, by operation and verdict.
+    /// Number of calls at the socket, by operation and verdict.
     pub sockets: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
 }
 
 /// The agent.
 #[derive(Clone, Debug, Serialize)]
 pub struct AgentView {
-    /// Whether it runs.
+    /// Whether the agent runs.
     pub running: bool,
     /// Process of the agent, or of the last one.
     pub pid: Option<u32>,
@@ -80,14 +82,14 @@ pub struct AgentView {
 /// Versions of the maps' layout.
 #[derive(Clone, Debug, Serialize)]
 pub struct AbiView {
-    /// The one that this build reads.
+    /// The version that this build reads.
     pub own: u32,
-    /// The networks that agents have pinned something of.
+    /// The versions of which there are pins.
     pub pinned: Vec<u32>,
 }
 
 impl AbiView {
-    /// Why this build sees nothing of what is pinned, if so.
+    /// Why this build cannot read the pins; absent where it can.
     pub(super) fn problem(&self) -> Option<String> {
         if self.pinned.is_empty() || self.pinned.contains(&self.own) {
             return None;
@@ -126,11 +128,12 @@ pub struct PeerView {
     pub subnet: String,
     /// The node's underlay address.
     pub vtep: IpAddr,
-    /// `vxlan`, or `direct` where packets go there as they are.
+    /// `vxlan`, or `direct` where packets are sent without encapsulation.
     pub way: &'static str,
-    /// MAC address of its VXLAN device, where that is how it is reached.
+    /// MAC address of the peer's VXLAN device, where the way is `vxlan`.
     pub mac: Option<MacAddr>,
-    /// Longest packet of a pod on the fast path; absent where only the kernel path reaches it.
+    /// Longest packet of a pod on the fast path, in bytes; absent where only the kernel path
+    /// reaches the peer.
     pub mtu: Option<u32>,
 }
 
@@ -161,26 +164,28 @@ pub struct HookView {
     pub programs: Vec<OnHook>,
 }
 
-/// What the fast path has done.
+/// State and counters of the fast path.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct FastPathView {
     /// `active`, `inactive` (loaded, everything left to the kernel) or `absent`.
     pub state: &'static str,
-    /// Whether every lease is known to it.
+    /// Whether the programs' list of leases is complete.
     pub complete: bool,
-    /// Share of pod-to-pod packets that took it, 0 to 1; absent before there were any.
+    /// Share of pod-to-pod packets that the fast path carried, 0 to 1; absent before the first
+    /// packet.
     pub hit_ratio: Option<f64>,
-    /// Packets handed to a pod of this node, from another one or as a node on the link sent them.
+    /// Packets redirected into a pod of this node: from another pod of this node, or without
+    /// encapsulation from a node on the link.
     pub redirected: u64,
-    /// Packets sent to another node on the link as they are.
+    /// Packets sent to another node on the link without encapsulation.
     pub routed: u64,
     /// Packets encapsulated.
     pub encapsulated: u64,
     /// Packets decapsulated.
     pub decapsulated: u64,
-    /// Packets that it should have carried and left to the kernel.
+    /// Packets that the programs left to the kernel although the fast path serves such packets.
     pub slow: u64,
-    /// Packets lost half-way.
+    /// Packets lost because a program failed after it had begun to change them.
     pub failed: u64,
     /// Flows that the IP stack owns.
     pub stack_owned_flows: usize,

@@ -17,11 +17,12 @@ use crate::store::entry::{Entry, Term};
 /// How long to wait for the lock, and between two attempts.
 const DEADLINE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
-/// Nothing is longer. What is, is cut, and then makes no sense.
+/// Longest content of a lease's file, in bytes. A longer content is cut, and then refused as
+/// malformed.
 const LONGEST: u64 = 64 * 1024;
 const SUFFIX: &str = ".json";
 
-/// The directory, locked until this goes away.
+/// The directory, locked until this value is dropped.
 pub(super) struct Files {
     path: PathBuf,
     ttl: Duration,
@@ -42,7 +43,7 @@ impl LeaseFile {
 }
 
 impl Files {
-    /// Waits for the lock, but not for ever.
+    /// Takes the lock, within [`DEADLINE`].
     pub fn lock(path: &Path, ttl: Duration) -> io::Result<Self> {
         fs::create_dir_all(path.join(directory(Term::Renewed(0))))?;
         let lock = files::open_lock(&path.join("lock"))?;
@@ -98,8 +99,8 @@ impl Files {
         Ok(found)
     }
 
-    /// Whether the entry's file is still as `held` says, even if its term has ended meanwhile:
-    /// nobody has taken it.
+    /// Whether the entry's file is still as `held`, even if its term has ended meanwhile: no other
+    /// node has taken the lease.
     pub fn holds(&self, held: &Entry) -> io::Result<bool> {
         Ok(self
             .read(&held.key, held.term, false)?
@@ -157,7 +158,7 @@ impl Files {
     }
 }
 
-/// Opens whatever is at a path; nothing if that could never be read.
+/// Opens the file at a path; `None` if there is none that could ever be read.
 pub(super) fn open(path: &Path) -> io::Result<Option<(File, Metadata)>> {
     // Non-blocking, lest a pipe put there keep the agent waiting.
     let file = match OpenOptions::new()
@@ -172,7 +173,7 @@ pub(super) fn open(path: &Path) -> io::Result<Option<(File, Metadata)>> {
     Ok(Some((file, metadata)))
 }
 
-/// What a file holds, as far as that can make sense.
+/// The content of a file, up to [`LONGEST`].
 pub(super) fn content(file: File) -> io::Result<Vec<u8>> {
     let mut value = Vec::new();
     file.take(LONGEST).read_to_end(&mut value)?;
@@ -205,7 +206,7 @@ fn is_no_file(error: &io::Error) -> bool {
         .is_some_and(|errno| NO_FILE.contains(&errno))
 }
 
-/// Where entries of such a term lie.
+/// The directory for entries of this term.
 pub(super) fn directory(term: Term) -> &'static str {
     match term {
         Term::Reserved => "static",

@@ -18,7 +18,7 @@ const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::
 /// Events that come this close together are answered by one look.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Tells of everything, again whenever something may have changed, until the receiver is gone.
+/// Tells of everything, again whenever something may have changed, until the receiver is dropped.
 pub(super) async fn follow(dir: &Dir, changes: &Sender<EntryChange>) {
     let look_every = (dir.ttl / 4).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
     let mut events = None;

@@ -34,7 +34,7 @@ const GATHERED: usize = 1000;
 /// A file of one kind of object, by its key.
 type Name = (Kind, String);
 
-/// Tells of everything, then of every change, until the receiver is gone.
+/// Tells of everything, then of every change, until the receiver is dropped.
 pub(super) async fn follow(path: &Path, news: &Sender<News>) {
     let mut watched = None;
     let mut shelf = Shelf::new(path.to_owned(), news.clone());

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::Options;
 use crate::store::Error;
 
-/// How long one endpoint has for one answer.
+/// Longest wait for one answer of one endpoint.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// How long one endpoint has to accept a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -18,11 +18,11 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// (`--grpc-keepalive-min-time`).
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 
-/// What an attempt at one endpoint ended with.
+/// The failure of an attempt at one endpoint.
 enum Failure {
     /// Another endpoint, or the same one later, may do better.
     Unreachable(String),
-    /// The cluster said no.
+    /// The cluster refused the request.
     Refused(String),
 }
 
@@ -92,7 +92,7 @@ impl Clients {
     }
 
     /// Asks the endpoint in use; if that does not answer in time, the others, once each. `call`
-    /// says what for, in errors.
+    /// names the request in errors.
     pub async fn call<T, F>(&self, call: String, ask: impl Fn(Client) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,

@@ -18,16 +18,16 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Why a watch ended.
 enum End {
-    /// Go on from the same place.
+    /// The connection broke; the next watch continues at the same revision.
     Broken(String),
-    /// The place is no longer there (compacted, or the cluster was restored from an older state),
-    /// or nothing can be heard from there: the answer is too large.
+    /// The watch cannot continue at its revision: the revision was compacted, the cluster was
+    /// restored from an older state, or the answer is too large.
     Lost(String),
-    /// The receiver is gone.
+    /// The receiver has been dropped.
     Unheard,
 }
 
-/// Tells of everything in a branch, then of every change, until the receiver is gone.
+/// Tells of everything in a branch, then of every change, until the receiver is dropped.
 pub(super) async fn follow(etcd: &Etcd, branch: &str, changes: &Sender<EntryChange>) {
     // The last revision heard of, perhaps not all of it; none while a listing is due.
     let mut heard_of = None;

@@ -11,7 +11,7 @@ use crate::store::news::{Body, News, Update};
 /// Changes that may wait between a watch and whoever reads JSON.
 const QUEUE: usize = 64;
 
-/// Tells of everything, then of every change, until the receiver is gone.
+/// Tells of everything, then of every change, until the receiver is dropped.
 pub(super) async fn follow(etcd: &Etcd, news: &Sender<News>) {
     let one = async |kind: Kind| {
         let (sender, changes) = mpsc::channel(QUEUE);
@@ -23,7 +23,7 @@ pub(super) async fn follow(etcd: &Etcd, news: &Sender<News>) {
     tokio::join!(one(Kind::Service), one(Kind::Slice));
 }
 
-/// Reads what the watch tells of, until the receiver is gone.
+/// Reads what the watch tells of, until the receiver is dropped.
 async fn pass_on(kind: Kind, mut changes: Receiver<EntryChange>, news: &Sender<News>) {
     while let Some(change) = changes.recv().await {
         if tell(kind, change, news).await.is_none() {

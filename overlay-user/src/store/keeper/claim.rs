@@ -23,8 +23,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 
 impl Store {
     /// Rewrites the lease that this node held before its public IP changed, if the store still has
-    /// it. Otherwise its peers would refuse the node as somebody who claims another's MAC address,
-    /// until that lease ends.
+    /// that lease. Otherwise the peers would refuse this node until the former lease ends, because
+    /// two leases would claim one MAC address.
     ///
     /// Only at the start: while the agent runs, a lease under another public IP is somebody else's
     /// doing, and two nodes with one identity would take it from each other without end.
@@ -91,7 +91,7 @@ impl Store {
         Err(Error::Contended(RACES))
     }
 
-    /// One attempt. Nothing if another node was faster.
+    /// One attempt. `None` if another node was faster.
     async fn race(
         &self,
         inner: &mut Inner,
@@ -200,7 +200,7 @@ impl Store {
     }
 }
 
-/// What this node's entry has to say.
+/// The value that this node's entry should have.
 pub(super) fn value(wanted: &Wanted, entry: &Entry) -> Result<String, Error> {
     let own = wanted.attributes.public_ip;
     let v4 = entry.public_ip.map(IpAddr::from);

@@ -1,4 +1,4 @@
-//! What an outage of the store means for what is known, and its end.
+//! Begin and end of an outage of the store, and the leases in force meanwhile.
 
 use std::time::SystemTime;
 
@@ -9,7 +9,7 @@ use crate::store::StoreHealth;
 use crate::store::entry::EntryChange;
 
 impl Inner {
-    /// The store does not answer.
+    /// Notes that the store does not answer.
     pub(super) fn outage(&mut self, message: &str) {
         let since = match self.health {
             StoreHealth::Unreachable { since, .. } => since,
@@ -29,9 +29,9 @@ impl Inner {
         };
     }
 
-    /// Whether this node's lease is not among all that there are, although it was renewed in time.
-    /// The other nodes' leases have ended just as wrongly then, and they need a moment to see that
-    /// and take them again.
+    /// Whether this node's lease is missing from a complete listing although the lease was renewed
+    /// in time. Then the other nodes' leases have been lost in the same way, and their nodes need a
+    /// moment to take them again.
     pub(super) fn has_ended_for(&self, change: &EntryChange) -> bool {
         match (&self.held, change) {
             (Some(held), EntryChange::All(listing)) if change.is_answer() => {
@@ -42,7 +42,7 @@ impl Inner {
         }
     }
 
-    /// The store answers. True if it did not before.
+    /// Notes that the store answers. True if the store did not answer before.
     pub(super) fn answered(&mut self) -> bool {
         let before = std::mem::replace(&mut self.health, StoreHealth::Ok);
         let recovered = matches!(before, StoreHealth::Unreachable { .. });

@@ -9,17 +9,17 @@ use crate::store::registry::Registry;
 
 /// How the store's entry relates to what this node holds.
 enum Finding {
-    /// As it should be.
+    /// As wanted.
     Right,
     /// Ours, but with another value or bound to another etcd lease.
     Changed,
-    /// Gone, or another node's.
+    /// Removed, or another node's.
     Lost(&'static str),
 }
 
 impl Store {
-    /// Sets this node's lease right if it is not, and renews it if `renew`. True if anything but
-    /// its term had to change.
+    /// Repairs this node's lease where necessary, and renews the lease if `renew`. True if anything
+    /// but the term had to change.
     pub(super) async fn tend(
         &self,
         inner: &mut Inner,

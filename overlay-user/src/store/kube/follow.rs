@@ -35,7 +35,7 @@ struct NodeFollower<'a> {
     next_record: Instant,
 }
 
-/// Tells of everything, then of every change, until the receiver is gone.
+/// Tells of everything, then of every change, until the receiver is dropped.
 pub(super) async fn follow(kube: &Kube, changes: &Sender<EntryChange>) {
     let Some(own) = kube.name_when_known(changes).await else {
         return;

@@ -1,4 +1,4 @@
-//! What the cluster's owner is told on the Node: a condition, and events.
+//! Notices for the cluster's owner on the Node: a condition, and events.
 
 use jiff::Timestamp;
 use kube::core::Request;

@@ -24,23 +24,24 @@ const LENGTH: std::ops::Range<u32> = 200..290;
 /// Objects of one page of a list. A Node takes 6 kB of JSON and more.
 const PAGE: u32 = 100;
 
-/// Something of which there are many.
+/// A kind of object of the API.
 pub(super) trait Object: DeserializeOwned + Clone + Send + 'static {
     /// The API server's count at the last change.
     fn resource_version(&self) -> &str;
 }
 
-/// What is watched.
+/// The kind of object that is watched.
 pub(super) struct Resource {
     /// What the objects are called in messages.
     pub name: &'static str,
-    /// Where they are; elsewhere in versions of Kubernetes that do not know the first.
+    /// Paths of the collection, of which each version of Kubernetes serves one or more; the first
+    /// is preferred.
     pub paths: &'static [&'static str],
-    /// Which of them, by their labels.
+    /// Label selector; all objects without one.
     pub labels: Option<&'static str>,
 }
 
-/// What a watch tells, in order: a list, then changes, until there has to be another list.
+/// An event of a watch. In order: a list, then changes, until there has to be another list.
 pub(super) enum ObjectEvent<T> {
     /// A list of everything begins.
     Begin,
@@ -50,20 +51,20 @@ pub(super) enum ObjectEvent<T> {
     Complete(u64),
     /// One object is new or different.
     Changed(T),
-    /// One object is gone.
+    /// One object has been removed.
     Gone(T),
-    /// The server answered, with nothing new.
+    /// The server answered without a change.
     Alive,
     /// The server does not answer; the watch goes on trying.
     Unreachable(String),
 }
 
-/// The receiver is gone.
+/// The receiver has been dropped.
 pub(super) struct Unheard;
 
-/// Who hears of it.
+/// The receiver of a watch's events.
 pub(super) trait Listener {
-    /// What is watched.
+    /// The kind of object that is watched.
     type Object: Object;
 
     /// Takes an event in.
@@ -72,7 +73,7 @@ pub(super) trait Listener {
         event: ObjectEvent<Self::Object>,
     ) -> impl Future<Output = Result<(), Unheard>> + Send;
 
-    /// Does what is due, and tells how soon there may be more to do.
+    /// Does the work that is due; returns the time until more may be due.
     fn rest(&mut self) -> Duration {
         SILENCE
     }
@@ -86,7 +87,7 @@ enum End {
     Broken(String),
     /// The place is no longer there.
     Lost(String),
-    /// The receiver is gone.
+    /// The receiver has been dropped.
     Unheard,
 }
 
@@ -164,7 +165,7 @@ struct Watch<'a, L> {
     told: Instant,
 }
 
-/// Tells of everything, then of every change, until the receiver is gone.
+/// Tells of everything, then of every change, until the receiver is dropped.
 pub(super) async fn watch<L: Listener>(api: &Api, resource: &Resource, listener: L) {
     let mut watch = Watch {
         api,

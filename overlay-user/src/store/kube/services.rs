@@ -30,7 +30,7 @@ const SLICES: Resource = Resource {
     labels: Some(LABELS),
 };
 
-/// Tells of everything, then of every change, until the receiver is gone.
+/// Tells of everything, then of every change, until the receiver is dropped.
 pub(super) async fn follow(api: &Api, news: &Sender<News>) {
     let services = Forward {
         news,

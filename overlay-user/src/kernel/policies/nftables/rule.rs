@@ -56,7 +56,7 @@ pub fn rule(family: Family, attributes: &[RuleAttribute], scope: &Scope) -> Rule
     reader.rule
 }
 
-/// What a register holds.
+/// The content of a register.
 #[derive(Clone, Debug)]
 enum Field {
     /// The name of a device.
@@ -101,7 +101,8 @@ impl Reader<'_> {
         }
     }
 
-    /// What a short cut would pass by. A rule may do several things; the first names it.
+    /// Notes an action that a short cut would bypass. Of several actions of a rule, the first is
+    /// kept.
     fn act(&mut self, what: impl Into<String>) {
         if !matches!(self.rule.effect, Effect::Act(_)) {
             self.rule.effect = Effect::Act(what.into());
