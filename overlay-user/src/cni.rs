@@ -14,6 +14,7 @@
 //!
 //! Specification: <https://github.com/containernetworking/cni/blob/v1.3.0/SPEC.md> (version 1.1.0).
 
+mod abandoned;
 pub mod add;
 pub mod asked;
 pub mod bridge;

@@ -11,6 +11,7 @@
 //! Both plugins can work on one directory in turn. A file whose content cannot be read counts as
 //! taken: its address is given to nobody until garbage collection frees it.
 
+mod abandoned;
 mod holder;
 mod range;
 
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use crate::deadline::{self, Deadline};
 use crate::files;
+pub use abandoned::last_boot;
 pub use holder::{Attachment, Holder};
 pub use range::Range;
 
@@ -54,8 +56,9 @@ pub enum Error {
     },
     /// Every address of the range has a file.
     #[error(
-        "no free address in {range}: every one has a file in {dir}; delete pods, or let the \
-        runtime run CNI garbage collection to free what dead containers left"
+        "no free address in {range}: every one has a file in {dir}, written since the last boot; \
+        delete pods, or let the runtime run CNI garbage collection to free what dead containers \
+        left"
     )]
     Exhausted {
         /// The range that is used up.

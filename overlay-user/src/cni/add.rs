@@ -10,7 +10,7 @@ use rscni_types::types::{CNIResult, Interface, IpConfig};
 use super::asked::Asked;
 use super::config::{NetConf, Network};
 use super::guard::{self, Agent};
-use super::{Error, bridge, masquerade, release, route, sysctl, veth};
+use super::{Error, abandoned, bridge, masquerade, release, route, sysctl, veth};
 use crate::datapath::tables::LocalPod;
 use crate::deadline::Deadline;
 use crate::ipam::{AddressBook, Attachment, Range};
@@ -54,10 +54,11 @@ pub async fn add(
     // The lock is held for this block only, so that another ADD need not wait for our devices.
     let address = {
         let book = AddressBook::lock(&conf.ipam_dir(), deadline)?;
-        match asked.address {
-            Some(address) => book.claim(&range, address, attachment)?,
-            None => book.allocate(&range, 0, attachment)?,
-        }
+        let take = || match asked.address {
+            Some(address) => book.claim(&range, address, attachment),
+            None => book.allocate(&range, 0, attachment),
+        };
+        abandoned::or_free(&book, conf, &host, take).await?
     };
     // The address may be in the maps still, because its former pod vanished without DEL while no
     // agent ran.

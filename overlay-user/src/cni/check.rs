@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use rscni_types::types::{CNIResult, Interface};
 
 use super::config::{NetConf, Network};
-use super::{Error, veth};
+use super::{Error, abandoned, veth};
 use crate::deadline::Deadline;
 use crate::ipam::{AddressBook, Attachment, Range};
 use crate::kernel::Kernel;
@@ -78,31 +78,33 @@ pub async fn check(
 ///
 /// [`Error::Unavailable`] with the cause.
 pub async fn status(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
-    let room = || {
-        let range = Range::new(conf.network()?.subnet)?;
-        let dir = conf.ipam_dir();
-        let taken = if dir.exists() {
-            AddressBook::lock(&dir, deadline)?.entries()?
-        } else {
-            Vec::new()
-        };
-        let taken = taken
-            .iter()
-            .filter(|(address, _)| range.contains(*address))
-            .count();
-        if u128::try_from(taken).is_ok_and(|taken| taken < range.capacity()) {
-            Ok(())
-        } else {
-            Err(crate::ipam::Error::Exhausted { range, dir }.into())
-        }
-    };
-    let Err(error) = room() else {
+    let Err(error) = room(conf, deadline).await else {
         return Ok(());
     };
     Err(Error::Unavailable {
         source: Box::new(error),
         limited: pods_are_cut_off(conf, deadline).await.unwrap_or(false),
     })
+}
+
+/// Checks that the next ADD would find an address.
+async fn room(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
+    let range = Range::new(conf.network()?.subnet)?;
+    let dir = conf.ipam_dir();
+    if !dir.exists() {
+        return Ok(());
+    }
+    let book = AddressBook::lock(&dir, deadline)?;
+    let entries = book.entries()?;
+    let taken = entries.iter().filter(|(it, _)| range.contains(*it)).count();
+    if u128::try_from(taken).is_ok_and(|taken| taken < range.capacity()) {
+        return Ok(());
+    }
+    let host = Kernel::connect_until(deadline)?;
+    if abandoned::find(&book, conf, &host).await?.is_empty() {
+        return Err(crate::ipam::Error::Exhausted { range, dir }.into());
+    }
+    Ok(())
 }
 
 /// Whether there are pods on this node whose bridge is down or missing.

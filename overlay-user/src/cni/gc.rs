@@ -33,14 +33,7 @@ pub async fn gc(conf: &NetConf, agent: &Agent, deadline: Deadline) -> Result<(),
         })
         .collect();
     let host = Kernel::connect_until(deadline)?;
-    // Two networks cannot share a bridge, so every note on ours is of this network.
-    let bridge = host
-        .find_link(conf.bridge())
-        .await?
-        .map(|bridge| bridge.index);
-    let mut links = host.all_links().await?;
-    links.retain(|link| bridge.is_some() && link.master == bridge);
-    let notes: Vec<_> = links.iter().filter_map(veth::note).collect();
+    let notes = veth::notes(&host, conf.bridge()).await?;
     let entries = match open_book(conf, deadline)? {
         Some(book) => book.entries()?,
         None => Vec::new(),

@@ -164,6 +164,23 @@ pub fn note(link: &Link) -> Option<PodNote> {
     link.alias.as_ref()?.parse().ok()
 }
 
+/// The notes of the pods whose host ends are ports of `bridge`. Two networks cannot share a bridge,
+/// so the pods are of one network.
+///
+/// # Errors
+///
+/// What netlink says.
+pub async fn notes(host: &Kernel, bridge: &str) -> Result<Vec<PodNote>, Error> {
+    let Some(bridge) = host.find_link(bridge).await? else {
+        return Ok(Vec::new());
+    };
+    let links = host.all_links().await?;
+    let ports = links
+        .iter()
+        .filter(|link| link.master == Some(bridge.index));
+    Ok(ports.filter_map(note).collect())
+}
+
 /// Whether a device with the right name is the host end of `attachment`: a veth whose note says so,
 /// or that has none because its ADD did not come to an end.
 fn is_of(link: &Link, attachment: &Attachment) -> bool {

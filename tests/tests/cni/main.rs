@@ -6,6 +6,7 @@ mod bridge;
 mod installed;
 mod late;
 mod mac;
+mod reboot;
 
 use std::io::Write as _;
 use std::process::{Output, Stdio};
