@@ -172,7 +172,7 @@ impl Seen {
     /// Looks at everything that leads to peers.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub async fn look_at_peers(
         &mut self,
         kernel: &Kernel,
