@@ -1,4 +1,4 @@
-//! Pods: a namespace each, connected by the real CNI plugin as a container runtime calls it.
+//! Pods: a namespace each, connected by the real CNI plugin, called like by a container runtime.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -17,7 +17,8 @@ use super::state::{PodRecord, Shared};
 use crate::process::Running;
 use crate::{Namespace, command};
 
-/// A pod of the lab. A handle: cheap to clone, valid until the pod or the lab goes.
+/// A pod of the lab. The value is a handle: cheap to clone, valid as long as the pod or the lab
+/// exists.
 #[derive(Clone)]
 pub struct Pod {
     shared: Arc<Shared>,
@@ -34,17 +35,17 @@ impl Pod {
         &self.record.name
     }
 
-    /// Its address on the overlay.
+    /// The pod's address on the overlay.
     pub fn address(&self) -> Ipv4Addr {
         self.record.address.addr()
     }
 
-    /// The node that it runs on.
+    /// The pod's node.
     pub fn node(&self) -> Node {
         Node::new(Arc::clone(&self.shared), self.record.node - 1)
     }
 
-    /// Its network namespace.
+    /// The pod's network namespace.
     pub fn namespace(&self) -> Namespace {
         let (programs, group) = self.shared.read(|state| {
             let node = state.nodes.get(self.record.node - 1);
@@ -61,12 +62,12 @@ impl Pod {
         &self.record.container
     }
 
-    /// What the plugin answered to ADD.
+    /// The plugin's result of ADD.
     pub fn cni_result(&self) -> &Value {
         &self.record.result
     }
 
-    /// The same as a runtime hands it on to a plugin that speaks `version` of CNI.
+    /// The plugin's result in the form that a runtime passes to a plugin for `version` of CNI.
     pub fn previous_result(&self, version: &str) -> Value {
         let mut result = self.record.result.clone();
         result["cniVersion"] = version.into();
