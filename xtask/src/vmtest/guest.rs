@@ -1,4 +1,4 @@
-//! What runs inside a machine: tests, the overlay's binaries, and the programs that these call,
+//! The programs inside a machine: tests, the overlay's binaries, and the programs that these call,
 //! with the libraries of all of them.
 
 use std::collections::BTreeMap;
@@ -14,19 +14,20 @@ use overlay_tests::interrupt;
 
 use crate::{shell, workspace};
 
-/// The tests that run in every kernel: those made for it, and the programs against the decision.
+/// The tests that run in every kernel: those made for it, and the comparison of the programs with
+/// the decision.
 pub const TESTS: &[&str] = &[KERNELS, PROGRAMS];
 /// The programs made for the kernel.
 const KERNELS: &str = "kernels";
-/// The programs against the decision.
+/// The comparison of the programs with the decision.
 pub const PROGRAMS: &str = "programs";
 /// The first process.
 const INIT: &str = "vm-init";
-/// The overlay's binaries, as `cargo xtask build` leaves them.
+/// The overlay's binaries, as built by `cargo xtask build`.
 const BINARIES: &[&str] = &["overlayd", "overlay-cni", "overlayctl"];
-/// Where a machine has the first process.
+/// The path of the first process in a machine.
 pub const INIT_PATH: &str = "/init";
-/// Where a machine has the rest.
+/// The directory of the other programs in a machine.
 pub const BIN: &str = "/vm/bin";
 
 /// Programs that agents, labs and tests call.
@@ -40,7 +41,7 @@ const TOOLS: &[&str] = &[
     "bpftool",
     "wg",
 ];
-/// What end-to-end tests call besides, among it some that busybox has with fewer options.
+/// Further programs that end-to-end tests call, some of which busybox has with fewer options.
 const TOOLS_OF_SUITE: &[&str] = &[
     "arptables",
     "bash",
@@ -78,8 +79,8 @@ const TOOLS_OF_SUITE: &[&str] = &[
     "unshare",
     "xtables-legacy-multi",
 ];
-/// Where they look for more: reference plugins of CNI, a clock that tests set, systemd with its
-/// units, settings of OpenSSL.
+/// Further files that end-to-end tests need: reference plugins of CNI, a clock that tests set,
+/// systemd with its units, settings of OpenSSL.
 const TREES_OF_SUITE: &[&str] = &[
     "/usr/lib/cni",
     "/usr/lib/x86_64-linux-gnu/faketime",
@@ -250,7 +251,7 @@ fn build(tests: &[String]) -> Result<Vec<(String, PathBuf)>> {
     Ok(built)
 }
 
-/// Runs a cargo build and returns where the wanted executables are.
+/// Runs a cargo build and returns the paths of the wanted executables.
 fn executables(command: &mut Command, wanted: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     command
         .arg("--message-format=json-render-diagnostics")
@@ -283,7 +284,8 @@ fn executables(command: &mut Command, wanted: &[&str]) -> Result<Vec<(String, Pa
     Ok(found)
 }
 
-/// Debug information is most of a program, and emulated memory is small.
+/// Copies a program without debug information, which is most of a program, because emulated memory
+/// is small.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     let mut command = Command::new("strip");
     shell::run(command.arg("--strip-debug").arg("-o").arg(to).arg(from))
