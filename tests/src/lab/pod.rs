@@ -131,7 +131,8 @@ impl Pod {
         self.lose()
     }
 
-    /// Removes the namespace, and tells the plugin nothing: as when a runtime crashes or forgets.
+    /// Removes the namespace without a call of the plugin, as when a runtime crashes or loses its
+    /// state.
     ///
     /// # Errors
     /// When the namespace cannot be removed.
@@ -186,7 +187,7 @@ pub(super) fn add(shared: &Arc<Shared>, number: usize) -> Result<Pod> {
     Ok(Pod::new(Arc::clone(shared), record))
 }
 
-/// Calls the node's plugin with the configuration that libcni would give it.
+/// Calls the node's plugin with the configuration that libcni would pass.
 pub(super) fn call_plugin(
     node: &Node,
     verb: &str,
@@ -197,7 +198,8 @@ pub(super) fn call_plugin(
         .with_context(|| format!("understand {}", host::CONFLIST_PATH))?;
     let mut config = list["plugins"][0].clone();
     config["name"] = list["name"].clone();
-    // The latest of those that the list offers, as libcni does since it speaks 1.1.0.
+    // The latest version of those that the list offers, as libcni chooses since version 1.1.0 of
+    // CNI.
     let offered = list["cniVersions"].as_array().and_then(|all| all.last());
     config["cniVersion"] = offered.unwrap_or(&list["cniVersion"]).clone();
     for (key, value) in extra {
@@ -226,7 +228,7 @@ pub(super) fn call_plugin(
         .stderr(Stdio::piped());
     let mut child = namespace.start(&mut plugin)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A plugin that refuses early does not read it all; its answer says why.
+        // A plugin that refuses early does not read its whole input; its answer has the reason.
         let _ = stdin.write_all(json!(config).to_string().as_bytes());
     }
     child.wait_with_output().context("wait for the CNI plugin")
