@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071), over 32-bit words in memory order.
 //!
-//! The ones' complement sum does not depend on byte order as long as the result is stored the way
-//! the words were read (RFC 1071, section 2 (B)), so nothing is swapped here.
+//! The ones' complement sum does not depend on byte order as long as the result is stored in the
+//! order in which the words were read (RFC 1071, section 2 (B)), so nothing is swapped here.
 
 /// The folded ones' complement sum of whole words.
 #[inline(always)]
@@ -35,7 +35,7 @@ pub fn is_valid(words: &[u32]) -> bool {
     sum(words) == 0xffff
 }
 
-/// The checksum of a header after 16-bit fields that were zero took on `values` (RFC 1624).
+/// The checksum of a header after 16-bit fields changed from zero to `values` (RFC 1624).
 ///
 /// `checksum` and `values` in memory order.
 #[inline(always)]
@@ -64,7 +64,7 @@ mod tests {
         assert!(!is_valid(&words));
     }
 
-    /// RFC 1071, section 1, by its definition: carries are added until there is none.
+    /// RFC 1071, section 1, implemented by its definition: carries are added until none is left.
     #[test]
     fn folding_adds_every_carry() {
         let mut totals = vec![0_u64];
@@ -79,7 +79,7 @@ mod tests {
             ]);
         }
         totals.extend((1..=20).map(|words| words * 0xffff_ffff));
-        // A total that carries once more than any header's does.
+        // A total with one more carry than any header's sum.
         totals.push(0x1_0000_ffff_ffff);
         for total in totals {
             let mut wanted = total;

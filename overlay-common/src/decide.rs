@@ -1,11 +1,11 @@
 //! The decision on a packet: pure code over any tables.
 //!
 //! [`from_pod`], [`from_network`], [`refused_early`], [`leaving`] and [`sending`] are the whole
-//! policy of the data path. The eBPF programs call them with BPF maps behind [`Tables`] and carry
-//! out what they say; tools and tests call them with tables of their own.
+//! policy of the data path. The eBPF programs call these functions with BPF maps behind [`Tables`]
+//! and carry out the results; tools and tests call them with tables of their own.
 //!
-//! Checks that refuse come before anything that hands a packet over, so that no oddity (an option,
-//! a fragment, a tag) walks around them.
+//! Checks that refuse come before every step that hands a packet over, so that no oddity (an
+//! option, a fragment, a tag) bypasses a check.
 
 use crate::family::{Family, Fragment, Ip, same_family};
 use crate::packet::{ETHERNET_LEN, Ethernet, Packet, TCP, UDP, same_mac, segment_header_len};
@@ -43,14 +43,14 @@ pub trait Tables<F: Family, O: Family = F> {
     fn pod(&self, address: F::Addr) -> Option<&PodEntry>;
     /// The peer that owns a subnet, by its address under [`Config::peer_mask`].
     fn peer(&self, subnet: F::Addr) -> Option<&PeerEntry<O>>;
-    /// Whether a device that an entry names is there still.
+    /// Whether a device that an entry names still exists.
     fn has_device(&self, ifindex: u32) -> bool;
     /// Whether a node that holds a lease has this underlay address.
     fn is_vtep(&self, address: O::Addr) -> bool;
     /// Whether the IP stack owns this flow.
     fn is_stack_owned(&self, flow: &FlowKey<F>) -> bool;
-    /// Whether nobody has kept the list of leases for so long that it cannot be held against
-    /// anybody.
+    /// Whether no agent has kept the list of leases for so long that no packet may be refused by
+    /// the list.
     fn leases_are_stale(&self) -> bool;
 }
 
@@ -59,14 +59,15 @@ pub trait Tables<F: Family, O: Family = F> {
 pub struct Pass {
     /// Why.
     pub verdict: Verdict,
-    /// Of plain pod-to-pod traffic, which the fast path might as well have carried: where its IP
-    /// header starts in the frame. When the stack sends it on as it is, that is no reason to
-    /// remember the flow; see [`mark`].
+    /// Where the IP header starts in the frame of plain pod-to-pod traffic, which the fast path
+    /// could have carried as well; `None` for other traffic. When the stack sends such a packet on
+    /// unchanged, the flow need not be remembered; see [`mark`].
     pub plain: Option<u32>,
 }
 
 impl Pass {
-    /// Traffic that the stack is expected to translate, or whose replies come by it anyway.
+    /// Traffic that the stack is expected to translate, or whose replies pass through the stack
+    /// anyway.
     #[inline(always)]
     const fn of(verdict: Verdict) -> Self {
         Self {
@@ -85,22 +86,22 @@ impl Pass {
     }
 }
 
-/// 802.1Q: the VLAN identifier in the tag; 0 marks a frame that only carries a priority.
+/// 802.1Q: the VLAN identifier in the tag; 0 marks a frame that carries a priority only.
 const VLAN_ID: u16 = 0x0fff;
 
-/// Whether the kernel treats a tagged frame as another network's.
+/// Whether the kernel counts a tagged frame as one of another network.
 #[inline(always)]
 fn in_a_vlan<P: Packet>(packet: &P) -> bool {
     matches!(packet.vlan(), Some(tag) if tag & VLAN_ID != 0)
 }
 
-/// Whether an address lies in the overlay's network.
+/// Whether an address is in the overlay's network.
 #[inline(always)]
 fn in_network<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
     F::same(F::mask(address, config.network_mask), config.network)
 }
 
-/// Whether an address lies in this node's own subnet.
+/// Whether an address is in this node's own subnet.
 #[inline(always)]
 fn in_own_subnet<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
     F::same(F::mask(address, config.subnet_mask), config.subnet)
@@ -114,7 +115,7 @@ fn is_this_node<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -
 
 /// Whether the packet, or each segment that it stands for, fits `mtu`.
 ///
-/// `Err` where that cannot be told.
+/// `Err` where the answer cannot be determined.
 #[inline(always)]
 fn fits<F: Family, P: Packet>(
     packet: &P,
@@ -133,9 +134,9 @@ fn fits<F: Family, P: Packet>(
     }
 }
 
-/// Whether the frame ends where the IP header says.
+/// Whether the frame has the length that the IP header gives.
 ///
-/// TCP super-packets whose length does not fit the field leave it empty (`iph_totlen()` of
+/// TCP super-packets whose length does not fit the field have zero there (`iph_totlen()` of
 /// include/linux/ip.h, since Linux 6.3).
 #[inline(always)]
 fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> bool {
@@ -149,7 +150,7 @@ fn is_whole<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> boo
 
 /// The conditions of every short cut on an IP packet: a whole datagram without options, whose
 /// checksum and length the IP stack would accept. A short frame is padded on the wire, and the
-/// kernel cuts the padding off.
+/// kernel removes the padding.
 #[inline(always)]
 fn is_regular<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> Result<(), Verdict> {
     if ip.fragment != Fragment::No {
@@ -164,8 +165,8 @@ fn is_regular<F: Family, P: Packet>(packet: &P, ip: &Ip<F>, ip_offset: u32) -> R
     Ok(())
 }
 
-/// Whether the outer lengths can tell of a packet: they have 16 bits, and nobody takes a tunnel's
-/// for empty.
+/// Whether the outer length fields can hold a packet's length: the fields have 16 bits, and a zero
+/// in a tunnel's headers does not stand for a larger length.
 #[inline(always)]
 fn fits_in_vxlan<O: Family, P: Packet>(packet: &P) -> bool {
     packet.frame_len() - ETHERNET_LEN <= u32::from(u16::MAX) - O::VXLAN_OVERHEAD
@@ -188,7 +189,7 @@ fn is_not_stack_owned<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// The flow of a packet, or why the fast path cannot tell.
+/// The flow of a packet, or why the fast path cannot determine the flow.
 #[inline(always)]
 fn flow<F: Family, O: Family, P: Packet>(
     packet: &P,
@@ -212,9 +213,8 @@ fn flow<F: Family, O: Family, P: Packet>(
 }
 
 /// The flow that an ICMP error is about.
-///
-/// The stack cannot be left to deliver it: connection tracking has not seen what the fast path
-/// carried, calls an error about it invalid, and kube-proxy's rules drop that.
+/// The stack cannot deliver the error: connection tracking has not seen packets that the fast path
+/// carried, counts an error about them as invalid, and kube-proxy's rules drop invalid packets.
 #[inline(always)]
 fn quoted_flow<F: Family, O: Family, P: Packet>(
     packet: &P,
@@ -225,7 +225,7 @@ fn quoted_flow<F: Family, O: Family, P: Packet>(
     let Some(quoted) = F::parse(packet, offset) else {
         return Err(Verdict::IcmpError);
     };
-    // An honest error goes to the sender of the packet that it quotes; any other one is about a
+    // An honest error goes to the sender of the quoted packet; any other error is about a
     // translated packet.
     if !F::same(quoted.source, ip.destination)
         || !in_network(config, quoted.destination)

@@ -1,5 +1,5 @@
-//! The address family as a type: everything that handles overlay packets is written once, generic
-//! over it.
+//! The address family as a type: all code for overlay packets is written once, generic over the
+//! family.
 
 use core::fmt::Debug;
 use core::hash::Hash;
@@ -21,28 +21,28 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     type Addr: Pod + Eq + Ord + Hash + Debug;
     /// The fixed part of the IP header, as 32-bit words in memory order.
     type Header: Pod + Debug;
-    /// An address as a number, which compares in one step; a byte array takes a loop.
+    /// An address as a number, which is compared in one step, whereas a byte array needs a loop.
     type Number: Ord;
-    /// All that stands in front of an inner IP packet where this is the family of the underlay:
-    /// see [`vxlan`].
+    /// All headers in front of an inner IP packet where this is the family of the underlay: see
+    /// [`vxlan`].
     type Front: Pod + Eq + Debug + AsRef<[u8]> + AsMut<[u8]>;
 
     /// The Ethernet type of the family's packets.
     const ETHERTYPE: u16;
     /// Length of the fixed IP header in bytes.
     const HEADER_LEN: u32;
-    /// Bytes of outer IP, UDP, VXLAN and inner Ethernet: what a VXLAN device takes off the MTU of
-    /// an underlay of this family.
+    /// Length of outer IP, UDP, VXLAN and inner Ethernet headers in bytes, by which a VXLAN device
+    /// reduces the MTU of an underlay of this family.
     const VXLAN_OVERHEAD: u32 = vxlan::overhead(Self::HEADER_LEN);
     /// The protocol of the family's control messages (`IPPROTO_*`).
     const ICMP: u8;
-    /// `BPF_F_ADJ_ROOM_ENCAP_L3_*` of include/uapi/linux/bpf.h: tells the kernel that a header of
-    /// this family is put in front of a packet.
+    /// `BPF_F_ADJ_ROOM_ENCAP_L3_*` of include/uapi/linux/bpf.h: announces to the kernel a header of
+    /// this family in front of a packet.
     const ENCAP_L3: u64;
 
     /// The address as a number, in the same order.
     fn number(address: Self::Addr) -> Self::Number;
-    /// The address as a number to make a hash of; nothing is told of its order.
+    /// The address as a number for a hash; the order of addresses is not kept.
     fn word(address: Self::Addr) -> u64;
     /// The network part of an address.
     fn mask(address: Self::Addr, mask: Self::Addr) -> Self::Addr;
@@ -52,16 +52,16 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     /// Reads the IP header at `offset`; `None` where there is no whole header of this family's
     /// version.
     fn parse<P: Packet>(packet: &P, offset: u32) -> Option<Ip<Self>>;
-    /// What a control message of this type is.
+    /// The kind of a control message of this type.
     fn icmp_kind(message_type: u8) -> IcmpKind;
     /// The address that a message of neighbour resolution behind an Ethernet header claims for its
-    /// sender, by a message that the pods' stacks would believe. `ip` is the packet's IP header,
-    /// where it is one of this family.
+    /// sender, if the pods' stacks would accept the message. `ip` is the packet's IP header, where
+    /// the header is one of this family.
     fn claimed<P: Packet>(packet: &P, ethertype: u16, ip: Option<&Ip<Self>>) -> Option<Self::Addr>;
-    /// Whether a packet may claim any address, because what could claim one stands behind more
-    /// headers than are read.
+    /// Whether a packet may claim any address, because a claim may be behind more headers than are
+    /// read.
     fn hides_claim(ip: &Ip<Self>) -> bool;
-    /// The header of a packet one hop further on: time to live less one, checksum to match.
+    /// The header after one hop more: time to live reduced by one, checksum adjusted.
     fn forwarded(header: Self::Header) -> Self::Header;
     /// The header with its ECN field set to "congestion experienced" (RFC 3168). The field must be
     /// ECT(0) or ECT(1).
@@ -69,17 +69,17 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     /// The identification in a header (RFC 6864); 0 where the family has none.
     fn identification(header: &Self::Header) -> u16;
 
-    /// As the underlay's family: the header of every packet through a tunnel that carries packets
-    /// of the Ethernet type `inner`, but for what [`Family::stamp`] sets.
+    /// For the underlay's family: the header of every packet through a tunnel that carries packets
+    /// of the Ethernet type `inner`, except the fields that [`Family::stamp`] sets.
     ///
     /// The outer UDP checksum stays zero, which IPv4 permits, and IPv6 for tunnels (RFC 6936), and
     /// which segmentation in the kernel needs here.
     fn prepare(tunnel: &Tunnel<Self::Addr>, inner: u16) -> Self::Front;
-    /// As the underlay's family: sets what differs from packet to packet.
+    /// For the underlay's family: sets the fields that differ from packet to packet.
     ///
-    /// `inner_len` is the length of the inner IP packet; with it the outer lengths must fit 16
-    /// bits. `ecn` is the ECN field of the inner header. `id` is asked for the outer
-    /// identification, where there is one.
+    /// `inner_len` is the length of the inner IP packet, with which the outer lengths must fit 16
+    /// bits. `ecn` is the ECN field of the inner header. `id` returns the outer identification, and
+    /// is called where the family has one.
     fn stamp(
         front: &mut Self::Front,
         inner_len: u32,
@@ -89,7 +89,7 @@ pub trait Family: Copy + Debug + Eq + Hash + 'static {
     );
 }
 
-/// An address of one family as one of another: itself, or `None` where the families differ.
+/// An address as one of another family: unchanged, or `None` where the families differ.
 #[inline(always)]
 pub fn same_family<F: Family, O: Family>(address: F::Addr) -> Option<O::Addr> {
     if F::ETHERTYPE == O::ETHERTYPE {
@@ -99,7 +99,7 @@ pub fn same_family<F: Family, O: Family>(address: F::Addr) -> Option<O::Addr> {
     }
 }
 
-/// What the decision needs to know of an IP header.
+/// The parts of an IP header that the decision needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Ip<F: Family> {
     /// The fixed header as it stands in the packet.
@@ -118,7 +118,7 @@ pub struct Ip<F: Family> {
     pub header_len: u32,
     /// Length of header and payload, in bytes.
     pub total_len: u32,
-    /// Where this packet stands in a fragmented datagram.
+    /// The packet's place in a fragmented datagram.
     pub fragment: Fragment,
     /// Whether the header's own checksum is right.
     pub checksum_ok: bool,
@@ -136,7 +136,7 @@ pub enum Fragment {
 }
 
 impl<F: Family> Ip<F> {
-    /// The header as one of another family: itself, or `None` where the families differ.
+    /// The header as one of another family: unchanged, or `None` where the families differ.
     #[inline(always)]
     pub fn of_family<G: Family>(&self) -> Option<Ip<G>> {
         if F::ETHERTYPE != G::ETHERTYPE {

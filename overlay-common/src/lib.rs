@@ -1,10 +1,10 @@
-//! What the two sides of the overlay share.
+//! The code that the eBPF programs and user space share.
 //!
 //! The eBPF programs and the user-space tools use the same map types ([`schema`]), the same
-//! verdicts ([`verdict`]) and the same decision functions ([`decide`]): the programs call them with
-//! maps behind, `overlayctl` and the tests with tables of their own behind. Nothing here allocates,
-//! panics on packet data, or knows of the kernel. With the feature `std` come [`visit`] and
-//! [`snapshot`], for those who ask the decision in user space.
+//! verdicts ([`verdict`]) and the same decision functions ([`decide`]): the programs call the
+//! functions with maps, `overlayctl` and the tests with tables of their own. No code here
+//! allocates, panics on packet data, or depends on the kernel. The feature `std` adds [`visit`] and
+//! [`snapshot`], for users of the decision in user space.
 
 #![cfg_attr(not(test), no_std)]
 

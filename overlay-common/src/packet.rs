@@ -1,4 +1,4 @@
-//! How the decision sees a packet: a few loads and the kernel's notes about it.
+//! The decision's view of a packet: a few loads and the kernel's metadata.
 
 use network_types::eth::{EthHdr, EtherType};
 use network_types::ip::IpProto;
@@ -7,15 +7,15 @@ use network_types::ip::IpProto;
 pub trait Packet {
     /// `N` 32-bit words from byte `offset` on, in memory order; `None` beyond the end.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
-    /// Length of the frame in bytes; of a super-packet, of the whole of it.
+    /// Length of the frame in bytes; of a super-packet, the whole length.
     fn frame_len(&self) -> u32;
     /// Payload bytes of each segment of a super-packet, 0 for an ordinary packet.
     fn gso_size(&self) -> u32;
-    /// The VLAN tag (802.1Q tag control information) that the kernel took off the frame.
+    /// The VLAN tag (802.1Q tag control information) that the kernel removed from the frame.
     fn vlan(&self) -> Option<u16>;
     /// Whether the frame was sent to this host's own MAC address.
     fn to_this_host(&self) -> bool;
-    /// The interface that the program sits on.
+    /// The interface that the program is attached to.
     fn ifindex(&self) -> u32;
 }
 
@@ -35,14 +35,15 @@ pub struct Ethernet {
     pub destination: [u8; 6],
     /// Sender.
     pub source: [u8; 6],
-    /// What follows.
+    /// The Ethernet type of the payload.
     pub ethertype: u16,
 }
 
 impl Ethernet {
     /// Reads the header at `offset`.
     ///
-    /// Two bytes of payload are read with it; a frame without any is of no interest to anybody.
+    /// Two bytes of payload are read as well, so a frame without payload gives `None`; no check
+    /// needs such a frame.
     #[inline(always)]
     pub fn parse<P: Packet>(packet: &P, offset: u32) -> Option<Self> {
         let words: [u32; 4] = packet.load(offset)?;
@@ -81,7 +82,7 @@ pub const UDP: u8 = IpProto::Udp as u8;
 pub enum IcmpKind {
     /// Echo request or reply.
     Echo,
-    /// An error about a packet, whose beginning it quotes.
+    /// An error about a packet, with the beginning of that packet.
     Error,
     /// Anything else.
     Other,
@@ -89,7 +90,7 @@ pub enum IcmpKind {
 
 /// Length of the headers that every segment of a super-packet repeats, from the IP header on.
 ///
-/// `None` for protocols that are not segmented (or not by a kernel that we know).
+/// `None` for protocols that are not segmented (or not by any known kernel).
 #[inline(always)]
 pub fn segment_header_len<P: Packet>(
     packet: &P,

@@ -36,37 +36,38 @@ use bytemuck::{Pod as Plain, Zeroable};
 use crate::family::{Family, V4, V6};
 use crate::packet::Ethernet;
 
-/// Version of everything in this module; part of the directory that the maps are pinned in.
+/// Version of all types in this module; part of the name of the directory with the pinned maps.
 pub const ABI_VERSION: u32 = 4;
 
-/// How many pods a node can hold; a Linux bridge has no more ports.
+/// Most pods of a node; a Linux bridge has no more ports.
 pub const MAX_PODS: u32 = 1024;
-/// How many devices its entries can name: those of the pods, and the VXLAN device.
+/// Most devices of a node: those of the pods, and the VXLAN device.
 pub const MAX_DEVICES: u32 = MAX_PODS + 1;
-/// How many peer subnets the fast path can hold.
+/// Most peer subnets of the fast path.
 pub const MAX_PEERS: u32 = 16384;
-/// How many flows of the IP stack are remembered.
+/// Most flows of the IP stack that are remembered.
 pub const MAX_FLOWS: u32 = 131_072;
 
 /// The program may short-cut packets; without it every packet is left to the kernel.
 pub const CONFIG_ACTIVE: u32 = 1 << 0;
-/// Every lease is in the map of peers: a source that is not there belongs to nobody.
+/// Every lease is in the map of peers, so that a source without an entry belongs to no node.
 pub const CONFIG_PEERS_COMPLETE: u32 = 1 << 1;
-/// Another VXLAN device shares the UDP port: an unknown VNI is not ours to refuse.
+/// Another VXLAN device shares the UDP port, so that a packet with an unknown VNI must not be
+/// refused.
 pub const CONFIG_SHARED_PORT: u32 = 1 << 2;
 /// Super-packets from the network are left to the kernel's VXLAN device.
 pub const CONFIG_AGGREGATES_TO_KERNEL: u32 = 1 << 3;
-/// Not every node is in the map of VTEPs: a sender that is not there may be honest.
+/// Not every node is in the map of VTEPs, so that a sender without an entry may be honest.
 pub const CONFIG_VTEPS_INCOMPLETE: u32 = 1 << 4;
-/// Packets of some nodes' pods come by the NIC without encapsulation.
+/// Packets of some nodes' pods arrive by the NIC without encapsulation.
 pub const CONFIG_DIRECT: u32 = 1 << 5;
-/// The programs tell of refused packets in `ov_events`.
+/// The programs report refused packets in `ov_events`.
 pub const CONFIG_EVENTS: u32 = 1 << 6;
 /// A program encapsulates packets from the IP stack to other nodes before the VXLAN device does.
 pub const CONFIG_ENCAPSULATE_FOR_STACK: u32 = 1 << 7;
 
-/// This pod's packets, both ways, are left to the kernel: its veth carries a qdisc or a program
-/// that somebody attached on purpose.
+/// This pod's packets, in both directions, are left to the kernel: its veth has a qdisc or a
+/// program that another process attached on purpose.
 pub const POD_KERNEL_PATH: u16 = 1 << 0;
 
 /// This node's configuration, for all programs.
@@ -77,11 +78,11 @@ pub struct Config<F: Family, O: Family = F> {
     pub abi: u32,
     /// `CONFIG_*`.
     pub flags: u32,
-    /// The NIC that encapsulated packets leave by.
+    /// The NIC by which encapsulated packets leave.
     pub underlay_ifindex: u32,
-    /// The VXLAN device, where what arrives for the IP stack is handed in without the tunnel; zero
-    /// where the device opens it itself. It counts only while `ov_devices4` or its like has this
-    /// index, see [`PodEntry::ifindex`].
+    /// The VXLAN device, by which a program hands packets for the IP stack in without their tunnel;
+    /// zero where the device decapsulates them itself. The index is valid only while `ov_devices4`
+    /// or its like contains it, see [`PodEntry::ifindex`].
     pub vtep_ifindex: u32,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
@@ -93,14 +94,14 @@ pub struct Config<F: Family, O: Family = F> {
     pub subnet: F::Addr,
     /// See [`Config::subnet`].
     pub subnet_mask: F::Addr,
-    /// This node's address among its pods, the bridge's; all zeros while it has none. The VXLAN
+    /// This node's address among its pods, the bridge's; all zeros while there is none. The VXLAN
     /// device has the first address of the subnet.
     pub gateway: F::Addr,
-    /// The mask by which an address leads to its peer.
+    /// The mask that gives the key of an address's peer.
     pub peer_mask: F::Addr,
     /// This node's address on the underlay.
     pub vtep: O::Addr,
-    /// MAC address of the VXLAN device: what peers address inner frames to.
+    /// MAC address of the VXLAN device: the destination of inner frames from peers.
     pub vtep_mac: [u8; 6],
     /// MAC address of the bridge: the pods' gateway.
     pub bridge_mac: [u8; 6],
@@ -108,13 +109,13 @@ pub struct Config<F: Family, O: Family = F> {
     pub port: u16,
     /// Lowest source port of encapsulated packets.
     pub source_port_min: u16,
-    /// How many source ports there are from there on.
+    /// Number of source ports from the lowest one on.
     pub source_port_count: u16,
-    /// MAC address of the NIC: tells at XDP what is for this host.
+    /// MAC address of the NIC, by which XDP recognises packets for this host.
     pub underlay_mac: [u8; 6],
 }
 
-/// How many addresses of one family an endpoint can have. A container's others are known by
+/// Most addresses of one family of an endpoint. A container's further addresses are recognised by
 /// [`Endpoint::owner`].
 pub const ENDPOINT_ADDRESSES: usize = 4;
 
@@ -128,8 +129,9 @@ pub struct Endpoint<F: Family> {
     pub mac: [u8; 6],
     /// `POD_*`.
     pub flags: u16,
-    /// Tells the container; zero where that is not known. Endpoints with the same owner are
-    /// interfaces of one container, which may send from any of its addresses by any of them.
+    /// Identifies the container; zero where the container is not known. Endpoints with the same
+    /// owner are interfaces of one container, which may send from any of its addresses by any of
+    /// them.
     pub owner: u32,
 }
 
@@ -155,15 +157,15 @@ impl<F: Family> Endpoint<F> {
     }
 }
 
-/// Where a pod of this node is.
+/// The device and attributes of a pod of this node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct PodEntry {
-    /// The host end of its veth pair. The entry counts only while `ov_devices4` or its like has
-    /// this index: the kernel takes a device out of such a map when the device goes, so that the
-    /// index of another device, which the kernel may draw again, leads nowhere.
+    /// The host end of the pod's veth pair. The entry is valid only while `ov_devices4` or its like
+    /// contains this index. The kernel removes a deleted device from such a map, so that the index
+    /// of another device, which may get the same number, leads nowhere.
     pub ifindex: u32,
-    /// Longest IP packet that it takes, in bytes.
+    /// Longest IP packet that the pod's device accepts, in bytes.
     pub mtu: u32,
     /// The pod's MAC address.
     pub mac: [u8; 6],
@@ -176,16 +178,16 @@ pub struct PodEntry {
 /// The outer MAC addresses in [`PeerEntry::header`] are those of the kernel's neighbour table.
 pub const PEER_NEXT_HOP: u32 = 1 << 0;
 
-/// Packets go to the peer as they are: of [`PeerEntry::header`] only the outer MAC addresses count,
-/// and frames of its pods come from the first of them.
+/// Packets go to the peer without encapsulation: of [`PeerEntry::header`] only the outer MAC
+/// addresses are valid, and frames of the peer's pods come from the first of them.
 pub const PEER_DIRECT: u32 = 1 << 1;
 
 /// How to reach a peer's subnet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerEntry<O: Family> {
-    /// Everything in front of the inner IP packet, ready but for lengths, IP identification, ECN
-    /// and source port: see [`Family::prepare`]. The outer MAC addresses count with
+    /// All headers in front of the inner IP packet, complete except for lengths, IP identification,
+    /// ECN and source port: see [`Family::prepare`]. The outer MAC addresses are valid with
     /// [`PEER_NEXT_HOP`] only.
     pub header: O::Front,
     /// The peer's address on the underlay.
@@ -197,7 +199,7 @@ pub struct PeerEntry<O: Family> {
 }
 
 impl<O: Family> PeerEntry<O> {
-    /// The Ethernet header of frames inside the tunnel: the last that stands in front of a packet.
+    /// The Ethernet header of frames inside the tunnel: the last header in front of a packet.
     #[inline(always)]
     pub fn inner_ethernet(&self) -> Ethernet {
         match *self.header.as_ref() {
@@ -240,11 +242,11 @@ impl<O: Family> PeerEntry<O> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Heartbeat {
-    /// Until when prepared MAC addresses can be trusted (`CLOCK_MONOTONIC`, nanoseconds). After
-    /// that the kernel looks the next hop up packet by packet.
+    /// End of the validity of prepared MAC addresses (`CLOCK_MONOTONIC`, nanoseconds). Afterwards
+    /// the kernel looks the next hop up packet by packet.
     pub next_hops_until_ns: u64,
-    /// Until when the list of leases holds (`CLOCK_MONOTONIC`, nanoseconds). After that a node that
-    /// is not in it may have joined since, and is left to the kernel.
+    /// End of the validity of the list of leases (`CLOCK_MONOTONIC`, nanoseconds). Afterwards a
+    /// node without an entry may have joined in the meantime, and is left to the kernel.
     pub leases_until_ns: u64,
 }
 
@@ -252,7 +254,7 @@ pub struct Heartbeat {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Vtep {
-    /// How many subnets it holds.
+    /// Number of subnets that the node holds.
     pub subnets: u32,
 }
 
@@ -296,18 +298,18 @@ impl<F: Family> FlowKey<F> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Flow {
-    /// When the stack last sent a packet of it (`CLOCK_MONOTONIC`, nanoseconds).
+    /// Time at which the stack last sent a packet of the flow (`CLOCK_MONOTONIC`, nanoseconds).
     pub last_seen_ns: u64,
 }
 
-/// Key of `ov_flow_news4` and its like: when a program last added a flow. Written after the flow is
-/// there, and before its packet goes on.
+/// Key of `ov_flow_news4` and its like: the time at which a program last added a flow. Written
+/// after the flow was added, and before its packet is sent on.
 pub const NEWEST_FLOW: u32 = 0;
-/// Key of `ov_flow_news4` and its like: what [`NEWEST_FLOW`] was before the agent found no flow.
-/// While the two are equal there is none still, and the programs need not look.
+/// Key of `ov_flow_news4` and its like: the value of [`NEWEST_FLOW`] before the agent found no
+/// flow. While both values are equal there is still no flow, and the programs skip the look-up.
 pub const NO_FLOW_SINCE: u32 = 1;
 
-/// Whether there are flows to look for.
+/// A time by which the programs know whether there are flows to look up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Plain, Zeroable)]
 pub struct FlowNews {
@@ -315,7 +317,7 @@ pub struct FlowNews {
     pub at_ns: u64,
 }
 
-/// Packets that ended in one verdict.
+/// The packets with one verdict.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Plain, Zeroable)]
 pub struct Counter {
@@ -339,8 +341,9 @@ const _: () = {
     assert!(size_of::<FlowKey<V6>>() == 40);
 };
 
-/// The derive of bytemuck refuses generic types, so the promise is made here, once, and checked
-/// above: for every family the sizes are the sums of the fields, so there is no padding.
+/// The derive of bytemuck refuses generic types, so the traits are implemented here, once. The
+/// assertions above show that for every family the sizes are the sums of the fields, so that there
+/// is no padding.
 macro_rules! plain {
     ($($name:ident<$($family:ident),+>),* $(,)?) => {$(
         // SAFETY: all zeros is a value of each field.
@@ -357,7 +360,7 @@ plain!(Config<F, O>, Endpoint<F>, PeerEntry<O>, FlowKey<F>);
 
 #[cfg(feature = "user")]
 mod user {
-    // SAFETY: the types derive `bytemuck::Pod`, which checks what `aya::Pod` asks for.
+    // SAFETY: the types derive `bytemuck::Pod`, which checks the requirements of `aya::Pod`.
     unsafe impl aya::Pod for super::PodEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Vtep {}

@@ -1,4 +1,4 @@
-//! The tables as values: dumped from the pinned maps, or made up.
+//! The tables as values: read from the pinned maps, or invented.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,7 +6,7 @@ use crate::decide::Tables;
 use crate::family::Family;
 use crate::schema::{Config, Endpoint, FlowKey, PeerEntry, PodEntry, Vtep};
 
-/// The tables of the data path of pods of one family at a moment.
+/// The tables of the data path of pods of one family at one time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot<F: Family, O: Family = F> {
     /// `ov_config4` or its like; `None` before an agent has written one.
@@ -21,7 +21,7 @@ pub struct Snapshot<F: Family, O: Family = F> {
     pub vteps: BTreeMap<O::Addr, Vtep>,
     /// The keys of `ov_flows4` or its like.
     pub flows: HashSet<FlowKey<F>>,
-    /// Whether the moment in `ov_heartbeat` has passed until which the list of leases holds.
+    /// Whether the list of leases is past the end of its validity in `ov_heartbeat`.
     pub leases_are_stale: bool,
 }
 
@@ -57,7 +57,7 @@ impl<F: Family, O: Family> Tables<F, O> for Snapshot<F, O> {
     }
 
     fn has_device(&self, _ifindex: u32) -> bool {
-        // A dump names no device that is gone.
+        // A dump contains no device that was deleted.
         true
     }
 

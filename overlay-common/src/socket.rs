@@ -1,9 +1,10 @@
-//! Services at the socket: which server a socket gets that asks for a Service.
+//! Services at the socket: the choice of a server for a socket that asks for a Service.
 //!
-//! The programs on connect and sendmsg choose; those on recvmsg and getpeername say the Service's
-//! address where the socket would otherwise see its server's. [`choose`] is the decision; here are
-//! keys and values of its maps. Addresses are 16 bytes in network order, IPv4 in its mapped form
-//! (RFC 4291, section 2.5.5.2), because a socket of one family may reach both.
+//! The programs on connect and sendmsg choose the server; those on recvmsg and getpeername return
+//! the Service's address where the socket would otherwise see its server's. [`choose`] is the
+//! decision; this module has the keys and values of its maps. Addresses are 16 bytes in network
+//! order, IPv4 in its mapped form (RFC 4291, section 2.5.5.2), because a socket of one family may
+//! reach both.
 //!
 //! | map | type | key | value |
 //! |---|---|---|---|
@@ -16,8 +17,8 @@
 //! | `ov_found_gone` | array | 0 | connected sockets whose servers have gone, at the last look |
 //! | `ov_socket_count` | per-CPU array | [`counter_index`] | how many ended so |
 //!
-//! A set of servers has an id that is never used again, and never changes: what changes is which
-//! set a frontend has, in one step.
+//! A set of servers never changes, and has an id that is never reused. A change gives a frontend
+//! another set, in one step.
 
 use bytemuck::{Pod as Plain, Zeroable};
 
@@ -27,15 +28,15 @@ mod verdict;
 pub use decide::{SocketTables, choose, is_kept, note, place_for, place_of};
 pub use verdict::{COUNTERS, Operation, SLOTS_PER_OPERATION, Verdict, counter_index};
 
-/// How many addresses of Services there can be.
+/// Most addresses of Services.
 pub const MAX_FRONTENDS: u32 = 65_536;
-/// How many servers there can be behind all of them.
+/// Most servers behind all addresses.
 pub const MAX_SERVERS: u32 = 262_144;
-/// How many clients of Services with session affinity are remembered.
+/// Most remembered clients of Services with session affinity.
 pub const MAX_AFFINITIES: u32 = 16_384;
-/// How many pods can be left to kube-proxy.
+/// Most pods that are left to kube-proxy.
 pub const MAX_OPTED_OUT: u32 = crate::schema::MAX_PODS;
-/// How many Services an unconnected socket can talk to.
+/// Most Services that an unconnected socket can use at a time.
 pub const MAX_TRANSLATIONS: usize = 8;
 
 /// `IPPROTO_TCP`.
@@ -55,18 +56,18 @@ pub struct Frontend {
     pub transport: u16,
 }
 
-/// What is behind a [`Frontend`].
+/// The servers behind a [`Frontend`], and their choice.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Service {
-    /// The set of its servers; never zero.
+    /// The id of the set of servers; never zero.
     pub set: u64,
-    /// How many servers are in the set.
+    /// Number of servers in the set.
     pub servers: u32,
-    /// For how many seconds a client stays with its server; zero without session affinity.
+    /// Number of seconds for which a client stays with its server; zero without session affinity.
     pub affinity_seconds: u32,
-    /// The port of a Service that the frontend is of. A client stays with its server whichever of
-    /// the port's frontends it asks for, as with kube-proxy. Zero without session affinity.
+    /// The Service's port that the frontend belongs to. A client stays with its server at all
+    /// frontends of the port, as with kube-proxy. Zero without session affinity.
     pub port_id: u64,
 }
 
@@ -82,7 +83,7 @@ pub struct ServerKey {
     pub unused: u32,
 }
 
-/// The servers.
+/// A server.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Plain, Zeroable)]
 pub struct Server {
@@ -106,7 +107,7 @@ impl Server {
         }
     }
 
-    /// What orders servers as their fields do.
+    /// The fields as values that give the same order.
     #[inline(always)]
     fn order(&self) -> (u64, u64, u16) {
         let [a, b, c, d, _] = *words(self);
@@ -116,7 +117,7 @@ impl Server {
         (both(a, b), both(c, d), self.port)
     }
 
-    /// Whether two are the same.
+    /// Whether two frontends are equal.
     #[inline(always)]
     pub fn is(&self, other: &Self) -> bool {
         are_same(words(self), words(other))
@@ -124,24 +125,24 @@ impl Server {
 }
 
 impl Frontend {
-    /// Whether two are the same.
+    /// Whether two servers are equal.
     #[inline(always)]
     pub fn is(&self, other: &Self) -> bool {
         are_same(words(self), words(other))
     }
 }
 
-/// A frontend or a server as words: bytes are many more loads to a program.
+/// A frontend or a server as words, because a program would need many more loads for bytes.
 #[inline(always)]
 fn words<T: Plain>(value: &T) -> &[u32; 5] {
     bytemuck::cast_ref(value)
 }
 
-/// Without a call to compare memory, which programs have not.
+/// Compares without a call to `memcmp`, which programs do not have.
 #[inline(always)]
 fn are_same(these: &[u32; 5], those: &[u32; 5]) -> bool {
     let ([a, b, c, d, e], [v, w, x, y, z]) = (these, those);
-    // The last words differ most.
+    // The last words differ most often.
     e == z && d == y && c == x && b == w && a == v
 }
 
@@ -153,23 +154,23 @@ pub const fn mapped(address: [u8; 4]) -> [u8; 16] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
 }
 
-/// What a socket was given.
+/// The server that a socket was given, and for which frontend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Translation {
-    /// The set that the server was last seen in; zero where nothing was given.
+    /// The set in which the server was last seen; zero where no server was given.
     pub set: u64,
-    /// What the socket asked for.
+    /// The frontend that the socket asked for.
     pub frontend: Frontend,
-    /// What it got.
+    /// The server that the socket got.
     pub server: Server,
 }
 
-/// What an unconnected socket was given, in no order.
+/// The translations of an unconnected socket, in no order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Translations {
-    /// Unused places are zeros.
+    /// Unused places are zero.
     pub all: [Translation; MAX_TRANSLATIONS],
 }
 
@@ -179,17 +180,17 @@ pub struct Translations {
 pub struct AffinityKey {
     /// Cookie of the client's network namespace (`SO_NETNS_COOKIE`): a pod, or the node.
     pub client: u64,
-    /// What it asked for; see [`Service::port_id`].
+    /// The Service's port that the client asked for; see [`Service::port_id`].
     pub port_id: u64,
 }
 
-/// Where a client stays.
+/// The server that a client stays with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Plain, Zeroable)]
 pub struct Affinity {
-    /// Until when (`CLOCK_MONOTONIC`, nanoseconds), unless it connects again.
+    /// End of the affinity (`CLOCK_MONOTONIC`, nanoseconds), unless the client connects again.
     pub until_ns: u64,
-    /// The set that the server was last seen in.
+    /// The set in which the server was last seen.
     pub set: u64,
     /// The server of the flow.
     pub server: Server,
@@ -209,7 +210,7 @@ const _: () = {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "a marker trait of map values")]
 mod user {
-    // SAFETY: the types derive `bytemuck::Pod`, which checks what `aya::Pod` asks for.
+    // SAFETY: the types derive `bytemuck::Pod`, which checks the requirements of `aya::Pod`.
     unsafe impl aya::Pod for super::Frontend {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Service {}

@@ -5,9 +5,9 @@ use network_types::ip::IpProto;
 use crate::family::Family;
 use crate::packet::{IcmpKind, Packet, TCP, UDP};
 
-/// Bytes of an ICMP error in front of the packet that it is about.
+/// Length in bytes of the ICMP header of an error, in front of the quoted packet.
 const ICMP_ERROR_LEN: u32 = 8;
-/// Where ports stand as in TCP (RFC 4340, RFC 9260, RFC 3828).
+/// Protocols whose ports are at the same place as in TCP (RFC 4340, RFC 9260, RFC 3828).
 const OTHERS_WITH_PORTS: [u8; 3] = [
     IpProto::Dccp as u8,
     IpProto::Sctp as u8,
@@ -25,9 +25,9 @@ pub enum Transport {
         /// Receiver's port.
         destination: u16,
     },
-    /// An ICMP error: the beginning of the packet that it is about follows at this offset.
+    /// An ICMP error, which quotes the beginning of a packet at this offset.
     IcmpError {
-        /// From the start of the frame, in bytes.
+        /// Offset from the start of the frame, in bytes.
         quoted: u32,
     },
     /// Any other ICMP message.
@@ -37,7 +37,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// Reads the transport header of a packet that is no later fragment.
+    /// Reads the transport header of a packet that is not a later fragment.
     #[inline(always)]
     pub fn parse<F: Family, P: Packet>(packet: &P, offset: u32, protocol: u8) -> Self {
         if protocol == F::ICMP {
@@ -45,7 +45,7 @@ impl Transport {
                 return Self::Truncated;
             };
             match F::icmp_kind(kind.to_ne_bytes()[0]) {
-                // Both ways share the identifier.
+                // Both directions have the same identifier.
                 IcmpKind::Echo => {}
                 IcmpKind::Error => {
                     return Self::IcmpError {

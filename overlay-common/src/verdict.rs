@@ -1,19 +1,19 @@
-//! How a packet's visit to a program can end: exactly one verdict, counted.
+//! The possible ends of a packet's visit to a program: exactly one verdict, counted.
 
-/// The places where programs sit.
+/// The hooks that programs are attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Hook {
-    /// tc ingress of a pod's host veth: what the pod sends.
+    /// tc ingress of a pod's host veth: packets from the pod.
     PodIn = 0,
-    /// tc ingress of the NIC: what the network sends.
+    /// tc ingress of the NIC: packets from the network.
     NetIn = 1,
-    /// tc egress of a pod's host veth: what the IP stack or the bridge sends to the pod.
+    /// tc egress of a pod's host veth: packets from the IP stack or the bridge to the pod.
     PodOut = 2,
     /// tc egress of the VXLAN device, and of the NIC where packets leave without encapsulation:
-    /// what the IP stack sends to other nodes.
+    /// packets from the IP stack to other nodes.
     VtepOut = 3,
-    /// XDP of the NIC: what the network sends, before the kernel makes a socket buffer of it.
+    /// XDP of the NIC: packets from the network, before the kernel makes socket buffers for them.
     NetXdp = 4,
 }
 
@@ -27,7 +27,7 @@ impl Hook {
         Self::NetXdp,
     ];
 
-    /// The name of the program that sits there.
+    /// The name of the hook's program.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl Hook {
     }
 }
 
-/// What kind of end a verdict is.
+/// The kind of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// The packet took the fast path.
@@ -67,7 +67,7 @@ macro_rules! numbered {
         }
 
         impl Verdict {
-            /// Every verdict, in the order that they are listed in.
+            /// Every verdict, in the order of the list.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
             /// The verdict's name in metrics, tables and JSON.
@@ -76,7 +76,7 @@ macro_rules! numbered {
                 match self { $(Self::$name => $text,)+ }
             }
 
-            /// What it means, in a sentence.
+            /// The verdict's meaning, in a sentence.
             #[must_use]
             pub fn meaning(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc),+).trim_ascii(),)+ }
@@ -103,7 +103,7 @@ macro_rules! verdicts {
                 }
             }
 
-            /// What kind of end it is.
+            /// The verdict's kind.
             #[must_use]
             pub const fn kind(self) -> Kind {
                 match self { $(Self::$name => Kind::$kind,)+ }
@@ -112,8 +112,8 @@ macro_rules! verdicts {
     };
 }
 
-// The numbers are where the counters stand in a map that outlives the agent: a verdict keeps its
-// number, a new one takes the next.
+// The numbers are the places of the counters in a map that outlives the agent: a verdict keeps its
+// number, and a new one takes the next.
 verdicts! {
     /// Handed to a pod of this node.
     Redirected = 0 Fast "redirected",
@@ -223,8 +223,8 @@ verdicts! {
     Failed = 38 Failed "failed",
 }
 
-/// Counters per hook. The number leaves room, so that a new verdict does not move the counters of
-/// the next hook.
+/// Counters per hook, with spare places, so that a new verdict does not move the counters of the
+/// next hook.
 pub const SLOTS_PER_HOOK: u32 = 64;
 /// Counters in all.
 pub const COUNTERS: u32 = SLOTS_PER_HOOK * Hook::ALL.len() as u32;
@@ -237,7 +237,7 @@ const _: () = {
     }
 };
 
-/// Where the counter of a verdict at a hook stands in `ov_counters`.
+/// The place of the counter of a verdict at a hook in `ov_counters`.
 #[must_use]
 #[inline(always)]
 pub const fn counter_index(hook: Hook, verdict: Verdict) -> u32 {
@@ -262,7 +262,7 @@ mod tests {
         }
     }
 
-    /// What is listed here stays; only new lines may come.
+    /// The listed numbers never change; a change of the list may only add lines.
     #[test]
     fn numbers_are_frozen() {
         const FROZEN: &[(u32, &str)] = &[

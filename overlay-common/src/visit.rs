@@ -1,4 +1,4 @@
-//! A packet's visit to a hook: what the decision says of it, and what the decision asks on the way.
+//! A packet's visit to a hook: the decision's outcome, and the values that the decision reads.
 
 use std::vec::Vec;
 
@@ -11,27 +11,28 @@ use crate::packet::{Frame, Packet};
 use crate::schema::{Config, Endpoint, FlowKey, PeerEntry, PodEntry};
 use crate::verdict::{Hook, Verdict};
 
-/// A packet at a hook, with the kernel's notes about it.
+/// A packet at a hook, with the kernel's metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Visit {
-    /// Which program sees it.
+    /// The hook of the program that sees the packet.
     pub hook: Hook,
-    /// From the Ethernet header on.
+    /// The frame from the Ethernet header on.
     pub frame: Vec<u8>,
-    /// The interface that the program sits on.
+    /// The interface that the program is attached to.
     pub ifindex: u32,
-    /// MAC address of that interface: a frame to it is for this host.
+    /// MAC address of that interface: a frame with this destination is for this host.
     pub device_mac: [u8; 6],
     /// See [`Packet::gso_size`].
     pub gso_size: u32,
     /// See [`Packet::vlan`].
     pub vlan: Option<u16>,
-    /// The mark with which a program of ours handed it over as plain pod-to-pod traffic, else zero.
+    /// The mark with which a program of ours handed the packet over as plain pod-to-pod traffic,
+    /// else zero.
     pub handed_over: u16,
 }
 
 impl Visit {
-    /// The packet as the decision sees it.
+    /// The decision's view of the packet.
     #[must_use]
     pub fn packet(&self) -> Frame<'_> {
         let mut packet = Frame::new(&self.frame);
@@ -42,12 +43,12 @@ impl Visit {
         packet
     }
 
-    /// What the decision says.
+    /// The decision's outcome.
     pub fn decide<F: Family, O: Family>(&self, tables: &impl Tables<F, O>) -> Outcome<F> {
         self.decide_as(&self.packet(), tables)
     }
 
-    /// What the decision says, and each question that it asks, in order.
+    /// The decision's outcome, and every value that the decision reads, in order.
     pub fn watch<F: Family, O: Family>(
         &self,
         tables: &impl Tables<F, O>,
@@ -94,22 +95,22 @@ impl Visit {
     }
 }
 
-/// How a decision ends.
+/// The outcome of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<F: Family> {
-    /// The fast path takes it.
+    /// The fast path carries the packet.
     Fast(Verdict),
-    /// The kernel gets it, and may translate it.
+    /// The kernel gets the packet, and may translate it.
     Pass(Verdict),
-    /// The kernel gets it as plain pod-to-pod traffic.
+    /// The kernel gets the packet as plain pod-to-pod traffic.
     PassPlain(Verdict),
-    /// The kernel's IP stack gets it by the VXLAN device, but without its tunnel.
+    /// The kernel's IP stack gets the packet by the VXLAN device, but without its tunnel.
     HandIn(Verdict),
     /// The packet is dropped.
     Refuse(Verdict),
     /// The packet leaves, and the stack owns the packet's flow.
     Remember(FlowKey<F>),
-    /// The packet leaves encapsulated; the stack owns this flow, where one is given.
+    /// The packet leaves encapsulated; the stack owns the given flow, if any.
     Send(Option<FlowKey<F>>),
 }
 
@@ -156,7 +157,7 @@ impl<F: Family> From<Pass> for Outcome<F> {
     }
 }
 
-/// Something that the decision asks of the packet or the tables, with the answer.
+/// A value that the decision reads from the packet or the tables.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Question<F: Family, O: Family = F> {
     /// Whether there are bytes of the packet from this offset on.
@@ -187,7 +188,7 @@ pub enum Question<F: Family, O: Family = F> {
     LeasesAreStale(bool),
 }
 
-/// A packet or tables whose answers are noted.
+/// A packet or tables whose answers are recorded.
 struct Watched<'a, F: Family, O: Family, T>(&'a T, &'a dyn Fn(Question<F, O>));
 
 impl<F: Family, O: Family, P: Packet> Packet for Watched<'_, F, O, P> {

@@ -1,6 +1,6 @@
-//! VXLAN on the wire (RFC 7348) as flannel and the kernel speak it.
+//! VXLAN on the wire (RFC 7348) as flannel and the kernel use it.
 //!
-//! In front of an inner IP packet stand 64 bytes over IPv4, 84 over IPv6:
+//! The headers in front of an inner IP packet have 64 bytes over IPv4, 84 over IPv6:
 //!
 //! | over IPv4 | over IPv6 | header | known from the lease | set per packet |
 //! |---|---|---|---|---|
@@ -10,8 +10,8 @@
 //! | 42..50 | 62..70 | VXLAN | all | |
 //! | 50..64 | 70..84 | inner Ethernet | all | |
 //!
-//! The outer family's header is the business of `Family::prepare` and `Family::stamp`; nothing but
-//! the last two bytes depends on the inner family.
+//! `Family::prepare` and `Family::stamp` write the outer family's header; only the last two bytes
+//! depend on the inner family.
 
 use network_types::eth::EthHdr;
 use network_types::udp::UdpHdr;
@@ -43,14 +43,15 @@ pub const fn overhead(ip_len: u32) -> u32 {
     ip_len + (UdpHdr::LEN + VxlanHdr::LEN + EthHdr::LEN) as u32
 }
 
-/// Flags of the VXLAN header with a valid VNI and nothing else; the kernel drops what has more.
+/// Flags of the VXLAN header with a valid VNI and nothing else, because the kernel drops packets
+/// with further flags.
 pub const FLAGS: [u8; 4] = [0x08, 0, 0, 0];
 /// The kernel's default UDP port, which flannel uses; IANA's is 4789.
 pub const DEFAULT_PORT: u16 = 8472;
 /// Time to live of the outer header: the kernel's default hop limit.
 pub(crate) const OUTER_TTL: u8 = 64;
 
-/// Fills in what stands before and behind the outer IP header, which ends at `udp` and is of the
+/// Fills in the headers before and behind the outer IP header, which ends at `udp` and has the
 /// Ethernet type `outer`.
 pub(crate) fn prepare_around<A>(
     front: &mut [u8],
@@ -72,8 +73,8 @@ pub(crate) fn prepare_around<A>(
     front[ethernet + 12..].copy_from_slice(&inner.to_be_bytes());
 }
 
-/// ECN of the outer header, as `INET_ECN_encapsulate()` in include/net/inet_ecn.h: "congestion
-/// experienced" inside becomes ECT(0) outside.
+/// ECN of the outer header, as in `INET_ECN_encapsulate()` of include/net/inet_ecn.h: an inner
+/// "congestion experienced" becomes an outer ECT(0).
 #[inline(always)]
 pub fn encapsulated_ecn(inner: u8) -> u8 {
     if inner == 0b11 { 0b10 } else { inner }
@@ -86,14 +87,14 @@ pub enum DecapsulatedEcn {
     Keep,
     /// The inner ECN field becomes "congestion experienced".
     Congested,
-    /// A pair that our peers do not send; what becomes of it differs between kernels.
+    /// A pair that our peers do not send, and that kernels treat differently.
     Unusual,
 }
 
 /// See [`DecapsulatedEcn`].
 #[inline(always)]
 pub fn decapsulated_ecn(outer: u8, inner: u8) -> DecapsulatedEcn {
-    // No router marked the outer field, or both fields are marked already.
+    // No router has marked the outer field, or both fields are marked already.
     if outer == encapsulated_ecn(inner) || outer == 0b11 && inner == 0b11 {
         DecapsulatedEcn::Keep
     } else if outer == 0b11 && inner != 0 {
@@ -105,10 +106,10 @@ pub fn decapsulated_ecn(outer: u8, inner: u8) -> DecapsulatedEcn {
 
 /// The outer identification (RFC 6864), for the inner header's, which is 0 where there is none.
 ///
-/// The outer identification counts with the inner one, from another start for each flow: GRO merges
-/// packets of a tunnel only where the outer identifications follow each other (since Linux 6.18),
-/// as segments of a super-packet do anyway. Where the inner one does not count, chance keeps the
-/// packets apart.
+/// The outer identification increases with the inner one, from another start for each flow. GRO
+/// merges packets of a tunnel only where the outer identifications are consecutive (since Linux
+/// 6.18), as they are in segments of a super-packet anyway. Where the inner one does not increase,
+/// a random value keeps the packets apart.
 #[inline(always)]
 pub fn identification(inner: u16, hash: u32, random: impl FnOnce() -> u32) -> u16 {
     match inner {
@@ -117,8 +118,8 @@ pub fn identification(inner: u16, hash: u32, random: impl FnOnce() -> u32) -> u1
     }
 }
 
-/// The source port for a flow, as `udp_flow_src_port()` in include/net/udp.h chooses it, so that a
-/// flow keeps its place in ECMP and RSS when it moves between the paths.
+/// The source port of a flow, chosen as by `udp_flow_src_port()` in include/net/udp.h, so that a
+/// flow keeps its place in ECMP and RSS when the flow moves between the paths.
 #[inline(always)]
 pub fn source_port(hash: u32, min: u16, count: u16) -> u16 {
     let hash = hash ^ (hash << 16);

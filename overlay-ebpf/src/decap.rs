@@ -1,4 +1,4 @@
-//! Decapsulation: outer headers off, then into the pod, or to the IP stack.
+//! Decapsulation: removes the outer headers, then hands the packet to the pod, or to the IP stack.
 
 use aya_ebpf::bindings::{
     BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS,
@@ -12,8 +12,8 @@ use overlay_common::schema::PodEntry;
 use crate::forward::{self, Error};
 use crate::skb::Skb;
 
-/// The segment size stays, or segmentation behind the pod would go wrong; and the checksum state
-/// stays.
+/// The segment size stays, because otherwise segmentation behind the pod would go wrong; and the
+/// checksum state stays.
 pub const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64 | BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64;
 
 /// Decapsulates a packet and hands it to `pod`; returns the tc action.
@@ -28,7 +28,7 @@ pub fn decapsulate<F: Family, O: Family>(
     forward::deliver::<F>(skb, pod, gateway_mac, inner).map_err(|_| Error::Changed)
 }
 
-/// An Ethernet header as it is on the wire.
+/// An Ethernet header in the layout of the wire.
 #[repr(C)]
 struct Front {
     destination: [u8; 6],
@@ -54,8 +54,8 @@ pub fn hand_in<O: Family>(skb: &Skb, device: u32, ethernet: Ethernet) -> Result<
     }
 }
 
-/// Takes the outer headers off, up to the inner Ethernet header, in whose place the outer one
-/// stays.
+/// Removes the outer headers, up to the inner Ethernet header; the outer Ethernet header stays in
+/// the place of the inner one.
 #[inline(always)]
 fn open<O: Family>(skb: &Skb) -> Result<(), Error> {
     let raw = skb.as_ptr();
@@ -65,8 +65,9 @@ fn open<O: Family>(skb: &Skb) -> Result<(), Error> {
     if shrunk != 0 {
         return Err(Error::Untouched);
     }
-    // The device has verified the outer checksum first, so that one verified level goes with the
-    // outer header. The helper fails where the device verified nothing; then no level is to go.
+    // The device has verified the outer checksum first, so that one verified level has to be
+    // removed with the outer header. The helper fails where the device verified nothing; then there
+    // is no level to remove.
     // SAFETY: the helper changes the buffer's checksum state only.
     unsafe { bpf_csum_level(raw, u64::from(BPF_CSUM_LEVEL_DEC)) };
     Ok(())

@@ -1,4 +1,4 @@
-//! How a packet's visit to an ingress hook ends.
+//! The end of a packet's visit to an ingress hook.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use overlay_common::decide::Pass;
@@ -10,14 +10,14 @@ use crate::skb::Skb;
 
 /// The last step of a visit, taken when the verdict is known.
 pub enum Disposition {
-    /// Nothing is left to be done; this is the tc action.
+    /// The packet is finished with this tc action.
     Done(i32),
-    /// The packet is dropped, and an event tells of the packet where the agent asks for events.
+    /// The packet is dropped, and reported by an event if the agent has enabled events.
     Refused,
     /// The packet is left to the kernel; for the number see [`Pass::plain`].
     HandOver(Option<u32>),
-    /// The packet goes to the IP stack by another device; this is the tc action, and the number is
-    /// as above.
+    /// The packet goes to the IP stack by another device; the values are the tc action and the
+    /// number as above.
     HandIn(i32, Option<u32>),
 }
 
@@ -31,8 +31,8 @@ impl Disposition {
 
 /// Counts a packet of `bytes` bytes and ends its visit; returns the tc action.
 ///
-/// The counter comes before the mark, because the verdict is not needed any more after the counter:
-/// the verifier then checks the code of the mark once, and not once for every verdict.
+/// The counter comes before the mark, because the verdict is not needed any more after the counter.
+/// Therefore the verifier checks the code of the mark once, and not once for every verdict.
 #[inline(always)]
 pub fn end<F: Mapped>(
     skb: &Skb,

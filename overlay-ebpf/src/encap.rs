@@ -1,4 +1,4 @@
-//! Encapsulation: outer headers in front of an IP packet, then out by the NIC.
+//! Encapsulation: puts outer headers in front of an IP packet, then sends it by the NIC.
 
 use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
@@ -12,9 +12,10 @@ use overlay_common::vxlan;
 use crate::forward::{self, Error};
 use crate::skb::Skb;
 
-/// Tells the kernel what is put in front, so that it can segment super-packets later: IP of the
-/// underlay's family and UDP around an Ethernet header (`BPF_F_ADJ_ROOM_ENCAP_L2_ETH` needs Linux
-/// 5.13). The segment size stays: segments are cut from the payload, whatever stands in front.
+/// Announces the new headers to the kernel, so that the kernel can segment super-packets later: IP
+/// of the underlay's family and UDP around an Ethernet header (`BPF_F_ADJ_ROOM_ENCAP_L2_ETH` needs
+/// Linux 5.13). The segment size stays, because segments are cut from the payload, whatever the
+/// headers.
 pub const fn flags<O: Family>() -> u64 {
     BPF_F_ADJ_ROOM_FIXED_GSO as u64
         | O::ENCAP_L3
@@ -25,7 +26,7 @@ pub const fn flags<O: Family>() -> u64 {
 }
 const INNER_ETHERNET_LEN: u64 = 14;
 
-/// Everything that is written: the prepared header and the inner IP header one hop further on.
+/// All bytes that are written: the prepared headers and the inner IP header after one hop more.
 #[repr(C)]
 struct Front<F: Family, O: Family> {
     outer: O::Front,
@@ -43,12 +44,12 @@ pub fn encapsulate<F: Family, O: Family>(
     ecn: u8,
 ) -> Result<i32, Error> {
     let raw = skb.as_ptr();
-    // Before the packet changes: the hash is that of the inner flow, as for the kernel's own
-    // device.
+    // The hash is computed before the packet changes, because it must be that of the inner flow, as
+    // for the kernel's own device.
     // SAFETY: the helper takes any buffer.
     let hash = unsafe { bpf_get_hash_recalc(raw) };
     let overhead = O::VXLAN_OVERHEAD as i32;
-    // SAFETY: on failure with a fixed segment size the kernel leaves the buffer as it was.
+    // SAFETY: on failure with a fixed segment size the kernel leaves the buffer unchanged.
     let grown =
         unsafe { bpf_skb_adjust_room(raw, overhead, BPF_ADJ_ROOM_MAC, const { flags::<O>() }) };
     if grown != 0 {

@@ -1,4 +1,4 @@
-//! Telling of single packets, where the agent asks for it (`overlayd --log-refused`).
+//! Reports on single packets, if the agent has enabled them (`overlayd --log-refused`).
 
 use core::ffi::c_void;
 use core::ptr::addr_of_mut;
@@ -19,15 +19,15 @@ static EVENTS: RingBuf<Event, { EVENTS_LEN as usize }> = RingBuf::new();
 #[btf_map(name = "ov_events_lost")]
 static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// A packet whose beginning can be copied out.
+/// A packet whose first bytes can be copied.
 pub trait Copied: Packet {
     /// Copies the first `len` bytes to `to`, which has room for [`HEAD_LEN`]; zeros where the
     /// packet has fewer.
     fn copy(&self, to: *mut c_void, len: u32);
 }
 
-/// Tells of a packet and the verdict on it, where the agent asks for that; where the ring is full,
-/// the event is counted as lost.
+/// Reports a packet and its verdict, if the agent has enabled reports; where the ring is full, the
+/// event is counted as lost.
 #[inline(always)]
 pub fn tell<F: Mapped, P: Copied>(packet: &P, hook: Hook, verdict: Verdict) {
     let config = Tables::<F>::config(&Maps);
@@ -43,8 +43,8 @@ pub fn tell<F: Mapped, P: Copied>(packet: &P, hook: Hook, verdict: Verdict) {
         return;
     };
     let event = entry.as_mut_ptr();
-    // The verdict first: a verifier that has none to tell packets apart by walks through the rest
-    // once for all of them.
+    // The verdict is written first, because a verifier that cannot distinguish packets by their
+    // verdict walks through the rest once for all of them.
     // SAFETY: the record is ours until it is submitted, and each field is written before that.
     unsafe {
         addr_of_mut!((*event).verdict).write(verdict as u32);
@@ -53,11 +53,11 @@ pub fn tell<F: Mapped, P: Copied>(packet: &P, hook: Hook, verdict: Verdict) {
         addr_of_mut!((*event).ifindex).write(packet.ifindex());
         addr_of_mut!((*event).len).write(packet.frame_len());
     }
-    // SAFETY: as above; the helpers write as many bytes as they are told to, or zeros.
+    // SAFETY: as above; the helpers write exactly the given number of bytes, or zeros.
     let head = unsafe { addr_of_mut!((*event).head).cast() };
     let len = packet.frame_len().min(HEAD_LEN as u32);
-    // Every frame has a length above zero; the verifier of Linux 6.1 wants to see that there is
-    // something to copy, and learns nothing from a comparison with zero.
+    // Every frame has a length above zero, but the verifier of Linux 6.1 needs a proof that the
+    // number of bytes is not zero, and deduces nothing from a comparison with zero.
     if len >= ETHERNET_LEN {
         packet.copy(head, len);
     }

@@ -1,4 +1,4 @@
-//! Forwarding: the headers written, and on to a pod or to the next hop.
+//! Forwarding: writes the headers, then sends the packet to a pod or to the next hop.
 
 use core::mem::offset_of;
 
@@ -10,16 +10,16 @@ use overlay_common::schema::{Config, PEER_NEXT_HOP, PeerEntry, PodEntry};
 use crate::maps::next_hops_are_fresh;
 use crate::skb::Skb;
 
-/// Where a packet stands when it cannot be sent on.
+/// The state of a packet that cannot be sent on.
 pub enum Error {
-    /// Untouched.
+    /// The packet is unchanged.
     Untouched,
-    /// Changed beyond repair.
+    /// The packet was changed, and the change cannot be undone.
     Changed,
 }
 
-/// Ethernet and IP header. It starts at `destination`: with two bytes before that the IP header is
-/// aligned, and written by words.
+/// Ethernet and IP header. The bytes to write start at `destination`: with two bytes before that
+/// field the IP header is aligned, and written by words.
 #[repr(C)]
 struct Front<F: Family> {
     _align: [u8; 2],
@@ -53,7 +53,7 @@ pub fn route<F: Family, O: Family>(
 ) -> Result<i32, Error> {
     let (destination, source) = peer.outer_macs();
     rewrite::<F>(skb, destination, source, ip)?;
-    // On its way out it meets the program that looks for what the stack has translated.
+    // On its way out the packet passes the program that looks for translations by the stack.
     skb.hand_over::<F>(Some(ETHERNET_LEN));
     Ok(send(skb, config, peer))
 }
@@ -68,12 +68,12 @@ pub fn send<F: Family, O: Family>(skb: &Skb, config: &Config<F, O>, peer: &PeerE
         return unsafe { bpf_redirect(nic, 0) } as i32;
     }
     // The kernel's routes and its neighbour table fill in the MAC addresses.
-    // SAFETY: without parameters the helper takes the next hop from the packet's own header.
+    // SAFETY: without parameters the helper reads the next hop from the packet's own header.
     unsafe { bpf_redirect_neigh(nic, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// Writes the headers anew. The sum over an IP header with a right checksum stays, so that what the
-/// device has summed up stays true.
+/// Overwrites the headers. The sum over an IP header with a correct checksum does not change, so
+/// that the device's sum over the packet stays valid.
 #[inline(always)]
 fn rewrite<F: Family>(
     skb: &Skb,
@@ -88,7 +88,7 @@ fn rewrite<F: Family>(
         ethertype: F::ETHERTYPE.to_be_bytes(),
         ip,
     };
-    // A buffer that cannot be made writable is left as it was.
+    // A buffer that cannot be made writable stays unchanged.
     if skb.store(&front, offset_of!(Front<F>, destination)) {
         Ok(())
     } else {

@@ -1,8 +1,8 @@
 //! The packet programs.
 //!
-//! The programs are thin: each fetches what the decision in `overlay-common` asks for, calls it,
-//! carries out what it says and counts the verdict. `cargo xtask build` compiles them for the BPF
-//! target.
+//! The programs are thin: each reads the data that the decision in `overlay-common` needs, calls
+//! the decision, carries out its result and counts the verdict. `cargo xtask build` compiles the
+//! programs for the BPF target.
 #![no_std]
 #![no_main]
 #![expect(
@@ -25,13 +25,13 @@ mod skb;
 mod without;
 mod xdp_buff;
 
-/// The kernel gives some helpers to programs under the GPL only.
+/// The kernel offers some helpers to programs under the GPL only.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program that could come here.
+    // This code is unreachable, because the verifier refuses a program that could come here.
     loop {}
 }

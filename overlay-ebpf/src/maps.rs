@@ -1,4 +1,4 @@
-//! The maps, as `overlay_common::schema` describes them.
+//! The maps that `overlay_common::schema` describes.
 
 use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
@@ -89,11 +89,11 @@ macro_rules! maps {
         };
     };
 }
-/// The family of the pods that the programs serve: programs of both in one are more than the
-/// verifier of Linux 6.1 takes.
+/// The family of the pods that the programs serve. Programs for both families in one would exceed
+/// the limits of the verifier of Linux 6.1.
 #[cfg(not(feature = "ipv6"))]
 pub type Served = overlay_common::V4;
-/// As above.
+/// The family of the pods, as above.
 #[cfg(feature = "ipv6")]
 pub type Served = overlay_common::V6;
 
@@ -119,7 +119,7 @@ pub struct Maps;
 impl<F: Mapped> Tables<F> for Maps {
     #[inline(always)]
     fn config(&self) -> Option<&Config<F>> {
-        // An array has its element from the start: zeros until an agent has written it.
+        // An array has its element from the start: zeros until an agent has written the element.
         F::config()
             .get(0)
             .filter(|config| config.abi == ABI_VERSION)
@@ -128,9 +128,9 @@ impl<F: Mapped> Tables<F> for Maps {
     #[inline(always)]
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint<F>> {
         // SAFETY: the element is memory of the map for as long as the program runs (maps are
-        // preallocated), and any bytes are a value. One that is deleted or replaced meanwhile may
-        // be given to another key before the program ends: then one packet fares as that one's, as
-        // it may when it comes a moment later.
+        // preallocated), and any bytes are a value. An element that is deleted or replaced
+        // meanwhile may be given to another key before the program ends. Then one packet is treated
+        // as one of the other key, as could also happen to a packet that arrives a moment later.
         unsafe { F::endpoints().get(ifindex) }
     }
 
@@ -138,8 +138,8 @@ impl<F: Mapped> Tables<F> for Maps {
     fn pod(&self, address: F::Addr) -> Option<&PodEntry> {
         // SAFETY: as for `endpoint`.
         let pod = unsafe { F::pods().get(address) }?;
-        // The kernel has forgotten a device that is gone, whoever has its index now. A classifier
-        // may look such a map up from Linux 5.3 on, although only XDP may send by it.
+        // The kernel has removed a deleted device from the map, whichever device has its index now.
+        // A classifier may look such a map up since Linux 5.3, although only XDP may send by it.
         F::devices().get_ifindex(pod.ifindex).map(|_| pod)
     }
 
@@ -164,7 +164,7 @@ impl<F: Mapped> Tables<F> for Maps {
         if cfg!(feature = "without-stack-owned") {
             return false;
         }
-        // Two words against a hash over the flow and a walk.
+        // Comparing two words saves a hash over the flow and a walk.
         let news = |key| F::flow_news().get(key).map(|news| news.at_ns);
         let any = cfg!(feature = "without-flow-news") || news(NEWEST_FLOW) != news(NO_FLOW_SINCE);
         any && F::flows().get_ptr(flow).is_some()
@@ -176,16 +176,16 @@ impl<F: Mapped> Tables<F> for Maps {
     }
 }
 
-/// Remembers that the IP stack owns a flow.
+/// Remembers a flow that the IP stack owns.
 #[inline(always)]
 pub fn remember<F: Mapped>(flow: &FlowKey<F>, now_ns: u64) {
     if let Some(known) = F::flows().get_ptr_mut(flow) {
-        // SAFETY: as for `endpoint`; the word is written at once, to another flow's element at
-        // worst, which then looks as fresh as this one.
+        // SAFETY: as for `endpoint`; the word is written at once. In the worst case the element is
+        // another flow's by now, which then counts as seen now.
         unsafe { (*known).last_seen_ns = now_ns };
         return;
     }
-    // A full map makes room for itself; there is nothing else that could fail and be helped.
+    // A full map evicts an entry by itself; no other error could be handled here.
     let _ = F::flows().insert(
         flow,
         Flow {
@@ -199,14 +199,14 @@ pub fn remember<F: Mapped>(flow: &FlowKey<F>, now_ns: u64) {
     }
 }
 
-/// Whether the agent lives, and with it what it knows of next hops.
+/// Whether the agent is alive, so that its knowledge of next hops is valid.
 #[inline(always)]
 pub fn next_hops_are_fresh() -> bool {
     !cfg!(feature = "without-prepared-next-hop")
         && is_ahead(|heartbeat| heartbeat.next_hops_until_ns)
 }
 
-/// Whether a moment that the agent has set is still to come.
+/// Whether a time that the agent has set is still in the future.
 #[inline(always)]
 fn is_ahead(until_ns: impl FnOnce(&Heartbeat) -> u64) -> bool {
     // SAFETY: the helper takes nothing and cannot fail (Linux 5.11).

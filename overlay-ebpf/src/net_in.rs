@@ -1,4 +1,4 @@
-//! tc ingress of the NIC: what the network sends.
+//! tc ingress of the NIC: packets from the network.
 
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::macros::classifier;

@@ -1,6 +1,7 @@
-//! XDP of the NIC: what the network sends, before the kernel makes a socket buffer of it.
+//! XDP of the NIC: packets from the network, before the kernel makes socket buffers for them.
 //!
-//! Drops what `ov_net_in` would refuse, when it costs least, and touches nothing else.
+//! Drops the packets that `ov_net_in` would refuse, at the lowest cost, and changes no other
+//! packet.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::xdp;
@@ -13,7 +14,7 @@ use crate::events;
 use crate::maps::{Mapped, Maps, Served, count};
 use crate::xdp_buff::XdpBuff;
 
-/// Takes packets in several buffers (jumbo frames), which needs Linux 5.18.
+/// Accepts packets in several buffers (jumbo frames), which needs Linux 5.18.
 #[xdp(frags)]
 pub fn ov_net_xdp(ctx: XdpContext) -> u32 {
     handle::<Served>(&XdpBuff::new(&ctx))

@@ -1,5 +1,5 @@
-//! tc egress of pods' host veths, and of the devices that lead to other nodes: what the IP stack
-//! sends.
+//! tc egress of pods' host veths, and of the devices that lead to other nodes: packets from the IP
+//! stack.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -48,7 +48,7 @@ fn to_node<F: Mapped>(skb: &Skb) -> i32 {
     action
 }
 
-/// Remembers what there is to remember of a packet that leaves; returns the verdict.
+/// Remembers the flow of a packet that leaves, if the outcome demands it; returns the verdict.
 #[inline(always)]
 fn note<F: Mapped>(leaving: Leaving<F>) -> Verdict {
     match leaving {

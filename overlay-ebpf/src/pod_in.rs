@@ -1,4 +1,4 @@
-//! tc ingress of a pod's host veth: what the pod sends.
+//! tc ingress of a pod's host veth: packets from the pod.
 
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::helpers::bpf_redirect_peer;

@@ -1,4 +1,5 @@
-//! Never attached: run by the agent on made-up packets to find out what this kernel can do.
+//! Programs that are never attached: the agent runs them on invented packets to find out the
+//! kernel's features.
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::helpers::bpf_skb_adjust_room;

@@ -16,12 +16,11 @@ use crate::events::Copied;
 /// `PACKET_HOST` of include/uapi/linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
 
-/// Furthest offset that a header of ours can start at: Ethernet and IP with options, twice, and
-/// VXLAN.
+/// Largest offset of a header that is read: Ethernet and IP with options, twice, and VXLAN.
 pub const FURTHEST: u32 = 0xff;
 
-/// The offset, of which the compiler knows nothing any more: what it can tell of an IPv6 packet's
-/// offsets it does not check again, and the verifier cannot follow it.
+/// The offset, hidden from the compiler: otherwise the compiler omits checks of an IPv6 packet's
+/// offsets that it can prove itself, and the verifier cannot follow that proof.
 #[inline(always)]
 pub fn unproven(offset: u32) -> u32 {
     if cfg!(feature = "ipv6") {
@@ -45,7 +44,7 @@ impl Skb {
         }
     }
 
-    /// For the kernel's helpers.
+    /// The pointer for the kernel's helpers.
     #[inline(always)]
     pub fn as_ptr(&self) -> *mut __sk_buff {
         self.raw
@@ -55,18 +54,18 @@ impl Skb {
     /// zero.
     ///
     /// The mark is kept in `tc_index`, which travels with the buffer through bridge, forwarding,
-    /// encapsulation, decapsulation and veths, and which nothing else in the kernel writes on the
-    /// way since the dsmark queueing discipline is gone (Linux 6.3). It never leaves the machine:
-    /// on the wire there is no such field. Whoever else writes it makes a flow look translated,
-    /// which costs a short cut and breaks nothing.
+    /// encapsulation, decapsulation and veths. No other part of the kernel writes the field on the
+    /// way since the dsmark queueing discipline was removed (Linux 6.3). The mark never leaves the
+    /// machine, because no packet on the wire has such a field. A foreign program that writes the
+    /// field makes a flow look translated, which costs a short cut and breaks nothing.
     #[inline(always)]
     pub fn handed_over(&self) -> u16 {
         // SAFETY: the context is valid for the whole program; the verifier checks the access.
         unsafe { (*self.raw).tc_index as u16 }
     }
 
-    /// Hands the packet over to the stack, or to a program of ours on its way out: `plain` tells
-    /// where the IP header of plain pod-to-pod traffic starts.
+    /// Hands the packet over to the stack, or to a program of ours on its way out: `plain` is the
+    /// offset of the IP header of plain pod-to-pod traffic.
     #[inline(always)]
     pub fn hand_over<F: Family>(&self, plain: Option<u32>) {
         let mark = plain.map_or(0, |ip_offset| mark::<F, _>(self, ip_offset));
@@ -74,9 +73,9 @@ impl Skb {
         unsafe { (*self.raw).tc_index = u32::from(mark) }
     }
 
-    /// Makes the frame one for this host. A veth took it for another's, because its receiver's MAC
-    /// address is not its own; it stays so through `bpf_redirect_peer` before Linux 6.15
-    /// (c43272299488), and the receiver's IP stack would drop it.
+    /// Marks the frame as one for this host. A veth marked the frame as another host's, because the
+    /// receiver's MAC address is not the veth's own. The mark stays through `bpf_redirect_peer`
+    /// before Linux 6.15 (c43272299488), and the receiver's IP stack would drop the frame.
     #[inline(always)]
     pub fn take_in(&self) {
         if !self.to_this_host() {
@@ -86,13 +85,13 @@ impl Skb {
         }
     }
 
-    /// Overwrites the beginning of the frame with what `value` has from its byte `start` on; false
-    /// where that fails.
+    /// Overwrites the beginning of the frame by the bytes of `value` from its byte `start` on;
+    /// `false` where that fails.
     #[inline(always)]
     pub fn store<T>(&self, value: &T, start: usize) -> bool {
         const { assert!(size_of::<T>() <= FURTHEST as usize) };
         let from = (&raw const *value).cast::<u8>();
-        // SAFETY: the helper reads as many bytes as the value has from `start` on, and checks the
+        // SAFETY: the helper reads exactly the value's bytes from `start` on, and checks the
         // buffer's bounds. Callers' values have no padding.
         let failed = unsafe {
             let len = size_of::<T>() - start;
@@ -101,8 +100,8 @@ impl Skb {
         failed == 0
     }
 
-    /// Lets the stack choose a transmit queue anew: a veth leaves its receive queue there, which
-    /// would press all pods' traffic into one queue of the NIC.
+    /// Lets the stack choose a new transmit queue, because a veth stores its receive queue in this
+    /// field, which would direct all pods' traffic to one queue of the NIC.
     #[inline(always)]
     pub fn reset_queue(&self) {
         // SAFETY: as for `hand_over`.
@@ -117,7 +116,8 @@ impl Packet for Skb {
         if offset > FURTHEST {
             return None;
         }
-        // Not zeroed first: that would be a call to memset, which the verifier does not take.
+        // The words are not zeroed first, because that would be a call to memset, which the
+        // verifier refuses.
         let mut words = MaybeUninit::<[u32; N]>::uninit();
         let to: *mut u32 = words.as_mut_ptr().cast();
         // SAFETY: the two fields hold addresses; the verifier knows them as the packet's bounds.
@@ -125,15 +125,15 @@ impl Packet for Skb {
         let from = start + offset as usize;
         if from + N * 4 <= end {
             for i in 0..N {
-                // SAFETY: within the bounds just checked. Headers stand at even offsets, so this
-                // may be misaligned, which Rust does not promise to bear: it relies on the BPF back
-                // end, which makes one load of four bytes of it, as C compilers do, and four loads
-                // of one byte of `read_unaligned`. The verifier refuses it where the machine
-                // cannot.
+                // SAFETY: within the bounds just checked. Headers are at even offsets, so this read
+                // may be misaligned, which Rust does not guarantee to work. The code relies on the
+                // BPF back end, which emits one load of four bytes here, as C compilers do, but
+                // four loads of one byte for `read_unaligned`. The verifier refuses the load where
+                // the machine does not support it.
                 unsafe { to.add(i).write(*((from + i * 4) as *const u32)) };
             }
         } else {
-            // Headers may lie in page fragments, out of direct reach.
+            // Headers may be in page fragments, which cannot be read directly.
             // SAFETY: the helper writes N words to an array of N words.
             let failed =
                 unsafe { bpf_skb_load_bytes(self.raw.cast(), offset, to.cast(), N as u32 * 4) };
@@ -141,7 +141,7 @@ impl Packet for Skb {
                 return None;
             }
         }
-        // SAFETY: either branch has written all of it.
+        // SAFETY: either branch has written the whole array.
         Some(unsafe { words.assume_init() })
     }
 
@@ -180,7 +180,7 @@ impl Packet for Skb {
 impl Copied for Skb {
     #[inline(always)]
     fn copy(&self, to: *mut c_void, len: u32) {
-        // SAFETY: `to` has room for as many bytes.
+        // SAFETY: `to` has room for `len` bytes.
         unsafe { bpf_skb_load_bytes(self.raw.cast(), 0, to.cast(), len) };
     }
 }

@@ -1,8 +1,8 @@
-//! What these programs were built without, said in the object itself: whoever loads it can tell
-//! that it is for measuring only, however it got where it lies.
+//! The names of the features that these programs were built without, in the object itself, so that
+//! every loader can see that the object is for measuring only, wherever its file came from.
 //!
-//! Section `overlay.without`: the names of the features that are set, each ended by a zero byte.
-//! Nothing refers to it, so nothing of it is loaded.
+//! Section `overlay.without`: the names of the features that are set, each ended by a zero byte. No
+//! program refers to the section, so no part of it is loaded.
 
 /// Notes each of the features that is set.
 macro_rules! note {

@@ -29,12 +29,12 @@ impl XdpBuff {
 }
 
 impl Packet for XdpBuff {
-    /// Of a packet in several buffers only the first is looked at; drivers put far more than
-    /// headers there.
+    /// Reads only the first buffer of a packet in several buffers, because drivers put far more
+    /// than the headers there.
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let offset = unproven(offset);
-        // The verifier wants to know that an offset that the packet names is small.
+        // The verifier needs a proof that an offset taken from the packet is small.
         if offset > FURTHEST {
             return None;
         }
@@ -44,14 +44,15 @@ impl Packet for XdpBuff {
         if from + N * 4 > end {
             return None;
         }
-        // Not zeroed first: that would be a call to memset, which the verifier does not take.
+        // The words are not zeroed first, because that would be a call to memset, which the
+        // verifier refuses.
         let mut words = MaybeUninit::<[u32; N]>::uninit();
         let to: *mut u32 = words.as_mut_ptr().cast();
         for i in 0..N {
             // SAFETY: within the bounds just checked; alignment as for `Skb`.
             unsafe { to.add(i).write(*((from + i * 4) as *const u32)) };
         }
-        // SAFETY: all of it has been written.
+        // SAFETY: the whole array has been written.
         Some(unsafe { words.assume_init() })
     }
 
@@ -61,14 +62,14 @@ impl Packet for XdpBuff {
         unsafe { bpf_xdp_get_buff_len(self.raw) as u32 }
     }
 
-    /// No super-packets here.
+    /// XDP sees no super-packets.
     #[inline(always)]
     fn gso_size(&self) -> u32 {
         0
     }
 
-    /// Unknown: a tag that the NIC has taken off does not show. The agent keeps the program off
-    /// NICs with VLANs.
+    /// Unknown, because a tag that the NIC has removed is not visible. The agent does not attach
+    /// the program to NICs with VLANs.
     #[inline(always)]
     fn vlan(&self) -> Option<u16> {
         None
@@ -95,7 +96,7 @@ impl Packet for XdpBuff {
 impl Copied for XdpBuff {
     #[inline(always)]
     fn copy(&self, to: *mut c_void, len: u32) {
-        // SAFETY: `to` has room for as many bytes (Linux 5.18).
+        // SAFETY: `to` has room for `len` bytes (Linux 5.18).
         unsafe { bpf_xdp_load_bytes(self.raw, 0, to.cast(), len) };
     }
 }

@@ -1,4 +1,5 @@
-//! The node agent: takes this node's lease, learns the others', and keeps both paths programmed.
+//! The node agent: takes this node's lease, learns the leases of the others, and keeps the kernel
+//! path and the fast path programmed.
 
 mod admitted;
 mod announcer;
@@ -29,7 +30,7 @@ pub use cleanup::run as clean_up;
 /// Runs the agent until SIGTERM or SIGINT; a second signal ends the agent at once.
 ///
 /// # Errors
-/// What keeps the agent from running at all: wrong flags, missing privileges, another agent.
+/// The reason why the agent cannot run at all: wrong flags, missing privileges, another agent.
 pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     flags.check()?;
     let cancel = CancellationToken::new();

@@ -1,5 +1,5 @@
-//! What the operator decides: the network's configuration in the store, the agent's flags, and the
-//! environment file that the agent leaves for the CNI plugin.
+//! The operator's decisions: the network's configuration in the store, the agent's flags, and the
+//! environment file that the agent writes for the CNI plugin.
 
 pub mod duration;
 pub mod flags;

@@ -60,7 +60,7 @@ pub enum Error {
         call: &'static str,
         /// The pin.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The kernel did not take the object.
@@ -83,7 +83,7 @@ pub enum Error {
         program: &'static str,
         /// The interface.
         interface: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: Box<aya::programs::ProgramError>,
     },
     /// A link could not be taken over or pinned.
@@ -93,7 +93,7 @@ pub enum Error {
         call: &'static str,
         /// The pin.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         message: String,
     },
     /// A program could not be attached to a control group.
@@ -105,7 +105,7 @@ pub enum Error {
         program: &'static str,
         /// The group.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: Box<aya::programs::ProgramError>,
     },
     /// The sockets that were given servers could not be walked over.
@@ -121,7 +121,7 @@ pub enum Error {
         call: &'static str,
         /// The interface.
         interface: String,
-        /// What the kernel said.
+        /// The kernel's error.
         message: String,
     },
     /// The object lacks something that this build expects in it.
@@ -134,7 +134,7 @@ pub enum Error {
         call: &'static str,
         /// The map's name.
         map: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: aya::maps::MapError,
     },
     /// Which flows the IP stack translates is not known.

@@ -1,4 +1,4 @@
-//! The end of a wait, and who holds the lock that was waited for.
+//! The end of a wait, and the holder of the lock that was waited for.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::{major, minor};
 
-/// A point in time by which something must be done, and how long it was given.
+/// A point in time by which an operation must end, and the operation's allowed duration.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     end: Instant,
@@ -15,7 +15,7 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// A deadline that is over when `allowed` has passed from now.
+    /// A deadline at `allowed` from now.
     #[must_use]
     pub fn after(allowed: Duration) -> Self {
         Self {
@@ -24,23 +24,23 @@ impl Deadline {
         }
     }
 
-    /// How much time is left; none once it is over.
+    /// The time left; zero after the deadline.
     #[must_use]
     pub fn left(self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 
-    /// How long it was given, for messages.
+    /// The allowed duration, for messages.
     #[must_use]
     pub fn allowed(self) -> Duration {
         self.allowed
     }
 }
 
-/// The process that holds `flock(2)` on a file, as a person would name it.
+/// The process that holds `flock(2)` on a file, as text for people.
 ///
-/// `/proc/locks` shows those of this process-id namespace, and of file systems whose device number
-/// is the one that `stat(2)` tells.
+/// `/proc/locks` shows the processes of this process-id namespace, and only file systems whose
+/// device number is the one in the result of `stat(2)`.
 #[must_use]
 pub fn holder(path: &Path) -> Option<String> {
     let file = fs::metadata(path).ok()?;
@@ -51,7 +51,7 @@ pub fn holder(path: &Path) -> Option<String> {
         file.ino()
     );
     let pid = owner(&fs::read_to_string("/proc/locks").ok()?, &id)?;
-    // `/proc` may be mounted so that it hides others' processes.
+    // `/proc` may be mounted so that other users' processes are hidden.
     Some(match fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("process {pid} ({})", name.trim()),
         Err(_) => format!("process {pid}"),

@@ -1,4 +1,4 @@
-//! Small things about files.
+//! Helpers for files.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -7,14 +7,14 @@ use std::path::Path;
 
 use nix::unistd::geteuid;
 
-/// Locks are for their owner only.
+/// Only the owner of a lock may open the lock.
 const LOCK_MODE: u32 = 0o600;
 
-/// Opens a file that is there to be locked (`flock(2)`), and makes it if need be. Only its owner
-/// may open it: whoever can, can hold the lock.
+/// Opens a file to be locked (`flock(2)`), and creates a missing one. Only the file's owner may
+/// open the file, because every process that can open the file can hold the lock.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn open_lock(path: &Path) -> io::Result<File> {
     let lock = OpenOptions::new()
         .write(true)
@@ -23,17 +23,18 @@ pub fn open_lock(path: &Path) -> io::Result<File> {
         .mode(LOCK_MODE)
         .open(path)?;
     let found = lock.metadata()?;
-    // Earlier versions, and others, made it readable for all. Another's file is not ours to change.
+    // Earlier versions and other programs made the file readable for all. Another user's file is
+    // left unchanged.
     if found.mode() & 0o077 != 0 && found.uid() == geteuid().as_raw() {
         lock.set_permissions(Permissions::from_mode(LOCK_MODE))?;
     }
     Ok(lock)
 }
 
-/// Removes a file; a missing one is as good.
+/// Removes a file; a missing file is no error.
 ///
 /// # Errors
-/// What the kernel says, but `ENOENT`.
+/// The kernel's error, except `ENOENT`.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

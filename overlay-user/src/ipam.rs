@@ -4,12 +4,13 @@
 //!
 //! - one file per address in use, named by the address; its content is the container's identifier,
 //!   CR LF, and the name of the interface in the container;
-//! - `last_reserved_ip.<n>`, the address given out last from range `n`: allocation goes round-robin
-//!   from it, so that an address rests as long as possible before it is used again;
-//! - `lock`, on which everybody takes `flock(2)`.
+//! - `last_reserved_ip.<n>`, the address given out last from range `n`: allocation continues
+//!   round-robin behind that address, so that an address is unused as long as possible between two
+//!   pods;
+//! - `lock`, on which every process takes `flock(2)`.
 //!
-//! Both plugins can work on one directory in turn. A file whose content cannot be read counts as
-//! taken: its address is given to nobody until garbage collection frees it.
+//! Both plugins can work on one directory in turn. An address whose file cannot be read counts as
+//! in use, and is given to no pod until garbage collection frees the address.
 
 mod abandoned;
 mod holder;
@@ -29,7 +30,7 @@ pub use abandoned::last_boot;
 pub use holder::{Attachment, Holder};
 pub use range::Range;
 
-/// Why an address could not be given or taken back.
+/// Why an address could not be allocated or freed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory, or a file in it, cannot be used.
@@ -37,21 +38,21 @@ pub enum Error {
         "cannot {action} {path}; check that the directory is writable and its disk is not full"
     )]
     Files {
-        /// What was tried, as a verb.
+        /// The action that failed, as a verb.
         action: &'static str,
-        /// On which path.
+        /// The path of the file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Another process has held the lock all the time.
+    /// Another process has held the lock during the whole wait.
     #[error("{path} is locked by {holder}, and was not free within {} s", .allowed.as_secs())]
     Locked {
         /// The lock.
         path: PathBuf,
         /// The holder of the address.
         holder: String,
-        /// How long it was waited for.
+        /// The length of the wait.
         allowed: Duration,
     },
     /// Every address of the range has a file.
@@ -63,10 +64,10 @@ pub enum Error {
     Exhausted {
         /// The range that is used up.
         range: Range,
-        /// The directory that says so.
+        /// The directory with the files.
         dir: PathBuf,
     },
-    /// An address was asked for that no pod of this node can have.
+    /// The requested address is one that no pod of this node can have.
     #[error(
         "asked for {address}, but this node's pods have addresses of {range}, the gateway's \
         left out"
@@ -74,10 +75,10 @@ pub enum Error {
     Outside {
         /// The address.
         address: IpAddr,
-        /// What there is.
+        /// The addresses that pods can have.
         range: Range,
     },
-    /// An address was asked for that is in use.
+    /// The requested address is in use.
     #[error("asked for {address}, which is taken: {path} says by whom")]
     Taken {
         /// The address.
@@ -88,12 +89,12 @@ pub enum Error {
     /// The attachment holds an address of the range already.
     #[error("{address} is already allocated to {attachment}; a second ADD needs a DEL before it")]
     Duplicate {
-        /// The address it has.
+        /// The address that the attachment holds.
         address: IpAddr,
-        /// The attachment that asked.
+        /// The attachment that requested another one.
         attachment: Attachment,
     },
-    /// A subnet of one or two addresses.
+    /// A subnet that is too small for a gateway and pods.
     #[error(
         "subnet {0} is too small to give pods addresses: it needs at least four, a /30 or a /126"
     )]
@@ -108,19 +109,19 @@ pub struct AddressBook {
     _lock: File,
 }
 
-/// How often to try the lock; no holder keeps the lock for long.
+/// Interval of the attempts to take the lock; no holder keeps the lock for long.
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Where a reservation is written before it gets its name.
+/// Name under which the file of a reservation is written before it is renamed.
 const UNFINISHED: &str = ".unfinished";
 
 impl AddressBook {
-    /// Locks `dir`, and makes it if it is not there. Waits for the holder of the lock.
+    /// Creates `dir` if it is missing, and locks it. Waits while another process holds the lock.
     ///
     /// # Errors
     ///
-    /// [`Error::Files`] if the directory cannot be made or its lock not be taken, [`Error::Locked`]
-    /// if it is not free in time.
+    /// [`Error::Files`] if the directory cannot be created or locked, [`Error::Locked`] if another
+    /// process holds the lock until `deadline`.
     pub fn lock(dir: &Path, deadline: Deadline) -> Result<Self, Error> {
         let failed = |action, path: &Path| {
             let path = path.to_owned();
@@ -165,8 +166,9 @@ impl AddressBook {
     ///
     /// # Errors
     ///
-    /// [`Error::Duplicate`] if it has one there already, [`Error::Exhausted`] if none is free,
-    /// [`Error::Files`] if the disk fails; nothing is kept in any of these cases.
+    /// [`Error::Duplicate`] if `attachment` has an address there already, [`Error::Exhausted`] if
+    /// no address is free, [`Error::Files`] if the disk fails; nothing is allocated in any of these
+    /// cases.
     pub fn allocate(
         &self,
         range: &Range,
@@ -180,7 +182,8 @@ impl AddressBook {
             .and_then(|text| text.trim().parse().ok());
         for address in range.after(last) {
             if self.reserve(address, attachment)? {
-                // Losing this file costs nothing but the rest that addresses get between two uses.
+                // Without this file nothing is lost but the time that addresses are unused between
+                // two pods.
                 if let Err(error) = fs::write(&last_path, address.to_string()) {
                     tracing::warn!(path = %last_path.display(), %error, "cannot write");
                 }
@@ -193,14 +196,14 @@ impl AddressBook {
         })
     }
 
-    /// Gives `attachment` this very address of `range`. Where the round goes on is not changed by
-    /// that, as by `host-local`.
+    /// Gives `attachment` this very address of `range`. The start of the next round-robin
+    /// allocation does not change, as with `host-local`.
     ///
     /// # Errors
     ///
-    /// [`Error::Outside`] if the range does not have it, [`Error::Taken`] if another attachment
-    /// holds it, [`Error::Duplicate`] if this one has an address there already, [`Error::Files`] if
-    /// the disk fails.
+    /// [`Error::Outside`] if the range does not contain the address, [`Error::Taken`] if another
+    /// attachment holds it, [`Error::Duplicate`] if `attachment` has another address there already,
+    /// [`Error::Files`] if the disk fails.
     pub fn claim(
         &self,
         range: &Range,
@@ -221,7 +224,7 @@ impl AddressBook {
         Err(Error::Taken { address, path })
     }
 
-    /// Whether a file in `dir` says that `attachment` holds `address`; a look without the lock.
+    /// Whether a file in `dir` says that `attachment` holds `address`; read without the lock.
     #[must_use]
     pub fn is_held(dir: &Path, address: IpAddr, attachment: &Attachment) -> bool {
         Holder::read(&dir.join(address.to_string())).is(attachment)
@@ -239,7 +242,7 @@ impl AddressBook {
         }
     }
 
-    /// Every address in use and who holds it, sorted by address.
+    /// All addresses in use and their holders, sorted by address.
     ///
     /// # Errors
     ///
@@ -278,7 +281,7 @@ impl AddressBook {
         Ok(entries.into_iter().map(|(address, _)| address).collect())
     }
 
-    /// Makes every address of `attachment` free again; none is no error.
+    /// Frees all addresses of `attachment`; an attachment without addresses is no error.
     ///
     /// # Errors
     ///
@@ -289,11 +292,11 @@ impl AddressBook {
             .try_for_each(|address| self.free(address))
     }
 
-    /// Makes `address` free again, whoever holds it; one that is free already is no error.
+    /// Frees `address`, whoever holds it; an address that is free already is no error.
     ///
     /// # Errors
     ///
-    /// [`Error::Files`] if its file cannot be removed.
+    /// [`Error::Files`] if the address's file cannot be removed.
     pub fn free(&self, address: IpAddr) -> Result<(), Error> {
         let path = self.dir.join(address.to_string());
         files::remove(&path).map_err(|source| Error::Files {
@@ -303,10 +306,10 @@ impl AddressBook {
         })
     }
 
-    /// Writes the file of `address`; `false` if there is one already.
+    /// Writes the file of `address`; `false` if the file exists already.
     fn reserve(&self, address: IpAddr, attachment: &Attachment) -> Result<bool, Error> {
         let path = self.dir.join(address.to_string());
-        // The lock keeps everybody else from making the file meanwhile.
+        // Because of the lock no other process creates the file meanwhile.
         if fs::symlink_metadata(&path).is_ok() {
             if Holder::read(&path) == Holder::Unreadable {
                 tracing::warn!(
@@ -316,8 +319,9 @@ impl AddressBook {
             }
             return Ok(false);
         }
-        // Whole or not at all: a crash must not leave a file that names no holder. What it leaves
-        // under the other name, the next reservation overwrites.
+        // The file appears whole or not at all, because a crash must not leave a file that names no
+        // holder. A file that a crash leaves under the other name is overwritten by the next
+        // reservation.
         let unfinished = self.dir.join(UNFINISHED);
         let write = || {
             let mut file = OpenOptions::new()
@@ -327,7 +331,7 @@ impl AddressBook {
                 .mode(0o600)
                 .open(&unfinished)?;
             file.write_all(attachment.file_content().as_bytes())?;
-            // Or a power failure could leave the name without the content.
+            // Without this, a power failure could leave the name without the content.
             file.sync_data()?;
             fs::rename(&unfinished, &path)
         };

@@ -1,7 +1,7 @@
-//! Leases: which node holds which subnet of the overlay, and what it says about itself.
+//! Leases: which node holds which subnet of the overlay, and the node's attributes.
 //!
-//! The model and the rules, free of any store. Formats are flannel's to the byte, so that its nodes
-//! and ours share one network.
+//! This module has the model and the rules, without any store. Formats are flannel's to the byte,
+//! so that flannel's nodes and ours share one network.
 
 pub mod allocate;
 pub mod attributes;
@@ -25,19 +25,19 @@ use crate::shared_map::SharedMap;
 /// Leases by key. A lease that did not change is the same allocation in every clone.
 pub type Leases = SharedMap<SubnetKey, Arc<Lease>>;
 
-/// What a node holds of the overlay.
+/// A node's share of the overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The node's pods have their addresses here.
+    /// The subnets of the node's pods.
     pub subnets: PerFamily<IpNet>,
     /// What the node says about itself.
     pub attributes: Attributes,
     /// The node's name, where the store knows it.
     pub node: Option<String>,
-    /// A reservation: set by an operator or the cluster, never expires.
+    /// A reservation: an operator or the cluster has set the lease, and it never expires.
     pub reserved: bool,
-    /// When the lease ends unless its owner renews it; absent for reservations and where the store
-    /// does not say (etcd tells it to the owner only).
+    /// The end of the lease unless its owner renews it; absent for reservations and where the store
+    /// does not report the end (etcd reports it to the owner only).
     pub expires: Option<SystemTime>,
 }
 

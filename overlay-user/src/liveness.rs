@@ -1,11 +1,11 @@
-//! Whether the agent's long-lived tasks make progress. A task beats whenever it got something done;
-//! one that is silent for longer than it ever needs is stuck.
+//! Whether the agent's long-lived tasks make progress. A task beats whenever it has finished a
+//! step; a task that is silent for longer than any step takes is stuck.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The sign of life of one task. Clones are the same pulse.
+/// The sign of life of one task. Clones share one pulse.
 #[derive(Clone, Debug)]
 pub struct Pulse(Arc<Mutex<Instant>>);
 
@@ -17,12 +17,12 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// Says that the task got something done.
+    /// Notes that the task has finished a step.
     pub fn beat(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// How long ago the task last got something done.
+    /// The time since the task last finished a step.
     #[must_use]
     pub fn silence(&self) -> Duration {
         let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -30,7 +30,7 @@ impl Pulse {
     }
 }
 
-/// The tasks that are expected to make progress. Clones are the same list.
+/// The tasks that are expected to make progress. Clones share one list.
 #[derive(Clone, Debug, Default)]
 pub struct Liveness(Arc<Mutex<Vec<Task>>>);
 
@@ -46,9 +46,9 @@ struct Task {
 pub struct Stuck {
     /// The task's name.
     pub name: &'static str,
-    /// How long ago it last got something done.
+    /// The time since the task last finished a step.
     pub silence: Duration,
-    /// The longest silence of a task that is well.
+    /// The longest silence of a healthy task.
     pub patience: Duration,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Stuck {
 }
 
 impl Liveness {
-    /// Expects a beat of the task at least every `patience` from now on.
+    /// From now on, expects a beat of the task at least every `patience`.
     pub fn expect(&self, name: &'static str, pulse: Pulse, patience: Duration) {
         pulse.beat();
         let task = Task {
@@ -103,7 +103,7 @@ mod tests {
         let stuck = liveness.stuck();
         assert_eq!(stuck.len(), 1);
         assert!(stuck[0].to_string().starts_with("other: no progress for "));
-        // Patience that no test outlasts.
+        // A patience that is longer than any test.
         liveness.0.lock().expect("a list")[1].patience = Duration::from_secs(3600);
         assert_eq!(liveness.stuck(), []);
     }

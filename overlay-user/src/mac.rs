@@ -5,11 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// An Ethernet address, bytes in the order they go over the wire.
+/// An Ethernet address, bytes in the order of transmission.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct MacAddr(pub [u8; 6]);
 
-/// Text that is not six hexadecimal bytes joined by colons.
+/// The error for a text that is not six hexadecimal bytes joined by colons.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a MAC address: {0:?} (want six hexadecimal bytes such as 02:00:5e:10:00:01)")]
 pub struct ParseMacError(String);

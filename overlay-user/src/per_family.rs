@@ -1,4 +1,4 @@
-//! What there is one of for each address family that is in use: networks, subnets, addresses.
+//! Values that exist once for each address family in use: networks, subnets, addresses.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// One thing for IPv4, for IPv6, or for each of both: there is always at least one.
+/// One value for IPv4, for IPv6, or for each of both: there is always at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PerFamily<T> {
     /// IPv4 alone.
@@ -23,7 +23,7 @@ pub enum PerFamily<T> {
 }
 
 impl<T> PerFamily<T> {
-    /// What there is; `None` where there is nothing of either family.
+    /// The given values; `None` where there is no value of either family.
     #[must_use]
     pub fn new(v4: Option<T>, v6: Option<T>) -> Option<Self> {
         match (v4, v6) {
@@ -34,7 +34,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// The one for IPv4.
+    /// The value for IPv4.
     #[must_use]
     pub fn v4(&self) -> Option<&T> {
         match self {
@@ -43,7 +43,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// The one for IPv6.
+    /// The value for IPv6.
     #[must_use]
     pub fn v6(&self) -> Option<&T> {
         match self {
@@ -52,7 +52,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// The one for the family of `address`.
+    /// The value for the family of `address`.
     #[must_use]
     pub fn like(&self, address: IpAddr) -> Option<&T> {
         match address {
@@ -61,7 +61,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// The one for IPv4, else the one for IPv6: for whatever serves one family only.
+    /// The value for IPv4, else the one for IPv6: for code that serves one family only.
     #[must_use]
     pub fn first(&self) -> &T {
         match self {
@@ -69,12 +69,12 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// All there are, IPv4 before IPv6.
+    /// All values, IPv4 before IPv6.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.v4().into_iter().chain(self.v6())
     }
 
-    /// What `change` makes of each.
+    /// Applies `change` to each value.
     #[must_use]
     pub fn map<U>(&self, mut change: impl FnMut(&T) -> U) -> PerFamily<U> {
         match self {
@@ -87,7 +87,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// What `change` makes of each, or the first error.
+    /// Applies `change` to each value; returns the first error, if any.
     ///
     /// # Errors
     /// Those of `change`.
@@ -124,7 +124,7 @@ impl From<IpNet> for PerFamily<IpNet> {
     }
 }
 
-/// IPv4 counts first.
+/// The values for IPv4 are compared first.
 impl<T: Ord> Ord for PerFamily<T> {
     fn cmp(&self, other: &Self) -> Ordering {
         (self.v4(), self.v6()).cmp(&(other.v4(), other.v6()))
@@ -137,7 +137,7 @@ impl<T: Ord> PartialOrd for PerFamily<T> {
     }
 }
 
-/// With a comma between both.
+/// Both values, separated by a comma.
 impl<T: fmt::Display> fmt::Display for PerFamily<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

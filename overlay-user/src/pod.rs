@@ -1,8 +1,9 @@
 //! The note that the CNI plugin leaves on the host end of a pod's veth pair.
 //!
-//! It is written to the device's alias (`IFLA_IFALIAS`, at most 255 bytes), so it lives and dies
-//! with the device, survives every restart, and `ip link` shows it. Of a pod that flannel's plugin
-//! made, which has no note, the agent learns by the pod's end of the pair (`kernel/pods/ends.rs`).
+//! The note is the device's alias (`IFLA_IFALIAS`, at most 255 bytes), so that it exists as long as
+//! the device, survives every restart, and is shown by `ip link`. A pod made by flannel's plugin
+//! has no note; the agent learns of such a pod by the pod's end of the pair
+//! (`kernel/pods/ends.rs`).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +13,7 @@ use crate::mac::MacAddr;
 use crate::marks::POD_NOTE_TAG;
 use crate::per_family::PerFamily;
 
-/// What the host end of a veth pair says about its pod.
+/// The note on the host end of a veth pair.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodNote {
     /// The pod's addresses on the overlay.
@@ -23,21 +24,21 @@ pub struct PodNote {
     pub container: String,
     /// The name of the interface in the pod (`CNI_IFNAME`).
     pub interface: String,
-    /// Whether the plugin masquerades what the pod sends, with rules of its own.
+    /// Whether the plugin masquerades the pod's packets, with rules of its own.
     pub masqueraded: bool,
     /// Cookie of the pod's network namespace (`SO_NETNS_COOKIE`), where Services are to be left to
     /// kube-proxy.
     pub by_kube_proxy: Option<u64>,
 }
 
-/// An alias that is not a [`PodNote`]; devices of others end here.
+/// The error for an alias that is not a [`PodNote`], such as that of a foreign device.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a pod's note: {0:?}")]
 pub struct ParsePodNoteError(String);
 
-/// A word after the others, of a pod that the plugin masquerades.
+/// A further word in the note of a pod that the plugin masquerades.
 const MASQUERADED: &str = "masqueraded";
-/// What the last word begins with, of a pod whose Services are left to kube-proxy.
+/// Prefix of the last word in the note of a pod whose Services are left to kube-proxy.
 const BY_KUBE_PROXY: &str = "kube-proxy=";
 
 impl fmt::Display for PodNote {
@@ -88,7 +89,7 @@ impl FromStr for PodNote {
     }
 }
 
-/// Reads an address, or an IPv4 address and an IPv6 address with a comma between.
+/// Reads an address, or an IPv4 address and an IPv6 address separated by a comma.
 fn parse(addresses: &str) -> Option<PerFamily<IpAddr>> {
     Some(match addresses.split_once(',') {
         None => addresses.parse::<IpAddr>().ok()?.into(),

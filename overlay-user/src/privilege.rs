@@ -1,17 +1,16 @@
-//! The capabilities (capabilities(7)) that this process has, to name in an error the one that is
-//! missing.
+//! The capabilities (capabilities(7)) of this process, so that an error can name the missing one.
 
 use std::fmt;
 use std::fs;
 
-/// A capability that something of the overlay needs.
+/// A capability that a part of the overlay needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
-    /// Everything that changes the kernel's network, and attaching programs to it.
+    /// Changing the kernel's network in any way, and attaching programs.
     NetAdmin = 12,
     /// Entering another network namespace; reading programs by id.
     SysAdmin = 21,
-    /// Pointers in programs, as all packet programs have (Linux 5.8).
+    /// Using pointers in programs, as all packet programs do (Linux 5.8).
     Perfmon = 38,
     /// Loading programs and making maps (Linux 5.8).
     Bpf = 39,
@@ -29,7 +28,7 @@ impl fmt::Display for Capability {
 }
 
 /// The capabilities of `wanted` that this process lacks, as text; `None` where none is lacking, or
-/// where the kernel does not tell.
+/// where `/proc` cannot be read.
 #[must_use]
 pub fn missing(wanted: &[Capability]) -> Option<String> {
     let effective = effective(&fs::read_to_string("/proc/self/status").ok()?)?;

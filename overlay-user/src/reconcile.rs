@@ -1,9 +1,8 @@
-//! What the kernel should hold against what it holds: a pure difference.
+//! The difference between the state that the kernel should hold and the state that it holds; pure.
 //!
 //! One [`KernelState`] comes from leases ([`crate::backend`]), one from the kernel
 //! ([`crate::kernel::observe`]), and [`diff`] names the [`Action`]s between them. Nothing here has
-//! a memory: whatever was lost or changed behind our back, by whomever, shows in the next
-//! difference.
+//! a memory, so that a foreign change or a loss of any origin appears in the next difference.
 
 mod action;
 mod diff;

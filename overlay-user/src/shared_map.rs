@@ -1,5 +1,5 @@
-//! A map whose clones share what is equal, so that a copy costs next to nothing, and what differs
-//! between two copies is found without a look at the rest.
+//! A map whose clones share equal parts, so that a copy is cheap, and the differences between two
+//! copies are found without reading the rest.
 //!
 //! The entries are spread over a fixed number of shards. A change copies one shard if another clone
 //! shares that shard; a comparison skips every shard that both maps share. (The crate `imbl` does
@@ -22,7 +22,7 @@ pub struct SharedMap<K, V> {
     len: usize,
 }
 
-/// How one key differs between two maps.
+/// The difference of one key between two maps.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Difference<'a, K, V> {
     /// The key.
@@ -34,7 +34,7 @@ pub struct Difference<'a, K, V> {
 }
 
 impl<K: Ord + Hash + Clone, V: Clone + PartialEq> SharedMap<K, V> {
-    /// How many entries there are.
+    /// The number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -62,7 +62,7 @@ impl<K: Ord + Hash + Clone, V: Clone + PartialEq> SharedMap<K, V> {
         self.get(key).is_some()
     }
 
-    /// Sets the value of `key`. What is there already is not copied.
+    /// Sets the value of `key`. Setting the value that `key` has already copies nothing.
     pub fn insert(&mut self, key: K, value: V) {
         if self.get(&key) == Some(&value) {
             return;
@@ -72,7 +72,7 @@ impl<K: Ord + Hash + Clone, V: Clone + PartialEq> SharedMap<K, V> {
         self.len += usize::from(shard.insert(key, value).is_none());
     }
 
-    /// Takes the entry of `key` out.
+    /// Removes the entry of `key`.
     pub fn remove<Q: Ord + Hash + ?Sized>(&mut self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
@@ -102,7 +102,7 @@ impl<K: Ord + Hash + Clone, V: Clone + PartialEq> SharedMap<K, V> {
         entries.into_iter().map(|(_, value)| value).collect()
     }
 
-    /// What differs from `earlier`, in no order. Costs nothing for what both maps share.
+    /// The differences from `earlier`, in no order. Parts that both maps share cost nothing.
     pub fn differences<'a>(
         &'a self,
         earlier: &'a Self,
@@ -128,7 +128,7 @@ impl<K: Ord + Hash + Clone, V: Clone + PartialEq> SharedMap<K, V> {
 }
 
 fn shard<Q: Hash + ?Sized>(key: &Q) -> usize {
-    // Its keys are fixed, so that two maps put a key into the same shard.
+    // The hasher's keys are fixed, so that two maps put a key into the same shard.
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
     usize::from(hasher.finish().to_le_bytes()[0])

@@ -1,4 +1,4 @@
-//! Running other programs, with errors that say what was run and what it answered.
+//! Runs other programs; errors name the command and its output.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// A command as one would type it.
+/// A command in the form in which people type it.
 pub fn show(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words
@@ -18,7 +18,7 @@ pub fn show(command: &Command) -> String {
 /// Turns a bad exit status into an error that carries the command and its stderr.
 ///
 /// # Errors
-/// When the program did not succeed.
+/// When the program failed.
 pub fn require_success(shown: &str, output: Output) -> Result<Output> {
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);

@@ -1,4 +1,4 @@
-//! Real containers: containerd and runc inside a node, with an image made on the spot.
+//! Real containers: containerd and runc inside a node, with an image made by the test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,25 +11,26 @@ use crate::process::Running;
 use crate::wait::wait_for;
 use crate::{Namespace, Node, command, wait_until};
 
-/// Where a node's containerd keeps everything; `/run` is the node's own.
+/// The directory of a node's containerd; `/run` is the node's own.
 const HOME: &str = "/run/containerd-lab";
 /// The image's name.
 const IMAGE: &str = "localhost/overlay-busybox:lab";
-/// How long containerd, a container's start and its end may take.
+/// Longest start of containerd, and longest start and end of a container.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Seconds after which a container that nobody ends is given up.
+/// Seconds after which a container ends by itself.
 const LIFETIME: &str = "120";
 /// A static busybox; Debian's `busybox-static`.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// A containerd in the namespaces of a node. Dropping it ends every container and then itself.
+/// A containerd in the namespaces of a node. Dropping this value ends every container, then
+/// containerd.
 pub struct Containerd {
     place: Namespace,
     name: String,
     process: Option<Running>,
 }
 
-/// A container with a network of its own, started by `ctr run --cni` in the foreground.
+/// A container with a separate network, started by `ctr run --cni` in the foreground.
 pub struct Container {
     id: String,
     run: Running,
@@ -39,7 +40,7 @@ impl Containerd {
     /// Starts containerd on a node and gives it the image that is in `archive` (see [`image`]).
     ///
     /// # Errors
-    /// When containerd is missing or does not come up.
+    /// When containerd is missing or does not start.
     pub fn start(node: &Node, archive: &Path) -> Result<Self> {
         let place = node.namespace();
         let config = format!(
@@ -71,10 +72,10 @@ impl Containerd {
         self.place.run(ctr(arguments))
     }
 
-    /// Starts a container that runs `program` in a network of its own.
+    /// Starts a container that runs `program` in a separate network.
     ///
     /// # Errors
-    /// When it is not running in time; what `ctr` said is part of the error.
+    /// When the container is not running in time; the output of `ctr` is part of the error.
     pub fn run(&self, id: &str, program: &[&str]) -> Result<Container> {
         let flags = ["run", "--cni", "--rm", "--snapshotter=native", IMAGE, id];
         let line = ctr(flags.into_iter().chain(program.iter().copied()));
@@ -95,7 +96,7 @@ impl Containerd {
         })
     }
 
-    /// Runs a program in a container to its end and returns what it wrote.
+    /// Runs a program in a container to its end and returns its output.
     ///
     /// # Errors
     /// When it fails.
@@ -120,7 +121,7 @@ impl Containerd {
         wait_for(&format!("the address of {}", container.id), PATIENCE, look)
     }
 
-    /// Kills what the container runs and waits until `ctr run` has cleaned up after it.
+    /// Kills the container's processes and waits until `ctr run` has cleaned up.
     ///
     /// # Errors
     /// When the clean-up fails.
@@ -139,7 +140,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // Shims outlive containerd: whatever still runs is ended by the container's name first.
+        // Shims outlive containerd, so containers that still run are ended by their names first.
         let left = self.ctr(["task", "list", "--quiet"]).unwrap_or_default();
         for id in left.lines() {
             if let Err(error) = self.ctr(["task", "rm", "--force", id]) {
@@ -165,7 +166,7 @@ fn is_running(line: &str, id: &str) -> bool {
     words.next() == Some(id) && words.last() == Some("RUNNING")
 }
 
-/// Makes an image with nothing but busybox in it and returns the archive, in Docker's format.
+/// Makes an image that contains only busybox and returns the archive, in Docker's format.
 ///
 /// # Errors
 /// When busybox, `tar` or `sha256sum` is missing.

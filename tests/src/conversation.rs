@@ -1,4 +1,4 @@
-//! Conversations that stay open, in which either side can speak at any time.
+//! Conversations that stay open, in which either side can send at any time.
 
 use std::fmt;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -17,12 +17,12 @@ use crate::Namespace;
 use crate::traffic::{PATIENCE, pattern};
 use crate::wait::wait_for;
 
-/// How the two talk.
+/// The transport of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// A connection.
     Tcp,
-    /// Datagrams; the client takes them only from where it sends to.
+    /// Datagrams; the client accepts only those from the address that it sends to.
     Udp,
 }
 
@@ -30,7 +30,7 @@ impl Transport {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
 
-    /// As packet filters call it.
+    /// The transport's name in packet filters.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -38,7 +38,7 @@ impl Transport {
         }
     }
 
-    /// How much one side says at a time: several segments, or one packet.
+    /// Number of bytes that one side sends at a time: several segments, or one packet.
     fn speech(self) -> usize {
         match self {
             Self::Tcp => 20_000,
@@ -53,7 +53,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// The answering end, which waits for the other one.
+/// The answering end, which waits for the client.
 #[derive(Clone)]
 pub struct Server(Listening);
 
@@ -64,10 +64,10 @@ enum Listening {
 }
 
 impl Server {
-    /// Listens on `address` in `place`; port 0 takes any.
+    /// Listens on `address` in `place`; port 0 stands for any port.
     ///
     /// # Errors
-    /// When the address is not there, or taken.
+    /// When the address does not exist in `place`, or is in use.
     pub fn open(place: &Namespace, transport: Transport, address: SocketAddrV4) -> Result<Self> {
         let listening = place.inside(|| -> std::io::Result<Listening> {
             Ok(match transport {
@@ -87,7 +87,7 @@ impl Server {
         listening.map(Self).with_context(context)
     }
 
-    /// Takes what has arrived, if anything has.
+    /// Accepts the client that has arrived, if any.
     fn accept(&self, greeting: &[u8]) -> Result<Option<(Side, SocketAddr)>> {
         let accepted = match &self.0 {
             Listening::Tcp(listener) => listener.accept().map(|(stream, peer)| {
@@ -116,7 +116,7 @@ impl Server {
 /// One end of a conversation.
 enum Side {
     Tcp(TcpStream),
-    /// Connected: hears only the other end.
+    /// A connected socket, which receives only from the other end.
     Udp(UdpSocket),
     /// A server's socket, which all its clients share.
     Answering(Arc<UdpSocket>, SocketAddr),
@@ -157,8 +157,8 @@ impl Side {
     }
 }
 
-/// A socket of the thread's network namespace, connected to `target` from a port that it shares
-/// with others.
+/// A socket of the thread's network namespace, connected to `target` from a port that may be shared
+/// with other sockets.
 fn connected(transport: Transport, port: u16, target: SocketAddrV4) -> nix::Result<OwnedFd> {
     let kind = match transport {
         Transport::Tcp => SockType::Stream,
@@ -166,7 +166,7 @@ fn connected(transport: Transport, port: u16, target: SocketAddrV4) -> nix::Resu
     };
     let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    // On Linux it limits connect(2), too.
+    // On Linux this timeout limits connect(2), too.
     let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
     setsockopt(&socket, sockopt::SendTimeout, &patience)?;
     bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
@@ -179,17 +179,17 @@ pub struct Conversation {
     client: Side,
     server: Side,
     transport: Transport,
-    /// The client as the server sees it.
+    /// The client's address as the server sees it.
     seen: IpAddr,
-    /// Which of the servers answers.
+    /// Number of the server that answers.
     answered_by: usize,
 }
 
 impl Conversation {
-    /// Opens a conversation from `place` with `target`, behind which one of `servers` is.
+    /// Opens a conversation from `place` with `target`, which leads to one of `servers`.
     ///
     /// # Errors
-    /// When nobody answers in time.
+    /// When no server answers in time.
     pub fn open(
         place: &Namespace,
         transport: Transport,
@@ -199,10 +199,11 @@ impl Conversation {
         Self::open_from(place, 0, transport, target, servers)
     }
 
-    /// The same from a port of the client's choice, which other sockets of `place` may use too.
+    /// Opens a conversation from a port that the caller chooses, and that other sockets of `place`
+    /// may use too.
     ///
     /// # Errors
-    /// When nobody answers in time.
+    /// When no server answers in time.
     pub fn open_from(
         place: &Namespace,
         port: u16,
@@ -243,24 +244,24 @@ impl Conversation {
         self.seen
     }
 
-    /// Which of the servers answers, counted from 0.
+    /// Number of the server that answers, counted from 0.
     pub fn answered_by(&self) -> usize {
         self.answered_by
     }
 
-    /// The client speaks and the server hears it.
+    /// Sends from the client to the server.
     ///
     /// # Errors
-    /// When the words do not arrive as they were.
+    /// When the bytes do not arrive unchanged.
     pub fn client_speaks(&self) -> Result<()> {
         self.speak(&self.client, &self.server)
             .context("the client speaks")
     }
 
-    /// The server speaks and the client hears it.
+    /// Sends from the server to the client.
     ///
     /// # Errors
-    /// When the words do not arrive as they were.
+    /// When the bytes do not arrive unchanged.
     pub fn server_speaks(&self) -> Result<()> {
         self.speak(&self.server, &self.client)
             .context("the server speaks")

@@ -1,4 +1,4 @@
-//! The fast path of a node: whether it serves, and what it has counted.
+//! The fast path of a node: whether it serves, and its counters.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use overlay_common::verdict::{Hook, Verdict};
 
 use crate::{AGENT_FLAGS_ENV, Node, wait_until};
 
-/// How long the agent may take to take up the fast path.
+/// Longest time until the agent serves pods on the fast path.
 const SERVING: Duration = Duration::from_secs(15);
 
 /// Waits until the fast path of a node serves every pod. A pod runs as soon as the CNI plugin has
-/// made it; the agent learns of it a moment later.
+/// connected it; the agent learns of the pod a moment later.
 ///
 /// # Errors
 /// When that takes too long; the agent's last log lines are part of the error.
@@ -30,11 +30,11 @@ pub fn wait_serving(node: &Node) -> Result<()> {
     .with_context(|| node.agent_log_tail())
 }
 
-/// Whether the kernel attaches programs by tcx links (Linux 6.6); else they are filters of a clsact
-/// qdisc.
+/// Whether the kernel attaches programs by tcx links (Linux 6.6); otherwise programs are filters of
+/// a clsact qdisc.
 ///
 /// # Errors
-/// When the kernel has no fast path at all, or the agent's program cannot be asked.
+/// When the kernel has no fast path at all, or the agent's program cannot be run.
 pub fn has_tcx(node: &Node) -> Result<bool> {
     let probes = node.json(["overlayd", "probe", "--output", "json"])?;
     let tcx = probes.as_array().and_then(|probes| {
@@ -45,7 +45,7 @@ pub fn has_tcx(node: &Node) -> Result<bool> {
     Ok(answer["answer"] == "yes")
 }
 
-/// Takes every program of ours off the hooks of pods and of the underlay, as an operator would.
+/// Detaches all our programs from the hooks of pods and of the underlay, as an operator would.
 ///
 /// # Errors
 /// When a tool is missing or fails.
@@ -53,15 +53,15 @@ pub fn detach(node: &Node) -> Result<()> {
     node.run(["sh", "-ec", &detach_script(node)?]).map(drop)
 }
 
-/// What the shell of a node has to run for [`detach`].
+/// The script for a node's shell that [`detach`] runs.
 ///
 /// # Errors
-/// When the node does not tell what its kernel can do.
+/// When the node's kernel cannot be probed.
 pub fn detach_script(node: &Node) -> Result<String> {
     Ok(if has_tcx(node)? {
         format!("for link in {LINKS}/*; do bpftool link detach pinned $link; done")
     } else {
-        // A device without the qdisc has no filters, which tc calls an error.
+        // tc reports an error for a device without the qdisc, which has no filters.
         "for device in $(ls /sys/class/net); do
              for way in ingress egress; do tc filter del dev $device $way 2>/dev/null || true; done
          done"
@@ -69,8 +69,8 @@ pub fn detach_script(node: &Node) -> Result<String> {
     })
 }
 
-/// The slow-path causes of packets that this run's agents were told to leave to the kernel path, by
-/// flags for all of them.
+/// The slow-path causes of packets that this run's agents leave to the kernel path because of flags
+/// for all agents.
 pub fn left_by_request() -> &'static [&'static str] {
     let flags = std::env::var(AGENT_FLAGS_ENV).unwrap_or_default();
     if flags
@@ -96,7 +96,7 @@ pub fn packets(node: &Node, hook: &str, verdict: &str) -> Result<u64> {
     let answer = node
         .http_get("/metrics")
         .with_context(|| format!("ask {} for its counters", node.name()))?;
-    // The counter of what never happened is left out.
+    // Counters of zero are left out.
     ensure!(
         answer.body.contains("# TYPE overlay_datapath_packets "),
         "{} counts no packets:\n{}",

@@ -1,7 +1,7 @@
-//! The fault campaign: everything that is broken on purpose, each as a named case.
+//! The fault campaign: all faults that are caused on purpose, each as a named case.
 //!
-//! A case breaks something in a lab while paced traffic runs between pods of two nodes and of one.
-//! Whatever it is, the lab must come back to where it was without help, no connection may break
+//! A case causes a fault in a lab while paced traffic runs between pods of two nodes and of one.
+//! After the fault the lab must return to its former state without help, no connection may break
 //! unless the wire was cut, and no more datagrams may be lost than the case's budget. The cases are
 //! data: [`all`] lists them, [`run()`] runs them, [`page`] writes the table of budgets.
 
@@ -30,25 +30,25 @@ pub use run::{Outcome, Settings, run};
 pub use scene::Scene;
 pub use stage::Stage;
 
-/// One thing that is broken on purpose.
+/// One fault that is caused on purpose.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// Its name, in the manner of `agent-killed`.
     pub name: &'static str,
-    /// What is done.
+    /// The action that causes the fault.
     pub fault: &'static str,
-    /// What must hold besides what every case demands.
+    /// The condition that must hold besides those of every case.
     pub invariant: &'static str,
-    /// The lab that it needs.
+    /// The lab of the case.
     pub stage: Stage,
-    /// Most datagrams that may be lost: none where the wire is left alone, else about twice what
-    /// was measured. Two pairs of pods send [`crate::pace::RATE`] a second each way.
+    /// Most datagrams that may be lost: none where the wire stays connected, else about twice the
+    /// measured number. Two pairs of pods send [`crate::pace::RATE`] a second each way.
     pub budget: u64,
-    /// Whether packets have no way for a while: then connections may break.
+    /// Whether packets have no path for some time, so that connections may break.
     pub cuts_wire: bool,
-    /// Whether it is part of `cargo xtask test`; the others take long.
+    /// Whether the case is part of `cargo xtask test`; the others take long.
     pub quick: bool,
-    /// Does it, and puts right what nobody else does.
+    /// Causes the fault, and repairs the parts that no other process repairs.
     run: fn(&Scene<'_>) -> Result<()>,
 }
 
@@ -66,7 +66,7 @@ impl Case {
     };
 }
 
-/// A fault that leaves the wire alone costs nothing.
+/// Budget of a fault that leaves the wire connected.
 const UNCUT: u64 = 0;
 
 /// Every case, those of one stage together.
@@ -95,7 +95,7 @@ pub fn all() -> Vec<&'static Case> {
 /// The cases of these names.
 ///
 /// # Errors
-/// Names the one that there is not.
+/// Names the case that does not exist.
 pub fn named<S: AsRef<str>>(names: &[S]) -> Result<Vec<&'static Case>> {
     let all = all();
     for name in names {

@@ -1,11 +1,11 @@
-//! Frames made by hand, right or wrong on purpose: Ethernet, ARP, IPv4, UDP, VXLAN.
+//! Frames built byte by byte, correct or with deliberate errors: Ethernet, ARP, IPv4, UDP, VXLAN.
 
 use std::net::Ipv4Addr;
 
 /// An Ethernet (MAC) address.
 pub type Mac = [u8; 6];
 
-/// To everybody.
+/// The broadcast address.
 pub const BROADCAST: Mac = [0xff; 6];
 /// Ethernet types.
 pub const IPV4: u16 = 0x0800;
@@ -40,7 +40,7 @@ pub fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     tagged
 }
 
-/// An IPv4 packet. Change what should be different.
+/// An IPv4 packet, with fields to change.
 #[derive(Clone, Debug)]
 pub struct Ip {
     /// Sender.
@@ -53,7 +53,7 @@ pub struct Ip {
     pub id: u16,
     /// Options; a multiple of 4 bytes, at most 40.
     pub options: Vec<u8>,
-    /// What follows the header.
+    /// The bytes behind the header.
     pub payload: Vec<u8>,
 }
 
@@ -117,7 +117,7 @@ pub fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// An ARP packet (RFC 826): operation 1 asks, 2 answers.
+/// An ARP packet (RFC 826): operation 1 is a request, 2 a reply.
 pub fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
     let mut packet = vec![0, 1, 8, 0, 6, 4];
     packet.extend(operation.to_be_bytes());

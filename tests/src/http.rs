@@ -1,5 +1,5 @@
-//! The least of an HTTP client: one request, for the agent's health and metrics and for etcd's
-//! JSON gateway.
+//! A minimal HTTP client: one request, for the agent's health and metrics and for etcd's JSON
+//! gateway.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::wait::allowed;
 
-/// How long connecting, and every read, may take.
+/// Longest time for connecting, and for each read.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An answer.
@@ -17,14 +17,14 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct HttpAnswer {
     /// Status code.
     pub status: u16,
-    /// Everything after the header.
+    /// The bytes after the header.
     pub body: String,
 }
 
 /// One GET over HTTP/1.0, so that the answer ends with the connection.
 ///
 /// # Errors
-/// When nobody answers, or not in HTTP.
+/// When no server answers, or not in HTTP.
 pub fn get(server: SocketAddr, path: &str) -> Result<HttpAnswer> {
     request(
         server,
@@ -35,7 +35,7 @@ pub fn get(server: SocketAddr, path: &str) -> Result<HttpAnswer> {
 /// One POST of JSON over HTTP/1.0.
 ///
 /// # Errors
-/// When nobody answers, or not in HTTP.
+/// When no server answers, or not in HTTP.
 pub fn post(server: SocketAddr, path: &str, json: &str) -> Result<HttpAnswer> {
     send(server, "POST", path, json)
 }
@@ -43,7 +43,7 @@ pub fn post(server: SocketAddr, path: &str, json: &str) -> Result<HttpAnswer> {
 /// One request with JSON, or with an empty body, over HTTP/1.0.
 ///
 /// # Errors
-/// When nobody answers, or not in HTTP.
+/// When no server answers, or not in HTTP.
 pub fn send(server: SocketAddr, method: &str, path: &str, json: &str) -> Result<HttpAnswer> {
     let length = json.len();
     let head = format!(

@@ -1,5 +1,5 @@
 //! Container images, written without a daemon: an archive in the layout of the Open Container
-//! Initiative (image-spec v1.0.2), with one layer. The same content makes the same bytes.
+//! Initiative (image-spec v1.0.2), with one layer. Equal contents give equal bytes.
 
 mod contents;
 mod tree;
@@ -21,34 +21,34 @@ pub use upstream::{agnhost, dns_utils};
 
 /// Name of the file with the overlay's files alone, for deploy/Dockerfile.
 pub const OVERLAY_LAYER: &str = "overlay-image.layer.tar";
-/// What the parts of an image are, as registries call them.
+/// The media types of an image's parts.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// An image that is to be written.
+/// An image to be written.
 pub struct Image<'a> {
-    /// Its full name: registry, path and tag.
+    /// The image's full name: registry, path and tag.
     pub name: &'a str,
     /// Its files.
     pub tree: Tree,
-    /// What runs where nobody says otherwise.
+    /// The program that runs by default.
     pub entrypoint: &'a [&'a str],
-    /// Its arguments, where nobody says otherwise.
+    /// The program's default arguments.
     pub arguments: &'a [&'a str],
-    /// The PATH of what runs.
+    /// The program's PATH.
     pub path: &'a str,
-    /// 0 is quick, 9 is small.
+    /// Level of compression, from 0 (quick) to 9 (small).
     pub compression: u32,
 }
 
-/// What was written.
+/// The size of a written image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Of the files together, in bytes.
+    /// Size of all files together, in bytes.
     pub unpacked: u64,
-    /// Of what a registry keeps and a node fetches, in bytes.
+    /// Size in a registry and in a download, in bytes.
     pub compressed: u64,
 }
 
@@ -70,7 +70,7 @@ impl Blob {
         Self::new(value.to_string().into_bytes())
     }
 
-    /// How other parts name it.
+    /// The part's descriptor in other parts.
     fn descriptor(&self, kind: &str) -> Value {
         json!({
             "mediaType": kind,
@@ -99,7 +99,7 @@ impl<'a> Image<'a> {
     /// Writes [`archive`](Self::archive) to a file.
     ///
     /// # Errors
-    /// When it cannot be made or written.
+    /// When the file cannot be created or written.
     pub fn write(&self, path: &Path) -> Result<Size> {
         let (archive, size) = self.archive()?;
         fs::write(path, archive).with_context(|| format!("write {}", path.display()))?;
@@ -109,12 +109,12 @@ impl<'a> Image<'a> {
     /// The archive, which `ctr image import`, `skopeo` and others read.
     ///
     /// # Errors
-    /// When something does not fit in one.
+    /// When a file does not fit in a tar archive.
     pub fn archive(&self) -> Result<(Vec<u8>, Size)> {
         let layer = self.tree.archive()?;
         let unpacked = u64::try_from(layer.len()).context("a layer's length")?;
         let diff_id = hex(&layer);
-        // Without a name and a time in gzip's header.
+        // gzip's header gets neither a name nor a time.
         let mut gzip = GzEncoder::new(Vec::new(), Compression::new(self.compression));
         gzip.write_all(&layer).context("compress a layer")?;
         let layer = Blob::new(gzip.finish().context("compress a layer")?);
@@ -136,7 +136,7 @@ impl<'a> Image<'a> {
         }));
         let mut listed = manifest.descriptor(MANIFEST);
         let (_, tag) = self.name.rsplit_once(':').context("a name with a tag")?;
-        // The first is the standard's, the second what containerd names the image by.
+        // The first name is the standard's, the second the one that containerd reads.
         listed["annotations"] = json!({
             "org.opencontainers.image.ref.name": tag,
             "io.containerd.image.name": self.name,
@@ -172,7 +172,7 @@ fn hex(content: &[u8]) -> String {
     text
 }
 
-/// This machine's architecture, as registries call it.
+/// This machine's architecture, in the form that registries use.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

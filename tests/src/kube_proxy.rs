@@ -1,7 +1,7 @@
-//! Packet-filter rules as kube-proxy (iptables mode) and the portmap plugin make them.
+//! Packet-filter rules like those of kube-proxy (iptables mode) and of the portmap plugin.
 //!
-//! Chains, marks and their order are theirs, since that is what the overlay has to get along with;
-//! names of services are shorter than hashes.
+//! Chains, marks and their order are the same as theirs, because the overlay has to work with
+//! those; names of services are shorter than hashes.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -14,26 +14,26 @@ use ipnet::Ipv4Net;
 use crate::conversation::Transport;
 use crate::{Node, command};
 
-/// A Service: an address of no host, behind which are pods.
+/// A Service: an address of no host, which leads to pods.
 #[derive(Clone, Debug)]
 pub struct Service {
     /// Part of the names of chains; capital letters.
     pub name: &'static str,
-    /// The cluster's address of it.
+    /// The Service's address in the cluster.
     pub address: SocketAddrV4,
     /// The pods behind it.
     pub backends: Vec<SocketAddrV4>,
-    /// The port of every node that leads to it.
+    /// The port of every node that leads to the Service.
     pub node_port: Option<u16>,
-    /// `externalTrafficPolicy: Local`: from outside only to pods of the node, which see the
-    /// client's address.
+    /// `externalTrafficPolicy: Local`: from outside only pods of the node are reached, and they see
+    /// the client's address.
     pub local_only: bool,
     /// Whether every client is masqueraded (kube-proxy's `--masquerade-all`), not only those from
     /// outside.
     pub masquerade_all: bool,
 }
 
-/// A port of a node that leads to one pod of it.
+/// A port of a node that leads to one of the node's pods.
 #[derive(Clone, Copy, Debug)]
 pub struct HostPort {
     /// The node's port.
@@ -44,7 +44,7 @@ pub struct HostPort {
     pub subnet: Ipv4Net,
 }
 
-/// Puts the rules of kube-proxy on a node, in one batch.
+/// Writes the rules of kube-proxy to a node, in one batch.
 ///
 /// # Errors
 /// When `iptables-restore` refuses.
@@ -129,7 +129,7 @@ fn service_rules(
     endpoints(&mut line, &format!("KUBE-SVC-{tag}"), &tag, backends);
     for (i, backend) in backends.iter().enumerate() {
         let ip = backend.ip();
-        // A pod that reaches itself must not see its own address.
+        // A pod that reaches itself must not see its own address as the client's.
         line(format_args!(
             "-A KUBE-SEP-{tag}-{i} -s {ip}/32 -j KUBE-MARK-MASQ"
         ));
@@ -148,7 +148,7 @@ fn service_rules(
         line(format_args!("-A KUBE-EXT-{tag} -j KUBE-SVC-{tag}"));
         return;
     }
-    // What comes from within the cluster may go anywhere.
+    // Packets from within the cluster may go to all endpoints.
     line(format_args!(
         "-A KUBE-EXT-{tag} -s {network} -j KUBE-SVC-{tag}"
     ));
@@ -167,7 +167,7 @@ fn service_rules(
     }
 }
 
-/// Rules that choose among endpoints with equal chances.
+/// Rules that choose among endpoints with equal probabilities.
 fn endpoints(
     line: &mut impl FnMut(std::fmt::Arguments<'_>),
     chain: &str,
@@ -187,7 +187,7 @@ fn endpoints(
     }
 }
 
-/// Puts the rules of the portmap plugin on a node.
+/// Writes the rules of the portmap plugin to a node.
 ///
 /// # Errors
 /// When `iptables-restore` refuses.

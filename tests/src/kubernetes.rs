@@ -2,8 +2,8 @@
 //! beside the lab's etcd, and a real containerd, kubelet and kube-proxy in namespaces of each
 //! node's own.
 //!
-//! The lab takes all of it away: whatever is started is written down with the lab's other
-//! processes.
+//! The lab removes the whole cluster, because every started process is recorded with the lab's
+//! other processes.
 
 mod churn;
 mod control_plane;
@@ -42,24 +42,26 @@ pub use upstream::{CONFORMANCE, Case, Outcome, SUITE};
 
 use crate::{Lab, Namespace, Options, StoreKind, command, interrupt};
 
-/// The pods' network, as kubeadm and flannel's manifest have it.
+/// The pods' network, as in kubeadm's defaults and flannel's manifest.
 pub const POD_NETWORK: &str = "10.244.0.0/16";
 /// The Services' network.
 pub const SERVICE_NETWORK: &str = "10.96.0.0/16";
-/// Where pods look for names; a server is there where a test starts one.
+/// The address of the pods' DNS server; a server exists where a test starts one.
 pub const CLUSTER_DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
-/// What the names of a cluster end in.
+/// The domain of a cluster's names.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 
-/// How often it is looked whether the control plane runs while kubectl does.
+/// Interval of the checks of the control plane while kubectl runs.
 const LOOK: Duration = Duration::from_millis(100);
-/// What sends whole objects, which kubectl compares with the API server's description.
+/// Commands of kubectl that send whole objects, which kubectl compares with the API server's
+/// schema.
 const VALIDATES: [&str; 3] = ["apply", "create", "replace"];
-/// What such a command takes the objects from.
+/// Flags of such commands that name the objects' source.
 const SOURCES: [&str; 4] = ["-f", "--filename", "-k", "--kustomize"];
 
-/// What kubectl is asked, with `--validate=false` where it would refuse what this Kubernetes (1.20)
-/// does not know: `appArmorProfile` is of 1.30. Later ones only warn of unknown fields.
+/// kubectl's arguments, with `--validate=false` where kubectl would refuse fields that this
+/// Kubernetes (1.20) does not know: `appArmorProfile` is of 1.30. Later versions only warn of
+/// unknown fields.
 fn for_this_version<S: AsRef<OsStr>>(asked: impl IntoIterator<Item = S>) -> Vec<OsString> {
     let mut words: Vec<OsString> = asked.into_iter().map(|it| it.as_ref().to_owned()).collect();
     let own = words.iter().map(|word| word.to_string_lossy());
@@ -78,7 +80,7 @@ fn for_this_version<S: AsRef<OsStr>>(asked: impl IntoIterator<Item = S>) -> Vec<
     words
 }
 
-/// A cluster. Dropping it takes down the lab that it is on, unless that is kept.
+/// A cluster. Dropping this value takes its lab down, unless the lab is kept.
 pub struct Cluster {
     lab: Lab,
 }
@@ -87,7 +89,7 @@ impl Cluster {
     /// Starts a cluster on a lab without agents of its own, and gives every node the images. Nodes
     /// are not ready before a network is applied.
     ///
-    /// # Errors
+    /// When a program is missing or does not start. All parts made until then are removed.
     /// When a program is missing or does not come up. Whatever was made until then is taken away.
     pub fn up(options: Options) -> Result<Self> {
         programs::check()?;
@@ -117,7 +119,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The cluster on a lab that somebody else has started; none where the lab has no cluster.
+    /// The cluster on a running lab; `None` where the lab has no cluster.
     pub fn attach(lab: Lab) -> Option<Self> {
         let cluster = Self { lab };
         cluster.directory().is_dir().then_some(cluster)
@@ -155,8 +157,8 @@ impl Cluster {
             .collect()
     }
 
-    /// A kubectl with an administrator's rights, which is told what this Kubernetes needs to be
-    /// told ([`for_this_version`]), to be started by [`Namespace::start`] of [`Cluster::place`].
+    /// A kubectl with an administrator's rights and the arguments that this Kubernetes needs
+    /// ([`for_this_version`]), to be started by [`Namespace::start`] of [`Cluster::place`].
     ///
     /// # Errors
     /// When the lab has lost its parts.
@@ -171,7 +173,7 @@ impl Cluster {
         Ok(command)
     }
 
-    /// Where the control plane is.
+    /// The namespace of the control plane.
     ///
     /// # Errors
     /// When the lab has lost its parts.
@@ -179,10 +181,10 @@ impl Cluster {
         self.lab.namespace("store")
     }
 
-    /// What kubectl prints.
+    /// Runs kubectl and returns its output.
     ///
     /// # Errors
-    /// When it fails; what it said is part of the error.
+    /// When kubectl fails; its output is part of the error.
     pub fn kubectl<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
@@ -190,10 +192,10 @@ impl Cluster {
         self.kubectl_with(arguments, "")
     }
 
-    /// What kubectl answers as JSON.
+    /// Runs kubectl and returns its output as JSON.
     ///
     /// # Errors
-    /// When it fails, or answers something else.
+    /// When kubectl fails, or its output is not JSON.
     pub fn json<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
@@ -214,10 +216,10 @@ impl Cluster {
             .map(drop)
     }
 
-    /// The same for a kubectl that reads `input`.
+    /// Runs a kubectl that reads `input`.
     ///
     /// # Errors
-    /// When it fails; what it said is part of the error.
+    /// When kubectl fails; its output is part of the error.
     pub fn kubectl_with<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
@@ -235,7 +237,7 @@ impl Cluster {
         std::os::unix::process::CommandExt::process_group(command, 0);
         let mut child = self.place()?.start(command)?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A kubectl that reads nothing has ended, and says why.
+            // A kubectl that reads nothing has ended, and its output has the reason.
             let _ = stdin.write_all(input.as_bytes());
         }
         let output = self
@@ -243,7 +245,7 @@ impl Cluster {
             .with_context(|| format!("wait for `{shown}`"))?;
         match command::require_success(&shown, output) {
             Ok(output) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            // What it complains of is perhaps that nobody answers.
+            // The cause may be that the control plane does not answer.
             Err(failure) => match self.check_control_plane() {
                 Ok(()) => Err(failure),
                 Err(ended) => Err(ended.context(failure)),
@@ -251,15 +253,15 @@ impl Cluster {
         }
     }
 
-    /// What a kubectl writes until it ends. It is ended at once where a program of the control
-    /// plane does, because it would wait for what nobody does any more.
+    /// The output of a kubectl until its end. kubectl is ended at once when a program of the
+    /// control plane ends, because kubectl would wait for ever.
     fn output(&self, child: Child) -> Result<Output> {
-        // What it has started goes with it.
+        // Child processes of kubectl are ended with it.
         let group = Pid::from_raw(i32::try_from(child.id()).context("a process id beyond 2^31")?);
         let (sender, receiver) = mpsc::channel();
         thread::scope(|scope| {
             scope.spawn(move || {
-                // Nobody receives it where the control plane has ended.
+                // The receiver no longer exists where the control plane has ended.
                 let _ = sender.send(child.wait_with_output());
             });
             loop {
@@ -270,7 +272,7 @@ impl Cluster {
                 }
                 let state = interrupt::check().and_then(|()| self.check_control_plane());
                 if let Err(ended) = state {
-                    // It may have ended meanwhile.
+                    // kubectl may have ended meanwhile.
                     let _ = killpg(group, Signal::SIGKILL);
                     return Err(ended);
                 }
@@ -281,7 +283,7 @@ impl Cluster {
     /// Whether the control plane runs.
     ///
     /// # Errors
-    /// Names a program of it that has ended, its last words, and what can be done.
+    /// Names a program of the control plane that has ended, its last log lines, and the cure.
     pub fn check_control_plane(&self) -> Result<()> {
         control_plane::check(&self.directory())
     }
@@ -289,7 +291,7 @@ impl Cluster {
     /// Ends a program of the control plane, as a lack of memory would.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When the program does not run.
     pub fn end_of_control_plane(&self, program: &str) -> Result<()> {
         control_plane::end(&self.directory(), program)
     }
@@ -297,7 +299,7 @@ impl Cluster {
     /// Stops the API server at once; see [`Cluster::start_api_server`].
     ///
     /// # Errors
-    /// When it does not end.
+    /// When the API server does not end.
     pub fn stop_api_server(&self) -> Result<()> {
         control_plane::stop_api_server(&self.directory())
     }
@@ -305,12 +307,12 @@ impl Cluster {
     /// Starts the API server again and waits until it answers.
     ///
     /// # Errors
-    /// When it does not.
+    /// When the API server does not answer.
     pub fn start_api_server(&self) -> Result<()> {
         control_plane::start_api_server(&self.lab, &self.directory())
     }
 
-    /// Where configuration, keys and logs are.
+    /// The directory of configuration, keys and logs.
     fn directory(&self) -> PathBuf {
         self.lab.directory().join("kubernetes")
     }

@@ -9,7 +9,7 @@
 //!                            store .254   outside .253   etcd, and a host beyond (203.0.113.1)
 //! ```
 //!
-//! What exists is written to `lab.json` in the lab's state directory before it is made, so that any
+//! Every part is written to `lab.json` in the lab's state directory before it is made, so that any
 //! later command, and the next lab of the same name, can remove the lab.
 
 mod agent;
@@ -41,12 +41,12 @@ use crate::process::Process;
 use crate::{Namespace, command, interrupt, wait_until};
 use state::Shared;
 
-/// How long an agent may take from its start to the first ready answer.
+/// Longest time from an agent's start to the first ready answer.
 const AGENT_READY: Duration = Duration::from_secs(30);
-/// How long all agents may take to learn of each other.
+/// Longest time until all agents know each other.
 const CONVERGED: Duration = Duration::from_secs(20);
 
-/// A running lab. Dropping it takes it down, unless [`Lab::keep`] was called.
+/// A running lab. Dropping this value takes the lab down, unless [`Lab::keep`] was called.
 pub struct Lab {
     shared: Arc<Shared>,
     keep: bool,
@@ -56,8 +56,8 @@ impl Lab {
     /// Builds a lab and waits until every node is ready and knows every other one.
     ///
     /// # Errors
-    /// Without root; when a lab of that prefix is up already; when a part is missing or does not
-    /// come up. Whatever was made until then is taken away.
+    /// Without root; when a lab of that prefix exists already; when a part is missing or does not
+    /// start. All parts made until then are removed.
     pub fn up(options: Options) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
@@ -86,10 +86,10 @@ impl Lab {
         })
     }
 
-    /// Takes down whatever is left of the lab of this prefix; says whether there was one.
+    /// Takes down the remains of the lab of this prefix; returns whether there was one.
     ///
     /// # Errors
-    /// When something could not be removed; the rest is removed all the same.
+    /// When a part could not be removed; the other parts are removed nevertheless.
     pub fn remove(prefix: &str) -> Result<bool> {
         teardown::remove(prefix)
     }
@@ -100,17 +100,17 @@ impl Lab {
         self
     }
 
-    /// Takes the lab down and reports what could not be removed.
+    /// Takes the lab down and reports the parts that could not be removed.
     ///
     /// # Errors
-    /// When something could not be removed; the rest is removed all the same.
+    /// When a part could not be removed; the other parts are removed nevertheless.
     pub fn down(mut self) -> Result<()> {
         self.keep = true;
         self.take_down()
     }
 
     fn take_down(&self) -> Result<()> {
-        // What is open keeps the hierarchy of control groups mounted.
+        // Open files keep the hierarchy of control groups mounted.
         let groups = &self.shared.groups;
         groups
             .lock()
@@ -158,7 +158,7 @@ impl Lab {
             .collect()
     }
 
-    /// Makes one more pod on node `node` (counted from 1) by calling the CNI plugin.
+    /// Adds a pod on node `node` (counted from 1) by calling the CNI plugin.
     ///
     /// # Errors
     /// When the plugin fails; its message is part of the error.
@@ -166,17 +166,17 @@ impl Lab {
         pod::add(&self.shared, node)
     }
 
-    /// Makes a network namespace that goes with the lab: a container that has no network yet.
+    /// Makes a network namespace that is removed with the lab: a container without a network.
     ///
     /// # Errors
-    /// When something has that name.
+    /// When another namespace has that name.
     pub fn add_namespace(&self, name: &str) -> Result<Namespace> {
         let namespace = add_namespace(&self.shared, name)?;
         Ok(Namespace::new(namespace).with_programs(self.options().bin_dir))
     }
 
-    /// Makes a control group in every hierarchy, for a node whose processes are to be apart from
-    /// those of others.
+    /// Makes a control group in every hierarchy, for a node whose processes are to be separate from
+    /// those of other nodes.
     ///
     /// # Errors
     /// On a machine without control groups of version 1.
@@ -201,7 +201,7 @@ impl Lab {
         self.shared.read(group)
     }
 
-    /// Makes a process go with the lab: it is ended when the lab is taken down.
+    /// Registers a process with the lab: the process is ended when the lab is taken down.
     ///
     /// # Errors
     /// When the state cannot be written.
@@ -212,8 +212,8 @@ impl Lab {
         })
     }
 
-    /// Takes a node's network namespace away, with all that is in it, and plugs a new one into the
-    /// underlay, as after a reboot. Its processes have to be gone.
+    /// Removes a node's network namespace with its contents, and connects a new one to the
+    /// underlay, as after a reboot. The node's processes must have ended.
     ///
     /// # Errors
     /// When a namespace or a link cannot be made.
@@ -280,7 +280,7 @@ impl Lab {
     /// Stops every member of etcd and leaves the data; see [`Lab::start_store`].
     ///
     /// # Errors
-    /// When it does not end.
+    /// When the member does not end.
     pub fn stop_store(&self) -> Result<()> {
         store::stop(&self.shared)
     }
@@ -288,28 +288,28 @@ impl Lab {
     /// Starts those members of etcd that do not run, on the data that they left.
     ///
     /// # Errors
-    /// When it does not answer in time.
+    /// When etcd does not answer in time.
     pub fn start_store(&self) -> Result<()> {
         store::start(&self.shared, &[])
     }
 
-    /// The same by way of another program that starts it by `exec`, such as `env NAME=VALUE`.
+    /// Starts etcd by another program that calls `exec`, such as `env NAME=VALUE`.
     ///
     /// # Errors
-    /// When it does not answer in time.
+    /// When etcd does not answer in time.
     pub fn start_store_through(&self, program: &[&str]) -> Result<()> {
         store::start(&self.shared, program)
     }
 
-    /// Everything about the lab that a person or a script asks for.
+    /// A report on the lab for people and scripts.
     pub fn report(&self) -> Report {
         report::report(self)
     }
 
-    /// Waits until every running agent has a route to each other node and says that it is ready.
+    /// Waits until every running agent has a route to each other node and reports that it is ready.
     ///
     /// # Errors
-    /// When that takes too long; the last log lines of the agent that lags are part of the error.
+    /// When that takes too long; the last log lines of the late agent are part of the error.
     pub fn wait_converged(&self) -> Result<()> {
         let nodes = self.nodes();
         for node in &nodes {
@@ -369,7 +369,7 @@ impl Drop for Lab {
     }
 }
 
-/// Makes a network namespace and writes it down first.
+/// Makes a network namespace and records it first.
 fn add_namespace(shared: &Shared, name: &str) -> Result<String> {
     let full = format!("{}{name}", shared.prefix());
     if Path::new(crate::netns::NETNS_DIR).join(&full).exists() {

@@ -1,7 +1,7 @@
-//! A lab of network namespaces, and what the end-to-end tests and the demo do in it.
+//! A lab of network namespaces, and helpers for the end-to-end tests and the demo.
 //!
 //! [`Lab::up`] makes nodes joined by an underlay, a store, running agents and pods; dropping the
-//! [`Lab`] takes it all away again. Nothing here changes the network of the machine itself.
+//! [`Lab`] removes all of them. No code here changes the network of the machine itself.
 //!
 //! ```no_run
 //! use overlay_tests::{Lab, Options};

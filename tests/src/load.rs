@@ -1,8 +1,8 @@
-//! Load between two namespaces, and what it costs: the generators behind `cargo xtask bench`.
+//! Load between two namespaces, and its cost: the generators behind `cargo xtask bench`.
 //!
-//! Every generator runs in this process, on threads that are pinned to cores, so that whatever else
-//! burns the processor is somebody else's ([`cpu::Span`]). Each one is bounded in time, and no
-//! answer within [`PATIENCE`] is an error.
+//! Every generator runs in this process, on threads that are pinned to cores, so that all other
+//! user time belongs to other processes ([`cpu::Span`]). Each generator is bounded in time, and an
+//! answer that takes longer than [`PATIENCE`] is an error.
 
 pub mod connections;
 pub mod cpu;
@@ -23,14 +23,14 @@ use crate::traffic::{Endpoint, PATIENCE};
 use cpu::Span;
 use instructions::Instructions;
 
-/// The server of a load, and where clients find that server.
+/// The server of a load, and its address for clients.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// The endpoint at which the server listens.
     pub endpoint: Endpoint,
-    /// The port that it listens at, 0 for any.
+    /// The port at which the server listens, 0 for any.
     pub port: u16,
-    /// What clients dial instead: the address of a Service.
+    /// The address that clients use instead: that of a Service.
     pub service: Option<SocketAddr>,
 }
 
@@ -55,7 +55,7 @@ impl Server {
         listener.with_context(|| format!("listen at {here}"))
     }
 
-    /// What clients dial, of a server that listens at `here`.
+    /// The address that clients use, for a server that listens at `here`.
     fn dialled(&self, here: std::io::Result<SocketAddr>) -> Result<SocketAddr> {
         let here = here.context("ask for the port")?;
         Ok(self.service.unwrap_or(here))
@@ -65,17 +65,18 @@ impl Server {
 /// Cores for the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cores {
-    /// For who asks or sends.
+    /// The core of the end that requests or sends.
     pub client: usize,
-    /// For who answers or receives.
+    /// The core of the end that answers or receives.
     pub server: usize,
 }
 
 impl Cores {
-    /// Both ends on one core, the last that this process may use: interrupts prefer the first.
+    /// Both ends on one core, the last that this process may use, because interrupts prefer the
+    /// first.
     ///
     /// # Errors
-    /// When the kernel does not tell which cores there are.
+    /// When the kernel's list of cores cannot be read.
     pub fn one() -> Result<Self> {
         let last = usable()?.last().copied().context("no core to run on")?;
         Ok(Self {
@@ -84,10 +85,10 @@ impl Cores {
         })
     }
 
-    /// Each end on a core of its own; nothing where there is only one.
+    /// Each end on a separate core; `None` where there is only one.
     ///
     /// # Errors
-    /// When the kernel does not tell which cores there are.
+    /// When the kernel's list of cores cannot be read.
     pub fn two() -> Result<Option<Self>> {
         let cores = usable()?;
         Ok(match cores[..] {
@@ -116,30 +117,30 @@ pub fn pin(core: usize) -> Result<()> {
         .with_context(|| format!("pin a thread to core {core}"))
 }
 
-/// The least of sorted times that `share` of a hundred do not exceed, in microseconds. Of fewer
-/// than a hundred the longest is the 99th percentile (nearest rank).
+/// The shortest of sorted times that `share` of a hundred do not exceed, in microseconds. For fewer
+/// than a hundred times the 99th percentile is the longest (nearest rank).
 ///
 /// # Panics
-/// When there are none.
+/// When there are no times.
 pub fn percentile(sorted: &[Duration], share: usize) -> f64 {
     let rank = (sorted.len() * share).div_ceil(100).max(1);
     sorted[rank - 1].as_secs_f64() * 1e6
 }
 
-/// What went through, per second, and the processor time of the whole machine meanwhile.
+/// The traffic that arrived, per second, and the processor time of the whole machine during that.
 #[derive(Clone, Copy, Debug)]
 pub struct Volume {
     /// Bytes or packets per second that arrived.
     pub per_second: f64,
-    /// The same in all.
+    /// Bytes or packets that arrived in total.
     pub total: f64,
-    /// What it cost.
+    /// The processor time.
     pub cpu: Span,
-    /// Instructions of the whole machine meanwhile, where it counts them.
+    /// Instructions of the whole machine in the same time, where the machine counts instructions.
     pub instructions: Option<f64>,
 }
 
-/// How long a flood runs before it counts.
+/// Duration of a flood before its measurement begins.
 const WARM_UP: Duration = Duration::from_millis(200);
 
 /// Lets a flood warm up and watches `arrived` for `duration`.
@@ -160,14 +161,14 @@ fn watch(duration: Duration, arrived: impl Fn() -> u64) -> Result<Volume> {
     })
 }
 
-/// The answer of a thread, a panic being an error like others.
+/// The result of a thread; a panic is an error like others.
 fn joined<T>(handle: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     handle
         .join()
         .map_err(|_| anyhow!("a load generator panicked"))?
 }
 
-/// A UDP socket of an endpoint that does not wait forever.
+/// A UDP socket of an endpoint with a timeout for receiving.
 fn udp_socket(at: &Endpoint, port: u16) -> Result<UdpSocket> {
     let address = SocketAddr::from((at.address, port));
     let socket = at

@@ -12,7 +12,7 @@ use crate::Pod;
 use crate::load::percentile;
 use crate::traffic::{Endpoint, PATIENCE};
 
-/// Round trips that come before those that count.
+/// Number of round trips before the measurement.
 const WARM_UP: usize = 200;
 
 /// Round-trip times of one byte over an open TCP connection.
@@ -22,7 +22,7 @@ pub struct Latency {
     pub p50_us: f64,
     /// 99 of 100 took at most this, in microseconds.
     pub p99_us: f64,
-    /// How many were measured.
+    /// Number of measured round trips.
     pub round_trips: usize,
 }
 
@@ -56,7 +56,7 @@ pub fn latency(from: &Endpoint, to: &Endpoint, count: usize) -> Result<Latency> 
             Ok(())
         });
         let times = round_trips(&mut client, WARM_UP + count);
-        // Ends the echo, whatever came of the measurement.
+        // This ends the echo, whatever the result of the measurement.
         drop(client);
         echo.join()
             .map_err(|_| anyhow!("the echo panicked"))?
@@ -87,8 +87,8 @@ fn round_trips(client: &mut TcpStream, count: usize) -> Result<Vec<Duration>> {
 /// Port of iperf3 in the receiving pod.
 const IPERF_PORT: &str = "5201";
 
-/// Pushes one TCP stream with iperf3 for `seconds` and returns what arrived, in gigabits per
-/// second.
+/// Sends one TCP stream with iperf3 for `seconds` and returns the rate at the receiver, in gigabits
+/// per second.
 ///
 /// # Errors
 /// When iperf3 is missing or cannot connect.

@@ -1,7 +1,7 @@
-//! Working inside the namespaces of a node or a pod.
+//! Work inside the namespaces of a node or a pod.
 //!
 //! A thread can be in other namespaces than the rest of its process, so every piece of work gets a
-//! thread of its own that enters, works and ends; the calling thread never moves.
+//! separate thread that enters, works and ends; the calling thread never changes its namespaces.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -19,20 +19,20 @@ use crate::process::Running;
 /// Where `ip netns` keeps the names of network namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
 
-/// A named network namespace and, for a node, the mount namespace that goes with it.
+/// A named network namespace and, for a node, the mount namespace that belongs to it.
 #[derive(Clone, Debug)]
 pub struct Namespace {
     name: String,
-    /// The file that stands for the network namespace, where `ip netns` has no name for it.
+    /// The file of the network namespace, where `ip netns` has no name for the namespace.
     network: Option<PathBuf>,
     mount: Option<PathBuf>,
-    /// Control group (version 2) of what is done inside.
+    /// Control group (version 2) of the threads and programs inside.
     group: Option<PathBuf>,
     programs: Option<PathBuf>,
 }
 
 impl Namespace {
-    /// The network namespace that `ip netns` calls `name`, seeing the files of the machine.
+    /// The network namespace that `ip netns` calls `name`, with the machine's files.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -43,8 +43,8 @@ impl Namespace {
         }
     }
 
-    /// The network namespace of a process, which `ip netns` need not know, seeing the files of the
-    /// machine. It is there as long as the process is.
+    /// The network namespace of a process, which `ip netns` need not know, with the machine's
+    /// files. The namespace exists as long as the process.
     pub fn of_process(name: impl Into<String>, pid: i32) -> Self {
         Self {
             network: Some(format!("/proc/{pid}/ns/net").into()),
@@ -52,7 +52,7 @@ impl Namespace {
         }
     }
 
-    /// The same together with a mount namespace, kept alive by a bind mount on `mount`.
+    /// Adds a mount namespace, kept alive by a bind mount on `mount`.
     pub fn with_mount(self, mount: impl Into<PathBuf>) -> Self {
         Self {
             mount: Some(mount.into()),
@@ -60,12 +60,12 @@ impl Namespace {
         }
     }
 
-    /// The same in a control group (version 2) that threads may be in.
+    /// Adds a control group (version 2) that can contain threads.
     pub fn in_group(self, group: Option<PathBuf>) -> Self {
         Self { group, ..self }
     }
 
-    /// The same with `programs`, a directory, first in the PATH of what is run inside.
+    /// Adds `programs`, a directory, at the begin of the PATH of programs that run inside.
     pub fn with_programs(self, programs: impl Into<PathBuf>) -> Self {
         Self {
             programs: Some(programs.into()),
@@ -73,29 +73,29 @@ impl Namespace {
         }
     }
 
-    /// The name, as `ip netns exec` takes it.
+    /// The name, for `ip netns exec`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that stands for the network namespace.
+    /// The file of the network namespace.
     pub fn path(&self) -> PathBuf {
         let named = || Path::new(NETNS_DIR).join(&self.name);
         self.network.clone().unwrap_or_else(named)
     }
 
-    /// The file that stands for the mount namespace, where there is one.
+    /// The file of the mount namespace, if any.
     pub fn mount_path(&self) -> Option<&Path> {
         self.mount.as_deref()
     }
 
-    /// Runs `work` on a thread inside the namespaces and returns its answer.
+    /// Runs `work` on a thread inside the namespaces and returns its result.
     ///
     /// Sockets opened by `work` stay in the network namespace wherever they are used later.
     ///
     /// # Errors
-    /// When a namespace cannot be entered (it is gone, or the caller is not root), or `work`
-    /// panics.
+    /// When a namespace cannot be entered (because it no longer exists, or the caller is not root),
+    /// or `work` panics.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
             scope
@@ -121,8 +121,8 @@ impl Namespace {
         command
     }
 
-    /// Starts a program inside. It sees the namespace's own devices in `/sys`, as under `ip netns
-    /// exec`.
+    /// Starts a program inside. `/sys` has the namespace's own devices for the program, as under
+    /// `ip netns exec`.
     ///
     /// # Errors
     /// When a namespace cannot be entered or the program cannot be started.
@@ -143,7 +143,7 @@ impl Namespace {
         })?
     }
 
-    /// Starts a program and lets it run; it ends with the returned value.
+    /// Starts a program in the background; dropping the returned value ends it.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -156,7 +156,7 @@ impl Namespace {
         Ok(Running::new(self.start(&mut command)?))
     }
 
-    /// Runs a program to its end. A bad exit status is the caller's to judge.
+    /// Runs a program to its end. The caller judges a bad exit status.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -176,10 +176,10 @@ impl Namespace {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// What a program writes as JSON, such as `overlayctl status --output json`.
+    /// Runs a program, such as `overlayctl status --output json`, and returns its output as JSON.
     ///
     /// # Errors
-    /// When it cannot be started, fails, or writes something else.
+    /// When the program cannot be started, fails, or its output is not JSON.
     pub fn json<S: AsRef<OsStr>>(
         &self,
         line: impl IntoIterator<Item = S>,
@@ -195,13 +195,13 @@ impl Namespace {
         Ok(command)
     }
 
-    /// Moves the calling thread inside, for good.
+    /// Moves the calling thread inside, permanently.
     fn enter(&self) -> Result<()> {
         let open =
             |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));
         if let Some(group) = &self.group {
             let threads = group.join("cgroup.threads");
-            // Zero is the thread that writes.
+            // Zero stands for the thread that writes.
             fs::write(&threads, "0").with_context(|| format!("write {}", threads.display()))?;
         }
         let network = open(&self.path())?;
@@ -209,8 +209,8 @@ impl Namespace {
         setns(network, CloneFlags::CLONE_NEWNET)
             .with_context(|| format!("enter network namespace {} (needs root)", self.name))?;
         if let Some(mount) = mount {
-            // A mount namespace can only be entered by a thread that shares root and cwd with
-            // nobody.
+            // Only a thread that does not share root and working directory can enter a mount
+            // namespace.
             unshare(CloneFlags::CLONE_FS).context("unshare the file system state of a thread")?;
             setns(mount, CloneFlags::CLONE_NEWNS)
                 .with_context(|| format!("enter mount namespace of {}", self.name))?;
@@ -219,7 +219,7 @@ impl Namespace {
     }
 }
 
-/// Gives the calling thread a mount namespace of its own whose `/sys` shows its network namespace.
+/// Gives the calling thread a separate mount namespace whose `/sys` shows its network namespace.
 fn show_own_devices() -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(

@@ -1,7 +1,7 @@
-//! Traffic that runs while something else happens, and tells afterwards what was lost.
+//! Traffic that runs during another action, and reports the losses afterwards.
 //!
-//! A paced sender numbers its datagrams, so that each one that does not arrive is known; a TCP
-//! connection carries bytes that differ at every place, so that it is known to go on where it was.
+//! A paced sender numbers its datagrams, so that each missing one is known. A TCP connection
+//! carries bytes that differ at every place, so that each byte is known to be the right one.
 
 mod datagrams;
 mod stream;
@@ -20,9 +20,10 @@ use datagrams::Flow;
 
 /// Datagrams per second and direction on a usual machine.
 pub const RATE: u32 = 1000;
-/// A connection that moves nothing for so long is broken.
+/// Time without progress after which a connection counts as broken.
 const BROKEN: Duration = Duration::from_secs(5);
-/// The same where the wire itself is cut: TCP waits twice as long before every further attempt.
+/// Time without progress after which a connection counts as broken where the wire is cut, because
+/// TCP doubles its wait before every further attempt.
 const BROKEN_BY_A_CUT: Duration = Duration::from_secs(30);
 
 /// Traffic between two endpoints: numbered datagrams both ways, and a TCP connection.
@@ -33,12 +34,12 @@ pub struct Traffic {
     stream: JoinHandle<Result<u64>>,
 }
 
-/// What came of [`Traffic`].
+/// The result of [`Traffic`].
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// The datagrams, there and back.
+    /// The losses of datagrams, there and back.
     pub datagrams: [Loss; 2],
-    /// Bytes that the TCP connection carried, each in its place.
+    /// Bytes that the TCP connection carried in the right order.
     pub bytes: u64,
 }
 
@@ -68,7 +69,8 @@ impl std::fmt::Display for Outcome {
 }
 
 impl Traffic {
-    /// Starts it. Its TCP connection is open, and broken as soon as nothing moves for five seconds.
+    /// Starts the traffic. The TCP connection is open at the return, and counts as broken after
+    /// five seconds without progress.
     ///
     /// # Errors
     /// When a socket cannot be opened, or the two do not connect.
@@ -76,8 +78,8 @@ impl Traffic {
         Self::start_patiently(from, to, BROKEN)
     }
 
-    /// Starts it where the wire will be cut: its TCP connection gets the time to find out that the
-    /// wire is whole again.
+    /// Starts the traffic before the wire is cut: the TCP connection has enough time to notice that
+    /// the wire is connected again.
     ///
     /// # Errors
     /// As [`Traffic::start`].
@@ -95,21 +97,21 @@ impl Traffic {
         })
     }
 
-    /// Stops it and tells what was lost.
+    /// Stops the traffic and reports the losses.
     ///
     /// # Errors
-    /// When the TCP connection broke or carried something else than was sent.
+    /// When the TCP connection broke or carried wrong bytes.
     pub fn finish(self) -> Result<Outcome> {
         let (datagrams, bytes) = self.end()?;
         let bytes = bytes.with_context(|| format!("TCP broke; datagrams: {datagrams:?}"))?;
         Ok(Outcome { datagrams, bytes })
     }
 
-    /// Stops it and tells what was lost, there and back, and what came of the TCP connection: the
-    /// bytes that it carried, or how it broke.
+    /// Stops the traffic and reports the losses, there and back, and the result of the TCP
+    /// connection: the number of its bytes, or the cause of its end.
     ///
     /// # Errors
-    /// When a datagram arrived changed.
+    /// When a changed datagram arrived.
     pub fn end(self) -> Result<([Loss; 2], Result<u64>)> {
         self.stop.store(true, Ordering::SeqCst);
         let datagrams = [self.there.finish()?, self.back.finish()?];

@@ -1,4 +1,4 @@
-//! Raw frames: sending any bytes from an interface, and seeing the bytes that pass one.
+//! Raw frames: sends any bytes from an interface, and receives the bytes that pass one.
 
 use std::io::IoSlice;
 use std::io::IoSliceMut;
@@ -17,23 +17,24 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::Namespace;
 
-/// The largest frame that an interface can show: 64 KiB of IP, and room for headers.
+/// The largest frame of an interface: 64 KiB of IP, and room for headers.
 const LARGEST: usize = 1 << 17;
-/// Bytes of frames that may wait to be read.
+/// Room in bytes for frames that wait to be read.
 const BUFFER: usize = 16 << 20;
-/// Of an interface's own packets, as `sll_pkttype` has it (linux/if_packet.h).
+/// The type of an interface's own packets in `sll_pkttype` (linux/if_packet.h).
 const PACKET_OUTGOING: u8 = 4;
 
 /// A frame that passed an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// From the Ethernet header on, without checksum. The kernel has taken off an outer VLAN tag.
+    /// The bytes from the Ethernet header on, without checksum. The kernel has removed an outer
+    /// VLAN tag.
     pub bytes: Vec<u8>,
-    /// Whether the namespace sent it, rather than received it.
+    /// Whether the namespace sent the frame; otherwise the namespace received the frame.
     pub outgoing: bool,
 }
 
-/// A raw socket on one interface. Frames wait in it from [`RawSocket::open`] on.
+/// A raw socket on one interface, in which frames wait from [`RawSocket::open`] on.
 pub struct RawSocket {
     socket: OwnedFd,
     interface: LinkAddr,
@@ -43,7 +44,7 @@ impl RawSocket {
     /// Opens `interface` in `namespace`.
     ///
     /// # Errors
-    /// When there is no such interface there, or without root.
+    /// When the namespace has no such interface, or without root.
     pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
         namespace
             .inside(|| open(interface))?
@@ -67,7 +68,8 @@ impl RawSocket {
         Ok(())
     }
 
-    /// Opens `interface` for sending only: what passes it does not pile up here, and costs nothing.
+    /// Opens `interface` for sending only, so that frames which pass the interface are not queued
+    /// here, and cost nothing.
     ///
     /// # Errors
     /// As for [`RawSocket::open`].
@@ -83,8 +85,8 @@ impl RawSocket {
             .with_context(|| format!("open {interface} in {}", namespace.name()))
     }
 
-    /// Sends frames by one system call; returns how many the kernel took. What a full queue refuses
-    /// is lost, as on a wire.
+    /// Sends frames by one system call; returns how many the kernel accepted. A frame that a full
+    /// queue refuses is lost, as on a wire.
     ///
     /// # Errors
     /// When the interface is down or refuses a frame.
@@ -104,7 +106,7 @@ impl RawSocket {
     /// The next frame that passes within `limit`.
     ///
     /// # Errors
-    /// When the interface is gone.
+    /// When the interface no longer exists.
     pub fn receive(&self, limit: Duration) -> Result<Option<Frame>> {
         let micros = i64::try_from(limit.as_micros()).unwrap_or(i64::MAX).max(1);
         setsockopt(&self.socket, ReceiveTimeout, &TimeVal::microseconds(micros))
@@ -134,10 +136,10 @@ impl RawSocket {
         }))
     }
 
-    /// Every frame that has passed and still passes, until none comes for `quiet`.
+    /// Every frame that has passed and still passes, until there is none for `quiet`.
     ///
     /// # Errors
-    /// When the interface is gone.
+    /// When the interface no longer exists.
     pub fn drain(&self, quiet: Duration) -> Result<Vec<Frame>> {
         let mut frames = Vec::new();
         while let Some(frame) = self.receive(quiet)? {
@@ -146,10 +148,10 @@ impl RawSocket {
         Ok(frames)
     }
 
-    /// The bytes of every received frame that `wanted` picks, until none comes for `quiet`.
+    /// The bytes of every received frame that `wanted` accepts, until there is none for `quiet`.
     ///
     /// # Errors
-    /// When the interface is gone.
+    /// When the interface no longer exists.
     pub fn incoming(
         &self,
         quiet: Duration,
@@ -170,7 +172,8 @@ impl RawSocket {
     }
 }
 
-/// The kernel fills in the interface's index, which is all that a raw socket wants of an address.
+/// The kernel fills in the interface's index, which is the only part of an address that a raw
+/// socket needs.
 fn link_address(interface: &str) -> Result<LinkAddr> {
     getifaddrs()
         .context("list interfaces")?
@@ -179,7 +182,7 @@ fn link_address(interface: &str) -> Result<LinkAddr> {
         .context("no such interface")
 }
 
-/// Without a protocol it receives nothing.
+/// A socket without a protocol receives nothing.
 fn raw_socket(protocol: impl Into<Option<SockProtocol>>) -> Result<OwnedFd> {
     let (family, kind) = (AddressFamily::Packet, SockType::Raw);
     socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol).context("open a raw socket (needs root)")
@@ -194,7 +197,7 @@ fn open(interface: &str) -> Result<RawSocket> {
         socket,
         interface: address,
     };
-    // Between open and bind it has listened on every interface.
+    // Between open and bind the socket has received from every interface.
     while raw.receive(Duration::from_micros(1))?.is_some() {}
     Ok(raw)
 }

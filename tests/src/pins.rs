@@ -1,10 +1,10 @@
-//! Where the agent pins maps and links, in the BPF file system.
+//! The directories in which the agent pins maps and links, in the BPF file system.
 
 use std::fmt;
 
 use overlay_common::schema::ABI_VERSION;
 
-/// A directory of pins; it is shown as its path.
+/// A directory of pins, displayed as its path.
 #[derive(Clone, Copy, Debug)]
 pub struct Directory(&'static str);
 

@@ -1,4 +1,4 @@
-//! Processes: those that outlive the command that started them, and those that must not.
+//! Processes: those that outlive the command that started them, and those that end with it.
 
 use std::fs;
 use std::process::{Child, Output};
@@ -18,7 +18,7 @@ use crate::wait_until;
 pub struct Process {
     /// Process id.
     pub pid: i32,
-    /// Field 22 of `/proc/PID/stat`: clock ticks from boot to its start.
+    /// Field 22 of `/proc/PID/stat`: clock ticks from boot to the start of the process.
     pub started: u64,
 }
 
@@ -45,8 +45,8 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         match stat(self.pid) {
             Some((state, started)) if started == self.started => {
-                // A process whose first thread has ended while others have not looks like a zombie,
-                // too. Who is not ours to wait for is left to its own parent.
+                // A process whose first thread has ended before the others looks like a zombie,
+                // too. A process that is not our child is reaped by its own parent.
                 state != 'Z'
                     || waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG))
                         == Ok(WaitStatus::StillAlive)
@@ -55,7 +55,7 @@ impl Process {
         }
     }
 
-    /// Sends a signal, unless the process is gone already.
+    /// Sends a signal, unless the process has ended already.
     ///
     /// # Errors
     /// When the signal may not be sent.
@@ -93,7 +93,7 @@ impl Running {
     /// The number of the process, to send signals to.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When the process has ended.
     pub fn process(&self) -> Result<Process> {
         Process::of(
             self.0
@@ -106,7 +106,7 @@ impl Running {
     /// Waits until the program ends by itself, and returns its output.
     ///
     /// # Errors
-    /// When it cannot be waited for.
+    /// When waiting fails.
     pub fn wait(mut self) -> Result<Output> {
         let child = self.0.take().context("a program that was waited for")?;
         child.wait_with_output().context("wait for a program")
@@ -125,7 +125,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            // A process that has ended on its own need not be killed.
+            // A process that has ended by itself need not be killed.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -135,8 +135,8 @@ impl Drop for Running {
 /// State letter and start time of a process.
 fn stat(pid: i32) -> Option<(char, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses and may hold anything, spaces and parentheses
-    // too.
+    // The second field is the name in parentheses and may contain any character, also spaces and
+    // parentheses.
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_whitespace();
     let state = fields.next()?.chars().next()?;
     let started = fields.nth(18)?.parse().ok()?;

@@ -1,4 +1,5 @@
-//! The reachability matrix: who must reach whom, and which source address the receiver must see.
+//! The reachability matrix: the pairs that must reach each other, and the source address that the
+//! receiver must see.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,13 +11,14 @@ use crate::lab::OUTSIDE_ADDRESS;
 use crate::traffic::{self, Answers, Endpoint};
 use crate::{Lab, Node, Pod, interrupt};
 
-/// Sizes of datagrams, in bytes: from one byte over the edges of one packet to many fragments.
+/// Sizes of datagrams, in bytes: from one byte, through the limits of one packet, to many
+/// fragments.
 const DATAGRAMS: &[usize] = &[1, 512, 1400, 1422, 1423, 9000, 60_000];
 /// IPv4 and UDP headers, in bytes.
 const HEADERS: usize = 28;
-/// Payload of echoes, in bytes.
+/// Sizes of the payload of echoes, in bytes.
 const ECHOES: &[usize] = &[8, 1400, 20_000];
-/// Bytes over a TCP connection: more than one window.
+/// Number of bytes over a TCP connection: more than one window.
 const STREAM: usize = 200_000;
 
 /// The two ends of a conversation.
@@ -42,8 +44,9 @@ pub enum Relation {
 }
 
 impl Relation {
-    /// A node's and the outside's way back to a pod is narrower than the underlay on which it
-    /// begins: who answers with more than the pods' network carries in one packet has to learn
+    /// A node's and the outside's path back to a pod has a smaller MTU than the underlay on which
+    /// the path begins. Therefore an endpoint that answers with more than one packet of the pods'
+    /// network has to learn the path's MTU.
     /// that.
     fn answers(self, length: usize, mtu: usize) -> Answers {
         match self {
@@ -56,8 +59,8 @@ impl Relation {
         }
     }
 
-    /// The same of a node's way to a remote pod, unless a tunnel says so where it begins: the first
-    /// long datagram is lost on learning it.
+    /// Whether a node has to learn the MTU of its path to a remote pod, because no tunnel limits
+    /// the MTU at the begin of the path: then the first long datagram is lost.
     fn learns(self, length: usize, mtu: usize, in_tunnel: bool) -> bool {
         self == Self::NodeToRemotePod && !in_tunnel && length + HEADERS > mtu
     }
@@ -93,7 +96,7 @@ pub enum Protocol {
 /// A pair that must be able to talk.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// What they are to each other.
+    /// The relation of the two ends.
     pub relation: Relation,
     /// The end that begins.
     pub from: Endpoint,
@@ -101,32 +104,32 @@ pub struct Pair {
     pub to: Endpoint,
     /// The source address that the receiver must see.
     pub source: Ipv4Addr,
-    /// What the pods' network carries in one packet, in bytes; without end where it carries as much
-    /// as the underlay.
+    /// Longest packet of the pods' network, in bytes; without limit where it is as long as on the
+    /// underlay.
     pub mtu: usize,
-    /// Whether nodes reach each other's pods by a tunnel.
+    /// Whether nodes reach each other's pods through a tunnel.
     pub in_tunnel: bool,
 }
 
-/// What came of one conversation.
+/// The result of one conversation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What the two are to each other.
+    /// The relation of the two ends.
     pub relation: Relation,
     /// The end that began.
     pub from: String,
     /// The end that answered.
     pub to: String,
-    /// How they talked.
+    /// The protocol of the conversation.
     pub protocol: Protocol,
-    /// How much was sent.
+    /// The number of bytes that were sent.
     pub bytes: usize,
-    /// What went wrong, if anything did.
+    /// The cause of a failure.
     pub failure: Option<String>,
 }
 
 impl Check {
-    /// Whether it held.
+    /// Whether the conversation succeeded.
     pub fn passed(&self) -> bool {
         self.failure.is_none()
     }
@@ -175,8 +178,8 @@ pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
         for node in &nodes {
             let own = node.name() == pod.node().name();
             let subnet = node.subnet()?;
-            // A node talks to its pods from the bridge's address, to others from that of the device
-            // that leads there.
+            // A node talks to its pods from the bridge's address, and to other nodes' pods from the
+            // address of the device that leads there.
             let gateway = subnet.hosts().next().context("a subnet without hosts")?;
             let (to_pod, source, from_pod, seen) = if own {
                 (
@@ -236,7 +239,8 @@ pub fn pairs(lab: &Lab) -> Result<Vec<Pair>> {
     Ok(pairs)
 }
 
-/// What the plugin gives the pods' interfaces: less where the underlay is a tunnel.
+/// The MTU that the plugin gives the pods' interfaces, which is smaller where the underlay is a
+/// tunnel.
 fn mtu(lab: &Lab) -> Result<usize> {
     let text = lab.node(1).read_file("/run/flannel/subnet.env")?;
     let mtu = text
@@ -246,8 +250,8 @@ fn mtu(lab: &Lab) -> Result<usize> {
         .with_context(|| format!("no FLANNEL_MTU in {text}"))
 }
 
-/// Failures of one pair after which it is given up: each costs seconds, and the rest tells nothing
-/// new.
+/// Failures of a pair after which no further checks are made, because each costs seconds, and the
+/// rest gives no new information.
 const ENOUGH_FAILURES: usize = 3;
 
 /// Checks one pair with every protocol and size.
@@ -265,8 +269,7 @@ pub fn check(pair: &Pair) -> Vec<Check> {
     checks
 }
 
-/// Demands that everybody reaches everybody, by TCP, UDP and ICMP, with small and with large
-/// packets.
+/// Checks that all pairs reach each other, by TCP, UDP and ICMP, with small and with large packets.
 ///
 /// # Errors
 /// As for [`check_all`], and with a line for each check that failed.
@@ -281,10 +284,10 @@ pub fn require_all(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Checks every pair of the lab; `tell` hears of each pair when it is done.
+/// Checks every pair of the lab; `tell` is called after each pair.
 ///
 /// # Errors
-/// When the pairs cannot be made out, or on an interrupt. What does not reach is in the answer.
+/// When the pairs cannot be determined, or on an interrupt. Failed checks are in the result.
 pub fn check_all(lab: &Lab, mut tell: impl FnMut(&Pair, &[Check])) -> Result<Vec<Check>> {
     let mut all = Vec::new();
     for pair in pairs(lab)? {
@@ -340,7 +343,7 @@ fn pair(relation: Relation, from: Endpoint, to: Endpoint, source: Ipv4Addr) -> P
     }
 }
 
-/// A pod as one side of a conversation.
+/// A pod as one end of a conversation.
 pub fn of_pod(pod: &Pod) -> Endpoint {
     Endpoint {
         name: pod.name().to_owned(),
@@ -349,7 +352,7 @@ pub fn of_pod(pod: &Pod) -> Endpoint {
     }
 }
 
-/// A node as one side of a conversation, by its underlay address.
+/// A node as one end of a conversation, by its underlay address.
 pub fn of_node(node: &Node) -> Endpoint {
     Endpoint {
         name: node.name(),

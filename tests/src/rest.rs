@@ -1,4 +1,4 @@
-//! Whether an agent comes to rest when nothing changes any more.
+//! Whether an agent stops making rounds when nothing changes any more.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use crate::{Node, wait_until};
 
 /// Longer than an agent's pause between two rounds, on the slowest machine that runs tests.
 const QUIET: Duration = Duration::from_secs(5);
-/// How long what a start has set off may take.
+/// Longest duration of the rounds after a start.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// How many rounds the reconciler of a node's agent has made.
+/// The number of rounds that the reconciler of a node's agent has made.
 ///
 /// # Errors
-/// When the agent does not answer, or does not count.
+/// When the agent does not answer, or has no such counter.
 pub fn rounds(node: &Node) -> Result<u64> {
     let answer = node.http_get("/metrics")?;
     let mut lines = answer.body.lines();
@@ -24,8 +24,8 @@ pub fn rounds(node: &Node) -> Result<u64> {
     count.parse().context("the count of rounds")
 }
 
-/// Waits until a node's agent has made no round for a while: an agent that finds something to do
-/// in what the agent itself has done never comes to rest.
+/// Waits until a node's agent has made no round for some time. An agent whose rounds cause further
+/// rounds never stops.
 ///
 /// # Errors
 /// When there is always another round, or the agent does not answer.

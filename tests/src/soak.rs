@@ -1,14 +1,15 @@
-//! A long run: pods, nodes, leases and agents come and go under traffic, and what is left is
-//! counted.
+//! A long run: pods, nodes, leases and agents are added and removed under traffic, and the
+//! remaining objects are counted.
 //!
-//! Three nodes. Node 1's agent is restarted, killed, switched and upgraded; node 2's lives through
-//! the whole run, so that its memory can be watched; node 3 leaves the cluster and joins it again.
-//! Every round does one [`Kind`] of change while numbered datagrams and a TCP connection run
-//! between pods of nodes 1 and 2 and of node 1, none of whose packets may be lost; beside them,
-//! connections by way of Services are kept open from the first round to the last. A round that
-//! fails while the machine does not let this run is done again.
+//! Three nodes. Node 1's agent is restarted, killed, switched and upgraded; node 2's runs without a
+//! restart, so that its memory can be watched; node 3 leaves the cluster and joins it again. Every
+//! round makes one [`Kind`] of change while numbered datagrams and a TCP connection run between
+//! pods of nodes 1 and 2 and of node 1, none of whose packets may be lost; in addition, connections
+//! through Services are kept open from the first round to the last. A round that fails while the
+//! machine does not let this process run is repeated.
 //!
-//! At the end all that came is gone again, and what is there is held against what was there before.
+//! At the end all objects of the rounds have been removed, and the rest is compared with the state
+//! before.
 
 mod inventory;
 mod kind;
@@ -32,52 +33,52 @@ use series::Samples;
 use stage::Stage;
 use stall::Stalls;
 
-/// Failed rounds after which going on tells nothing new.
+/// Number of failed rounds after which the run ends, because more would give no new information.
 const ENOUGH: usize = 10;
-/// How often a round is begun that stalls of the machine spoil.
+/// Number of attempts for a round that stalls of the machine spoil.
 const ATTEMPTS: usize = 5;
 
-/// How long the run is.
+/// The length of the run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Rounds begin until this is over; at least one of each kind is done.
+    /// Rounds begin until this time is over; at least one of each kind is made.
     pub duration: Duration,
-    /// How long what fades by itself (connection tracking, flows) gets at the end. What takes
-    /// longer than that is counted and not judged.
+    /// The time at the end for objects that expire by themselves (connection tracking, flows).
+    /// Quantities that need longer are counted and not judged.
     pub settle: Duration,
 }
 
 impl Plan {
-    /// Everything that fades has faded after so long.
+    /// The time after which all expiring objects have expired.
     pub const SETTLED: Duration = Duration::from_secs(150);
 }
 
-/// What the run found out.
+/// The results of the run.
 #[derive(Debug, Serialize)]
 pub struct Findings {
-    /// How long it took, settling included.
+    /// Duration of the run, settling included.
     pub seconds: u64,
     /// Rounds by kind.
     pub rounds: BTreeMap<Kind, Rounds>,
-    /// Connections that were kept open through everything.
+    /// Number of connections that were kept open during the run.
     pub connections: usize,
-    /// How often one of them broke and had to be opened again.
+    /// Number of times that one of these connections broke and was opened again.
     pub broken: usize,
-    /// How often, and how long at most, the machine did not let this run; rounds that fail
-    /// meanwhile are done again.
+    /// Number and longest duration of stalls, in which the machine did not let this process run;
+    /// rounds that fail in a stall are repeated.
     pub stalls: Stall,
-    /// Everything that was counted.
+    /// All counted quantities.
     pub series: Vec<Series>,
-    /// What must not have happened, named; empty after a good run.
+    /// The failures; empty after a good run.
     pub failures: Vec<String>,
 }
 
 /// Rounds of one kind.
 #[derive(Debug, Default, Serialize)]
 pub struct Rounds {
-    /// Done and in order.
+    /// Rounds that succeeded.
     pub done: usize,
-    /// Spoiled by a stall of the machine.
+    /// Rounds spoiled by a stall of the machine.
     pub disturbed: usize,
     /// Datagrams sent.
     pub sent: u64,
@@ -87,27 +88,26 @@ pub struct Rounds {
     pub silence_ms: u128,
 }
 
-/// Times in which the machine did not run us.
+/// Times in which the machine did not let this process run.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Stall {
-    /// How many.
+    /// Number of stalls.
     pub count: usize,
-    /// The longest, in milliseconds.
+    /// The longest stall, in milliseconds.
     pub longest_ms: u128,
 }
 
-/// Runs it. `say` gets a line of progress for every lap of rounds.
+/// Makes the run. `say` gets a line of progress for every lap of rounds.
 ///
 /// # Errors
-/// When the lab does not come up, or the user interrupts; what goes wrong afterwards is in the
-/// findings.
+/// When the lab does not start, or the user interrupts; later failures are in the findings.
 pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
     let begin = Instant::now();
     say("a lab of three nodes with two pods each, with Services");
     let mut stage = Stage::up()?;
     let stalls = Stalls::watch();
     let mut samples = Samples::default();
-    // What making the lab has left in connection tracking is no measure for what the rounds leave.
+    // Entries of connection tracking from the start of the lab must not count.
     thread::sleep(plan.settle / 5);
     samples.begin(inventory::take(&stage)?);
 
@@ -138,7 +138,7 @@ pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
     }
 
     say("settling");
-    // A figure that is not flat when the time is over is told by the judgement.
+    // The judgement reports a quantity that is not flat when the time is over.
     let _ = wait_until("everything to settle", plan.settle, || {
         inventory::take(&stage).is_ok_and(|now| samples.settle(now))
     });
@@ -162,11 +162,11 @@ pub fn run(plan: &Plan, say: &dyn Fn(&str)) -> Result<Findings> {
     Ok(findings)
 }
 
-/// What went wrong in a round.
+/// The failures of a round.
 struct Wrong {
     /// Kept connections that broke.
     broken: Vec<String>,
-    /// Anything else.
+    /// Any other failure.
     other: Option<String>,
 }
 
@@ -176,7 +176,7 @@ impl Wrong {
     }
 }
 
-/// Kinds of which no round came to a good end.
+/// Kinds without a successful round.
 fn never_done(rounds: &BTreeMap<Kind, Rounds>) -> Vec<String> {
     let never = |kind: &Kind| rounds.get(kind).is_none_or(|rounds| rounds.done == 0);
     let kinds = Kind::ALL.into_iter().filter(never);
@@ -185,11 +185,11 @@ fn never_done(rounds: &BTreeMap<Kind, Rounds>) -> Vec<String> {
         .collect()
 }
 
-/// One round, begun again for as long as it fails in a stall of the machine. After a failure the
-/// lab is as before.
+/// One round, repeated as long as it fails in a stall of the machine. After a failure the lab is
+/// restored.
 ///
 /// # Errors
-/// When the lab cannot be put right, or the user interrupts.
+/// When the lab cannot be restored, or the user interrupts.
 fn undisturbed_round(
     stage: &mut Stage,
     kind: Kind,

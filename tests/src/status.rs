@@ -1,4 +1,4 @@
-//! What a node's fast path has done, as `overlayctl status` tells it.
+//! The counters of a node's fast path, as reported by `overlayctl status`.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,15 +12,16 @@ use serde_json::Value;
 
 use crate::{Lab, Node, wait_until};
 
-/// How long an agent may take to accelerate a new pod.
+/// Longest time until an agent accelerates a new pod.
 const NOTICED: Duration = Duration::from_secs(10);
 
 /// Packets by verdict, or the difference of two such counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Handed to a pod of the node, from another one or as a node on the link sent them.
+    /// Packets handed to a pod of the node, from another pod of the node or unencapsulated from a
+    /// node on the link.
     pub redirected: u64,
-    /// Sent to another node on the link as they are.
+    /// Packets sent to another node on the link without encapsulation.
     pub routed: u64,
     /// Encapsulated.
     pub encapsulated: u64,
@@ -31,7 +32,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// What the programs of `node` have counted since they were loaded.
+    /// The counts of `node`'s programs since they were loaded.
     ///
     /// # Errors
     /// When `overlayctl` fails.
@@ -39,10 +40,10 @@ impl Counts {
         Self::told(&status(node)?).with_context(|| format!("the status of {}", node.name()))
     }
 
-    /// What a status of `overlayctl` tells.
+    /// The counts in a status of `overlayctl`.
     ///
     /// # Errors
-    /// When something is missing.
+    /// When a field is missing.
     pub fn told(status: &Value) -> Result<Self> {
         let fast_path = &status["fast_path"];
         let number = |key: &str| {
@@ -97,7 +98,7 @@ impl Counts {
         self.fast() as f64 / (self.fast() + slow).max(1) as f64
     }
 
-    /// What was left to the kernel, most first, for people.
+    /// The packets left to the kernel, highest count first, as text for people.
     pub fn left_to_kernel(&self) -> String {
         let mut causes: Vec<_> = self
             .slow
@@ -135,7 +136,7 @@ impl Sub for &Counts {
     }
 }
 
-/// What `overlayctl status` says of a node, as JSON.
+/// The output of `overlayctl status` on a node, as JSON.
 ///
 /// # Errors
 /// When `overlayctl` fails.
@@ -144,7 +145,7 @@ pub fn status(node: &Node) -> Result<Value> {
 }
 
 /// Waits until every pod of the lab is accelerated, and the fast path of every node knows every
-/// node that the kernel has a route to: the route comes first.
+/// node that the kernel has a route to, because the route comes first.
 ///
 /// # Errors
 /// When that takes too long.

@@ -1,7 +1,7 @@
 //! Small conversations between namespaces, each with a deadline.
 //!
-//! A socket belongs to the namespace that it was opened in, so sockets are opened inside and used
-//! from wherever the caller is.
+//! A socket belongs to the namespace in which it was opened, so sockets are opened inside and used
+//! from the caller's namespace.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -23,7 +23,7 @@ use crate::{Namespace, Pod};
 
 /// Longest wait for a single answer on a usual machine.
 pub const PATIENCE: Duration = Duration::from_secs(2);
-/// How long to wait for an answer that may be sent again.
+/// Time before a datagram without an answer is sent again.
 const RETRY: Duration = Duration::from_millis(200);
 /// Largest IP packet.
 const LARGEST: usize = 65_535;
@@ -49,18 +49,18 @@ impl From<&Pod> for Endpoint {
     }
 }
 
-/// Bytes that differ at every place and between sizes.
+/// Bytes that differ from place to place and from size to size.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length)
         .map(|i| (i.wrapping_mul(31) ^ length) as u8)
         .collect()
 }
 
-/// A TCP connection: `length` bytes there and back. Returns the client's address as the server sees
+/// Sends `length` bytes there and back over TCP. Returns the client's address as the server sees
 /// it.
 ///
 /// # Errors
-/// When no connection comes about or the bytes do not come back as they were.
+/// When no connection is established or the bytes do not return unchanged.
 pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     let listener = to
@@ -73,7 +73,7 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
         .namespace
         .inside(|| TcpStream::connect_timeout(&target, allowed(PATIENCE)))?
         .with_context(|| format!("connect to {target}"))?;
-    // Connected means that the server's side is in the queue already: this does not wait.
+    // A client that is connected is in the queue of the server already, so this does not wait.
     let (mut server, peer) = listener.accept().context("accept")?;
     for stream in [&client, &server] {
         stream
@@ -108,23 +108,24 @@ pub fn tcp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
 pub enum Answers {
     /// Every datagram must arrive.
     Once,
-    /// One may be lost: the way back is narrower than where it begins, and path-MTU discovery (RFC
-    /// 1191) spends the first long datagram on learning that.
+    /// One may be lost, because the way back is narrower than its first link, and path-MTU
+    /// discovery (RFC 1191) loses the first long datagram.
     Twice,
 }
 
-/// A datagram of `length` bytes there and back. Returns the client's address as the server sees it.
+/// Sends a datagram of `length` bytes there and back. Returns the client's address as the server
+/// sees it.
 ///
 /// # Errors
-/// When it does not arrive, or not as it was.
+/// When the datagram does not arrive unchanged.
 pub fn udp(from: &Endpoint, to: &Endpoint, length: usize, answers: Answers) -> Result<IpAddr> {
     let open = |address: Ipv4Addr| -> std::io::Result<UdpSocket> {
         let socket = UdpSocket::bind((address, 0))?;
         socket.set_read_timeout(Some(allowed(PATIENCE)))?;
         Ok(socket)
     };
-    // Bound to its address, so that it answers from there and not from that of the nearest
-    // interface.
+    // Bound to the endpoint's address, so that answers come from this address and not from that of
+    // the nearest interface.
     let server = to
         .namespace
         .inside(|| open(to.address))?
@@ -164,16 +165,16 @@ fn silence(what: &str) -> anyhow::Error {
     anyhow!("no {what} arrives within {} s", allowed(PATIENCE).as_secs())
 }
 
-/// An ICMP echo with `length` bytes of payload. Returns the sender's address as the receiver sees
-/// it.
+/// Sends an ICMP echo with `length` bytes of payload. Returns the sender's address as the receiver
+/// sees it.
 ///
 /// # Errors
-/// When it does not arrive, or no answer comes back, or not with the bytes that were sent.
+/// When the echo does not arrive, or no answer with the same bytes returns.
 pub fn icmp(from: &Endpoint, to: &Endpoint, length: usize) -> Result<IpAddr> {
     let receiver = to.namespace.inside(raw_icmp)??;
     let sender = from.namespace.inside(raw_icmp)??;
-    // Told from all other pings by its number, for the checks of one process run side by side. It
-    // is in the payload as well: masquerading gives an echo another identifier.
+    // The number distinguishes the echo from all others, because several checks of one process run
+    // at a time. The number is in the payload as well, because masquerading changes the identifier.
     let identifier = NEXT_ECHO.fetch_add(1, Ordering::Relaxed);
     let mut payload = pattern(length);
     for (byte, mark) in payload.iter_mut().zip(identifier.to_be_bytes()) {
@@ -218,7 +219,7 @@ fn echo_request(identifier: u16, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// RFC 1071.
+/// The checksum of RFC 1071.
 pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
     let mut sum: u32 = bytes.chunks(2).map(word).sum();
@@ -228,8 +229,8 @@ pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// Waits for an echo with this payload, and this identifier if there is one, among everything that
-/// raw sockets are shown.
+/// Waits for an echo with this payload, and this identifier if given, among all packets that raw
+/// sockets receive.
 fn await_echo(
     socket: &OwnedFd,
     kind: u8,

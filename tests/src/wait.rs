@@ -1,4 +1,4 @@
-//! Waiting with a deadline.
+//! Waits with a deadline.
 
 use std::time::{Duration, Instant};
 
@@ -6,15 +6,15 @@ use anyhow::{Result, bail};
 
 use crate::interrupt;
 
-/// Environment variable with a whole number: how much slower than a usual machine this one is.
-/// Every limit of time is multiplied by it, and paced senders slow down by it; what has to arrive
-/// has to arrive all the same.
+/// Environment variable with a whole number: how many times slower than a usual machine this one
+/// is. Every limit of time is multiplied by the number, and paced senders slow down by it; the
+/// required results do not change.
 pub const SLOWNESS_ENV: &str = "OVERLAY_SLOWNESS";
 
-/// How long to sleep between two looks.
+/// Pause between two checks.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Looks until `look` answers true, at most for `limit`.
+/// Checks until `look` returns true, at most for `limit`.
 ///
 /// # Errors
 /// Names `what` when the time is over, and stops early when the user interrupts.
@@ -22,7 +22,7 @@ pub fn wait_until(what: &str, limit: Duration, mut look: impl FnMut() -> bool) -
     wait_for(what, limit, || look().then_some(()))
 }
 
-/// Looks until `look` finds something, at most for `limit`, and returns it.
+/// Checks until `look` finds a value, at most for `limit`, and returns the value.
 ///
 /// # Errors
 /// Names `what` when the time is over, and stops early when the user interrupts.
@@ -41,12 +41,12 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
     }
 }
 
-/// A limit of time, as it is on this machine.
+/// A limit of time, adapted to this machine.
 pub fn allowed(limit: Duration) -> Duration {
     limit * slowness()
 }
 
-/// How much slower than a usual machine this one is, as [`SLOWNESS_ENV`] says.
+/// How many times slower than a usual machine this one is, by [`SLOWNESS_ENV`].
 pub fn slowness() -> u32 {
     let value = std::env::var(SLOWNESS_ENV).ok();
     value

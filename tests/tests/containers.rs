@@ -9,9 +9,9 @@ use overlay_tests::pins::{LINKS, MAPS};
 use overlay_tests::status::{Counts, status, wait_for_path};
 use overlay_tests::{Lab, Node, Options, wait_until};
 
-/// How long the agent may take to notice that a pod has come or gone.
+/// Longest time until the agent notices that a pod was added or removed.
 const NOTICED: Duration = Duration::from_secs(5);
-/// Serves a page.
+/// The command that serves a page.
 const SERVE: &[&str] = &[
     "sh",
     "-c",
@@ -31,11 +31,11 @@ fn containers_talk_across_nodes_and_leave_nothing_behind() -> Result<()> {
         Containerd::start(&nodes[0], &archive)?,
         Containerd::start(&nodes[1], &archive)?,
     ];
-    // The bridge stays after the last pod: what was there before is looked at with it.
+    // The bridge stays after the last pod, so the state before is taken with the bridge.
     for node in &nodes {
         ensure!(leftovers(node)?.is_empty(), "{:?}", leftovers(node)?);
     }
-    // A container that comes and goes before, so that a reused address is seen to work.
+    // A container is added and removed before, so that a reused address is tested.
     for round in 1..=2 {
         let names = [format!("web{round}a"), format!("web{round}b")];
         let containers = [
@@ -56,7 +56,7 @@ fn containers_talk_across_nodes_and_leave_nothing_behind() -> Result<()> {
     Ok(())
 }
 
-/// Both fetch a page from the other, by the fast path.
+/// Both fetch a page from the other, over the fast path.
 fn talk(nodes: &[Node], runtimes: &[Containerd; 2], containers: &[Container; 2]) -> Result<()> {
     let addresses = [
         runtimes[0].address(&containers[0])?,
@@ -125,7 +125,7 @@ fn leftovers(node: &Node) -> Result<Vec<String>> {
             .filter(|pin| pin.starts_with("pod_"))
             .map(str::to_owned),
     );
-    // Network namespaces of processes that are gone show as numbers only.
+    // Network namespaces whose processes have ended appear as numbers only.
     left.extend(
         node.run(["ip", "netns", "list-id"])?
             .lines()

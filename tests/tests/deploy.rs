@@ -1,4 +1,4 @@
-//! What `deploy/` holds, run for real.
+//! The files of `deploy/`, run for real.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 const CONFLIST: &str = include_str!("../../deploy/10-flannel.conflist");
 const DAEMON_SET: &str = include_str!("../../deploy/daemonset.yaml");
-/// Where Debian's containernetworking-plugins are.
+/// The directory of Debian's containernetworking-plugins.
 const PLUGINS: &str = "/usr/lib/cni";
-/// The port of the node that leads to the pod, and the pod's.
+/// The node's port that leads to the pod, and the pod's port.
 const HOST_PORT: u16 = 31_080;
 const PORT: u16 = 8080;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ fn call(node: &Node, plugin: &Path, verb: &str, pod: &Pod, config: &Value) -> Re
     Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
 }
 
-/// The second plugin of the list, over what the first has made.
+/// The second plugin of the list, on the result of the first.
 #[test]
 fn the_conflist_maps_host_ports_by_the_real_portmap() -> Result<()> {
     let plugin = Path::new(PLUGINS).join("portmap");
@@ -60,7 +60,7 @@ fn the_conflist_maps_host_ports_by_the_real_portmap() -> Result<()> {
         first["type"] == "flannel" && second["type"] == "portmap",
         "{list}"
     );
-    // The lab's pods are made by the first plugin with the same configuration.
+    // The first plugin made the lab's pods with the same configuration.
     let made: Value = serde_json::from_str(&node.read_file("/etc/cni/net.d/10-flannel.conflist")?)?;
     ensure!(made["plugins"][0] == *first, "the lab has {made}");
     let mut config = second.clone();
@@ -86,7 +86,7 @@ fn the_conflist_maps_host_ports_by_the_real_portmap() -> Result<()> {
     ensure!(result["ips"] == pod.cni_result()["ips"], "{result}");
     reach(&outside).context("from beyond the cluster")?;
     reach(&lab.node(2).namespace()).context("from another node")?;
-    // By way of the node's address, translated on the sender's node or on the other.
+    // Through the node's address, translated on the sender's node or on the other.
     let seen = reach(&lab.pod(2, 1).namespace()).context("from a pod of another node")?;
     println!("portmap shows a remote pod as {seen}");
     call(&node, &plugin, "DEL", &pod, &config)?;
@@ -145,7 +145,7 @@ fn the_init_containers_do_what_they_are_for() -> Result<()> {
     let tables = run("nft list tables")?;
     ensure!(!tables.contains("overlay_init"), "{tables}");
 
-    // The image's plugin, beside the node's own ones.
+    // The image's plugin, beside the node's own plugins.
     let plugin = lab.options().bin_dir.join("overlay-cni");
     let install = run_line("install-cni")?.replace("/opt/overlay/", "/run/image/");
     run(&format!(
@@ -154,7 +154,7 @@ fn the_init_containers_do_what_they_are_for() -> Result<()> {
          cp {} /run/image/overlay-cni; ls /opt/cni/bin/portmap",
         plugin.display()
     ))?;
-    // Twice: the second time over what the first has left.
+    // Twice, because the second run finds the files of the first.
     for _ in 0..2 {
         run(&install)?;
         run("cmp /run/image/overlay-cni /opt/cni/bin/flannel")?;

@@ -10,10 +10,10 @@ use overlay_tests::status::{self, Counts};
 use overlay_tests::traffic::{self, Endpoint};
 use overlay_tests::{Lab, Node, Options, fast_path};
 
-/// How often what is done again and again is done.
+/// Number of repetitions in cases that repeat a fault.
 const ROUNDS: usize = 10;
 
-/// Runs the quick cases of a stage; each tells what it cost.
+/// Runs the quick cases of a stage and prints the cost of each.
 fn campaign(stage: Stage) -> Result<()> {
     let cases: Vec<_> = faults::all()
         .into_iter()
@@ -66,7 +66,7 @@ fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
         ..Options::for_test("clsact")
     })?;
     let node = lab.node(1);
-    // Filters of our own do not keep pods from the fast path.
+    // Our own filters do not keep pods from the fast path.
     status::wait_accelerated(&lab)?;
     let links = node.run(["ls", &LINKS.to_string()])?;
     ensure!(links.is_empty(), "attached by tcx as well: {links}");
@@ -95,7 +95,7 @@ fn clsact_serves_where_there_is_no_tcx() -> Result<()> {
     lab.down()
 }
 
-/// No device of a node has a filter of ours.
+/// Whether no device of a node has a filter of ours.
 fn no_filters(node: &Node) -> Result<()> {
     let filters = "for device in $(ls /sys/class/net); do
                        tc filter show dev $device ingress; tc filter show dev $device egress
@@ -105,7 +105,7 @@ fn no_filters(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What `overlayd cleanup` could touch, by the tools that show it.
+/// The state that `overlayd cleanup` could change, as shown by tools.
 fn surroundings(node: &Node) -> Result<String> {
     let mut all = String::new();
     for line in [
@@ -130,14 +130,14 @@ fn surroundings(node: &Node) -> Result<String> {
     Ok(all)
 }
 
-/// What starting and ending leave by design.
+/// The files that start and end leave by design.
 const LEFT: [&str; 3] = ["/run/flannel", "/run/overlay", "/run/overlay/agent.lock"];
 
-/// What changes by itself.
+/// Lines that change without any action of ours.
 fn is_incidental(line: &str) -> bool {
-    // Comments of iptables-save have the time of day.
+    // Comments of iptables-save contain the time of day.
     line.starts_with('#')
-        // What the bridge has learned.
+        // Entries that the bridge has learned.
         || line.contains(" dev veth") && !line.contains("permanent")
         || line.contains("fe80::")
         || line.contains("ff00::")
@@ -161,7 +161,8 @@ fn without_counts(line: &str) -> String {
 fn cleanup_takes_ours_and_nothing_else() -> Result<()> {
     let lab = Lab::up(Options {
         pods: 1,
-        // Cleanup gives the lease up; with one subnet for each node it is the same one afterwards.
+        // Cleanup releases the lease; with only one subnet for each node the next lease is the
+        // same.
         network: serde_json::json!({
             "Network": "10.244.0.0/16",
             "SubnetMin": "10.244.1.0",
@@ -171,7 +172,7 @@ fn cleanup_takes_ours_and_nothing_else() -> Result<()> {
         ..Options::for_test("cleanup")
     })?;
     let node = lab.node(1);
-    // What others have on a node.
+    // These objects of other programs must stay.
     for line in [
         "ip link add vxlan7 type vxlan id 7 dstport 4790 dev eth0 nolearning",
         "ip link set vxlan7 up",
@@ -199,7 +200,7 @@ fn cleanup_takes_ours_and_nothing_else() -> Result<()> {
     let without_left = clean.lines().filter(|line| !LEFT.contains(line));
     let without_left = without_left.collect::<Vec<_>>().join("\n");
     no_filters(&node)?;
-    // Where programs are filters, their qdisc stays, because somebody else may use it.
+    // Where programs are filters, their qdisc stays, because another program may use it.
     ensure!(
         !fast_path::has_tcx(&node)? || !without_left.contains("clsact"),
         "clsact is left:\n{clean}"
@@ -230,7 +231,7 @@ fn cleanup_takes_ours_and_nothing_else() -> Result<()> {
         "a second time changed something"
     );
 
-    // The same once more, and in between with the agent's files missing.
+    // The same again, with one of the agent's files missing in between.
     for lost in [
         &[][..],
         &["/run/flannel/subnet.env", "/run/overlay/agent.json"],
@@ -263,7 +264,7 @@ fn cleanup_takes_ours_and_nothing_else() -> Result<()> {
     lab.down()
 }
 
-/// The node's lease is under an address that the node does not have any more.
+/// The lease has an address that the node does not have any more.
 #[test]
 fn cleanup_gives_up_the_lease_of_a_node_that_has_moved() -> Result<()> {
     let lab = Lab::up(Options {
@@ -284,7 +285,8 @@ fn cleanup_gives_up_the_lease_of_a_node_that_has_moved() -> Result<()> {
     node.stop_agent(Signal::SIGTERM)?;
     let old = node.underlay_address();
     for line in [
-        // In this order: with the first address of a subnet go the others.
+        // The order matters, because the kernel removes the other addresses with the first one of a
+        // subnet.
         format!("ip address del {old}/24 dev eth0"),
         "ip address add 192.168.66.77/24 dev eth0".to_owned(),
     ] {
@@ -297,7 +299,7 @@ fn cleanup_gives_up_the_lease_of_a_node_that_has_moved() -> Result<()> {
     lab.down()
 }
 
-/// The lines that one text has and the other has not.
+/// The lines that only one of the texts has.
 fn difference(before: &str, after: &str) -> String {
     let only = |text: &str, other: &str, mark: &str| -> Vec<String> {
         text.lines()

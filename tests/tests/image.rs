@@ -14,10 +14,10 @@ use overlay_tests::kubernetes::OVERLAY_IMAGE;
 use serde_json::Value;
 use tar::{Archive, Entry, EntryType};
 
-/// As much as a node may have to fetch, in bytes.
+/// Largest download of a node, in bytes.
 const MOST: u64 = 40 * 1024 * 1024;
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
-/// What both of flannel's images have, and what its manifests and its tests call there.
+/// The programs of both flannel images, which flannel's manifests and tests call.
 const FLANNELS: [&str; 9] = [
     "opt/bin/flanneld",
     "opt/bin/install-conf",
@@ -35,7 +35,7 @@ fn the_same_programs_make_the_same_small_image() -> Result<()> {
     let directory = tempfile::tempdir().context("make a directory")?;
     let [one, other] = ["one.tar", "other.tar"].map(|name| directory.path().join(name));
     for path in [&one, &other] {
-        // Hardly compressed: a release's image is smaller still.
+        // The compression is low, so that a release's image is smaller still.
         Image::overlay(OVERLAY_IMAGE, &Options::default().bin_dir, 1)?.write(path)?;
     }
     ensure!(fs::read(&one)? == fs::read(&other)?, "two images differ");
@@ -45,7 +45,7 @@ fn the_same_programs_make_the_same_small_image() -> Result<()> {
     has_what_flannels_have(&one)
 }
 
-/// Every path is a program, or a link that leads to one.
+/// Every path is a program, or a link to one.
 fn has_what_flannels_have(archive: &Path) -> Result<()> {
     let parts = parts(File::open(archive)?)?;
     let layer = GzDecoder::new(layer_of(&parts)?.as_slice());
@@ -91,8 +91,8 @@ fn layer_of(parts: &BTreeMap<String, Vec<u8>>) -> Result<&Vec<u8>> {
     part(&manifest["layers"][0]["digest"])
 }
 
-/// `docker build` with deploy/Dockerfile makes the same of what `cargo xtask image` writes beside
-/// the image.
+/// `docker build` with deploy/Dockerfile makes the same image from the files that `cargo xtask
+/// image` writes beside its image.
 #[test]
 fn the_dockerfile_makes_the_same_image() -> Result<()> {
     let image = Image::overlay(OVERLAY_IMAGE, &Options::default().bin_dir, 1)?;
@@ -109,7 +109,7 @@ fn the_dockerfile_makes_the_same_image() -> Result<()> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .collect();
     ensure!(steps == wanted, "{steps:#?} instead of {wanted:#?}");
-    // What ADD unpacks is the image's layer, to the byte.
+    // The content of ADD is the image's layer, to the byte.
     let layer = image.tree.archive()?;
     let (archive, _) = image.archive()?;
     let parts = parts(archive.as_slice())?;
@@ -119,14 +119,14 @@ fn the_dockerfile_makes_the_same_image() -> Result<()> {
     Ok(())
 }
 
-/// What a file of the image is.
+/// The kind of a file in the image.
 struct Kind {
-    /// Where a link leads.
+    /// The target of a link.
     target: Option<String>,
     is_program: bool,
 }
 
-/// What `read` makes of every entry of an archive and its path.
+/// The results of `read` for every entry of an archive and its path.
 fn entries<R: std::io::Read, T>(
     archive: R,
     read: impl Fn(Entry<'_, R>, String) -> Result<(String, T)>,

@@ -1,11 +1,12 @@
-//! IPsec between nodes: packets that its policies are for take the kernel path, which asks them.
+//! IPsec between nodes: packets that policies apply to take the kernel path, which applies the
+//! policies.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{Lab, Node, Options, fast_path, wait_until};
 
-/// Policies are looked at in rounds.
+/// Policies are read in rounds.
 const SOON: Duration = Duration::from_secs(20);
 
 fn notes(node: &Node, text: &str) -> bool {
@@ -13,8 +14,8 @@ fn notes(node: &Node, text: &str) -> bool {
         .is_ok_and(|answer| answer.body.contains(text))
 }
 
-/// A policy is kept in both directions, and nothing is short-cut past it; without it the fast path
-/// comes back.
+/// A policy applies in both directions, and no packet bypasses it; without the policy the fast path
+/// returns.
 #[test]
 fn policies_between_nodes_are_kept() -> Result<()> {
     const LEFT: &str = "IPsec policies";

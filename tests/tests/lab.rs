@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{Lab, Options};
 use serde_json::Value;
 
-/// A lab that stays up for hours may be taken down by a later build, whose state has other fields.
+/// A later build, whose state has other fields, may have to take down a lab that stays up for
+/// hours.
 #[test]
 fn a_lab_of_another_build_can_be_taken_down() -> Result<()> {
     let lab = Lab::up(Options {
@@ -18,7 +19,7 @@ fn a_lab_of_another_build_can_be_taken_down() -> Result<()> {
     let namespace = lab.node(1).namespace().path();
     let store = lab.store_process().context("no store")?;
     let file = lab.directory().join("lab.json");
-    // Dropping this one would take it down as well.
+    // Dropping the value would take the lab down as well.
     let _lab = lab.keep();
     let text = fs::read(&file)?;
     let mut state: Value = serde_json::from_slice(&text)?;
@@ -30,7 +31,7 @@ fn a_lab_of_another_build_can_be_taken_down() -> Result<()> {
     let refused = Lab::attach(&prefix).err().context("it was understood")?;
     ensure!(refused.to_string().contains("another build"), "{refused:#}");
 
-    // One that says nothing at all is left alone: it is all that tells of the processes.
+    // A malformed state stays, because only the state names the processes.
     fs::write(&file, "{}")?;
     ensure!(
         Lab::remove(&prefix).is_err(),

@@ -1,5 +1,5 @@
-//! The way to another node: what the kernel's neighbour table and routes say of it shows in the
-//! fast path's table.
+//! The way to another node: changes in the kernel's neighbour table and routes appear in the fast
+//! path's table.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use overlay_tests::pins::MAPS;
 use overlay_tests::{Lab, Node, Options, wait_until};
 
-/// What netlink tells of; machines that run tests are slow.
+/// Longest time for changes that netlink reports, because machines that run tests are slow.
 const SOON: Duration = Duration::from_secs(4);
 
 /// The entry of the one peer in the fast path's table, in hexadecimal.
@@ -30,7 +30,7 @@ fn goes_to(node: &Node, mac: &str) -> Result<()> {
     .with_context(|| format!("the peer is {:?}; {}", peer(node), node.agent_log_tail()))
 }
 
-/// Among many others that change all the time.
+/// The neighbour is among many others that change all the time.
 #[test]
 fn a_neighbour_that_changes_is_followed() -> Result<()> {
     let lab = Lab::up(Options::for_test("hops"))?;
@@ -47,7 +47,7 @@ fn a_neighbour_that_changes_is_followed() -> Result<()> {
     lab.down()
 }
 
-/// Of two next hops, the one that the kernel chooses; with it gone, the other.
+/// Of two next hops, the one that the kernel chooses is used; when that one disappears, the other.
 #[test]
 fn one_of_several_next_hops_is_taken() -> Result<()> {
     let lab = Lab::up(Options::for_test("legs"))?;

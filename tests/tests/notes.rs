@@ -1,4 +1,4 @@
-//! What an operator is told of a node that carries traffic, and yet is not as it should be.
+//! Notes for an operator on a node that carries traffic, but has a fault.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,10 +13,10 @@ use overlay_tests::status::status;
 use overlay_tests::{Lab, Node, Options, reach, traffic, wait_until};
 use serde_json::{Value, json};
 
-/// Three requests without an answer take some seconds, and what was told is asked for anew every
-/// ten.
+/// Three requests without an answer take some seconds, and a peer that does not answer gets another
+/// request every ten.
 const LIMIT: Duration = Duration::from_secs(40);
-/// How long a capture that holds everything may take to hand out a frame.
+/// Longest time until a capture that holds all frames returns the next one.
 const QUIET: Duration = Duration::from_millis(20);
 
 fn lab(name: &str) -> Result<Lab> {
@@ -26,7 +26,7 @@ fn lab(name: &str) -> Result<Lab> {
     })
 }
 
-/// Waits for a text among what a ready node says of itself.
+/// Waits for a text in a ready node's notes, or for its end.
 fn wait_noted(node: &Node, text: &str, noted: bool) -> Result<()> {
     wait_until(&format!("{text:?} to be noted: {noted}"), LIMIT, || {
         node.http_get("/readyz")
@@ -44,7 +44,7 @@ fn a_firewall_that_drops_vxlan_is_told_although_the_fast_path_works() -> Result<
         "table inet firewall { chain input { type filter hook input priority 0; udp dport 8472 \
         drop; }; }",
     ])?;
-    // A new agent asks at once, and not only in its next turn.
+    // A new agent sends requests at once, and not only in its next turn.
     one.stop_agent(Signal::SIGTERM)?;
     one.start_agent(&[])?;
     let subnet = other.subnet()?.to_string();
@@ -69,7 +69,7 @@ fn a_firewall_that_drops_vxlan_is_told_although_the_fast_path_works() -> Result<
     lab.down()
 }
 
-/// The note that the agent leaves in its run directory, and what `overlayctl status` makes of it.
+/// The agent's note in its run directory, and its presentation by `overlayctl status`.
 #[test]
 fn tools_are_told_what_the_agent_knows() -> Result<()> {
     let lab = lab("tools")?;
@@ -96,7 +96,8 @@ fn tools_are_told_what_the_agent_knows() -> Result<()> {
     lab.down()
 }
 
-/// The program at the VXLAN device's egress comes before captures: it steps aside for them.
+/// The program at the VXLAN device's egress runs before captures, so the program is disabled while
+/// there is one.
 #[test]
 fn a_capture_shows_what_the_stack_sends_to_other_nodes() -> Result<()> {
     let lab = lab("capture")?;
@@ -126,7 +127,7 @@ fn a_capture_shows_what_the_stack_sends_to_other_nodes() -> Result<()> {
 /// although the device itself opens only super-packets and what the path check asks.
 #[test]
 fn a_capture_shows_what_is_handed_in_for_the_stack() -> Result<()> {
-    /// Where an IPv4 header behind Ethernet has its protocol.
+    /// Position of the protocol in an IPv4 header behind Ethernet.
     const PROTOCOL: usize = 23;
     /// A frame of the longest packet that fits the device.
     const FRAME: usize = 1450 + ETHERNET_LEN as usize;
@@ -159,8 +160,8 @@ fn a_capture_shows_what_is_handed_in_for_the_stack() -> Result<()> {
     lab.down()
 }
 
-/// A packet filter of this node's own may refuse what is sent to one peer: that says nothing of the
-/// others, whose answers are on their way.
+/// A packet filter of this node may refuse the requests to one peer. The other peers, whose answers
+/// are on their way, must not be reported.
 #[test]
 fn a_peer_that_cannot_be_asked_is_the_only_one_that_is_told() -> Result<()> {
     let lab = Lab::up(Options {
@@ -229,7 +230,7 @@ fn an_agent_that_may_not_ask_its_peers_says_so() -> Result<()> {
     lab.down()
 }
 
-/// An agent of another version may have pinned what this build's tools cannot read.
+/// An agent of another version may have pinned maps that this build's tools cannot read.
 #[test]
 fn pins_of_another_abi_version_are_told() -> Result<()> {
     let lab = Lab::up(Options {

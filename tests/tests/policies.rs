@@ -1,4 +1,5 @@
-//! Network policies in netfilter: packets that they are for take the kernel path, which asks them.
+//! Network policies in netfilter: packets that policies apply to take the kernel path, which
+//! applies the policies.
 
 use std::fs;
 use std::net::SocketAddrV4;
@@ -10,14 +11,14 @@ use overlay_tests::kube_proxy::{self, HostPort, Service};
 use overlay_tests::status::status;
 use overlay_tests::{Lab, Node, Options, Pod, fast_path, wait_until};
 
-/// Rules are looked for once a second, and what follows is told in a round.
+/// The agent looks for rules once a second, and reports the consequence in a round.
 const SOON: Duration = Duration::from_secs(20);
 
-/// One node's rule, and what keeps it there.
+/// One node's rule, and the object that keeps the rule in place.
 struct Rule {
     add: String,
     remove: String,
-    /// As `overlayctl status` names it.
+    /// The name of the rule in `overlayctl status`.
     named: &'static str,
 }
 
@@ -31,7 +32,7 @@ fn reaches(from: &Pod, to: &Pod) -> Result<bool> {
     Ok(echo.status.success())
 }
 
-/// What status says of policies.
+/// The status of policies.
 fn policies(node: &Node) -> Result<Option<String>> {
     let found = status(node)?;
     Ok(found["network_policies"].as_str().map(str::to_owned))
@@ -44,7 +45,7 @@ fn wait_for_policy(node: &Node, named: &str) -> Result<()> {
     .with_context(|| node.agent_log_tail())
 }
 
-/// Readiness, metrics and status tell the same.
+/// Readiness, metrics and status report the same.
 fn is_told(node: &Node, named: &str, state: &str) -> Result<()> {
     let ready = node.http_get("/readyz")?;
     ensure!(ready.status == 200, "not ready: {}", ready.body);
@@ -63,8 +64,8 @@ fn is_told(node: &Node, named: &str, state: &str) -> Result<()> {
     Ok(())
 }
 
-/// The pods of one node and of another: whatever way a rule takes, it drops what its pods send each
-/// other.
+/// The rule drops packets between the pods of one node and another, whichever path the packets
+/// take.
 #[test]
 fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()> {
     let lab = Lab::up(Options::for_test("policy"))?;
@@ -99,7 +100,7 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
             iptables("iptables-nft", "DROP", "other: drop in ip filter FORWARD"),
             &remote,
         ),
-        // No program takes packets off the queue: the kernel drops.
+        // No program reads the queue, so the kernel drops the packets.
         (
             iptables("iptables-nft", "NFQUEUE --queue-num 9", "other: NFQUEUE in"),
             &remote,
@@ -150,8 +151,8 @@ fn rules_are_kept_on_the_kernel_path_and_the_fast_path_comes_back() -> Result<()
     lab.down()
 }
 
-/// An owner who forces the fast path is told what it passes by; an agent that starts without force
-/// finds the rule at once.
+/// An operator who forces the fast path gets a note on the bypassed rule; an agent that starts
+/// without force finds the rule at once.
 #[test]
 fn force_goes_past_rules_and_says_so() -> Result<()> {
     const NAMED: &str = "filter FORWARD";
@@ -182,8 +183,8 @@ fn force_goes_past_rules_and_says_so() -> Result<()> {
     lab.down()
 }
 
-/// Rules that every cluster's nodes have leave the fast path alone: kube-proxy's, those of the
-/// portmap plugin, and Docker's, which drops by policy what flannel's rules have not let pass
+/// Rules on the nodes of every cluster do not affect the fast path: kube-proxy's, those of the
+/// portmap plugin, and Docker's, whose policy drops packets that flannel's rules have not accepted
 /// before.
 #[test]
 fn the_clusters_own_rules_are_no_policies() -> Result<()> {
@@ -225,7 +226,7 @@ fn the_clusters_own_rules_are_no_policies() -> Result<()> {
         &format!("iptables-restore --noflush --wait <<'EOF'\n{DOCKER}EOF"),
     )?;
 
-    // One that counts shows when the agent has looked at all of them.
+    // When this policy is reported, the agent has read all of the rules.
     shell(&node, "iptables -w -t raw -I PREROUTING -p sctp -j DROP")?;
     wait_for_policy(&node, NAMED)?;
     let found = policies(&node)?.unwrap_or_default();
@@ -242,7 +243,7 @@ fn the_clusters_own_rules_are_no_policies() -> Result<()> {
         "slow"
     );
 
-    // Without flannel's rules, Docker's policy would drop.
+    // Without flannel's rules, Docker's policy drops packets.
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&["--iptables-forward-rules=false"])?;
     wait_for_policy(&node, "policy drop in")?;

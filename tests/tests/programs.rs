@@ -1,5 +1,5 @@
-//! The programs in this machine's kernel, run on made-up packets, against the decision in Rust.
-//! Needs root.
+//! The programs in this machine's kernel, run on invented packets, compared with the decision in
+//! Rust. Needs root.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -153,7 +153,7 @@ fn refused_packets_are_told_of_where_that_is_wanted() -> Result<()> {
     })
 }
 
-/// One refused packet again and again, whose events nobody fetches: what finds no room is counted.
+/// One refused packet is repeated, and no process reads the events: those without room are counted.
 #[test]
 fn events_that_find_no_room_are_counted() -> Result<()> {
     /// A record with its header (`BPF_RINGBUF_HDR_SZ`).
@@ -178,7 +178,7 @@ fn events_that_find_no_room_are_counted() -> Result<()> {
     })
 }
 
-/// What the fuzzer once found, or what is worth more than a chance.
+/// Packets that the fuzzer once found, or that are too important for random choice.
 #[test]
 fn every_recorded_packet_ends_in_the_kernel_as_in_rust() -> Result<()> {
     let recordings =
@@ -204,7 +204,7 @@ fn every_recorded_packet_ends_in_the_kernel_as_in_rust() -> Result<()> {
 fn made_up_packets_end_in_the_kernel_as_in_rust() -> Result<()> {
     let outcome = campaign::run(&Options {
         limit: Limit::Packets(100_000),
-        // The same ones in every run; `cargo xtask fuzz` makes others.
+        // The seed is the same in every run; `cargo xtask fuzz` uses others.
         seed: 8472,
         jobs: 1,
         corpus: None,
@@ -219,7 +219,7 @@ fn made_up_packets_end_in_the_kernel_as_in_rust() -> Result<()> {
             serde_json::to_string_pretty(&recording)?
         );
     }
-    // Nothing is proved about packets that are never made.
+    // These verdicts must occur, because otherwise nothing would be tested about them.
     for (hook, verdict) in [
         (Hook::PodIn, Verdict::Redirected),
         (Hook::PodIn, Verdict::Encapsulated),
@@ -289,7 +289,7 @@ fn a_foreign_change_among_thousands_of_peers_is_found() -> Result<()> {
 
 #[test]
 fn the_verifier_stays_far_from_its_limit() -> Result<()> {
-    /// A kernel gives up after a million (`BPF_COMPLEXITY_LIMIT_INSNS` in include/linux/bpf.h).
+    /// The kernel's limit of a million (`BPF_COMPLEXITY_LIMIT_INSNS` in include/linux/bpf.h).
     const LIMIT: u32 = 1_000_000;
     in_kernel(|kernel| {
         for (hook, verified) in kernel.verified_instructions()? {
@@ -300,13 +300,13 @@ fn the_verifier_stays_far_from_its_limit() -> Result<()> {
     })
 }
 
-/// For `cargo xtask bench --programs`: writes what every case costs to the file that
+/// For `cargo xtask bench --programs`: writes the cost of every case to the file that
 /// `OVERLAY_COSTS` names.
 #[test]
 #[ignore = "measures, and fails for no figure"]
 fn cost_of_every_case() -> Result<()> {
-    /// Runs of each; the fastest is told. One at a time, for a second run would see the changed
-    /// packet.
+    /// Number of runs of each case; the shortest counts. The runs are single, because a second run
+    /// in one call would see the changed packet.
     const RUNS: usize = 201;
     let path = std::env::var_os("OVERLAY_COSTS").expect("OVERLAY_COSTS names a file");
     in_kernel(move |kernel| {

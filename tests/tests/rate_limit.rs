@@ -1,4 +1,4 @@
-//! A rate limit on a pod's veth still limits, whenever it is set.
+//! A rate limit on a pod's veth is effective, whenever it is set.
 
 use std::io::Write as _;
 use std::net::SocketAddrV4;
@@ -11,22 +11,22 @@ use overlay_tests::status::{Counts, wait_accelerated, wait_for_path};
 use overlay_tests::{Lab, Options, Pod, StoreKind, command, fast_path, kube_proxy};
 use serde_json::json;
 
-/// Bits a second, both ways, and the bits that may pass at once before that counts.
+/// Bits per second, both ways, and the burst in bits that passes without limit.
 const RATE: u64 = 4_000_000;
 const BURST: u64 = 400_000;
-/// How often each side speaks in a measurement, and how many bytes it says each time.
+/// Number of messages of each side in a measurement, and size of each in bytes.
 const SPEECHES: u64 = 20;
 const SPEECH: u64 = 20_000;
 
-/// Which ways are limited.
+/// The limited directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ways {
     Both,
-    /// What the pod receives.
+    /// Packets to the pod.
     ToPod,
 }
 
-/// Calls the bandwidth plugin as a runtime chains it after ours.
+/// Calls the bandwidth plugin as a runtime does after ours in the list.
 fn bandwidth(pod: &Pod, verb: &str, ways: Ways) -> Result<()> {
     let node = pod.node();
     let mut limits = json!({"ingressRate": RATE, "ingressBurst": BURST});
@@ -69,8 +69,8 @@ fn queued(pod: &Pod, kind: &str) -> Result<Vec<u64>> {
     Ok(wanted.filter_map(|qdisc| qdisc["bytes"].as_u64()).collect())
 }
 
-/// The ways that can be limited once the pod is accelerated. Where programs are filters (before
-/// Linux 6.6) their qdisc is in the place of the one that the plugin makes for what the pod sends,
+/// The directions that can be limited once the pod is accelerated. Where programs are filters
+/// (before Linux 6.6) their qdisc takes the place of the plugin's qdisc for packets from the pod,
 /// as the README says.
 fn possible(pod: &Pod) -> Result<Ways> {
     if fast_path::has_tcx(&pod.node())? {
@@ -83,12 +83,12 @@ fn possible(pod: &Pod) -> Result<Ways> {
     Ok(Ways::ToPod)
 }
 
-/// Takes limits off again.
+/// Removes the limits.
 fn take_off(pod: &Pod, ways: Ways) -> Result<()> {
     let device = pod.host_interface()?;
     bandwidth(pod, "DEL", ways)?;
-    // The plugin leaves those on the veth to the veth's end. A clsact qdisc stays: it is none of
-    // these.
+    // The plugin does not remove limits on the veth, which end with the veth. A clsact qdisc stays,
+    // because it is none of these.
     for qdisc in ["root", "ingress"] {
         pod.node()
             .exec(["tc", "qdisc", "del", "dev", &device, qdisc])?;
@@ -96,7 +96,7 @@ fn take_off(pod: &Pod, ways: Ways) -> Result<()> {
     Ok(())
 }
 
-/// Both sides speak in turns; returns how long that took.
+/// Both sides send in turn; returns the duration.
 fn talk(conversation: &Conversation) -> Result<Duration> {
     let start = Instant::now();
     for _ in 0..SPEECHES {
@@ -113,7 +113,7 @@ fn a_rate_limit_still_limits_when_it_is_set_after_the_pod_was_accelerated() -> R
         ..Options::for_test("rate")
     })?;
     wait_accelerated(&lab)?;
-    // Connections that began on the fast path must not be invalid to connection tracking
+    // Connections that began on the fast path must not be invalid for connection tracking
     // afterwards.
     for node in lab.nodes() {
         kube_proxy::serve(&node, "10.244.0.0/16".parse()?, &[])?;
@@ -144,7 +144,8 @@ fn a_rate_limit_still_limits_when_it_is_set_after_the_pod_was_accelerated() -> R
             counts.fast() == 0,
             "{who}: short cuts past the limit: {counts:?}"
         );
-        // One way each: towards the pod on its veth, from it on a device that the plugin made.
+        // Each direction has one qdisc: towards the pod on its veth, from the pod on a device of
+        // the plugin.
         let after = queued(&limited, "tbf")?;
         let limits = if ways == Ways::Both { 2 } else { 1 };
         ensure!(after.len() == limits, "{after:?}");
@@ -155,7 +156,7 @@ fn a_rate_limit_still_limits_when_it_is_set_after_the_pod_was_accelerated() -> R
                 "{who}: only {passed} bytes passed the limit"
             );
         }
-        // Each way at its own rate; a slow machine only takes longer.
+        // Each direction has its own rate; a slow machine only takes longer.
         let least = (SPEECHES * SPEECH * 8 - BURST) as f64 / RATE as f64;
         ensure!(
             took.as_secs_f64() >= least,
@@ -163,7 +164,7 @@ fn a_rate_limit_still_limits_when_it_is_set_after_the_pod_was_accelerated() -> R
         );
     }
 
-    // The neighbours are none the worse for it.
+    // The limit does not affect the neighbours.
     let before = Counts::of(&node)?;
     let to_neighbour = SocketAddrV4::new(neighbour.address(), 7000);
     let other = [Server::open(

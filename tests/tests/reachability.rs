@@ -1,5 +1,5 @@
-//! Everybody reaches everybody, the receiver sees the sender's own address, and plain pod traffic
-//! takes the fast path.
+//! All pods and nodes reach each other, the receiver sees the sender's own address, and plain pod
+//! traffic takes the fast path.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -23,12 +23,12 @@ fn lab(name: &str, store: StoreKind, fast_path: &str) -> Result<Lab> {
     })
 }
 
-/// Has everybody talk to everybody, and checks that plain traffic took the fast path on every node,
-/// and that whatever did not is explained.
+/// Sends between all pods and nodes, and checks that plain traffic took the fast path on every
+/// node, and that all other packets have a known cause.
 fn reaches_all_by_the_fast_path(lab: &Lab) -> Result<()> {
     wait_accelerated(lab)?;
-    // What was sent before, by agents that look for their peers, came when the fast path did not
-    // know everybody.
+    // Earlier packets, of agents that check their peers, arrived before the fast path knew all
+    // nodes.
     let nodes = lab.nodes().into_iter();
     let before = nodes.map(|node| Ok((Counts::of(&node)?, node)));
     let before: Vec<_> = before.collect::<Result<_>>()?;
@@ -96,7 +96,7 @@ fn reachability_with_a_directory_and_the_kernel_path() -> Result<()> {
     programs_only_check(&lab)
 }
 
-/// Without a fast path, programs judge what pods send, and carry nothing.
+/// Without a fast path, programs judge packets from pods, and carry none.
 fn programs_only_check(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let status = status(&node)?;
@@ -125,13 +125,13 @@ fn nothing_is_loaded(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Where the datagram of [`own_address`] starts in a frame.
+/// Position of the datagram of [`own_address`] in a frame.
 const PAYLOAD: usize = 14 + 20 + 8;
-/// What tells such a datagram.
+/// The mark of such a datagram.
 const MAGIC: [u8; 4] = *b"dest";
-/// How long the last datagram may be under way.
+/// Longest time of the last datagram on the way.
 const UNDER_WAY: Duration = Duration::from_secs(10);
-/// How long a capture that holds everything may take to hand out a frame.
+/// Longest time until a capture that holds all frames returns the next one.
 const QUIET: Duration = Duration::from_millis(20);
 
 /// The address that a datagram of [`send_to_all`] was sent to.
@@ -142,13 +142,13 @@ fn own_address(frame: &[u8]) -> Option<Ipv4Addr> {
     ([m0, m1, m2, m3] == MAGIC && frame[23] == UDP).then(|| Ipv4Addr::new(a0, a1, a2, a3))
 }
 
-/// How many addresses of a subnet are sent to besides its last, pods' and others. Each that nobody
-/// has takes a place in the neighbour table, which all network namespaces of a machine share, 1024
-/// places in all (`gc_thresh3`): a full one cuts every other lab off.
+/// Number of addresses of a subnet that are sent to besides its last, pods' and others. Each unused
+/// address takes a place in the neighbour table, which all network namespaces of a machine share,
+/// with 1024 places in all (`gc_thresh3`): a full table cuts every other lab off.
 const TRIED: u8 = 32;
 
-/// Sends from a pod to addresses of the pods' subnets, and more to those that are pods. A datagram
-/// says where it goes.
+/// Sends from a pod to addresses of the pods' subnets, and more datagrams to those of pods. A
+/// datagram contains its destination.
 fn send_to_all(
     sender: &Pod,
     subnets: &[Ipv4Addr],
@@ -159,7 +159,7 @@ fn send_to_all(
         let socket = UdpSocket::bind("0.0.0.0:0").context("open a socket")?;
         let send = |to: Ipv4Addr| {
             let payload = [MAGIC, to.octets()].concat();
-            // Of an address that nobody has, the socket may learn that.
+            // The socket may get an error for an unused address.
             let _ = socket.send_to(&payload, (to, 9));
         };
         for _ in 0..to_each {
@@ -176,8 +176,8 @@ fn send_to_all(
     sender.namespace().inside(send)?
 }
 
-/// A redirect names an interface, which no comparison of verdicts or bytes shows: who gets the
-/// packet does.
+/// A redirect names an interface, which no comparison of verdicts or bytes shows; this test shows
+/// which pod gets the packet.
 #[test]
 fn every_packet_arrives_at_its_own_pod_and_at_no_other() -> Result<()> {
     const TO_EACH: usize = 20;
@@ -190,7 +190,7 @@ fn every_packet_arrives_at_its_own_pod_and_at_no_other() -> Result<()> {
         .pods()
         .into_iter()
         .map(|pod| {
-            // No pod answers, so that the counters tell of these packets alone.
+            // No pod answers, so that the counters include these packets only.
             pod.run(["iptables", "-w", "-I", "INPUT", "-j", "DROP"])?;
             let capture = RawSocket::open(&pod.namespace(), "eth0")?;
             Ok((pod, capture))
@@ -208,11 +208,11 @@ fn every_packet_arrives_at_its_own_pod_and_at_no_other() -> Result<()> {
     let deadline = Instant::now() + UNDER_WAY;
     let mut failures = Vec::new();
     for (pod, capture) in &captures {
-        // What a pod sends to itself stays inside.
+        // A pod's packets to itself stay inside.
         let others = senders.iter().filter(|it| it.name() != pod.name()).count();
         let mut own = 0;
         loop {
-            // All of its own first, then what is there besides.
+            // First all of the pod's own datagrams are read, then any further ones.
             let is_missing = own < others * TO_EACH && Instant::now() < deadline;
             let limit = if is_missing { UNDER_WAY } else { QUIET };
             let Some(frame) = capture.receive(limit)? else {

@@ -1,4 +1,4 @@
-//! What an agent does first that finds another's data path.
+//! The first actions of an agent that finds another agent's data path.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -15,13 +15,13 @@ use overlay_tests::pins::MAPS;
 use overlay_tests::{Lab, Node, Options, Pod, fast_path, kube_proxy, wait_until};
 use overlay_user::datapath::object;
 
-/// From a start to the first change of the kernel's state.
+/// Longest time from a start to the first change of the kernel's state.
 const FIRST: Duration = Duration::from_secs(30);
 
-/// How long a packet may take between two pods.
+/// Longest time of a packet between two pods.
 const ARRIVAL: Duration = Duration::from_secs(5);
 
-/// How many entries a pinned map has.
+/// Number of entries of a pinned map.
 fn entries(node: &Node, map: &str) -> Result<usize> {
     let pin = format!("{MAPS}/{map}");
     let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;
@@ -36,8 +36,8 @@ fn script(path: &Path, text: &str) -> Result<()> {
     )?)
 }
 
-/// A peer has left while no agent ran. Its kernel state goes in the first round; by then the pinned
-/// maps must not lead there any more, wherever that round may get stuck.
+/// A peer has left while no agent ran. The first round removes its kernel state; before that the
+/// pinned maps must not lead there any more, even where the round cannot complete.
 #[test]
 fn adopted_maps_never_say_more_than_the_kernel_path_backs() -> Result<()> {
     let lab = Lab::up(Options::for_test("first"))?;
@@ -84,7 +84,7 @@ fn adopted_maps_never_say_more_than_the_kernel_path_backs() -> Result<()> {
     lab.down()
 }
 
-/// Programs that are not the agent's own are at work: who asks whether the node is well shall know.
+/// Programs that are not the agent's own are running, and the status of the node must say so.
 #[test]
 fn programs_from_a_file_are_told_of() -> Result<()> {
     let lab = Lab::up(Options::for_test("others"))?;
@@ -125,8 +125,8 @@ fn connection(from: &Pod, to: &Pod, port: u16) -> Result<(TcpStream, TcpStream)>
 }
 
 /// Connection tracking has not seen connections that the fast path carried. When the kernel path
-/// takes over and the next packet is a connection's last, that packet is invalid to connection
-/// tracking, and kube-proxy's rules drop what is invalid.
+/// takes over and the next packet is a connection's last, connection tracking counts this packet as
+/// invalid, and kube-proxy's rules drop invalid packets.
 #[test]
 fn connections_end_after_the_fast_path_has_gone() -> Result<()> {
     let lab = Lab::up(Options::for_test("last"))?;

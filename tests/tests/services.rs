@@ -1,5 +1,5 @@
 //! Services, node ports and host ports work while the fast path is on, and plain traffic beside
-//! them takes it.
+//! them takes the fast path.
 
 mod services {
     pub mod cases;
@@ -103,7 +103,7 @@ fn plain_traffic_beside_services_stays_on_the_fast_path() -> Result<()> {
                 backend.name()
             );
 
-            // And the other way round for what the stack owns.
+            // The reverse also holds for flows that the stack owns.
             let before = Counts::of(&node)?;
             both_speak(&conversation)?;
             let counts = &Counts::of(&node)? - &before;
@@ -118,16 +118,16 @@ fn plain_traffic_beside_services_stays_on_the_fast_path() -> Result<()> {
         "{:?} flows are owned by the stack",
         flows()
     );
-    // The conversations are over. The agent learns that from connection tracking, which it asks at
-    // once after a gap in the programs.
+    // The conversations have ended. The agent learns this from connection tracking, which it reads
+    // at once after a gap in the programs.
     node.run(["conntrack", "-F"])?;
     detach_all(&node)?;
     wait_until("the flows to be forgotten", SWITCH, || flows() == Some(0))
 }
 
 /// Two sockets of a pod share a source port: one talks to a Service, then the other to the backend
-/// itself. For connection tracking the second clashes with the first, so that the stack gives it
-/// another source port.
+/// directly. For connection tracking the second clashes with the first, so that the stack gives the
+/// second another source port.
 #[test]
 fn a_connection_that_the_stack_gives_another_port_works_at_once() -> Result<()> {
     const FIRST_PORT: u16 = 40000;
@@ -152,14 +152,14 @@ fn a_connection_that_the_stack_gives_another_port_works_at_once() -> Result<()> 
                 ensure!(conversation.seen() == client.address(), "{what}");
                 opened.push((what, conversation));
             }
-            // Each keeps its own, whichever speaks.
+            // Each conversation keeps its own server, whichever side sends.
             all_speak(&opened, "all are open")?;
         }
     }
     Ok(())
 }
 
-/// The agent learns of a pod when the pod may long have been talking.
+/// The agent learns of a pod when the pod may have been sending for some time.
 #[test]
 fn flows_of_a_pod_that_the_agent_does_not_know_yet_survive() -> Result<()> {
     let cluster = Cluster::up("svc-new", "auto")?;
@@ -190,8 +190,8 @@ fn flows_of_a_pod_that_the_agent_does_not_know_yet_survive() -> Result<()> {
     Ok(())
 }
 
-/// kube-proxy drops what connection tracking calls invalid, and it has not seen what the fast path
-/// carries.
+/// kube-proxy drops packets that connection tracking counts as invalid, and connection tracking has
+/// not seen the packets of the fast path.
 #[test]
 fn errors_about_plain_traffic_pass_kube_proxys_rules() -> Result<()> {
     use std::net::UdpSocket;
@@ -210,7 +210,7 @@ fn errors_about_plain_traffic_pass_kube_proxys_rules() -> Result<()> {
         let refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
         ensure!(refused, "{} does not refuse: {error}", to.name());
     }
-    // Hop by hop to a pod of another node: both nodes tell that the time to live has ended.
+    // Every hop to a pod of another node reports the end of the time to live.
     let target = lab.pod(2, 1).address().to_string();
     for ttl in ["1", "2"] {
         let output = client.exec(["ping", "-c1", "-W2", "-t", ttl, &target])?;

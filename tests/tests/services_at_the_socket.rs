@@ -1,7 +1,7 @@
 //! Services at the socket: a socket that asks for a Service gets a server when it connects or first
-//! sends, and its packets are plain ones from the first on.
+//! sends, and its packets are plain from the first one on.
 //!
-//! But for one test, programs and maps are kept by the test itself, by the agent's own code.
+//! In all tests but one, the test itself maintains programs and maps, by the agent's own code.
 
 mod sockets {
     pub mod agent;
@@ -34,7 +34,7 @@ fn mapped(address: SocketAddrV4) -> SocketAddr {
     (ip, address.port()).into()
 }
 
-/// A connection, and whom the socket says that it talks to.
+/// Opens a connection, and returns the peer that the socket reports.
 fn peer_of_connection(place: &Namespace, to: SocketAddr) -> Result<SocketAddr> {
     let stream = place.inside(|| TcpStream::connect_timeout(&to, PATIENCE))?;
     let stream = stream.with_context(|| format!("connect to {to}"))?;
@@ -51,7 +51,7 @@ fn a_socket_gets_a_server() -> Result<()> {
     let serving = stage.serve(1, &table([(1, &[far][..], None)]))?;
     let before = Counts::of(&lab.node(1))?;
 
-    // Connected: the server sees the pod, nothing stands between.
+    // For a connection, the server sees the pod's address, without a translation between.
     let servers = stage.servers(&[far]);
     let conversation = Conversation::open(&place, Transport::Tcp, address, &servers)?;
     ensure!(conversation.seen() == client.address(), "masqueraded");
@@ -72,12 +72,12 @@ fn a_socket_gets_a_server() -> Result<()> {
             "{answered_by}, from {from}"
         );
     }
-    // The socket is told of the Service, not of the server.
+    // The socket reports the Service, not the server.
     for to in [SocketAddr::from(address), mapped(address)] {
         let peer = peer_of_connection(&place, to)?;
         ensure!(peer == to, "{to} is told to be {peer}");
     }
-    // Unconnected, from sockets of both families.
+    // This is for unconnected sockets of both families.
     for (bound, to) in [("0.0.0.0:0", address.into()), ("[::]:0", mapped(address))] {
         let socket = stage::socket(&place, bound)?;
         for _ in 0..3 {
@@ -123,7 +123,7 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
     let serve = |server: SocketAddrV4| stage.write_servers("web", &[(server, true)]);
     let asked = || {
         let socket = stage::socket(&client, "0.0.0.0:0")?;
-        // What nobody translates gets lost.
+        // A datagram without a translation is lost.
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         ask(&socket, address.into())
     };
@@ -133,7 +133,7 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
     serve(far)?;
     wait_until("a server to answer", PATIENCE, || answers(far))
         .with_context(|| node.agent_log_tail())?;
-    // The agent leaves its note for the tools a moment later.
+    // The agent writes its note for the tools a moment later.
     let status = || node.run(["overlayctl", "status"]);
     wait_until("the status to say so", PATIENCE, || {
         status().is_ok_and(|shown| shown.contains("at the socket"))
@@ -142,7 +142,7 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
     serve(near)?;
     wait_until("another server to answer", PATIENCE, || answers(near))?;
 
-    // With the agent goes the choice: nobody keeps it true.
+    // Without the agent no server is chosen, because no process keeps the tables up to date.
     node.stop_agent(Signal::SIGKILL)?;
     ensure!(asked().is_err(), "who has chosen?");
     node.start_agent(&[])?;
@@ -153,7 +153,7 @@ fn an_agent_serves_what_its_store_says() -> Result<()> {
         shown().is_ok_and(|shown| shown["services"] == json!([]))
     })?;
 
-    // What is refused is told, in every form.
+    // Refused parts are reported, in every form.
     let hostile = json!({"spec": {"clusterIP": "127.0.0.1", "ports": [{"port": 80}]}});
     stage.write("services/default.evil.json", &hostile)?;
     let object = "Service default/evil";
@@ -200,7 +200,7 @@ fn servers_are_chosen_as_by_kube_proxy() -> Result<()> {
         Ok(both[conversation.answered_by()])
     };
     let datagram = || Ok(stage::ask_peer(&stage::connected(&place, service(1))?)?.0);
-    // Fewer than 5 of 40 for one of them is a chance of 1 to 10 million.
+    // Fewer than 5 of 40 for one of the two have a probability of 1 to 10 million.
     let answered = tally(40, connection)?;
     ensure!(
         answered.len() == 2 && answered.values().all(|it| *it >= 5),
@@ -212,13 +212,13 @@ fn servers_are_chosen_as_by_kube_proxy() -> Result<()> {
         "{answered:?}"
     );
 
-    // Affinity: always the same.
+    // With affinity the server is always the same.
     let sticky = Some(Duration::from_secs(3600));
     serving.update(&table([(1, &both[..], sticky), (2, &[][..], None)]))?;
     let answered = tally(20, connection)?;
     ensure!(answered.len() == 1, "{answered:?}");
 
-    // Nobody serves: as kube-proxy has it.
+    // Without a server the result is kube-proxy's.
     let nobody = service(2);
     let address = nobody.ip().to_string();
     node.run(["iptables", "-I", "FORWARD", "-d", &address, "-j", "REJECT"])?;
@@ -226,7 +226,7 @@ fn servers_are_chosen_as_by_kube_proxy() -> Result<()> {
     let kind = refused.err().map(|error| error.kind());
     ensure!(kind == Some(ErrorKind::ConnectionRefused), "{kind:?}");
 
-    // One socket, two Services with one server: it is told of the one that it asked.
+    // One socket uses two Services with one server: it sees the address of the one that it asked.
     let far = [both[1]];
     serving.update(&table([(1, &far[..], None), (2, &far[..], None)]))?;
     let socket = stage::socket(&place, "0.0.0.0:0")?;
@@ -235,7 +235,7 @@ fn servers_are_chosen_as_by_kube_proxy() -> Result<()> {
         ensure!(from == service(last).into(), "asked {last}, told {from}");
     }
 
-    // One socket, more Services than it has room for: the last is kube-proxy's.
+    // One socket uses more Services than it has room for: the last one is left to kube-proxy.
     let servers = stage.echoes(MAX_TRANSLATIONS + 1)?;
     let services: Vec<_> = (10..).zip(servers.chunks(1)).collect();
     let all = services
@@ -261,7 +261,7 @@ fn servers_are_chosen_as_by_kube_proxy() -> Result<()> {
     Ok(())
 }
 
-/// Who answers, so many times in a row.
+/// The servers that answer, in this many attempts.
 fn tally(
     times: usize,
     ask: impl Fn() -> Result<SocketAddrV4>,

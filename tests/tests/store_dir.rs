@@ -73,8 +73,8 @@ fn a_node_keeps_its_lease_when_its_public_ip_changes_and_a_stranger_cannot_take_
             public_ip: PerFamily::V4([192, 168, 0, 101].into()),
             ..attributes(1)
         };
-        // A node that has the subnet's name but another MAC address, or the MAC address but not the
-        // subnet's name.
+        // One node has the subnet's name but another MAC address, one has the MAC address but not
+        // the subnet's name.
         assert_ne!(take(&attributes(2), lease.subnets).await, lease.subnets);
         let elsewhere = subnets("10.3.200.0/24");
         assert_eq!(take(&moved, elsewhere).await, elsewhere);
@@ -86,7 +86,8 @@ fn a_node_keeps_its_lease_when_its_public_ip_changes_and_a_stranger_cannot_take_
 
         assert_eq!(take(&moved, lease.subnets).await, lease.subnets);
         assert!(text().contains("192.168.0.101\""), "{}", text());
-        // Nor can a stranger give it up, but the node can, wherever it has moved since.
+        // A foreign node cannot release the lease either, but its own node can, wherever that has
+        // moved since.
         let store = open(at(directory.path()), TTL);
         let gives_up = async |attributes: &Attributes| {
             let released = store.release(&lease.subnets, attributes).await;
@@ -119,8 +120,8 @@ fn nodes_see_each_other_come_change_and_go() {
         let released = two.store.release(&lease.subnets, &attributes(22)).await;
         drop(two);
         assert!(released.expect("released"));
-        // The other node's keeper may have taken it again before it was stopped; its file is
-        // removed.
+        // The other node's keeper may have taken the subnet again before it was stopped, so its
+        // file is removed.
         let _ = fs::remove_file(
             directory
                 .path()
@@ -222,7 +223,7 @@ fn bad_files_are_reported_and_harm_nobody() {
         let place = directory.path().join("subnets");
         fs::write(place.join("10.3.300.0-24.json"), "{}").expect("written");
         fs::write(place.join("10.3.7.0-24.json"), [0xff; 100_000]).expect("written");
-        // No lease can be put in the place of a directory: it holds its subnet, and is told of.
+        // A directory cannot be replaced by a lease: it keeps its subnet, and is reported.
         fs::create_dir(place.join("10.3.8.0-24.json")).expect("made");
         nix::unistd::mkfifo(
             &place.join("10.3.9.0-24.json"),
@@ -302,7 +303,7 @@ fn services_are_small_files_and_followed() {
             .await;
         fs::remove_dir_all(&slices).expect("removed");
         served.until_web(Some(&[])).await;
-        // The agent may have been faster.
+        // The agent may have created the directory first.
         fs::create_dir_all(&slices).expect("a directory");
         fs::write(slices.join("web-3.json"), web_slice("10.244.1.5")).expect("written");
         served.until_web(Some(&["10.244.1.5:8080"])).await;

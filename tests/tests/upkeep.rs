@@ -1,5 +1,5 @@
-//! What keeps the agent busy, and what may not: an idle node, slow tools, an address that is gone
-//! for a moment.
+//! Work of the agent that is allowed, and not: on an idle node, with slow tools, with an address
+//! that is missing for a moment.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,11 +13,11 @@ use overlay_tests::rest::wait_at_rest;
 use overlay_tests::{Lab, Node, Options, wait_until};
 use serde_json::Value;
 
-/// What netlink tells of; machines that run tests are slow.
+/// Longest time for changes that netlink reports, because machines that run tests are slow.
 const SOON: Duration = Duration::from_secs(4);
-/// From a start to being ready.
+/// Longest time from a start to readiness.
 const READY: Duration = Duration::from_secs(30);
-/// Longer than every clock of the agent but the one that looks at everything.
+/// Longer than every interval of the agent, except that of full looks.
 const IDLE: Duration = Duration::from_secs(12);
 /// The packet-filter programs that an agent may start.
 const TOOLS: [&str; 7] = [
@@ -64,7 +64,7 @@ struct Tools {
     _aside: tempfile::TempDir,
 }
 
-/// Nothing happens on the node, so the agent has nothing to start, whatever the clock says.
+/// Nothing changes on the node, so the agent must start no program, whatever its intervals.
 #[test]
 fn an_idle_agent_starts_no_program() -> Result<()> {
     let lab = Lab::up(Options::for_test("idle"))?;
@@ -77,7 +77,7 @@ fn an_idle_agent_starts_no_program() -> Result<()> {
     wait_at_rest(&node)?;
     let started = || fs::read_to_string(&log).unwrap_or_default();
     ensure!(!started().is_empty(), "the wrappers were never used");
-    // What a start has set off comes to rest.
+    // The work after a start comes to an end.
     let mut before = started();
     wait_until("the start to come to rest", READY, || {
         sleep(Duration::from_secs(2));
@@ -91,7 +91,7 @@ fn an_idle_agent_starts_no_program() -> Result<()> {
         "started on an idle node: {}",
         after.trim_start_matches(&before)
     );
-    // The wrappers still tell.
+    // The wrappers still report.
     node.run(["iptables", "-t", "nat", "-F", "FLANNEL-POSTRTG"])?;
     wait_until("the rules to be looked at", READY, || started() != after)?;
     lab.down()
@@ -119,7 +119,7 @@ fn first_peer(node: &Node) -> Result<String> {
 }
 
 /// While `iptables-save` lists the rules of ten thousand Services, next hops and pods are followed
-/// all the same.
+/// nevertheless.
 #[test]
 fn slow_tools_hold_up_nothing() -> Result<()> {
     let lab = Lab::up(Options::for_test("slow"))?;
@@ -161,7 +161,7 @@ fn slow_tools_hold_up_nothing() -> Result<()> {
     lab.down()
 }
 
-/// A node with two devices that would do, one of which loses its address as while a DHCP lease is
+/// A node with two suitable devices, one of which loses its address, as while a DHCP lease is
 /// renewed.
 #[test]
 fn a_moment_without_an_address_moves_nothing() -> Result<()> {

@@ -1,5 +1,5 @@
-//! `cargo xtask adds`: how long the plugin takes over a pod, first and last, while many come and
-//! go.
+//! `cargo xtask adds`: the duration of the plugin's calls for a pod while many pods are added and
+//! deleted.
 
 mod lab;
 
@@ -45,7 +45,7 @@ pub struct Arguments {
     no_build: bool,
 }
 
-/// The node with our plugin and an agent, and the one with the reference plugins and none.
+/// The node with our plugin and an agent, and the node with the reference plugins and no agent.
 const OURS: usize = 1;
 const REFERENCE: usize = 2;
 
@@ -56,7 +56,7 @@ struct Findings {
     results: Vec<Times>,
 }
 
-/// Of one node's plugin.
+/// The times of one node's plugin.
 #[derive(Serialize)]
 struct Times {
     plugin: &'static str,
@@ -104,7 +104,7 @@ fn options() -> Options {
     }
 }
 
-/// Measures pods of a cluster, which a kubelet and a runtime make and remove.
+/// Measures pods of a cluster, which a kubelet and a runtime add and remove.
 fn measure(pods: usize, at_a_time: usize) -> Result<Vec<Times>> {
     let cluster = Cluster::up(Options {
         nodes: 2,

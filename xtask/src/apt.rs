@@ -1,8 +1,7 @@
-//! Debian's packages by apt, from suites that this machine need not have configured, and never
-//! installed.
+//! Debian's packages by apt, from suites that need not be configured on this machine. The packages
+//! are never installed.
 //!
-//! A private configuration names the suites; where they are served is taken from the machine's own
-//! sources.
+//! A private configuration names the suites; the mirrors are read from the machine's own sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub enum Suite {
     /// `NAME-security`, on its own mirrors.
     Security(&'static str),
-    /// Any other.
+    /// Any other suite.
     Main(&'static str),
 }
 
@@ -31,12 +30,12 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// Sets it up in `directory`, for these suites, and fetches their package lists.
+    /// Sets apt up in `directory`, for these suites, and fetches their package lists.
     pub fn new(directory: &Path, suites: &[Suite]) -> Result<Self> {
         Self::with(directory, suites, &["deb"])
     }
 
-    /// The same with the suites' source packages.
+    /// Sets apt up as [`Apt::new`], with the suites' source packages as well.
     pub fn with_sources(directory: &Path, suites: &[Suite]) -> Result<Self> {
         Self::with(directory, suites, &["deb", "deb-src"])
     }
@@ -103,7 +102,7 @@ impl Apt {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The names of all packages that begin so.
+    /// The names of all packages that begin with `prefix`.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let names = self.answer(&["pkgnames", prefix])?;
         Ok(names.lines().map(str::to_owned).collect())
@@ -152,7 +151,7 @@ impl Apt {
         let _ = fs::remove_dir_all(&fetched);
         fs::create_dir_all(&fetched).with_context(|| format!("create {}", fetched.display()))?;
         let mut download = self.command("apt-get");
-        // The user that apt would fetch as may not write here.
+        // The user as which apt would fetch has no write permission here.
         download
             .args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
             .args(packages)
@@ -169,7 +168,7 @@ impl Apt {
     }
 }
 
-/// What the first paragraph about a package says of its version.
+/// The version in the first paragraph about a package.
 fn version(about: &str) -> Option<String> {
     let line = about
         .lines()
@@ -177,14 +176,14 @@ fn version(about: &str) -> Option<String> {
     Some(line.to_owned())
 }
 
-/// Where Debian is served for this machine.
+/// The mirrors of Debian for this machine.
 pub struct Mirrors {
     pub main: String,
     pub security: String,
 }
 
 impl Mirrors {
-    /// As this machine's apt is set up.
+    /// The mirrors in the configuration of this machine's apt.
     ///
     /// # Errors
     /// Where apt has no lists of Debian's packages.

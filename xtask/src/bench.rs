@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: how fast, compared with what is replaced and with the bare wire.
+//! `cargo xtask bench`: speed, compared with the replaced software and with the bare wire.
 
 mod class;
 mod iptables;
@@ -111,7 +111,7 @@ pub struct Arguments {
     against: Option<String>,
 }
 
-/// All that the bench finds out.
+/// All results of the bench.
 #[derive(Serialize)]
 struct Findings {
     machine: Machine,
@@ -122,7 +122,7 @@ struct Findings {
     seconds: u64,
 }
 
-/// Runs `bench --quick` over what is built, to see that it works.
+/// Runs `bench --quick` with the existing build, to check that the command works.
 pub fn try_out() -> Result<()> {
     run(&Arguments {
         quick: true,
@@ -171,7 +171,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let flanneld = flanneld.context("find flanneld")?;
     let stage = Stage::up(&plan, arguments.mtu, flanneld)?;
     let record = rounds::run(&stage, &plan);
-    // The lab goes whatever came of it; an error of the measurement is the one to tell.
+    // The lab is removed in any case; where both fail, the measurement's error is reported.
     let down = stage.down();
     let record = record.and_then(|record| down.map(|()| record))?;
 

@@ -35,7 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What the compiler's warnings about the eBPF programs are taken for.
+/// The treatment of the compiler's warnings about the eBPF programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Warnings {
     /// Warnings are printed.
@@ -53,7 +53,7 @@ pub fn programs(warnings: Warnings) -> Result<()> {
     ] {
         let built = programs_of(workspace::root(), features, warnings)?;
         keep(&built, &workspace::bpf_object().with_file_name(name))?;
-        // The programs for sockets are made beside, and are the same for both families.
+        // The same build makes the programs for sockets, which are equal for both families.
         let services = built.with_file_name("overlay-services");
         keep(
             &services,
@@ -71,18 +71,18 @@ pub fn programs_with(feature: &str) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Lints the eBPF programs, as if they were for this machine: clippy comes with rustup's compiler,
+/// Lints the eBPF programs, compiled for this machine, because clippy comes with rustup's compiler,
 /// which has no `core` for the BPF target.
 pub fn lint_programs() -> Result<()> {
     let mut command = shell::cargo(&["clippy", "--package", "overlay-ebpf"]);
-    // As in `compiler`: only that crate may use what a stable compiler otherwise refuses.
+    // As in `compiler`: only this crate may use features that a stable compiler otherwise refuses.
     command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
-    // Nothing is linked, so that it does not matter how the `core` of this machine panics.
+    // Nothing is linked, so the panic strategy of this machine's `core` does not matter.
     shell::run(command.args(["--", "-D", "warnings", "-C", "panic=abort"]))
 }
 
-/// Puts what the compiler made where it is looked for: without DWARF to be embedded, and as it is
-/// beside that, for debuggers.
+/// Writes the compiler's output to its places: without DWARF for the embedding, and unchanged
+/// beside that for debuggers.
 fn keep(built: &Path, object: &Path) -> Result<()> {
     let new = fs::read(built).with_context(|| format!("read {}", built.display()))?;
     let stripped = dwarf::strip(&new).with_context(|| format!("strip {}", built.display()))?;
@@ -95,12 +95,13 @@ fn debug(object: &Path) -> PathBuf {
     object.with_extension("").with_extension("debug.o")
 }
 
-/// An unchanged file keeps its time, and cargo does not build the agent again.
+/// Leaves an unchanged file as it is, so that the file keeps its time, and cargo does not build the
+/// agent again.
 fn write_if_new(file: &Path, contents: &[u8]) -> Result<()> {
     if fs::read(file).ok().as_deref() == Some(contents) {
         return Ok(());
     }
-    // A new file in the place of the old one, which another checkout may share by a hard link.
+    // A new file replaces the old one, which another checkout may share by a hard link.
     let new = file.with_extension("new");
     fs::write(&new, contents)
         .and_then(|()| fs::rename(&new, file))
@@ -117,7 +118,7 @@ pub fn programs_of(root: &Path, features: &[&str], warnings: Warnings) -> Result
         "RUSTFLAGS",
         "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf",
     );
-    // The release profile is for size; these are for speed.
+    // The release profile optimises for size; these options optimise for speed.
     command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3");
     command.current_dir(root);
     command.args(["build", "--release", "--package", "overlay-ebpf"]);
@@ -143,13 +144,13 @@ pub fn binaries(release: bool) -> Result<()> {
     shell::run(&mut command)
 }
 
-/// The cargo of the eBPF toolchain, freed of what the cargo that runs us has put into the
-/// environment.
+/// The cargo of the eBPF toolchain, without the environment variables of the cargo that runs us.
 fn compiler(toolchain: &Toolchain) -> Command {
     let mut command = match toolchain {
         Toolchain::Debian { .. } => {
             let mut command = Command::new(setup::DEBIAN_CARGO);
-            // The crate's name: only that crate may use what a stable compiler otherwise refuses.
+            // The value is the crate's name: only this crate may use features that a stable
+            // compiler otherwise refuses.
             command
                 .env("RUSTC", setup::DEBIAN_RUSTC)
                 .env("RUSTC_BOOTSTRAP", "aya_ebpf");

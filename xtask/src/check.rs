@@ -1,4 +1,4 @@
-//! `cargo xtask check`: what can be checked without root and without the eBPF toolchain.
+//! `cargo xtask check`: the checks that need neither root nor the eBPF toolchain.
 
 use std::process::ExitCode;
 
@@ -36,7 +36,7 @@ pub fn run() -> Result<ExitCode> {
         setup::ensure_protoc()
     })?;
     if run.is_broken() {
-        // What is missing now would be missing in each of the other parts.
+        // The other parts would fail for the same missing package.
         return Ok(run.close());
     }
     run.part("format", |_| {

@@ -55,15 +55,15 @@ struct Findings {
     failed: usize,
     skipped: usize,
     seconds: f64,
-    /// What the fast path did with packets between pods, by node.
+    /// The use of the fast path for packets between pods, by node.
     fast_path: BTreeMap<String, Share>,
     cases: Vec<Case>,
 }
 
-/// What the fast path of a node did.
+/// The use of the fast path on a node.
 #[derive(Serialize)]
 struct Share {
-    /// Share of the packets that took it.
+    /// Share of the packets that took the fast path.
     hit_ratio: f64,
     packets: Counts,
 }

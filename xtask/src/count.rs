@@ -1,16 +1,16 @@
-//! How many tests passed, failed and were left out.
+//! Numbers of tests that passed, failed and were ignored.
 
 use std::fmt;
 use std::ops::AddAssign;
 
 use serde::Serialize;
 
-/// How many tests passed, failed and were left out.
+/// Numbers of tests that passed, failed and were ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Count {
     pub passed: usize,
     pub failed: usize,
-    /// Tests that are made for other places, such as machines with other kernels.
+    /// Ignored tests, which are made for other places, such as machines with other kernels.
     pub ignored: usize,
 }
 

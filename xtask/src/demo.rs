@@ -19,11 +19,11 @@ use crate::{build, setup, shell};
 use compare::Comparison;
 use walk::{End, Step};
 
-/// The least share of pod packets that must have taken the fast path, fragments left out: the
-/// matrix sends them on purpose, and they are the kernel's.
+/// The least share of pod packets that must have taken the fast path, without fragments, because
+/// the matrix sends fragments on purpose, and the kernel carries them.
 const LEAST_HIT_RATIO: f64 = 0.9;
 
-/// Problems that the text lists; the rest is usually more of the same.
+/// Number of problems in the text, because the rest is usually similar.
 const SHOWN_PROBLEMS: usize = 20;
 
 /// Show the overlay at work: three nodes, six pods, a real etcd, and what the fast path brings.
@@ -55,17 +55,17 @@ pub struct Arguments {
     no_build: bool,
 }
 
-/// All that the demo finds out.
+/// All findings of the demo.
 #[derive(Debug, Serialize)]
 struct Findings {
-    /// Whether everything held.
+    /// Whether every check succeeded.
     held: bool,
-    /// What did not hold.
+    /// The failed checks.
     problems: Vec<String>,
     lab: Report,
     walk: Vec<Step>,
     reachability: Reachability,
-    /// Share of pod packets on the fast path, fragments left out, by node.
+    /// Share of pod packets on the fast path, without fragments, by node.
     hit_ratio: BTreeMap<String, f64>,
     comparison: Comparison,
 }
@@ -110,7 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(exit_code(findings.held))
 }
 
-/// What did not hold, as text; or all findings, for scripts.
+/// Prints the failed checks as text, or all findings for scripts.
 fn conclude(findings: &impl Serialize, problems: &[String], text: bool) -> Result<()> {
     if !text {
         let json = serde_json::to_string_pretty(findings).context("write the findings as JSON")?;
@@ -143,7 +143,7 @@ fn exit_code(held: bool) -> ExitCode {
     }
 }
 
-/// A real etcd if it can be had, or else a directory.
+/// A real etcd if one is available, or else a directory.
 fn choose_store() -> Result<StoreKind> {
     setup::ensure_lab(StoreKind::Dir)?;
     setup::ensure_measuring()?;

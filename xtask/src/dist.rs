@@ -1,4 +1,4 @@
-//! The binaries as they are deployed: stripped, with their debug information in files beside them.
+//! The binaries for deployment: stripped, with their debug information in files beside them.
 
 use std::fs;
 use std::path::Path;
@@ -8,12 +8,12 @@ use anyhow::{Context as _, Result};
 
 use crate::{shell, workspace};
 
-/// What a node runs.
+/// The binaries on a node.
 const BINARIES: [&str; 3] = ["overlayd", "overlayctl", "overlay-cni"];
 
-/// Puts the binaries of the release build into target/dist. Each links to its `.debug` file by name
-/// and checksum (`.gnu_debuglink`), so that debuggers and backtraces find it in the same directory
-/// or below /usr/lib/debug.
+/// Writes the binaries of the release build to target/dist. Each links to its `.debug` file by name
+/// and checksum (`.gnu_debuglink`), so that debuggers and backtraces find this file in the same
+/// directory or below /usr/lib/debug.
 ///
 /// # Errors
 /// When `objcopy` is missing or fails. It comes with the linker (package binutils).
@@ -23,7 +23,7 @@ pub fn strip() -> Result<()> {
     for name in BINARIES {
         let built = workspace::target().join("release").join(name);
         let debug = format!("{name}.debug");
-        // In the directory, because the link has the name as it is given here.
+        // objcopy runs in the directory, because the link contains the name exactly as given here.
         objcopy(&directory, &["--only-keep-debug"], &built, &debug)?;
         let link = format!("--add-gnu-debuglink={debug}");
         objcopy(&directory, &["--strip-unneeded", &link], &built, name)?;

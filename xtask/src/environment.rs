@@ -1,5 +1,5 @@
-//! The environment that everything runs in: what a shell happens to have set must not change what
-//! is tested.
+//! The environment of all programs that xtask runs: the variables of a shell must not change the
+//! tests.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -10,8 +10,7 @@ use overlay_tests::lab::PREFIX_ENV;
 
 use crate::shell;
 
-/// First letters of variables that agents, plugins, labs, tests or the programs that these call go
-/// by.
+/// Prefixes of variables that agents, plugins, labs, tests or their programs read.
 const LEAKS: &[&str] = &[
     "OVERLAY_",
     "FLANNELD_",
@@ -20,14 +19,15 @@ const LEAKS: &[&str] = &[
     "CONTAINERD_",
     "CNI_",
 ];
-/// Where system tools lie, which is often not on the PATH of people and of CI.
+/// The directories of system tools, which are often not on the PATH of people and of CI.
 const SYSTEM_TOOLS: &[&str] = &["/usr/local/sbin", "/usr/sbin", "/sbin"];
-/// Where cargo builds, by the name that also labs understand.
+/// cargo's target directory, under the name that labs read as well.
 const TARGET: &str = "CARGO_TARGET_DIR";
-/// The other names of that, and what would move the binaries elsewhere.
+/// Other names of the target directory, and variables that would move the binaries elsewhere.
 const BUILD_TARGETS: &[&str] = &["CARGO_BUILD_TARGET_DIR", "CARGO_BUILD_TARGET"];
 
-/// Settles it for this process and all that it starts. To be called while there is one thread.
+/// Sets the environment of this process and all its children. To be called while there is one
+/// thread.
 #[expect(
     unsafe_code,
     reason = "the environment may be changed while there is one thread"
@@ -44,7 +44,7 @@ pub fn settle() {
     }
     for (name, value) in &changes {
         match value {
-            // SAFETY: there is one thread, so that nobody reads the environment meanwhile.
+            // SAFETY: there is one thread, so that no other code reads the environment meanwhile.
             Some(value) => unsafe { env::set_var(name, value) },
             // SAFETY: as above.
             None => unsafe { env::remove_var(name) },
@@ -52,7 +52,7 @@ pub fn settle() {
     }
 }
 
-/// What becomes of variables: a new value, or none.
+/// The changes of variables: a new value, or removal.
 fn changes(variables: &BTreeMap<OsString, OsString>) -> Vec<(OsString, Option<OsString>)> {
     let value = |name: &str| variables.get(OsStr::new(name));
     let mut changes: Vec<(OsString, Option<OsString>)> = variables
@@ -72,14 +72,13 @@ fn changes(variables: &BTreeMap<OsString, OsString>) -> Vec<(OsString, Option<Os
 }
 
 fn is_leak(name: &OsStr) -> bool {
-    // Two labs side by side have different prefixes; whatever the prefix, they are the same
-    // otherwise.
+    // Two labs at a time have different prefixes; apart from the prefix, labs are equal.
     name.to_str().is_some_and(|name| {
         name != PREFIX_ENV && LEAKS.iter().any(|prefix| name.starts_with(prefix))
     })
 }
 
-/// A PATH with all directories that have to be there, if some are missing.
+/// A PATH with all required directories, if some are missing.
 fn complete(path: OsString) -> Option<OsString> {
     let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
     let before = directories.len();

@@ -1,4 +1,4 @@
-//! `cargo xtask faults`: what breaks, and what it costs.
+//! `cargo xtask faults`: the faults, and the cost of each.
 
 use std::fs;
 use std::path::PathBuf;
@@ -111,7 +111,7 @@ fn list(cases: &[&Case]) -> String {
     shown.to_string()
 }
 
-/// What came of the cases, and the sum.
+/// The outcomes of the cases, and the sum.
 fn render(outcomes: &[Outcome]) -> String {
     let mut shown = table::table([
         "CASE", "LOST", "MAY LOSE", "SENT", "SILENCE", "BROKEN", "SECONDS", "",

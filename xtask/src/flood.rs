@@ -1,4 +1,4 @@
-//! `cargo xtask flood`: what other pods keep of their rate while a node refuses a flood.
+//! `cargo xtask flood`: the rate that other pods keep while a node refuses a flood.
 
 mod measure;
 mod table;

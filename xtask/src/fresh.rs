@@ -1,4 +1,5 @@
-//! `cargo xtask fresh`: whether the README's commands work where nothing has been installed yet.
+//! `cargo xtask fresh`: whether the README's commands work on a machine without installed
+//! dependencies.
 
 mod enter;
 mod root;

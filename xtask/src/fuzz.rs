@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: made-up packets through the programs, made-up bytes through the parsers.
+//! `cargo xtask fuzz`: invented packets for the programs, invented bytes for the parsers.
 
 mod inputs;
 
@@ -67,9 +67,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-/// The test that compares the two paths, with more packets than it usually takes.
+/// The test that compares the two paths, with more packets than usual.
 fn lab(seed: Option<u64>) -> Result<()> {
-    /// As many as it can tell apart.
+    /// The most packets that the test can distinguish.
     const PACKETS: &str = "4000";
     setup::ensure_tests()?;
     build::programs(build::Warnings::Shown)?;
@@ -83,12 +83,13 @@ fn lab(seed: Option<u64>) -> Result<()> {
     shell::run(&mut command)
 }
 
-/// The targets of tests/fuzz compile.
+/// Checks that the targets of tests/fuzz compile.
 pub fn check_targets() -> Result<()> {
     inputs::check()
 }
 
-/// For a while, as a part of the tests. Every time other packets; what repeats them is told.
+/// Fuzzes for a limited time, as a part of the tests. The packets differ every time; the seed that
+/// repeats them is printed.
 pub fn try_out(seconds: u64) -> Result<()> {
     let corpus = corpora().join("try-out.jsonl");
     if corpus.exists() {
@@ -132,7 +133,7 @@ fn programs(arguments: &Arguments) -> Result<ExitCode> {
         command.arg("--corpus").arg(corpus);
     }
     let shown = show(&command);
-    // Ctrl-C reaches it as well, and it ends with what it has reached.
+    // Ctrl-C also reaches the program, which then ends with its results so far.
     let status = command
         .status()
         .with_context(|| format!("start `{shown}`"))?;
@@ -143,7 +144,7 @@ fn programs(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-/// Where corpora are kept between runs.
+/// The directory of corpora between runs.
 fn corpora() -> PathBuf {
     workspace::root().join("target/fuzz")
 }

@@ -8,7 +8,7 @@ use overlay_tests::image::{Image, OVERLAY_LAYER};
 
 use crate::{build, dist, setup, shell, workspace};
 
-/// The name that the manifests say, as container runtimes complete it.
+/// The name in the manifests, as completed by container runtimes.
 const NAME: &str = "docker.io/library/overlay:latest";
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -49,7 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let output = arguments.output.clone().unwrap_or_else(default);
     shell::progress("image");
     let image = Image::overlay(&arguments.name, &workspace::target().join(built), 9)?;
-    // For deploy/Dockerfile.
+    // This file is for deploy/Dockerfile.
     let layer = output.with_file_name(OVERLAY_LAYER);
     fs::write(&layer, image.tree.archive()?)
         .with_context(|| format!("write {}", layer.display()))?;

@@ -1,9 +1,9 @@
-//! Namespaces of one's own for whatever makes labs.
+//! Separate namespaces for commands that make labs.
 //!
-//! A lab gives fixed names to network namespaces, pins and files. In namespaces of its own a run
-//! collides neither with another run nor with a lab that somebody uses, finds nothing that an
-//! earlier run has left, and leaves nothing: whatever ends the first process, the kernel ends the
-//! others and takes away what they have made.
+//! A lab gives fixed names to network namespaces, pins and files. In separate namespaces a run
+//! collides neither with another run nor with a lab in use, finds no remains of an earlier run, and
+//! leaves none: when the first process ends for any reason, the kernel ends the others and removes
+//! their objects.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,11 +19,12 @@ use nix::sys::wait::{WaitStatus, wait, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use overlay_tests::command;
 
-/// Moves this process and all that it will start into mount, network and process namespaces of
-/// their own, for good. There is no way to the machine's network from there: fetch before.
+/// Moves this process and all its later children into separate mount, network and process
+/// namespaces, permanently. The machine's network cannot be reached from there, so files must be
+/// fetched before.
 ///
 /// Two processes stay behind and wait: the one that was called, in the namespaces of the machine,
-/// and the first one of the new process namespace, which buries whatever has lost its parent.
+/// and the first one of the new process namespace, which reaps orphans.
 ///
 /// # Errors
 /// When this process has threads, or the kernel refuses a namespace or a mount.
@@ -36,7 +37,7 @@ pub fn enter() -> Result<()> {
     );
     let _ = std::io::stdout().flush();
     unshare(CloneFlags::CLONE_NEWPID).context("unshare the process namespace (needs root)")?;
-    // SAFETY: there is one thread, so that the child finds no lock taken.
+    // SAFETY: there is one thread, so that no lock is held in the child.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Parent { child } => stand_by(child),
         ForkResult::Child => {}
@@ -53,7 +54,7 @@ pub fn enter() -> Result<()> {
     }
 }
 
-/// Mounts over what labs share with the rest of the machine.
+/// Mounts over the directories that labs share with the rest of the machine.
 fn mount_own() -> Result<()> {
     let propagation = |flags: MsFlags| {
         mount(
@@ -66,7 +67,8 @@ fn mount_own() -> Result<()> {
         .context("change the propagation of / (in a chroot it is no mount: use pivot_root)")
     };
     propagation(MsFlags::MS_PRIVATE)?;
-    // Namespaces that are named here have to appear in the mount namespaces of a lab's nodes.
+    // Network namespaces that are named here have to appear in the mount namespaces of a lab's
+    // nodes.
     propagation(MsFlags::MS_SHARED)?;
     for (kind, target) in [
         ("proc", "/proc"),
@@ -85,8 +87,8 @@ fn mount_own() -> Result<()> {
     Ok(())
 }
 
-/// Waits in the machine's namespaces and ends as the other process does. A signal ends this process
-/// at once, and all others with it.
+/// Waits in the machine's namespaces and ends with the other process's result. A signal ends this
+/// process at once, and all others with it.
 #[expect(unsafe_code, reason = "the default action of a signal is restored")]
 fn stand_by(child: Pid) -> ! {
     for deadly in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
@@ -101,7 +103,7 @@ fn stand_by(child: Pid) -> ! {
     }
 }
 
-/// The first process of a namespace: the parent of whatever has lost its own, until `child` ends.
+/// The first process of a namespace: the parent of all orphans, until `child` ends.
 fn bury(child: Pid) -> ! {
     loop {
         match wait() {
@@ -116,7 +118,7 @@ fn bury(child: Pid) -> ! {
     }
 }
 
-/// The exit code as shells tell it; none while the process lives.
+/// The exit code in the form of shells; `None` while the process runs.
 fn exit_code(status: WaitStatus) -> Option<i32> {
     match status {
         WaitStatus::Exited(_, code) => Some(code),

@@ -1,6 +1,6 @@
 //! The programs of a Kubernetes cluster, and Kubernetes' own tests, built from the source package
-//! of Debian 12, which carries all that they are built from. Debian's own packages have the client
-//! and the node's programs only.
+//! of Debian 12, which contains all needed sources. Debian's own packages have the client and the
+//! node's programs only.
 
 mod build;
 mod go;
@@ -17,12 +17,12 @@ use crate::apt::{Apt, Suite};
 use crate::{shell, workspace};
 use build::Source;
 
-/// Where they are kept, in the repository.
+/// The directory of the programs, in the repository.
 const CACHE: &str = "target/kubernetes";
 /// Debian 12, the last release with this package.
 const SUITES: [Suite; 2] = [Suite::Main("bookworm"), Suite::Security("bookworm")];
 const SOURCE: &str = "kubernetes";
-/// What this version of Kubernetes can be built with.
+/// The compiler for this version of Kubernetes.
 const COMPILER: [&str; 2] = ["golang-1.19-go", "golang-1.19-src"];
 
 /// Files that are built together.
@@ -30,9 +30,9 @@ struct Product {
     /// The link to the directory with them.
     link: &'static str,
     files: &'static [&'static str],
-    /// Changes whenever they are built another way.
+    /// A number that changes whenever the way of building changes.
     recipe: u32,
-    /// What is told before.
+    /// The message before the build.
     about: &'static str,
     build: fn(&Source, &Path) -> Result<()>,
 }
@@ -57,12 +57,12 @@ pub fn ensure_programs() -> Result<()> {
     ensure(&CLUSTER)
 }
 
-/// The same for Kubernetes' own tests.
+/// Builds Kubernetes' own tests at the first call, unless the environment names others.
 pub fn ensure_suite() -> Result<()> {
     ensure(&TESTS)
 }
 
-/// Builds the programs of the version that Debian serves, unless they are there.
+/// Builds the programs of the version in Debian, unless they exist.
 pub fn programs() -> Result<()> {
     CLUSTER.make()
 }
@@ -75,7 +75,7 @@ fn ensure(product: &Product) -> Result<()> {
 }
 
 impl Product {
-    /// What was built last, where nothing of it is missing.
+    /// The directory of the last build, if it is complete.
     fn current(&self) -> Option<PathBuf> {
         let built = fs::canonicalize(workspace::root().join(CACHE).join(self.link)).ok()?;
         let name = built.file_name()?.to_string_lossy().into_owned();
@@ -83,7 +83,7 @@ impl Product {
         (whole && name.ends_with(&self.end())).then_some(built)
     }
 
-    /// What the name of a directory of this product ends in.
+    /// The end of the name of a directory with this product.
     fn end(&self) -> String {
         match self.link {
             "bin" => format!("-r{}", self.recipe),

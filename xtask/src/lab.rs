@@ -164,7 +164,7 @@ fn up(arguments: &Up) -> Result<()> {
     Ok(())
 }
 
-/// A cluster with the overlay as its network.
+/// Starts a cluster with the overlay as its network.
 fn up_kubernetes(options: Options) -> Result<()> {
     let cluster = Cluster::up(options)?;
     shell::progress("the overlay's manifest");
@@ -176,7 +176,7 @@ fn up_kubernetes(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// Says what one can do with a cluster that stays up.
+/// Prints what one can do with a cluster that stays up.
 pub fn tell_how_to_ask(cluster: &Cluster) {
     let prefix = match cluster.lab().options().prefix.as_str() {
         "" => String::new(),
@@ -199,13 +199,13 @@ fn kubectl(prefix: &str, arguments: &[OsString]) -> Result<ExitCode> {
         .wait()
         .context("wait for kubectl")?;
     if !status.success() {
-        // What kubectl complains of is perhaps that nobody answers.
+        // The cause of kubectl's error may be that the control plane does not answer.
         cluster.check_control_plane()?;
     }
     Ok(exit_code(status))
 }
 
-/// Says what one can do with a lab that stays up.
+/// Prints what one can do with a lab that stays up.
 pub fn tell_how_to_enter(lab: &Lab) {
     let prefix = lab.options().prefix;
     let set = if prefix.is_empty() {
@@ -236,7 +236,7 @@ pub fn status(lab: &Lab, output: Output) -> Result<()> {
 fn exec(prefix: &str, name: &str, line: &[OsString]) -> Result<ExitCode> {
     let lab = Lab::attach(prefix)?;
     let namespace = lab.namespace(name)?;
-    // A node of a cluster has more namespaces, in which its processes are.
+    // A node of a cluster has further namespaces, in which its processes run.
     if let Some(cluster) = Cluster::attach(Lab::attach(prefix)?)
         && let Some(node) = cluster.nodes().into_iter().find(|node| node.name() == name)
     {
@@ -252,7 +252,7 @@ fn exec(prefix: &str, name: &str, line: &[OsString]) -> Result<ExitCode> {
     Ok(exit_code(status))
 }
 
-/// How a program ended, as shells tell it.
+/// A program's exit code in the form of shells.
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status
         .code()

@@ -1,4 +1,4 @@
-//! `cargo xtask`: everything one does with this repository.
+//! `cargo xtask`: all commands for work on this repository.
 
 mod adds;
 mod apt;

@@ -1,4 +1,4 @@
-//! `cargo xtask mutants`: changes the code on purpose, in one place at a time, and sees whether a
+//! `cargo xtask mutants`: changes the code on purpose, in one place at a time, and checks whether a
 //! test notices.
 
 mod areas;

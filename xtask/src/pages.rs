@@ -1,5 +1,5 @@
-//! What the pages name exists: tests by their names, commands by what clap takes, files and
-//! headings by what is there.
+//! Checks that everything that the pages name exists: tests by their names, commands by clap, files
+//! and headings in the repository.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use overlay_tests::hostile::Kind;
 
 use crate::{Arguments, workspace};
 
-/// Where tests are.
+/// The directories with tests.
 const SOURCES: [&str; 5] = [
     "overlay-common",
     "overlay-ebpf",
@@ -20,13 +20,13 @@ const SOURCES: [&str; 5] = [
     "tests",
     "xtask",
 ];
-/// Names of the kernel's that look like those of tests.
+/// Names of the kernel's that look like names of tests.
 const KERNELS: [&str; 3] = [
     "bpf_ktime_get_coarse_ns",
     "nf_conntrack_tcp_be_liberal",
     "nf_conntrack_tcp_loose",
 ];
-/// A name with so many underscores is a sentence: a test's.
+/// Number of underscores by which a name counts as a test's.
 const SENTENCE: usize = 3;
 
 /// The pages, with their names: those in `docs` and at the root.
@@ -44,7 +44,7 @@ fn pages() -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// What a line has between backticks.
+/// The texts between backticks in a line.
 fn spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
@@ -68,7 +68,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names of all tests, and of the modules and programs that hold them.
+/// The names of all tests, and of their modules and programs.
 struct Names {
     tests: BTreeSet<String>,
     places: BTreeSet<String>,
@@ -99,7 +99,7 @@ impl Names {
         Self { tests, places }
     }
 
-    /// Whether a name in a column of tests means something.
+    /// Whether a name in a column of tests exists.
     fn knows(&self, span: &str) -> bool {
         if let Some(end) = span.strip_prefix('…') {
             return self.tests.iter().any(|test| test.ends_with(end));
@@ -163,7 +163,7 @@ fn commands(text: &str) -> Vec<String> {
         if line.trim_start().starts_with("```") {
             in_block = !in_block;
         } else if in_block {
-            // What it is for stands in a column of its own.
+            // Further columns have the command's purpose.
             let command = line.trim().split("  ").next().unwrap_or_default();
             commands.push(command.split(" #").next().unwrap_or_default().to_owned());
         } else {
@@ -174,12 +174,12 @@ fn commands(text: &str) -> Vec<String> {
     commands
 }
 
-/// Why clap does not take a command, if so.
+/// clap's error for a command, if any.
 fn refusal(command: &str) -> Option<clap::Error> {
-    // What a shell runs after the command is another one.
+    // The part after `&&` is another command of the shell.
     let command = command.split(" && ").next().unwrap_or_default();
     let words = command.split_whitespace().skip(1);
-    // A word in capitals stands for one of several.
+    // A word in capitals is a placeholder.
     let is_form = (command.split(' '))
         .any(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase()));
     let error = Arguments::try_parse_from(words).err()?;
@@ -203,7 +203,7 @@ fn every_command_that_a_page_names_is_taken() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The examples at the end of a command's help, and of its subcommands'.
+/// The examples at the end of the help of a command and of its subcommands.
 fn examples(command: &clap::Command) -> Vec<String> {
     let help = command.get_after_help().map(ToString::to_string);
     let own = help.map(|help| commands(&format!("```\n{help}")));
@@ -223,14 +223,14 @@ fn every_example_of_a_help_is_taken() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The targets of a page's links, without those outside of the repository.
+/// The targets of a page's links, except those outside of the repository.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1);
     let targets = targets.filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
     targets.filter(|target| !target.contains("://"))
 }
 
-/// The name by which a link leads to a heading: lower case, hyphens for spaces, no punctuation.
+/// The anchors of a page's headings: lower case, hyphens for spaces, no punctuation.
 fn anchors(text: &str) -> impl Iterator<Item = String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     headings.map(|line| {
@@ -270,7 +270,7 @@ fn every_link_of_a_page_leads_somewhere() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Directories of the repository that pages name files in.
+/// Directories of the repository whose files pages name.
 const NAMED: [&str; 7] = [
     "deploy/",
     "docs/",
@@ -288,7 +288,7 @@ fn every_file_that_a_page_names_exists() {
     let mut count = 0;
     for (path, text) in pages() {
         for span in text.lines().flat_map(spans) {
-            // NAME stands for one that is to be chosen.
+            // NAME is a placeholder.
             let is_file = NAMED.iter().any(|start| span.starts_with(start))
                 && !span.contains("NAME")
                 && !span.contains(' ');
@@ -318,7 +318,7 @@ fn pages_name_the_directory_of_this_abi() {
     let mut wrong = Vec::new();
     let mut count = 0;
     for (path, text) in pages() {
-        // The changelog tells of earlier versions, too.
+        // The changelog also names earlier versions.
         if path.ends_with("CHANGELOG.md") {
             continue;
         }
@@ -336,11 +336,11 @@ fn pages_name_the_directory_of_this_abi() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// How many columns a line of Rust has at most, and a line of prose in a page.
+/// Most columns of a line of Rust, and of a line of prose in a page.
 const COLUMNS: (usize, usize) = (100, 120);
 
-/// The numbers of the lines of a page's prose, which does not count tables, blocks of code and what
-/// no blank divides.
+/// The numbers of the lines of a page's prose, which excludes tables, blocks of code and text
+/// without blanks.
 fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut is_in_block = false;
     (1..).zip(text.lines()).filter(move |(_, line)| {

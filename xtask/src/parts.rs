@@ -28,7 +28,7 @@ pub struct Done {
 }
 
 impl Part {
-    /// A part that broke without a failing test, such as format, counts as one that failed.
+    /// A part that failed without a failing test, such as format, counts as one failed test.
     fn count(&self) -> Count {
         let mut count = self.done.count;
         if self.failure.is_some() {
@@ -43,7 +43,7 @@ impl Part {
 pub struct Run(Vec<Part>);
 
 impl Run {
-    /// Does one part and goes on if it fails, unless the user interrupts.
+    /// Runs one part and continues if the part fails, unless the user interrupts.
     pub fn part(
         &mut self,
         name: &'static str,
@@ -108,7 +108,8 @@ impl Run {
         }
         for part in self.0.iter().filter(|part| part.failure.is_some()) {
             let what = if part.done.failed.is_empty() {
-                // The first line; all of it was told when it happened.
+                // Only the first line is printed, because the whole failure was printed when it
+                // happened.
                 let failure = part.failure.as_deref().unwrap_or_default();
                 failure.lines().next().unwrap_or_default().to_owned()
             } else {
@@ -128,7 +129,7 @@ pub fn cargo_test(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs cargo's tests, passes on what they write, and adds up their closing lines.
+/// Runs cargo's tests, passes their output on, and adds up their closing lines.
 fn run_tests(command: &mut Command, done: &mut Done) -> Result<()> {
     let shown = overlay_tests::command::show(command);
     let mut child = command

@@ -1,4 +1,5 @@
-//! `cargo xtask scale`: what one agent costs in a large cluster, and how fast it follows.
+//! `cargo xtask scale`: the cost of one agent in a large cluster, and its speed in following
+//! changes.
 
 mod etcd;
 mod fast_path;
@@ -90,10 +91,10 @@ pub struct Arguments {
     no_build: bool,
 }
 
-/// Changes of Services that are measured.
+/// Number of measured changes of Services.
 const CHANGES: u32 = 200;
 
-/// All that was found out.
+/// All findings.
 #[derive(Serialize)]
 struct Findings {
     machine: Machine,
@@ -102,7 +103,8 @@ struct Findings {
     skipped: Vec<String>,
 }
 
-/// Runs `scale --quick` over what is built, of peers and of Services, to see that it works.
+/// Runs `scale --quick` with the existing build, for peers and for Services, to check that the
+/// command works.
 pub fn try_out() -> Result<()> {
     [None, Some(services::Size::SMALL)]
         .into_iter()
@@ -177,7 +179,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     tell(arguments, &findings, table::render(&findings))
 }
 
-/// Shows findings as they were asked for.
+/// Prints findings in the requested form.
 fn tell(arguments: &Arguments, findings: &impl Serialize, text: String) -> Result<()> {
     let json = serde_json::to_string_pretty(findings).context("write the findings as JSON")?;
     if let Some(path) = &arguments.json {
@@ -190,7 +192,7 @@ fn tell(arguments: &Arguments, findings: &impl Serialize, text: String) -> Resul
     Ok(())
 }
 
-/// Measures one agent in a lab of its own, which is removed also when measuring fails.
+/// Measures one agent in a separate lab, which is removed also when the measurement fails.
 fn one(kind: Kind, agent: &Agent, bin_dir: &Path, peers: u32, plan: &Plan) -> Result<Scaled> {
     let name = agent.name();
     shell::progress(&format!("{name}, {peers} peers"));

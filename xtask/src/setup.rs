@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: finds or installs what building and trying the overlay takes.
+//! `cargo xtask setup`: finds or installs the dependencies for building and trying the overlay.
 
 mod install;
 mod kernel;
@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The eBPF toolchain, installed if need be.
+/// The eBPF toolchain, installed if needed.
 pub fn ensure_toolchain() -> Result<Toolchain> {
     toolchain::find().or_else(|lack| {
         shell::progress(&format!("setup: {lack}"));
@@ -73,7 +73,7 @@ pub fn ensure_components() -> Result<()> {
     Ok(())
 }
 
-/// Loads what this machine's kernel has as modules, and says what it lacks.
+/// Loads the modules that tests need, and reports the features that this machine's kernel lacks.
 pub fn ready_kernel() {
     kernel::load_modules();
     for lack in kernel::lacks() {
@@ -81,12 +81,13 @@ pub fn ready_kernel() {
     }
 }
 
-/// What a plain `cargo build` of the agent takes: the protobuf compiler and its files.
+/// Ensures the dependencies of a plain `cargo build` of the agent: the protobuf compiler and its
+/// files.
 pub fn ensure_protoc() -> Result<()> {
     ensure(|part| part.needed == parts::Needed::Build)
 }
 
-/// What the lab takes.
+/// Ensures the dependencies of the lab.
 pub fn ensure_lab(store: StoreKind) -> Result<()> {
     ensure(|part| match part.needed {
         parts::Needed::Lab => true,
@@ -100,31 +101,32 @@ pub fn ensure_lab(store: StoreKind) -> Result<()> {
     })
 }
 
-/// What a Kubernetes cluster takes besides the lab, and what its images are made from.
+/// Ensures the dependencies of a Kubernetes cluster besides the lab's, and the programs in its
+/// images.
 pub fn ensure_cluster() -> Result<()> {
     ensure(|part| part.needed == parts::Needed::Cluster)
 }
 
-/// Everything that a lab with Kubernetes takes; builds its programs at the first call.
+/// Ensures all dependencies of a lab with Kubernetes; builds its programs at the first call.
 pub fn ensure_kubernetes() -> Result<()> {
     ensure_lab(StoreKind::Etcd)?;
     ensure_cluster()?;
     kubernetes::ensure_programs()
 }
 
-/// Everything that Kubernetes' own tests take; builds them at the first call.
+/// Ensures all dependencies of Kubernetes' own tests; builds them at the first call.
 pub fn ensure_conformance() -> Result<()> {
     ensure_kubernetes()?;
     ensure(|part| part.needed == parts::Needed::Conformance)?;
     kubernetes::ensure_suite()
 }
 
-/// What measuring takes besides the lab.
+/// Ensures the dependencies of measurements besides the lab's.
 pub fn ensure_measuring() -> Result<()> {
     ensure(|part| part.needed == parts::Needed::Measuring)
 }
 
-/// What test machines with other kernels take, and are packed with.
+/// Ensures the dependencies of test machines with other kernels, and the programs inside of them.
 pub fn ensure_machines() -> Result<()> {
     ensure(|part| {
         !matches!(
@@ -134,7 +136,7 @@ pub fn ensure_machines() -> Result<()> {
     })
 }
 
-/// What the end-to-end tests take, the lab included.
+/// Ensures the dependencies of the end-to-end tests, the lab's included.
 pub fn ensure_tests() -> Result<()> {
     ensure(|part| part.needed != parts::Needed::Conformance)
 }

@@ -26,9 +26,9 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a cargo build, passes its messages on, and returns how many warnings there were. Cargo
-/// repeats the warnings of what it need not compile again, so the answer does not depend on what
-/// was built before; with `-D warnings` in the flags everything would be compiled twice.
+/// Runs a cargo build, passes its messages on, and returns the number of warnings. Cargo repeats
+/// the warnings of crates that need no compilation, so the number does not depend on earlier
+/// builds. With `-D warnings` in the flags everything would be compiled twice.
 pub fn run_counting_warnings(command: &mut Command) -> Result<usize> {
     command.arg("--message-format=json").stdout(Stdio::piped());
     let shown = show(command);
@@ -60,9 +60,9 @@ pub fn run_counting_warnings(command: &mut Command) -> Result<usize> {
 
 /// A cargo command in the repository, by the cargo that runs us.
 ///
-/// What `cargo run` says about this package is not passed on: build scripts that look at such
-/// variables (ring's does) would be run again, and all that depends on them built again, whenever
-/// cargo is called the other way.
+/// Variables that `cargo run` sets about this package are removed. Otherwise build scripts that
+/// read such variables (ring's does) would run again, with all dependent builds, whenever cargo is
+/// called in the other way.
 pub fn cargo(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
@@ -81,7 +81,7 @@ pub fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Looks for a program on the PATH, which has been completed (`environment`).
+/// Looks for a program on the PATH, which `environment` has completed.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -89,7 +89,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|path| is_program(path))
 }
 
-/// Where `cargo install` puts programs.
+/// The directory to which `cargo install` writes programs.
 pub fn cargo_bin() -> Option<PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))?;

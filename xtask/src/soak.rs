@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: whether anything is left behind after hours of coming and going.
+//! `cargo xtask soak`: whether objects are left after hours of additions and removals.
 
 mod table;
 
@@ -41,8 +41,8 @@ pub struct Arguments {
     no_build: bool,
 }
 
-/// Not much more than one lap over what is built, to see that it works. What takes minutes to fade
-/// is counted and not judged.
+/// Runs little more than one lap with the existing build, to check that the command works.
+/// Quantities that need minutes to expire are counted and not judged.
 pub fn try_out() -> Result<()> {
     let plan = Plan {
         duration: Duration::ZERO,

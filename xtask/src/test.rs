@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that must hold, with the time that each part took.
+//! `cargo xtask test`: all tests, with the duration of each part.
 
 use std::process::{Command, ExitCode};
 
@@ -7,10 +7,10 @@ use anyhow::{Result, ensure};
 use crate::parts::{self, Run};
 use crate::{bench, build, deny, fuzz, isolation, scale, setup, shell, soak, test_names, vmtest};
 
-/// End-to-end tests that run at a time; each has a lab of its own.
+/// Number of end-to-end tests that run at a time; each has a separate lab.
 const LABS_AT_A_TIME: usize = 2;
 
-/// How long packets are made up; hours are for `cargo xtask fuzz`.
+/// Duration of fuzzing in seconds; longer runs are for `cargo xtask fuzz`.
 const FUZZ_SECONDS: u64 = 40;
 
 /// Run every test: format, lints, unit tests, programs in the kernel, end-to-end tests in labs,
@@ -46,9 +46,9 @@ pub struct Arguments {
     agent_flag: Vec<String>,
 }
 
-/// The tests that take the programs of Kubernetes.
+/// The tests that need the programs of Kubernetes.
 const KUBERNETES: [&str; 2] = ["kubernetes", "store_kube"];
-/// Tests in clusters of their own, each of which takes all processors while it starts.
+/// Tests in separate clusters, each of which uses all processors during its start.
 const CLUSTERS: &str = "kubernetes";
 /// The tests that every variant of the data path has to pass.
 const OF_EVERY_VARIANT: &[&str] = &["equality", "offloads", "reachability", "faults", "healing"];
@@ -83,16 +83,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         run.part("Kubernetes", |_| setup::ensure_kubernetes())?;
     }
     if run.is_broken() {
-        // What is missing now would be missing in each of the other parts.
+        // The other parts would fail for the same missing package.
         return Ok(run.close());
     }
-    // First what may fetch something: there is no network where labs are made.
+    // Parts that may fetch files come first, because labs are made without a network.
     if everything {
         run.part("format", |_| {
             shell::run(&mut shell::cargo(&["fmt", "--all", "--check"]))
         })?;
     }
-    // Before clippy: the agent's build script embeds the programs.
+    // This comes before clippy, because the agent's build script embeds the programs.
     run.part("eBPF programs", |_| {
         build::programs(build::Warnings::Denied)
     })?;
@@ -125,13 +125,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 vmtest::for_ci(&kernels, &mut done.count)
             })?;
         }
-        // A short lap; all of it is for `--programs` and `--agent-flag`.
+        // A short lap; the full tests of a variant are for `--programs` and `--agent-flag`.
         run.cargo_test(
             "another data path",
             &mut variant.command(&["reachability"], None),
         )?;
         run.part("fuzz", |_| fuzz::try_out(FUZZ_SECONDS))?;
-        // Whether the command works; no figure passes or fails.
+        // This checks whether the command works; no figure passes or fails.
         run.part("bench", |_| bench::try_out())?;
         run.part("scale", |_| scale::try_out())?;
         run.part("soak", |_| soak::try_out())?;
@@ -139,7 +139,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     close(run, filter)
 }
 
-/// What the parts take, and what the kernel of this machine lacks for them.
+/// Ensures the dependencies of the parts, and reports the features that this machine's kernel
+/// lacks.
 fn set_up(everything: bool) -> Result<()> {
     setup::ensure_tests()?;
     setup::ensure_toolchain()?;
@@ -211,8 +212,8 @@ fn labs(run: &mut Run, filter: Option<&str>) -> Result<()> {
 }
 
 impl Variant {
-    /// One that differs from the usual one as far as can be: without a short cut, and with
-    /// aggregates left to the kernel, as the README tells some to have it.
+    /// A variant that differs from the usual one as much as possible: without a short cut, and with
+    /// aggregates left to the kernel, as the README recommends in some cases.
     fn another() -> Self {
         Self {
             programs: Some("without-flow-news".to_owned()),
@@ -224,7 +225,7 @@ impl Variant {
         self.programs.is_none() && self.agent_flags.is_empty()
     }
 
-    /// Builds its programs, and has agents take them.
+    /// Builds the variant's programs, and makes agents load them.
     fn build(&mut self) -> Result<()> {
         if let Some(feature) = &self.programs {
             let object = build::programs_with(feature)?;
@@ -245,7 +246,7 @@ impl Variant {
     }
 }
 
-/// Ends a run; one in which no test ran has failed, and says what there is.
+/// Ends a run; a run without a test has failed, and its error lists existing names.
 fn close(mut run: Run, filter: Option<&str>) -> Result<ExitCode> {
     if let Some(filter) = filter
         && run.count().is_nothing()

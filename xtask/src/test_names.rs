@@ -1,4 +1,5 @@
-//! The names of tests: which are chosen by a filter, and which are close to one that chooses none.
+//! The names of tests: those that a filter selects, and those that are similar to a filter without
+//! a match.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,9 +10,9 @@ use overlay_tests::command;
 
 use crate::{shell, workspace};
 
-/// Names that are told when none matches.
+/// Number of names in the error when none matches.
 const TOLD: usize = 6;
-/// Least likeness of a name that is told.
+/// Least similarity of a name in the error.
 const ALIKE: f64 = 0.35;
 
 /// The files of end-to-end tests in tests/tests, by the names that cargo gives them.
@@ -37,7 +38,8 @@ fn is_test(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists()
 }
 
-/// How cargo is asked for tests: as they have been run, so that nothing is built again.
+/// The commands by which cargo lists tests: with the arguments of the runs, so that nothing is
+/// built again.
 const LISTS: [&[&str]; 3] = [
     &[
         "--workspace",
@@ -50,7 +52,7 @@ const LISTS: [&[&str]; 3] = [
     &["--package", "overlay-tests", "--test", "*"],
 ];
 
-/// The error of a filter that chose no test: what there is that is like it.
+/// The error of a filter without a match, with similar names.
 pub fn none(filter: &str) -> Result<()> {
     let mut names: BTreeSet<String> = files()?.into_iter().collect();
     for arguments in LISTS {
@@ -79,7 +81,7 @@ pub fn none(filter: &str) -> Result<()> {
     anyhow::bail!("no test is called {filter:?}, and none is like it")
 }
 
-/// The names that are most like `wanted`, best first.
+/// The names that are most similar to `wanted`, best first.
 fn close<'a>(wanted: &str, names: &'a BTreeSet<String>) -> Vec<&'a str> {
     let mut scored: Vec<(f64, &str)> = names
         .iter()

@@ -30,14 +30,14 @@ use kernel::{ALWAYS, Flavour, Kernel};
 use report::Report;
 use sizes::Sizes;
 
-/// Where kernels, archives and logs are kept, in the repository.
+/// The directory of kernels, archives and logs, in the repository.
 const CACHE: &str = "target/vmtest";
 
-/// Machines that run at a time, unless the user says otherwise, with a processor each.
+/// Default number of machines that run at a time, with a processor each.
 const AT_ONCE: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 /// Memory of a machine, in MiB.
 const MEMORY: u32 = 1536;
-/// How long the tests of one machine may take, in seconds: several times what they do.
+/// Longest duration of one machine's tests in seconds: several times the usual one.
 const LIMIT: u64 = 1800;
 
 /// Test in virtual machines with other kernels.
@@ -135,7 +135,7 @@ fn cache() -> Result<PathBuf> {
     Ok(cache)
 }
 
-/// Tests on every wanted kernel.
+/// Runs the tests on every wanted kernel.
 fn reports(arguments: &Arguments) -> Result<Vec<Report>> {
     reports_on(arguments, &fetch(&arguments.kernel)?)
 }
@@ -144,7 +144,7 @@ fn fetch(names: &[String]) -> Result<Vec<Kernel>> {
     kernel::fetch(&cache()?, &kernel::named(names)?, Flavour::Cloud)
 }
 
-/// Tests on kernels that are there.
+/// Runs the tests on kernels that have been fetched.
 fn reports_on(arguments: &Arguments, kernels: &[Kernel]) -> Result<Vec<Report>> {
     let cache = cache()?;
     let jobs = job::all(arguments, kernels)?;
@@ -165,7 +165,8 @@ fn reports_on(arguments: &Arguments, kernels: &[Kernel]) -> Result<Vec<Report>> 
     Ok(reports)
 }
 
-/// Works on all, on some of them at the same time; no further one is begun after an error.
+/// Runs `work` for all items, for several of them at a time; after an error no further one is
+/// started.
 fn each<T: Sync, R: Send>(
     all: &[T],
     at_once: NonZeroUsize,
@@ -200,11 +201,11 @@ fn own_tests() -> Vec<String> {
     guest::TESTS.iter().map(ToString::to_string).collect()
 }
 
-/// What takes minutes more and shows what other tests show on this machine's own kernel, or what is
-/// the same on every kernel.
+/// Tests that take minutes more and show the same as other tests on this machine's own kernel, or
+/// that have the same result on every kernel.
 const NOT_IN_CI: &[&str] = &["underlays::", "virtio::"];
 
-/// The kernels that CI runs: one that cannot load the programs, and what stable distributions have.
+/// The kernels that CI runs: one that cannot load the programs, and those of stable distributions.
 const IN_CI: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// Kernels that have been fetched.
@@ -224,7 +225,7 @@ pub fn for_ci(kernels: &Kernels, count: &mut Count) -> Result<()> {
         record: false,
         prepare: false,
         kvm: false,
-        // The oldest has little to do.
+        // The oldest kernel has little to do.
         at_once: NonZeroUsize::new(IN_CI.len()).unwrap_or(AT_ONCE),
         cpus: 1,
         memory: MEMORY,

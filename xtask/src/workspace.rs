@@ -1,4 +1,4 @@
-//! Where things lie in the repository.
+//! Paths in the repository.
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ pub fn root() -> &'static Path {
         .unwrap_or(Path::new("."))
 }
 
-/// Where cargo builds everything but the eBPF programs.
+/// The directory of cargo's builds, except those of the eBPF programs.
 pub fn target() -> PathBuf {
     let chosen = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     chosen.unwrap_or_else(|| root().join("target"))
 }
 
-/// Where the eBPF programs are built, in the repository. The agent's build script looks for
-/// [`bpf_object`] at this place, so it does not move with `CARGO_TARGET_DIR`.
+/// The directory of the eBPF programs, in the repository. The agent's build script looks for
+/// [`bpf_object`] at this path, so the directory does not move with `CARGO_TARGET_DIR`.
 pub const BPF_TARGET: &str = "target/bpf";
 
 /// The eBPF programs as one object file, ready to be embedded in the agent.

@@ -8,36 +8,36 @@ use super::{
 /// Outcomes of the decision on a packet from the network.
 #[derive(Clone, Copy, Debug)]
 pub enum FromNetwork<'t, F: Family> {
-    /// Decapsulate it and hand it to a pod of this node.
+    /// Decapsulate the packet and hand it to a pod of this node.
     Decapsulate {
-        /// Whereto.
+        /// The receiving pod.
         pod: &'t PodEntry,
-        /// The MAC address that it comes from in the pod's eyes: the bridge's.
+        /// The source MAC address for the pod: the bridge's.
         gateway_mac: [u8; 6],
-        /// The inner IP header, already one hop further on.
+        /// The inner IP header, after one hop more.
         header: F::Header,
     },
-    /// Hand it to a pod of this node: it came without encapsulation.
+    /// Hand the packet, which arrived without encapsulation, to a pod of this node.
     Deliver {
-        /// Whereto.
+        /// The receiving pod.
         pod: &'t PodEntry,
-        /// The MAC address that it comes from in the pod's eyes: the bridge's.
+        /// The source MAC address for the pod: the bridge's.
         gateway_mac: [u8; 6],
-        /// The IP header, already one hop further on.
+        /// The IP header, after one hop more.
         header: F::Header,
     },
-    /// Take it out of its tunnel and hand it to the IP stack, as the VXLAN device would.
+    /// Decapsulate the packet and hand it to the IP stack, as the VXLAN device would.
     HandIn {
         /// The VXLAN device.
         device: u32,
         /// The inner Ethernet header.
         ethernet: Ethernet,
-        /// How it is left to the kernel.
+        /// How the packet is left to the kernel.
         pass: Pass,
     },
-    /// Leave it to the kernel.
+    /// Leave the packet to the kernel.
     Pass(Pass),
-    /// Drop it.
+    /// Drop the packet.
     Refuse(Verdict),
 }
 
@@ -46,7 +46,7 @@ pub(super) fn pass<'t, F: Family>(verdict: Verdict) -> FromNetwork<'t, F> {
     FromNetwork::Pass(Pass::of(verdict))
 }
 
-/// An IP packet as the network sends it.
+/// The headers of an IP packet that arrived from the network.
 pub(super) struct Arrived<F: Family> {
     pub(super) ethernet: Ethernet,
     pub(super) ip: Ip<F>,
@@ -56,7 +56,7 @@ impl<F: Family> Arrived<F> {
     /// Reads the headers; `None` where there is no packet of this family.
     #[inline(always)]
     pub(super) fn parse<P: Packet>(packet: &P) -> Option<Self> {
-        // The cheapest question first: most of what is not ours ends here.
+        // The cheapest check comes first, because most foreign packets end here.
         let ethernet = Ethernet::parse(packet, 0)?;
         if ethernet.ethertype != F::ETHERTYPE {
             return None;
@@ -75,7 +75,7 @@ impl<F: Family> Arrived<F> {
     }
 }
 
-/// The pod of this node that a packet is for; or how the packet is left to the kernel.
+/// The pod of this node that is the packet's receiver; or how the packet is left to the kernel.
 #[inline(always)]
 pub(super) fn receiver<'t, F: Family, O: Family, T: Tables<F, O>>(
     config: &Config<F, O>,

@@ -1,5 +1,5 @@
 //! The decision on a packet that the IP stack sends: replies to a translated flow must return
-//! through the stack, so that the flow is remembered.
+//! through the stack, so the flow is remembered.
 
 use super::{
     Config, ETHERNET_LEN, Ethernet, Family, FlowKey, Fragment, Ip, Packet, Tables, Verdict, flow,
@@ -7,22 +7,22 @@ use super::{
 };
 use crate::verdict::Hook;
 
-/// Outcomes of the decision on a packet that leaves the IP stack; no packet is held up.
+/// Outcomes of the decision on a packet that leaves the IP stack; no packet is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaving<F: Family> {
     /// Remember that the stack owns this flow.
     Remember(FlowKey<F>),
-    /// Nothing to remember.
+    /// Remember nothing.
     Pass(Verdict),
 }
 
-/// Decides on a packet that leaves by the IP stack, towards a pod or another node.
+/// Decides on a packet from the IP stack to a pod or another node.
 ///
 /// `handed_over` is the [`mark`](super::mark()) that a program of ours put on this very packet when
-/// it handed it over as plain pod-to-pod traffic, else zero. Whatever goes between overlay
-/// addresses and does not bear its own mark has been translated (a Service, a host port, a source
-/// port that was taken), for the fast path would have carried it: the replies have to be translated
-/// back.
+/// it handed the packet over as plain pod-to-pod traffic, else zero. A packet between overlay
+/// addresses without its own mark has been translated (by a Service, a host port, or because a
+/// source port was taken), because the fast path would have carried it otherwise; its replies have
+/// to be translated back.
 #[inline(always)]
 pub fn leaving<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -36,14 +36,14 @@ pub fn leaving<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// A packet of the family that leaves, and this node's configuration.
+/// A packet of the family that leaves the IP stack, and this node's configuration.
 pub(super) struct Outgoing<'t, F: Family, O: Family> {
     pub config: &'t Config<F, O>,
     pub ethernet: Ethernet,
     pub ip: Ip<F>,
 }
 
-/// The beginning of every decision on a packet that leaves.
+/// The first step of every decision on a packet that leaves the IP stack.
 #[inline(always)]
 pub(super) fn outgoing<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -71,13 +71,13 @@ pub(super) fn translated<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     handed_over: u16,
     Outgoing { config, ip, .. }: &Outgoing<'_, F, O>,
 ) -> Leaving<F> {
-    // Of a datagram that the stack took apart, the first part tells.
+    // Of a datagram that the stack fragmented, the first part decides.
     let is_plain = handed_over != 0
         && (ip.fragment == Fragment::Later || handed_over == mark::of(packet, ip, ETHERNET_LEN));
     if is_plain {
         return Leaving::Pass(Verdict::Passed);
     }
-    // Replies to addresses that are no pods reach the stack anyway.
+    // Replies to addresses outside the overlay reach the stack anyway.
     let from_own_pod = in_network(config, ip.destination) && tables.pod(ip.source).is_some();
     let from_peers_pod =
         hook == Hook::PodOut && in_network(config, ip.source) && !in_own_subnet(config, ip.source);

@@ -42,12 +42,12 @@ pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         Err(end) => return end,
     };
 
-    // The sender is who it says it is.
+    // By now the sender is verified.
     if config.flags & CONFIG_ACTIVE == 0 {
         return FromNetwork::Pass(Pass::plain(Verdict::Inactive, inner.offset));
     }
     let opened = open(packet, config, &outer, udp_length_and_checksum, &inner);
-    // Is there a pod for it?
+    // Next comes the receiver.
     let pod = match receiver(config, tables, inner.ip.destination, inner.offset) {
         Ok(pod) => pod,
         Err(pass) => return to_stack(packet, config, tables, &inner, opened, pass),
@@ -59,7 +59,8 @@ pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
             return to_stack(packet, config, tables, &inner, opened, pass);
         }
     };
-    // In the kernel's order: the VXLAN device settles the ECN field, then forwarding takes a hop.
+    // The order is the kernel's: the VXLAN device adapts the ECN field, then forwarding takes a
+    // hop.
     let header = match ecn {
         DecapsulatedEcn::Congested => F::congested(inner.ip.header),
         _ => inner.ip.header,
@@ -71,8 +72,8 @@ pub fn from_network<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// Why to drop a packet that has just arrived, before the kernel makes a socket buffer of it;
-/// `None` leaves it to the kernel.
+/// Why to drop a packet that has just arrived, before the kernel makes a socket buffer for it;
+/// `None` leaves the packet to the kernel.
 ///
 /// Refuses exactly the packets that [`from_network`] would refuse, for the same reason.
 #[inline(always)]
@@ -96,8 +97,8 @@ pub fn refused_early<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// The second word of the UDP header (length and checksum) of VXLAN that is for this node; or why
-/// it is none of our business.
+/// The second word of the UDP header (length and checksum) of VXLAN for this node; or why the
+/// packet is left to the kernel.
 #[inline(always)]
 fn to_vtep<F: Family, O: Family, P: Packet>(
     packet: &P,
@@ -129,7 +130,8 @@ struct Inner<F: Family> {
     offset: u32,
 }
 
-/// Opens VXLAN as far as needed to tell who sent what is inside, and whether that is true.
+/// Parses VXLAN as far as needed to identify the sender of the inner packet, and verifies that the
+/// sender may use the inner source.
 #[inline(always)]
 fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -139,9 +141,9 @@ fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
 ) -> Result<Inner<F>, FromNetwork<'t, F>> {
     let vxlan = ETHERNET_LEN + outer.header_len + UDP_LEN;
     let offset = vxlan + VXLAN_LEN + ETHERNET_LEN;
-    // The rest of a fragmented datagram goes unseen; only its beginning can be judged, so that has
-    // to show enough. What stands behind the end of the packet does not count, for the kernel cuts
-    // it off.
+    // The later fragments of a datagram are not seen; only the first can be judged, so it must
+    // contain all headers that are checked. Bytes behind the end of the packet do not count,
+    // because the kernel cuts them off.
     if outer.fragment == Fragment::First && ETHERNET_LEN + outer.total_len < offset + F::HEADER_LEN
     {
         return Err(FromNetwork::Refuse(Verdict::HidingFragment));
@@ -183,14 +185,14 @@ fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         }
     }
 
-    // Not plainly right: find out what it is.
+    // The packet failed the direct check; its verdict follows.
     let is_node = tables.is_vtep(outer.source);
     let all_listed = if is_node {
         config.flags & CONFIG_PEERS_COMPLETE != 0
     } else {
         config.flags & CONFIG_VTEPS_INCOMPLETE == 0
     };
-    // Why what is not listed may be honest all the same.
+    // Why a sender or source without an entry may be honest nevertheless.
     let doubt = if !all_listed {
         Some(Verdict::PeersIncomplete)
     } else if tables.leases_are_stale() {
@@ -210,7 +212,7 @@ fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     let Some(ip) = ip else {
         return Err(pass(Verdict::Malformed));
     };
-    // This node's own subnet is no other node's, even while the list of leases is incomplete.
+    // This node's own subnet belongs to no other node, even while the list of leases is incomplete.
     if in_own_subnet(config, ip.source) {
         return Err(FromNetwork::Refuse(Verdict::ForeignInnerSource));
     }
@@ -223,8 +225,7 @@ fn inner<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     })
 }
 
-/// The conditions on every packet that a program takes out of its tunnel; returns the change of
-/// its ECN field.
+/// The conditions on every packet that a program decapsulates; returns the change of its ECN field.
 #[inline(always)]
 fn open<F: Family, O: Family, P: Packet>(
     packet: &P,
@@ -238,8 +239,8 @@ fn open<F: Family, O: Family, P: Packet>(
     }
     is_regular(packet, outer, ETHERNET_LEN)?;
     is_regular(packet, &inner.ip, inner.offset)?;
-    // The outer checksum need not be zero, and need not be verified (RFC 7348, section 5): what is
-    // inside has its own.
+    // The outer checksum need not be zero, and need not be verified (RFC 7348, section 5), because
+    // the inner packet has its own.
     let [udp_len_hi, udp_len_lo, _, _] = udp_length_and_checksum.to_ne_bytes();
     let udp_len = u32::from(u16::from_be_bytes([udp_len_hi, udp_len_lo]));
     if outer.total_len != udp_len + outer.header_len {
@@ -256,8 +257,8 @@ fn open<F: Family, O: Family, P: Packet>(
     }
 }
 
-/// Gives a packet whose sender is known to the IP stack: at the VXLAN device, where the device
-/// would change nothing inside the tunnel; else the tunnel is the device's to open.
+/// Hands a packet with a verified sender to the IP stack: at the VXLAN device, where the device
+/// would not change the inner packet; else the device decapsulates the packet itself.
 #[inline(always)]
 fn to_stack<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -268,9 +269,10 @@ fn to_stack<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     pass: Pass,
 ) -> FromNetwork<'t, F> {
     let device = config.vtep_ifindex;
-    // The agent asks peers by ICMP whether the kernel's own path to them is whole.
+    // The agent checks by ICMP whether the kernel's own path to the peers works, so ICMP to this
+    // node must use that path.
     let is_question = inner.ip.protocol == F::ICMP && is_this_node(config, inner.ip.destination);
-    // A super-packet stays marked as tunnelled after the decapsulation, see `is_ordinary`.
+    // A super-packet stays marked as tunnelled after decapsulation, see `is_ordinary`.
     let is_single = packet.gso_size() == 0;
     if device != 0
         && !is_question

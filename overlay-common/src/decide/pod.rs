@@ -10,33 +10,33 @@ use super::{
 /// Outcomes of the decision on a packet from a pod.
 #[derive(Clone, Copy, Debug)]
 pub enum FromPod<'t, F: Family, O: Family = F> {
-    /// Hand it to a pod of this node as it is.
+    /// Hand the packet to a pod of this node, unchanged.
     Redirect(&'t PodEntry),
-    /// Encapsulate it and send it to the peer.
+    /// Encapsulate the packet and send it to the peer.
     Encapsulate {
-        /// From where.
+        /// This node's configuration.
         config: &'t Config<F, O>,
-        /// Whereto.
+        /// The receiving peer.
         peer: &'t PeerEntry<O>,
-        /// The IP header, already one hop further on.
+        /// The IP header, after one hop more.
         header: F::Header,
         /// Length of the IP packet in bytes.
         len: u32,
         /// The ECN field of the IP header.
         ecn: u8,
     },
-    /// Send it to the peer as it is.
+    /// Send the packet to the peer without encapsulation.
     Route {
-        /// From where.
+        /// This node's configuration.
         config: &'t Config<F, O>,
-        /// Whereto.
+        /// The receiving peer.
         peer: &'t PeerEntry<O>,
-        /// The IP header, already one hop further on.
+        /// The IP header, after one hop more.
         header: F::Header,
     },
-    /// Leave it to the kernel.
+    /// Leave the packet to the kernel.
     Pass(Pass),
-    /// Drop it.
+    /// Drop the packet.
     Refuse(Verdict),
 }
 
@@ -58,9 +58,9 @@ pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if in_a_vlan(packet) {
         return FromPod::Pass(Pass::of(Verdict::VlanTag));
     }
-    // The kernel has taken off one tag. Later on it takes off as many as there are, as long as they
-    // say no more than a priority (`__netif_receive_skb_core()`), and sees a packet that went
-    // unseen here.
+    // The kernel has removed one tag. Later the kernel removes further tags, as long as they have
+    // only a priority (`__netif_receive_skb_core()`), and so sees a packet that was not visible
+    // here.
     if ethernet.is_tagged() {
         return FromPod::Refuse(Verdict::StackedVlan);
     }
@@ -71,8 +71,7 @@ pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return FromPod::Pass(Pass::of(Verdict::Malformed));
     };
 
-    // A forged source is refused before any hand-over, because no oddity may carry one past the
-    // check.
+    // A forged source is refused before any hand-over, so that no oddity bypasses the check.
     let is_own = endpoint.has(ip.source);
     let is_sibling = !is_own && in_network(config, ip.source);
     if is_sibling && !same_owner(tables, endpoint, ip.source) {
@@ -98,7 +97,7 @@ pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if config.flags & CONFIG_ACTIVE == 0 {
         return FromPod::Pass(inactive(config, ip.destination));
     }
-    // Pods are in this node's own subnet, but for those that are left of an earlier one.
+    // Pods are in this node's own subnet, except pods that remain from an earlier one.
     let to_peer = if in_own_subnet(config, ip.destination) {
         None
     } else {
@@ -112,7 +111,7 @@ pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
         return FromPod::Pass(unlisted(config, ip.destination));
     }
 
-    // From here on it is plain pod-to-pod traffic, whoever carries it.
+    // From here on the packet is plain pod-to-pod traffic, on either path.
     if let Err(verdict) = is_ordinary(packet, config, tables, endpoint, &ethernet, &ip) {
         return FromPod::Pass(plain(verdict));
     }
@@ -142,13 +141,13 @@ pub fn from_pod<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// Plain pod-to-pod traffic: what a pod sends starts with one Ethernet header.
+/// Plain pod-to-pod traffic. The IP header follows one Ethernet header, as in every frame of a pod.
 #[inline(always)]
 const fn plain(verdict: Verdict) -> Pass {
     Pass::plain(verdict, ETHERNET_LEN)
 }
 
-/// Any destination while the fast path is off.
+/// The verdict on any destination while the fast path is off.
 #[inline(always)]
 fn inactive<F: Family, O: Family>(config: &Config<F, O>, destination: F::Addr) -> Pass {
     if is_outside(config, destination) {
@@ -158,14 +157,14 @@ fn inactive<F: Family, O: Family>(config: &Config<F, O>, destination: F::Addr) -
     }
 }
 
-/// Whether an address is no pod's: outside the overlay's network, or this node's own.
+/// Whether an address belongs to no pod: outside the overlay's network, or this node's own.
 #[inline(always)]
 fn is_outside<F: Family, O: Family>(config: &Config<F, O>, address: F::Addr) -> bool {
     !in_network(config, address) || is_this_node(config, address)
 }
 
-/// A destination without an entry: in the overlay's network it is a pod that the tables do not list
-/// yet, or an address that the stack translates.
+/// The verdict on a destination without an entry: in the overlay's network the destination is a pod
+/// that the tables do not list yet, or an address that the stack translates.
 #[inline(always)]
 fn unlisted<F: Family, O: Family>(config: &Config<F, O>, destination: F::Addr) -> Pass {
     if is_outside(config, destination) {
@@ -177,8 +176,8 @@ fn unlisted<F: Family, O: Family>(config: &Config<F, O>, destination: F::Addr) -
     }
 }
 
-/// Whether an address belongs to an interface of the same container. One that answers from one of
-/// its interfaces by the other forges nothing.
+/// Whether an address belongs to an interface of the same container. A container that answers from
+/// the address of one of its interfaces by the other forges nothing.
 #[inline(always)]
 fn same_owner<F: Family, O: Family, T: Tables<F, O>>(
     tables: &T,
@@ -207,8 +206,8 @@ fn not_ip<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// Whether a message of neighbour resolution claims somebody else's address, which would draw that
-/// pod's traffic, or hides what it claims.
+/// Whether a message of neighbour resolution claims a foreign address, which would divert that
+/// pod's traffic, or hides the claimed address.
 #[inline(always)]
 fn claims_anothers<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -226,7 +225,8 @@ fn claims_anothers<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     claims || ip.is_some_and(F::hides_claim)
 }
 
-/// Whether a pod tries to speak as a VTEP: its packet would leave with the node's own address.
+/// Whether a pod sends VXLAN to a node, like a VTEP: the packet would leave with the node's own
+/// address.
 #[inline(always)]
 fn is_vxlan_to_node<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -248,7 +248,7 @@ fn is_vxlan_to_node<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// The conditions that both ways out of a pod have in common.
+/// The conditions that both ways from a pod, to a local pod and to a peer, have in common.
 #[inline(always)]
 fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -271,7 +271,7 @@ fn is_ordinary<F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     is_not_stack_owned(packet, config, tables, ip, ETHERNET_LEN)
 }
 
-/// Does as the bridge would: the frame arrives unchanged.
+/// Forwards as the bridge would: the frame stays unchanged.
 #[inline(always)]
 fn to_local<F: Family, P: Packet>(
     packet: &P,
@@ -282,9 +282,9 @@ fn to_local<F: Family, P: Packet>(
     if pod.flags & POD_KERNEL_PATH != 0 {
         return Err(Verdict::PodKernelPath);
     }
-    // A pod that sends to its neighbour by way of the gateway is routed: another hop, other
-    // addresses. And whether a frame goes back to where it came from is the bridge port's setting
-    // (hairpin mode).
+    // A packet to a neighbour by way of the gateway is routed, with another hop and other
+    // addresses. And whether a frame may return to the port that it came from depends on the bridge
+    // port's setting (hairpin mode).
     if !same_mac(ethernet.destination, pod.mac) || packet.ifindex() == pod.ifindex {
         return Err(Verdict::ForeignMac);
     }
@@ -294,7 +294,7 @@ fn to_local<F: Family, P: Packet>(
     Ok(())
 }
 
-/// Does as the IP stack would, and the VXLAN device where there is a tunnel.
+/// Forwards as the IP stack would, and the VXLAN device where there is a tunnel.
 #[inline(always)]
 fn to_remote<F: Family, O: Family, P: Packet>(
     packet: &P,

@@ -1,9 +1,9 @@
 //! The decision on a packet without encapsulation from a pod of a node on the same link.
 //!
-//! No outer header tells which node sent it. What is known is the MAC address that a node's frames
-//! come from, by the kernel's neighbour table: what comes from there takes the short cut. Nothing
-//! else is refused for its MAC address, because honest nodes may send from another one than they
-//! answer ARP with (bonding in the modes balance-tlb and balance-alb, two devices on one link).
+//! No outer header names the node that sent the packet. The kernel's neighbour table has the MAC
+//! address of a node's frames, and packets from that address take the short cut. A packet is never
+//! refused for its MAC address, because honest nodes may send from another one than they answer ARP
+//! with (bonding in the modes balance-tlb and balance-alb, two devices on one link).
 
 use super::arrived::{Arrived, FromNetwork, pass, receiver};
 use super::{
@@ -12,7 +12,7 @@ use super::{
     in_network, in_own_subnet, is_not_stack_owned, is_regular, same_mac,
 };
 
-/// The packet, if it comes without encapsulation and its source is in the overlay's network.
+/// The packet, if it arrives without encapsulation and its source is in the overlay's network.
 /// `arrived` is the packet as one of the underlay's family, which need not be the pods' family.
 #[inline(always)]
 pub(super) fn parse<F: Family, O: Family, P: Packet>(
@@ -31,8 +31,8 @@ pub(super) fn parse<F: Family, O: Family, P: Packet>(
     in_network(config, routed.ip.source).then_some(routed)
 }
 
-/// Checks that the packet comes from the MAC address of the node whose subnet its source is in;
-/// `Err` says how a packet from elsewhere ends.
+/// Checks that the packet comes from the MAC address of the node whose subnet contains the source;
+/// `Err` has the outcome for a packet from elsewhere.
 #[inline(always)]
 pub(super) fn sender<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,

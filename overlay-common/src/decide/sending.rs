@@ -1,8 +1,8 @@
-//! The decision on a packet from the IP stack to another node: the program encapsulates it before
-//! the VXLAN device would.
+//! The decision on a packet from the IP stack to another node: the program encapsulates the packet
+//! before the VXLAN device would.
 //!
-//! The stack has routed the packet and filled in its Ethernet header, so that nothing is left to
-//! decide but whether the device would do exactly the same: what is odd is the device's.
+//! The stack has routed the packet and filled in its Ethernet header. The only question left is
+//! whether the device would do exactly the same; odd packets are left to the device.
 
 use super::leaving::{Leaving, Outgoing, outgoing, translated};
 use super::{
@@ -11,21 +11,21 @@ use super::{
 };
 use crate::verdict::Hook;
 
-/// The packet in front of the IP stack's tunnel to another node.
+/// The outcome for a packet from the IP stack to another node.
 #[derive(Clone, Copy, Debug)]
 pub struct Sending<'t, F: Family, O: Family = F> {
     /// The flow to remember, if the stack translated it.
     pub leaving: Leaving<F>,
-    /// Where it is to be encapsulated in the VXLAN device's place, and how.
+    /// The encapsulation instead of the VXLAN device's; `None` where the device encapsulates.
     pub tunnel: Option<Encapsulation<'t, F, O>>,
 }
 
 /// The encapsulation of a packet from the IP stack to a peer. The stack's own headers stay.
 #[derive(Clone, Copy, Debug)]
 pub struct Encapsulation<'t, F: Family, O: Family = F> {
-    /// From where.
+    /// This node's configuration.
     pub config: &'t Config<F, O>,
-    /// Whereto.
+    /// The receiving peer.
     pub peer: &'t PeerEntry<O>,
     /// The IP header.
     pub header: F::Header,
@@ -35,8 +35,8 @@ pub struct Encapsulation<'t, F: Family, O: Family = F> {
     pub ecn: u8,
 }
 
-/// Decides on a packet that leaves by a device that leads to other nodes: what
-/// [`leaving`](super::leaving()) says, and whether it is encapsulated at once.
+/// Decides on a packet that leaves by a device to other nodes: the outcome of
+/// [`leaving`](super::leaving()), and whether the packet is encapsulated at once.
 #[inline(always)]
 pub fn sending<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -55,7 +55,7 @@ pub fn sending<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     }
 }
 
-/// How the VXLAN device would encapsulate a packet; `None` where that is the device's business.
+/// How the VXLAN device would encapsulate a packet; `None` where the packet is left to the device.
 #[inline(always)]
 fn encapsulation<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     packet: &P,
@@ -71,12 +71,13 @@ fn encapsulation<'t, F: Family, O: Family, P: Packet, T: Tables<F, O>>(
     if config.flags & WANTED != WANTED || packet.vlan().is_some() {
         return None;
     }
-    // The agent asks peers by ICMP whether the kernel's own path to them is whole.
+    // The agent checks by ICMP whether the kernel's own path to the peers works, so ICMP from this
+    // node must use that path.
     if ip.protocol == F::ICMP && is_this_node(config, ip.source) {
         return None;
     }
     let peer = tables.peer(F::mask(ip.destination, config.peer_mask))?;
-    // Another Ethernet header is that of another device, such as the NIC, or leads to another node
+    // Another Ethernet header belongs to another device, such as the NIC, or leads to another node
     // than the one that has the destination in its subnet.
     let inner = peer.inner_ethernet();
     let is_tunnelled = peer.flags & PEER_DIRECT == 0

@@ -12,8 +12,7 @@ use crate::vxlan::{self, Tunnel};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct V4;
 
-/// Where the outer IP header starts and ends in what stands in front of an inner packet, and how
-/// long that is.
+/// Start, end and length of the outer IP header in the headers in front of an inner packet.
 const IP: usize = EthHdr::LEN;
 const AFTER_IP: usize = IP + Ipv4Hdr::LEN;
 const FRONT_LEN: usize = IP + V4::VXLAN_OVERHEAD as usize;
@@ -109,7 +108,7 @@ impl Family for V4 {
         Some(sender.to_ne_bytes())
     }
 
-    /// ARP is no IP.
+    /// ARP is not IP.
     #[inline(always)]
     fn hides_claim(_: &Ip<Self>) -> bool {
         false
@@ -144,8 +143,8 @@ impl Family for V4 {
         u16::from_be_bytes([hi, lo])
     }
 
-    /// The outer checksum is that of the header as returned, so that [`Family::stamp`] only has to
-    /// adjust it.
+    /// The outer checksum is that of the returned header, so that [`Family::stamp`] only has to
+    /// adjust the checksum.
     fn prepare(tunnel: &Tunnel<Self::Addr>, inner: u16) -> Self::Front {
         let mut front = [0; FRONT_LEN];
         vxlan::prepare_around(&mut front, AFTER_IP, Self::ETHERTYPE, tunnel, inner);

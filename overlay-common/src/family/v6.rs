@@ -23,11 +23,10 @@ const ROUTING: u8 = IpProto::Ipv6Route as u8;
 const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
 const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
 
-/// Neighbour advertisement (RFC 4861, section 4.4): the address that it is about follows 8 bytes
-/// on.
+/// Neighbour advertisement (RFC 4861, section 4.4): the advertised address is 8 bytes behind the
+/// start.
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-/// The hop limit without which nobody believes a message of neighbour discovery (RFC 4861, section
-/// 7.1).
+/// The hop limit that every valid message of neighbour discovery has (RFC 4861, section 7.1).
 const NEIGHBOUR_HOP_LIMIT: u8 = 255;
 
 impl Family for V6 {
@@ -80,16 +79,16 @@ impl Family for V6 {
         let mut header_len = HEADER_LEN;
         let mut fragment = Fragment::No;
         let mut left = MAX_EXTENSIONS;
-        // Of a later fragment nothing but the payload of the first one follows. Behind more
-        // extensions than are followed stands a payload of unknown protocol, whose sender is judged
-        // all the same.
+        // Behind the header of a later fragment there is only a part of the first one's payload.
+        // Behind more extensions than are read there is a payload of unknown protocol, whose source
+        // is checked nevertheless.
         while fragment != Fragment::Later && is_extension(protocol) && left > 0 {
             left -= 1;
             let [word] = packet.load::<1>(offset + header_len)?;
             let [next, len, place_hi, place_lo] = word.to_ne_bytes();
             if protocol == FRAGMENT {
-                // The place in the datagram has 13 bits; even one that is alone takes the kernel's
-                // path.
+                // The offset in the datagram has 13 bits. A fragment that is the only one also
+                // takes the kernel's path.
                 let is_first = u16::from_be_bytes([place_hi, place_lo]) & 0xfff8 == 0;
                 fragment = if is_first {
                     Fragment::First
@@ -110,7 +109,7 @@ impl Family for V6 {
             ttl,
             ecn: class >> 4 & 0b11,
             header_len,
-            // A jumbogram (RFC 2675) has a length of 0 and takes the kernel's path for it.
+            // A jumbogram (RFC 2675) has a length of 0 and takes the kernel's path for that reason.
             total_len: u32::from(u16::from_be_bytes([len_hi, len_lo])) + HEADER_LEN,
             fragment,
             checksum_ok: true,
@@ -127,8 +126,8 @@ impl Family for V6 {
         }
     }
 
-    /// By neighbour discovery (RFC 4861). A solicitation claims the address that it is sent from,
-    /// which is judged as every source is.
+    /// Claims are made by neighbour discovery (RFC 4861). A solicitation claims its source address,
+    /// which is checked like every source.
     #[inline(always)]
     fn claimed<P: Packet>(packet: &P, _: u16, ip: Option<&Ip<Self>>) -> Option<[u8; 16]> {
         let ip = ip.filter(|ip| may_claim(ip))?;
@@ -162,7 +161,7 @@ impl Family for V6 {
         header
     }
 
-    /// Only fragments have one.
+    /// Only fragments have an identification.
     #[inline(always)]
     fn identification(_: &[u32; 10]) -> u16 {
         0
@@ -201,7 +200,7 @@ fn words(address: [u8; 16]) -> [u32; 4] {
     bytemuck::cast(address)
 }
 
-/// Whether a message of neighbour discovery in the packet would be believed.
+/// Whether hosts would accept a message of neighbour discovery in the packet.
 #[inline(always)]
 fn may_claim(ip: &Ip<V6>) -> bool {
     ip.ttl == NEIGHBOUR_HOP_LIMIT && ip.fragment != Fragment::Later
@@ -221,7 +220,7 @@ mod tests {
     use crate::packet::Frame;
     use std::vec::Vec;
 
-    /// From fd00::1 to fd00::2, hop limit 64, ECT(0), with this behind the fixed header.
+    /// A packet from fd00::1 to fd00::2, hop limit 64, ECT(0), with `rest` behind the fixed header.
     fn frame(next: u8, rest: &[u8]) -> Vec<u8> {
         let mut frame = [[0; 14].as_slice(), &[0x60, 0x20, 0, 0]].concat();
         frame.extend((rest.len() as u16).to_be_bytes());

@@ -1,6 +1,6 @@
 use super::*;
 
-/// The flags stand in maps that an agent of another build may have filled.
+/// The flags are stored in maps that an agent of another build may have filled.
 #[test]
 fn flags_are_frozen() {
     let config = [

@@ -1,36 +1,37 @@
-//! Which server a socket gets.
+//! The choice of a server for a socket.
 
 use super::{
     Affinity, AffinityKey, Frontend, MAX_TRANSLATIONS, Server, ServerKey, Service, Translation,
     Translations, Verdict,
 };
 
-/// What the decision asks. Values are copies: what stands in a map may change at any time.
+/// The tables that the decision reads. Values are copies, because an entry of a map may change at
+/// any time.
 pub trait SocketTables {
-    /// What is behind an address.
+    /// The Service behind an address.
     fn service(&self, frontend: &Frontend) -> Option<Service>;
     /// Whether Services are to be left to kube-proxy for this client.
     fn is_opted_out(&self, client: u64) -> bool;
     /// A server of a set.
     fn server(&self, key: &ServerKey) -> Option<Server>;
-    /// Where a client stays.
+    /// The server that a client stays with.
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
-    /// Remembers where a client stays.
+    /// Stores the server that a client stays with.
     fn remember(&self, key: &AffinityKey, affinity: Affinity);
     /// `CLOCK_MONOTONIC`, in nanoseconds.
     fn now_ns(&self) -> u64;
-    /// Any number.
+    /// A random number.
     fn random(&self) -> u32;
 }
 
-/// Steps that find a server in the largest set: the set's size has no more bits.
+/// Number of steps that find a server in the largest set, because the set's size has no more bits.
 const STEPS: u32 = u32::BITS - super::MAX_SERVERS.leading_zeros();
 
-/// Chooses a server for a socket of `client` that asks for `frontend`. It stays with `former`, the
-/// server that it talks to already, as long as that one serves.
+/// Chooses a server for a socket of `client` that asks for `frontend`. The socket stays with
+/// `former`, its present server, as long as that one serves.
 ///
 /// # Errors
-/// Why the address is left as it is: kube-proxy translates it then.
+/// Why the address is left unchanged; kube-proxy translates the address then.
 #[inline(always)]
 pub fn choose<T: SocketTables>(
     tables: &T,
@@ -63,7 +64,7 @@ pub fn choose<T: SocketTables>(
         Some(server) => server,
         None => any(tables, &service)?,
     };
-    // The entry may have been replaced while it was read, or its set taken away thereafter.
+    // The entry may have been replaced during the read, or its set removed afterwards.
     if tables.service(frontend) != Some(service) {
         return Err(Verdict::Changing);
     }
@@ -92,7 +93,7 @@ fn stays<T: SocketTables>(tables: &T, service: &Service, key: &AffinityKey) -> O
     holds.then_some(affinity.server)
 }
 
-/// Any server, each as likely as the others.
+/// A random server, each with the same probability.
 #[inline(always)]
 fn any<T: SocketTables>(tables: &T, service: &Service) -> Result<Server, Verdict> {
     let slot = (u64::from(tables.random()) * u64::from(service.servers)) >> u32::BITS;
@@ -110,7 +111,7 @@ fn serves<T: SocketTables>(tables: &T, service: &Service, seen_in: u64, server: 
     seen_in == service.set || is_in(tables, service, server)
 }
 
-/// Looks a server up in its set, by halves.
+/// Looks a server up in its set, by binary search.
 #[inline(always)]
 fn is_in<T: SocketTables>(tables: &T, service: &Service, server: &Server) -> bool {
     let (mut first, mut behind) = (0, service.servers);
@@ -139,8 +140,8 @@ fn is_in<T: SocketTables>(tables: &T, service: &Service, server: &Server) -> boo
     false
 }
 
-/// Whether a socket's server still serves. In doubt it does: who is told otherwise loses its
-/// connection.
+/// Whether a socket's server still serves. In doubt the answer is yes, because a socket loses its
+/// connection by the other answer.
 #[inline(always)]
 pub fn is_kept<T: SocketTables>(tables: &T, translation: &Translation) -> bool {
     let service = tables.service(&translation.frontend);
@@ -151,12 +152,12 @@ pub fn is_kept<T: SocketTables>(tables: &T, translation: &Translation) -> bool {
     serves || tables.service(&translation.frontend) != service
 }
 
-/// Where in `table` the server for `frontend` stands or may be put; [`MAX_TRANSLATIONS`] where
+/// The place in `table` of the server for `frontend`, or a free one; [`MAX_TRANSLATIONS`] where
 /// there is no room.
 #[inline(always)]
 pub fn place_for(table: &Translations, frontend: &Frontend) -> usize {
     let (mut place, mut free) = (0, MAX_TRANSLATIONS);
-    // By numbers, because the verifier takes a loop that ends at a pointer for one without end.
+    // The loop counts, because the verifier takes a loop that ends at a pointer for an endless one.
     while place < MAX_TRANSLATIONS {
         if let Some(known) = table.all.get(place) {
             if known.set == 0 {
@@ -170,12 +171,12 @@ pub fn place_for(table: &Translations, frontend: &Frontend) -> usize {
     free
 }
 
-/// Notes at `place` what a socket was given for datagrams. An answer names the server alone, so of
-/// several Services with that server the socket is told the one that it asked last: the others are
-/// forgotten.
+/// Notes at `place` the server that a socket was given for datagrams. An answer has the server's
+/// address alone, so of several Services with that server the socket sees the one that it asked
+/// last; the others are removed.
 ///
 /// # Errors
-/// [`Verdict::Full`] where there is no such place.
+/// [`Verdict::Full`] where `place` is not in the table.
 #[inline(always)]
 pub fn note(table: &mut Translations, place: usize, given: Translation) -> Result<(), Verdict> {
     let known = table.all.get(place).ok_or(Verdict::Full)?;
@@ -189,8 +190,8 @@ pub fn note(table: &mut Translations, place: usize, given: Translation) -> Resul
     Ok(())
 }
 
-/// The place in `table` of what was given as `server` for datagrams; [`MAX_TRANSLATIONS`] where
-/// nothing was.
+/// The place in `table` of the translation to `server` for datagrams; [`MAX_TRANSLATIONS`] where
+/// there is none.
 #[inline(always)]
 pub fn place_of(table: &Translations, server: &Server) -> usize {
     let mut place = 0;

@@ -1,8 +1,8 @@
-//! How a socket's visit to a program can end: exactly one verdict, counted.
+//! The possible ends of a socket's visit to a program: exactly one verdict, counted.
 
 use crate::verdict::numbered;
 
-/// What a socket is about to do, or has done.
+/// The operation of a socket that a program sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Operation {
@@ -14,7 +14,8 @@ pub enum Operation {
     Receive = 2,
     /// getpeername(2).
     Name = 3,
-    /// A packet leaves a socket, while connected sockets are looked for whose servers have gone.
+    /// A packet leaves a socket, while the agent looks for connected sockets whose servers do not
+    /// serve any more.
     Egress = 4,
 }
 
@@ -41,8 +42,8 @@ impl Operation {
     }
 }
 
-// The numbers are where the counters stand in a map that outlives the agent: a verdict keeps its
-// number, a new one takes the next.
+// The numbers are the places of the counters in a map that outlives the agent: a verdict keeps its
+// number, and a new one takes the next.
 numbered! {
     "How a socket's visit ended.":
     /// The socket asked for a Service and got a server.
@@ -69,14 +70,14 @@ numbered! {
     Passed = 10 "passed",
 }
 
-/// Counters per operation; a round number, so that new verdicts do not move old ones.
+/// Counters per operation, with spare places, so that new verdicts do not move old counters.
 pub const SLOTS_PER_OPERATION: u32 = 16;
 /// Counters in all.
 pub const COUNTERS: u32 = SLOTS_PER_OPERATION * Operation::ALL.len() as u32;
 
 const _: () = assert!(Verdict::ALL.len() <= SLOTS_PER_OPERATION as usize);
 
-/// Where the counter of a verdict stands in `ov_socket_count`.
+/// The place of a verdict's counter in `ov_socket_count`.
 #[must_use]
 #[inline(always)]
 pub const fn counter_index(operation: Operation, verdict: Verdict) -> u32 {
@@ -87,7 +88,7 @@ pub const fn counter_index(operation: Operation, verdict: Verdict) -> u32 {
 mod tests {
     use super::*;
 
-    /// What is listed here stays; only new lines may come.
+    /// The listed numbers never change; a change of the list may only add lines.
     #[test]
     fn numbers_are_frozen() {
         let verdicts: Vec<_> = Verdict::ALL.iter().map(|it| it.name()).collect();

@@ -1,4 +1,4 @@
-//! The address of a system call, as the kernel shows it to a program.
+//! The address of a system call, in the form that the kernel gives a program.
 
 use core::ptr::addr_of_mut;
 
@@ -78,7 +78,7 @@ impl<'a> Call<'a> {
         Server::new(address, u16::from_be(port as u16))
     }
 
-    /// What the socket asks for.
+    /// The frontend that the socket asks for.
     #[inline(always)]
     pub fn frontend(&self, transport: u16) -> Frontend {
         let Server { address, port, .. } = self.address();
@@ -89,7 +89,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Puts another address and port in the place of the call's.
+    /// Replaces the call's address and port.
     #[inline(always)]
     pub fn replace(&self, address: &[u8; 16], port: u16) {
         let raw = self.raw();
@@ -110,7 +110,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The cookie of the socket's network namespace (Linux 5.7): a client, to session affinity.
+    /// The cookie of the socket's network namespace (Linux 5.7), which identifies a client for
+    /// session affinity.
     #[inline(always)]
     pub fn client(&self) -> u64 {
         // SAFETY: the context of this program.

@@ -41,11 +41,11 @@ fn connect(call: &Call<'_>) -> i32 {
     ALLOW
 }
 
-/// Gives the socket a server in the place of the Service.
+/// Gives the socket a server instead of the Service.
 #[inline(always)]
 fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     let frontend = call.frontend(call.transport()?);
-    // A connection is a new one, whatever the socket was connected to before.
+    // A connection is always new, whatever the socket was connected to before.
     let mut given = choose(&ServiceMaps, call.client(), &frontend, None)?;
     // SAFETY: the socket of the context, and a value on the stack.
     let storage = unsafe { CONNECTED.get_or_insert_ptr_mut(call.context, Some(&mut given)) };
@@ -58,7 +58,7 @@ fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     Ok(())
 }
 
-/// The socket is not connected to a Service any more.
+/// Notes that the socket is not connected to a Service any more.
 #[inline(always)]
 fn forget(call: &Call<'_>) {
     // SAFETY: as for `translate`.
@@ -80,7 +80,7 @@ fn name(call: &Call<'_>) -> i32 {
     ALLOW
 }
 
-/// Says the Service's address where the call has that of the socket's server.
+/// Returns the Service's address to a call that has the address of the socket's server.
 #[inline(always)]
 pub fn say_service(call: &Call<'_>) -> bool {
     // SAFETY: the socket of the context; locked for the call.

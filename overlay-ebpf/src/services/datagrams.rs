@@ -44,15 +44,15 @@ fn send(call: &Call<'_>) -> i32 {
     ALLOW
 }
 
-/// Gives the datagram a server in the place of the Service: the one that the socket has talked to
-/// before, while it serves.
+/// Gives the datagram a server instead of the Service: the socket's former server, while that one
+/// serves.
 #[inline(always)]
 fn translate(call: &Call<'_>) -> Result<(), Verdict> {
     let frontend = call.frontend(call.transport()?);
     // SAFETY: the socket of the context; locked for the call.
     let mut table = unsafe { UNCONNECTED.get_ptr_mut(call.context) };
     if table.is_null() {
-        // Most sockets never ask for a Service, and need no table.
+        // Most sockets never ask for a Service, and so get no table.
         ServiceMaps.service(&frontend).ok_or(Verdict::NotService)?;
         // SAFETY: as above.
         table = unsafe { UNCONNECTED.get_or_insert_ptr_mut(call.context, None) };
@@ -77,14 +77,15 @@ fn translate(call: &Call<'_>) -> Result<(), Verdict> {
 }
 
 /// Hides from the verifier that the place is one of nine constants, because the verifier would
-/// check the rest of the program for each of them. `any` is a number unknown to it.
+/// check the rest of the program for each of them. `any` is a number that the verifier does not
+/// know.
 #[inline(always)]
 fn forgotten(place: usize, any: u16) -> usize {
     let any = usize::from(any);
     black_box(place ^ any) ^ any
 }
 
-/// The socket talks to a server itself: what comes back is the server's, not the Service's.
+/// The socket talks to a server directly, so that answers must keep the server's address.
 #[inline(always)]
 fn forget(table: &mut Translations, server: &Server) {
     let place = place_of(table, server);
@@ -104,7 +105,7 @@ fn receive(call: &Call<'_>) -> i32 {
     ALLOW
 }
 
-/// Says the Service's address where the datagram has that of a server that the socket talks to.
+/// Replaces the address of a server that the socket talks to by the Service's address.
 #[inline(always)]
 fn say_service_of_datagram(call: &Call<'_>) -> bool {
     // SAFETY: the socket of the context; locked for the call.

@@ -1,10 +1,11 @@
-//! Connected sockets of datagrams whose servers have gone: `ov_find_gone` finds out whether there
-//! are any, `ov_server_gone` tells them.
+//! Connected sockets of datagrams whose servers do not serve any more: `ov_find_gone` finds out
+//! whether there are such sockets, `ov_server_gone` notifies them.
 //!
 //! sendmsg runs no program for a datagram without an address, so `ov_server_gone` looks at packets.
-//! The agent attaches it while there may be such sockets. A refused packet is an error of the
-//! system call that sends it (`EPERM`), and the socket's owner connects anew. That needs neither
-//! the network namespace of the pod, which only `CAP_SYS_ADMIN` may enter, nor a list of sockets.
+//! The agent attaches this program while there may be such sockets. A refused packet is an error of
+//! the system call that sends the packet (`EPERM`), and the socket's owner connects anew. This
+//! needs neither the network namespace of the pod, which only a process with `CAP_SYS_ADMIN` may
+//! enter, nor a list of sockets.
 
 use core::ffi::c_void;
 
@@ -34,7 +35,7 @@ pub fn ov_server_gone(ctx: SkBuffContext) -> i32 {
     REFUSE
 }
 
-/// What the socket of the packet was given when it connected.
+/// The translation that the packet's socket was given when it connected.
 #[inline(always)]
 fn given(ctx: &SkBuffContext) -> Option<&Translation> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
@@ -50,7 +51,7 @@ fn given(ctx: &SkBuffContext) -> Option<&Translation> {
     }
     let map = (&raw const CONNECTED).cast_mut().cast();
     let nothing = core::ptr::null_mut();
-    // SAFETY: as above; nothing is made, and what is there lives as long as the socket.
+    // SAFETY: as above; no storage is created, and an existing one lives as long as the socket.
     unsafe {
         bpf_sk_storage_get(map, socket.cast(), nothing, 0)
             .cast::<Translation>()
@@ -58,14 +59,14 @@ fn given(ctx: &SkBuffContext) -> Option<&Translation> {
     }
 }
 
-/// Whether the socket is connected to a server of datagrams that has gone.
+/// Whether the socket is connected to a server of datagrams that does not serve any more.
 #[inline(always)]
 fn has_lost_its_server(given: &Translation) -> bool {
     given.set != 0 && given.frontend.transport == UDP && !is_kept(&ServiceMaps, given)
 }
 
-/// What an iterator over socket storage sees of a socket: `struct bpf_iter__bpf_sk_storage_map`
-/// (net/core/bpf_sk_storage.c).
+/// The view that an iterator over socket storage has of a socket: `struct
+/// bpf_iter__bpf_sk_storage_map` (net/core/bpf_sk_storage.c).
 #[repr(C)]
 pub struct Visit {
     meta: *mut c_void,
@@ -74,11 +75,11 @@ pub struct Visit {
     value: *const Translation,
 }
 
-/// Run by the agent over every socket that was given a server when it connected (Linux 5.9).
+/// The agent runs this over every socket that was given a server when it connected (Linux 5.9).
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
 pub fn ov_find_gone(visit: *mut Visit) -> i32 {
-    // SAFETY: the context of this program. At the end there is no socket.
+    // SAFETY: the context of this program. At the end of the walk there is no socket.
     let value = unsafe { (*visit).value };
     if !value.is_null() {
         // SAFETY: memory of the map, for as long as the program runs.

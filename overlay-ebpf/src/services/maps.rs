@@ -1,4 +1,4 @@
-//! The maps, as `overlay_common::socket` describes them.
+//! The maps that `overlay_common::socket` describes.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
@@ -10,7 +10,7 @@ use overlay_common::socket::{
     Verdict, counter_index,
 };
 
-/// Memory is used as far as there are entries: few clusters have as many as there is room for.
+/// Memory is allocated per entry, because few clusters have as many entries as there is room for.
 const AS_NEEDED: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "ov_services")]
@@ -36,8 +36,9 @@ pub struct ServiceMaps;
 impl SocketTables for ServiceMaps {
     #[inline(always)]
     fn service(&self, frontend: &Frontend) -> Option<Service> {
-        // SAFETY: the memory is a map's as long as the program runs, and any bytes are a value. It
-        // may become another entry's meanwhile, which the decision reckons with.
+        // SAFETY: the memory belongs to a map as long as the program runs, and any bytes are a
+        // value. The memory may become another entry's meanwhile, for which the decision is
+        // prepared.
         unsafe { SERVICES.get(frontend) }.copied()
     }
 
@@ -54,14 +55,14 @@ impl SocketTables for ServiceMaps {
 
     #[inline(always)]
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
-        // SAFETY: as for `service`. What is remembered of a client is a hint: a server counts only
-        // if the Service has it.
+        // SAFETY: as for `service`. The remembered server of a client is a hint: it counts only if
+        // the Service has this server.
         unsafe { AFFINITY.get(key) }.copied()
     }
 
     #[inline(always)]
     fn remember(&self, key: &AffinityKey, affinity: Affinity) {
-        // A full map makes room for itself; there is nothing else that could fail and be helped.
+        // A full map evicts an entry by itself; no other error could be handled here.
         let _ = AFFINITY.insert(key, affinity, 0);
     }
 
@@ -78,7 +79,7 @@ impl SocketTables for ServiceMaps {
     }
 }
 
-/// Notes a connected socket whose server has gone.
+/// Notes a connected socket whose server does not serve any more.
 #[inline(always)]
 pub fn found_gone() {
     if let Some(found) = FOUND_GONE.get_ptr_mut(0) {
@@ -92,8 +93,8 @@ pub fn found_gone() {
 pub fn count(operation: Operation, verdict: Verdict) {
     if let Some(counter) = COUNTS.get_ptr_mut(counter_index(operation, verdict)) {
         // SAFETY: the pointer is to this CPU's own copy. One of these programs may interrupt
-        // another between the two steps, which costs a count and nothing else: Rust has no atomic
-        // addition for this target.
+        // another between the two steps, which loses one count and has no other effect, because
+        // Rust has no atomic addition for this target.
         unsafe { *counter += 1 };
     }
 }

@@ -1,4 +1,4 @@
-//! One round of the fast path: programs on their hooks, then the maps.
+//! One round of the fast path: first the programs on their hooks, then the maps.
 
 mod flows;
 mod follower;
@@ -31,12 +31,12 @@ use super::health::Report;
 use super::settings::Settings;
 use running::Running;
 
-/// How long to wait before a fast path that would not load is tried again.
+/// Pause before another attempt to start the fast path.
 const RETRY: Duration = Duration::from_secs(30);
 
 /// A round's view of the node.
 pub struct View<'a> {
-    /// What does not change.
+    /// The settings that do not change.
     pub settings: &'a Settings,
     /// The underlay's device.
     pub underlay: &'a Underlay,
@@ -44,17 +44,18 @@ pub struct View<'a> {
     pub subnet: IpNet,
     /// Longest packet of a pod that fits the underlay.
     pub mtu: u32,
-    /// The pods, as of the last look.
+    /// The pods as of the last look.
     pub pods: &'a mut PodLinks,
-    /// VNIs of other devices on the UDP port, where the kernel has told.
+    /// VNIs of other devices on the UDP port; `None` while the kernel has not answered.
     pub other_vnis: Option<BTreeSet<u32>>,
-    /// Whether a program captures what leaves by the VXLAN device.
+    /// Whether a program captures packets that leave by the VXLAN device.
     pub is_captured: bool,
     /// The other nodes.
     pub peers: &'a [Peer],
     /// The kernel.
     pub kernel: &'a Kernel,
-    /// Why the programs must leave every packet to the kernel, if they must; refusals go on.
+    /// Why the programs must leave every packet to the kernel; `None` where they need not. Refusals
+    /// continue in either case.
     pub hindrance: Option<String>,
 }
 
@@ -67,26 +68,27 @@ pub struct Outlet {
     pub ifindex: u32,
 }
 
-/// Destinations that the kernel path reaches by now: only these may be short-cut.
+/// Destinations that the kernel path reaches by now; packets to others must not be short-cut.
 pub struct Backing<'a> {
-    /// Where the IP stack sends to other nodes; nowhere while the backend's device is not there.
+    /// The devices by which the IP stack sends to other nodes; none while the backend's device is
+    /// missing.
     pub outlets: &'a [Outlet],
     /// MAC address of the backend's device.
     pub mac: MacAddr,
-    /// The peers that it serves completely.
+    /// The peers that the kernel path serves completely.
     pub peers: &'a [Peer],
 }
 
 /// The fast path between rounds.
 pub enum FastPath {
-    /// Not wanted; what an earlier agent left is taken off in the first round.
+    /// Not wanted; the first round removes the programs and maps of an earlier agent.
     Off {
-        /// Whether that has been done.
+        /// Whether they have been removed.
         removed: bool,
     },
-    /// Not running: not tried yet, or why not.
+    /// Not running: not tried yet, or failed.
     Down {
-        /// When it was tried, and what came of it.
+        /// The time and the error of the last attempt.
         tried: Option<(Instant, String)>,
     },
     /// Running.
@@ -94,11 +96,11 @@ pub enum FastPath {
 }
 
 impl FastPath {
-    /// As the flags want it; nothing is done yet.
+    /// The state that the flags demand, before any action.
     pub fn new(settings: &Settings) -> Self {
         match (settings.flags.node.fast_path, settings.flags.node.guard) {
             (FastPathMode::Off, GuardMode::Nftables) => Self::Off { removed: false },
-            // Without a fast path programs check all the same, because nftables takes longer.
+            // Programs check packets even without a fast path, because nftables takes longer.
             (FastPathMode::Off, GuardMode::Auto | GuardMode::Bpf)
             | (FastPathMode::Auto | FastPathMode::Force, _) => Self::down(),
         }
@@ -108,9 +110,9 @@ impl FastPath {
         Self::Down { tried: None }
     }
 
-    /// The pods that programs judge, by the host end's name, as of the last round; a pod that came
-    /// since counts, for its program comes before this round ends. None where no program judges
-    /// any.
+    /// The pods that programs judge, by the host end's name, as of the last round. A newer pod is
+    /// included, because its program is attached before this round ends. `None` where no program
+    /// judges any pod.
     pub fn judged(&self, view: &View<'_>) -> Option<BTreeSet<String>> {
         match self {
             Self::Up(running) if view.settings.flags.node.guard != GuardMode::Nftables => {
@@ -120,7 +122,8 @@ impl FastPath {
         }
     }
 
-    /// Where hostile VXLAN is refused early, or why nowhere, for people.
+    /// The device on which hostile VXLAN is refused early, or the reason for none, as text for
+    /// people.
     pub fn early_refusal(&self) -> Option<String> {
         match self {
             Self::Up(running) => Some(running.early_text()),
@@ -128,7 +131,7 @@ impl FastPath {
         }
     }
 
-    /// Where the programs are from, if they are not this build's own, for people.
+    /// The source of the programs, where they are not this build's own, as text for people.
     pub fn foreign_programs(&self) -> Option<String> {
         match self {
             Self::Up(running) => running.foreign_programs.clone(),
@@ -136,8 +139,8 @@ impl FastPath {
         }
     }
 
-    /// Whether something of ours is missing for which the kernel sends no event: a program, a pin,
-    /// the configuration; or what would not load is to be tried again.
+    /// Whether a program, a pin or the configuration is missing, of which the kernel sends no
+    /// event; or whether another attempt to start is due.
     pub fn is_disturbed(&mut self) -> bool {
         match self {
             Self::Up(running) => running.is_disturbed(),
@@ -148,8 +151,8 @@ impl FastPath {
         }
     }
 
-    /// Tells the programs that the list of leases is kept, and compares the flows with connection
-    /// tracking now and then.
+    /// Renews the programs' trust in the list of leases, and from time to time compares the flows
+    /// with connection tracking.
     pub async fn beat(&mut self, network: IpNet) {
         let Self::Up(running) = self else {
             return;
@@ -163,7 +166,7 @@ impl FastPath {
         }
     }
 
-    /// Leaves every packet to the kernel at once; the next round says whether that stays so.
+    /// Leaves every packet to the kernel at once; the next round decides for how long.
     pub fn step_aside(&mut self) {
         if let Self::Up(running) = self
             && let Err(error) = running.deactivate()
@@ -172,8 +175,8 @@ impl FastPath {
         }
     }
 
-    /// Whether what depends on the leases was changed by others, or IPsec policies came or went, of
-    /// which no event tells.
+    /// Whether another process changed maps that depend on the leases, or IPsec policies were added
+    /// or removed; the kernel sends no event of either.
     pub async fn is_surprised(&mut self) -> bool {
         match self {
             Self::Up(running) => running.is_surprised().await,
@@ -181,7 +184,7 @@ impl FastPath {
         }
     }
 
-    /// Told when the way to a node has changed so that only a round can put it right.
+    /// Notified when the way to a node has changed so that a round is needed.
     pub fn ways_changed(&self) -> Option<Arc<Notify>> {
         match self {
             Self::Up(running) => Some(running.ways_changed()),
@@ -189,7 +192,7 @@ impl FastPath {
         }
     }
 
-    /// Notices what ends the work of the programs. To be asked before [`judged`](Self::judged).
+    /// Detects the end of the programs' work. To be called before [`judged`](Self::judged).
     pub fn look(&mut self, view: &View<'_>) {
         match self {
             Self::Up(running) if !running.is_pinned() => {
@@ -203,13 +206,13 @@ impl FastPath {
         }
     }
 
-    /// Starts the fast path where it does not run, or takes it off where it is not wanted, and
-    /// makes the maps ready for what the kernel path is about to change: what goes is taken out,
-    /// and those who come are expected. The maps may be an earlier agent's, whose pins say what was
-    /// true in its time.
+    /// Starts the fast path where it does not run, or removes it where it is not wanted, and
+    /// prepares the maps for the coming changes of the kernel path: entries of departing peers are
+    /// removed, and new peers are expected. The maps may be an earlier agent's, whose pins show the
+    /// state of its time.
     ///
-    /// The guard must judge by now whatever programs judged, because this call may take programs
-    /// off.
+    /// By now the guard must judge all packets that programs judged, because this call may detach
+    /// programs.
     pub fn prepare(&mut self, view: &View<'_>, report: &mut Report) {
         if view.settings.flags.node.fast_path == FastPathMode::Off {
             report.note("fast path", "off: the kernel path carries everything");
@@ -242,7 +245,7 @@ impl FastPath {
         }
     }
 
-    /// Starts what is down, unless that was tried a moment ago.
+    /// Starts a fast path that is down, unless the last attempt is too recent.
     fn try_to_start(&mut self, view: &View<'_>, report: &mut Report) {
         let Self::Down { tried } = self else {
             return;
@@ -269,7 +272,7 @@ impl FastPath {
                 } else if tried.as_ref().is_none_or(|(_, last)| *last != error) {
                     tracing::warn!("the kernel path carries everything: {error}");
                 }
-                // An earlier agent's tables would not be kept true by any process.
+                // No process would keep an earlier agent's tables up to date.
                 if let Err(error) = take_off(&view.settings.pins) {
                     report.problem("fast path", error.to_string());
                 }
@@ -278,7 +281,8 @@ impl FastPath {
         }
     }
 
-    /// Puts programs on their hooks and fills the maps with what the kernel path backs.
+    /// Attaches programs to their hooks and fills the maps with the destinations that the kernel
+    /// path serves.
     pub async fn carry_out(
         &mut self,
         view: &mut View<'_>,
@@ -288,8 +292,8 @@ impl FastPath {
         let Self::Up(running) = self else {
             return;
         };
-        // Connection tracking sees halves of connections when some packets take the fast path and
-        // some do not. It may be loaded at any time.
+        // Connection tracking sees only parts of connections when some packets take the fast path
+        // and some do not. Its module may be loaded at any time.
         if running.carries()
             && let Err(error) = sysctl::be_liberal_with_tcp()
         {
@@ -337,21 +341,21 @@ impl FastPath {
     }
 }
 
-/// Whether pods may have connections that connection tracking has not seen: programs are to carry
-/// packets, or those of an earlier agent did until now.
+/// Whether pods may have connections that connection tracking has not seen, because programs are to
+/// carry packets, or an earlier agent's programs did until now.
 pub fn has_untracked(settings: &Settings) -> bool {
     let carried = || Maps::<V4>::open(&settings.pins).and_then(|maps| maps.config());
     settings.flags.node.fast_path != FastPathMode::Off
         || matches!(carried(), Ok(Some(config)) if config.flags & CONFIG_ACTIVE != 0)
 }
 
-/// Takes the programs off their hooks, then the maps.
+/// Detaches the programs from their hooks, then removes the maps.
 ///
-/// The first step is that no program carries packets any more. While only some of the programs were
-/// gone, a flow that the IP stack translates would not be remembered, and replies that a program
-/// carries would not be translated back.
+/// In the first step all programs stop carrying packets. Otherwise, while some of the programs were
+/// detached, a flow that the IP stack translates would not be remembered, and replies that a
+/// program carries would not be translated back.
 pub fn take_off(pins: &Pins) -> Result<(), Error> {
-    // Where a map is not there, no program carries anything.
+    // Without the map no program carries packets.
     if let Ok(mut maps) = Maps::<V4>::open(pins) {
         maps.deactivate()?;
     }

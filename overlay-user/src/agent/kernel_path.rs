@@ -1,4 +1,4 @@
-//! The kernel path, carried out: device, neighbours, FDB, routes, guard, subnet.env.
+//! Sets up the kernel path: device, neighbours, FDB, routes, guard, subnet.env.
 
 use std::time::{Duration, Instant};
 
@@ -13,16 +13,17 @@ use crate::kernel::guard::{self, Guard, GuardState, Sources};
 use crate::kernel::{Kernel, sysctl};
 use crate::reconcile::{Action, diff};
 
-/// How long a node that can have no guard is left in peace: somebody may install `nft`.
+/// Pause before another attempt on a node that cannot have a guard, because `nft` may be installed
+/// meanwhile.
 const RETRY: Duration = Duration::from_secs(60);
 
 /// The state of the kernel path between rounds.
 #[derive(Default)]
 pub struct KernelPath {
     guard: Guard,
-    /// The state that the guard was last given.
+    /// The state that was last written to the guard.
     guarded: Option<GuardState>,
-    /// When and why the guard was last found impossible.
+    /// The time and the cause of the last failure because no guard is possible.
     unguardable: Option<(Instant, String)>,
     bridge_warned: bool,
     /// The contents of the subnet file.
@@ -30,26 +31,27 @@ pub struct KernelPath {
 }
 
 impl KernelPath {
-    /// Whether something was changed for which the kernel sends no event.
+    /// Whether a part was changed of which the kernel sends no event.
     pub fn is_due(&self, settings: &Settings) -> bool {
         let forwards = sysctl::forwarding(settings.network().addr()).unwrap_or(true);
         let path = &settings.flags.node.subnet_file;
         !forwards || self.subnet_env.is_some() && SubnetEnv::read(path).ok() != self.subnet_env
     }
 
-    /// Keeps what the guard refuses by the list of leases in force.
+    /// Keeps the guard's rules that depend on the list of leases in force.
     pub async fn keep_guard(&mut self) {
         if let Err(error) = self.guard.renew().await {
             tracing::warn!("keep the guard: {error}");
         }
     }
 
-    /// Whether others have changed the guard.
+    /// Whether another process has changed the guard.
     pub async fn is_guard_hurt(&mut self) -> bool {
         self.unguardable.is_none() && !self.guard.is_intact().await.unwrap_or(false)
     }
 
-    /// Brings the kernel to what is planned; returns the peers that it serves completely.
+    /// Changes the kernel to the planned state; returns the peers that the kernel path serves
+    /// completely.
     pub async fn carry_out(
         &mut self,
         kernel: &Kernel,
@@ -78,7 +80,7 @@ impl KernelPath {
     }
 
     /// Admits new peers before their routes are added, because replies arrive at once; and guards
-    /// what programs are about to leave.
+    /// the pods and packets that programs are about to stop judging.
     pub async fn widen_guard(&mut self, mut state: GuardState, report: &mut Report) {
         if let Some(last) = &self.guarded {
             add_departing(&mut state.peers, &last.peers);
@@ -86,7 +88,8 @@ impl KernelPath {
         self.guard(state, report).await;
     }
 
-    /// Removes departed peers after their routes are gone; and leaves to programs what they judge.
+    /// Removes departed peers after their routes are removed; and stops guarding what programs
+    /// judge.
     pub async fn narrow_guard(&mut self, state: GuardState, report: &mut Report) {
         self.guard(state, report).await;
     }
@@ -110,7 +113,8 @@ impl KernelPath {
                 tracing::debug!(?change, "guard");
             }
             Err(error @ guard::Error::Unavailable(_)) => {
-                // Nothing that another round would change: said once, and the node lives on.
+                // Another round would not change this, so it is reported once, and the node
+                // continues.
                 let why = error.to_string();
                 if self.unguardable.is_none() {
                     tracing::warn!("the kernel path goes unguarded: {why}");
@@ -122,7 +126,7 @@ impl KernelPath {
         }
     }
 
-    /// Writes what the CNI plugin reads, whenever it is not what it should be.
+    /// Writes the file for the CNI plugin, whenever its contents are not the wanted ones.
     fn subnet_env(&mut self, settings: &Settings, env: &SubnetEnv, report: &mut Report) {
         let path = &settings.flags.node.subnet_file;
         if SubnetEnv::read(path).ok().as_ref() != Some(env) {
@@ -137,7 +141,7 @@ impl KernelPath {
     }
 }
 
-/// Adds to `peers` what `last` has beside it. Costs what differs.
+/// Adds to `peers` the sources that only `last` has. The cost depends on the differences alone.
 fn add_departing(peers: &mut Sources, last: &Sources) {
     let departing: Vec<_> = last
         .differences(peers)
@@ -152,7 +156,8 @@ fn add_departing(peers: &mut Sources, last: &Sources) {
     }
 }
 
-/// The backend's device and what leads to the peers; returns the peers that are served completely.
+/// Sets up the backend's device and the entries for peers; returns the peers that are served
+/// completely.
 async fn device_and_peers(
     kernel: &Kernel,
     settings: &Settings,
@@ -187,7 +192,7 @@ async fn device_and_peers(
                 seen.observed.apply(&change);
             }
         }
-        // The device itself has changed, or what has is not known.
+        // The device itself has changed, or the change is not known.
         _ => {
             if let Err(error) = seen.look_at_peers(kernel, settings).await {
                 report.problem("kernel", format!("look at the kernel: {error}"));
@@ -196,7 +201,7 @@ async fn device_and_peers(
             }
         }
     }
-    // No pod is served without the device.
+    // Without the device no pod is served.
     if desired.device.is_some() && seen.observed.device.is_none() {
         return Vec::new();
     }
@@ -210,7 +215,7 @@ fn concerns(failure: &Failure, peer: &Peer) -> bool {
         Action::AddRoute(route) | Action::ReplaceRoute(route) => route.subnet == peer.subnet,
         Action::SetNeighbour(address, _) => *address == peer.subnet.network(),
         Action::SetFdb(mac, _) => Some(*mac) == peer.mac(),
-        // No pod is served without the device.
+        // Without the device no pod is served.
         Action::DeleteDevice(_) | Action::CreateDevice(..) | Action::SetUp => true,
         _ => false,
     }

@@ -1,4 +1,5 @@
-//! The plan of a round, made from what was seen: pure, so that tools and tests can make it, too.
+//! The plan of a round, made from the observed state: pure, so that tools and tests can make a
+//! plan, too.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -51,8 +52,8 @@ pub struct Plan {
     pub kernel: KernelState,
     /// Longest packet of a pod, in bytes.
     pub mtu: u32,
-    /// The guard of the kernel path, as if no program judged; none where it is not known who else
-    /// uses the UDP port.
+    /// The guard of the kernel path, as if no program judged; `None` where the other users of the
+    /// UDP port are not known.
     pub guard: Option<GuardState>,
     /// Masquerading and forwarding.
     pub rules: RuleSet,
@@ -125,14 +126,15 @@ fn guard(settings: &Settings, here: &Here, sources: &Sources, seen: &Seen) -> Op
     })
 }
 
-/// How long the guard refuses by the list of leases after the agent is gone. "For ever" is ten
-/// years, because a timeout of nftables ends.
+/// How long the guard refuses by the list of leases after the end of the agent. "For ever" is ten
+/// years, because a timeout of nftables is limited.
 fn lapse(wanted: Duration) -> Duration {
     const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
     if wanted.is_zero() { FOR_EVER } else { wanted }
 }
 
-/// Where the IP stack sends to other nodes: nowhere while the backend's device is not there.
+/// The devices by which the IP stack sends to other nodes; none while the backend's device is
+/// missing.
 #[must_use]
 pub fn outlets(settings: &Settings, seen: &Seen, here: &Here) -> Vec<Outlet> {
     let link = seen.observed.device.as_ref();
@@ -153,7 +155,7 @@ pub fn outlets(settings: &Settings, seen: &Seen, here: &Here) -> Vec<Outlet> {
 /// The attributes of this node's lease.
 ///
 /// # Errors
-/// The underlay is not of the overlay's family.
+/// The underlay is not of the overlay's address family.
 pub fn attributes(
     settings: &Settings,
     underlay: &Underlay,

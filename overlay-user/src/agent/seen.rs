@@ -1,7 +1,6 @@
-//! The kernel's network as seen: one look, kept up to date by the kernel's events.
-//!
-//! The kernel is asked after an event, and now and then for everything, because an event may be
-//! lost.
+//! The observed state of the kernel's network: one look, updated by the kernel's events.
+//! The kernel is asked after an event, and from time to time for the whole state, because an event
+//! may be lost.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,25 +13,26 @@ use crate::kernel::{Error, Kernel, captures, sysctl};
 use crate::marks::BRIDGE;
 use crate::reconcile::{KernelState, OverlayDevice};
 
-/// How often everything is looked at although no event says so.
+/// Interval of full looks without an event.
 const NOW_AND_THEN: Duration = Duration::from_secs(60);
 
-/// How long pods are looked at again and again after one has come or changed: other plugins of its
-/// list may change its MAC address, of which no event tells here.
+/// The time after an addition or change of a pod in which pods are read repeatedly, because other
+/// plugins of the pod's list may change its MAC address, of which there is no event in this
+/// namespace.
 const YOUNG: Duration = Duration::from_secs(30);
 
-/// What was seen.
+/// The observed state.
 #[derive(Debug)]
 pub struct Seen {
-    /// The backend's device, and all that leads to peers.
+    /// The backend's device, and the kernel's entries that lead to peers.
     pub observed: KernelState,
     /// The bridge and the pods on it.
     pub pods: PodLinks,
-    /// VNIs of other devices on the UDP port; none while the kernel has not told.
+    /// VNIs of other devices on the UDP port; `None` while the kernel has not answered.
     pub other_vnis: Option<BTreeSet<u32>>,
-    /// The underlay's device; none where the kernel has not told.
+    /// The underlay's device; `None` where the kernel has not answered.
     pub underlay: Option<Sighting>,
-    /// Whether a program captures what leaves by the backend's device.
+    /// Whether a program captures packets that leave by the backend's device.
     pub is_captured: bool,
     /// Whether pods may have connections that connection tracking has not seen.
     pub has_untracked: bool,
@@ -41,7 +41,7 @@ pub struct Seen {
     /// Whether neighbours, FDB and routes may differ from `observed`.
     peers_are_old: bool,
     looked: Instant,
-    /// When a pod came or changed.
+    /// The time of the last addition or change of a pod.
     pods_changed: Instant,
 }
 
@@ -63,7 +63,7 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Takes an event into account. True if it may ask for a round.
+    /// Notes an event. True if the event may require a round.
     pub fn note(&mut self, event: &KernelEvent) -> bool {
         let device = self.observed.device.as_ref().map(|link| link.ifindex);
         match event {
@@ -79,8 +79,8 @@ impl Seen {
                 .is_some_and(|change| self.observed.apply(change)),
             KernelEvent::Neighbour(_) | KernelEvent::Fdb { .. } | KernelEvent::Rule => false,
             KernelEvent::Link(ifindex) => {
-                // When a device goes, or goes down, the kernel removes its neighbours, FDB entries
-                // and routes, and does not send an event for each.
+                // When a device is deleted or set down, the kernel removes its neighbours, FDB
+                // entries and routes, and does not send an event for each.
                 self.peers_are_old |= device.is_none_or(|device| device == *ifindex);
                 self.devices_are_old = true;
                 true
@@ -96,12 +96,12 @@ impl Seen {
         }
     }
 
-    /// Lets the next refreshment look at everything.
+    /// Makes the next refreshment read everything.
     pub fn distrust(&mut self) {
         (self.devices_are_old, self.peers_are_old) = (true, true);
     }
 
-    /// Whether it is time to look at everything; if so, the next refreshment does.
+    /// Whether a full look is due; if so, the next refreshment is one.
     pub fn is_due(&mut self) -> bool {
         let is_due = self.looked.elapsed() >= NOW_AND_THEN;
         if is_due {
@@ -110,28 +110,28 @@ impl Seen {
         is_due
     }
 
-    /// Looks for captures, of which no event tells. True if one has begun, or the last one ended.
+    /// Looks for captures, of which there is no event. True if a first capture has begun, or the
+    /// last one has ended.
     pub fn is_capture_news(&mut self) -> bool {
         let Some(link) = &self.observed.device else {
             return false;
         };
-        // Where the kernel does not tell, a capture is assumed.
+        // Where the kernel does not answer, a capture is assumed.
         let is_captured = captures::are_on(link.ifindex).unwrap_or(true);
         std::mem::replace(&mut self.is_captured, is_captured) != is_captured
     }
 
-    /// Whether the pods are to be looked at although no event says so, and lets the next
-    /// refreshment do it.
+    /// Whether the pods are to be read without an event; if so, the next refreshment reads them.
     pub fn are_pods_due(&mut self) -> bool {
         let are_due = !self.pods.pods.is_empty() && self.pods_changed.elapsed() < YOUNG;
         self.devices_are_old |= are_due;
         are_due
     }
 
-    /// Looks at what may have changed; `underlay` is the index of the underlay's device.
+    /// Reads the parts that may have changed; `underlay` is the index of the underlay's device.
     ///
     /// # Errors
-    /// What the kernel says. What could not be seen is looked at again next time.
+    /// The kernel's error. The next refreshment reads the failed parts again.
     pub async fn refresh(
         &mut self,
         kernel: &Kernel,
@@ -169,10 +169,10 @@ impl Seen {
         Ok(())
     }
 
-    /// Looks at everything that leads to peers.
+    /// Reads all entries that lead to peers.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub async fn look_at_peers(
         &mut self,
         kernel: &Kernel,

@@ -1,7 +1,7 @@
-//! What is asked of every lease before its backend is asked for the way.
+//! The checks of every lease that come before its backend is asked for the way.
 //!
-//! A lease decides where this node sends packets and whose packets it believes, so each field is
-//! taken for hostile until shown otherwise, and a bad lease never costs a good one its place.
+//! A lease decides where this node sends packets and whose packets this node accepts. Therefore
+//! each field counts as hostile until checked, and a bad lease never displaces a good one.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::model::{Backend, Here, Peer};
 use crate::lease::{BackendData, Lease, RejectReason, excerpt};
 
-/// A longer prefix has no room for a gateway and a pod.
+/// Longest prefix of a node's subnet: a longer one has no room for a gateway and a pod.
 const LONGEST_SUBNET: u8 = 30;
 
 /// Judges a lease on its own.
@@ -68,8 +68,8 @@ fn is_host(address: IpAddr) -> bool {
     first != 0 && first < 224 && !address.is_loopback()
 }
 
-/// Whether an address stands for everybody on a link: its last one, and of old (RFC 1122, section
-/// 3.3.6) its first.
+/// Whether an address stands for every host on a link: the last address of `prefix`, and in the
+/// obsolete form of RFC 1122, section 3.3.6, the first.
 fn is_broadcast(prefix: &IpNet, address: IpAddr) -> bool {
     prefix.prefix_len() < 31 && (address == prefix.broadcast() || address == prefix.network())
 }

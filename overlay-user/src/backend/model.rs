@@ -1,4 +1,4 @@
-//! What a backend is, and what it speaks of: this node, its peers, the ways to them.
+//! The interface of a backend, and its terms: this node, its peers, the ways to the peers.
 
 use std::fmt::Debug;
 use std::net::IpAddr;
@@ -13,18 +13,18 @@ use crate::marks::ROUTE_PROTOCOL;
 use crate::per_family::PerFamily;
 use crate::reconcile::{KernelState, OverlayDevice, Route};
 
-/// How packets get to other nodes: what the leases say about it, and what the kernel should hold
-/// for it. It reads leases and names kernel state, and touches nothing.
+/// How packets get to other nodes: what the leases say about the way, and which state the kernel
+/// should hold for it. A backend reads leases and names kernel state, and changes neither.
 pub trait Backend: Debug + Send + Sync {
     /// The backend's name in leases and in the network configuration.
     fn name(&self) -> &'static str;
 
-    /// Name of the device that it makes; none where it makes none.
+    /// Name of the device that the backend makes; `None` where the backend makes none.
     fn device(&self) -> Option<String> {
         None
     }
 
-    /// Whether packets to some peers leave as they are.
+    /// Whether packets to some peers leave without encapsulation.
     fn has_direct_ways(&self) -> bool;
 
     /// Longest packet of a pod, in bytes, where the underlay takes `underlay` bytes.
@@ -36,8 +36,8 @@ pub trait Backend: Debug + Send + Sync {
         None
     }
 
-    /// What this node's lease says: of each family the public IP and the MAC address of the device
-    /// that the backend makes.
+    /// The attributes in this node's lease: of each family the public IP and the MAC address of the
+    /// device that the backend makes.
     fn attributes(&self, ends: &PerFamily<(IpAddr, MacAddr)>) -> Attributes {
         let data = |end: Option<&(IpAddr, MacAddr)>| {
             let data = end.and_then(|(_, mac)| self.data(*mac));
@@ -53,7 +53,7 @@ pub trait Backend: Debug + Send + Sync {
     /// The way to another node, of whose lease `data` is the backend's own data.
     ///
     /// # Errors
-    /// Why there is none. Subnet, backend type and public IP of the lease are good already.
+    /// Why there is no way. Subnet, backend type and public IP of the lease are checked already.
     fn way(
         &self,
         here: &Here,
@@ -61,15 +61,15 @@ pub trait Backend: Debug + Send + Sync {
         data: Option<&Value>,
     ) -> Result<Way, RejectReason>;
 
-    /// The device that it makes, as it should be.
+    /// The wanted state of the device that the backend makes.
     fn overlay_device(&self, _here: &Here) -> Option<OverlayDevice> {
         None
     }
 
-    /// What leads to a peer.
+    /// The kernel's entries that lead to a peer.
     fn entries(&self, here: &Here, peer: &Peer) -> Entries;
 
-    /// What the kernel should hold.
+    /// The state that the kernel should hold.
     fn state(&self, here: &Here, peers: &[Peer]) -> KernelState {
         let mut state = KernelState {
             network: Some(here.network),
@@ -116,22 +116,22 @@ pub struct UnderlayDevice {
 }
 
 impl Here {
-    /// Whether packets to `address` meet no router on their way.
+    /// Whether packets to `address` pass no router.
     #[must_use]
     pub fn is_on_link(&self, address: IpAddr) -> bool {
         self.on_link.iter().any(|prefix| prefix.contains(&address))
     }
 }
 
-/// Another node, with all that is needed to send to its pods.
+/// Another node, with everything that is needed to send to the node's pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Peer {
-    /// The node's pods have their addresses here.
+    /// The subnet of the node's pods.
     pub subnet: IpNet,
     /// The node's address on the underlay: with VXLAN the outer destination of packets to the node,
-    /// and the only outer source they are taken from.
+    /// and the only outer source from which the node's packets are accepted.
     pub vtep: IpAddr,
-    /// How packets get there.
+    /// How packets get to the node.
     pub way: Way,
 }
 
@@ -144,12 +144,12 @@ pub enum Way {
         /// Inner destination MAC address: that of the peer's VXLAN device.
         mac: MacAddr,
     },
-    /// As they are, to the peer's address on the common link.
+    /// Without encapsulation, to the peer's address on the common link.
     Direct,
 }
 
 impl Peer {
-    /// MAC address of the peer's VXLAN device, where that is how it is reached.
+    /// MAC address of the peer's VXLAN device; `None` where the way is direct.
     #[must_use]
     pub fn mac(&self) -> Option<MacAddr> {
         match self.way {
@@ -159,19 +159,20 @@ impl Peer {
     }
 }
 
-/// What the kernel should hold for one peer.
+/// The state that the kernel should hold for one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entries {
-    /// The route to its subnet.
+    /// The route to the peer's subnet.
     pub route: Route,
     /// A permanent neighbour on the backend's device.
     pub neighbour: Option<(IpAddr, MacAddr)>,
-    /// Where a MAC address is, in the FDB of the backend's device.
+    /// The VTEP of a MAC address, in the FDB of the backend's device.
     pub fdb: Option<(MacAddr, IpAddr)>,
 }
 
 impl Entries {
-    /// Of a peer on the common link: its subnet by way of its own address.
+    /// The entries for a peer on the common link: a route to the peer's subnet by way of the peer's
+    /// own address.
     #[must_use]
     pub fn direct(here: &Here, peer: &Peer) -> Self {
         Self {

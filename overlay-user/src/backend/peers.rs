@@ -1,9 +1,9 @@
-//! Which of the other nodes' leases are believed, kept up to date at the cost of what changed.
+//! Which of the other nodes' leases are believed, updated at the cost of the changed leases alone.
 //!
-//! Each lease is judged on its own, once. Among those that are good on their own, a peer that is
-//! believed stays; of the others, the one whose lease comes first in the order of keys is believed
-//! unless it contradicts a peer that is. So a newcomer cannot push out a peer, and the result
-//! depends on nothing but the peers that were believed before and the leases as they are now.
+//! Each lease is judged on its own, once. Among the leases that are good on their own, a peer that
+//! is believed stays. Of the others, in the order of keys, each is believed unless it contradicts a
+//! peer that is believed already. So a newcomer cannot displace a peer, and the result depends only
+//! on the peers that were believed before and on the present leases.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -23,23 +23,24 @@ pub type PeerMap = SharedMap<IpNet, Peer>;
 /// The peers that are believed, and the leases that are not.
 #[derive(Debug, Default)]
 pub struct Peers {
-    /// What the leases were judged against.
+    /// The node that the leases were judged against.
     here: Option<Here>,
-    /// The leases that everything here was made from.
+    /// The leases that all other fields were made from.
     leases: Leases,
     believed: Believed,
-    /// Good on their own, but in contradiction to a peer that is believed.
+    /// Leases that are good on their own, but contradict a peer that is believed.
     contradicted: BTreeMap<SubnetKey, Peer>,
     rejected: Rejections,
 }
 
 impl Peers {
-    /// Takes in the leases as they are now. Where `here` has changed, every lease is judged anew;
-    /// what was believed stays if it is still good.
+    /// Takes in the present leases. Where `here` has changed, every lease is judged anew; a peer
+    /// that was believed stays if its lease is still good.
     pub fn update(&mut self, backend: &dyn Backend, here: &Here, leases: &Leases) {
         let same_here = self.here.as_ref() == Some(here);
         let before = std::mem::replace(&mut self.leases, leases.clone());
-        // To be judged or gone, what of them was believed until now, and what is good on its own.
+        // Of the leases that changed or were removed: the peers believed until now, and the leases
+        // that are good on their own.
         let mut accepted = HashSet::new();
         let mut candidates = BTreeMap::new();
         let mut look_at = |peers: &mut Self, key: &SubnetKey, lease: Option<&Arc<Lease>>| {
@@ -84,11 +85,11 @@ impl Peers {
         &self.rejected
     }
 
-    /// Believes those `accepted` before first, then the others, as long as none contradicts
+    /// Believes the candidates in `accepted` first, then the others, as long as none contradicts
     /// another.
     fn choose(&mut self, mut candidates: BTreeMap<SubnetKey, Peer>, mut accepted: HashSet<Peer>) {
-        // Two keys name one IPv4 subnet if one is a dual-stack lease's. If both name one peer, the
-        // order decides whose it is.
+        // Two keys name one IPv4 subnet if one key is a dual-stack lease's. If both name one peer,
+        // the order of keys decides which lease the peer belongs to.
         let twins: Vec<_> = candidates
             .iter()
             .filter(|(_, peer)| self.believed.peers.get(&peer.subnet) == Some(peer))
@@ -123,7 +124,7 @@ impl Peers {
     }
 
     fn pardon(&mut self, key: &SubnetKey) {
-        // Most often there is nothing, and nothing to spell.
+        // Most often no lease was rejected before, and then no subject has to be formatted.
         if !self.rejected.is_empty() {
             self.rejected.remove(key.to_string().as_str());
         }
@@ -142,7 +143,7 @@ struct Believed {
 }
 
 impl Believed {
-    /// Adds a peer, unless something speaks against it.
+    /// Adds a peer, unless the peer contradicts one that is believed.
     fn add(&mut self, key: SubnetKey, peer: &Peer) -> Result<(), RejectReason> {
         // Subnets in the table do not overlap: only the next one on either side can contain it, or
         // lie in it.
@@ -166,7 +167,7 @@ impl Believed {
         Ok(())
     }
 
-    /// Takes the peer of a lease out, if it is there.
+    /// Removes the peer of a lease, if there is one.
     fn remove(&mut self, key: &SubnetKey) -> Option<Peer> {
         let is_of_key = |subnet: &&IpNet| self.keys.get(subnet) == Some(key);
         let subnet = *key.0.iter().find(is_of_key)?;

@@ -1,4 +1,4 @@
-//! `vxlan`: packets travel in UDP (RFC 7348), by a device that the kernel's VXLAN driver serves.
+//! `vxlan`: packets travel in UDP (RFC 7348), through a device of the kernel's VXLAN driver.
 
 use std::net::IpAddr;
 
@@ -46,8 +46,8 @@ impl Backend for Vxlan {
             .saturating_sub(V4::VXLAN_OVERHEAD)
     }
 
-    /// `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds it
-    /// there by its place.
+    /// `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds the MAC
+    /// address by its position.
     fn data(&self, mac: MacAddr) -> Option<Value> {
         Some(json!({ "VNI": self.0.vni, "VtepMAC": mac }))
     }
@@ -95,8 +95,8 @@ impl Backend for Vxlan {
         })
     }
 
-    /// The peer's subnet by way of the subnet's base address, which nothing on the wire answers
-    /// for, hence `onlink` and a permanent neighbour.
+    /// A route to the peer's subnet by way of the subnet's base address. No host answers for that
+    /// address, hence `onlink` and a permanent neighbour.
     fn entries(&self, here: &Here, peer: &Peer) -> Entries {
         let Way::Vxlan { mac } = peer.way else {
             return Entries::direct(here, peer);
@@ -117,7 +117,7 @@ impl Backend for Vxlan {
     }
 }
 
-/// The MAC address that a lease names, where it is that of one device.
+/// The MAC address that a lease names, where this is an address of one device.
 #[must_use]
 pub fn mac_of(attributes: &Attributes) -> Option<MacAddr> {
     let data = attributes.backend_data.as_ref()?.first().value();

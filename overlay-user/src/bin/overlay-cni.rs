@@ -28,7 +28,8 @@ fn main() -> ExitCode {
             argument => introduce(argument),
         };
     }
-    // Standard output is the answer; the runtime keeps standard error in its log.
+    // Standard output is the answer, so logs go to standard error, which the runtime stores in its
+    // log.
     let filter = EnvFilter::try_from_env("OVERLAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_writer(io::stderr)

@@ -67,7 +67,7 @@ enum Output {
     Json,
 }
 
-/// What `overlayctl status` exits with where something could not be read.
+/// Exit status of `overlayctl status` where a part of the state could not be read.
 const DEGRADED: u8 = 3;
 
 fn main() -> anyhow::Result<ExitCode> {

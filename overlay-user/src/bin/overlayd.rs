@@ -48,7 +48,7 @@ enum Output {
     Json,
 }
 
-/// What `overlayd probe` exits with where the fast path cannot run.
+/// Exit status of `overlayd probe` where the fast path cannot run.
 const UNSUPPORTED: u8 = 3;
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -70,7 +70,7 @@ fn main() -> anyhow::Result<ExitCode> {
         None => {
             log(cli.flags.node.log_format);
             let result = runtime.block_on(agent::run(&cli.flags));
-            // Nothing that still runs has to finish, because the kernel carries the data path.
+            // No running task has to finish, because the kernel carries the data path.
             runtime.shutdown_background();
             result?;
         }

@@ -40,7 +40,7 @@ pub enum Error {
         action: &'static str,
         /// On which path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// The kernel refused a request, or did not answer in time.

@@ -65,7 +65,7 @@ pub enum Error {
         call: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The list is no configuration list.

@@ -16,7 +16,7 @@ use crate::kernel::links::Link;
 ///
 /// # Errors
 ///
-/// [`Error::Config`] if the route makes no sense, [`Error::Kernel`] if the kernel refuses it.
+/// [`Error::Config`] if the route is not valid, [`Error::Kernel`] if the kernel refuses it.
 pub async fn add(pod: &Kernel, link: &Link, route: &Route, gateway: IpAddr) -> Result<(), Error> {
     let gateway = route.gw.unwrap_or(gateway);
     let message = message(link, route, gateway)?;

@@ -1,4 +1,4 @@
-//! Kernel settings below `/proc/sys/net`, of the network namespace that the thread is in.
+//! Kernel settings below `/proc/sys/net`, of the thread's network namespace.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ pub fn path(key: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(key)
 }
 
-/// Sets what is good to have, but not worth a pod: a kernel may lack the setting, or `/proc/sys` be
-/// read-only.
+/// Changes a setting that is desirable but not required for a pod. A failure is ignored, because a
+/// kernel may lack the setting, or `/proc/sys` may be read-only.
 pub fn try_set(key: &str, value: &str) {
     if let Err(error) = fs::write(path(key), value) {
         tracing::debug!(key, value, %error, "cannot set");

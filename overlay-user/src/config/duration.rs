@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Text that is no length of time.
+/// The error for a text that is no length of time.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a length of time above zero: {0:?} (want one such as 24h, 1h30m or 10s)")]
 pub struct ParseDurationError(String);
@@ -17,7 +17,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, ParseDurationError> {
         .ok_or_else(|| ParseDurationError(text.to_owned()))
 }
 
-/// Like [`parse_duration`], and `0` for none.
+/// Reads a length of time as [`parse_duration`]; `0` is allowed as well.
 ///
 /// # Errors
 /// [`ParseDurationError`] shows the text and a good example.

@@ -1,6 +1,6 @@
 //! The agent's flags: flanneld's, with the same names, environment variables, meanings and
-//! defaults, and a few of our own. A flag wins over its environment variable, which wins over the
-//! default.
+//! defaults, and a few of our own. A flag has precedence over its environment variable, and the
+//! variable over the default.
 
 mod foreign;
 mod kube;
@@ -19,7 +19,7 @@ pub use self::node::{
 };
 pub use self::store::{StoreFlags, StoreKind, TwoStores};
 
-/// What `overlayd --help` ends with.
+/// The examples at the end of `overlayd --help`.
 pub const EXAMPLES: &str = "\
 Examples:
   overlayd --etcd-endpoints https://10.0.0.1:2379 --etcd-cafile /etc/ssl/etcd-ca.pem --ip-masq
@@ -66,7 +66,8 @@ pub struct UnderlayFlags {
 }
 
 impl AgentFlags {
-    /// Refuses what flanneld would act on and this agent would not, and what contradicts itself.
+    /// Refuses flags that flanneld would obey and this agent would not, and flags that contradict
+    /// each other.
     ///
     /// # Errors
     /// [`FlagError`] with the flag and the cure.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Lower-cases the keys of one JSON object (not of the objects inside it). Of keys that differ only
-/// in case the last one wins; values that are not objects come back as they are.
+/// in case the last one has precedence; values that are not objects are returned unchanged.
 pub(crate) fn fold_keys(value: Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(

@@ -1,5 +1,5 @@
-//! Command lines and environments written for flanneld: Go's `flag` package takes one dash as well
-//! as two and has truth values of its own, and an empty environment variable counts as none.
+//! Command lines and environments written for flanneld: Go's `flag` package accepts one dash as
+//! well as two and has truth values of its own, and an empty environment variable counts as unset.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -7,9 +7,9 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use clap::Command;
 
-/// Gives each long flag of `command` (and of its sub-commands) that comes with one dash its second
-/// one: `-iface=eth0` becomes `--iface=eth0`. Anything else, and all that follows `--`, stays as it
-/// is.
+/// Adds a second dash to each long flag of `command` (and of its sub-commands) that has one:
+/// `-iface=eth0` becomes `--iface=eth0`. All other arguments, and all that follow `--`, stay
+/// unchanged.
 pub fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut longs: Vec<&str> = vec!["help", "version"];
     gather(command, &mut longs);
@@ -26,15 +26,14 @@ pub fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>
         .collect()
 }
 
-/// Takes environment variables that are set to nothing for unset, in `command` and its
-/// sub-commands.
+/// Treats empty environment variables as unset, in `command` and its sub-commands.
 pub fn ignore_empty_env(command: Command) -> Command {
     forget_env(command, &|name| {
         env::var_os(name).is_some_and(|value| value.is_empty())
     })
 }
 
-/// A truth value as Go's `strconv.ParseBool` reads it.
+/// Reads a truth value as Go's `strconv.ParseBool` does.
 pub(super) fn go_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),

@@ -1,8 +1,8 @@
 //! The network's configuration: flannel's `net-conf.json`, key `<prefix>/config` in etcd.
 //!
-//! Keys are matched without regard to case and unknown ones are ignored, as flannel does. What
-//! flannel knows and we do not offer yet is an error, never ignored: the nodes of one network must
-//! agree.
+//! Keys are matched without regard to case and unknown ones are ignored, as flannel does. A setting
+//! that flannel knows and this project does not support yet is an error, never ignored, because the
+//! nodes of one network must agree.
 
 use std::net::IpAddr;
 
@@ -21,7 +21,7 @@ pub const DEFAULT_PORT: u16 = 8472;
 /// VNIs have 24 bits (RFC 7348, section 5).
 const MAX_VNI: u32 = (1 << 24) - 1;
 
-/// What every node of the network agrees on.
+/// The configuration that all nodes of the network share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// The overlay's networks and the subnets in them that nodes lease.
@@ -30,7 +30,7 @@ pub struct NetworkConfig {
     pub nftables: bool,
     /// How peers are reached.
     pub backend: BackendConfig,
-    /// Things that the operator should know about this configuration, one sentence each.
+    /// Remarks for the operator on this configuration, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -82,18 +82,18 @@ pub enum NetConfError {
     /// `Network` is of the wrong address family.
     #[error("Network {0} is not IPv4; an IPv6 network belongs in IPv6Network")]
     NetworkFamily(IpNet),
-    /// The range of subnets makes no sense.
+    /// The range of subnets is not valid.
     #[error("the network configuration is wrong: {0}")]
     Pool(#[from] PoolError),
     /// A VNI that does not fit into 24 bits.
     #[error("VNI {0} is out of range; use 0 to {MAX_VNI}")]
     Vni(u32),
-    /// Something of flannel's that this version does not do.
+    /// A setting of flannel's that this version does not support.
     #[error("{setting} is not supported yet; {cure}")]
     NotSupported {
         /// The setting and its value.
         setting: String,
-        /// What to do about it.
+        /// The cure.
         cure: &'static str,
     },
 }
@@ -169,13 +169,13 @@ impl NetworkConfig {
         })
     }
 
-    /// The overlay's whole network, of the family that is served.
+    /// The overlay's whole network, of the address family that the agent serves.
     #[must_use]
     pub fn network(&self) -> IpNet {
         self.pools.first().network()
     }
 
-    /// Options of the vxlan backend; none where the backend is another.
+    /// Options of the vxlan backend; `None` for another backend.
     #[must_use]
     pub fn vxlan(&self) -> Option<&VxlanConfig> {
         match &self.backend {

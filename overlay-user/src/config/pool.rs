@@ -1,10 +1,10 @@
-//! The subnets of a network that nodes may lease, for either address family.
+//! The subnets of a network that nodes may lease, for both address families.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// A network cut into equal subnets, of which those from `min` to `max` are handed out.
+/// A network cut into equal subnets, of which nodes may lease those from `min` to `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubnetPool {
     network: IpNet,
@@ -13,10 +13,10 @@ pub struct SubnetPool {
     max: u128,
 }
 
-/// Why a network cannot be cut as asked.
+/// Why a network cannot be cut as configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
-    /// No room for four subnets of a useful size.
+    /// The network has no room for four subnets of a useful size.
     #[error("the network {network} is too small: the longest useful prefix is /{longest}")]
     NetworkTooSmall {
         /// The network as configured.
@@ -27,25 +27,25 @@ pub enum PoolError {
     /// A node's subnet could not hold a gateway and a pod.
     #[error("SubnetLen {len} is too long: at most {longest} leaves room for a gateway and pods")]
     SubnetTooLong {
-        /// The length asked for.
+        /// The requested length.
         len: u8,
         /// Longest prefix length that is allowed.
         longest: u8,
     },
-    /// Fewer than four subnets.
+    /// The network would hold fewer than four subnets.
     #[error(
         "SubnetLen {len} is too short: {network} must hold at least four subnets, so use \
         {shortest} or more"
     )]
     SubnetTooShort {
-        /// The length asked for.
+        /// The requested length.
         len: u8,
         /// The network as configured.
         network: IpNet,
         /// Shortest prefix length that is allowed.
         shortest: u8,
     },
-    /// A bound of the range lies elsewhere.
+    /// A bound of the range is not in the network.
     #[error("{bound} {address} is not inside the network {network}")]
     Outside {
         /// `SubnetMin` or `SubnetMax`.
@@ -55,7 +55,7 @@ pub enum PoolError {
         /// The network as configured.
         network: IpNet,
     },
-    /// A bound of the range is not where a subnet begins.
+    /// A bound of the range is not the first address of a subnet.
     #[error("{bound} {address} is not the first address of a /{len} subnet")]
     Unaligned {
         /// `SubnetMin` or `SubnetMax`.
@@ -100,9 +100,9 @@ impl Limits {
 }
 
 impl SubnetPool {
-    /// Checks the values and fills in what is absent: subnets of /24 (IPv6: /64) or a quarter of a
-    /// smaller network; from the second subnet, because the first shares the network's own address,
-    /// to the last.
+    /// Checks the values and fills in the absent ones. Subnets default to /24 (IPv6: /64), or to a
+    /// quarter of a smaller network. The range defaults to all subnets but the first, because the
+    /// first one contains the network's own address.
     ///
     /// # Errors
     /// A [`PoolError`] that names the setting at fault.
@@ -194,7 +194,7 @@ impl SubnetPool {
         self.address(self.max)
     }
 
-    /// Whether `subnet` is one of those that may be leased: right size, aligned, in range.
+    /// Whether `subnet` may be leased: whether its size is right, and it is aligned and in range.
     #[must_use]
     pub fn allows(&self, subnet: &IpNet) -> bool {
         self.network.contains(subnet)
@@ -213,14 +213,14 @@ impl SubnetPool {
 
     fn address(&self, number: u128) -> IpAddr {
         match self.network {
-            // Numbers of an IPv4 pool come from IPv4 addresses, so nothing is cut off.
+            // The numbers of an IPv4 pool are those of IPv4 addresses, so the cast loses no bits.
             IpNet::V4(_) => Ipv4Addr::from_bits(number as u32).into(),
             IpNet::V6(_) => Ipv6Addr::from_bits(number).into(),
         }
     }
 }
 
-/// An address as a number, so that both families count alike.
+/// An address as a number, so that both families use the same arithmetic.
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => address.to_bits().into(),

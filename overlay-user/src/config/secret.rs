@@ -4,11 +4,11 @@ use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
-/// The environment variable with the password for etcd, as flanneld has it. Programs that we run do
-/// not get it.
+/// The environment variable with the password for etcd, named as in flanneld. Programs that we run
+/// do not inherit it.
 pub const ETCD_PASSWORD_ENV: &str = "FLANNELD_ETCD_PASSWORD";
 
-/// A password or the like. Its `Debug` form hides it, and it has no `Display` form.
+/// A password or a similar secret. Its `Debug` form hides the text, and there is no `Display` form.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 

@@ -1,6 +1,7 @@
-//! `/run/flannel/subnet.env`: what the agent tells the CNI plugin and people's scripts.
+//! `/run/flannel/subnet.env`: the agent's message to the CNI plugin and to people's scripts.
 //!
-//! Written to the byte as flannel writes it; read as leniently as flannel reads it.
+//! The agent writes the file exactly as flannel does, to the byte; the reader is as lenient as
+//! flannel's.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,13 +12,13 @@ use ipnet::IpNet;
 
 use crate::per_family::PerFamily;
 
-/// Where flannel keeps the file.
+/// flannel's path of the file.
 pub const DEFAULT_PATH: &str = "/run/flannel/subnet.env";
 
 /// The file's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
-    /// What the node has of the overlay.
+    /// The node's share of the overlay.
     pub nets: PerFamily<Nets>,
     /// MTU of pods in bytes (`FLANNEL_MTU`).
     pub mtu: u32,
@@ -25,7 +26,7 @@ pub struct SubnetEnv {
     pub ip_masq: bool,
 }
 
-/// What a node has of the overlay, of one family.
+/// The node's share of the overlay, of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nets {
     /// The overlay's networks (`FLANNEL_NETWORK`, `FLANNEL_IPV6_NETWORK`, each a comma-separated
@@ -47,7 +48,7 @@ pub enum SubnetEnvError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file cannot be replaced.
@@ -55,10 +56,10 @@ pub enum SubnetEnvError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A line that makes no sense.
+    /// A malformed line.
     #[error(
         "{path}, line {line}: {problem}: {text:?}; restart overlayd to have the file written anew"
     )]
@@ -67,12 +68,12 @@ pub enum SubnetEnvError {
         path: PathBuf,
         /// Line number, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault of the line.
         problem: &'static str,
         /// The line.
         text: String,
     },
-    /// Variables that must be there and are not.
+    /// Required variables are missing.
     #[error("{path} lacks {}; restart overlayd to have the file written anew", names.join(", "))]
     Missing {
         /// The file.
@@ -87,7 +88,7 @@ impl SubnetEnv {
     /// and networks of a list that are not CIDRs are skipped, as flannel's reader does.
     ///
     /// # Errors
-    /// A [`SubnetEnvError`] that names the bad line, or everything that is missing.
+    /// A [`SubnetEnvError`] that names the malformed line, or all missing variables.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, SubnetEnvError> {
         let path = path.as_ref();
         let text = fs::read_to_string(path).map_err(|source| SubnetEnvError::Read {
@@ -102,7 +103,8 @@ impl SubnetEnv {
     /// # Errors
     /// As [`SubnetEnv::read`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, SubnetEnvError> {
-        // By variable, whose names promise a family. What counts is the value's own.
+        // Values by variable. The variable's name suggests a family, but the family of the value
+        // itself counts.
         let (mut networks, mut subnets) = ([Vec::new(), Vec::new()], [None, None]);
         let (mut mtu, mut ip_masq) = (None, None);
         for (index, raw) in text.lines().enumerate() {
@@ -174,11 +176,11 @@ impl SubnetEnv {
         Ok(Self { nets, mtu, ip_masq })
     }
 
-    /// Replaces the file in one step, so that a reader sees the old content or the new, whole. The
-    /// file's mode is 0644; a directory that has to be made gets 0755.
+    /// Replaces the file in one step, so that a reader sees either the whole old content or the
+    /// whole new one. The file's mode is 0644; a new directory gets 0755.
     ///
     /// # Errors
-    /// [`SubnetEnvError::Write`] with what the system said.
+    /// [`SubnetEnvError::Write`] with the system's error.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<(), SubnetEnvError> {
         let path = path.as_ref();
         self.replace(path).map_err(|source| SubnetEnvError::Write {
@@ -188,7 +190,7 @@ impl SubnetEnv {
     }
 
     fn replace(&self, path: &Path) -> io::Result<()> {
-        // Of a bare name it is empty, which is the working directory.
+        // The parent of a bare name is empty, which stands for the working directory.
         let directory = path.parent().unwrap_or(path);
         fs::DirBuilder::new()
             .recursive(true)

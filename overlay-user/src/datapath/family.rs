@@ -1,5 +1,5 @@
-//! From user space's addresses, whose family is a value, to the maps' addresses, whose family is a
-//! type.
+//! Conversion of user space's addresses, whose family is a value, to the maps' addresses, whose
+//! family is a type.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -29,7 +29,7 @@ pub struct MapNames {
 }
 
 impl MapNames {
-    /// The maps whose size is a matter of choice.
+    /// The maps whose capacity can be chosen.
     #[must_use]
     pub const fn hashes(&self) -> [&'static str; 6] {
         [
@@ -42,7 +42,7 @@ impl MapNames {
         ]
     }
 
-    /// All of them.
+    /// All maps of the family.
     #[must_use]
     pub const fn all(&self) -> [&'static str; 8] {
         [

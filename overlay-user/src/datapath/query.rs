@@ -1,5 +1,6 @@
 //! The ids of the programs on a tcx hook or a control group. aya opens every program that it lists,
-//! which takes `CAP_SYS_ADMIN`: all of root. The ids alone take `CAP_NET_ADMIN`.
+//! and opening needs `CAP_SYS_ADMIN`, which is as much as root. Reading the ids alone needs
+//! `CAP_NET_ADMIN`.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -12,7 +13,7 @@ use super::syscall::program_ids;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 
-/// The ids of the programs on a device's tcx hook, in the order they run.
+/// The ids of the programs on a device's tcx hook, in their order of execution.
 ///
 /// # Errors
 /// `EINVAL` on a kernel without tcx (before Linux 6.6), `EPERM` without `CAP_NET_ADMIN`, `ENODEV`.
@@ -24,8 +25,8 @@ pub(super) fn tcx_program_ids(ifindex: u32, direction: TcAttachType) -> io::Resu
     program_ids(ifindex, attach_type)
 }
 
-/// The ids of the programs that are attached to a control group itself, in the order they run;
-/// `attach_type` is of `enum bpf_attach_type`.
+/// The ids of the programs that are attached to a control group itself, in their order of
+/// execution; `attach_type` is of `enum bpf_attach_type`.
 ///
 /// # Errors
 /// `EPERM` without `CAP_NET_ADMIN`, `EINVAL` for a hook that the kernel lacks.

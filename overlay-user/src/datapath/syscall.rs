@@ -1,4 +1,4 @@
-//! The system call bpf(2), for the commands that aya does not have as they are needed.
+//! The system call bpf(2), for commands that aya lacks or does not offer in the needed form.
 
 #![expect(
     unsafe_code,
@@ -22,17 +22,17 @@ const LINK_CREATE: libc::c_int = 28;
 const ITER_CREATE: libc::c_int = 33;
 const TRACE_ITER: u32 = 28;
 
-/// As many programs as a hook takes at most (`BPF_MPROG_MAX`, `BPF_CGROUP_MAX_PROGS`).
+/// The most programs that a hook takes (`BPF_MPROG_MAX`, `BPF_CGROUP_MAX_PROGS`).
 const MOST: usize = 64;
 
 /// Runs a command.
 ///
 /// # Safety
-/// `attributes` is a member of `union bpf_attr` that is the command's, up to the last field that
-/// the kernel writes, and its pointers point to what the command reads and writes there.
+/// `attributes` is the command's member of `union bpf_attr`, up to the last field that the kernel
+/// writes, and its pointers are valid for all reads and writes of the command.
 unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<c_long> {
     let attributes: *mut T = attributes;
-    // SAFETY: the caller's promise; the kernel reads no more of the attributes than it is told.
+    // SAFETY: the caller's promise; the kernel reads no more of the attributes than the given size.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -40,10 +40,10 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<c_long>
     Ok(result)
 }
 
-/// The same for a command that makes a descriptor.
+/// Runs a command that creates a descriptor.
 ///
 /// # Safety
-/// As for [`bpf`]; the command's result is a descriptor of its own.
+/// As for [`bpf`]; the command's result is a new descriptor.
 unsafe fn made<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
     // SAFETY: the caller's promise.
     let fd = unsafe { bpf(command, attributes) }?;
@@ -56,8 +56,8 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-/// The member `query` of `union bpf_attr`, up to the last field that the kernel writes: it does so
-/// whatever size it is told (`bpf_mprog_query()` of kernel/bpf/mprog.c).
+/// The member `query` of `union bpf_attr`, up to the last field that the kernel writes, because the
+/// kernel writes this field whatever the given size (`bpf_mprog_query()` of kernel/bpf/mprog.c).
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -78,8 +78,8 @@ struct Query {
 
 const _: () = assert!(size_of::<Query>() == 64);
 
-/// The ids of the programs on a hook, in the order they run. `target` is the index of a device or
-/// the descriptor of a control group, `attach_type` is of `enum bpf_attach_type`.
+/// The ids of the programs on a hook, in their order of execution. `target` is the index of a
+/// device or the descriptor of a control group, `attach_type` is of `enum bpf_attach_type`.
 ///
 /// # Errors
 /// `EINVAL` for a hook that the kernel lacks, `EPERM` without `CAP_NET_ADMIN`, `ENODEV`.
@@ -102,14 +102,15 @@ pub(super) fn program_ids(target: u32, attach_type: u32) -> io::Result<Vec<u32>>
 #[repr(C)]
 #[derive(Default)]
 struct LookupBatch {
-    /// Pointers to where the last batch ended and where this one ends: four bytes each for a hash
-    /// map.
+    /// Pointers to the position after the last batch and to that after this one: four bytes each
+    /// for a hash map.
     in_batch: u64,
     out_batch: u64,
     /// Pointers to room for `count` keys and values.
     keys: u64,
     values: u64,
-    /// Room for so many before, so many found after.
+    /// Before the call the number of entries that there is room for, after the call the number of
+    /// entries found.
     count: u32,
     map_fd: u32,
     elem_flags: u64,
@@ -122,7 +123,7 @@ const _: () = assert!(size_of::<LookupBatch>() == 56);
 pub(super) struct Batches<'a, K, V> {
     map: &'a MapData,
     most: usize,
-    /// Where the last batch ended.
+    /// The position after the last batch.
     cursor: Option<u32>,
     entries: PhantomData<(K, V)>,
 }
@@ -153,7 +154,7 @@ impl<'a, K: Plain, V: Plain> Batches<'a, K, V> {
         })
     }
 
-    /// How many entries the map has at most.
+    /// The capacity of the map.
     pub fn most(&self) -> usize {
         self.most
     }
@@ -161,9 +162,9 @@ impl<'a, K: Plain, V: Plain> Batches<'a, K, V> {
     /// The next entries, at most `room` of them.
     ///
     /// # Errors
-    /// `ENOSPC` where more room is needed, since the kernel does not split a bucket; the same
-    /// entries are read again then. `EINVAL` before Linux 5.6; `EPERM` without the privileges for
-    /// the map.
+    /// `ENOSPC` where more room is needed, because the kernel does not split a bucket; the next
+    /// call reads the same entries again. `EINVAL` before Linux 5.6; `EPERM` without the privileges
+    /// for the map.
     pub fn next(&mut self, room: usize) -> io::Result<Batch<K, V>> {
         let mut keys: Vec<K> = Vec::with_capacity(room);
         let mut values: Vec<V> = Vec::with_capacity(room);
@@ -186,8 +187,8 @@ impl<'a, K: Plain, V: Plain> Batches<'a, K, V> {
             Err(error) => return Err(error),
         };
         let found = (batch.count as usize).min(room);
-        // SAFETY: the kernel has written so many of each, and any bytes are a value of a `Pod`
-        // type.
+        // SAFETY: the kernel has written `count` keys and values, and any bytes are a value of a
+        // `Pod` type.
         unsafe {
             keys.set_len(found);
             values.set_len(found);
@@ -214,10 +215,10 @@ struct LinkCreate {
     _pad: u32,
 }
 
-/// A file that runs a program for every entry of a map when it is read.
+/// A file that, when read, runs a program for every entry of a map.
 ///
 /// # Errors
-/// `EINVAL` where the program does not walk over maps of this type, `EPERM` without privileges.
+/// `EINVAL` where the program cannot iterate over maps of this type, `EPERM` without privileges.
 pub(super) fn iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // `union bpf_iter_link_info`.
     let info = [number(map), 0, 0, 0];
@@ -230,7 +231,7 @@ pub(super) fn iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Resu
         info_len: size_of_val(&info) as u32,
         _pad: 0,
     };
-    // SAFETY: the kernel reads as much of `info` as it is told; a link is a descriptor.
+    // SAFETY: the kernel reads no more of `info` than the given length; a link is a descriptor.
     let link = unsafe { made(LINK_CREATE, &mut link) }?;
     // The member `iter_create`: a link, and flags.
     let mut iterator = [number(link.as_fd()), 0];

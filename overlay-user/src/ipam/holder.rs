@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// One interface of one container, which is what CNI adds to a network and deletes from it.
+/// One interface of one container: the unit that CNI adds to a network and deletes from it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Attachment {
     /// The runtime's identifier of the container (`CNI_CONTAINERID`).
@@ -14,7 +14,7 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// What `host-local` writes to the file of an address.
+    /// The content that `host-local` writes to the file of an address.
     #[must_use]
     pub fn file_content(&self) -> String {
         format!("{}\r\n{}", self.container, self.interface)
@@ -32,20 +32,20 @@ impl fmt::Display for Attachment {
 pub enum Holder {
     /// An interface of a container.
     Attachment(Attachment),
-    /// A container; files that `host-local` wrote before version 0.7 do not name the interface.
+    /// A container without an interface, because `host-local` before version 0.7 did not name it.
     Container(String),
-    /// Empty, not text, or not readable at all: left by a crash or a broken disk.
+    /// The file is empty, not text, or cannot be read: the result of a crash or a broken disk.
     Unreadable,
 }
 
 impl Holder {
-    /// Reads the file of an address; whatever is wrong with it is [`Holder::Unreadable`].
+    /// Reads the file of an address; a file with any fault is [`Holder::Unreadable`].
     #[must_use]
     pub fn read(path: &Path) -> Self {
         fs::read_to_string(path).map_or(Self::Unreadable, |text| Self::parse(&text))
     }
 
-    /// Reads the content of such a file.
+    /// Reads the content of an address's file.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let is_word = |text: &str| {
@@ -63,7 +63,7 @@ impl Holder {
         }
     }
 
-    /// Whether this is `attachment`.
+    /// Whether the holder is `attachment`.
     #[must_use]
     pub fn is(&self, attachment: &Attachment) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! The addresses of a node's subnet that pods can have, and the order they are tried in.
+//! The addresses of a node's subnet that pods can have, and the order in which they are tried.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::Error;
 
-/// The addresses of one subnet but its own, the gateway's and, in IPv4, the broadcast address.
+/// All addresses of one subnet except its own, the gateway's and, in IPv4, the broadcast address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
     gateway: IpAddr,
@@ -42,20 +42,22 @@ impl Range {
             && (self.first..=self.last).contains(&number(address))
     }
 
-    /// How many pods fit.
+    /// The number of pods for which there are addresses.
     #[must_use]
     pub fn capacity(&self) -> u128 {
         let gateway = (self.first..=self.last).contains(&number(self.gateway));
         self.last - self.first + 1 - u128::from(gateway)
     }
 
-    /// Every address once, beginning behind `last`, the one given out last, and ending with it.
+    /// All addresses, each once, from the one after `last`, the address given out last, to `last`
+    /// itself.
     pub fn after(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
         let last = match last {
             Some(last) if self.contains(last) => number(last),
             _ => self.last,
         };
-        // Not from the number behind it: there is none behind the last of all addresses.
+        // The range does not start at the number after `last`, because the highest of all addresses
+        // has no successor.
         (last..=self.last)
             .skip(1)
             .chain(self.first..=last)

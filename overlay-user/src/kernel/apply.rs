@@ -1,4 +1,4 @@
-//! Applying a difference.
+//! Applies a difference to the kernel.
 
 use std::collections::BTreeMap;
 
@@ -6,28 +6,28 @@ use super::route::IfPresent;
 use super::{Error, Kernel, sysctl};
 use crate::reconcile::{Action, KernelState, Route};
 
-/// An action that did not work; the next round tries again.
+/// An action that failed; the next round tries again.
 #[derive(Debug, thiserror::Error)]
 #[error("{action}: {error}")]
 pub struct Failure {
-    /// What was to be done.
+    /// The action.
     pub action: Action,
-    /// Why it was not.
+    /// The cause.
     #[source]
     pub error: Error,
 }
 
-/// Whether nothing more is to be tried after `error`. Of a kernel that does not answer, thousands
-/// of actions would only say the same again.
+/// Whether no further action is to be tried after `error`. For a kernel that does not answer,
+/// thousands of actions would only repeat the same error.
 fn ends_the_round(action: &Action, error: &Error) -> bool {
     matches!(action, Action::DeleteDevice(_) | Action::CreateDevice(..))
         || matches!(error, Error::NoDevice(_) | Error::Deadline { .. })
 }
 
 impl Kernel {
-    /// Applies `actions` in their order. One that fails does not stop those that do not depend on
-    /// it, so that one bad peer cannot cut off the others; without a device, however, or when the
-    /// kernel does not answer, nothing more is tried.
+    /// Applies `actions` in their order. A failed action does not stop those that do not depend on
+    /// it, so that one bad peer cannot cut off the others. Without a device, however, or when the
+    /// kernel does not answer, no further action is tried.
     pub async fn apply(&self, desired: &KernelState, actions: &[Action]) -> Vec<Failure> {
         let mut failures = Vec::new();
         let mut known = Indices::new();
@@ -90,7 +90,7 @@ impl Kernel {
             Action::AddAddress(address) => self.add_address(ifindex, *address).await,
             Action::RemoveAddress(address) => self.remove_address(ifindex, *address).await,
             Action::SetUp => match self.set_up(ifindex).await {
-                // The socket is opened with the device.
+                // The socket is opened when the device is set up.
                 Err(Error::Refused { source, .. })
                     if source.kind() == std::io::ErrorKind::AddrInUse =>
                 {
@@ -127,7 +127,7 @@ impl Kernel {
     }
 }
 
-/// Devices by name, as asked for in this round.
+/// Devices by name, as read in this round.
 type Indices = BTreeMap<String, u32>;
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! The packet-filter set that guards the kernel path against forged sources.
 //!
-//! Two nftables tables of our own. They check what the eBPF programs check, on whatever those hand
-//! over or never see: VXLAN that arrives in fragments, in IPsec, or by another device; frames of
-//! pods before a program is attached. Frames that programs judge are left out. Only ports of pods
-//! that the agent knows are guarded, so that a pod which it has yet to learn of is not cut off.
+//! Two nftables tables of our own. They make the checks of the eBPF programs, on packets that the
+//! programs hand over or never see: VXLAN that arrives in fragments, in IPsec, or by another
+//! device; frames of pods before a program is attached. Frames that programs judge are left out.
+//! Only ports of pods that the agent knows are guarded, so that a pod which the agent has not
+//! learned of yet is not cut off.
 //!
-//! Rules are written by `nft`, seldom; elements of sets come and go natively. Whether somebody else
-//! touched the tables is told by the generation of the rule set, which every transaction moves on.
+//! `nft` writes rules, which is rare; elements of sets are added and removed natively, by netlink.
+//! A foreign change of the tables shows in the generation of the rule set, because every
+//! transaction increases the generation.
 
 mod counters;
 mod netlink;
@@ -38,34 +40,35 @@ pub use state::{GuardState, Sources};
 
 const NFT: &str = "nft";
 
-/// The table that an object is in, an attribute of a request (`linux/netfilter/nf_tables.h`).
+/// Attribute of a request: the table of an object (`linux/netfilter/nf_tables.h`).
 const NFTA_OBJ_TABLE: u16 = 1;
 
-/// Elements that change natively in one transaction; more are written by `nft`, which makes room
-/// for them in its socket.
+/// Most elements that one native transaction changes; `nft` writes more elements than that, because
+/// `nft` enlarges the buffer of its socket for them.
 const BULK: usize = 1000;
-/// How often to try again where others make transactions all the time.
+/// Number of attempts while others make transactions all the time.
 const ATTEMPTS: usize = 3;
-/// How often to look at every element after others made transactions.
+/// Shortest time between two reads of all elements, which follow foreign transactions.
 const FULL_LOOK: Duration = Duration::from_secs(600);
 
-/// What can go wrong with the guard.
+/// The errors of the guard.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// This node cannot have a guard: no `nft`, or a kernel without one of the table families. The
-    /// overlay works without; what the fast path hands over is then not checked.
+    /// overlay works without a guard; the packets that the fast path hands over are then not
+    /// checked.
     #[error("guard unavailable: {0}")]
     Unavailable(#[source] ToolError),
-    /// `nft` did not do what it was asked to.
+    /// `nft` failed.
     #[error("guard: {0}")]
     Nft(#[source] ToolError),
-    /// The kernel does not tell its counters.
+    /// The kernel's counters cannot be read.
     #[error("guard: read counters: {0}")]
     Counters(#[source] super::Error),
-    /// The kernel does not tell, or take, what netlink asks of it.
+    /// A request by netlink failed.
     #[error("guard: {0}")]
     Netlink(#[from] super::Error),
-    /// There are no tables of ours.
+    /// The tables of the guard do not exist.
     #[error(
         "guard: there is no table {}: no agent has made it, or somebody deleted it",
         TABLE
@@ -94,14 +97,14 @@ impl Error {
     }
 }
 
-/// What [`Guard::apply`] had to do.
+/// The changes that [`Guard::apply`] made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuardChange {
-    /// Nothing.
+    /// No change.
     None,
-    /// So many elements were added or removed, natively.
+    /// So many elements were added or removed natively.
     Elements(usize),
-    /// The tables were written anew, by `nft`.
+    /// `nft` wrote the tables anew.
     Whole,
 }
 
@@ -115,30 +118,31 @@ pub struct Guard {
 struct Written {
     shape: Shape,
     contents: SetContents,
-    /// Prefix lengths that there are sets and rules for.
+    /// The prefix lengths that have sets and rules.
     lengths: BTreeSet<u8>,
     fingerprint: Fingerprint,
     /// The rule set's generation as of our last transaction or look.
     generation: Option<u32>,
-    /// When every element was last known to be there.
+    /// The time of the last look at which every element was in place.
     looked: Instant,
-    /// When the list of leases was last said to be kept.
+    /// The time of the last statement that the list of leases is up to date.
     kept: Instant,
 }
 
 impl Guard {
-    /// A guard that has written nothing yet.
+    /// A guard that has written no tables yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes the kernel hold the guard for `state`, in one transaction: at no moment is a packet
-    /// judged by half a rule set. Counters keep counting. Applying the same state again changes
-    /// nothing, and starts no program, unless somebody else has touched the tables.
+    /// Makes the kernel hold the guard for `state`, in one transaction, so that at no moment a
+    /// packet is judged by half a rule set. Counters keep their values. Applying the same state
+    /// again changes nothing, and starts no program, unless a foreign transaction has changed the
+    /// tables.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
+    /// [`Error::Unavailable`] where there can be no guard; otherwise the error that occurred.
     pub async fn apply(&mut self, state: &GuardState) -> Result<GuardChange, Error> {
         let (shape, contents) = (state.shape(), state.contents());
         for _ in 0..ATTEMPTS {
@@ -179,11 +183,11 @@ impl Guard {
         Ok(GuardChange::Whole)
     }
 
-    /// Whether the kernel still holds what was written last. Costs one question as long as nobody
-    /// has made any transaction in nftables.
+    /// Whether the kernel still holds the tables as last written. The check costs one request as
+    /// long as no transaction was made in nftables.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn is_intact(&mut self) -> Result<bool, Error> {
         let Some(written) = &mut self.written else {
             return Ok(false);
@@ -206,11 +210,11 @@ impl Guard {
         Ok(is_intact)
     }
 
-    /// Says that the list of leases is kept true. To be called often; acts ten times in the time
-    /// after which the list is not believed any more.
+    /// States that the list of leases is up to date. To be called often; acts ten times in the
+    /// period after which the rules do not trust the list any more.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn renew(&mut self) -> Result<(), Error> {
         let Some(written) = &mut self.written else {
             return Ok(());
@@ -220,7 +224,7 @@ impl Guard {
             return Ok(());
         }
         if written.kept.elapsed() >= lapse / 10 {
-            // Whose transactions these were is not known before the next look.
+            // The authors of these transactions are not known before the next look.
             netlink::keep(port, lapse).await?;
             written.kept = Instant::now();
         }
@@ -244,7 +248,7 @@ impl Guard {
         run(NFT, &["-f", "-"], &rules)
             .await
             .map_err(Error::from_tool)?;
-        // In this order: what comes in between shows as another generation.
+        // The order matters: a transaction in between shows as another generation.
         let generation = generation().await?;
         let fingerprint = netlink::fingerprint().await?;
         if fingerprint.is_empty() {
@@ -278,7 +282,8 @@ impl Written {
         Ok(true)
     }
 
-    /// Notes which pods are still there: the CNI plugin takes out those that it deletes.
+    /// Notes which pods are still in the sets, because the CNI plugin removes the pods that it
+    /// deletes.
     async fn look_at_pods(&mut self) -> Result<(), Error> {
         for set in [Set::Ports, Set::Pods] {
             let there = netlink::keys(set).await?;
@@ -288,7 +293,7 @@ impl Written {
     }
 }
 
-/// The generation after one transaction more: zero is left out (`nf_tables_commit()`).
+/// The generation after one more transaction: zero is left out (`nf_tables_commit()`).
 fn after(generation: u32) -> u32 {
     generation.checked_add(1).unwrap_or(1)
 }
@@ -300,11 +305,11 @@ fn is_overtaken(error: &super::Error) -> bool {
             || source.kind() == io::ErrorKind::Interrupted)
 }
 
-/// Reads how many packets were refused, by reason. Asks the kernel itself: whoever scrapes metrics
-/// should not have two programs started each time.
+/// Reads the numbers of refused packets by reason. The counters are read from the kernel by
+/// netlink, because a scrape of metrics should not start two programs each time.
 ///
 /// # Errors
-/// [`Error::Absent`], or what netlink says.
+/// [`Error::Absent`], or the error from netlink.
 pub async fn counters() -> Result<GuardCounters, Error> {
     let mut counters = GuardCounters::default();
     for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::Bridge] {
@@ -333,10 +338,10 @@ pub async fn counters() -> Result<GuardCounters, Error> {
     Ok(counters)
 }
 
-/// Removes the guard. Fine when there is none.
+/// Removes the guard. A missing guard is no error.
 ///
 /// # Errors
-/// [`Error::Unavailable`] where there can be no guard; otherwise what went wrong.
+/// [`Error::Unavailable`] where there can be no guard; otherwise the error that occurred.
 pub async fn cleanup() -> Result<(), Error> {
     run(NFT, &["-f", "-"], &text::removal())
         .await

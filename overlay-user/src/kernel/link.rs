@@ -14,10 +14,10 @@ use crate::mac::MacAddr;
 use crate::reconcile::{OverlayDevice, VxlanAttributes};
 
 impl Kernel {
-    /// Name and MTU of a device; `None` when there is none with this index.
+    /// Name and MTU of a device; `None` when no device has this index.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn device(&self, ifindex: u32) -> Result<Option<(String, u32)>, Error> {
         let links = self.links().await?;
         let found = links.iter().find(|link| link.header.index == ifindex);
@@ -27,7 +27,7 @@ impl Kernel {
     /// The addresses of a device, each with its prefix length.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn addresses_of(&self, ifindex: u32) -> Result<Vec<IpNet>, Error> {
         Ok(on_device(&self.addresses().await?, ifindex).collect())
     }
@@ -35,16 +35,17 @@ impl Kernel {
     /// Whether a device has an address.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn has_address(&self, ifindex: u32, address: IpAddr) -> Result<bool, Error> {
         let addresses = self.addresses_of(ifindex).await?;
         Ok(addresses.iter().any(|found| found.addr() == address))
     }
 
-    /// MAC address of a device; `None` when there is none with this index, or it has none.
+    /// MAC address of a device; `None` when no device has this index, or the device has no MAC
+    /// address.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn device_mac(&self, ifindex: u32) -> Result<Option<MacAddr>, Error> {
         let links = self.links().await?;
         Ok(links
@@ -56,7 +57,7 @@ impl Kernel {
     /// VNIs of VXLAN devices other than `name` that share its UDP port.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn other_vnis(&self, name: &str, port: u16) -> Result<BTreeSet<u32>, Error> {
         let links = self.links().await?;
         let others = links.iter().filter(|link| link_name(link) != Some(name));
@@ -67,13 +68,13 @@ impl Kernel {
     }
 
     /// Deletes the VXLAN devices that an agent of this network has made with another VNI than that
-    /// of the device called `name`, or with another backend than now, and returns their names.
-    /// Nobody maintains those devices, and nobody checks what they receive. Such a device is called
-    /// `flannel.<VNI>` after its own VNI, and has a host address inside the network, as flannel
-    /// gives it.
+    /// of the device called `name`, or for another backend than the present one, and returns their
+    /// names. No agent maintains those devices, and no rule checks the packets that they receive.
+    /// Such a device is called `flannel.<VNI>` after its own VNI, and has a host address inside the
+    /// network, as flannel assigns it.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn remove_former(
         &self,
         name: Option<&str>,
@@ -113,8 +114,8 @@ impl Kernel {
             .ok_or_else(|| Error::NoDevice(name.to_owned()))
     }
 
-    /// Creates the VXLAN device, down and without addresses: no learning, all else as the kernel
-    /// does it.
+    /// Creates the VXLAN device, down and without addresses; learning is off, all other attributes
+    /// have the kernel's defaults.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -139,7 +140,7 @@ impl Kernel {
         self.request("RTM_NEWLINK", &device.name, call).await
     }
 
-    /// Gives the VXLAN device its name back after somebody renamed it, because the kernel refuses a
+    /// Restores the name of the VXLAN device after a foreign rename, because the kernel refuses a
     /// second device with the same VNI and port. The device is recognised by its MAC address and
     /// VNI. Returns whether there was one.
     ///
@@ -163,7 +164,8 @@ impl Kernel {
             return Ok(false);
         };
         self.look_away();
-        // Before Linux 6.2 a device has to be down for a new name; the next difference sets it up.
+        // Before Linux 6.2 only a device that is down can be renamed; the next difference sets the
+        // device up.
         let message = LinkUnspec::new_with_index(ifindex)
             .down()
             .name(device.name.clone())
@@ -175,7 +177,7 @@ impl Kernel {
             .map(|()| true)
     }
 
-    /// Deletes a device; one that has gone already is fine.
+    /// Deletes a device; a missing device is no error.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -199,8 +201,8 @@ impl Kernel {
             .id(vni)
             .learning(false)
             .build();
-        // RTM_SETLINK does not change attributes of one kind of device. RTM_NEWLINK does, for a
-        // device that exists as well, unless flags ask for a new one.
+        // RTM_SETLINK does not change attributes of one kind of device. RTM_NEWLINK does, also of
+        // an existing device, unless flags demand a new one.
         let call = self
             .handle
             .link()
@@ -243,7 +245,7 @@ impl Kernel {
         .await
     }
 
-    /// Puts an address on a device; one that is there already is fine.
+    /// Adds an address to a device; an address that exists already is no error.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -261,7 +263,7 @@ impl Kernel {
         .await
     }
 
-    /// Takes an address off a device; one that has gone already is fine.
+    /// Removes an address from a device; a missing address is no error.
     ///
     /// # Errors
     /// The kernel's refusal.

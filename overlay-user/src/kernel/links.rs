@@ -48,7 +48,7 @@ impl Kernel {
     /// The device called `name`, if there is one.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn find_link(&self, name: &str) -> Result<Option<Link>, Error> {
         let mut found = self
             .handle
@@ -66,7 +66,7 @@ impl Kernel {
     /// Every device.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn all_links(&self) -> Result<Vec<Link>, Error> {
         Ok(self
             .links()
@@ -80,7 +80,7 @@ impl Kernel {
     /// The device that has an address with this prefix length, if one has.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn holder(&self, address: IpNet) -> Result<Option<Link>, Error> {
         let addresses = self.addresses().await?;
         let has_it = |link: &Link| on_device(&addresses, link.index).any(|it| it == address);
@@ -141,7 +141,7 @@ impl Kernel {
     /// Destination and gateway of every route through a device, of both families.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn routes_through(
         &self,
         link: &Link,

@@ -1,7 +1,7 @@
-//! One look at devices and addresses that serves many questions.
+//! One look at devices and addresses that serves many requests.
 //!
-//! A round asks a dozen times which devices there are and what is on them; on a node with many pods
-//! each answer is long. Within a look the kernel is asked once for each.
+//! A round needs the devices and their addresses a dozen times; on a node with many pods each
+//! answer is long. Within a look the kernel is asked once for each.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,10 +10,10 @@ use rtnetlink::packet_route::link::LinkMessage;
 
 use super::{Error, Kernel};
 
-/// The answers of the look that is under way; none outside of a look.
+/// The answers of the present look; `None` outside of a look.
 pub(super) type Look = Mutex<Option<Answers>>;
 
-/// What the kernel has answered within a look.
+/// The kernel's answers within a look.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Answers {
     links: Option<Arc<Vec<LinkMessage>>>,
@@ -21,14 +21,14 @@ pub(super) struct Answers {
 }
 
 impl Kernel {
-    /// Begins a look, also where one is under way: what is asked from here on is asked anew, once.
-    /// The look ends with the first change that this connection makes to a device or its addresses,
-    /// or with [`Kernel::look_away`].
+    /// Begins a look, also during another one: from now on each request is sent anew, once. The
+    /// look ends with the first change that this connection makes to a device or its addresses, or
+    /// with [`Kernel::look_away`].
     pub fn look(&self) {
         self.set_look(Some(Answers::default()));
     }
 
-    /// Ends a look, so that every question is asked when it comes up.
+    /// Ends a look, so that every request is sent to the kernel again.
     pub fn look_away(&self) {
         self.set_look(None);
     }

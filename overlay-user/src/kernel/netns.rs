@@ -19,9 +19,9 @@ pub enum NetnsError {
     /// The namespace cannot be entered.
     #[error("cannot enter the network namespace {path}; {}", entering(.source))]
     Enter {
-        /// Where it is.
+        /// The path of the namespace.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The namespace is the one that this process runs in.
@@ -29,7 +29,7 @@ pub enum NetnsError {
     Own(PathBuf),
 }
 
-/// What can be done where a namespace cannot be entered.
+/// The cure where a namespace cannot be entered.
 fn entering(source: &io::Error) -> String {
     match privilege::missing(&[Capability::SysAdmin, Capability::NetAdmin]) {
         Some(missing) if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -39,7 +39,7 @@ fn entering(source: &io::Error) -> String {
     }
 }
 
-/// A network namespace of somebody else, held open.
+/// A foreign network namespace, held open.
 #[derive(Debug)]
 pub struct Netns {
     path: PathBuf,
@@ -51,8 +51,8 @@ impl Netns {
     ///
     /// # Errors
     ///
-    /// [`NetnsError::Enter`] if there is none, [`NetnsError::Own`] if it is the one that this
-    /// process runs in: a pod's interface set up there would cut the host off.
+    /// [`NetnsError::Enter`] if there is none, [`NetnsError::Own`] if the namespace is the one that
+    /// this process runs in, because a pod's interface set up there would cut the host off.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         let failed = |source| NetnsError::Enter {
             path: path.to_owned(),
@@ -72,12 +72,12 @@ impl Netns {
         Ok(netns)
     }
 
-    /// Runs `work` in the namespace, on a thread of its own: a thread that has changed its
-    /// namespace is of no use afterwards.
+    /// Runs `work` in the namespace, on a separate thread, because a thread cannot be used for
+    /// other work after it has changed its namespace.
     ///
     /// # Errors
     ///
-    /// [`NetnsError::Enter`] if the kernel does not let us in.
+    /// [`NetnsError::Enter`] if the kernel refuses entry.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         let entered = thread::scope(|scope| {
             let guest = scope.spawn(|| {
@@ -96,11 +96,11 @@ impl Netns {
 }
 
 impl Netns {
-    /// The number by which programs tell the namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+    /// The number by which programs identify the namespace (`SO_NETNS_COOKIE`, Linux 5.14).
     ///
     /// # Errors
     ///
-    /// [`NetnsError::Enter`] if the kernel does not let us in, or does not tell.
+    /// [`NetnsError::Enter`] if the kernel refuses entry, or does not return the number.
     pub fn cookie(&self) -> Result<u64, NetnsError> {
         self.run(own_cookie)?.map_err(|source| NetnsError::Enter {
             path: self.path.clone(),

@@ -37,7 +37,7 @@ const AT_ONCE: usize = 64;
 /// take them; `None` for addresses that the routes lead to by another device, or not at all.
 ///
 /// # Errors
-/// What netlink says.
+/// The error from netlink.
 pub async fn routes_by(
     ifindex: u32,
     source: IpAddr,
@@ -91,7 +91,7 @@ impl Kernel {
     /// The usable neighbours of the device `ifindex`, in one request.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn neighbours_on(&self, ifindex: u32) -> Result<BTreeMap<IpAddr, Neighbour>, Error> {
         let neighbours = self.neighbours_of(ifindex).await?;
         let usable = neighbours.iter().filter(|neighbour| {

@@ -15,7 +15,7 @@ use super::dump::{Request, ask, dump};
 /// has no nf_tables.
 ///
 /// # Errors
-/// What netlink says.
+/// The error from netlink.
 pub async fn generation() -> Result<Option<u32>, Error> {
     let message = NfTablesMessage::GetGen(GenMessage { attributes: vec![] });
     let found = ask(
@@ -48,7 +48,7 @@ pub async fn generation() -> Result<Option<u32>, Error> {
 /// there is no such chain.
 ///
 /// # Errors
-/// What netlink says.
+/// The error from netlink.
 pub async fn rule_handles(family: Family, table: &str, chain: &str) -> Result<Vec<u64>, Error> {
     let attributes = vec![
         RuleAttribute::Table(table.to_owned()),

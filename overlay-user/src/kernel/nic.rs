@@ -34,7 +34,7 @@ impl Kernel {
     /// Reads the properties of a device; `None` when there is none with this index.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn nic(&self, ifindex: u32) -> Result<Option<Nic>, Error> {
         let links = self.links().await?;
         let Some(link) = links.iter().find(|link| link.header.index == ifindex) else {

@@ -16,12 +16,12 @@ use super::{Error, Kernel, sysctl};
 use crate::reconcile::{KernelState, OverlayDevice, is_of_interest};
 
 impl Kernel {
-    /// Reads what [`crate::reconcile::diff`] judges: the device called `device`, if the backend
-    /// makes one, with all that hangs on it; the main table's routes and the forwarding switch, in
-    /// the address family of `network`.
+    /// Reads the state that [`crate::reconcile::diff`] compares: the device called `device`, if the
+    /// backend makes one, with its addresses, neighbours and FDB; the main table's routes and the
+    /// forwarding switch, in the address family of `network`.
     ///
     /// # Errors
-    /// What netlink or `/proc` says.
+    /// The error from netlink or `/proc`.
     pub async fn observe(
         &self,
         device: Option<&str>,
@@ -71,7 +71,7 @@ impl Kernel {
     /// The device of a name with its addresses, if there is one.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn observe_device(&self, name: &str) -> Result<Option<OverlayDevice>, Error> {
         let links = self.links().await?;
         let Some(link) = links.iter().find(|link| link_name(link) == Some(name)) else {

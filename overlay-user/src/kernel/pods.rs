@@ -104,7 +104,7 @@ impl Kernel {
     /// another. The CNI plugin refuses to make a second one.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn pods(&self, usual: &str) -> Result<PodLinks, Error> {
         let links = self.links().await?;
         let Some(master) = bridge(&links, usual) else {

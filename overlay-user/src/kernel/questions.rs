@@ -1,5 +1,5 @@
-//! Many questions to rtnetlink in one system call: a thousand single ones take a hundred times as
-//! long.
+//! Many requests to rtnetlink in one system call, because a thousand single requests take a hundred
+//! times as long.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +15,7 @@ use super::{Error, NETLINK_DEADLINE};
 /// Larger than any datagram of answers.
 const DATAGRAM: usize = 64 << 10;
 
-/// A socket for questions that have one answer each.
+/// A socket for requests that have one answer each.
 pub(super) struct Questions {
     socket: TokioSocket,
     /// The message's name, for errors.
@@ -35,8 +35,8 @@ impl Questions {
         })
     }
 
-    /// Asks all of `messages` at once; the answers come in their order, none for what the kernel
-    /// refuses.
+    /// Sends all of `messages` at once; the answers have the order of the messages, with `None` for
+    /// a request that the kernel refuses.
     pub async fn ask(
         &mut self,
         messages: Vec<RouteNetlinkMessage>,
@@ -80,7 +80,7 @@ impl Questions {
                 let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
                     .map_err(|error| io::Error::other(error.to_string()))?;
                 let place = message.header.sequence_number.wrapping_sub(first) as usize;
-                // What is left of a question that was late is nobody's answer.
+                // A late answer to an earlier request belongs to none of these messages.
                 if place < count {
                     open -= 1;
                     if let NetlinkPayload::InnerMessage(answer) = message.payload {

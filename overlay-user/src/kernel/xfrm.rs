@@ -1,7 +1,8 @@
 //! IPsec policies that packets between nodes are subject to.
 //!
-//! The IP stack asks them for what it sends, forwards and receives (`xfrm_lookup` and
-//! `xfrm_policy_check` in `include/net/xfrm.h`). A program that redirects packets passes by them.
+//! The IP stack applies the policies to packets that it sends, forwards and receives (`xfrm_lookup`
+//! and `xfrm_policy_check` in `include/net/xfrm.h`). A program that redirects packets bypasses the
+//! policies.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -14,31 +15,31 @@ use nix::libc;
 use super::Error;
 use super::dump::{Request, dump};
 
-/// Directions of a policy (`linux/xfrm.h`); those of single sockets come after.
+/// Directions of a policy (`linux/xfrm.h`); higher values are policies of single sockets.
 const IN: u8 = 0;
 const OUT: u8 = 1;
 const FWD: u8 = 2;
 /// `XFRM_POLICY_ALLOW`.
 const ALLOW: u8 = 0;
 
-/// The packets between this node and the others, as policies see them.
+/// The packets between this node and the others, in the terms of policies.
 #[derive(Clone, Debug)]
 pub struct Traffic {
     /// This node's underlay address.
     pub own: IpAddr,
-    /// The other nodes'.
+    /// The other nodes' underlay addresses.
     pub peers: Vec<IpAddr>,
     /// VXLAN's UDP port, host byte order.
     pub port: u16,
-    /// The whole overlay: pods' packets pass through the stack before they are VXLAN.
+    /// The whole overlay, because pods' packets pass through the stack before they are VXLAN.
     pub network: IpNet,
 }
 
 /// The policies by which packets of `traffic` may have to be encrypted or may not pass, each as a
-/// short text. Whether a more important policy exempts them is not looked at.
+/// short text. The function does not check whether a more important policy exempts the packets.
 ///
 /// # Errors
-/// What netlink says. A kernel without IPsec has no policies.
+/// The error from netlink. A kernel without IPsec has no policies.
 pub async fn policies(traffic: &Traffic) -> Result<Vec<String>, Error> {
     let request = Request {
         protocol: NETLINK_XFRM,
@@ -65,7 +66,7 @@ pub fn concern(policy: &ModifyMessage, traffic: &Traffic) -> Option<String> {
             .nlas
             .iter()
             .any(|attribute| matches!(attribute, XfrmAttrs::Template(_)));
-    // Policies of tunnel devices (xfrm, vti) are for what is routed to those.
+    // Policies of tunnel devices (xfrm, vti) apply only to packets that are routed to those.
     let of_device = policy.nlas.iter().any(|attribute| match attribute {
         XfrmAttrs::IfId(id) => *id != 0,
         XfrmAttrs::Mark(mark) => mark.value & mark.mask != 0,
@@ -96,7 +97,7 @@ pub fn concern(policy: &ModifyMessage, traffic: &Traffic) -> Option<String> {
     concerned.then(|| format!("{direction} {source} to {destination}"))
 }
 
-/// Sources and destinations of a selector; none if it makes no sense.
+/// Sources and destinations of a selector; `None` if the selector is malformed.
 fn nets(selector: &Selector) -> Option<(IpNet, IpNet)> {
     let net = |address: Address, length: u8| {
         let address: IpAddr = match i32::from(selector.family) {

@@ -1,6 +1,6 @@
-//! Tables of iptables-legacy, asked for by socket options (`linux/netfilter_ipv4/ip_tables.h`).
+//! Tables of iptables-legacy, read by socket options (`linux/netfilter_ipv4/ip_tables.h`).
 //!
-//! A table is asked for only if it is there: to ask for another one would make it.
+//! Only existing tables are read, because a request for another table would create that table.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -22,18 +22,18 @@ const IPT_SO_GET_ENTRIES: i32 = 65;
 /// Length of a table's name in `struct ipt_getinfo`, and of the whole struct.
 const NAME: usize = 32;
 pub(super) const INFO: usize = 84;
-/// Where the size of the entries stands in `struct ipt_getinfo`.
+/// Position of the size of the entries in `struct ipt_getinfo`.
 pub(super) const SIZE: usize = 80;
-/// Where the entries begin in `struct ipt_get_entries`.
+/// Position of the first entry in `struct ipt_get_entries`.
 const ENTRIES: usize = 40;
 
-/// Layout of `struct ipt_entry`: where the next entry is, and where the counters of packets and
-/// bytes stand.
+/// Layout of `struct ipt_entry`: the position of the next entry, and the positions of the counters
+/// of packets and bytes.
 pub(super) const NEXT_OFFSET: usize = 90;
 const COUNTERS: Range<usize> = 96..112;
 
-/// A table as it is now: what tells whether rules came or went. A rule that is replaced by one of
-/// the same size shows in the [`entries`] only.
+/// The present info of a table, by which added and removed rules are detected. A rule that is
+/// replaced by one of the same size shows in the [`entries`] only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
     /// `filter`, …
@@ -45,11 +45,11 @@ pub struct Info {
 /// The tables of `wanted` that are in this network namespace.
 ///
 /// # Errors
-/// What the socket says.
+/// The error from the socket.
 pub fn infos(wanted: &[&str]) -> Result<Vec<Info>, Error> {
     let names = match fs::read_to_string(TABLES) {
         Ok(names) => names,
-        // Without the module there is no such file.
+        // Without the module the file does not exist.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => {
             return Err(Error::Refused {
@@ -71,10 +71,10 @@ pub fn infos(wanted: &[&str]) -> Result<Vec<Info>, Error> {
         .collect()
 }
 
-/// The rules of a table, as `struct ipt_entry` one after the other.
+/// The rules of a table: one `struct ipt_entry` after the other.
 ///
 /// # Errors
-/// What the socket says: `EAGAIN` where the table has changed since `info` was asked for.
+/// The error from the socket: `EAGAIN` where the table has changed since `info` was read.
 pub fn entries(info: &Info) -> Result<Vec<u8>, Error> {
     let size = info.bytes.get(SIZE..SIZE + size_of::<u32>());
     let size = size.and_then(|bytes| bytes.try_into().ok());
@@ -83,7 +83,7 @@ pub fn entries(info: &Info) -> Result<Vec<u8>, Error> {
     Ok(answer.split_off(ENTRIES.min(answer.len())))
 }
 
-/// What the rules are, whatever they have counted: two tables with the same digest have the same
+/// A digest of the rules without their counters: two tables with the same digest have the same
 /// rules, for as long as this process runs.
 #[must_use]
 pub fn digest(mut entries: Vec<u8>) -> u64 {
@@ -96,7 +96,7 @@ pub fn digest(mut entries: Vec<u8>) -> u64 {
             counters.fill(0);
         }
         match next {
-            // No entry is empty: what follows makes no sense, and counts as it is.
+            // No entry is empty, so the remaining bytes are malformed; they are included unchanged.
             0 => break,
             next => at += usize::from(next),
         }
@@ -106,8 +106,8 @@ pub fn digest(mut entries: Vec<u8>) -> u64 {
     hasher.finish()
 }
 
-/// Asks for something about a table: a struct of `length` bytes that begins with its name and,
-/// behind that, a size.
+/// Reads a struct about a table: `length` bytes that begin with the table's name and, behind the
+/// name, a size.
 #[expect(
     unsafe_code,
     reason = "nix has no getsockopt(2) for options of iptables"
@@ -118,7 +118,7 @@ pub(super) fn get(option: i32, table: &str, length: usize, size: usize) -> Resul
         object: table.to_owned(),
         source,
     };
-    // Any socket of the family will do.
+    // Any socket of the family works.
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,
@@ -131,8 +131,8 @@ pub(super) fn get(option: i32, table: &str, length: usize, size: usize) -> Resul
     let size = u32::try_from(size).unwrap_or(0);
     answer[NAME..NAME + size_of::<u32>()].copy_from_slice(&size.to_ne_bytes());
     let mut written = libc::socklen_t::try_from(length).unwrap_or(0);
-    // SAFETY: the kernel reads and writes at most `written` bytes, which `answer` has, and knows no
-    // other pointer.
+    // SAFETY: the kernel reads and writes at most `written` bytes, which `answer` has, and receives
+    // no other pointer.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

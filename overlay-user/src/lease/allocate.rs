@@ -1,4 +1,4 @@
-//! Which subnet a node takes.
+//! The choice of a node's subnet.
 
 use ipnet::IpNet;
 use rand::Rng;
@@ -8,14 +8,15 @@ use super::{Lease, SubnetKey};
 use crate::config::SubnetPool;
 use crate::per_family::PerFamily;
 
-/// How many free subnets are gathered before one is drawn, as flannel does. A draw, so that nodes
-/// that start together seldom want the same one; a bound, so that a large pool costs little.
+/// Number of free subnets that are collected before one is drawn, as flannel does. The draw makes
+/// it rare that nodes which start together choose the same subnet; the bound limits the cost of a
+/// large pool.
 const CANDIDATES: usize = 100;
 
-/// Why there is no subnet to take.
+/// Why no subnet can be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllocateError {
-    /// Everything between the bounds is taken.
+    /// All subnets between the bounds are taken.
     #[error(
         "out of subnets: every /{} from {} to {} overlaps a lease; widen SubnetMin and SubnetMax \
         or remove stale leases",
@@ -27,9 +28,9 @@ pub enum AllocateError {
     },
 }
 
-/// Picks a subnet for a node that has none: the one it had before if that is still free and
-/// allowed, else one of the first hundred free ones by chance. `taken` are the keys of all entries,
-/// also those whose values make no sense; a subnet that overlaps any of them is not free.
+/// Picks a subnet for a node that has none: the node's previous one if that is still free and
+/// allowed, else a random one of the first hundred free ones. `taken` are the keys of all entries,
+/// also of entries with malformed values; a subnet that overlaps any of them is not free.
 ///
 /// # Errors
 /// [`AllocateError::OutOfSubnets`].
@@ -54,8 +55,9 @@ pub fn allocate(
         .ok_or(AllocateError::OutOfSubnets { pool: *pool })
 }
 
-/// The lease among `own`, all of this node's public IP, that it goes on with: the one it had
-/// before, else a reservation, else the lowest. Leases that the pools do not allow are no use.
+/// The lease among `own`, all of this node's public IP, that the node continues to use: its
+/// previous one, else a reservation, else the lowest. Leases that the pools do not allow are left
+/// out.
 #[must_use]
 pub fn reusable<'a>(
     pools: &PerFamily<SubnetPool>,

@@ -1,4 +1,4 @@
-//! What a node says about itself in its lease: flannel's JSON, to the byte.
+//! A node's attributes in its lease: flannel's JSON, to the byte.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,7 +15,7 @@ use crate::per_family::PerFamily;
 /// Backend data keeps its own order of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// Where the node's encapsulated packets go.
+    /// The destination of the node's encapsulated packets.
     pub public_ip: PerFamily<IpAddr>,
     /// How the node is reached: `vxlan`.
     pub backend_type: Option<String>,
@@ -23,13 +23,13 @@ pub struct Attributes {
     pub backend_data: Option<PerFamily<BackendData>>,
 }
 
-/// A backend's own data in a lease, kept as its text: parsed, it takes ten times the memory, and
-/// there is one for every node of the cluster.
+/// A backend's own data in a lease, stored as text, because the parsed form takes ten times the
+/// memory, and there is one value for every node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendData(Box<str>);
 
 impl BackendData {
-    /// The data as JSON without spaces.
+    /// The data as JSON text without spaces.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -38,7 +38,7 @@ impl BackendData {
     /// The data, parsed.
     #[must_use]
     pub fn value(&self) -> Value {
-        // The text was made of a value.
+        // Parsing cannot fail, because the text was made from a value.
         serde_json::from_str(&self.0).unwrap_or_default()
     }
 }
@@ -55,8 +55,8 @@ impl Serialize for BackendData {
     }
 }
 
-/// [`Attributes`] as they are written: fields in flannel's order, `PublicIPv6` even when it is
-/// null, the last three left out when absent.
+/// The written form of [`Attributes`]: fields in flannel's order, `PublicIPv6` even when null, the
+/// last three omitted when absent.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Written<'a> {
@@ -72,7 +72,7 @@ struct Written<'a> {
     backend_v6_data: Option<&'a BackendData>,
 }
 
-/// [`Attributes`] with its keys lower-cased.
+/// [`Attributes`] with the keys lower-cased.
 #[derive(Deserialize)]
 struct Folded {
     publicip: Ipv4Addr,
@@ -86,7 +86,7 @@ impl Attributes {
     /// Reads a lease's value; keys are matched without regard to case and unknown ones are ignored.
     ///
     /// # Errors
-    /// What serde found wrong: no JSON object, or no valid `PublicIP`.
+    /// The error of serde: the text is no JSON object, or has no valid `PublicIP`.
     pub fn parse(json: &str) -> Result<Self, serde_json::Error> {
         let folded: Folded = serde_json::from_value(fold_keys(serde_json::from_str(json)?))?;
         let v4 = folded.publicip.into();
@@ -103,17 +103,17 @@ impl Attributes {
         })
     }
 
-    /// Whether the node is the one with this public IP: by the IPv4 address where there is one, as
-    /// flannel finds a node's lease again.
+    /// Whether the node is the one with this public IP: compared by the IPv4 address where there is
+    /// one, as flannel recognises a node's lease.
     #[must_use]
     pub fn is_at(&self, public_ip: &PerFamily<IpAddr>) -> bool {
         let address = public_ip.first();
         self.public_ip.like(*address) == Some(address)
     }
 
-    /// Whether `earlier` are the same node's, from before its public IP changed: all that it says
-    /// of itself but the address, such as the MAC address of its VXLAN device, is the same. Without
-    /// any such data nobody can tell.
+    /// Whether `earlier` are the same node's attributes, from before its public IP changed: all
+    /// attributes but the address, such as the MAC address of the VXLAN device, are the same.
+    /// Without any such attribute the answer is no, because the nodes cannot be told apart.
     #[must_use]
     pub fn is_moved_from(&self, earlier: &Self) -> bool {
         let same_address = Self {
@@ -123,7 +123,7 @@ impl Attributes {
         earlier.public_ip != self.public_ip && self.backend_data.is_some() && same_address == *self
     }
 
-    /// The value as it goes into the store.
+    /// The value in the form that is written to the store.
     ///
     /// # Errors
     /// None in practice: every field has a JSON form.

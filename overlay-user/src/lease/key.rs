@@ -13,13 +13,13 @@ use crate::per_family::PerFamily;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubnetKey(pub PerFamily<IpNet>);
 
-/// Text that names no subnet.
+/// The error for a text that names no subnet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a subnet key: {0:?} (want one such as 10.5.34.0-24, with no host bits set)")]
 pub struct ParseKeyError(pub String);
 
 impl SubnetKey {
-    /// Whether any address belongs to both.
+    /// Whether any address belongs to both keys' subnets.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         let shared = |own: &IpNet, their: &IpNet| own.contains(their) || their.contains(own);
@@ -47,8 +47,8 @@ impl fmt::Display for SubnetKey {
 impl FromStr for SubnetKey {
     type Err = ParseKeyError;
 
-    /// Stricter than flannel, whose pattern is not anchored at its start: one subnet has one
-    /// spelling.
+    /// Accepts only one spelling of a subnet. Stricter than flannel, whose pattern is not anchored
+    /// at its start.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
             let (v4, v6) = match text.split_once('&') {
@@ -67,7 +67,7 @@ impl FromStr for SubnetKey {
     }
 }
 
-/// Reads `10.5.34.0-24`. Not by way of `IpNet`, which lets leading zeros pass.
+/// Reads `10.5.34.0-24`. `IpNet` does not read the text, because `IpNet` accepts leading zeros.
 fn net<A: FromStr + Into<IpAddr>>(text: &str) -> Option<IpNet> {
     let (address, len) = text.split_once('-')?;
     let plain =

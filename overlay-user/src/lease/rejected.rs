@@ -1,4 +1,4 @@
-//! Entries of the store that are not believed, and why.
+//! Entries of the store that are not believed, and the reasons.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use crate::shared_map::SharedMap;
 /// Rejected entries by their whole keys in the store.
 pub type Rejections = SharedMap<String, Arc<Rejected>>;
 
-/// One entry that is left out, so that an operator can see and mend it.
+/// One entry that is not used, shown so that an operator can find and correct it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Rejected {
-    /// The lease's key, `10.5.34.0-24`, or the whole text of a key that is none.
+    /// The lease's key, `10.5.34.0-24`, or the whole text of a malformed key.
     pub subject: String,
-    /// Why.
+    /// The reason.
     pub reason: RejectReason,
 }
 
@@ -30,10 +30,10 @@ pub enum RejectReason {
     /// The value is not a lease's JSON.
     #[error("the value is not a lease: {0}")]
     Value(String),
-    /// What the cluster assigned is of no use.
+    /// The pod network that the cluster assigned cannot be used.
     #[error("{0}")]
     PodCidr(String),
-    /// The subnet lies elsewhere.
+    /// The subnet is not in the overlay's network.
     #[error("the subnet is not inside the network {0}")]
     OutsideNetwork(IpNet),
     /// The subnet is too small to hold a gateway and a pod.
@@ -42,40 +42,40 @@ pub enum RejectReason {
     /// The subnet shares addresses with this node's own.
     #[error("the subnet overlaps {0}, which is this node's own")]
     OverlapsOwn(IpNet),
-    /// The subnet shares addresses with another node's.
+    /// The subnet shares addresses with another node's subnet.
     #[error("the subnet overlaps the lease {0}")]
     Overlaps(IpNet),
-    /// The node is reached in a way that this one does not speak.
+    /// The node's backend type differs from this node's.
     #[error(
         "the backend type is {theirs:?}; here it is {ours}, and all nodes of a network must use \
         the same"
     )]
     BackendType {
-        /// What the lease says.
+        /// The type in the lease.
         theirs: String,
-        /// What the network configuration says.
+        /// The type in the network configuration.
         ours: &'static str,
     },
     /// The backend's data is absent or malformed.
     #[error("the backend data is not {{\"VNI\":…,\"VtepMAC\":…}}: {0}")]
     BackendData(String),
-    /// A different overlay.
+    /// The VNI is that of a different overlay.
     #[error("the VNI is {theirs}, here it is {ours}")]
     Vni {
-        /// What the lease says.
+        /// The VNI in the lease.
         theirs: u64,
-        /// What the network configuration says.
+        /// The VNI in the network configuration.
         ours: u32,
     },
     /// No node can have this MAC address.
     #[error("the VTEP's MAC address {0} is not that of one device")]
     Mac(MacAddr),
-    /// Another node, or this one, has it already.
+    /// Another node, or this one, has the MAC address already.
     #[error("the VTEP's MAC address {mac} is already that of {holder}")]
     MacTaken {
-        /// The address.
+        /// The MAC address.
         mac: MacAddr,
-        /// The node that has it.
+        /// The node that has the MAC address.
         holder: IpAddr,
     },
     /// No node can have this address.
@@ -90,13 +90,13 @@ pub enum RejectReason {
     /// Packets to the peer would be encapsulated for ever.
     #[error("the public IP {0} lies inside the overlay")]
     PublicIpInside(IpAddr),
-    /// Packets to the peer would come back.
+    /// Packets to the peer would come back to this node.
     #[error("the public IP {0} is this node's own")]
     PublicIpOwn(IpAddr),
 }
 
-/// What a refused entry is called: by its key, and by its node's name where that is known and no
-/// part of the key.
+/// The name of a rejected entry in messages: its key, and its node's name where this is known and
+/// no part of the key.
 pub(crate) fn subject(key: &str, node: Option<&str>) -> String {
     match node {
         Some(node) if !key.contains(node) => excerpt(&format!("{key} of node {node}")),
@@ -104,8 +104,8 @@ pub(crate) fn subject(key: &str, node: Option<&str>) -> String {
     }
 }
 
-/// What a store's text is shown as: one line without control characters, and not too long, for
-/// whoever writes to the store decides what it is.
+/// The form in which a store's text is shown: one line without control characters, and of limited
+/// length, because any writer to the store can choose the text.
 pub(crate) fn excerpt(text: &str) -> String {
     const LONGEST: usize = 200;
     let mut shown = String::new();

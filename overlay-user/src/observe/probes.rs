@@ -1,9 +1,10 @@
-//! What this kernel can do for the fast path, as a table.
+//! The features of this kernel that the fast path needs or uses, as a table.
 
 use super::table;
 use crate::datapath::probe::{Answer, Probes};
 
-/// One line per feature: name, the kernel that brought it, whether it is needed, the answer here.
+/// One line per feature: name, the first kernel that has the feature, whether the feature is
+/// needed, the answer of this kernel.
 #[must_use]
 pub fn render(probes: &Probes) -> String {
     let rows = probes.0.iter().map(|probe| {

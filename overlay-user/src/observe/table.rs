@@ -1,8 +1,8 @@
-//! Tables for people: columns lined up by blanks, so that they can be cut and grepped.
+//! Tables for people: columns aligned by blanks, so that `cut` and `grep` can process the lines.
 
 use comfy_table::{Table, presets};
 
-/// A table with a header line; empty tables are a header line.
+/// A table with a header line; an empty table consists of the header line.
 #[must_use]
 pub fn render(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use super::{KernelChange, OverlayDevice, Route, VxlanAttributes};
 use crate::mac::MacAddr;
 
-/// Why a device has to be made anew: an attribute that the kernel does not change while it lives.
+/// Why a device has to be recreated: an attribute differs that the kernel cannot change on an
+/// existing device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RecreateReason {
     /// Another kind of device has the name.
@@ -41,7 +42,7 @@ impl fmt::Display for RecreateReason {
 pub enum Action {
     /// Switch IP forwarding on.
     EnableForwarding,
-    /// Delete the device so that it can be made anew.
+    /// Delete the device so that it can be recreated.
     DeleteDevice(RecreateReason),
     /// Create the VXLAN device with these attributes, down and without addresses.
     CreateDevice(OverlayDevice, VxlanAttributes),
@@ -65,17 +66,18 @@ pub enum Action {
     SetFdb(MacAddr, IpAddr),
     /// Remove an FDB entry.
     RemoveFdb(MacAddr, IpAddr),
-    /// Add a route; fails when somebody else's route to the same destination is there.
+    /// Add a route; fails where a foreign route to the same destination exists.
     AddRoute(Route),
-    /// Put a route in the place of the one to the same destination, without a gap.
+    /// Replace the route to the same destination, without a gap.
     ReplaceRoute(Route),
     /// Remove a route.
     RemoveRoute(Route),
 }
 
 impl Action {
-    /// What the action changes in the kernel's state. `None` where the device itself changes: the
-    /// kernel then changes addresses, neighbours and routes of the device as well.
+    /// The change that the action makes to the kernel's state. `None` where the device itself
+    /// changes, because the kernel then changes addresses, neighbours and routes of the device as
+    /// well.
     #[must_use]
     pub fn change(&self) -> Option<KernelChange> {
         Some(match self {

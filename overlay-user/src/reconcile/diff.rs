@@ -1,4 +1,4 @@
-//! The difference between what should be and what is.
+//! The difference between the desired and the observed state.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use ipnet::IpNet;
 use super::{Action, KernelState, OverlayDevice, RecreateReason, Route, VxlanAttributes};
 use crate::marks::{FLANNEL_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
-/// Names the changes that turn `observed` into `desired`, in the order to apply them: what is added
-/// comes before the routes that lead to it, and what is removed goes after them. Empty when nothing
-/// is to do.
+/// Names the changes that turn `observed` into `desired`, in the order to apply them: additions
+/// come before the routes that need them, and removals after the removal of such routes. Empty when
+/// both states are equal.
 #[must_use]
 pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Action> {
     let mut actions = Vec::new();
@@ -18,7 +18,7 @@ pub fn diff(desired: &KernelState, observed: &KernelState) -> Vec<Action> {
     }
     let kept = device(desired, observed, &mut actions);
 
-    // What hangs on a device dies with it.
+    // With a device, the kernel deletes its addresses, neighbours, FDB entries and routes.
     let blank;
     let observed = if kept {
         observed
@@ -39,9 +39,9 @@ fn name(desired: &KernelState) -> Option<&str> {
     desired.device.as_ref().map(|device| device.name.as_str())
 }
 
-/// The device itself. Returns whether the observed one stays.
+/// The changes of the device itself. Returns whether the observed device stays.
 fn device(desired: &KernelState, observed: &KernelState, actions: &mut Vec<Action>) -> bool {
-    // Only VXLAN devices are made.
+    // VXLAN devices are the only kind that is made.
     let Some((want, vxlan)) = desired
         .device
         .as_ref()
@@ -88,7 +88,7 @@ fn device(desired: &KernelState, observed: &KernelState, actions: &mut Vec<Actio
         (_, reason) => {
             actions.extend(reason.map(Action::DeleteDevice));
             actions.push(Action::CreateDevice(want.clone(), vxlan.clone()));
-            // Before the device is up: it would have an address by then.
+            // This comes before the device is up, because IPv6 would give it an address then.
             actions.push(Action::ForbidAutoconfiguration);
             actions.extend(missing(None));
             actions.push(Action::SetUp);
@@ -116,7 +116,7 @@ fn recreate_reason(want: &VxlanAttributes, have: &OverlayDevice) -> Option<Recre
     .find_map(|(differs, reason)| differs.then_some(reason))
 }
 
-/// Neighbours, FDB and routes.
+/// The changes of neighbours, FDB and routes.
 fn peers(desired: &KernelState, observed: &KernelState, actions: &mut Vec<Action>) {
     for (address, mac) in &desired.neighbours {
         if observed.neighbours.get(address) != Some(mac) {
@@ -140,7 +140,8 @@ fn peers(desired: &KernelState, observed: &KernelState, actions: &mut Vec<Action
         });
     }
     for old in &extra {
-        // A route in the place of ours was replaced above; one at another metric stands beside it.
+        // A route that takes the place of ours was set by the replacement above; a route with
+        // another metric stands beside ours.
         let mut news = taken_by.get(&old.subnet).into_iter().flatten();
         if ours(desired, old) && !news.any(|new| replaces(new, old)) {
             actions.push(Action::RemoveRoute((*old).clone()));
@@ -166,13 +167,14 @@ fn by_subnet<'a>(routes: &[&'a Route]) -> BTreeMap<IpNet, Vec<&'a Route>> {
     found
 }
 
-/// Whether the kernel would put `new` in the place of `old`, and `old` is ours to replace.
+/// Whether the kernel would replace `old` by `new`, and `old` is ours to replace.
 fn takes_place_of(desired: &KernelState, new: &Route, old: &Route) -> bool {
     let is_flannels = old.protocol == FLANNEL_ROUTE_PROTOCOL && old.device == new.device;
     new.subnet == old.subnet && new.metric == old.metric && (is_flannels || ours(desired, old))
 }
 
-/// Ours: what carries our protocol, and what flannel left on the backend's device.
+/// Whether a route is ours: one with our protocol, or one that flannel left on the backend's
+/// device.
 fn ours(desired: &KernelState, route: &Route) -> bool {
     route.protocol == ROUTE_PROTOCOL
         || (route.protocol == FLANNEL_ROUTE_PROTOCOL

@@ -1,4 +1,4 @@
-//! What the kernel holds, or should hold: one value for both.
+//! The state that the kernel holds, or should hold: one type for both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::mac::MacAddr;
 use crate::marks::ROUTE_PROTOCOL;
 
-/// The attributes of a VXLAN device that cannot change while it lives, and its learning.
+/// The attributes of a VXLAN device that cannot change after its creation, and its learning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanAttributes {
     /// VXLAN network identifier.
@@ -23,21 +23,21 @@ pub struct VxlanAttributes {
     pub learning: bool,
 }
 
-/// The device that a backend makes: as it is, or as it should be.
+/// The device that a backend makes, observed or desired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverlayDevice {
     /// Name.
     pub name: String,
-    /// Interface index; zero for a device as it should be, because the kernel chooses it.
+    /// Interface index; zero for a desired device, because the kernel chooses the index.
     pub ifindex: u32,
-    /// What kind of VXLAN device it is; `None` when it is something else altogether.
+    /// The attributes of a VXLAN device; `None` for a device of another kind.
     pub vxlan: Option<VxlanAttributes>,
-    /// MAC address. One that should be is for a device that has to be created, because an existing
+    /// MAC address. A desired one applies to the creation of the device only, because an existing
     /// device keeps its own.
     pub mac: MacAddr,
     /// MTU.
     pub mtu: u32,
-    /// Whether it is administratively up.
+    /// Whether the device is administratively up.
     pub up: bool,
     /// Addresses with their prefix lengths.
     pub addresses: BTreeSet<IpNet>,
@@ -53,9 +53,10 @@ pub struct Route {
     pub subnet: IpNet,
     /// Next hop.
     pub gateway: Option<IpAddr>,
-    /// Name of the outgoing device; `None` for multipath routes and devices that have gone.
+    /// Name of the outgoing device; `None` for multipath routes and for devices that no longer
+    /// exist.
     pub device: Option<String>,
-    /// Whether the next hop is taken to be on the link whatever the addresses say.
+    /// Whether the next hop counts as on the link regardless of the addresses.
     pub onlink: bool,
     /// The installer of the route (`rtm_protocol`).
     pub protocol: u8,
@@ -63,49 +64,49 @@ pub struct Route {
     pub metric: u32,
 }
 
-/// Whether a route can matter to the overlay of `network`: what leads into it, and what is ours. Of
-/// all other routes, which may be a million, nothing is kept.
+/// Whether a route can matter to the overlay of `network`: a route into `network`, or one of ours.
+/// All other routes, which may be a million, are not stored.
 #[must_use]
 pub fn is_of_interest(network: IpNet, route: &Route) -> bool {
     route.protocol == ROUTE_PROTOCOL || network.contains(&route.subnet)
 }
 
-/// A change that the kernel told of.
+/// A change that the kernel reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelChange {
-    /// A permanent neighbour's MAC address now; none where there is no such neighbour.
+    /// A permanent neighbour's present MAC address; `None` where there is no such neighbour.
     Neighbour(IpAddr, Option<MacAddr>),
-    /// Where a MAC address is now; none where the entry is gone.
+    /// The present VTEP of a MAC address; `None` where there is no such entry.
     Fdb(MacAddr, Option<IpAddr>),
-    /// A route that came.
+    /// A route that was added.
     Added(Route),
-    /// A route that took the place of another to the same destination at the same metric.
+    /// A route that replaced another to the same destination with the same metric.
     Replaced(Route),
-    /// A route that went.
+    /// A route that was removed.
     Removed(Route),
 }
 
-/// Everything that [`super::diff`] judges. As observed, it comes from one look and the changes
-/// since; as desired, from leases and configuration.
+/// The state that [`super::diff`] compares. An observed one comes from one look and the changes
+/// since; a desired one from leases and configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelState {
-    /// The overlay that this is about.
+    /// The network of the overlay that the state belongs to.
     pub network: Option<IpNet>,
-    /// The device that the backend makes, if it makes one.
+    /// The device that the backend makes, if any.
     pub device: Option<OverlayDevice>,
     /// The unicast routes of the main table that can matter, see [`is_of_interest`].
     pub routes: BTreeSet<Route>,
     /// Permanent neighbours on the device.
     pub neighbours: BTreeMap<IpAddr, MacAddr>,
-    /// FDB of the device: where each MAC address is.
+    /// FDB of the device: the VTEP of each MAC address.
     pub fdb: BTreeMap<MacAddr, IpAddr>,
-    /// Whether IP forwarding is on. It is never switched off.
+    /// Whether IP forwarding is enabled. The agent never disables it.
     pub forwarding: bool,
 }
 
 impl KernelState {
-    /// Takes a change into account; neighbours and FDB entries are those of the device. Returns
-    /// whether that was news.
+    /// Applies a change; neighbours and FDB entries are those of the device. Returns whether the
+    /// state changed.
     pub fn apply(&mut self, change: &KernelChange) -> bool {
         match change {
             KernelChange::Neighbour(address, mac) => {
@@ -122,7 +123,7 @@ impl KernelState {
             }
             KernelChange::Removed(route) => {
                 let before = self.routes.len();
-                // The device may be gone, and its name with it.
+                // The device may no longer exist, so that its name is unknown.
                 let is_it = |old: &Route| {
                     old.takes_the_place_of(route)
                         && old.gateway == route.gateway
@@ -141,7 +142,7 @@ impl KernelState {
 }
 
 impl Route {
-    /// Whether the kernel has room for one of the two only.
+    /// Whether the kernel can hold only one of the two routes.
     fn takes_the_place_of(&self, other: &Self) -> bool {
         self.subnet == other.subnet && self.metric == other.metric
     }

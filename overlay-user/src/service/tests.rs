@@ -1,4 +1,4 @@
-//! One test for each rule of kube-proxy's, and for each of ours about hostile Services.
+//! One test for each rule of kube-proxy's, and for each rule of ours about hostile Services.
 
 mod changes;
 mod choice;
@@ -26,7 +26,7 @@ fn here() -> Locality {
     }
 }
 
-/// A catalog that is told of objects by their JSON.
+/// A catalog that gets objects as JSON.
 struct Source(Catalog);
 
 impl Source {
@@ -83,7 +83,8 @@ impl Source {
         );
     }
 
-    /// Who serves a frontend such as `10.96.0.1:80/TCP`; none if it is left to kube-proxy.
+    /// The servers of a frontend such as `10.96.0.1:80/TCP`; `None` if the frontend is left to
+    /// kube-proxy.
     fn servers(&self, frontend: &str) -> Option<Vec<String>> {
         let serving = self.serving(frontend)?;
         Some(serving.servers.iter().map(ToString::to_string).collect())

@@ -1,4 +1,4 @@
-//! What the registry is known to hold, kept up to date by changes that may come late or twice.
+//! The known contents of the registry, updated by changes that may arrive late or twice.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -13,16 +13,16 @@ use crate::lease::{
 };
 use crate::per_family::PerFamily;
 
-/// Entries by key. What an entry says is read when the entry comes, and shared from then on.
+/// Entries by key. The value of an entry is parsed when the entry arrives, and shared from then on.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: BTreeMap<String, Entry>,
-    /// Entries that went during or just after an outage, and stay in force for a while; with the
-    /// subnets that their keys name, since every entry that comes is compared with them.
+    /// Entries that were removed during or just after an outage, and stay in force for some time;
+    /// stored with the subnets of their keys, because every new entry is compared with them.
     lingering: BTreeMap<String, (Option<SubnetKey>, Entry)>,
     /// The entries in force that are leases.
     leases: Leases,
-    /// The entries in force that are none.
+    /// The entries in force that are no valid leases.
     rejected: Rejections,
     complete: bool,
     as_of: Option<SystemTime>,
@@ -34,7 +34,7 @@ impl Table {
         self.complete
     }
 
-    /// Since when nothing has been heard, if all that is known is what was known last.
+    /// The time of the last news, where the known state is that of an earlier agent.
     pub fn as_of(&self) -> Option<SystemTime> {
         self.as_of
     }
@@ -48,16 +48,16 @@ impl Table {
         &self.leases
     }
 
-    /// The entries that are none.
+    /// The entries that are no valid leases.
     pub fn rejected(&self) -> &Rejections {
         &self.rejected
     }
 
-    /// Takes a change in, unless what is known is later. With `linger`, what goes stays in force
-    /// until [`settle`](Self::settle), or until its place is taken.
+    /// Takes in a change, unless the known state is newer. With `linger`, a removed entry stays in
+    /// force until [`settle`](Self::settle), or until another entry takes its place.
     pub fn apply(&mut self, change: EntryChange, linger: bool) {
         match change {
-            // The registry itself has told more meanwhile.
+            // The registry itself has answered meanwhile.
             EntryChange::All(listing) if listing.as_of.is_some() && self.is_answered() => {}
             EntryChange::All(listing) => self.replace(listing, linger),
             EntryChange::Put(entry) => self.put(entry),
@@ -74,14 +74,14 @@ impl Table {
         }
     }
 
-    /// Lets go of what went and did not come back.
+    /// Drops entries that were removed and did not return.
     pub fn settle(&mut self) {
         for (key, _) in std::mem::take(&mut self.lingering) {
             self.unread(&key);
         }
     }
 
-    /// Takes an entry in, unless what is known is later.
+    /// Takes in an entry, unless the known one is newer.
     pub fn put(&mut self, entry: Entry) {
         let later = |known: &Entry| known.revision > entry.revision;
         if !self.entries.get(&entry.key).is_some_and(later) {
@@ -89,7 +89,7 @@ impl Table {
         }
     }
 
-    /// Forgets an entry that this node removed itself, or lost.
+    /// Removes an entry that this node removed itself, or lost.
     pub fn forget(&mut self, key: &str) {
         self.entries.remove(key);
         self.lingering.remove(key);
@@ -98,7 +98,8 @@ impl Table {
 
     fn replace(&mut self, listing: Listing, linger: bool) {
         let listed: HashSet<&str> = listing.entries.iter().map(|it| it.key.as_str()).collect();
-        // What this node wrote after the listing was taken is not in it, and yet is there.
+        // An entry that this node wrote after the listing was taken is missing in the listing, but
+        // exists.
         let is_gone = |entry: &&Entry| {
             entry.revision <= listing.revision && !listed.contains(entry.key.as_str())
         };
@@ -121,7 +122,7 @@ impl Table {
         self.as_of = listing.as_of;
     }
 
-    /// Whether there has been a complete answer of the registry itself.
+    /// Whether the registry itself has given a complete answer.
     fn is_answered(&self) -> bool {
         self.complete && self.as_of.is_none()
     }
@@ -164,7 +165,7 @@ impl Table {
         }
     }
 
-    /// Puts the entry where it belongs, among the leases or the rejected.
+    /// Adds the entry to the leases or to the rejected entries.
     fn read(&mut self, entry: &Entry) {
         self.unread(&entry.key);
         match entry.lease() {
@@ -202,7 +203,7 @@ impl Table {
         leases.iter().filter_map(with_entry).collect()
     }
 
-    /// The entry of `subnets`, if it is the lease of a node that is now known as `attributes` say.
+    /// The entry of `subnets`, if it is the lease of a node that `attributes` describe now.
     pub fn moved(
         &self,
         subnets: &PerFamily<IpNet>,
@@ -215,7 +216,7 @@ impl Table {
             .then(|| (entry.clone(), lease))
     }
 
-    /// Every subnet that is spoken for, also by entries whose values make no sense.
+    /// Every claimed subnet, also of entries with malformed values.
     pub fn taken(&self) -> Vec<SubnetKey> {
         self.in_force()
             .filter_map(|entry| entry.key.parse().ok())

@@ -1,11 +1,11 @@
-//! The first process of a test machine: makes a bare kernel usable, runs the commands that it was
-//! packed with, tells how they ended, and powers off. `cargo xtask vmtest` puts it into the
-//! initramfs as `/init`.
+//! The first process of a test machine: sets up a bare kernel, runs the commands in the initramfs,
+//! reports their exit status, and powers the machine off. `cargo xtask vmtest` puts this program
+//! into the initramfs as `/init`.
 //!
-//! The kernel's own messages go to the first serial port; what the commands write and, as the last
-//! line, their exit status go to the second. Started with `rootfstype=9p` on the kernel's command
-//! line, it hands over to the init of the host's file system instead, as the vmtest program wants
-//! it.
+//! The kernel's own messages go to the first serial port; the output of the commands and, as the
+//! last line, their exit status go to the second. With `rootfstype=9p` on the kernel's command
+//! line, this program hands over to the init of the host's file system instead, as the vmtest
+//! program expects.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -23,9 +23,9 @@ use nix::unistd::{Pid, chdir, chroot, execv, sync};
 use overlay_tests::machine::{BEGIN, COMMANDS, END, MODULES, OUTPUT, SLOWNESS};
 use overlay_tests::wait::SLOWNESS_ENV;
 
-/// Where the host's file system is put together before it becomes the root.
+/// The directory in which the host's file system is set up before it becomes the root.
 const NEW_ROOT: &str = "/root";
-/// What programs are looked for in.
+/// The directories in which programs are looked up.
 const PATH: &str = "/vm/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn main() {
@@ -34,7 +34,7 @@ fn main() {
         std::process::exit(2);
     }
     if let Err(error) = live() {
-        // Where the second serial port is not to be had, the console shows it.
+        // Where the second serial port cannot be opened, the console shows the error.
         eprintln!("vm-init: {error:#}");
         let _ = File::options()
             .write(true)
@@ -87,7 +87,7 @@ fn mount_fresh(kind: &str, target: &str) -> Result<()> {
     .with_context(|| format!("mount {kind} on {target}"))
 }
 
-/// Loads every module that was packed, in the order of their dependencies.
+/// Loads every module in the initramfs, in the order of their dependencies.
 fn load_modules() -> Result<()> {
     let list = fs::read_to_string(MODULES).with_context(|| format!("read {MODULES}"))?;
     for path in list.lines() {
@@ -102,7 +102,8 @@ fn load_modules() -> Result<()> {
     Ok(())
 }
 
-/// Runs the packed commands one after the other; the exit status of the last one that failed, or 0.
+/// Runs the commands in the initramfs one after the other; returns the exit status of the last one
+/// that failed, or 0.
 fn run_all(output: &File) -> Result<i32> {
     let commands = fs::read_to_string(COMMANDS).with_context(|| format!("read {COMMANDS}"))?;
     let mut status = 0;
@@ -120,7 +121,8 @@ fn run_all(output: &File) -> Result<i32> {
     Ok(status)
 }
 
-/// Runs a command to its end. Whatever else ends meanwhile has lost its parent and is ours to bury.
+/// Runs a command to its end. Other processes that end meanwhile are orphans, whose parent is this
+/// process, and are reaped.
 fn run(command: &mut Command, output: &File) -> Result<i32> {
     let errors = output.try_clone().context("duplicate a file handle")?;
     let child = command
@@ -137,15 +139,15 @@ fn run(command: &mut Command, output: &File) -> Result<i32> {
     loop {
         match wait().context("wait for it")? {
             WaitStatus::Exited(pid, code) if pid == child => return Ok(code),
-            // As shells tell it.
+            // The status in the form that shells report.
             WaitStatus::Signaled(pid, signal, _) if pid == child => return Ok(128 + signal as i32),
             _ => {}
         }
     }
 }
 
-/// Makes the host's file system the root, with a layer above that takes what is written, and starts
-/// the init that the kernel's command line names.
+/// Makes the host's file system the root, with a layer above for writes, and starts the init that
+/// the kernel's command line names.
 fn enter_host(command_line: &str) -> Result<Infallible> {
     let option = |name: &str| {
         command_line
@@ -187,7 +189,7 @@ fn enter_host(command_line: &str) -> Result<Infallible> {
         None::<&str>,
     )
     .context("move /dev")?;
-    // The host's init mounts its own, and fails where it finds another.
+    // The host's init mounts these itself, and fails where they are mounted already.
     for target in ["/proc", "/sys"] {
         umount(target).with_context(|| format!("unmount {target}"))?;
     }

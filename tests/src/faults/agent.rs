@@ -1,4 +1,4 @@
-//! The agent ends, at any moment, and comes back.
+//! The agent ends, at any moment, and is started again.
 
 use std::fs;
 use std::thread::sleep;
@@ -16,7 +16,7 @@ use super::{Case, tools};
 use crate::status::Counts;
 use crate::{Node, interrupt, wait_until};
 
-/// How long the agent is away.
+/// The time for which the agent is missing.
 const AWAY: Duration = Duration::from_secs(1);
 
 pub(super) const CASES: &[Case] = &[
@@ -87,14 +87,14 @@ fn killed(scene: &Scene<'_>) -> Result<()> {
 }
 
 fn killed_at_random(scene: &Scene<'_>) -> Result<()> {
-    /// The golden ratio's fraction: its multiples fall everywhere, and never twice on one place.
+    /// The golden ratio's fraction: its multiples are spread evenly, and no two are equal.
     const GOLDEN: f64 = 0.618_033_988_749_895;
     let node = scene.node();
     let before = footprint(&node)?;
     node.stop_agent(Signal::SIGKILL)?;
     let start = Instant::now();
     node.start_agent(&[])?;
-    // Ready is not the end: what comes right after is hit, too.
+    // The agent is also stopped shortly after it is ready.
     let span = start.elapsed().mul_f64(1.25);
     let mut place: f64 = 0.0;
     for round in 1..=scene.settings.rounds {
@@ -125,8 +125,8 @@ fn frozen(scene: &Scene<'_>) -> Result<()> {
     looked
 }
 
-/// Waits until the programs no longer trust the agent's next hops, and sees that packets arrive
-/// although those are wrong.
+/// Waits until the programs no longer trust the agent's next hops, and checks that packets arrive
+/// although those next hops are wrong.
 fn over_wrong_next_hops(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     wait_until("the programs to trust no next hop", REPAIR, || {
@@ -140,7 +140,7 @@ fn over_wrong_next_hops(scene: &Scene<'_>) -> Result<()> {
         Ok(bytes.map(str::to_owned).collect())
     };
     let (key, right) = (bytes("key")?.join(" "), bytes("value")?);
-    // The outer frame's destination comes first.
+    // The destination is the first field of the outer frame.
     let mut wrong = right.clone();
     wrong[..6].fill("0x02".to_owned());
     let write = |value: &[String]| {
@@ -160,7 +160,8 @@ fn over_wrong_next_hops(scene: &Scene<'_>) -> Result<()> {
     Ok(())
 }
 
-/// When the programs stop trusting prepared next hops, in nanoseconds of the monotonic clock.
+/// The time until which the programs trust prepared next hops, in nanoseconds of the monotonic
+/// clock.
 fn trusted_until(node: &Node) -> Result<u64> {
     let pin = format!("{PINS}/maps/ov_heartbeat");
     let entries = node.json(["bpftool", "map", "dump", "pinned", &pin])?;
@@ -195,8 +196,8 @@ fn killed_together(scene: &Scene<'_>) -> Result<()> {
 fn upgraded(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     let before = program_ids(&node)?;
-    // The kernel gives programs new numbers with every load, so the same code is another build to
-    // it.
+    // The kernel gives programs new ids with every load, so to the kernel a copy of the same code
+    // is another build.
     let own = scene.lab.options().bin_dir.join("overlayd");
     let build = fs::read(&own).with_context(|| format!("read {}", own.display()))?;
     let other = scene.put("other-overlayd", &build)?;

@@ -1,4 +1,4 @@
-//! Clocks jump. The machine's own is left alone: programs are shown another one.
+//! Clocks jump. The machine's own clock does not change: the programs are shown another one.
 
 use std::fs;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::store::{AFTER, Nodes};
 use super::{Case, Stage};
 use crate::command;
 
-/// How long each time of day holds: longer than the agent looks at everything by itself.
+/// The time for which each time of day holds: longer than the agent's interval of full looks.
 const LOOK: Duration = Duration::from_secs(6);
 
 pub(super) const CASES: &[Case] = &[
@@ -49,7 +49,7 @@ fn agent_clock(scene: &Scene<'_>) -> Result<()> {
     let (node, nodes) = (scene.node(), Nodes::of(scene)?);
     let set = |offset: &str| scene.put("clock", offset.as_bytes());
     let clock = set("+0")?;
-    // The loader knows where libraries of this machine's kind lie.
+    // The loader knows the directories of libraries for this machine's architecture.
     let agent = scene.wrapper(
         "overlayd-by-another-clock",
         &format!(

@@ -57,7 +57,7 @@ fn each(scene: &Scene<'_>, strike: impl Fn(&Scene<'_>, usize) -> Result<()>) -> 
     Ok(())
 }
 
-/// Lets the nodes go on for longer than a lease, and restarts an agent in the middle of it.
+/// Lets the nodes run for longer than a lease, and restarts an agent in the middle of that time.
 fn work_without(scene: &Scene<'_>) -> Result<()> {
     let nodes = Nodes::of(scene)?;
     let half: Duration = OUTAGE / 2;

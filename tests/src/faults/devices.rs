@@ -1,4 +1,4 @@
-//! Devices go down, change, go away.
+//! Devices are set down, changed and deleted.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use super::scene::{REPAIR, Scene, shell};
 use super::{Case, tools};
 use crate::{Node, Pod, command, traffic, wait_until};
 
-/// How long a cable is out.
+/// The time for which a cable is disconnected.
 const CUT: Duration = Duration::from_secs(1);
-/// The nodes' default route, which goes with the device's address or its state.
+/// The nodes' default route, which the kernel removes with the device's address or its state.
 const DEFAULT_ROUTE: &str = "ip route replace default via 192.168.66.253";
 
 pub(super) const CASES: &[Case] = &[
@@ -181,7 +181,7 @@ fn mac_changed(scene: &Scene<'_>) -> Result<()> {
     })
 }
 
-/// Pods lose their ports with the bridge, and nobody knows what settings those had.
+/// Pods lose their ports with the bridge, and the settings of those ports are lost.
 fn bridge_deleted(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     let ports = node
@@ -208,7 +208,6 @@ fn bridge_deleted(scene: &Scene<'_>) -> Result<()> {
         )?;
     }
     pod.remove()?;
-    // The pods look for the new gateway's MAC address when they have waited for the old one's long
-    // enough.
+    // The pods resolve the new gateway's MAC address only after a timeout for the old one.
     scene.wait_recovered()
 }

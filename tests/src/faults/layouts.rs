@@ -1,4 +1,4 @@
-//! Builds of the agent that lay their maps out differently take over from each other.
+//! Builds of the agent with different layouts of their maps replace each other.
 
 use std::collections::BTreeMap;
 
@@ -90,7 +90,7 @@ fn over_another_version(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
     node.stop_agent(Signal::SIGTERM)?;
     let before = program_ids(&node)?;
-    // What an agent of version 99 would leave.
+    // The pins of an agent of version 99.
     let other = "/sys/fs/bpf/overlay/v99";
     shell(&node, &format!("mv {PINS} {other}"))?;
     node.start_agent(&[])?;
@@ -117,7 +117,7 @@ fn there_and_back(scene: &Scene<'_>) -> Result<()> {
 }
 
 /// The kernel's ids of the programs on a node's hooks, whatever version of the ABI has attached
-/// them: `overlayctl` knows its own.
+/// them, because `overlayctl` knows only its own.
 fn attached_ids(node: &Node) -> Result<Vec<u64>> {
     let links = shell(
         node,

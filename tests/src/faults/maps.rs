@@ -1,5 +1,5 @@
-//! Maps run full. Pods cannot fill theirs: a Linux bridge has at most 1023 ports (`BR_MAX_PORTS`),
-//! the map has room for 1024.
+//! Maps are filled. Pods cannot fill theirs: a Linux bridge has at most 1023 ports
+//! (`BR_MAX_PORTS`), and the map has room for 1024.
 
 use std::fmt::Write as _;
 
@@ -54,7 +54,7 @@ fn peers_full(scene: &Scene<'_>) -> Result<()> {
         wait_until("the agent to say so", REPAIR, || {
             ensure_logged(&node, &told).is_ok()
         })?;
-        // The entry was there while there was room.
+        // The entry existed while there was room.
         wait_until("it to leave the table", REPAIR, || {
             in_peers(scene).is_ok_and(|there| !there)
         })?;
@@ -108,7 +108,7 @@ fn flows_full(scene: &Scene<'_>) -> Result<()> {
         let entries = node.json(["bpftool", "-j", "map", "dump", "pinned", &pin])?;
         Ok(entries.as_array().map_or(0, Vec::len))
     };
-    // An LRU map pushes some out before it is full.
+    // An LRU map evicts some entries before it is full.
     let found = flows()?;
     ensure!(found > size("max_entries")? / 2, "only {found} flows");
     scene.talk()?;

@@ -1,4 +1,4 @@
-//! Packets that only one thing sends, so that it shows how many programs each of them meets.
+//! Packets from a single source, whose counts show how many programs each packet passes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,16 +12,17 @@ use crate::frame::{IPV4, Ip, Mac, ethernet};
 use crate::packet::RawSocket;
 use crate::{Node, Pod, fast_path, wait_until};
 
-/// Between two packets: few enough for every queue on their way.
+/// Time between two packets: long enough for every queue on their way.
 const EVERY: Duration = Duration::from_micros(100);
-/// Packets with IP options, which nobody else here sends, are left to the kernel path and counted.
+/// The cause by which packets with IP options, which no other source here sends, are left to the
+/// kernel path and counted.
 const CAUSE: &str = "options";
 /// Four options of one byte that do nothing (RFC 791).
 const OPTIONS: [u8; 4] = [1; 4];
-/// How long the last packets may take to be counted.
+/// Longest time until the last packets are counted.
 const COUNTED: Duration = Duration::from_secs(5);
 
-/// A stream of such packets from the first pod of the first node.
+/// A stream of packets with IP options from the first pod of the first node.
 pub(super) struct Marked {
     node: Node,
     before: u64,
@@ -30,7 +31,7 @@ pub(super) struct Marked {
 }
 
 impl Marked {
-    /// Starts it.
+    /// Starts the stream.
     pub(super) fn start(scene: &Scene<'_>) -> Result<Self> {
         let node = scene.node();
         let [from, to] = [1, 2].map(|number| scene.lab.pod(1, number));
@@ -62,7 +63,7 @@ impl Marked {
         })
     }
 
-    /// Ends it and sees that every packet has met the pod's program exactly once.
+    /// Ends the stream and checks that every packet has passed the pod's program exactly once.
     pub(super) fn ensure_met_once(self) -> Result<()> {
         self.stop.store(true, Ordering::SeqCst);
         let sent = (self.sender.join()).map_err(|_| anyhow!("the sender panicked"))??;
@@ -78,7 +79,7 @@ impl Marked {
     }
 }
 
-/// Sends some packets and sees that each meets the pod's program exactly once.
+/// Sends some packets and checks that each passes the pod's program exactly once.
 pub(super) fn ensure_met_once(scene: &Scene<'_>) -> Result<()> {
     let marked = Marked::start(scene)?;
     scene.talk()?;

@@ -11,12 +11,12 @@ use super::Case;
 use super::scene::{Scene, ensure_attached, ensure_same, footprint, text};
 use crate::wait_until;
 
-/// How long a start may take that is about to fail.
+/// Longest duration of a start that is expected to fail.
 const START: Duration = Duration::from_secs(20);
-/// The least that an agent is given, and the factor from one attempt to the next.
+/// Smallest limit of an agent's memory, and the factor from one attempt to the next.
 const LEAST: u64 = 2 << 20;
 const GROWTH: (u64, u64) = (3, 2);
-/// More than enough.
+/// A limit that is more than enough.
 const MOST: u64 = 512 << 20;
 
 pub(super) const CASES: &[Case] = &[Case {
@@ -33,7 +33,7 @@ pub(super) const CASES: &[Case] = &[Case {
 /// A control group with a limit of memory.
 struct Group {
     path: PathBuf,
-    /// Whether it is of the second version.
+    /// Whether the group is of the second version.
     unified: bool,
 }
 
@@ -69,7 +69,7 @@ impl Group {
         fs::write(&path, bytes.to_string()).with_context(|| format!("write {}", path.display()))
     }
 
-    /// Processes that the kernel has killed for want of memory.
+    /// Number of processes that the kernel has killed for lack of memory.
     fn killed(&self) -> Result<u64> {
         let name = if self.unified {
             "memory.events"

@@ -1,4 +1,4 @@
-//! Nodes change their addresses, go, and come back.
+//! Nodes change their addresses, leave, and return.
 
 use std::net::Ipv4Addr;
 
@@ -58,7 +58,7 @@ fn set_address(scene: &Scene<'_>, last: u8) -> Result<()> {
     .map(drop)
 }
 
-/// Waits until the other node sends there.
+/// Waits until the other node sends to the address.
 fn wait_known(scene: &Scene<'_>, last: u8) -> Result<()> {
     let vtep = format!("dst {} ", address(last));
     let fdb = || shell(&scene.lab.node(2), "bridge fdb show dev flannel.1");

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{Case, Outcome};
 use crate::pace::RATE;
 
-/// The page: every case, with what was lost in the runs of `outcomes`.
+/// The page: every case, with the losses in the runs of `outcomes`.
 #[must_use]
 pub fn page(cases: &[&Case], outcomes: &[Outcome]) -> String {
     let mut page = format!(
@@ -42,7 +42,7 @@ Written by `cargo xtask faults --write docs/faults.md`.
     page
 }
 
-/// What does not change from run to run.
+/// The columns that do not change from run to run.
 fn row(case: &Case) -> String {
     format!(
         "| `{}` | {} | {} | {} | {} | ",

@@ -1,4 +1,4 @@
-//! What is pinned goes away.
+//! Pins disappear.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::scene::{PINS, REPAIR, Scene, in_map, program_ids, shell};
 use super::{Case, tools};
 use crate::{fast_path, wait_until};
 
-/// How long the BPF file system is away.
+/// The time for which the BPF file system is missing.
 const AWAY: Duration = Duration::from_secs(3);
 
 pub(super) const CASES: &[Case] = &[
@@ -70,7 +70,7 @@ fn killed_and_detached(scene: &Scene<'_>) -> Result<()> {
 
 fn link_pins_removed(scene: &Scene<'_>) -> Result<()> {
     let node = scene.node();
-    // Where programs are filters they have no links to remove.
+    // Programs that are filters have no links to remove.
     if fast_path::has_tcx(&node)? {
         scene.without_programs(&format!("rm {PINS}/links/*"))
     } else {
@@ -81,7 +81,7 @@ fn link_pins_removed(scene: &Scene<'_>) -> Result<()> {
 fn map_pins_removed(scene: &Scene<'_>) -> Result<()> {
     shell(&scene.node(), &format!("rm {PINS}/maps/*"))?;
     scene.wait_recovered()?;
-    // The plugin goes by the pins: what it forgets must be what the programs see.
+    // The plugin uses the pins, so an entry that it removes must be one that the programs see.
     let pod = scene.lab.add_pod(1)?;
     wait_until("a new pod in the pinned map", REPAIR, || in_map(&pod))?;
     pod.remove()

@@ -1,4 +1,4 @@
-//! Running cases under traffic.
+//! Runs cases under traffic.
 
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -12,7 +12,7 @@ use super::{Case, Stage};
 use crate::pace::Traffic;
 use crate::{Lab, interrupt};
 
-/// Traffic before a fault, and after all is well again.
+/// Duration of the traffic before a fault, and after the recovery.
 const CALM: Duration = Duration::from_millis(500);
 
 /// Settings of a run of cases.
@@ -37,7 +37,7 @@ pub struct Outcome {
     pub lost: u64,
     /// Datagrams that arrived and found the buffer of the test's receiver full.
     pub overrun: u64,
-    /// Most that may be lost.
+    /// Most datagrams that may be lost.
     pub budget: u64,
     /// The longest time without an arrival, in milliseconds.
     pub silence_ms: u64,
@@ -50,7 +50,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether everything held.
+    /// Whether the case has no failure.
     #[must_use]
     pub fn held(&self) -> bool {
         self.failures.is_empty()
@@ -76,11 +76,11 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-/// Runs cases and calls `told` with each as it ends. A case that fails does not hold up the others:
-/// they get a new lab.
+/// Runs cases and calls `told` with each outcome. A failed case does not stop the others: they get
+/// a new lab.
 ///
 /// # Errors
-/// When a lab does not come up, or the user interrupts.
+/// When a lab does not start, or the user interrupts.
 pub fn run(
     cases: &[&'static Case],
     settings: &Settings,

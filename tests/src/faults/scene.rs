@@ -16,11 +16,11 @@ use crate::{Lab, Node, Pod, interrupt, status, wait_until};
 /// Longest duration of a repair by the agent. A repair takes a second or two; machines that run
 /// tests are slow.
 pub(super) const REPAIR: Duration = Duration::from_secs(40);
-/// Between two looks at what must stay as it is.
+/// Time between two checks of a condition that must hold.
 const LOOK: Duration = Duration::from_millis(500);
 pub(super) use crate::pins::PINS;
 
-/// Where a case plays.
+/// The lab, the traffic and the settings of a case.
 #[derive(Clone, Copy)]
 pub struct Scene<'a> {
     pub(super) lab: &'a Lab,
@@ -28,13 +28,13 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// The node that faults happen on.
+    /// The node that the faults are caused on.
     pub(super) fn node(&self) -> Node {
         self.lab.node(1)
     }
 
-    /// Waits until every agent is ready and every pod on the fast path, and sees that pods can
-    /// talk.
+    /// Waits until every agent is ready and every pod on the fast path, and checks that pods reach
+    /// each other.
     pub(super) fn wait_recovered(&self) -> Result<()> {
         for node in self.lab.nodes() {
             node.wait_ready(REPAIR)?;
@@ -56,8 +56,8 @@ impl Scene<'_> {
         .or_else(|error| last.context(error))
     }
 
-    /// Pods of the two nodes, and of one, reach each other, and the first node its own; on either
-    /// path.
+    /// Checks that pods of the two nodes, and of one, reach each other, and that the first node
+    /// reaches its own pods; on either path.
     pub(super) fn talk(&self) -> Result<()> {
         let [a, b, c] =
             [(1, 1), (2, 1), (1, 2)].map(|(node, pod)| Endpoint::from(&self.lab.pod(node, pod)));
@@ -73,13 +73,13 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Pods of the first node reach each other.
+    /// Checks that pods of the first node reach each other.
     pub(super) fn talk_locally(&self) -> Result<()> {
         let [a, b] = [1, 2].map(|pod| Endpoint::from(&self.lab.pod(1, pod)));
         traffic::tcp(&a, &b, 50_000).map(drop)
     }
 
-    /// Sees that something holds again and again, for `time`.
+    /// Checks repeatedly that a condition holds, for `time`.
     pub(super) fn holds_for(&self, time: Duration, look: impl Fn() -> Result<()>) -> Result<()> {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -90,15 +90,16 @@ impl Scene<'_> {
         look()
     }
 
-    /// A program on the first node that starts the agent in some other way: `line` is shell, and
-    /// ends with `exec`.
+    /// A program on the first node that starts the agent in another way: `line` is shell, and ends
+    /// with `exec`.
     pub(super) fn wrapper(&self, name: &str, line: &str) -> Result<PathBuf> {
         let agent = self.lab.options().bin_dir.join("overlayd");
         let script = format!("#!/bin/sh\n{line} {} \"$@\"\n", agent.display());
         self.put(name, script.as_bytes())
     }
 
-    /// Damages the first node while its agent is stopped, so that the damage can be seen and lasts.
+    /// Damages the first node while its agent is stopped, so that the damage can be observed and
+    /// lasts.
     pub(super) fn unseen_by_the_agent(&self, damage: impl FnOnce() -> Result<()>) -> Result<()> {
         let agent = self.node().agent().context("an agent")?;
         agent.signal(Signal::SIGSTOP)?;
@@ -107,8 +108,8 @@ impl Scene<'_> {
         result
     }
 
-    /// Takes programs off their hooks while the agent is stopped, and sees that none is left on one
-    /// and that the kernel path carries everything.
+    /// Detaches programs while the agent is stopped, and checks that no hook has one and that the
+    /// kernel path carries all packets.
     pub(super) fn without_programs(&self, damage: &str) -> Result<()> {
         self.unseen_by_the_agent(|| {
             shell(&self.node(), damage)?;
@@ -146,12 +147,12 @@ fn is_fast(node: &Node) -> bool {
         && programs(&status).len() == hooks(node)
 }
 
-/// How many hooks programs sit on: two for the node and two for each pod.
+/// Number of hooks with programs: two for the node and two for each pod.
 pub(super) fn hooks(node: &Node) -> usize {
     2 + 2 * node.pods().len()
 }
 
-/// The programs on hooks that ours are on, as `overlayctl` tells.
+/// The programs on hooks that have ours, as reported by `overlayctl`.
 fn programs(status: &Value) -> Vec<&Value> {
     let hooks = status["attachments"].as_array().into_iter().flatten();
     hooks
@@ -178,7 +179,7 @@ pub(super) fn filters(node: &Node) -> Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// Sees that every program of a node is on its hook.
+/// Checks that every program of a node is on its hook.
 pub(super) fn ensure_attached(node: &Node) -> Result<()> {
     let (found, want) = (program_ids(node)?.len(), hooks(node));
     ensure!(found == want, "{found} programs are attached, not {want}");
@@ -202,8 +203,8 @@ pub(super) fn shell(node: &Node, script: &str) -> Result<String> {
     node.run(["sh", "-c", script])
 }
 
-/// All that a node's agent leaves in the kernel's network and on the disk, as text: the same before
-/// and after whatever happens to it.
+/// The state that a node's agent leaves in the kernel's network and on the disk, as text. The text
+/// must be the same before and after a fault.
 pub(super) fn footprint(node: &Node) -> Result<String> {
     shell(
         node,
@@ -218,7 +219,7 @@ pub(super) fn footprint(node: &Node) -> Result<String> {
     )
 }
 
-/// The lines that one text has and the other has not.
+/// Fails with the lines that only one of the texts has.
 pub(super) fn ensure_same(before: &str, after: &str) -> Result<()> {
     let only = |text: &str, other: &str, mark: &str| -> Vec<String> {
         text.lines()
@@ -236,7 +237,7 @@ pub(super) fn ensure_same(before: &str, after: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sees that the agent has logged `text`.
+/// Checks that the agent has logged `text`.
 pub(super) fn ensure_logged(node: &Node, text: &str) -> Result<()> {
     let path = node.agent_log();
     let log = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -244,7 +245,7 @@ pub(super) fn ensure_logged(node: &Node, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where a file of the lab lies, for people and programs.
+/// The path of a file of the lab as text, for people and programs.
 pub(super) fn text(path: &Path) -> String {
     path.display().to_string()
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::{Options, StoreKind};
 
-/// A lab. Cases of one stage share it, so that it is made once.
+/// A lab. Cases of one stage share the lab, so that it is made once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Two nodes, and leases in etcd.
@@ -13,7 +13,7 @@ pub enum Stage {
     Clsact,
     /// Leases that end after [`SHORT_LEASE`].
     ShortLease,
-    /// The same, with an etcd of three members.
+    /// Leases as in `ShortLease`, with an etcd of three members.
     Cluster,
     /// Leases in a directory.
     Directory,
@@ -21,11 +21,11 @@ pub enum Stage {
     Wide,
 }
 
-/// Lease time of [`Stage::ShortLease`], in seconds; the least that agents take.
+/// Lease time of [`Stage::ShortLease`], in seconds; the shortest that agents accept.
 pub(super) const SHORT_LEASE: u64 = 10;
 
 impl Stage {
-    /// What its lab is asked to be.
+    /// The options of the stage's lab.
     #[must_use]
     pub fn options(self) -> Options {
         let name = match self {

@@ -1,4 +1,4 @@
-//! etcd goes away, or no longer does what it should.
+//! etcd is stopped, or does not work correctly any more.
 
 use std::fs;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::{Lab, Node, command, wait_until};
 
 /// Longer than a lease.
 pub(super) const OUTAGE: Duration = Duration::from_secs(SHORT_LEASE + 4);
-/// How long leases are watched after etcd is back.
+/// The time for which leases are watched after the return of etcd.
 pub(super) const AFTER: Duration = Duration::from_secs(3);
-/// Bytes of a value that fills etcd up; the command line takes no more at a time.
+/// Bytes of a value that fills etcd; the command line allows no more at a time.
 const JUNK: usize = 100_000;
-/// Where junk goes.
+/// Prefix of the keys with junk.
 const JUNK_PREFIX: &str = "/junk/";
 
 const BASE: Case = Case {
@@ -98,7 +98,7 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-/// What every node holds.
+/// The subnet of every node.
 pub(super) struct Nodes(Vec<(Node, Ipv4Net)>);
 
 impl Nodes {
@@ -108,7 +108,7 @@ impl Nodes {
         nodes.map(with_subnet).collect::<Result<_>>().map(Self)
     }
 
-    /// Sees that every node holds what it held, and knows its peers.
+    /// Checks that every node holds the same subnet, and knows its peers.
     pub(super) fn ensure_kept(&self) -> Result<()> {
         for (node, before) in &self.0 {
             let (name, subnet) = (node.name(), node.subnet()?);
@@ -122,8 +122,8 @@ impl Nodes {
         Ok(())
     }
 
-    /// Breaks the store for longer than the leases and mends it; sees that nobody loses anything
-    /// meanwhile, nor right after.
+    /// Breaks the store for longer than the leases and repairs it; checks that no node loses its
+    /// lease or a peer in the meantime, nor shortly afterwards.
     pub(super) fn keep_while(
         &self,
         scene: &Scene<'_>,
@@ -139,7 +139,7 @@ impl Nodes {
         self.ensure_kept_after(scene)
     }
 
-    /// Waits for every lease, and sees that none goes again.
+    /// Waits for every lease, and checks that none is removed again.
     pub(super) fn ensure_kept_after(&self, scene: &Scene<'_>) -> Result<()> {
         let count = self.0.len();
         wait_until(&format!("{count} leases"), REPAIR, || {
@@ -179,7 +179,7 @@ fn compacted(scene: &Scene<'_>) -> Result<()> {
     scene.lab.stop_store()?;
     scene.lab.start_store()?;
     nodes.ensure_kept_after(scene)?;
-    // The watch is alive: who leaves is noticed.
+    // A working watch notices a node that leaves.
     let watchers = [scene.node(), scene.lab.node(2)];
     let routes = |count: usize| {
         wait_until(&format!("{count} routes to peers"), REPAIR, || {
@@ -196,13 +196,13 @@ fn compacted(scene: &Scene<'_>) -> Result<()> {
     routes(1)
 }
 
-/// Writes junk until etcd takes no more; returns what it said.
+/// Writes junk until etcd refuses more; returns etcd's error.
 fn fill(lab: &Lab) -> Result<String> {
     let junk = "x".repeat(JUNK);
     for i in 0..5_000 {
         let key = format!("{JUNK_PREFIX}{i}");
         if let Err(error) = lab.etcdctl(&["put", &key, &junk]) {
-            // The end of the line, because the line begins with the command, junk and all.
+            // The end of the line, because the line begins with the command, including the junk.
             let said = format!("{error:#}");
             let start = said.len().saturating_sub(300);
             return Ok(said.get(start..).unwrap_or_default().to_owned());
@@ -242,7 +242,7 @@ fn disk_full(scene: &Scene<'_>) -> Result<()> {
     let run = |line: &str| command::run("sh", ["-ec", line]).map(drop);
 
     lab.stop_store()?;
-    // The write-ahead log takes 64 MB ahead of time.
+    // etcd preallocates 64 MB for the write-ahead log.
     run(&format!(
         "mount -t tmpfs -o size=200m overlay-lab {small}
          cp -a {data}/. {small}; mount --bind {small} {data}"

@@ -1,4 +1,4 @@
-//! What an operator and a container runtime are told during a fault.
+//! The messages that an operator and a container runtime get during a fault.
 
 use std::process::Output;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::Node;
 
-/// Sees that `overlayctl` and the CNI plugin answer, or say clearly why they cannot.
+/// Checks that `overlayctl` and the CNI plugin answer, or clearly say why they cannot.
 pub(super) fn answer(node: &Node) -> Result<()> {
     let table = node.exec(["overlayctl", "status"])?;
     ensure_clear("overlayctl status", &table)?;
@@ -28,7 +28,7 @@ pub(super) fn answer(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Sees that a program ended by itself, and with a reason if it failed.
+/// Checks that a program ended by itself, and with a reason if it failed.
 fn ensure_clear(what: &str, output: &Output) -> Result<()> {
     let said = [&output.stdout[..], &output.stderr[..]].concat();
     let said = String::from_utf8_lossy(&said);

@@ -12,31 +12,31 @@ use crate::load::pin;
 use crate::packet::RawSocket;
 use crate::{Lab, Namespace};
 
-/// Frames of one system call.
+/// Number of frames per system call.
 const BATCH: usize = 32;
 
-/// How fast, and on which core.
+/// The rate of a flood, and the core of its sender.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
-    /// Frames per second; as fast as it goes without.
+    /// Frames per second; `None` for the highest possible rate.
     pub rate: Option<u32>,
     /// The core of the sending thread. On a veth pair the receiver's softirq runs there, too.
     pub core: Option<usize>,
 }
 
-/// A stream that goes on until it is finished, or dropped.
+/// A stream that continues until it is finished, or dropped.
 pub struct Flood {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<u64>>>,
     begin: Instant,
 }
 
-/// What a flood came to.
+/// The result of a flood.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
     /// Frames that were sent.
     pub frames: u64,
-    /// How long it took.
+    /// The flood's duration.
     pub time: Duration,
 }
 
@@ -48,7 +48,7 @@ impl Sent {
 }
 
 impl Flood {
-    /// Starts a stream where its kind starts.
+    /// Starts a stream at the origin of its kind.
     ///
     /// # Errors
     /// When the interface cannot be opened.
@@ -72,7 +72,7 @@ impl Flood {
         })
     }
 
-    /// Ends it.
+    /// Ends the stream.
     ///
     /// # Errors
     /// When the frames could not be sent.

@@ -1,4 +1,4 @@
-//! What hostile packets there are.
+//! The kinds of hostile packets.
 
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -9,10 +9,10 @@ use crate::frame::{ARP, IPV4, Ip, Mac, VLAN, VXLAN_PORT, arp, ethernet, tagged, 
 /// A kind of hostile stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// VXLAN from an address that holds no lease, in a peer's pod's name.
+    /// VXLAN from an address that holds no lease, with the address of a peer's pod inside.
     Stranger,
-    /// VXLAN from a peer in the name of another node's pods, of the receiver's own, and of
-    /// nobody's.
+    /// VXLAN from a peer with inner sources of another node's pods, of the receiver's own pods, and
+    /// of no pod.
     InnerSource,
     /// VXLAN with other VNIs.
     Vni,
@@ -24,9 +24,9 @@ pub enum Kind {
     Truncated,
     /// VXLAN in VXLAN, for the node to open twice.
     Nested,
-    /// Lengths in outer and inner headers that lie, around forged sources.
+    /// Wrong lengths in outer and inner headers, around forged sources.
     Lengths,
-    /// Forged VXLAN with random bytes changed, but for who sends it and in whose name.
+    /// Forged VXLAN with random bytes changed, except the addresses of the sender.
     Mutated,
     /// A pod sends from other pods' addresses.
     PodSource,
@@ -34,11 +34,11 @@ pub enum Kind {
     PodVxlan,
     /// A pod announces other pods' addresses by ARP.
     PodArp,
-    /// Nothing hostile: datagrams to a port that nobody listens on. What any host has to bear.
+    /// Nothing hostile: datagrams to a port without a listener, which every host has to bear.
     Control,
 }
 
-/// Where a stream starts.
+/// The place where a stream starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A host of the underlay that is no node.
@@ -67,7 +67,7 @@ impl Kind {
         Self::Control,
     ];
 
-    /// Its name on the command line.
+    /// The kind's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stranger => "stranger",
@@ -86,7 +86,7 @@ impl Kind {
         }
     }
 
-    /// Where it starts.
+    /// The place where the kind's stream starts.
     pub fn origin(self) -> Origin {
         match self {
             Self::InnerSource | Self::InnerVlan | Self::Nested => Origin::Peer,
@@ -95,7 +95,7 @@ impl Kind {
         }
     }
 
-    /// Its frames, one after the other; a stream repeats them.
+    /// The kind's frames, one after the other; a stream repeats them.
     pub fn frames(self, scene: &Scene) -> Vec<Vec<u8>> {
         let Scene {
             victim,
@@ -157,7 +157,7 @@ impl Kind {
             }),
             Self::Control => scene.spread(|i| {
                 let (address, mac) = scene.stranger;
-                // As long as the stranger's VXLAN.
+                // The payload is as long as the stranger's VXLAN.
                 let payload = vxlan(1, &scene.inner(remote.ip, i));
                 let closed = 9;
                 let ip = Ip::udp(address, victim.vtep, closed, &payload);
@@ -183,7 +183,7 @@ fn port(i: usize) -> u16 {
     1000 + u16::try_from(i).unwrap_or_default()
 }
 
-/// A generator of numbers that is the same in every run (Marsaglia's xorshift).
+/// A generator of random numbers that is the same in every run (Marsaglia's xorshift).
 struct Numbers(u64);
 
 impl Numbers {
@@ -200,7 +200,7 @@ impl Scene {
         (0..FRAMES).map(frame).collect()
     }
 
-    /// A frame for pod 1 of node 1, in somebody's name.
+    /// A frame for pod 1 of node 1, with the source `name`.
     fn inner(&self, name: Ipv4Addr, i: usize) -> Vec<u8> {
         let ip = Ip::udp(name, self.attacker.ip, port(i), MARK);
         ethernet(self.victim.device, self.peer.device, IPV4, &ip.packet())
@@ -213,14 +213,14 @@ impl Scene {
         }
     }
 
-    /// A frame in VXLAN, from where the kind starts to node 1.
+    /// A frame in VXLAN, from the kind's origin to node 1.
     fn vxlan(&self, kind: Kind, vni: u32, inner: &[u8]) -> Vec<u8> {
         let (address, mac) = self.sender(kind);
         let ip = Ip::udp(address, self.victim.vtep, VXLAN_PORT, &vxlan(vni, inner));
         ethernet(self.victim.nic, mac, IPV4, &ip.packet())
     }
 
-    /// Once with a length that says how much is missing, once with one that fits.
+    /// Truncated frames, each once with the former length in its header, and once with the new one.
     fn truncated(&self) -> Vec<Vec<u8>> {
         let whole = self.vxlan(Kind::Truncated, 1, &self.inner(self.remote.ip, 0));
         let mut frames = Vec::new();
@@ -244,7 +244,8 @@ impl Scene {
             let mut ip = Ip::udp(address, self.victim.vtep, VXLAN_PORT, &payload);
             ip.id = port(i);
             let first = 8 + i % 8 * 8;
-            // The second first, now and then: what is put together must not depend on order.
+            // Sometimes the second fragment comes first, because reassembly must not depend on
+            // order.
             let mut pieces = ip.fragments(first);
             if i % 3 == 0 {
                 pieces.reverse();
@@ -254,13 +255,13 @@ impl Scene {
         frames
     }
 
-    /// Node 2 sends a packet to the VXLAN port of node 1, at every address that it has, in VXLAN.
+    /// Node 2 sends a packet to the VXLAN port of node 1, at each of its addresses, inside VXLAN.
     fn nested(&self) -> Vec<Vec<u8>> {
         let flannel_address = Ipv4Addr::from(u32::from(self.victim.gateway) - 1);
         self.spread(|i| {
             let to = [self.victim.gateway, self.victim.vtep, flannel_address];
-            // In another node's name, too: the address that the packet inside claims is nobody's to
-            // check.
+            // Another node's address is forged, too, because no check looks at the inner packet's
+            // claim.
             let third = THIRD.1.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
             let from = [self.remote.ip, self.peer.vtep, self.peer.gateway, third];
             let names = [self.third, self.neighbour.ip];
@@ -273,7 +274,7 @@ impl Scene {
     }
 
     fn lying(&self) -> Vec<Vec<u8>> {
-        /// Where lengths stand: outer IP, its header length, outer UDP, inner IP, its header
+        /// Positions of lengths: outer IP, its header length, outer UDP, inner IP, its header
         /// length, inner UDP.
         const LENGTHS: [(usize, usize); 6] = [(16, 2), (14, 1), (38, 2), (66, 2), (64, 1), (88, 2)];
         let whole = self.vxlan(Kind::Lengths, 1, &self.inner(self.remote.ip, 0));
@@ -287,7 +288,7 @@ impl Scene {
                     *byte = u8::try_from(numbers.below(256)).unwrap_or_default();
                 }
                 if len == 1 {
-                    // Still version 4.
+                    // The version stays 4.
                     frame[at] = 0x40 | frame[at] & 0x0f;
                 }
                 mend(&mut frame);
@@ -303,8 +304,8 @@ impl Scene {
         for frame in &mut frames {
             for _ in 0..=numbers.below(4) {
                 let at = 12 + numbers.below(frame.len() - 12 - MARK.len());
-                // The sender stays a stranger, and a stranger's VXLAN is refused whatever is
-                // inside.
+                // The sender stays a stranger, because a stranger's VXLAN is refused whatever its
+                // content.
                 if !(26..30).contains(&at) {
                     frame[at] ^= 1 << numbers.below(8);
                 }
@@ -315,7 +316,7 @@ impl Scene {
     }
 }
 
-/// Makes the outer header's checksum fit, or a host would drop the frame unseen.
+/// Corrects the outer header's checksum, because a host would drop the frame otherwise.
 fn mend(frame: &mut [u8]) {
     let header_len = usize::from(frame[14] & 0x0f) * 4;
     if let Some(header) = frame.get_mut(14..14 + header_len.max(20)) {

@@ -1,4 +1,4 @@
-//! The addresses that hostile packets are made of.
+//! The addresses in hostile packets.
 
 use std::net::Ipv4Addr;
 
@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use crate::frame::Mac;
 use crate::{Lab, Namespace, Node, Pod, command};
 
-/// A node that exists as a lease only: its subnet, as etcd's key has it, and its underlay address.
+/// A node that exists as a lease only: its subnet, in the form of etcd's key, and its underlay
+/// address.
 pub const THIRD: (&str, &str) = ("10.244.250.0-24", "192.168.66.77");
 
 /// A node as the underlay sees it.
@@ -32,16 +33,16 @@ pub struct PodAddress {
     pub mac: Mac,
 }
 
-/// The attacked and the attackers, in a lab of two nodes with two pods each.
+/// The attacked node and the attackers, in a lab of two nodes with two pods each.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene {
     /// Node 1, which is attacked.
     pub victim: Host,
-    /// Node 2, whose underlay forgeries are sent from.
+    /// Node 2, from whose underlay address forged packets are sent.
     pub peer: Host,
     /// A host of the underlay that is no node.
     pub stranger: (Ipv4Addr, Mac),
-    /// Pod 1 of node 1: who attacks from inside, and who forged VXLAN is for.
+    /// Pod 1 of node 1: the attacker from inside, and the destination of forged VXLAN.
     pub attacker: PodAddress,
     /// Pod 2 of node 1.
     pub neighbour: PodAddress,
@@ -91,7 +92,7 @@ impl Scene {
         })
     }
 
-    /// Writes the lease of a third node, in whose name others can then pretend to speak.
+    /// Writes the lease of a third node, whose addresses others can then forge.
     ///
     /// # Errors
     /// When the lab's store is not etcd, or does not answer.

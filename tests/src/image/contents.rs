@@ -1,4 +1,4 @@
-//! What images of ours hold.
+//! The contents of our images.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,12 +13,12 @@ use crate::command;
 
 /// Debian's `busybox-static`.
 const BUSYBOX: &str = "/bin/busybox";
-/// What our manifests and flannel's call, and what people want who look into the container.
+/// The programs that our manifests and flannel's call, and those that people need in the container.
 const APPLETS: &[&str] = &[
     "sh", "basename", "cat", "chmod", "cp", "dirname", "env", "grep", "ip", "ls", "mkdir", "mv",
     "ping", "rm", "sed", "sleep", "test", "true",
 ];
-/// What a pod of a test runs besides.
+/// Further programs for the pods of tests.
 const PROBE_APPLETS: &[&str] = &["httpd", "nc", "nslookup", "timeout", "wget"];
 /// Debian's `dnsmasq-base`, for pods that serve names.
 const DNS_SERVER: &str = "/usr/sbin/dnsmasq";
@@ -38,14 +38,14 @@ const XTABLES_NAMES: [&str; 6] = [
     "ip6tables-save",
     "ip6tables-restore",
 ];
-/// Where the starter finds the names of each variant.
+/// The directory in which the starter finds the names of each variant.
 const VARIANTS_DIR: &str = "usr/lib/overlay";
 /// Our programs.
 const PROGRAMS: [&str; 3] = ["overlayd", "overlayctl", "overlay-cni"];
 const PROGRAMS_DIR: &str = "/opt/overlay";
 /// Starts the agent with the variant of iptables that the host's own rules are in.
 const STARTER: &str = include_str!("../../../deploy/flanneld.sh");
-/// What else flannel's manifests and scripts call.
+/// Further scripts that flannel's manifests call.
 const SCRIPTS: [(&str, &str); 2] = [
     (
         "/opt/bin/install-conf",
@@ -59,15 +59,15 @@ const SCRIPTS: [(&str, &str); 2] = [
 
 /// The PATH in both images.
 pub const PATH: &str = "/opt/overlay:/usr/sbin:/bin";
-/// What the image of the overlay starts.
+/// The program that the overlay's image starts.
 pub const ENTRYPOINT: &str = "/opt/bin/flanneld";
 
 /// The overlay: agent, operator's tool and plugin from `bin_dir` under the paths that both of
 /// flannel's images have, the packet-filter programs with the libraries that they load, and a
 /// shell.
 ///
-/// There are no certificate authorities: those of an API server and of an etcd are files of their
-/// own.
+/// There are no certificate authorities, because those of an API server and of an etcd are separate
+/// files.
 ///
 /// # Errors
 /// When a program or a library is missing.
@@ -97,7 +97,7 @@ pub(super) fn overlay(bin_dir: &Path) -> Result<Tree> {
     }
     tree.copy(Path::new(NFT), NFT)?;
     loaded.push(NFT.into());
-    // Rules of others are shown by iptables only with the extension of each match and target.
+    // iptables shows foreign rules only with the extension of each match and target.
     let extensions = extensions()?;
     for extension in &extensions {
         tree.copy(extension, extension)?;
@@ -112,7 +112,7 @@ pub(super) fn overlay(bin_dir: &Path) -> Result<Tree> {
     Ok(tree)
 }
 
-/// What pods of tests run: a shell, servers and clients. It is the sandbox's image too.
+/// The files for pods of tests: a shell, servers and clients. The sandbox has the same image.
 ///
 /// # Errors
 /// When busybox or dnsmasq is missing.
@@ -127,7 +127,7 @@ pub fn probe() -> Result<Tree> {
     for library in shared_libraries(&[DNS_SERVER.into()])? {
         tree.copy(&library, &library)?;
     }
-    // dnsmasq looks up whom it is to run as.
+    // dnsmasq looks up the user that it has to run as.
     tree.file("/etc/passwd", "root:x:0:0::/:/bin/sh\n")?;
     tree.file("/etc/group", "root:x:0:\n")?;
     tree.directory("/www", 0o755)?;
@@ -135,7 +135,7 @@ pub fn probe() -> Result<Tree> {
     Ok(tree)
 }
 
-/// A shell, with other small programs that are the same file.
+/// A shell, with other small programs in the same file.
 pub(super) fn shell(tree: &mut Tree, applets: &[&str]) -> Result<()> {
     tree.copy(Path::new(BUSYBOX), "bin/busybox")
         .context("busybox-static is missing: `cargo xtask setup`")?;
@@ -145,9 +145,9 @@ pub(super) fn shell(tree: &mut Tree, applets: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A program without what only debuggers read.
+/// A program without its debugging information.
 fn stripped(program: &Path) -> Result<Vec<u8>> {
-    // Several images may be made at a time.
+    // Several images may be made at the same time.
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = format!("overlay-stripped-{}-{number}", std::process::id());

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use tar::{Builder, EntryType, Header};
 
-/// Directories, files and links, in the order of their names; everything belongs to root and has no
-/// time.
+/// Directories, files and links, in the order of their names; all belong to root and have no time.
 #[derive(Clone, Debug, Default)]
 pub struct Tree(BTreeMap<PathBuf, Entry>);
 
@@ -20,10 +19,10 @@ enum Entry {
 }
 
 impl Tree {
-    /// Adds a directory, and those that it is in.
+    /// Adds a directory and its parents.
     ///
     /// # Errors
-    /// When something else has that name.
+    /// When an entry of another type has that name.
     pub fn directory(&mut self, path: impl AsRef<Path>, mode: u32) -> Result<()> {
         self.add(path.as_ref(), Entry::Directory { mode })
     }
@@ -31,7 +30,7 @@ impl Tree {
     /// Adds a file.
     ///
     /// # Errors
-    /// When something has that name.
+    /// When an entry has that name.
     pub fn file(&mut self, path: impl AsRef<Path>, content: impl Into<Vec<u8>>) -> Result<()> {
         let content = content.into();
         self.add(
@@ -43,10 +42,10 @@ impl Tree {
         )
     }
 
-    /// Adds a file that can be run.
+    /// Adds an executable file.
     ///
     /// # Errors
-    /// When something has that name.
+    /// When an entry has that name.
     pub fn program(&mut self, path: impl AsRef<Path>, content: impl Into<Vec<u8>>) -> Result<()> {
         let content = content.into();
         self.add(
@@ -58,10 +57,10 @@ impl Tree {
         )
     }
 
-    /// Adds a copy of a file of this machine that can be run.
+    /// Adds a copy of an executable file of this machine.
     ///
     /// # Errors
-    /// When it cannot be read, or something has that name.
+    /// When the file cannot be read, or an entry has that name.
     pub fn copy(&mut self, from: &Path, to: impl AsRef<Path>) -> Result<()> {
         let content = fs::read(from).with_context(|| format!("read {}", from.display()))?;
         self.program(to, content)
@@ -70,7 +69,7 @@ impl Tree {
     /// Adds a symbolic link.
     ///
     /// # Errors
-    /// When something has that name.
+    /// When an entry has that name.
     pub fn link(&mut self, path: impl AsRef<Path>, target: impl AsRef<Path>) -> Result<()> {
         self.add(path.as_ref(), Entry::Link(target.as_ref().to_owned()))
     }
@@ -88,10 +87,10 @@ impl Tree {
         Ok(())
     }
 
-    /// All of it as a tar archive.
+    /// All entries as a tar archive.
     ///
     /// # Errors
-    /// When a path does not fit in one.
+    /// When a path does not fit in a tar archive.
     pub fn archive(&self) -> Result<Vec<u8>> {
         let mut archive = Builder::new(Vec::new());
         for (path, entry) in &self.0 {

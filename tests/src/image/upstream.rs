@@ -1,4 +1,4 @@
-//! The images of Kubernetes' own tests, with Debian's programs in place of Alpine's and of an older
+//! The images of Kubernetes' own tests, with Debian's programs instead of Alpine's and of an older
 //! Debian's.
 
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use super::contents::{shared_libraries, shell};
 use super::tree::Tree;
 
-/// The shell, and what the tests call in their pods; busybox has some of them, but differs, and its
-/// own shell takes its own ones whatever the PATH says.
+/// The shell, and the programs that the tests call in their pods. busybox has some of them, but
+/// they differ, and busybox's shell prefers its own ones whatever the PATH.
 const CLIENTS: [&str; 9] = [
     "/usr/bin/bash",
     "/usr/bin/curl",
@@ -26,14 +26,15 @@ const APPLETS: &[&str] = &[
     "mkdir", "mv", "printf", "ps", "pwd", "rm", "sed", "seq", "sleep", "sort", "stat", "tail",
     "test", "timeout", "touch", "tr", "true", "uname", "wc", "wget",
 ];
-/// Names are looked up in `/etc/hosts` first, as everywhere; the C library would ask a server.
+/// Names are looked up in `/etc/hosts` first, as usual, because the C library would otherwise ask a
+/// server.
 const NAME_SERVICES: &str = "hosts: files dns\n";
 
 /// The image that most pods of the tests run: upstream's program in `directory`, with its
 /// certificate.
 ///
 /// # Errors
-/// When something is missing.
+/// When a file is missing.
 pub fn agnhost(directory: &Path) -> Result<Tree> {
     let mut tree = dns_utils()?;
     tree.copy(&directory.join("agnhost"), "agnhost")?;

@@ -1,4 +1,4 @@
-//! Pods that come and go many at a time, and how long the plugin takes over each.
+//! Pods that are created and deleted many at a time, and the duration of the plugin's calls.
 
 use std::fs;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::{Cluster, Node, POD_NETWORK, pod};
 use crate::load::percentile;
 
-/// Stands in a plugin's place, and writes down when each call began and ended, and how; but for a
-/// DEL that a runtime repeats once the namespace is gone.
+/// A script in place of a plugin, which records the begin, end and result of each call, except a
+/// DEL that a runtime repeats after the end of the namespace.
 const TIMED: &str = r#"#!/bin/bash
 begin=$EPOCHREALTIME
 /opt/cni/bin/timed/NAME
@@ -18,22 +18,22 @@ code=$?
 [ -z "$CNI_NETNS" ] || echo "$CNI_COMMAND $begin $EPOCHREALTIME $code" >> /run/node/calls
 exit $code
 "#;
-/// What it writes, in the node's directory.
+/// The name of the record, in the node's directory.
 const CALLS: &str = "calls";
 
 /// Times of a plugin's calls, from its start to its end, in milliseconds.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct CallTimes {
-    /// How many.
+    /// Number of calls.
     pub count: usize,
-    /// Half of them took at most this.
+    /// Half of the calls took at most this time.
     pub p50_ms: f64,
-    /// 99 of 100 took at most this.
+    /// 99 of 100 calls took at most this time.
     pub p99_ms: f64,
 }
 
 impl CallTimes {
-    /// Of these calls.
+    /// The statistics of these calls.
     ///
     /// # Errors
     /// When there are none.
@@ -49,11 +49,11 @@ impl CallTimes {
 }
 
 impl Cluster {
-    /// Makes `pods` pods on node `number`, `at_a_time`, and deletes each batch while the next is
-    /// made. Returns when all are gone.
+    /// Creates `pods` pods on node `number`, `at_a_time`, and deletes each batch while the next is
+    /// created. Returns when all are deleted.
     ///
     /// # Errors
-    /// When pods do not become Ready, share an address, or do not go.
+    /// When pods do not become Ready, share an address, or are not deleted.
     pub fn churn(&self, number: usize, pods: usize, at_a_time: usize) -> Result<()> {
         for first in (0..pods).step_by(at_a_time) {
             let batch = format!("n{number}from{first}");
@@ -86,14 +86,15 @@ impl Cluster {
             addresses.sort_unstable();
             addresses.dedup();
             ensure!(addresses.len() == count, "addresses: {addresses:?}");
-            // The next ones are made while these go.
+            // The next pods are created while these are deleted.
             self.kubectl(["delete", "pods", &these, "--grace-period=1", "--wait=false"])?;
         }
         self.kubectl(["wait", "--for=delete", "pods", "--all", "--timeout=120s"])
             .map(drop)
     }
 
-    /// Lets node `number` make pods by the chain that flannel's plugin calls, which needs no agent.
+    /// Lets node `number` create pods by the plugins that flannel's plugin calls, which need no
+    /// agent.
     ///
     /// # Errors
     /// When the node has no podCIDR.
@@ -108,7 +109,7 @@ impl Cluster {
 }
 
 impl Node<'_> {
-    /// Has every call of a plugin of this node timed from now on.
+    /// Measures the time of every further call of a plugin of this node.
     ///
     /// # Errors
     /// When the node has no such plugin.
@@ -118,7 +119,7 @@ impl Node<'_> {
              cat > .timed; chmod 755 .timed; mv .timed {plugin}"
         );
         let wrapper = TIMED.replace("NAME", plugin);
-        // As a here-document would be, without its quoting.
+        // This has the effect of a here-document, without its quoting.
         let line = format!("printf %s '{wrapper}' | (set -e; {script})");
         self.run(["bash", "-ec", &line]).map(drop)
     }
@@ -126,7 +127,7 @@ impl Node<'_> {
     /// The times of ADD or DEL since [`Node::time_calls`].
     ///
     /// # Errors
-    /// When there are none, or one of the calls failed.
+    /// When there are no calls, or one of the calls failed.
     pub fn call_times(&self, verb: &str) -> Result<CallTimes> {
         let path = self.home().join(CALLS);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -136,7 +137,8 @@ impl Node<'_> {
     }
 }
 
-/// What flannel's plugin asks of `bridge` and `host-local` with its manifest's list.
+/// The configuration that flannel's plugin gives `bridge` and `host-local` with its manifest's
+/// list.
 pub fn reference_list(subnet: &str) -> Value {
     json!({
         "name": "cbr0",
@@ -161,7 +163,7 @@ pub fn reference_list(subnet: &str) -> Value {
     })
 }
 
-/// How long the call of a line took, of which the verb has been read.
+/// The duration of a call from a record's line, whose verb has been read.
 fn time(line: &str) -> Result<Duration> {
     let bad = || format!("not two times and a code: {line:?}");
     let words: Vec<&str> = line.split_whitespace().collect();

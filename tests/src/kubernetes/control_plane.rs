@@ -16,24 +16,25 @@ use crate::process::Process;
 use crate::wait::wait_for;
 use crate::{Lab, command, http, wait_until};
 
-/// Where the API server is: the namespace of the lab's store.
+/// The address of the API server, in the namespace of the lab's store.
 pub const API_SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 66, 254);
 const PORT: u16 = 6443;
-/// How long it may take to answer, on a machine that starts everything else as well.
+/// Longest time until the API server answers, on a machine that starts all other programs at the
+/// same time.
 const UP: Duration = Duration::from_secs(90);
 const GONE: Duration = Duration::from_secs(10);
 const API_SERVER_PROGRAM: &str = "kube-apiserver";
-/// What a cluster does not get on without.
+/// The programs without which a cluster does not work.
 const CONTROL_PLANE: [&str; 3] = [
     API_SERVER_PROGRAM,
     "kube-controller-manager",
     "kube-scheduler",
 ];
-/// What can be done about one that has ended.
+/// The cure for one of them that has ended.
 const CURE: &str = "Mend what these name, take the cluster down (`cargo xtask lab down`), and \
                     start it again. Where they name nothing, the kernel has perhaps ended the \
                     program because memory ran out (`dmesg`): a cluster of two nodes takes 2 GiB.";
-/// How many lines of a log are told.
+/// Number of lines of a log in an error.
 const LAST_WORDS: usize = 40;
 /// The users of the API server beside the nodes, each with its name as its token: file name,
 /// user, groups.
@@ -44,7 +45,7 @@ const USERS: [(&str, &str, &str); 4] = [
     ("proxy", "system:kube-proxy", ""),
 ];
 
-/// Starts all three.
+/// Starts all three programs.
 pub(super) fn start(lab: &Lab, directory: &Path) -> Result<()> {
     start_first_api_server(lab, directory)?;
     let at = |name: &str| directory.join(name).to_string_lossy().into_owned();
@@ -68,7 +69,7 @@ pub(super) fn start(lab: &Lab, directory: &Path) -> Result<()> {
             "--use-service-account-credentials".to_owned(),
             "--allocate-node-cidrs".to_owned(),
             "--leader-elect=false".to_owned(),
-            // Notice within seconds, as tests wait for it.
+            // Failures must be noticed within seconds, because tests wait for that.
             "--node-monitor-grace-period=16s".to_owned(),
         ],
     )?;
@@ -84,7 +85,7 @@ pub(super) fn start(lab: &Lab, directory: &Path) -> Result<()> {
     )
 }
 
-/// Starts the API server for the first time, and writes what its clients need.
+/// Starts the API server for the first time, and writes the files that its clients need.
 fn start_first_api_server(lab: &Lab, directory: &Path) -> Result<()> {
     let mut tokens = String::new();
     for (name, user, groups) in USERS {
@@ -144,21 +145,21 @@ fn launch_api_server(lab: &Lab, directory: &Path) -> Result<()> {
     )
 }
 
-/// An API server alone beside a lab's etcd, for measurements that need Nodes and no kubelets. It
-/// goes with the lab.
+/// An API server alone beside a lab's etcd, for measurements that need Nodes and no kubelets. The
+/// API server ends with the lab.
 pub struct ApiServer {
     directory: PathBuf,
 }
 
 impl ApiServer {
-    /// Where `kubectl proxy` takes plain HTTP for an administrator, in the namespace of the lab's
-    /// store.
+    /// The address at which `kubectl proxy` accepts plain HTTP for an administrator, in the
+    /// namespace of the lab's store.
     pub const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
-    /// Starts it and waits until it answers.
+    /// Starts the API server and waits until it answers.
     ///
     /// # Errors
-    /// When it is missing, or does not come up.
+    /// When the program is missing, or does not start.
     pub fn start(lab: &Lab) -> Result<Self> {
         super::programs::check()?;
         let directory = lab.directory().join("kubernetes");
@@ -180,21 +181,21 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// What an administrator's clients need.
+    /// The configuration of an administrator's clients.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.join("admin.conf")
     }
 }
 
-/// Ends a program that has to run.
+/// Ends a program that is recorded as required.
 pub(super) fn end(directory: &Path, name: &str) -> Result<()> {
     let process = read_record(&record(directory, name))?;
     process.signal(Signal::SIGKILL)?;
     process.wait_gone(GONE)
 }
 
-/// Ends the API server at once: this version takes a minute when asked politely. It is none of
-/// those that have to run until it is started again.
+/// Ends the API server at once, because this version takes a minute after SIGTERM. Until the next
+/// start the API server is not a required program.
 pub(super) fn stop_api_server(directory: &Path) -> Result<()> {
     end(directory, API_SERVER_PROGRAM)?;
     let path = record(directory, API_SERVER_PROGRAM);
@@ -226,10 +227,10 @@ pub(super) fn wait_while_up(
     })?
 }
 
-/// Whether every program of the control plane runs that was started.
+/// Whether every required program of the control plane runs.
 ///
 /// # Errors
-/// Names one that does not, with its last words and what can be done.
+/// Names a program that does not run, with its last log lines and the cure.
 pub(super) fn check(directory: &Path) -> Result<()> {
     for name in CONTROL_PLANE {
         let path = record(directory, name);
@@ -251,7 +252,7 @@ pub(super) fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
 }
 
-/// Writes a client's configuration to `NAME.conf` in `to`; its token is its name.
+/// Writes a client's configuration to `NAME.conf` in `to`; the client's token is its name.
 pub(super) fn write_client(directory: &Path, name: &str, to: &Path) -> Result<()> {
     let certificate = directory.join("tls/apiserver.crt");
     let encoded = command::run("base64", ["--wrap=0", &certificate.to_string_lossy()])?;
@@ -269,7 +270,7 @@ pub(super) fn write_client(directory: &Path, name: &str, to: &Path) -> Result<()
     write(to, &format!("{name}.conf"), &config.to_string())
 }
 
-/// Starts a program in the store's namespace, and writes down that it has to run.
+/// Starts a program in the store's namespace, and records it as required.
 fn launch(lab: &Lab, directory: &Path, name: &str, flags: &[String]) -> Result<()> {
     let path = log(directory, name);
     let open = File::options().create(true).append(true).open(&path);
@@ -291,7 +292,7 @@ fn launch(lab: &Lab, directory: &Path, name: &str, flags: &[String]) -> Result<(
     check(directory)
 }
 
-/// Where it is written down which process a program is.
+/// The file that records a program's process.
 fn record(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.json"))
 }

@@ -8,25 +8,24 @@ use anyhow::{Context as _, Result};
 
 use crate::image::{self, Image};
 
-/// The overlay, under the name that the manifests say (`overlay:latest`) as containerd completes
-/// it.
+/// The overlay, under the manifests' name (`overlay:latest`), as completed by containerd.
 pub const OVERLAY_IMAGE: &str = "docker.io/library/overlay:latest";
-/// The same for an image to upgrade to.
+/// The name of an image to upgrade to.
 const NEXT_IMAGE: &str = "docker.io/library/overlay:v2";
-/// A file that only that one has.
+/// A file that only the image to upgrade to has.
 pub const NEXT_FILE: &str = "etc/next";
-/// What pods of tests run, and the sandbox of every pod.
+/// The image of tests' pods, and of the sandbox of every pod.
 pub const PROBE_IMAGE: &str = "localhost/overlay-probe:lab";
-/// What a sandbox and a pod without a command do: nothing, for long.
+/// The command of a sandbox and of a pod without a command: sleep for a long time.
 pub(super) const SLEEP: &[&str] = &["/bin/sleep", "2147483647"];
 
 /// An image's file name and archive.
 type Archive = (&'static str, Vec<u8>);
-/// What was made last, with the directory of its programs: they do not change while tests run, and
-/// making the images takes seconds.
+/// The images that were made last, with the directory of their programs: the programs do not change
+/// while tests run, and making the images takes seconds.
 static MADE: Mutex<Option<(PathBuf, [Archive; 2])>> = Mutex::new(None);
 
-/// Writes both as archives.
+/// Writes both images as archives.
 pub(super) fn write(directory: &Path, bin_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     let archives = match &mut *made {

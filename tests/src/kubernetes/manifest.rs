@@ -1,4 +1,4 @@
-//! The overlay's own manifest, as it is deployed.
+//! The overlay's own manifest, as deployed.
 
 use std::ffi::OsStr;
 
@@ -10,23 +10,23 @@ const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
 const UNINSTALL: &str = include_str!("../../../deploy/uninstall.yml");
 const FLANNEL_FAST_PATH: &str = include_str!("../../../deploy/flannel-fast-path.yml");
 const FLANNEL_ELSEWHERE: &str = include_str!("../../../deploy/flannel-elsewhere.yml");
-/// What the manifest calls its namespace and its DaemonSet.
+/// The namespace of the manifest, as a flag.
 const NAMESPACE: &str = "--namespace=kube-overlay";
 const DAEMON_SET: &str = "daemonset/kube-overlay-ds";
 /// The last of the agent's flags, and one that names the node's own control group (`node.sh`).
 const LAST_FLAG: &str = "--healthz-port=8471";
 const OWN_SOCKETS: &str = "--services-cgroup=/sys/fs/cgroup/unified";
-/// How long a rollout may take: a node after the other, and an agent is not Ready before its probe
-/// asks it.
+/// Longest duration of a rollout: the nodes follow each other, and an agent is not Ready before its
+/// first probe.
 const ROLLOUT: &str = "--timeout=180s";
 
-/// The manifest for nodes that share a machine: its sockets are not all one node's
-/// (docs/services.md, "Limits").
+/// The manifest for nodes that share a machine, because a node does not own all of the machine's
+/// sockets (docs/services.md, "Limits").
 fn of_a_shared_machine() -> String {
     MANIFEST.replace(LAST_FLAG, &format!("{LAST_FLAG}, {OWN_SOCKETS}"))
 }
 
-/// What docs/kubernetes.md names below `deploy/`, by name.
+/// The files below `deploy/` that docs/kubernetes.md names, by name.
 pub(super) fn files() -> [(&'static str, String); 4] {
     [
         ("kube-overlay.yml", of_a_shared_machine()),
@@ -48,7 +48,7 @@ impl Cluster {
     /// Waits until an agent of the DaemonSet's latest revision is Ready on every node.
     ///
     /// # Errors
-    /// When that takes too long; what `kubectl describe` says is part of the error.
+    /// When that takes too long; the output of `kubectl describe` is part of the error.
     pub fn wait_overlay_ready(&self) -> Result<()> {
         self.kubectl(["rollout", "status", NAMESPACE, DAEMON_SET, ROLLOUT])
             .map(drop)
@@ -59,10 +59,10 @@ impl Cluster {
             })
     }
 
-    /// Starts every agent anew, one node at a time as the manifest has it, and waits for the end.
+    /// Restarts every agent, one node at a time as in the manifest, and waits for the end.
     ///
     /// # Errors
-    /// When it does not come to its end.
+    /// When the rollout does not end.
     pub fn restart_overlay(&self) -> Result<()> {
         self.kubectl(["rollout", "restart", NAMESPACE, DAEMON_SET])?;
         self.wait_overlay_ready()
@@ -72,7 +72,7 @@ impl Cluster {
     /// ([`NEXT_FILE`](super::NEXT_FILE)).
     ///
     /// # Errors
-    /// When it cannot be made, or containerd refuses it.
+    /// When the image cannot be made, or containerd refuses it.
     pub fn import_next(&self) -> Result<()> {
         let bin_dir = self.lab().options().bin_dir;
         let archive = images::write_next(&self.directory(), &bin_dir)?;

@@ -1,6 +1,6 @@
-//! Names of a cluster's Services and pods, as Kubernetes' specification of DNS has them (1.1.0),
-//! served by dnsmasq behind a Service. It is told what the API server knows: the server that
-//! clusters have usually is none of Debian's packages.
+//! Names of a cluster's Services and pods, as in Kubernetes' specification of DNS (1.1.0), served
+//! by dnsmasq behind a Service. The test gives dnsmasq the API server's data, because the usual DNS
+//! server of clusters is not in Debian.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use super::{CLUSTER_DNS, CLUSTER_DOMAIN, Cluster, pod};
 
 /// The server's pod and its Service, which has a web page too.
 const SERVER: &str = "names";
-/// What the pod does: dnsmasq starts again whenever it was told something.
+/// The command of the pod: dnsmasq restarts whenever its data changes.
 const SERVE: &str = "echo names > /www/index.html; httpd -p 80 -h /www; touch /tmp/records
     while :; do
         dnsmasq --keep-in-foreground --user=root --group=root --pid-file --no-resolv --no-hosts \
@@ -23,7 +23,7 @@ const SERVE: &str = "echo names > /www/index.html; httpd -p 80 -h /www; touch /t
     done";
 const TELL: &str = "cat > /tmp/new && mv /tmp/new /tmp/records \
     && { busybox killall -q dnsmasq || true; }";
-/// How often the API server is asked while its news are followed.
+/// Interval of the requests to the API server while its changes are followed.
 const PERIOD: Duration = Duration::from_millis(500);
 /// Type of a CNAME record (RFC 1035, section 3.2.2).
 const CNAME: u16 = 5;
@@ -31,15 +31,15 @@ const CNAME: u16 = 5;
 /// A DNS server for the cluster's pods, at [`CLUSTER_DNS`].
 pub struct Names<'a> {
     cluster: &'a Cluster,
-    /// What it was told last.
+    /// The data that the server was given last.
     told: String,
 }
 
 impl<'a> Names<'a> {
-    /// Starts it on node `number`, and tells it what there is.
+    /// Starts the server on node `number`, with the present data.
     ///
     /// # Errors
-    /// When its pod does not become Ready.
+    /// When the server's pod does not become Ready.
     pub fn serve(cluster: &'a Cluster, number: usize) -> Result<Self> {
         let mut server = pod(SERVER, number, &json!([]));
         server["spec"]["containers"][0]["command"] = json!(["sh", "-c", SERVE]);
@@ -69,10 +69,10 @@ impl<'a> Names<'a> {
         Ok(names)
     }
 
-    /// Tells the server what the API server knows now.
+    /// Gives the server the API server's present data.
     ///
     /// # Errors
-    /// When one of them does not answer.
+    /// When one of the two does not answer.
     pub fn update(&mut self) -> Result<()> {
         let kinds = "services,endpoints,pods";
         let known = self
@@ -88,13 +88,13 @@ impl<'a> Names<'a> {
         Ok(())
     }
 
-    /// Does so until `done`.
+    /// Updates the server until `done`.
     ///
     /// # Errors
-    /// When the server cannot be told at the end.
+    /// When the last update fails.
     pub fn follow(&mut self, done: &AtomicBool) -> Result<()> {
         while !done.load(Ordering::Relaxed) {
-            // The next look may find what this one has not.
+            // The next update may succeed.
             let _ = self.update();
             thread::sleep(PERIOD);
         }
@@ -135,14 +135,14 @@ fn records(known: &Value) -> String {
     lines
 }
 
-/// The Service's address under its name, or the name that it stands for; and its ports.
+/// The Service's address under its name, or the name that the Service stands for; and its ports.
 fn of_service(item: &Value, name: &str, add: &mut impl FnMut(String)) {
     let spec = &item["spec"];
-    // One that was of this type before may still have the name.
+    // A Service that was of this type before may still have the name.
     if spec["type"] == "ExternalName"
         && let Some(target) = spec["externalName"].as_str()
     {
-        // dnsmasq follows only what it knows itself.
+        // dnsmasq follows a CNAME only to names that it serves itself.
         add(if target.ends_with(CLUSTER_DOMAIN) {
             format!("cname={name},{target}")
         } else {
@@ -160,7 +160,7 @@ fn of_service(item: &Value, name: &str, add: &mut impl FnMut(String)) {
     }
 }
 
-/// Every server of a Service without an address of its own.
+/// Every server of a Service without a cluster address.
 fn of_endpoints(item: &Value, name: &str, add: &mut impl FnMut(String)) {
     for subset in list(&item["subsets"]) {
         for server in list(&subset["addresses"]) {
@@ -178,7 +178,7 @@ fn of_endpoints(item: &Value, name: &str, add: &mut impl FnMut(String)) {
     }
 }
 
-/// Where a named port is served.
+/// The records of a named port.
 fn of_port(port: &Value, name: &str, target: &str, add: &mut impl FnMut(String)) {
     let (Some(port_name), Some(number)) = (port["name"].as_str(), port["port"].as_u64()) else {
         return;
@@ -198,7 +198,7 @@ fn is_headless(items: &[Value], name: &str, space: &str) -> bool {
     })
 }
 
-/// A name as it is in a packet (RFC 1035, section 3.1), in hexadecimal digits.
+/// A name in its form in a packet (RFC 1035, section 3.1), in hexadecimal digits.
 fn in_hex(name: &str) -> String {
     let mut hex = String::new();
     for label in name.trim_end_matches('.').split('.') {

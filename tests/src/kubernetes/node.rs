@@ -1,5 +1,5 @@
-//! A node of the cluster: containerd, kubelet and kube-proxy in namespaces of its own, and what
-//! outlives a reboot.
+//! A node of the cluster: containerd, kubelet and kube-proxy in separate namespaces, and the files
+//! that outlive a reboot.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -20,17 +20,17 @@ use crate::process::Process;
 use crate::wait::wait_for;
 use crate::{command, http, wait_until};
 
-/// What a node's first process does.
+/// The script of a node's first process.
 const INIT: &str = include_str!("node.sh");
 /// Enters control groups and namespaces and becomes the parent of a node's first process, with
-/// which it ends.
+/// which this script ends.
 const ENTER: &str = r#"set -eu
 network=$1 home=$2 name=$3
 shift 3
 for group; do echo $$ > "$group/cgroup.procs"; done
 exec nsenter --net="$network" unshare --mount --pid --uts --ipc --cgroup --fork --kill-child \
     bash "$home/node.sh" "$home" "$name""#;
-/// Where a distribution has the reference plugins, and which of them pods here may take.
+/// The distribution's directory of the reference plugins.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 const PLUGINS: [&str; 4] = ["loopback", "portmap", "bridge", "host-local"];
 /// Name of a directory of the node's.
@@ -49,7 +49,7 @@ impl<'a> Node<'a> {
         Self { cluster, number }
     }
 
-    /// `n1`, `n2`, …, as its Node object is called too.
+    /// `n1`, `n2`, …, which is also the name of the Node object.
     pub fn name(&self) -> String {
         format!("n{}", self.number)
     }
@@ -58,15 +58,15 @@ impl<'a> Node<'a> {
         self.number
     }
 
-    /// The lab's node below: its network namespace, its address on the underlay.
+    /// The lab's node below, with its network namespace and its address on the underlay.
     pub fn below(&self) -> crate::Node {
         self.cluster.lab.node(self.number)
     }
 
-    /// What the agent says of its readiness on this port, if it is ready.
+    /// The agent's answer about its readiness on this port, if the agent is ready.
     ///
     /// # Errors
-    /// When nobody answers, or the agent is not ready.
+    /// When the agent does not answer, or is not ready.
     pub fn readyz(&self, port: u16) -> Result<String> {
         let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let network = self.below().namespace();
@@ -75,7 +75,7 @@ impl<'a> Node<'a> {
         Ok(answer.body)
     }
 
-    /// Runs a program in all namespaces of the node. A bad exit status is the caller's to judge.
+    /// Runs a program in all namespaces of the node. The caller judges a bad exit status.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -88,7 +88,7 @@ impl<'a> Node<'a> {
             .with_context(|| format!("start `{shown}`"))
     }
 
-    /// The same for one that must succeed; returns what it writes.
+    /// Runs a program that must succeed; returns its output.
     ///
     /// # Errors
     /// When it cannot be started or fails.
@@ -115,7 +115,7 @@ impl<'a> Node<'a> {
         Ok(command)
     }
 
-    /// Makes what outlives reboots, starts the node, and gives it images.
+    /// Creates the files that outlive reboots, starts the node, and gives the node images.
     pub(super) fn create(&self, archives: &[PathBuf]) -> Result<()> {
         let home = self.home();
         let plugins = home.join("disk/opt/cni/bin");
@@ -146,7 +146,7 @@ impl<'a> Node<'a> {
     /// # Errors
     /// When containerd refuses it.
     pub(super) fn import(&self, archive: &Path) -> Result<()> {
-        // The node sees its own directory, and no other of the lab.
+        // The node sees its own directory, and no other directory of the lab.
         let name = archive.file_name().unwrap_or_default();
         let archive_in_node = self.home().join(name);
         fs::hard_link(archive, &archive_in_node)
@@ -160,7 +160,7 @@ impl<'a> Node<'a> {
     /// Starts the node's processes and waits for containerd.
     ///
     /// # Errors
-    /// When they do not come up.
+    /// When a process does not start.
     pub fn start(&self) -> Result<()> {
         let home = self.home();
         let groups = fs::read(home.join("groups.json")).context("read groups.json")?;
@@ -216,9 +216,9 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Ends every process of the node at once, as a loss of power does: its `/run` goes with its
-    /// mount namespace, and the network namespaces of its pods with the last process and mount that
-    /// held them.
+    /// Ends every process of the node at once, like a loss of power. `/run` disappears with the
+    /// mount namespace, and the network namespaces of the node's pods with the last process and
+    /// mount that held them.
     ///
     /// # Errors
     /// When they do not end.
@@ -228,23 +228,22 @@ impl<'a> Node<'a> {
         init.wait_gone(GONE)
     }
 
-    /// Loses power, and starts with a network that has nothing but its cable.
+    /// Powers the node off, and starts it with a network that has only its cable.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// When the node does not start.
     pub fn reboot(&self) -> Result<()> {
         self.power_off()?;
         self.cluster.lab.renew_network(self.number)?;
         self.start()
     }
 
-    /// A file with the last words of a program of the node: `kubelet`, `containerd`, `proxy`.
+    /// The log file of a program of the node: `kubelet`, `containerd`, `proxy`.
     pub fn log(&self, program: &str) -> PathBuf {
         self.home().join(format!("{program}.log"))
     }
 
-    /// What the kubelet, containerd and the agent said last, for a failure that has to explain
-    /// itself.
+    /// The last log lines of the kubelet, containerd and the agent, for the message of a failure.
     pub fn last_words(&self) -> String {
         let programs = ["kubelet", "containerd"].map(|program| {
             let text = fs::read_to_string(self.log(program)).unwrap_or_default();
@@ -256,12 +255,12 @@ impl<'a> Node<'a> {
         format!("{}\nagent:\n{}", programs.join("\n"), tail(&agent))
     }
 
-    /// Where the kubelet looks for pods that no API server has to tell it of.
+    /// The directory of the kubelet's static pods, which need no API server.
     pub(super) fn static_pods(&self) -> PathBuf {
         self.home().join(STATIC_PODS)
     }
 
-    /// The file of one of them.
+    /// The file of a static pod.
     pub(super) fn static_pod(&self, name: &str) -> PathBuf {
         self.static_pods().join(format!("{name}.json"))
     }
@@ -277,7 +276,7 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Without the privilege to lower it (CAP_SYS_RESOURCE), a container's OOM score stays what it is.
+/// A container's OOM score is not lowered, because that needs a privilege (CAP_SYS_RESOURCE).
 fn containerd_config() -> String {
     format!(
         r#"version = 2
@@ -307,14 +306,15 @@ fn kubelet_config() -> Value {
         "resolvConf": "",
         "clusterDNS": [CLUSTER_DNS],
         "clusterDomain": CLUSTER_DOMAIN,
-        // The machine below is shared: no node may evict pods because another one needs memory or
-        // disk.
+        // The machine below is shared, so no node may evict pods because another one needs memory
+        // or disk.
         "enforceNodeAllocatable": [],
         "evictionHard": {"memory.available": "10Mi"},
         "imageGCHighThresholdPercent": 100,
         "nodeStatusUpdateFrequency": "4s",
         "serializeImagePulls": false,
-        // A kubelet that missed the end of a container notices it then; a minute unless it is said.
+        // The interval at which a kubelet notices the end of a container whose event it missed; by
+        // default a minute.
         "syncFrequency": "10s",
         "staticPodPath": format!("/run/node/{STATIC_PODS}"),
     })
@@ -329,7 +329,7 @@ fn proxy_config(name: &str) -> Value {
         "clusterCIDR": POD_NETWORK,
         "hostnameOverride": name,
         "oomScoreAdj": 0,
-        // Settings of the whole machine.
+        // These are settings of the whole machine.
         "conntrack": {
             "maxPerCore": 0,
             "min": 0,

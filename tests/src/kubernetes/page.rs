@@ -1,4 +1,4 @@
-//! The commands of docs/kubernetes.md, run as they stand there.
+//! The commands of docs/kubernetes.md, run unchanged.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,11 +9,11 @@ use anyhow::{Context as _, Result};
 use super::{Cluster, bin_dir, manifest};
 
 const PAGE: &str = include_str!("../../../docs/kubernetes.md");
-/// What begins and ends a block of commands that can be run.
+/// The begin and end of a block of commands that can be run.
 const BEGIN: &str = "```sh";
 const END: &str = "```";
-/// kubectl with what this Kubernetes needs to be told (`for_this_version`), and with an end to its
-/// waiting.
+/// kubectl with the arguments that this Kubernetes needs (`for_this_version`), and with a limit to
+/// its waits.
 const KUBECTL: &str = r#"#!/bin/sh
 case " $* " in
     *" patch "*) ;;
@@ -26,7 +26,7 @@ exec "#;
 fn blocks(page: &str, heading: &str) -> Vec<String> {
     let mut is_there = false;
     let mut blocks = Vec::new();
-    // A block under way, and how far it is indented.
+    // The present block, and its indentation.
     let mut block: Option<(usize, String)> = None;
     for line in page.lines() {
         let text = line.trim_start();
@@ -50,16 +50,16 @@ impl Cluster {
     /// Runs every block of commands below a heading of docs/kubernetes.md.
     ///
     /// # Errors
-    /// When there is none, or one fails; what kubectl tells of the pods is part of the error.
+    /// When there is none, or one fails; kubectl's report on the pods is part of the error.
     pub fn follow(&self, heading: &str) -> Result<()> {
         let count = blocks(PAGE, heading).len();
         (0..count.max(1)).try_for_each(|number| self.follow_block(heading, number, &[]))
     }
 
-    /// Runs one of them, counted from 0, with values of the variables that it names.
+    /// Runs one block, counted from 0, with values of the variables that the block uses.
     ///
     /// # Errors
-    /// The same.
+    /// As for [`Cluster::follow`].
     pub fn follow_block(
         &self,
         heading: &str,
@@ -137,7 +137,7 @@ mod tests {
         assert!(blocks(page, "C").is_empty());
     }
 
-    /// What the page shows to be run is run: nobody is left with a block that no test follows.
+    /// Every command on the page is run by a test.
     #[test]
     fn every_block_of_the_page_is_under_a_heading_that_tests_follow() {
         let all = PAGE.lines().filter(|line| line.trim() == BEGIN).count();

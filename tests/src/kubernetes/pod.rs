@@ -12,27 +12,27 @@ use crate::Namespace;
 use crate::traffic::Endpoint;
 use crate::wait::wait_for;
 
-/// How long a kubelet may take to take a pod away, which may have missed the end of its container.
+/// Longest deletion of a pod by a kubelet, which may have missed the end of the pod's container.
 const DELETED: &str = "--timeout=150s";
-/// How long a kubelet may take to make a pod that it finds in a file.
+/// Longest creation of a static pod by a kubelet.
 const STATIC_POD: Duration = Duration::from_secs(90);
 
 impl Cluster {
-    /// Makes a pod on node `number` that does nothing, and waits until it is Ready. `ports` is what
-    /// its container declares, as `hostPort` needs it.
+    /// Creates a pod on node `number` that does nothing, and waits until the pod is Ready. `ports`
+    /// are the ports that its container declares, as `hostPort` needs them.
     ///
     /// # Errors
-    /// When it does not become Ready; what `kubectl describe` says is part of the error.
+    /// When the pod does not become Ready; the output of `kubectl describe` is part of the error.
     pub fn run_pod(&self, name: &str, number: usize, ports: &Value) -> Result<Endpoint> {
         self.apply(&pod(name, number, ports).to_string())?;
         self.wait_pod_ready(name)?;
         self.endpoint(name)
     }
 
-    /// Where sockets of a pod are opened, and its address.
+    /// The namespace in which sockets of a pod are opened, and the pod's address.
     ///
     /// # Errors
-    /// When it has no address, or does not run.
+    /// When the pod has no address, or does not run.
     pub fn endpoint(&self, name: &str) -> Result<Endpoint> {
         let pod = self.json(["get", "pod", name])?;
         let status = &pod["status"];
@@ -53,18 +53,18 @@ impl Cluster {
         })
     }
 
-    /// Takes a pod away at once, and waits until it is gone.
+    /// Deletes a pod at once, and waits until it no longer exists.
     ///
     /// # Errors
-    /// When kubectl fails; what `kubectl describe` says, and the last words of the nodes, are part
-    /// of the error.
+    /// When kubectl fails; the output of `kubectl describe`, and the last log lines of the nodes,
+    /// are part of the error.
     pub fn delete_pod(&self, name: &str) -> Result<()> {
         self.kubectl(["delete", "pod", name, "--grace-period=1", DELETED])
             .map(drop)
             .with_context(|| self.last_words(name))
     }
 
-    /// What there is to say about a pod that is not as it should be.
+    /// A report on a pod that is not in the expected state.
     pub fn last_words(&self, name: &str) -> String {
         let told = self.kubectl(["describe", "pod", name]);
         let nodes = self.nodes();
@@ -78,21 +78,21 @@ impl Cluster {
 }
 
 impl Node<'_> {
-    /// Makes a pod by the kubelet alone, which finds it in a file: no API server is needed. Returns
-    /// it when it has an address.
+    /// Creates a pod by the kubelet alone, which reads a file: no API server is needed. Returns the
+    /// pod when it has an address.
     ///
     /// # Errors
-    /// When that takes too long; the kubelet's last words are part of the error.
+    /// When that takes too long; the kubelet's last log lines are part of the error.
     pub fn run_static_pod(&self, name: &str) -> Result<Endpoint> {
         let mut manifest = pod(name, self.number(), &json!([]));
-        // The API server would add a token that only it can give.
+        // The API server would add a token that no other server can issue.
         manifest["spec"]["automountServiceAccountToken"] = json!(false);
-        // The kubelet must not see half of a file.
+        // The kubelet must not read half of a file.
         let (draft, path) = (self.static_pods().join(".draft"), self.static_pod(name));
         fs::write(&draft, manifest.to_string())
             .with_context(|| format!("write {}", draft.display()))?;
         fs::rename(&draft, &path).with_context(|| format!("rename to {}", path.display()))?;
-        // A kubelet adds its node's name.
+        // A kubelet appends its node's name.
         let full = format!("{name}-{}", self.name());
         wait_for(&format!("the static pod {full}"), STATIC_POD, || {
             self.local_endpoint(&full).ok()
@@ -103,7 +103,7 @@ impl Node<'_> {
         })
     }
 
-    /// Takes a pod of [`Node::run_static_pod`] away.
+    /// Removes a pod of [`Node::run_static_pod`].
     ///
     /// # Errors
     /// When there is none.
@@ -112,11 +112,11 @@ impl Node<'_> {
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
-    /// Where sockets of a pod of this node are opened, and its address, as containerd and the
-    /// kernel know it.
+    /// The namespace in which sockets of a pod of this node are opened, and the pod's address, as
+    /// read from containerd and the kernel.
     ///
     /// # Errors
-    /// When it has no address, or does not run.
+    /// When the pod has no address, or does not run.
     pub fn local_endpoint(&self, name: &str) -> Result<Endpoint> {
         let filter = format!("labels.\"io.kubernetes.pod.name\"=={name}");
         let list = ["ctr", "--namespace=k8s.io", "containers", "list", "--quiet"];
@@ -129,7 +129,7 @@ impl Node<'_> {
         let show = ["ip", "-4", "-json", "address", "show", "eth0"];
         let shown: Value = serde_json::from_str(&namespace.run(show)?)?;
         let address = shown[0]["addr_info"][0]["local"].as_str();
-        // A container's process is in its node's namespace first.
+        // At first a container's process is in its node's namespace.
         let address = address
             .and_then(|text| text.parse().ok())
             .filter(|address| *address != self.below().underlay_address());

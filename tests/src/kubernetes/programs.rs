@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-/// Environment variable with their directory.
+/// Environment variable with the programs' directory.
 pub const BIN_DIR_ENV: &str = "OVERLAY_KUBERNETES_DIR";
 
-/// Name of the directory beside them with Kubernetes' own tests, unless all are in one.
+/// Name of the directory beside the programs with Kubernetes' own tests, unless all are in one.
 pub const SUITE_DIR: &str = "suite";
 
-/// Their names.
+/// The programs' names.
 pub const NAMES: [&str; 6] = [
     "kube-apiserver",
     "kube-controller-manager",
@@ -20,12 +20,12 @@ pub const NAMES: [&str; 6] = [
     "kubectl",
 ];
 
-/// Where they are.
+/// The programs' directory.
 pub fn bin_dir() -> PathBuf {
     directory("bin")
 }
 
-/// Where Kubernetes' own tests are, which few need.
+/// The directory of Kubernetes' own tests, which few commands need.
 pub(super) fn suite_dir() -> PathBuf {
     directory(SUITE_DIR)
 }

@@ -1,5 +1,5 @@
 //! Kubernetes' own end-to-end tests, run against the cluster: one program, built from the same
-//! source as the cluster's, and the images that its cases ask for.
+//! source as the cluster's programs, and the images that its cases need.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -21,54 +21,53 @@ use crate::image::{self, Image};
 use crate::interrupt;
 use crate::process::Process;
 
-/// The program of the tests, and what is in the image of most pods, files
-/// of one directory.
+/// The program of the tests, and the files in the image of most pods, in one directory.
 pub const SUITE: [&str; 4] = ["e2e.test", "agnhost", "localhost.crt", "localhost.key"];
-/// The cases that every network of a cluster has to pass, as Go writes regular expressions.
+/// The cases that every network of a cluster has to pass, as a regular expression of Go.
 pub const CONFORMANCE: &str = r"\[sig-network\].*\[Conformance\]";
-/// The images that they ask for, under the names that they ask for (`e2e.test --list-images`).
+/// The images that the cases need, under the names in the cases (`e2e.test --list-images`).
 const AGNHOST: &str = "k8s.gcr.io/e2e-test-images/agnhost:2.21";
 const DNS_UTILS: &str = "gcr.io/kubernetes-e2e-test-images/jessie-dnsutils:1.0";
 const PAUSE: &str = "k8s.gcr.io/pause:3.2";
 const PATH: &str = "/usr/sbin:/usr/bin:/bin";
 
-/// A case, and what became of it.
+/// A case, and its result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Case {
-    /// Its full name.
+    /// The case's full name.
     pub name: String,
-    /// How it ended.
+    /// The case's result.
     pub outcome: Outcome,
-    /// How long it took.
+    /// The case's duration.
     pub seconds: f64,
-    /// Why it failed or was skipped.
+    /// The reason why the case failed or was skipped.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cause: String,
-    /// What a failed case has said.
+    /// The output of a failed case.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub said: String,
 }
 
-/// How a case ended.
+/// The result of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// Everything held.
+    /// The case passed.
     Passed,
-    /// Something did not, or the case was not reached.
+    /// The case failed, or was not reached.
     Failed,
-    /// The case itself found that it cannot be tried here.
+    /// The case itself found that it cannot run here.
     Skipped,
 }
 
-/// What the program writes of each case (ginkgo 1, `SpecSummary`).
+/// The program's record of each case (ginkgo 1, `SpecSummary`).
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Summary {
     component_texts: Vec<String>,
     captured_output: String,
     state: u8,
-    /// In nanoseconds.
+    /// Duration in nanoseconds.
     run_time: u64,
     failure: Failure,
 }
@@ -81,7 +80,7 @@ struct Failure {
 }
 
 impl Summary {
-    /// Of those that were not asked for, too.
+    /// The state of skipped cases, and of cases that were not selected.
     const SKIPPED: u8 = 2;
     const PASSED: u8 = 3;
 
@@ -100,8 +99,8 @@ impl Summary {
 }
 
 impl Cluster {
-    /// Makes the cluster ready for [`Cluster::try_upstream`]: images on every node, and a way for
-    /// the API server, which is none of the nodes, to pods.
+    /// Prepares the cluster for [`Cluster::try_upstream`]: images on every node, and a route to
+    /// pods for the API server, which is not on a node.
     ///
     /// # Errors
     /// When a program is missing, or a node refuses an image.
@@ -147,20 +146,20 @@ impl Cluster {
         Ok(())
     }
 
-    /// Runs the cases whose names match `focus`, one after the other, and tells `say` what becomes
-    /// of each.
+    /// Runs the cases whose names match `focus`, one after the other, and passes the result of each
+    /// to `say`.
     ///
     /// # Errors
-    /// When the program does not come to its end. Cases that fail are no error.
+    /// When the program does not run to its end. Failed cases are no error.
     pub fn try_upstream(&self, focus: &str, say: impl FnMut(&str)) -> Result<Vec<Case>> {
-        // Without a case being run: the names of all that match.
+        // A dry run gives the names of all cases that match.
         let dry = self.suite(focus, "--ginkgo.dryRun", |_| {})?;
         let mut matching: Vec<String> = dry
             .iter()
             .filter(|it| it.outcome() == Outcome::Passed)
             .map(Summary::name)
             .collect();
-        // They come in another order every time.
+        // The order of cases differs every time.
         matching.sort_unstable();
         ensure!(!matching.is_empty(), "no case matches {focus}");
         let mut names = Names::serve(self, 1)?;
@@ -179,10 +178,10 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Runs the program to its end, with results of its own.
+    /// Runs the program to its end, with a separate file of results.
     fn suite(&self, focus: &str, flag: &str, mut say: impl FnMut(&str)) -> Result<Vec<Summary>> {
         let directory = self.directory();
-        // The program takes an `e2e.json` in its directory for settings.
+        // The program reads an `e2e.json` in its directory as settings.
         let results = directory.join(format!("upstream{flag}.json"));
         let log = directory.join(format!("upstream{flag}.log"));
         let mut written =
@@ -215,7 +214,7 @@ impl Cluster {
         }
         let status = child.wait().context("wait for the tests")?;
         interrupt::check()?;
-        // 1 is that a case has failed.
+        // Exit status 1 means that a case has failed.
         ensure!(
             matches!(status.code(), Some(0 | 1)),
             "the tests broke off ({status}): {}",
@@ -228,7 +227,7 @@ impl Cluster {
     }
 }
 
-/// What a line of the program says of a case that has ended.
+/// The report on a case that has ended, from a line of the program.
 fn progress(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let message = line["msg"].as_str()?;
@@ -247,7 +246,7 @@ fn summaries(text: &str) -> Result<Vec<Summary>> {
     text.lines().map(parse).collect()
 }
 
-/// What became of the cases with these names.
+/// The results of the cases with these names.
 fn cases(names: &[String], mut summaries: Vec<Summary>) -> Vec<Case> {
     let mut case = |name: &String| {
         let at = summaries.iter().position(|summary| summary.name() == *name);

@@ -1,4 +1,4 @@
-//! Waiting for what controllers and kubelets do.
+//! Waits for actions of controllers and kubelets.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use anyhow::{Context as _, Result};
 use super::{Cluster, control_plane};
 
 const REGISTERED: Duration = Duration::from_secs(60);
-/// How long a pod may take that needs no other one.
+/// Longest wait for a pod that needs no other pod.
 const POD: Duration = Duration::from_secs(60);
-/// How long all nodes may take to have their network.
+/// Longest wait for the network of all nodes.
 const NODES: Duration = Duration::from_secs(180);
-/// How long one kubectl watches each object.
+/// Longest watch of each object by one kubectl.
 const WATCH: &str = "--timeout=10s";
 
 impl Cluster {
-    /// Waits until `count` nodes have registered and have got a range of addresses.
+    /// Waits until `count` nodes have registered and have a range of addresses.
     pub(super) fn wait_registered(&self, count: usize) -> Result<()> {
         self.wait_until("the nodes to register", REGISTERED, || {
             self.json(["get", "nodes"]).is_ok_and(|nodes| {
@@ -44,7 +44,7 @@ impl Cluster {
     /// Waits until every node is Ready.
     ///
     /// # Errors
-    /// When that takes too long; what `kubectl describe` says is part of the error.
+    /// When that takes too long; the output of `kubectl describe` is part of the error.
     pub fn wait_nodes_ready(&self) -> Result<()> {
         let nodes = self.nodes();
         let nodes: Vec<_> = nodes
@@ -68,8 +68,8 @@ impl Cluster {
             .with_context(|| self.last_words(name))
     }
 
-    /// Lets kubectl watch objects. It ends at once where one is not there yet or the API server
-    /// does not answer, and is then started again.
+    /// Lets kubectl watch objects. kubectl ends at once where an object is missing or the API
+    /// server does not answer, and is then started again.
     fn wait_ready(&self, what: &str, limit: Duration, objects: &[String]) -> Result<()> {
         self.wait_until(&format!("{what} to be Ready"), limit, || {
             let words = ["wait", "--for=condition=Ready", WATCH];

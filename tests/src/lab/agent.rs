@@ -1,4 +1,4 @@
-//! The agent of one node: starting, asking, ending.
+//! The agent of one node: start, requests, end.
 
 use std::env;
 use std::fs::{self, File};
@@ -15,13 +15,13 @@ use super::store;
 use crate::Namespace;
 use crate::process::Process;
 
-/// Port of the agent's health and metrics answers, on every node.
+/// Port of the agent's HTTP server for health and metrics, on every node.
 pub(super) const HEALTH_PORT: u16 = 8081;
-/// How long an agent may take to end after a signal. One that is killed inside of the kernel waits
-/// for the locks of all namespaces of the machine, which others may hold for many seconds.
+/// Longest time until an agent ends after a signal. An agent that is killed inside of the kernel
+/// waits for the locks of all namespaces of the machine, which others may hold for many seconds.
 const END: Duration = Duration::from_secs(40);
-/// Flags for every agent, apart by spaces: a whole run of tests with another variant of the data
-/// path. What a test itself asks for has precedence.
+/// Flags for every agent, separated by spaces: a whole run of tests with another variant of the
+/// data path. Flags of a test itself have precedence.
 pub const FLAGS_ENV: &str = "OVERLAY_LAB_AGENT_FLAGS";
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 20;
@@ -29,13 +29,13 @@ const TAIL_LINES: usize = 20;
 /// A started agent.
 #[derive(Clone, Debug)]
 pub struct Agent {
-    /// Its process.
+    /// The agent's process.
     pub process: Process,
     /// Stdout and stderr of the agent, behind those of the node's earlier agents.
     pub log: PathBuf,
 }
 
-/// Where the agent of a node logs.
+/// The log file of a node's agent.
 pub(super) fn log_path(shared: &Shared, node: &str) -> PathBuf {
     shared.directory().join(format!("{node}.log"))
 }
@@ -67,9 +67,9 @@ pub(super) fn start(
         .with_context(|| format!("open {}", log.display()))?;
     let errors = output.try_clone().context("duplicate a file handle")?;
     let mut agent = Command::new(program);
-    // As a DaemonSet tells it.
+    // The node's name, as in a DaemonSet.
     agent.env("NODE_NAME", &name);
-    // Not by flags, which agents of earlier builds would refuse.
+    // Not a flag, because agents of earlier builds would refuse it.
     match shared.read(|state| state.nodes[index].group.clone()) {
         Some(group) => agent.env("OVERLAY_SERVICES_CGROUP", group),
         None => agent.env("OVERLAY_SERVICES", "off"),
@@ -102,7 +102,7 @@ pub(super) fn stop(shared: &Shared, index: usize, signal: Signal) -> Result<()> 
     })
 }
 
-/// Adds flags of the form `--name` or `--name=value` in place of those of the same name.
+/// Adds flags of the form `--name` or `--name=value`, which replace those of the same name.
 fn replace_flags<S: AsRef<str>>(flags: &mut Vec<String>, extra: &[S]) {
     let name = |flag: &str| flag.split('=').next().unwrap_or(flag).to_owned();
     for new in extra {

@@ -1,5 +1,5 @@
 //! Control groups of a node, below those of this process: one in each hierarchy for the processes
-//! of a kubelet, or one of version 2 whose sockets are a node's.
+//! of a kubelet, or one of version 2 whose sockets belong to a node.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// What the names of all groups begin with.
+/// Prefix of the names of all groups.
 const PREFIX: &str = "overlay-lab-";
 
-/// A group that this process keeps others from sweeping away, as long as this value lives.
+/// A group that no other process removes as long as this value lives.
 #[derive(Debug)]
 pub(super) struct Group {
     pub path: PathBuf,
@@ -19,8 +19,8 @@ pub(super) struct Group {
     lock: File,
 }
 
-/// Makes a group in every hierarchy, whose name ends in `name`, after sweeping away what earlier
-/// labs have left whose process was killed. Control groups are the machine's: labs in other
+/// Makes a group in every hierarchy, whose name ends in `name`, after removing the groups of
+/// earlier labs whose process was killed. Control groups belong to the machine: labs in other
 /// namespaces have theirs beside these.
 ///
 /// # Errors
@@ -32,8 +32,8 @@ pub(super) fn create(name: &str) -> Result<Vec<Group>> {
     create_below(&own, name)
 }
 
-/// Makes a group of version 2, in which single threads may be: a test's threads are on several
-/// nodes. Sweeps as [`create`].
+/// Makes a group of version 2 that can contain single threads, because a test's threads are on
+/// several nodes. Removes old groups as [`create`] does.
 ///
 /// # Errors
 /// On a kernel without such groups, or where this process may not make any.
@@ -63,7 +63,7 @@ fn create_in(parent: &Path, name: &str) -> Result<Group> {
     let lock = File::open(&path).with_context(|| format!("open {}", path.display()))?;
     lock.lock_shared()
         .with_context(|| format!("lock {}", path.display()))?;
-    // A group of `cpuset` takes no process before it says where its processes may run.
+    // A group of `cpuset` accepts no process before its CPUs and memory nodes are set.
     for setting in ["cpuset.cpus", "cpuset.mems"] {
         let from = parent.join(setting);
         if from.exists() {
@@ -74,19 +74,19 @@ fn create_in(parent: &Path, name: &str) -> Result<Group> {
     Ok(Group { path, lock })
 }
 
-/// Removes groups of labs that nobody holds and no process is in.
+/// Removes groups of labs that no process holds or is in.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PREFIX)
             && File::open(entry.path()).is_ok_and(|group| group.try_lock().is_ok())
         {
-            // Where it has processes, it belongs to a lab that is up.
+            // A group with processes belongs to a running lab.
             let _ = remove(&entry.path());
         }
     }
 }
 
-/// Removes a group with those in it. No process may be left inside.
+/// Removes a group and its child groups. No process may be left inside.
 pub(super) fn remove(group: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(group) else {
         return Ok(());
@@ -119,14 +119,14 @@ fn own() -> Result<Vec<PathBuf>> {
     Ok(own)
 }
 
-/// Where systemd has the hierarchy of version 2 beside those of version 1, and labs where it is
-/// mounted nowhere: nodes see what is below.
+/// The directory in which systemd mounts the hierarchy of version 2 beside those of version 1, and
+/// in which labs mount it where there is no mount, because nodes see the directories below.
 const BESIDE: &str = "/sys/fs/cgroup/unified";
-/// By this name a lab's mount of it is known.
+/// The name by which a lab's mount of the hierarchy is recognised.
 const SOURCE: &str = "overlay-lab";
 
-/// Undoes a lab's mount of the hierarchy of version 2, unless another lab needs it, which has files
-/// open there.
+/// Undoes a lab's mount of the hierarchy of version 2, unless another lab needs the mount and has
+/// files open there.
 pub(super) fn unmount_version_2() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     let is_ours = mounts.lines().any(|line| {
@@ -137,18 +137,18 @@ pub(super) fn unmount_version_2() -> Result<()> {
     }
     let _lock = lock_version_2()?;
     match umount2(BESIDE, MntFlags::empty()) {
-        // The next lab of all makes it again.
+        // The next lab mounts the hierarchy again.
         Ok(()) => fs::remove_dir(BESIDE).or(Ok(())),
         Err(Errno::EBUSY) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("unmount {BESIDE}")),
     }
 }
 
-/// Where hierarchies are mounted.
+/// The directory in which hierarchies are mounted.
 const HIERARCHIES: &str = "/sys/fs/cgroup";
 
-/// Keeps other labs from mounting or unmounting the hierarchy of version 2, as long as the file is
-/// open: a lab that has found the mount needs it until the lab's group is open there.
+/// Prevents other labs from mounting or unmounting the hierarchy of version 2, as long as the file
+/// is open, because a lab that has found the mount needs it until the lab's group is open there.
 fn lock_version_2() -> Result<File> {
     let lock = File::open(HIERARCHIES).with_context(|| format!("open {HIERARCHIES}"))?;
     lock.lock().with_context(|| format!("lock {HIERARCHIES}"))?;
@@ -183,7 +183,7 @@ fn mount_of_version_2(mounts: &str) -> Option<PathBuf> {
     })
 }
 
-/// Where a hierarchy of version 1 is mounted whole.
+/// The directory in which a hierarchy of version 1 is mounted whole.
 fn mount_of(mounts: &str, controllers: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;

@@ -1,4 +1,4 @@
-//! Making a node: namespaces that look like a host of their own.
+//! Makes a node: namespaces that look like a separate host.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
@@ -18,9 +18,9 @@ use super::state::{NodeRecord, Shared};
 use super::{groups, store, underlay};
 use crate::{Namespace, command, wait_until};
 
-/// Which CPUs there are.
+/// The file that lists the CPUs.
 const ONLINE: &str = "/sys/devices/system/cpu/online";
-/// How long the kernel may take to end a network namespace.
+/// Longest time until the kernel has removed a network namespace.
 const CABLE_GONE: Duration = Duration::from_secs(20);
 /// flannel's CNI configuration, with the one plugin that is ours.
 const LIST: &str = r#"{
@@ -37,11 +37,11 @@ const LIST: &str = r#"{
   ]
 }
 "#;
-/// Where the CNI configuration of a node lies.
+/// The path of a node's CNI configuration.
 pub(super) const CONFLIST_PATH: &str = "/etc/cni/net.d/10-flannel.conflist";
-/// Where the CNI plugins of a node lie.
+/// The directory of a node's CNI plugins.
 pub(super) const PLUGINS: &str = "/opt/cni/bin";
-/// Where distributions put the reference plugins.
+/// The distribution's directory of the reference plugins.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 
 /// Makes node `number`: its namespaces, its cable to the underlay, its default route.
@@ -79,12 +79,11 @@ fn create_group(shared: &Shared, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Puts a new network namespace in the place of the one that node `number` has.
+/// Replaces the network namespace of node `number` by a new one.
 pub(super) fn renew_network(shared: &Shared, number: usize) -> Result<()> {
     let namespace = format!("{}n{number}", shared.prefix());
     command::ip(&format!("netns delete {namespace}"))?;
-    // The kernel takes a namespace away some time after its name, and the cable's other end with
-    // it.
+    // The kernel removes a namespace some time after its name, and with it the cable's other end.
     let wire = format!("{}{}", shared.prefix(), underlay::WIRE);
     wait_until("the old cable to be gone", CABLE_GONE, || {
         command::ip(&format!("-n {wire} link show n{number}")).is_err()
@@ -102,7 +101,7 @@ fn plug(shared: &Shared, number: usize, namespace: &str) -> Result<()> {
     command::ip_batch(namespace, &route)
 }
 
-/// Makes a mount namespace that looks like a host of its own and keeps it alive on `file`.
+/// Makes a mount namespace that looks like a separate host and keeps it alive on `file`.
 fn create_mounts(shared: &Shared, name: &str, namespace: &str, file: &Path) -> Result<()> {
     let options = shared.read(|state| state.options.clone());
     let run = shared.directory().join(format!("{name}.run"));
@@ -123,9 +122,10 @@ fn create_mounts(shared: &Shared, name: &str, namespace: &str, file: &Path) -> R
         let (handle, flags) = (Some(handle.as_str()), MsFlags::MS_BIND);
         Ok(mount(handle, file, None::<&str>, flags, None::<&str>))
     };
-    // A mount namespace holds only ones with higher numbers, so that no two hold each other. Since
-    // Linux 6.18 every CPU gives numbers of its own, and some may be behind the one that gave this
-    // process's mount namespace its number; that one is not.
+    // A mount namespace can hold only namespaces with higher numbers, so that no two hold each
+    // other. Since Linux 6.18 every CPU assigns numbers from a separate range, and some ranges may
+    // be behind the number of this process's mount namespace; that of the CPU which assigned this
+    // number is not.
     let mut bound = Err(Errno::ENODEV);
     for cpu in cpus()? {
         bound = bind_new(cpu)?;
@@ -136,13 +136,13 @@ fn create_mounts(shared: &Shared, name: &str, namespace: &str, file: &Path) -> R
     bound.with_context(|| format!("bind a mount namespace to {}", file.display()))
 }
 
-/// The CPUs that are online, whether or not this process is to run there.
+/// The CPUs that are online, whether or not this process may run there.
 fn cpus() -> Result<Vec<usize>> {
     let text = fs::read_to_string(ONLINE).with_context(|| format!("read {ONLINE}"))?;
     parse_cpus(&text).with_context(|| format!("{ONLINE} has no list of CPUs: {text:?}"))
 }
 
-/// Reads such as `0-3,6`.
+/// Parses lists such as `0-3,6`.
 fn parse_cpus(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {
@@ -153,7 +153,7 @@ fn parse_cpus(text: &str) -> Option<Vec<usize>> {
     Some(cpus)
 }
 
-/// Keeps this thread on one CPU.
+/// Binds this thread to one CPU.
 fn run_on(cpu: usize) -> Result<()> {
     let mut only = CpuSet::new();
     only.set(cpu)
@@ -161,13 +161,14 @@ fn run_on(cpu: usize) -> Result<()> {
         .with_context(|| format!("move to CPU {cpu}"))
 }
 
-/// Mounts over whatever a host has for itself. `run` becomes `/run`.
+/// Mounts over the directories that a host does not share. `run` becomes `/run`.
 fn become_host(run: &Path, shared_store: Option<&Path>, bin_dir: &Path) -> Result<()> {
     let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("make / a slave")?;
 
     fresh("tmpfs", run)?;
-    // Pods are made and removed by the machine later, and must appear here: bind what propagates.
+    // The machine creates and removes pods later, and the pods must appear here, so this is a bind
+    // mount with propagation.
     bind(Path::new(crate::netns::NETNS_DIR), &run.join("netns"))?;
     fs::create_dir(run.join("lock")).context("create /run/lock")?;
     if let Some(store) = shared_store {
@@ -195,11 +196,11 @@ fn become_host(run: &Path, shared_store: Option<&Path>, bin_dir: &Path) -> Resul
     install_cni(bin_dir)
 }
 
-/// Puts the CNI configuration and the plugins where a runtime looks for them.
+/// Writes the CNI configuration and the plugins to the directories of a runtime.
 fn install_cni(bin_dir: &Path) -> Result<()> {
     let plugins = Path::new(PLUGINS);
     fs::create_dir_all(plugins).with_context(|| format!("create {PLUGINS}"))?;
-    // Where a distribution has the reference plugins, other configurations can use them.
+    // Other configurations can use the distribution's reference plugins, where they are installed.
     for plugin in fs::read_dir(REFERENCE_PLUGINS)
         .into_iter()
         .flatten()
@@ -209,7 +210,7 @@ fn install_cni(bin_dir: &Path) -> Result<()> {
     }
     let ours = bin_dir.join("overlay-cni");
     for name in ["overlay-cni", "flannel"] {
-        // A name of the distribution's flannel plugin may be there already.
+        // The distribution's flannel plugin may have the name already.
         let _ = fs::remove_file(plugins.join(name));
         link(&ours, &plugins.join(name))?;
     }
@@ -217,8 +218,8 @@ fn install_cni(bin_dir: &Path) -> Result<()> {
     if !ours.exists() {
         return Ok(());
     }
-    // The program finds itself in place: a link, because a copy on each of many nodes would take
-    // much memory.
+    // A link, because the program finds its own path through it, and a copy on each of many nodes
+    // would take much memory.
     let list = Path::new("/run/cni-conf.json");
     fs::write(list, LIST).with_context(|| format!("write {}", list.display()))?;
     let mut install = Command::new(&ours);

@@ -20,7 +20,7 @@ use crate::http::{self, HttpAnswer};
 use crate::process::{Process, Running};
 use crate::{Namespace, command, wait_until};
 
-/// A node of the lab. A handle: cheap to clone, valid while the lab is up.
+/// A node of the lab. The value is a handle: cheap to clone, valid while the lab exists.
 #[derive(Clone)]
 pub struct Node {
     shared: Arc<Shared>,
@@ -61,7 +61,7 @@ impl Node {
         self.record().underlay
     }
 
-    /// Its pods.
+    /// The node's pods.
     pub fn pods(&self) -> Vec<Pod> {
         let mine = |record: &&super::state::PodRecord| record.node == self.number();
         let records = self
@@ -74,7 +74,7 @@ impl Node {
             .collect()
     }
 
-    /// The pod subnet that its agent leased, from `/run/flannel/subnet.env`.
+    /// The pod subnet that the node's agent leased, from `/run/flannel/subnet.env`.
     ///
     /// # Errors
     /// Before the agent has a lease.
@@ -88,7 +88,7 @@ impl Node {
         Ok(gateway.trunc())
     }
 
-    /// Reads a file as the node sees it.
+    /// Reads a file in the node's mount namespace.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -124,10 +124,10 @@ impl Node {
         self.namespace().spawn(line)
     }
 
-    /// What a program on the node writes as JSON; see [`Namespace::json`].
+    /// Runs a program on the node and returns its output as JSON; see [`Namespace::json`].
     ///
     /// # Errors
-    /// When it cannot be started, fails, or writes something else.
+    /// When the program cannot be started, fails, or its output is not JSON.
     pub fn json<S: AsRef<OsStr>>(
         &self,
         line: impl IntoIterator<Item = S>,
@@ -145,7 +145,7 @@ impl Node {
         self.wait_ready(super::AGENT_READY)
     }
 
-    /// The same without waiting.
+    /// Starts the agent without waiting.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -156,7 +156,7 @@ impl Node {
         self.start_agent_from(&program, extra)
     }
 
-    /// The same with another build of the agent.
+    /// Starts another build of the agent without waiting.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -164,7 +164,7 @@ impl Node {
         agent::start(&self.shared, self.index, &self.namespace(), program, extra)
     }
 
-    /// Ends the agent with `signal` and waits until it is gone. Fine where none runs.
+    /// Ends the agent with `signal` and waits for its end. A node without an agent is no error.
     ///
     /// # Errors
     /// When it does not end.
@@ -177,7 +177,7 @@ impl Node {
         self.record().agent
     }
 
-    /// Where the agent logs.
+    /// The agent's log file.
     pub fn agent_log(&self) -> PathBuf {
         agent::log_path(&self.shared, &self.name())
     }
@@ -212,10 +212,10 @@ impl Node {
         Ok(())
     }
 
-    /// Asks the agent's HTTP server.
+    /// Sends a request to the agent's HTTP server.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When the server does not answer.
     pub fn http_get(&self, path: &str) -> Result<HttpAnswer> {
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, agent::HEALTH_PORT));
         self.namespace().inside(|| http::get(server, path))?
@@ -235,7 +235,7 @@ impl Node {
     }
 
     /// Calls the CNI plugin as a runtime would: `verb` with the environment of an attachment, or
-    /// without one (`STATUS`, `GC`, `VERSION`). `extra` keys are put into the configuration.
+    /// without one (`STATUS`, `GC`, `VERSION`). `extra` keys are added to the configuration.
     ///
     /// # Errors
     /// When the plugin cannot be run; its failure is in the output.
@@ -248,7 +248,7 @@ impl Node {
         pod::call_plugin(self, verb, attachment, extra)
     }
 
-    /// Calls the CNI plugin with GC, as a runtime that knows this node's pods and no others.
+    /// Calls the CNI plugin with GC, like a runtime that has this node's pods and no others.
     ///
     /// # Errors
     /// When the plugin fails; its message is part of the error.

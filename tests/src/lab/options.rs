@@ -1,4 +1,4 @@
-//! What a lab is asked to be.
+//! The options of a lab.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// Environment variable with the directory of `overlayd`, `overlay-cni` and `overlayctl`.
 pub const BIN_DIR_ENV: &str = "OVERLAY_BIN_DIR";
-/// Environment variable that puts a prefix before every namespace's name.
+/// Environment variable with a prefix for every namespace's name.
 pub const PREFIX_ENV: &str = "OVERLAY_LAB_PREFIX";
 
 /// Where the nodes keep their leases.
@@ -45,11 +45,11 @@ impl BackendKind {
     }
 }
 
-/// What a lab is asked to be. Take [`Options::default`] and change what matters.
+/// The options of a lab. Take [`Options::default`] and change fields.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
-    /// Before the name of every namespace, so that labs live side by side. Empty for the lab of
-    /// people.
+    /// Prefix of the name of every namespace, so that several labs can exist at a time. Empty for
+    /// the lab of people.
     pub prefix: String,
     /// Number of nodes, 1 to [`Options::MAX_NODES`].
     pub nodes: usize,
@@ -67,26 +67,29 @@ pub struct Options {
     pub network: serde_json::Value,
     /// Flags for every agent besides the usual ones; a flag given here replaces the usual one.
     pub agent_args: Vec<String>,
-    /// Whether each node has a control group (version 2) of its own, and with that sockets of its
-    /// own. Without, agents leave Services to kube-proxy: theirs would be every node's.
+    /// Whether each node has a separate control group (version 2), and therefore separate sockets.
+    /// Otherwise agents leave Services to kube-proxy, because their programs would apply to the
+    /// sockets of all nodes.
     pub apart: bool,
-    /// Whether agents are started and pods made; without, there are only bare nodes and the store.
+    /// Whether agents are started and pods made; otherwise there are only bare nodes and the store.
     pub start_agents: bool,
     /// Directory of the programs.
     pub bin_dir: PathBuf,
-    /// Whether the lab belongs to this process and may be swept away when the process is gone.
+    /// Whether the lab belongs to this process and may be removed when the process has ended.
     pub ephemeral: bool,
-    /// Whether progress is told on stderr.
+    /// Whether progress is printed to stderr.
     pub verbose: bool,
 }
 
 impl Options {
-    /// Node addresses on the underlay end in the node's number; the last ones are taken.
+    /// Most nodes, because node addresses on the underlay end in the node's number, and the highest
+    /// numbers are in use.
     pub const MAX_NODES: usize = 200;
-    /// Kubernetes will not start below this, and IPv6 asks for it.
+    /// Kubernetes does not start with a smaller MTU, and IPv6 requires this one.
     const MIN_MTU: u32 = 1280;
 
-    /// The lab of one test: two nodes with two pods each, named after the test, gone with the test.
+    /// The lab of one test: two nodes with two pods each, named after the test, removed with the
+    /// test.
     pub fn for_test(name: &str) -> Self {
         Self {
             prefix: format!("{}{name}-", prefix_from_env()),
@@ -97,15 +100,15 @@ impl Options {
         }
     }
 
-    /// The same with another backend.
+    /// The options with another backend.
     #[must_use]
     pub fn with_backend(mut self, kind: BackendKind) -> Self {
         self.network["Backend"] = kind.json();
         self
     }
 
-    /// Whether the network configuration asks for VXLAN between nodes that are on one link, as they
-    /// are in every lab.
+    /// Whether the network configuration demands VXLAN between nodes on one link, as all nodes of a
+    /// lab are.
     pub fn has_tunnels(&self) -> bool {
         let backend = &self.network["Backend"];
         backend["Type"] != "host-gw" && backend["DirectRouting"] != true
@@ -185,7 +188,8 @@ pub fn prefix_from_env() -> String {
     std::env::var(PREFIX_ENV).unwrap_or_default()
 }
 
-/// Where `cargo xtask build` leaves the programs, unless [`BIN_DIR_ENV`] says otherwise.
+/// The directory to which `cargo xtask build` writes the programs, unless [`BIN_DIR_ENV`] names
+/// another.
 fn default_bin_dir() -> PathBuf {
     let from_env = |name| std::env::var_os(name).map(PathBuf::from);
     from_env(BIN_DIR_ENV).unwrap_or_else(|| {

@@ -1,4 +1,4 @@
-//! Pods: a namespace each, connected by the real CNI plugin as a container runtime calls it.
+//! Pods: a namespace each, connected by the real CNI plugin, called like by a container runtime.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -17,7 +17,8 @@ use super::state::{PodRecord, Shared};
 use crate::process::Running;
 use crate::{Namespace, command};
 
-/// A pod of the lab. A handle: cheap to clone, valid until the pod or the lab goes.
+/// A pod of the lab. The value is a handle: cheap to clone, valid as long as the pod or the lab
+/// exists.
 #[derive(Clone)]
 pub struct Pod {
     shared: Arc<Shared>,
@@ -34,17 +35,17 @@ impl Pod {
         &self.record.name
     }
 
-    /// Its address on the overlay.
+    /// The pod's address on the overlay.
     pub fn address(&self) -> Ipv4Addr {
         self.record.address.addr()
     }
 
-    /// The node that it runs on.
+    /// The pod's node.
     pub fn node(&self) -> Node {
         Node::new(Arc::clone(&self.shared), self.record.node - 1)
     }
 
-    /// Its network namespace.
+    /// The pod's network namespace.
     pub fn namespace(&self) -> Namespace {
         let (programs, group) = self.shared.read(|state| {
             let node = state.nodes.get(self.record.node - 1);
@@ -61,12 +62,12 @@ impl Pod {
         &self.record.container
     }
 
-    /// What the plugin answered to ADD.
+    /// The plugin's result of ADD.
     pub fn cni_result(&self) -> &Value {
         &self.record.result
     }
 
-    /// The same as a runtime hands it on to a plugin that speaks `version` of CNI.
+    /// The plugin's result in the form that a runtime passes to a plugin for `version` of CNI.
     pub fn previous_result(&self, version: &str) -> Value {
         let mut result = self.record.result.clone();
         result["cniVersion"] = version.into();
@@ -130,7 +131,8 @@ impl Pod {
         self.lose()
     }
 
-    /// Removes the namespace, and tells the plugin nothing: as when a runtime crashes or forgets.
+    /// Removes the namespace without a call of the plugin, as when a runtime crashes or loses its
+    /// state.
     ///
     /// # Errors
     /// When the namespace cannot be removed.
@@ -185,7 +187,7 @@ pub(super) fn add(shared: &Arc<Shared>, number: usize) -> Result<Pod> {
     Ok(Pod::new(Arc::clone(shared), record))
 }
 
-/// Calls the node's plugin with the configuration that libcni would give it.
+/// Calls the node's plugin with the configuration that libcni would pass.
 pub(super) fn call_plugin(
     node: &Node,
     verb: &str,
@@ -196,7 +198,8 @@ pub(super) fn call_plugin(
         .with_context(|| format!("understand {}", host::CONFLIST_PATH))?;
     let mut config = list["plugins"][0].clone();
     config["name"] = list["name"].clone();
-    // The latest of those that the list offers, as libcni does since it speaks 1.1.0.
+    // The latest version of those that the list offers, as libcni chooses since version 1.1.0 of
+    // CNI.
     let offered = list["cniVersions"].as_array().and_then(|all| all.last());
     config["cniVersion"] = offered.unwrap_or(&list["cniVersion"]).clone();
     for (key, value) in extra {
@@ -225,7 +228,7 @@ pub(super) fn call_plugin(
         .stderr(Stdio::piped());
     let mut child = namespace.start(&mut plugin)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A plugin that refuses early does not read it all; its answer says why.
+        // A plugin that refuses early does not read its whole input; its answer has the reason.
         let _ = stdin.write_all(json!(config).to_string().as_bytes());
     }
     child.wait_with_output().context("wait for the CNI plugin")

@@ -1,4 +1,4 @@
-//! The lab as `lab status` shows it: the form of the JSON is relied upon by scripts.
+//! The lab as shown by `lab status`. Scripts depend on the form of the JSON.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ use crate::process::Process;
 /// The whole lab.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What stands before the name of every namespace; usually nothing.
+    /// Prefix of the name of every namespace; usually empty.
     pub prefix: String,
-    /// Logs and state.
+    /// The directory of logs and state.
     pub directory: PathBuf,
     /// Where leases are kept.
     pub store: StoreReport,
-    /// The network below.
+    /// The network below the overlay.
     pub underlay: UnderlayReport,
     /// Every node.
     pub nodes: Vec<NodeReport>,
@@ -32,13 +32,13 @@ pub struct Report {
 pub struct StoreReport {
     /// `etcd` or `dir`.
     pub kind: StoreKind,
-    /// URL of etcd, or the directory as nodes see it.
+    /// URL of etcd, or the directory in the nodes' mount namespaces.
     pub endpoint: String,
     /// Namespace of etcd.
     pub namespace: Option<String>,
     /// Process id of etcd, while it runs.
     pub pid: Option<i32>,
-    /// The shared directory as the machine sees it.
+    /// The shared directory in the machine's mount namespace.
     pub directory: Option<PathBuf>,
 }
 
@@ -53,9 +53,9 @@ pub struct UnderlayReport {
     pub mtu: u32,
     /// Namespace of the host beyond the cluster.
     pub outside_namespace: String,
-    /// Its address.
+    /// That host's address.
     pub outside_address: Ipv4Addr,
-    /// Its address on the underlay: the nodes' default gateway.
+    /// That host's address on the underlay: the nodes' default gateway.
     pub outside_gateway: Ipv4Addr,
 }
 
@@ -72,11 +72,11 @@ pub struct NodeReport {
     pub interface: &'static str,
     /// Address on the underlay.
     pub underlay_address: Ipv4Addr,
-    /// Leased pod subnet, once there is one.
+    /// Leased pod subnet, once the agent has one.
     pub subnet: Option<Ipv4Net>,
     /// Process id of the agent, while it runs.
     pub agent_pid: Option<i32>,
-    /// Whether the agent says that it is ready.
+    /// Whether the agent reports that it is ready.
     pub ready: bool,
     /// The agent's log.
     pub log: PathBuf,
@@ -87,7 +87,7 @@ pub struct NodeReport {
 pub struct PodReport {
     /// `n1p1`, …
     pub name: String,
-    /// Its node.
+    /// The pod's node.
     pub node: String,
     /// Network namespace, for `ip netns exec`.
     pub namespace: String,

@@ -1,4 +1,4 @@
-//! What the lab consists of, on disk.
+//! The parts of the lab, on disk.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -21,15 +21,15 @@ pub(super) const LABS: &str = "/run/overlay-lab";
 /// Directory of the lab that has no prefix.
 const UNNAMED: &str = "default";
 
-/// What the lab consists of.
+/// The parts of the lab.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub options: Options,
-    /// The process that the lab goes with, if the lab is ephemeral.
+    /// The process on which the lab depends, if the lab is ephemeral.
     pub owner: Process,
-    /// Whether it came up whole.
+    /// Whether all parts were made.
     pub complete: bool,
-    /// Every network namespace, written down before it is made.
+    /// Every network namespace, recorded before it is made.
     pub namespaces: Vec<String>,
     pub nodes: Vec<NodeRecord>,
     pub pods: Vec<PodRecord>,
@@ -37,12 +37,13 @@ pub(super) struct State {
     pub store_processes: BTreeMap<usize, Process>,
     /// Every process that may still run.
     pub processes: Vec<Process>,
-    /// Every control group, written down after it was made.
+    /// Every control group, recorded after it was made.
     pub control_groups: Vec<PathBuf>,
 }
 
-/// As much of a lab's state as it takes to take it away. Labs outlive the build that made them, and
-/// the state of another build may have other fields: these have been there from the first.
+/// The part of a lab's state that is needed to remove the lab. Labs outlive the build that made
+/// them, and the state of another build may have other fields; these fields have existed from the
+/// first version on.
 #[derive(Debug, Deserialize)]
 pub(super) struct Remains {
     pub options: Kind,
@@ -50,7 +51,7 @@ pub(super) struct Remains {
     pub complete: bool,
     pub namespaces: Vec<String>,
     pub processes: Vec<Process>,
-    /// Later than the others.
+    /// This field was added later than the others.
     #[serde(default)]
     pub control_groups: Vec<PathBuf>,
 }
@@ -69,14 +70,14 @@ pub(super) struct NodeRecord {
     pub mount: PathBuf,
     pub underlay: Ipv4Addr,
     pub agent: Option<Process>,
-    /// Control group of version 2, where nodes are apart.
+    /// Control group of version 2, where nodes have separate groups.
     pub group: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct PodRecord {
     pub name: String,
-    /// Number of its node, from 1.
+    /// Number of the pod's node, from 1.
     pub node: usize,
     pub namespace: String,
     pub container: String,
@@ -100,7 +101,7 @@ pub(super) fn directory(prefix: &str) -> PathBuf {
     Path::new(LABS).join(name)
 }
 
-/// Keeps other commands away from the lab of this prefix while it is made or removed.
+/// Blocks other commands on the lab of this prefix while the lab is made or removed.
 pub(super) fn lock(prefix: &str) -> Result<File> {
     let path = directory(prefix).with_extension("lock");
     fs::create_dir_all(LABS).with_context(|| format!("create {LABS}"))?;
@@ -114,7 +115,7 @@ pub(super) fn lock(prefix: &str) -> Result<File> {
     }
 }
 
-/// Why a lab cannot be made where there is another of the same prefix, and the cure.
+/// Why a lab cannot be made while there is another of the same prefix, and the cure.
 fn obstacle(old: &Remains, new: &Options) -> Option<String> {
     let pid = old.owner.pid;
     if !old.complete {
@@ -122,7 +123,7 @@ fn obstacle(old: &Remains, new: &Options) -> Option<String> {
         return old.owner.is_alive().then(made);
     }
     if new.ephemeral {
-        // The lab of a test: nothing that anybody would want to be taken down by hand.
+        // This is the lab of a test, which nobody has to take down by hand.
         return Some(format!(
             "process {pid} has a lab with the prefix {:?}: another run of the same test is under \
             way; `cargo xtask test` runs in namespaces of its own, or set {PREFIX_ENV}=x-",
@@ -140,7 +141,7 @@ fn obstacle(old: &Remains, new: &Options) -> Option<String> {
 }
 
 impl Shared {
-    /// Begins a new lab, over the remains of one that never came up.
+    /// Begins a new lab, over the remains of one that was never complete.
     pub fn create(options: Options) -> Result<Self> {
         let directory = directory(&options.prefix);
         let _lock = lock(&options.prefix)?;
@@ -152,8 +153,8 @@ impl Shared {
         teardown::remove_locked(&options.prefix)?;
         fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
-        // A mount of its own, private: namespaces can be kept on it, and one unmount takes all
-        // away.
+        // The directory is a separate private mount, because namespaces can be kept on such a
+        // mount, and one unmount removes all of them.
         mount(
             Some("overlay-lab"),
             &directory,
@@ -189,7 +190,7 @@ impl Shared {
         })
     }
 
-    /// The lab that somebody else made.
+    /// Opens the lab that another process made.
     pub fn open(prefix: &str) -> Result<Self> {
         let directory = directory(prefix);
         if !directory.join(FILE).exists() {
@@ -236,7 +237,7 @@ fn load(directory: &Path) -> Result<State> {
     serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
 }
 
-/// What there is to take away; nothing where the lab had not begun to make anything.
+/// The parts to remove; `None` where the lab has made no part yet.
 pub(super) fn remains(directory: &Path) -> Result<Option<Remains>> {
     let path = directory.join(FILE);
     if !path.exists() {

@@ -18,12 +18,12 @@ use crate::{Namespace, wait_until};
 const NAMESPACE: &str = "store";
 /// flannel's key of the network configuration.
 const CONFIG_KEY: &str = "/coreos.com/network/config";
-/// Where nodes see the shared directory.
+/// The path of the shared directory in a node.
 pub(super) const DIR_IN_NODE: &str = "/run/overlay-store";
 const ETCD_UP: Duration = Duration::from_secs(20);
 const ETCD_DOWN: Duration = Duration::from_secs(10);
 
-/// What an agent's `--store` and its endpoint flags are.
+/// The agent's flags for the store and its endpoints.
 pub(super) fn agent_flags(options: &Options) -> Vec<String> {
     match options.store {
         StoreKind::Etcd => {
@@ -36,7 +36,7 @@ pub(super) fn agent_flags(options: &Options) -> Vec<String> {
     }
 }
 
-/// Where clients in the lab find the store.
+/// The address of the store for clients in the lab.
 pub(super) fn endpoint(options: &Options) -> String {
     match options.store {
         StoreKind::Etcd => {
@@ -47,22 +47,22 @@ pub(super) fn endpoint(options: &Options) -> String {
     }
 }
 
-/// Where a member of etcd, counted from 1, listens to clients.
+/// The URL at which a member of etcd, counted from 1, serves clients.
 fn client_url(number: usize) -> String {
     format!("http://{STORE_ADDRESS}:{}", 2369 + 10 * number)
 }
 
-/// Where it listens to the other members.
+/// The URL at which the member serves the other members.
 fn peer_url(number: usize) -> String {
     format!("http://127.0.0.1:{}", 2370 + 10 * number)
 }
 
-/// Its data.
+/// The member's data directory.
 pub(super) fn data(shared: &Shared, number: usize) -> PathBuf {
     directory(shared).join(format!("member{number}"))
 }
 
-/// The shared directory as the machine sees it.
+/// The shared directory in the machine's mount namespace.
 pub(super) fn directory(shared: &Shared) -> PathBuf {
     shared.directory().join("store")
 }
@@ -89,7 +89,7 @@ pub(super) fn create(shared: &Shared) -> Result<()> {
 }
 
 /// Starts the members of etcd that do not run and waits until all answer. `through` is a program
-/// with its arguments that starts one in turn, by `exec`; usually empty.
+/// with its arguments that starts the member by `exec`; usually empty.
 pub(super) fn start(shared: &Shared, through: &[&str]) -> Result<()> {
     let members = shared.read(|state| state.options.store_members);
     for number in 1..=members {
@@ -158,7 +158,7 @@ fn start_member(shared: &Shared, number: usize, members: usize, through: &[&str]
     })
 }
 
-/// Ends etcd; its data stays.
+/// Ends etcd; the data stays.
 pub(super) fn stop(shared: &Shared) -> Result<()> {
     let processes = shared.read(|state| state.store_processes.clone());
     if processes.is_empty() {
@@ -183,7 +183,8 @@ pub(super) fn etcdctl(shared: &Shared, arguments: &[&str]) -> Result<String> {
         bail!("this lab keeps its leases in a directory, not in etcd");
     }
     let endpoints = shared.read(|state| format!("--endpoints={}", endpoint(&state.options)));
-    // The version of the API is a variable to etcdctl 3.4 and does not harm later ones.
+    // etcdctl 3.4 reads the version of the API from a variable, which does not disturb later
+    // versions.
     let mut line = vec!["env", "ETCDCTL_API=3", "etcdctl", "--dial-timeout=2s"];
     line.extend(["--command-timeout=5s", &endpoints]);
     line.extend(arguments);

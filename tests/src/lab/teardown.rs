@@ -1,4 +1,4 @@
-//! Taking a lab away: everything is tried, and what failed is reported together.
+//! Removes a lab: every step is tried, and the failures are reported together.
 
 use std::fs;
 use std::path::Path;
@@ -13,12 +13,12 @@ use super::{groups, state};
 use crate::command;
 use crate::process::Process;
 
-/// How long processes get to end on their own.
+/// The time that processes have to end by themselves.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long the kernel gets to end a killed process.
+/// The time that the kernel has to end a killed process.
 const KILLED: Duration = Duration::from_secs(5);
 
-/// Removes the lab of this prefix; says whether there was one.
+/// Removes the lab of this prefix; returns whether there was one.
 pub(super) fn remove(prefix: &str) -> Result<bool> {
     if !state::directory(prefix).exists() {
         return Ok(false);
@@ -27,7 +27,7 @@ pub(super) fn remove(prefix: &str) -> Result<bool> {
     remove_locked(prefix)
 }
 
-/// Removes ephemeral labs whose process is gone without having cleaned up.
+/// Removes ephemeral labs whose process ended without removing them.
 pub(super) fn sweep_abandoned() -> Result<()> {
     let Ok(entries) = fs::read_dir(state::LABS) else {
         return Ok(());
@@ -37,21 +37,22 @@ pub(super) fn sweep_abandoned() -> Result<()> {
             continue;
         };
         if found.options.ephemeral && !found.owner.is_alive() {
-            // Another process may be sweeping the same lab.
+            // Another process may be removing the same lab.
             let _ = remove(&found.options.prefix);
         }
     }
     Ok(())
 }
 
-/// The same as [`remove`] for a caller who holds the lock.
+/// Does the work of [`remove`] for a caller who holds the lock.
 pub(super) fn remove_locked(prefix: &str) -> Result<bool> {
     let directory = state::directory(prefix);
     if !directory.exists() {
         return Ok(false);
     }
     let mut failures: Vec<String> = Vec::new();
-    // A state that cannot be read stays: without it nobody would ever find what it tells of.
+    // A state that cannot be read stays, because without the state nobody would find the parts in
+    // it.
     if let Some(found) = state::remains(&directory)? {
         end_all(&found.processes, &mut failures);
         for group in &found.control_groups {
@@ -91,7 +92,8 @@ fn end_all(processes: &[Process], failures: &mut Vec<String>) {
                 failures.push(format!("{error:#}"));
             }
         }
-        // An interrupted user still wants this done, so no `wait_until` here.
+        // The loop does not use `wait_until`, because the removal has to continue after an
+        // interrupt.
         let end = Instant::now() + patience;
         while alive().next().is_some() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));

@@ -1,5 +1,5 @@
-//! The network below: a bridge in a namespace of its own that nodes, store and the outside plug
-//! into.
+//! The network below the overlay: a bridge in a separate namespace, to which nodes, store and the
+//! outside are connected.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -34,7 +34,7 @@ pub(super) fn create(shared: &Shared) -> Result<()> {
     let mtu = shared.read(|state| state.options.underlay_mtu);
     let wire = super::add_namespace(shared, WIRE)?;
     Namespace::new(&wire).inside(|| {
-        // A switch does not filter. The file is there only where br_netfilter is.
+        // A switch does not filter. The file exists only where br_netfilter is loaded.
         for table in ["iptables", "ip6tables", "arptables"] {
             let path = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
             if fs::exists(&path).unwrap_or(false) {

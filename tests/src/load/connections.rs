@@ -1,4 +1,4 @@
-//! Connect, one byte there and back, close: again and again.
+//! Repeats: connect, send one byte there and back, close.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -15,9 +15,9 @@ use super::round_trips::RoundTrips;
 use super::{Cores, Server, joined, pin};
 use crate::traffic::{Endpoint, PATIENCE};
 
-/// Connections before those that count.
+/// Number of connections before the measurement.
 const WARM_UP: usize = 100;
-/// Closes at once: a closed port that lingers for a minute would leave none for the next
+/// Option to close at once, because ports that linger for a minute would leave none for the next
 /// connections.
 const ABORT: libc::linger = libc::linger {
     l_onoff: 1,
@@ -42,7 +42,7 @@ pub fn tcp(from: &Endpoint, to: &Server, cores: Cores, duration: Duration) -> Re
                 if done.load(Ordering::Acquire) {
                     return Ok(());
                 }
-                // A client that gives up tells why itself.
+                // A client that fails reports the cause itself.
                 let _ = answer(stream);
             }
         });
@@ -63,7 +63,8 @@ pub fn tcp(from: &Endpoint, to: &Server, cores: Cores, duration: Duration) -> Re
             RoundTrips::of(times, start - begin)
         });
         done.store(true, Ordering::Release);
-        // Wakes the server, from its own namespace, where nothing can stand in between.
+        // This wakes the server, from the server's own namespace, where no other part can block the
+        // packet.
         let woken = to
             .endpoint
             .namespace
@@ -88,6 +89,6 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     let mut byte = [0];
     stream.read_exact(&mut byte)?;
     stream.write_all(&byte)?;
-    // Until the client closes.
+    // This read lasts until the client closes.
     stream.read(&mut byte).map(drop)
 }

@@ -1,14 +1,15 @@
-//! Processor time of the machine, and how much of it was not ours.
+//! Processor time of the machine, and the part of it that other processes used.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// Jiffies a second in `/proc`, whatever the kernel counts in (`USER_HZ` of asm-generic/param.h).
+/// Jiffies per second in `/proc`, whatever the kernel's own unit (`USER_HZ` of
+/// asm-generic/param.h).
 const JIFFIES_PER_SECOND: f64 = 100.0;
 
-/// Counters at one moment.
+/// Counters at one time.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     at: Instant,
@@ -32,11 +33,11 @@ struct Machine {
 pub struct Span {
     /// Wall-clock time.
     pub seconds: f64,
-    /// In soft interrupts: where packets are received and forwarded.
+    /// Time in soft interrupts, in which packets are received and forwarded.
     pub softirq: f64,
-    /// All that was not idle.
+    /// All time that was not idle.
     pub busy: f64,
-    /// User time of others and time that the hypervisor took away, as a share of one core.
+    /// User time of other processes and time that the hypervisor used, as a share of one core.
     pub foreign: f64,
 }
 
@@ -44,7 +45,7 @@ impl Moment {
     /// Reads the counters.
     ///
     /// # Errors
-    /// When `/proc` does not tell.
+    /// When `/proc` cannot be read.
     pub fn now() -> Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
         let own = fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
@@ -55,7 +56,7 @@ impl Moment {
         })
     }
 
-    /// What happened since `earlier`.
+    /// The time between `earlier` and this moment.
     pub fn since(&self, earlier: &Self) -> Span {
         let (new, old) = (&self.machine, &earlier.machine);
         let diff = |new: u64, old: u64| new.saturating_sub(old) as f64;
@@ -63,7 +64,8 @@ impl Moment {
         let user = diff(new.user, old.user);
         let system = diff(new.system, old.system);
         let softirq = diff(new.softirq, old.softirq);
-        // System time is no witness: it holds the packets' way as well as others' calls.
+        // System time is not included, because it contains both the packets' path and others'
+        // calls.
         let others = (user - diff(self.own_user, earlier.own_user)).max(0.0);
         let stolen = diff(new.steal, old.steal);
         Span {
@@ -101,14 +103,15 @@ fn machine(stat: &str) -> Option<Machine> {
     })
 }
 
-/// Field 14 of `/proc/PID/stat`; the second one is a name in parentheses and may hold anything.
+/// Field 14 of `/proc/PID/stat`; the second field is a name in parentheses that may contain any
+/// character.
 fn own_user(stat: &str) -> Option<u64> {
     let after_name = stat.get(stat.rfind(')')? + 1..)?;
     after_name.split_whitespace().nth(11)?.parse().ok()
 }
 
-/// How many turns of a fixed loop the calling thread makes in 5 ms: less than before means that the
-/// core is slower than before, for whatever reason.
+/// Number of turns of a fixed loop that the calling thread makes in 5 ms. A lower number than
+/// before means that the core is slower than before, for any reason.
 pub fn spin() -> u64 {
     const TIME: Duration = Duration::from_millis(5);
     const TURNS: u64 = 1000;

@@ -1,4 +1,4 @@
-//! Small UDP packets as fast as they go.
+//! Small UDP packets at the highest possible rate.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd as _;
@@ -14,11 +14,11 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, s
 use super::{Cores, Server, Volume, joined, pin, udp_socket, watch};
 use crate::traffic::Endpoint;
 
-/// Packets of one system call.
+/// Number of packets per system call.
 const BATCH: usize = 64;
 /// Room for packets that wait for the receiver.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// How long the receiver waits before it looks whether it is over.
+/// Interval of the receiver's checks for the end of the flood.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Sends datagrams with `payload` bytes for `duration`; the volume is in packets that arrived.
@@ -80,7 +80,7 @@ pub fn udp(
                     [],
                     MsgFlags::empty(),
                 ) {
-                    // What a full queue refuses is lost like what it drops.
+                    // A packet that a full queue refuses is lost, like one that it drops.
                     Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
                     Err(error) => return Err(error).context("sendmmsg"),
                 }

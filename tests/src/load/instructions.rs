@@ -1,17 +1,17 @@
-//! Instructions, where the processor counts them: the one cost that other load does not change.
+//! Instructions, where the processor counts them: the only cost that other load does not change.
 
 use perf_event::events::Hardware;
 use perf_event::{Builder, Counter};
 
-/// A count of all instructions on all cores that this process may use, of whichever process and of
-/// the kernel.
+/// A count of all instructions on all cores that this process may use, of all processes and of the
+/// kernel.
 pub struct Instructions {
     counters: Vec<Counter>,
 }
 
 impl Instructions {
-    /// Counts from now on; nothing where the machine has no such counters, as many virtual ones, or
-    /// does not let us.
+    /// Counts from now on; `None` where the machine has no such counters, like many virtual ones,
+    /// or does not allow access.
     pub fn count() -> Option<Self> {
         let counter = |core| {
             let mut counter = Builder::new(Hardware::INSTRUCTIONS)
@@ -28,7 +28,7 @@ impl Instructions {
         counters.map(|counters| Self { counters })
     }
 
-    /// How many there were so far.
+    /// The number of instructions so far.
     pub fn so_far(&mut self) -> Option<u64> {
         self.counters
             .iter_mut()

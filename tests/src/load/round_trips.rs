@@ -10,15 +10,15 @@ use anyhow::{Context, Result, ensure};
 use super::{Cores, Server, joined, percentile, pin, udp_socket};
 use crate::traffic::{Endpoint, PATIENCE};
 
-/// Round trips before those that count.
+/// Number of round trips before the measurement.
 const WARM_UP: usize = 500;
-/// Tells the UDP echo to end.
+/// The message that ends the UDP echo.
 const END: &[u8] = b"end";
 
 /// Many round trips, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundTrips {
-    /// How many a second.
+    /// Number of round trips per second.
     pub per_second: f64,
     /// Half of them took at most this, in microseconds.
     pub p50_us: f64,
@@ -55,7 +55,7 @@ fn repeat(duration: Duration, mut exchange: impl FnMut() -> Result<()>) -> Resul
     RoundTrips::of(times, start - begin)
 }
 
-/// Over an open TCP connection.
+/// Measures round trips over an open TCP connection.
 ///
 /// # Errors
 /// When the two cannot connect, or the connection breaks.
@@ -83,7 +83,7 @@ pub fn tcp(from: &Endpoint, to: &Server, cores: Cores, duration: Duration) -> Re
     })
 }
 
-/// A connection without delays on either end.
+/// A connection without delays (`TCP_NODELAY`) on either end.
 pub(super) fn connection(from: &Endpoint, to: &Server) -> Result<(TcpStream, TcpStream)> {
     let listener = to.listen()?;
     let target = to.dialled(listener.local_addr())?;
@@ -100,10 +100,10 @@ pub(super) fn connection(from: &Endpoint, to: &Server) -> Result<(TcpStream, Tcp
     Ok((client, server))
 }
 
-/// Over UDP.
+/// Measures round trips over UDP.
 ///
 /// # Errors
-/// When a datagram gets lost.
+/// When a datagram is lost.
 pub fn udp(from: &Endpoint, to: &Server, cores: Cores, duration: Duration) -> Result<RoundTrips> {
     with_udp_echo(to, cores, |target| {
         let socket = udp_socket(from, 0)?;
@@ -112,7 +112,7 @@ pub fn udp(from: &Endpoint, to: &Server, cores: Cores, duration: Duration) -> Re
     })
 }
 
-/// Round trips of first packets, and of packets of a flow that is old.
+/// Round trips of first packets, and of packets of an old flow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FirstPackets {
     /// Median of flows' first round trips, in microseconds.
@@ -122,10 +122,10 @@ pub struct FirstPackets {
 }
 
 /// Alternates the first round trip of a new flow with one of an old flow. A new socket is opened
-/// for either, so that what that does to caches is the same.
+/// for both, so that the effect on caches is the same.
 ///
 /// # Errors
-/// When a datagram gets lost.
+/// When a datagram is lost.
 pub fn first_packets(
     from: &Endpoint,
     to: &Server,
@@ -140,7 +140,7 @@ pub fn first_packets(
             Ok(socket)
         };
         from.namespace.inside(|| -> Result<FirstPackets> {
-            // The thread inside the namespace is a new one.
+            // The work in the namespace runs on a new thread.
             pin(cores.client)?;
             let timed = |socket: &UdpSocket| -> Result<Duration> {
                 let start = Instant::now();
@@ -178,7 +178,7 @@ fn exchange(socket: &UdpSocket) -> Result<()> {
     Ok(())
 }
 
-/// Runs `ask`, pinned, while an echo answers at the address that it is given.
+/// Runs `ask`, pinned, while an echo answers at the address that `ask` gets.
 fn with_udp_echo<T: Send>(
     to: &Server,
     cores: Cores,
@@ -187,7 +187,7 @@ fn with_udp_echo<T: Send>(
     let server = udp_socket(&to.endpoint, to.port)?;
     let here = server.local_addr().context("ask for the port")?;
     let target = to.dialled(Ok(here))?;
-    // The end is told from the server's own namespace: that packet never gets lost.
+    // The message for the end is sent from the server's own namespace, where no packet is lost.
     let ender = udp_socket(&to.endpoint, 0)?;
     thread::scope(|scope| {
         let echo = scope.spawn(move || -> Result<()> {
@@ -195,7 +195,7 @@ fn with_udp_echo<T: Send>(
             let mut buffer = [0; 16];
             loop {
                 let Ok((length, peer)) = server.recv_from(&mut buffer) else {
-                    // No request came for long: the asking side tells why.
+                    // There was no request for a long time; the asking side reports the cause.
                     return Ok(());
                 };
                 if &buffer[..length] == END {

@@ -1,4 +1,4 @@
-//! TCP streams as fast as they go.
+//! TCP streams at the highest possible rate.
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
@@ -12,12 +12,12 @@ use super::round_trips::connection;
 use super::{Cores, Server, Volume, joined, pin, watch};
 use crate::traffic::Endpoint;
 
-/// Bytes of one write.
+/// Number of bytes per write.
 const WRITE: usize = 128 << 10;
-/// Bytes of one read at most.
+/// Most bytes per read.
 const READ: usize = 256 << 10;
 
-/// Pushes bytes over `streams` connections for `duration`; the volume is in bytes.
+/// Sends bytes over `streams` connections for `duration`; the volume is in bytes.
 ///
 /// # Errors
 /// When a connection cannot be made or breaks.

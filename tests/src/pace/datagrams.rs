@@ -18,32 +18,32 @@ use crate::wait::{allowed, slowness};
 
 /// Bytes of a datagram: an eight-byte number and padding.
 const DATAGRAM: usize = 200;
-/// How long the last datagrams may be on their way before they count as lost.
+/// Longest time until the last datagrams count as lost.
 const STRAGGLERS: Duration = Duration::from_secs(2);
-/// A receiver that the machine does not let run must not lose what waits for it: ten seconds'
-/// worth.
+/// Size of the receive buffer: ten seconds of datagrams, because a receiver that the machine does
+/// not let run must not lose the waiting ones.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// The datagrams that each socket has dropped, in the last column.
+/// The file with the number of dropped datagrams of each socket, in the last column.
 const UDP_SOCKETS: &str = "/proc/thread-self/net/udp";
 
-/// What came of the datagrams of one direction.
+/// The losses of datagrams in one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
     /// Datagrams sent.
     pub sent: u64,
     /// Datagrams that did not arrive.
     pub lost: u64,
-    /// Datagrams that arrived and found the receiver's buffer full: the loss of a machine that does
-    /// not let the receiver run, and not counted as lost.
+    /// Datagrams that arrived when the receiver's buffer was full, because the machine did not let
+    /// the receiver run. They do not count as lost.
     pub overrun: u64,
     /// Datagrams that arrived more than once.
     pub repeated: u64,
-    /// The longest time without an arrival, the time from the last arrival to the end of sending
-    /// included.
+    /// The longest time without an arrival, including the time from the last arrival to the end of
+    /// sending.
     pub silence: Duration,
 }
 
-/// Datagrams that are sent and received at the moment.
+/// Datagrams that are being sent and received.
 pub(super) struct Flow {
     sender: JoinHandle<Result<()>>,
     receiver: JoinHandle<Result<Loss>>,
@@ -56,7 +56,7 @@ struct End {
 }
 
 impl Flow {
-    /// Starts to send and to receive; it sends until `stop`.
+    /// Starts to send and to receive; sends until `stop`.
     pub(super) fn start(from: &Endpoint, to: &Endpoint, stop: &Arc<AtomicBool>) -> Result<Self> {
         let client = open(from)?;
         let receiver = Receiver {
@@ -82,7 +82,7 @@ impl Flow {
         })
     }
 
-    /// Waits for the last datagrams and tells what was lost. The sender has been told to stop.
+    /// Waits for the last datagrams and reports the losses. The sender has been stopped before.
     pub(super) fn finish(self) -> Result<Loss> {
         let sent = self.sender.join();
         let loss = self.receiver.join();
@@ -99,8 +99,8 @@ fn open(endpoint: &Endpoint) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends at [`RATE`], or less on a slow machine, until told to stop; a datagram that the kernel
-/// refuses counts as sent, and lost.
+/// Sends at [`RATE`], or less on a slow machine, until stopped; a datagram that the kernel refuses
+/// counts as sent, and lost.
 fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     let begin = Instant::now();
     let mut datagram = [0; DATAGRAM];
@@ -110,7 +110,7 @@ fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> Result<u64
             return Ok(number);
         }
         datagram[..8].copy_from_slice(&number.to_be_bytes());
-        // Errors such as "no route" pass with the fault that they come from.
+        // Errors such as "no route" end with the fault that causes them.
         let _ = socket.send_to(&datagram, target);
         let next = begin + every * u32::try_from(number + 1)?;
         thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -120,12 +120,12 @@ fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> Result<u64
 
 struct Receiver {
     socket: UdpSocket,
-    /// [`UDP_SOCKETS`] of the namespace that the socket is in.
+    /// [`UDP_SOCKETS`] of the socket's namespace.
     sockets: File,
     end: Arc<OnceLock<End>>,
 }
 
-/// What has arrived so far.
+/// The datagrams that have arrived so far.
 #[derive(Default)]
 struct Arrivals {
     seen: Vec<bool>,
@@ -148,15 +148,15 @@ impl Arrivals {
 }
 
 impl Receiver {
-    /// Receives until all that was sent has arrived and nothing follows, or the last stragglers are
-    /// late.
+    /// Receives until all datagrams have arrived and none follows, or the wait for the last ones is
+    /// over.
     fn run(self) -> Result<Loss> {
         let mut arrivals = Arrivals::default();
         let mut silence = Duration::ZERO;
         let mut last = Instant::now();
         let mut buffer = [0; DATAGRAM + 1];
         loop {
-            // What has arrived by then is read to the last.
+            // Datagrams that have arrived by then are all read.
             let over = self.end.get().filter(|end| {
                 arrivals.count >= end.sent || end.at.elapsed() >= allowed(STRAGGLERS)
             });
@@ -173,7 +173,7 @@ impl Receiver {
                         silence: silence.max(end.at.saturating_duration_since(last)),
                     });
                 }
-                // A process that was frozen for a while is told so.
+                // The kernel returns this to a process that was frozen for some time.
                 (Err(error), _) if is_late(&error) || error.kind() == ErrorKind::Interrupted => {
                     continue;
                 }
@@ -187,7 +187,7 @@ impl Receiver {
         }
     }
 
-    /// How many datagrams found the buffer full.
+    /// The number of datagrams that arrived when the buffer was full.
     fn overrun(&self) -> Result<u64> {
         let mut table = String::new();
         let mut sockets = &self.sockets;

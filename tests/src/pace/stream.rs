@@ -1,4 +1,4 @@
-//! A TCP connection whose every byte is known by its place.
+//! A TCP connection on which every byte depends on its place.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::traffic::{Endpoint, PATIENCE};
 use crate::wait::allowed;
 
-/// Bytes that the connection sends at a time, and how often.
+/// Size of a chunk in bytes, and the interval of chunks.
 const CHUNK: usize = 1024;
 const CHUNK_EVERY: Duration = Duration::from_millis(5);
 
@@ -21,8 +21,8 @@ fn byte_at(place: u64) -> u8 {
     (place.wrapping_mul(2_654_435_761) >> 13) as u8
 }
 
-/// A connection that sends a chunk now and then and gets it back; returns how many bytes came back
-/// in place. It is broken when nothing moves for `patience`.
+/// A connection that sends a chunk at intervals and receives it back; returns how many bytes
+/// returned in order. The connection counts as broken after `patience` without progress.
 pub(super) fn stream(
     from: &Endpoint,
     to: &Endpoint,

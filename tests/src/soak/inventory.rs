@@ -1,4 +1,4 @@
-//! Counting what a node has: memory, descriptors, devices, map entries, files, rules.
+//! Counts the objects of a node: memory, descriptors, devices, map entries, files, rules.
 
 use std::fs;
 use std::path::Path;
@@ -14,28 +14,28 @@ use crate::process::Process;
 
 /// The node whose agent is never ended.
 pub const STEADY_NODE: &str = "n2";
-/// The agent's memory, as the report calls it.
+/// The name of the agent's memory in the report.
 pub const MEMORY: &str = "agent: resident memory, KiB";
-/// Growth of memory that is nothing but an allocator's mood, in hundredths.
+/// Growth of memory that an allocator can cause by itself, in hundredths.
 const MEMORY_MOOD: u64 = 5;
-/// A minute after the last packet a flow may go, and every twenty seconds somebody looks.
+/// Seconds until flows have expired: a flow may be removed a minute after its last packet, and
+/// there is a check every twenty seconds.
 const FLOWS_FADE: u64 = 100;
-/// The longest time-out of connection tracking that ended conversations are left with; see
-/// [`Stage::up`].
+/// The longest timeout of connection tracking for ended conversations; see [`Stage::up`].
 const CONNTRACK_FADE: u64 = 30;
 /// Time-out of addresses that a bridge has learned, in seconds: the kernel's default.
 const BRIDGE_FADE: u64 = 300;
-/// Lines that a command prints.
+/// The lines of a command's output.
 struct Lines {
     quantity: &'static str,
     rule: Rule,
-    /// Shell; when it fails there is no count.
+    /// A shell command; when the command fails there is no count.
     command: &'static str,
-    /// Which of its lines count.
+    /// Which of the lines count.
     counts: fn(&str) -> bool,
 }
 
-/// Every line counts, unless another says otherwise.
+/// Counts every line of a command.
 const fn every(quantity: &'static str, rule: Rule, command: &'static str) -> Lines {
     Lines {
         quantity,
@@ -70,13 +70,13 @@ const LINES: &[Lines] = &[
         Rule::Fades(BRIDGE_FADE),
         "bridge fdb show br cni0",
     ),
-    // Neighbours of nodes that never were are the kernel's to collect.
+    // The kernel collects neighbour entries of the invented nodes.
     every(
         "neighbours on the underlay",
         Rule::Told,
         "ip -4 neighbour show dev eth0",
     ),
-    // An empty clsact may be somebody else's, so the agent leaves it.
+    // An empty clsact may belong to another program, so the agent does not remove it.
     Lines {
         counts: |line| !line.contains("clsact"),
         ..every("qdiscs besides clsact", Rule::Same, "tc qdisc show")
@@ -119,7 +119,7 @@ const LINES: &[Lines] = &[
     ),
 ];
 
-/// Looks at everything.
+/// Reads all quantities.
 pub fn take(stage: &Stage) -> Result<Inventory> {
     let mut inventory = Inventory::new();
     for node in stage.lab.nodes() {
@@ -140,7 +140,8 @@ pub fn take(stage: &Stage) -> Result<Inventory> {
     Ok(inventory)
 }
 
-/// Of the agent's process; one that has just been started has less than it will.
+/// Quantities of the agent's process; a process that has just been started has lower ones than
+/// later.
 fn agent(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
     let Process { pid, .. } = node.agent().context("a node without an agent")?;
     let process = Path::new("/proc").join(pid.to_string());
@@ -168,7 +169,7 @@ fn agent(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
     Ok(())
 }
 
-/// A line `Name:   123 kB`.
+/// The number in a line `Name:   123 kB`.
 fn kib(text: &str, name: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|rest| rest.split_whitespace().next());
@@ -212,11 +213,11 @@ fn maps(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
     Ok(())
 }
 
-/// Objects of nftables, whoever made them, and the elements of sets and maps.
+/// Objects of nftables of any origin, and the elements of sets and maps.
 fn packet_filter(node: &Node, note: &mut impl FnMut(&str, Rule, u64)) -> Result<()> {
     let ruleset = node.json(["nft", "-j", "list", "ruleset"])?;
     let objects = ruleset["nftables"].as_array().context("no nftables")?;
-    // A set without elements has no list of them.
+    // The output has no list of elements for a set without elements.
     let elements = |object: &Value| {
         let sets = ["set", "map"].map(|kind| object[kind]["elem"].as_array().map_or(0, Vec::len));
         sets.iter().sum::<usize>() as u64

@@ -12,9 +12,9 @@ use super::stage::{PODS, Stage, endpoint};
 use crate::conversation::Transport;
 use crate::{Lab, Node, command, fast_path, traffic, wait_until};
 
-/// Made-up nodes of one round.
+/// Number of invented nodes of one round.
 const INVENTED: u8 = 8;
-/// How long the agents may take to follow the store.
+/// Longest time until the agents have followed the store.
 const FOLLOWED: Duration = Duration::from_secs(20);
 
 /// A kind of change.
@@ -23,9 +23,9 @@ const FOLLOWED: Duration = Duration::from_secs(20);
 pub enum Kind {
     /// Conversations with Services begin and end.
     Services,
-    /// Pods come, talk, and go: in order, without their namespace, without a DEL.
+    /// Pods are added, talk, and are removed: in order, without their namespace, without a DEL.
     Pods,
-    /// Leases of made-up nodes come, move and go.
+    /// Leases of invented nodes are added, moved and removed.
     Leases,
     /// Node 3 leaves the cluster and joins it again.
     Node,
@@ -58,7 +58,7 @@ impl fmt::Display for Kind {
 }
 
 impl Kind {
-    /// All, in the order of a lap.
+    /// All kinds, in the order of a lap.
     pub const ALL: [Self; 9] = [
         Self::Services,
         Self::Pods,
@@ -71,7 +71,7 @@ impl Kind {
         Self::Attach,
     ];
 
-    /// Makes the change and takes it back.
+    /// Makes the change and undoes it.
     pub fn play(self, stage: &Stage, lap: usize) -> Result<()> {
         let lab = &stage.lab;
         match self {
@@ -131,14 +131,15 @@ fn pods(stage: &Stage) -> Result<()> {
     ordered.remove()?;
     far.remove()?;
     farther.remove()?;
-    // The machine crashed: the runtime says DEL for a pod whose namespace is gone.
+    // As after a crash of the machine, the runtime calls DEL for a pod whose namespace no longer
+    // exists.
     let node = crashed.node();
     let (container, path) = (crashed.container().to_owned(), crashed.namespace().path());
     let previous = [("prevResult", crashed.cni_result().clone())];
     crashed.lose()?;
     let output = node.cni("DEL", Some((&container, &path)), &previous)?;
     command::require_success("CNI DEL without a namespace", output)?;
-    // The runtime forgot: nobody says DEL.
+    // As after a loss of the runtime's state, no process calls DEL.
     forgotten.lose()?;
     node.collect_garbage()?;
     for node in lab.nodes() {
@@ -170,7 +171,7 @@ fn invented(lab: &Lab) -> Result<()> {
     everywhere("to forget made-up nodes", others)
 }
 
-/// Waits until a node has routes to as many peers.
+/// Waits until a node has routes to the given number of peers.
 fn follows(node: &Node, what: &str, peers: usize) -> Result<()> {
     wait_until(&format!("{} {what}", node.name()), FOLLOWED, || {
         node.overlay_routes().is_ok_and(|routes| routes == peers)
@@ -221,10 +222,11 @@ fn switch(node: &Node) -> Result<()> {
     again(node, Signal::SIGTERM, &[])
 }
 
-/// The kernel gives programs new numbers with every load, so the same code is another build to it.
+/// The kernel gives programs new ids with every load, so to the kernel a copy of the same code is
+/// another build.
 fn upgrade(lab: &Lab) -> Result<()> {
     let node = lab.node(1);
-    // Nodes do not see the lab's own directory.
+    // Nodes cannot see the lab's own directory.
     let other = env::temp_dir().join(format!("overlayd-{}", process::id()));
     fs::copy(lab.options().bin_dir.join("overlayd"), &other)
         .with_context(|| format!("copy the agent to {}", other.display()))?;

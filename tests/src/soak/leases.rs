@@ -7,19 +7,19 @@ use ipnet::Ipv4Net;
 
 use crate::Lab;
 
-/// Where leases lie in etcd.
+/// The prefix of leases in etcd.
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 
-/// A made-up node.
+/// An invented node.
 #[derive(Clone, Copy, Debug)]
 pub struct Invented {
     number: u8,
-    /// How often it has moved: each move has another address and another MAC address.
+    /// Number of the node's moves: each move gives another address and another MAC address.
     generation: u8,
 }
 
 impl Invented {
-    /// Node `number`, 0 to 49, as it first appears.
+    /// Node `number`, 0 to 49, before any move.
     pub fn new(number: u8) -> Self {
         Self {
             number,
@@ -27,7 +27,7 @@ impl Invented {
         }
     }
 
-    /// The same node on another machine.
+    /// The node after a move to another machine.
     pub fn moved(self) -> Self {
         Self {
             generation: self.generation + 1,
@@ -35,7 +35,7 @@ impl Invented {
         }
     }
 
-    /// Where subnets of such nodes begin; the lab's own leases end before.
+    /// The subnet of the node; the lab's own leases are all below.
     pub fn subnet(self) -> Result<Ipv4Net> {
         Ok(Ipv4Net::new(
             Ipv4Addr::new(10, 244, 200 + self.number, 0),
@@ -70,7 +70,7 @@ pub fn key(subnet: Ipv4Net) -> String {
     format!("{SUBNETS}{}-{}", subnet.network(), subnet.prefix_len())
 }
 
-/// Deletes the leases of all made-up nodes.
+/// Deletes the leases of all invented nodes.
 pub fn delete_all(lab: &Lab) -> Result<()> {
     (0..50).try_for_each(|number| Invented::new(number).delete(lab))
 }

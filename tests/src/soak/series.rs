@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// When a quantity counts as flat.
+/// The rule by which a quantity counts as flat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rule {
-    /// At the end exactly what there was at the start.
+    /// The value at the end must be the value at the start.
     Same,
-    /// At the end no more than at the start, once this many seconds have passed: the rest fades by
-    /// itself.
+    /// The value at the end must not exceed the value at the start, once this many seconds have
+    /// passed, because the surplus expires by itself.
     Fades(u64),
-    /// No growth from the first half of the run to the second beyond this many hundredths: memory,
-    /// which allocators take and give back in their own time.
+    /// The growth from the first half of the run to the second must not exceed this many
+    /// hundredths: for memory, which allocators take and return at times of their own.
     Steady(u64),
-    /// Counted only: others have a share in it.
+    /// The value is not judged, because other processes influence it.
     Told,
 }
 
@@ -30,25 +30,25 @@ pub struct Name {
     pub quantity: String,
 }
 
-/// Everything that was counted at one time.
+/// All values that were read at one time.
 pub type Inventory = BTreeMap<Name, (u64, Rule)>;
 
 /// The result for one quantity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Series {
-    /// Where: a node, or the machine.
+    /// The place: a node, or the machine.
     pub place: String,
     /// The quantity.
     pub quantity: String,
-    /// Before the first round.
+    /// The value before the first round.
     pub start: u64,
-    /// The least of all samples.
+    /// The lowest value.
     pub min: u64,
-    /// The one in the middle.
+    /// The median.
     pub median: u64,
-    /// The most.
+    /// The highest value.
     pub max: u64,
-    /// After the last round, settled.
+    /// The value after the last round and the settling time.
     pub end: u64,
     /// Medians of up to ten stretches of the run, one after the other.
     pub over_time: Vec<u64>,
@@ -58,11 +58,11 @@ pub struct Series {
     pub verdict: Verdict,
 }
 
-/// Whether something is flat.
+/// Whether a quantity is flat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// As it has to be.
+    /// The quantity follows its rule.
     Flat,
     /// The count has changed against the rule.
     NotFlat,
@@ -78,28 +78,28 @@ pub struct Samples {
     end: Inventory,
 }
 
-/// In how many stretches a run is shown.
+/// Number of stretches in which a run is shown.
 const STRETCHES: usize = 10;
-/// Fewer samples than this tell nothing of memory: an agent takes its share in the first rounds.
+/// Fewest samples for a judgement on memory, because an agent allocates in the first rounds.
 const ENOUGH: usize = 40;
 
 impl Samples {
-    /// The first look.
+    /// Adds the first sample.
     pub fn begin(&mut self, inventory: Inventory) {
         self.start.clone_from(&inventory);
         self.add(inventory);
     }
 
-    /// A look on the way.
+    /// Adds a sample during the run.
     pub fn add(&mut self, inventory: Inventory) {
         for (name, (value, _)) in inventory {
             self.during.entry(name).or_default().push(value);
         }
     }
 
-    /// One of the last looks, after the last round; whether everything is flat by now. What fades
-    /// counts as faded once it has been seen so: a look may fall into something that comes and
-    /// goes, such as a program that an agent runs.
+    /// Adds one of the last samples, after the last round; returns whether everything is flat by
+    /// now. A quantity that may fade counts as faded once a sample has shown it so, because a
+    /// sample may include something temporary, such as a program that an agent runs.
     pub fn settle(&mut self, inventory: Inventory) -> bool {
         let earlier = std::mem::replace(&mut self.end, inventory);
         for (name, (value, rule)) in &mut self.end {
@@ -117,7 +117,7 @@ impl Samples {
         self.during[name].last().copied()
     }
 
-    /// Whether all that can fade has, and all that must be there is.
+    /// Whether all surplus has faded, and all required objects exist.
     fn is_flat(&self) -> bool {
         self.names().all(|name| {
             let (before, after) = (value(&self.start, name), value(&self.end, name));
@@ -191,7 +191,7 @@ impl Samples {
 }
 
 impl Series {
-    /// What is wrong with it, if anything is.
+    /// The fault of the quantity, if any.
     pub fn complaint(&self) -> Option<String> {
         let Self {
             place,
@@ -210,7 +210,8 @@ impl Series {
     }
 }
 
-/// Medians of the second and the last quarter: in the first an agent takes what it needs anyway.
+/// Medians of the second and the last quarter, because an agent allocates in the first quarter
+/// anyway.
 fn halves(samples: &[u64]) -> (u64, u64) {
     let quarter = samples.len() / 4;
     let mut second = samples[quarter..2 * quarter].to_vec();
@@ -224,7 +225,7 @@ fn median(samples: &mut [u64]) -> u64 {
     samples.get(samples.len() / 2).copied().unwrap_or_default()
 }
 
-/// What is not there is none.
+/// The value of a quantity; a missing one counts as zero.
 fn value(inventory: &Inventory, name: &Name) -> u64 {
     inventory.get(name).map_or(0, |(value, _)| *value)
 }

@@ -1,4 +1,4 @@
-//! Where it happens: the lab, its Services, and the connections that are kept open.
+//! The stage of a soak: the lab, its Services, and the connections that are kept open.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -12,14 +12,13 @@ use crate::pace::Traffic;
 use crate::traffic::Endpoint;
 use crate::{Lab, Node, Options, Pod, fast_path};
 
-/// Pods of a node that stay.
+/// Number of permanent pods of a node.
 pub const PODS: usize = 2;
 /// The port that backends serve, and that of the Services.
 const PORT: u16 = 8080;
 const SERVICE_PORT: u16 = 80;
-/// Ended connections leave connection tracking soon, so that what is there at the end was
-/// forgotten. In seconds; those of datagrams are longer than any silence between two words of a
-/// conversation.
+/// Timeouts of connection tracking in seconds, short so that ended connections are forgotten before
+/// the end of the run. The timeouts of datagrams are longer than any silence within a conversation.
 const TIMEOUTS: &[(&str, u32)] = &[
     ("tcp_timeout_fin_wait", 5),
     ("tcp_timeout_close_wait", 5),
@@ -27,12 +26,12 @@ const TIMEOUTS: &[(&str, u32)] = &[
     ("tcp_timeout_time_wait", 5),
     ("tcp_timeout_close", 5),
     ("tcp_timeout_max_retrans", 20),
-    // Of connections that the fast path took over between a word and its acknowledgement.
+    // This is for connections that the fast path took over between data and its acknowledgement.
     ("tcp_timeout_unacknowledged", 20),
     ("udp_timeout", 10),
     ("udp_timeout_stream", 20),
     ("icmp_timeout", 5),
-    // IGMP, of devices that come up.
+    // This is for IGMP, which devices send when they come up.
     ("generic_timeout", 5),
 ];
 
@@ -56,7 +55,7 @@ impl Stage {
         let lab = Lab::up(Options {
             nodes: 3,
             pods: PODS,
-            // Above are the subnets of nodes that are made up.
+            // The invented nodes have their subnets above these.
             network: json!({
                 "Network": "10.244.0.0/16",
                 "SubnetMin": "10.244.1.0",
@@ -125,7 +124,7 @@ impl Stage {
         &self.services
     }
 
-    /// Opens a conversation with whoever is behind `target`.
+    /// Opens a conversation with the server behind `target`.
     pub fn call(
         &self,
         from: &Pod,
@@ -155,8 +154,8 @@ impl Stage {
         pairs.iter().map(start).collect()
     }
 
-    /// Lets both sides of every kept connection speak. One that breaks is opened again; returns
-    /// what broke.
+    /// Sends in both directions on every kept connection. A broken one is opened again; returns the
+    /// names of the broken ones.
     pub fn speak(&mut self) -> Result<Vec<String>> {
         let mut broken = Vec::new();
         for i in 0..self.companions.len() {
@@ -183,7 +182,8 @@ impl Stage {
         self.companions.len()
     }
 
-    /// After a round that failed: every agent runs, and what the round made is gone.
+    /// Restores the lab after a failed round: every agent runs, and all objects of the round are
+    /// removed.
     pub fn restore(&mut self) -> Result<()> {
         leases::delete_all(&self.lab)?;
         for node in self.lab.nodes() {
@@ -204,9 +204,9 @@ impl Stage {
     }
 }
 
-/// Gives every device the qdisc that filters of clsact need, before there is traffic: while Linux
-/// adds it to a device that is up, what the device sends is lost (`dev_deactivate()` in
-/// `qdisc_graft()`), whoever adds it.
+/// Gives every device the qdisc that filters of clsact need, before there is traffic. While Linux
+/// adds the qdisc to a device that is up, the device loses packets (`dev_deactivate()` in
+/// `qdisc_graft()`), whichever process adds it.
 fn give_qdiscs(node: &Node) -> Result<()> {
     let script = "for device in $(ls /sys/class/net); do
                       tc qdisc add dev $device clsact || exit

@@ -1,5 +1,5 @@
-//! Whether the machine lets us run: a virtual machine that is paused, or a control group that is
-//! frozen, makes every deadline pass at once, and nothing of that is the overlay's doing.
+//! Whether this process can run: a virtual machine that is paused, or a control group that is
+//! frozen, makes every deadline pass at once, without any fault of the overlay.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use super::Stall;
 
-/// How often it looks.
+/// Interval of the checks.
 const EVERY: Duration = Duration::from_millis(100);
-/// Later than this is a stall; deadlines of the checks are not much longer.
+/// A longer delay is a stall; deadlines of the checks are not much longer.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Watches until it is dropped.
+/// Watches for stalls until dropped.
 pub struct Stalls {
     seen: Arc<Mutex<Stall>>,
     stop: Arc<AtomicBool>,
@@ -43,7 +43,7 @@ impl Stalls {
 
     /// The stalls that are over.
     pub fn so_far(&self) -> Stall {
-        // One that has just ended is not written down yet.
+        // A stall that has just ended is not recorded yet.
         thread::sleep(2 * EVERY);
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,7 +10,7 @@ use overlay_tests::{BackendKind, Lab, Node, traffic, wait_until};
 
 use super::{lab, route};
 
-/// How long a node may take to see what the other has become.
+/// Longest time until a node notices the other's change.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
@@ -28,7 +28,7 @@ fn backends_change_without_leftovers() -> Result<()> {
         r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#,
     )?;
     restart(&one)?;
-    // The other node still speaks VXLAN: both say so by name.
+    // The other node still uses VXLAN: both nodes name the other's backend.
     rejected(&one, "vxlan")?;
     rejected(&two, "host-gw")?;
     let links = one.run(["ip", "link"])?;

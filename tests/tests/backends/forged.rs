@@ -10,9 +10,9 @@ use overlay_tests::{BackendKind, Lab, Namespace, wait_until};
 
 use super::{lab, wait_fast};
 
-/// How long a packet may take through the lab.
+/// Longest time of a packet through the lab.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The payload of what must not arrive, and of what must.
+/// Payload of the packet that must not arrive, and of the one that must.
 const FORGED: &[u8] = b"forged, to be refused";
 const HONEST: &[u8] = b"honest, to be carried";
 
@@ -23,7 +23,7 @@ fn a_pod_of_this_node_is_not_on_the_link_say_programs() -> Result<()> {
     let node = lab.node(2);
     forge(&lab)?;
     ensure!(packets(&node, "net_in", "foreign_inner_source")? == 1);
-    // From another MAC address than the peer's: no short cut, and no harm.
+    // From another MAC address than the peer's a packet takes no short cut, but does no harm.
     ensure!(packets(&node, "net_in", "unproven_source")? == 1);
     Ok(())
 }
@@ -38,8 +38,9 @@ fn a_pod_of_this_node_is_not_on_the_link_says_the_guard() -> Result<()> {
     Ok(())
 }
 
-/// Sends to a pod of the second node, from a host that is no node: as its neighbour, then as a pod
-/// of the first node. Only the latter arrives.
+/// Sends to a pod of the second node, from a host that is no node: first with the address of a pod
+/// of that node as source, then with that of a pod of the first node. Only the latter packet
+/// arrives.
 fn forge(lab: &Lab) -> Result<()> {
     let outside = lab.namespace("outside")?;
     let (from, to) = (mac(&outside)?, mac(&lab.node(2).namespace())?);

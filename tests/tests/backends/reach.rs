@@ -1,4 +1,4 @@
-//! Everybody reaches everybody, by both paths, and no packet between pods is encapsulated.
+//! All pods and nodes reach each other, by both paths, and no packet between pods is encapsulated.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use overlay_tests::{BackendKind, Lab, reach, traffic, wait_until};
 
 use super::{lab, route, wait_fast};
 
-/// How long a node may take to know its neighbour.
+/// Longest time until a node knows its neighbour.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[test]
@@ -33,16 +33,17 @@ fn direct_routing_by_the_fast_path() -> Result<()> {
     wait_fast(&lab)?;
     takes_the_short_cut(&lab)?;
     for node in lab.nodes() {
-        // The device is there, for nodes on other links.
+        // The device exists, for nodes on other links.
         node.run(["ip", "link", "show", "flannel.1"])?;
         ensure!(Counts::of(&node)?.encapsulated == 0);
     }
     Ok(())
 }
 
-/// Everybody reaches everybody, and plain traffic takes the fast path both ways on every node.
+/// All pods and nodes reach each other, and plain traffic takes the fast path both ways on every
+/// node.
 fn takes_the_short_cut(lab: &Lab) -> Result<()> {
-    // No node is known by a MAC address before nodes have talked to each other.
+    // A node's MAC address is unknown before nodes have talked to each other.
     let [one, two] = [(1, 1), (2, 1)].map(|(node, pod)| reach::of_pod(&lab.pod(node, pod)));
     let unproven = || -> Result<u64> {
         let nodes = lab.nodes().into_iter();
@@ -73,7 +74,7 @@ fn takes_the_short_cut(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Lease, routes, devices and MTU are those of flannel's host-gw.
+/// Lease, routes, devices and MTU are like those of flannel's host-gw.
 fn is_as_flannel_leaves_it(lab: &Lab) -> Result<()> {
     for (node, other) in [(lab.node(1), lab.node(2)), (lab.node(2), lab.node(1))] {
         let route = route(&node, &other)?;

@@ -1,4 +1,4 @@
-//! What a container runtime, or its disk, may hand to the plugin.
+//! Bad input for the plugin from a container runtime, or from its disk.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::lab;
 use crate::witness::{all_is_well, talks};
 
-/// The error that the plugin answers: in JSON with a code and a text, and a bad exit status.
+/// The plugin's error: JSON with a code and a text, and a bad exit status.
 pub(super) fn cni_error(output: &Output) -> Result<Value> {
     let answer = String::from_utf8_lossy(&output.stdout);
     let complaint = String::from_utf8_lossy(&output.stderr);
@@ -41,7 +41,7 @@ pub(super) fn call(node: &Node, variables: &[(&str, &str)], input: &[u8]) -> Res
         .stderr(Stdio::piped());
     let mut child = namespace.start(&mut plugin)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A plugin that refuses early does not read it all.
+        // A plugin that refuses early does not read its whole input.
         let _ = stdin.write_all(input);
     }
     Ok(child.wait_with_output()?)
@@ -144,7 +144,7 @@ fn bad_cni_calls_are_answered_and_leave_nothing_behind() -> Result<()> {
         addresses()?
     );
 
-    // Much is not wrong: the answer is what an ordinary configuration gets.
+    // Many unusual inputs are valid: the result is that of an ordinary configuration.
     let outside = lab.namespace("outside")?.path();
     let mut add = add;
     add[2].1 = outside.to_str().context("a path")?;
@@ -167,7 +167,7 @@ fn bad_cni_calls_are_answered_and_leave_nothing_behind() -> Result<()> {
     all_is_well(&lab, talks)
 }
 
-/// Files of addresses that no living container has, or that make no sense.
+/// Files of addresses that no existing container has, or that are malformed.
 fn allocations(lab: &Lab, node: &Node) -> Result<()> {
     const DIR: &str = "/var/lib/cni/networks/cbr0";
     let subnet = node.subnet()?.network().octets();
@@ -188,8 +188,8 @@ fn allocations(lab: &Lab, node: &Node) -> Result<()> {
         answer.status.success(),
         "a pod made among them has no network"
     );
-    // Garbage collection frees what the runtime does not know, and nothing else. What it cannot
-    // free it names.
+    // Garbage collection frees the addresses that the runtime does not know, and nothing else. It
+    // names those that it cannot free.
     let Err(complaint) = node.collect_garbage() else {
         bail!("a directory was freed");
     };

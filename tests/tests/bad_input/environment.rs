@@ -1,4 +1,4 @@
-//! Flags, files, pins, privileges, ports, the store: what an agent finds on its node.
+//! Bad flags, files, pins, privileges, ports and stores for an agent on its node.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -15,7 +15,7 @@ use crate::witness::{all_is_well, log_length, talks, wait_log};
 use crate::{PATIENCE, lab};
 use overlay_tests::pins::MAPS;
 
-/// How long a program may run that must end by itself, in seconds.
+/// Longest run of a program that must end by itself, in seconds.
 const END: &str = "10";
 
 #[test]
@@ -33,7 +33,7 @@ fn a_bad_environment_is_explained_and_survived() -> Result<()> {
     all_is_well(&lab, talks)
 }
 
-/// Runs a second agent that must give up by itself, and returns what it says.
+/// Runs a second agent that must end by itself, and checks its message.
 fn gives_up(node: &Node, flags: &[&str], words: &[&str]) -> Result<()> {
     let mut line = vec!["timeout", END, "overlayd"];
     line.extend(flags);
@@ -75,7 +75,7 @@ fn flags_are_explained(node: &Node) -> Result<()> {
         ],
         &["0.0.0.0:8081", "in use", "--healthz-port"],
     )?;
-    // A wrong device is told with those that there are.
+    // The error for a wrong device lists the existing ones.
     let store = "/run/aside-store";
     node.run(["mkdir", "-p", store])?;
     let write = format!("echo '{{\"Network\":\"10.9.0.0/16\"}}' > {store}/config");
@@ -91,7 +91,7 @@ fn flags_are_explained(node: &Node) -> Result<()> {
         &[aside, &store, "--healthz-port=0", "--iface-regex=("],
         &["--iface-regex", "("],
     )?;
-    // Two agents would write each other's rules and pins.
+    // Two agents would overwrite each other's rules and pins.
     gives_up(
         node,
         &[aside, &store, "--healthz-port=0"],
@@ -99,7 +99,7 @@ fn flags_are_explained(node: &Node) -> Result<()> {
     )
 }
 
-/// A file that the node's network needs is nonsense.
+/// A file that the node's network needs is malformed.
 fn subnet_file(node: &Node) -> Result<()> {
     const FILE: &str = "/run/flannel/subnet.env";
     let good = node.read_file(FILE)?;
@@ -109,20 +109,20 @@ fn subnet_file(node: &Node) -> Result<()> {
         "FLANNEL_SUBNET=10.244.999.1/24\n",
         "\\0\\377\\0",
     ] {
-        // Under a running agent it is mended in its next round.
+        // A running agent repairs the file in its next round.
         node.run(["sh", "-c", &format!("printf '{text}' > {FILE}")])?;
         wait_until("the file to be mended", 2 * PATIENCE, || {
             node.read_file(FILE).is_ok_and(|text| text == good)
         })
         .with_context(|| format!("{text:?}"))?;
-        // Without one, the plugin says so and who can help.
+        // Without an agent, the plugin names the problem and the cure.
         node.stop_agent(Signal::SIGTERM)?;
         node.run(["sh", "-c", &format!("printf '{text}' > {FILE}")])?;
         let status = node.cni("STATUS", None, &[("cniVersion", json!("1.1.0"))])?;
         let error = cni_error(&status).with_context(|| format!("{text:?}"))?;
         let told = format!("{} {}", error["msg"], error["details"]);
         ensure!(told.contains(FILE) && told.contains("overlayd"), "{told}");
-        // An agent that starts finds its subnet by its lease.
+        // A starting agent finds its subnet by its lease.
         node.start_agent(&[])?;
         ensure!(
             node.read_file(FILE)? == good,
@@ -132,7 +132,7 @@ fn subnet_file(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What is pinned is not what the agent left.
+/// The pins are not those that the agent left.
 fn pins(node: &Node) -> Result<()> {
     let swap = |script: &str| -> Result<usize> {
         node.stop_agent(Signal::SIGTERM)?;
@@ -151,9 +151,9 @@ fn pins(node: &Node) -> Result<()> {
          bpftool map create {MAPS}/$map type array key 4 value 4 entries 1 name $map; done"
     ))?;
     wait_log(node, log, &["ov_config4", "ov_pods4", "ov_counters"])?;
-    // Pins that are gone are no cause for a word, but must not cost a packet either.
+    // Missing pins need no message, but must not cost a packet either.
     swap(&format!("rm {MAPS}/ov_peers4 {MAPS}/ov_vteps4"))?;
-    // A pin that is no map: a program.
+    // A pin of another kind than a map: a program.
     let log = swap(&format!(
         "rm {MAPS}/ov_vteps4; \
          id=$(bpftool -j prog show name ov_net_in | sed 's/.*\"id\":\\([0-9]*\\).*/\\1/'); \
@@ -167,8 +167,8 @@ fn pins(node: &Node) -> Result<()> {
         status["fast_path"]
     );
 
-    // No BPF file system where the flag says: the kernel path carries everything, and the node says
-    // why.
+    // There is no BPF file system at the flag's path: the kernel path carries all packets, and the
+    // node reports the cause.
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&["--bpffs=/tmp"])?;
     let answer = node.http_get("/readyz")?.body;
@@ -180,7 +180,7 @@ fn pins(node: &Node) -> Result<()> {
     node.start_agent(&[])
 }
 
-/// Files that cannot be written where the flags want them.
+/// Files that cannot be written at the flags' paths.
 fn paths(node: &Node) -> Result<()> {
     node.stop_agent(Signal::SIGTERM)?;
     gives_up(
@@ -194,7 +194,8 @@ fn paths(node: &Node) -> Result<()> {
     node.start_agent(&[])
 }
 
-/// The packet filter's tools are not installed: what needs them is named, everything else works.
+/// The packet filter's tools are not installed: the agent names the parts that need them, and all
+/// other parts work.
 fn tools(lab: &Lab, node: &Node) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let script = wrapped_agent(lab, directory.path(), "/usr/bin/env PATH=/nowhere")?;
@@ -211,7 +212,7 @@ fn tools(lab: &Lab, node: &Node) -> Result<()> {
     node.start_agent(&[])
 }
 
-/// Waits until the agent says that it is not ready, with all of `words`.
+/// Waits until the agent reports that it is not ready, with all of `words`.
 fn wait_unready(node: &Node, words: &[&str]) -> Result<()> {
     let told = || {
         let answer = node.http_get("/readyz")?;
@@ -224,9 +225,9 @@ fn wait_unready(node: &Node, words: &[&str]) -> Result<()> {
     .with_context(|| format!("{:?} {}", node.http_get("/readyz"), node.agent_log_tail()))
 }
 
-/// An agent that may not do all it has to.
+/// An agent that lacks a needed permission.
 fn permissions(lab: &Lab, node: &Node) -> Result<()> {
-    // Nodes have a `/run` of their own.
+    // The directory is outside of `/run`, because nodes have separate ones.
     let directory = tempfile::tempdir()?;
     let without = |capabilities: &[&str]| {
         let drop: Vec<String> = capabilities.iter().map(|it| format!("-{it}")).collect();
@@ -253,7 +254,7 @@ fn permissions(lab: &Lab, node: &Node) -> Result<()> {
     node.start_agent(&[])
 }
 
-/// A script that starts the agent by way of another program.
+/// A script that starts the agent by another program.
 fn wrapped_agent(lab: &Lab, directory: &Path, wrapper: &str) -> Result<PathBuf> {
     let agent = lab.options().bin_dir.join("overlayd");
     let script = directory.join("agent");

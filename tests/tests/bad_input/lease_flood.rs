@@ -11,15 +11,15 @@ use crate::leases::{SUBNETS, lease};
 use crate::witness::{all_is_well, talks};
 use crate::{PATIENCE, lab};
 
-/// How many leases are written, as fast as etcd takes them.
+/// Number of leases that are written, as fast as etcd accepts them.
 const STORM: usize = 20_000;
-/// Writes under way at a time.
+/// Number of concurrent writes.
 const AT_A_TIME: usize = 32;
-/// Memory that an agent may grow by, in KiB: some times what its leases take, far less than all
-/// that was written.
+/// Largest growth of an agent's memory, in KiB: several times the size of its leases, but far less
+/// than all that was written.
 const GROWTH: u64 = 64 * 1024;
 
-/// What an agent has used.
+/// The resources that an agent has used.
 struct Usage {
     resident_kib: u64,
     cpu: Duration,
@@ -45,8 +45,8 @@ fn usage(node: &Node) -> Result<Usage> {
 }
 
 /// The key and value of the `number`-th write: believable leases that move all the time, and
-/// nonsense. The nodes' own subnets are left out: who writes those takes them away, which is
-/// another test's.
+/// malformed ones. The nodes' own subnets are left out, because a writer of those takes them away,
+/// which another test covers.
 fn write(number: usize, taken: [usize; 2]) -> (String, String) {
     let free: Vec<usize> = (20..220).filter(|it| !taken.contains(it)).collect();
     let subnet = free[number % free.len()];
@@ -73,7 +73,7 @@ fn write(number: usize, taken: [usize; 2]) -> (String, String) {
     (key, value)
 }
 
-/// Writes all of the storm.
+/// Makes all writes of the storm.
 async fn storm(endpoint: &str, taken: [usize; 2]) -> Result<()> {
     let client = Client::connect([endpoint], None).await?;
     let writer = |first: usize| {
@@ -123,7 +123,7 @@ fn a_storm_of_leases_disturbs_nobody() -> Result<()> {
         before.resident_kib,
         after.resident_kib
     );
-    // What is left over is served, and goes when it is deleted.
+    // The remaining leases are served, and removed when they are deleted.
     first.wait_ready(6 * PATIENCE)?;
     let keys = lab.etcdctl(&["get", "--prefix", "--keys-only", SUBNETS])?;
     ensure!(keys.lines().count() > 100, "the storm left nothing: {keys}");
@@ -137,7 +137,7 @@ fn a_storm_of_leases_disturbs_nobody() -> Result<()> {
     all_is_well(&lab, talks)
 }
 
-/// Deletes the keys from `low` to `high` but for two.
+/// Deletes the keys from `low` to `high` except two.
 fn delete_all_but(
     lab: &overlay_tests::Lab,
     low: &str,

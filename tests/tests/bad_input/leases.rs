@@ -1,4 +1,4 @@
-//! Leases that anybody may have written.
+//! Leases that any writer of the store may have written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use crate::witness::{all_is_well, log_length, log_since, talks};
 use crate::{PATIENCE, lab};
 
-/// Where flannel keeps its leases in etcd.
+/// The prefix of flannel's leases in etcd.
 pub(super) const SUBNETS: &str = "/coreos.com/network/subnets";
 
-/// The leases that a node does not believe, as its status tells them.
+/// The leases that a node does not believe, as listed in its status.
 fn rejected(node: &Node) -> Result<BTreeMap<String, String>> {
     let status = node.json(["overlayctl", "status", "--output", "json"])?;
     let list = status["rejected"].as_array().context("no list")?.clone();
@@ -138,7 +138,7 @@ fn hostile_leases_are_refused_by_name_and_cost_nobody_anything() -> Result<()> {
     ];
     let log = log_length(&first);
     for (key, value, _) in &hostile {
-        // By standard input: a value may be longer than a command line.
+        // The value goes by standard input, because it may be longer than a command line.
         put(&lab, &format!("{SUBNETS}/{key}"), value)?;
     }
     wait_until("all to be refused", PATIENCE, || {
@@ -176,7 +176,7 @@ fn hostile_leases_are_refused_by_name_and_cost_nobody_anything() -> Result<()> {
     }
     ensure!(first.overlay_routes()? == 1, "a route to a hostile lease");
 
-    // What is mended is believed.
+    // A corrected lease is believed.
     put(
         &lab,
         &format!("{SUBNETS}/10.244.240.0-24"),
@@ -189,7 +189,7 @@ fn hostile_leases_are_refused_by_name_and_cost_nobody_anything() -> Result<()> {
     wait_until("its end", PATIENCE, || {
         first.overlay_routes().is_ok_and(|it| it == 1)
     })?;
-    // An agent that starts among them takes its own lease again.
+    // An agent that starts among these leases finds its own lease again.
     first.stop_agent(Signal::SIGKILL)?;
     first.start_agent(&[])?;
     ensure!(first.subnet()? == own, "the node lost its subnet");
@@ -197,7 +197,7 @@ fn hostile_leases_are_refused_by_name_and_cost_nobody_anything() -> Result<()> {
     all_is_well(&lab, talks)
 }
 
-/// Puts a key into etcd; the value by standard input.
+/// Writes a key to etcd; the value goes by standard input.
 fn put(lab: &Lab, key: &str, value: &str) -> Result<()> {
     let namespace = lab.namespace("store")?;
     let mut command = namespace.command("etcdctl");
@@ -242,7 +242,7 @@ fn thousands_of_leases_are_served_and_forgotten() -> Result<()> {
     for i in 0..MANY {
         let (high, low) = (i / 250, i % 250 + 1);
         let mac = format!("02:00:00:01:{high:02x}:{low:02x}");
-        // Written aside first, as whoever shares the directory has to.
+        // Written to another file first, as every process that shares the directory has to do.
         let aside = leases.join(".aside");
         fs::write(&aside, lease(&format!("172.20.{high}.{low}"), &mac))?;
         fs::rename(&aside, name(i))?;
@@ -251,7 +251,7 @@ fn thousands_of_leases_are_served_and_forgotten() -> Result<()> {
         |wanted: usize| move |node: &Node| node.overlay_routes().is_ok_and(|it| it == wanted);
     wait_until("all routes", 6 * PATIENCE, || routes(MANY + 1)(&first))
         .with_context(|| format!("{:?}", first.overlay_routes()))?;
-    // A peer with an MTU is one that the fast path serves.
+    // A peer with an MTU in its status is served by the fast path.
     let served = || -> Result<usize> {
         let status = first.json(["overlayctl", "status", "--output", "json"])?;
         let peers = status["peers"].as_array().context("no peers")?;
@@ -274,7 +274,7 @@ fn thousands_of_leases_are_served_and_forgotten() -> Result<()> {
     wait_until("the neighbours' end", PATIENCE, || {
         neighbours("nud permanent").is_ok_and(|it| it.lines().count() == 1)
     })?;
-    // The kernel would keep a failed one of whatever the agent still sent to a node that had gone.
+    // The kernel would keep a failed entry if the agent still sent to a removed node.
     let all = neighbours("nud all")?;
     ensure!(
         all.lines().filter(|it| !it.contains("NOARP")).count() == 1,

@@ -1,4 +1,4 @@
-//! Bad input of every kind is told clearly, costs no pod a connection and brings no agent down.
+//! Bad input of every kind is reported clearly, costs no pod a connection and ends no agent.
 
 mod cni;
 mod environment;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 use overlay_tests::{Lab, Options, StoreKind};
 
-/// How long an agent may take to tell what it thinks of something.
+/// Longest time until an agent reports bad input.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn lab(name: &str, nodes: usize, store: StoreKind) -> Result<Lab> {

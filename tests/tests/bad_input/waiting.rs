@@ -1,4 +1,5 @@
-//! What the plugin may have to wait for in vain: it says so in time, and the runtime can try again.
+//! Waits of the plugin that may be in vain: the plugin reports them in time, and the runtime can
+//! try again.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,11 +12,11 @@ use crate::cni::{call, cni_error};
 use crate::witness::{all_is_well, talks};
 use crate::{PATIENCE, lab};
 
-/// The number by which CNI asks the runtime to try again later.
+/// CNI's number for an error after which the runtime should try again later.
 const TRY_AGAIN: u64 = 11;
-/// STATUS: an ADD would fail.
+/// STATUS's number for "an ADD would fail".
 const UNAVAILABLE: u64 = 50;
-/// Where the addresses are.
+/// The directory of addresses.
 const ADDRESSES: &str = "/var/lib/cni/networks/cbr0";
 
 #[test]
@@ -26,7 +27,7 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
     let addresses = || node.run(["ls", ADDRESSES]);
     let devices = || node.run(["ls", "/sys/class/net"]);
     let before = (addresses()?, devices()?);
-    // A namespace that lives as long as its process.
+    // This namespace exists as long as its process.
     let sleeper = node.spawn(["unshare", "--net", "sleep", "600"])?;
     let netns = format!("/proc/{}/ns/net", sleeper.process()?.pid);
     let own = node
@@ -48,7 +49,7 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
     let masquerading =
         r#"{"name":"cbr0","type":"flannel","cniVersion":"1.1.0","delegate":{"ipMasq":true}}"#;
 
-    // Another process keeps the lock.
+    // Another process holds the lock.
     let lock = format!("{ADDRESSES}/lock");
     let holder = node.spawn(["flock", "--no-fork", &lock, "sleep", "600"])?;
     wait_until("the lock to be held", PATIENCE, || {
@@ -93,7 +94,7 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
             "{verb}: {error}"
         );
     }
-    // The address is kept until a DEL goes through, because it may still be masqueraded.
+    // The address stays allocated until a DEL succeeds, because it may still be masqueraded.
     let deleted = call(&node, &variables("DEL"), masquerading.as_bytes())?;
     ensure!(deleted.status.success(), "{deleted:?}");
     ensure!(
@@ -101,7 +102,7 @@ fn cni_calls_do_not_wait_for_ever() -> Result<()> {
         "a call left something"
     );
 
-    // And everything works again.
+    // Afterwards all calls work again.
     for verb in ["ADD", "DEL"] {
         let answer = call(&node, &variables(verb), masquerading.as_bytes())?;
         ensure!(answer.status.success(), "{verb}: {answer:?}");

@@ -1,4 +1,4 @@
-//! The witnesses of anything that goes wrong: pods that talk all the time, and the agents' logs.
+//! Two ways to detect a failure: pods that talk all the time, and the agents' logs.
 
 use std::fs;
 
@@ -36,7 +36,7 @@ pub(super) fn talks(lab: &Lab) -> Result<Vec<Talk>> {
     Ok(talks)
 }
 
-/// Ends the conversations, and looks for panics in every log.
+/// Ends the conversations, and searches every log for panics.
 pub(super) fn all_is_well(lab: &Lab, talks: Vec<Talk>) -> Result<()> {
     talks.into_iter().try_for_each(Talk::end)?;
     for node in lab.nodes() {
@@ -46,7 +46,7 @@ pub(super) fn all_is_well(lab: &Lab, talks: Vec<Talk>) -> Result<()> {
     Ok(())
 }
 
-/// What the agent has logged since `start`.
+/// The agent's log since `start`.
 pub(super) fn log_since(node: &Node, start: usize) -> String {
     let log = fs::read(node.agent_log()).unwrap_or_default();
     String::from_utf8_lossy(log.get(start..).unwrap_or_default()).into_owned()

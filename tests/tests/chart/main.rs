@@ -1,5 +1,5 @@
-//! The Helm chart, rendered by what little of Helm's templates it uses: with the default values it
-//! is the manifest. Its values are judged by its schema, as Helm does.
+//! The Helm chart, rendered by the few functions of Helm's templates that it uses: with the default
+//! values the result is the manifest. The schema judges the chart's values, as in Helm.
 
 mod schema;
 mod template;
@@ -10,7 +10,7 @@ const TEMPLATE: &str = include_str!("../../../deploy/chart/templates/overlay.yml
 const VALUES: &str = include_str!("../../../deploy/chart/values.yaml");
 const SCHEMA: &str = include_str!("../../../deploy/chart/values.schema.json");
 const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
-/// The manifest's namespace, which Helm is told by `--namespace`.
+/// The manifest's namespace, which Helm gets by `--namespace`.
 const NAMESPACE: &str = "kube-overlay";
 
 fn parse(yaml: &str) -> Vec<Value> {
@@ -33,7 +33,7 @@ fn chart(change: impl FnOnce(&mut Value)) -> Vec<Value> {
     parse(&template::rendered(TEMPLATE, &root))
 }
 
-/// What the schema says against values.
+/// The schema's objections to values.
 fn faults(values: &Value) -> Vec<String> {
     let schema = serde_json::from_str(SCHEMA).expect("JSON");
     schema::faults(&schema, values, "")
@@ -189,7 +189,7 @@ fn values_that_this_chart_does_not_follow_are_refused() {
     }
 }
 
-/// Nothing is described that is not there, and nothing is read that nobody may set.
+/// The template, the values and the schema name the same settings.
 #[test]
 fn template_values_and_schema_name_the_same() {
     let (values, schema): (_, Value) = (values(), serde_json::from_str(SCHEMA).expect("JSON"));

@@ -1,12 +1,12 @@
-//! What little of JSON Schema the chart's values are described by. A whole validator would bring
-//! forty crates.
+//! The few parts of JSON Schema that describe the chart's values, because a whole validator would
+//! bring forty crates.
 
 use serde_json::Value;
 
-/// Words that describe and do not demand.
+/// Keywords that describe without a requirement.
 const COMMENTS: [&str; 3] = ["$schema", "title", "description"];
 
-/// What is wrong with a value, `at` its path from the root.
+/// The faults of a value; `at` is its path from the root.
 pub fn faults(schema: &Value, value: &Value, at: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let words = schema.as_object().expect("a schema is an object");

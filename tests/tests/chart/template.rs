@@ -1,4 +1,5 @@
-//! What little of Helm's templates the chart uses: `if`, `else`, `range`, `toJson`, and values.
+//! The few parts of Helm's templates that the chart uses: `if`, `else`, `range`, `toJson`, and
+//! values.
 
 use std::fmt::Write as _;
 
@@ -11,7 +12,7 @@ enum Piece<'t> {
     Action(&'t str),
 }
 
-/// Text and actions in turn. `{{-` and `-}}` take the white space beside them away.
+/// Text and actions in turn. `{{-` and `-}}` remove the adjacent white space.
 fn pieces(mut template: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     while let Some((text, rest)) = template.split_once("{{") {
@@ -34,7 +35,7 @@ fn pieces(mut template: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// What `.a.b` is, of the whole or of what a `range` is at.
+/// The value of `.a.b`, in the whole or in the present element of a `range`.
 fn value<'v>(path: &str, root: &'v Value, dot: &'v Value) -> &'v Value {
     if path == "." {
         return dot;
@@ -44,7 +45,7 @@ fn value<'v>(path: &str, root: &'v Value, dot: &'v Value) -> &'v Value {
     found.unwrap_or_else(|| panic!("the values have no {path}"))
 }
 
-/// As Go's templates have it.
+/// Truth of a value as in Go's templates.
 fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -56,13 +57,13 @@ fn is_true(value: &Value) -> bool {
     }
 }
 
-/// Whether the block that `rest` begins with and `left` follows has another one for the other case.
+/// Whether the block at the begin of `rest`, before `left`, has another block for the other case.
 fn ends_with_else(rest: &[Piece<'_>], left: &[Piece<'_>]) -> bool {
     let last = rest.len().checked_sub(left.len() + 1).map(|at| &rest[at]);
     matches!(last, Some(Piece::Action("else")))
 }
 
-/// Renders until the end of this block; returns what is left behind it.
+/// Renders until the end of this block; returns the pieces behind the block.
 fn render<'p, 't>(
     mut pieces: &'p [Piece<'t>],
     root: &Value,

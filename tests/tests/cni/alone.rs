@@ -1,4 +1,4 @@
-//! Pods that come and go while no agent runs.
+//! Pods that are added and deleted while no agent runs.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use serde_json::json;
 use crate::{Attachment, NOTICED, lab};
 use overlay_tests::pins::PINS;
 
-/// How long nothing more must come.
+/// Time of silence after which no further packet is expected.
 const QUIET: Duration = Duration::from_millis(500);
-/// Sends from an address to another; says whether any of it arrives there.
+/// Sends from one address to another; returns whether any packet arrives.
 fn arrives(from: &Pod, source: std::net::Ipv4Addr, to: &Pod) -> Result<bool> {
     let socket = RawSocket::open(&to.namespace(), "eth0")?;
-    // An address that is asked for already would be asked for in the name of the sender before.
+    // An ARP request for a known address would still have the former source.
     from.run(["ip", "neigh", "flush", "dev", "eth0"])?;
     let line = format!("ping -c3 -i0.2 -W1 -I {source} {}", to.address());
     from.exec(line.split(' '))?;
-    // Where an IPv4 header has its source, behind Ethernet.
+    // Position of the source in an IPv4 header behind Ethernet.
     let is_it = |frame: &[u8]| {
         frame.get(12..14) == Some(&[8, 0]) && frame.get(26..30) == Some(&source.octets())
     };
@@ -36,8 +36,8 @@ fn refused(node: &Node) -> Result<u64> {
     Ok(by("fast_path") + by("kernel_path"))
 }
 
-/// A pod that pretends to be its neighbour is refused, towards a neighbour and another node; an
-/// honest packet of it passes.
+/// A pod that uses its neighbour's address is refused, towards a neighbour and another node; its
+/// honest packets pass.
 fn cannot_pretend(lab: &Lab, pod: &Pod) -> Result<()> {
     let neighbour = lab.pod(1, 1).address();
     for to in [lab.pod(1, 2), lab.pod(2, 1)] {
@@ -59,7 +59,7 @@ fn cannot_pretend(lab: &Lab, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// What is left on a node of a pod that is gone.
+/// The objects of a deleted pod that are left on a node.
 fn left_of(node: &Node, pod: &Pod, device: &str, index: &str) -> Result<Vec<String>> {
     let script = format!(
         "ls {PINS}/links 2>/dev/null | grep '_{index}$'
@@ -81,12 +81,12 @@ fn without_an_agent(name: &str, fast_path: &str) -> Result<()> {
     let node = lab.node(1);
     let is_fast = fast_path == "auto";
     if is_fast {
-        // The agent pins everything before the agent takes the first pod over.
+        // The agent pins all objects before it adopts the first pod.
         wait_for_path(&node, &lab.pod(1, 1).address().to_string(), "fast")?;
     }
     node.stop_agent(Signal::SIGKILL)?;
     if is_fast {
-        // Only programs judge.
+        // Without this table only programs judge.
         node.exec(["nft", "delete", "table", "bridge", "overlay_guard"])?;
     }
     let pods = [lab.add_pod(1)?, lab.add_pod(1)?];
@@ -95,7 +95,7 @@ fn without_an_agent(name: &str, fast_path: &str) -> Result<()> {
         cannot_pretend(&lab, pod)?;
     }
 
-    // One goes while nobody looks: nothing of it is left.
+    // One pod is deleted while no agent runs: nothing of it may be left.
     let [gone, stays] = pods;
     let device = gone.host_interface()?;
     let index = node.run(["cat", &format!("/sys/class/net/{device}/ifindex")])?;
@@ -128,22 +128,23 @@ fn a_pod_made_without_an_agent_cannot_pretend_where_nftables_judge() -> Result<(
     without_an_agent("alone-nft", "off")
 }
 
-/// The plugin tells the programs whose address it is: a container with two interfaces may send from
-/// the address of one by the other.
+/// The plugin tells the programs which container has an address: a container with two interfaces
+/// may send from the address of one by the other.
 #[test]
 fn a_container_made_without_an_agent_may_answer_by_its_other_interface() -> Result<()> {
     let lab = lab("siblings", 1, "auto")?;
     let (node, target) = (lab.node(1), lab.pod(1, 1).address());
     wait_for_path(&node, &target.to_string(), "fast")?;
     node.stop_agent(Signal::SIGKILL)?;
-    // Only programs judge.
+    // Without this table only programs judge.
     node.exec(["nft", "delete", "table", "bridge", "overlay_guard"])?;
     let conf = json!({"name": "cbr0", "type": "flannel", "cniVersion": "1.1.0"});
     let container = Attachment::new(&lab, 1, "two")?;
     let first = container.answer("ADD", &conf, &[])?;
     let netns = format!("--net={}", container.netns);
     let inside = |script: &str| node.run(["nsenter", &netns, "sh", "-c", script]);
-    // The routes are those of the second interface, as whoever attaches it has to see to.
+    // The routes are those of the second interface, which are the duty of the caller that attaches
+    // it.
     inside("ip route del 10.244.0.0/16; ip route del default; true")?;
     container.answer("ADD", &conf, &[("CNI_IFNAME", "net1")])?;
     let own = first["ips"][0]["address"].as_str().context("an address")?;
@@ -166,7 +167,7 @@ fn slow(node: &Node, cause: &str) -> Result<u64> {
     Ok(status(node)?["slow_path"][cause].as_u64().unwrap_or(0))
 }
 
-/// Pins of another version, or none at all, are nobody's business.
+/// Pins of another version, or missing pins, do not matter.
 #[test]
 fn a_pod_is_made_whatever_is_pinned() -> Result<()> {
     let lab = lab("pinned", 1, "auto")?;

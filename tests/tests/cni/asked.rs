@@ -1,4 +1,4 @@
-//! Addresses that a runtime asks for.
+//! Addresses that a runtime requests.
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::Lab;
@@ -12,7 +12,8 @@ fn conf() -> Value {
     json!({"name": "cbr0", "type": "flannel", "cniVersion": "1.1.0"})
 }
 
-/// The ways in which an address and a MAC can be asked for, by the specification's conventions.
+/// The ways in which an address and a MAC address can be requested, by the specification's
+/// conventions.
 fn ways(address: &str) -> Vec<(Value, String)> {
     let mut by_args = conf();
     by_args["args"] = json!({"cni": {"ips": [address], "mac": MAC}});
@@ -81,7 +82,7 @@ fn what_cannot_be_given_is_said() -> Result<()> {
     let error = pod.error("ADD", &conf(), &[("CNI_ARGS", "no pair")])?;
     ensure!(error["code"] == 4, "{error}");
     ensure!(taken(&node)? == before, "an address stays taken");
-    // Nothing of this concerns DEL.
+    // DEL ignores all of these.
     pod.answer("DEL", &conf(), &[("CNI_ARGS", "IP=nonsense")])?;
     lab.down()
 }

@@ -53,7 +53,7 @@ fn pods_on_a_bridge_of_another_name_are_fast_and_guarded() -> Result<()> {
     lab.down()
 }
 
-/// Two bridges would have the same subnet, and the node a route to one of them.
+/// Two bridges would have the same subnet, and the node a route to only one of them.
 #[test]
 fn a_second_bridge_is_refused() -> Result<()> {
     let lab = lab("bridges", 1, "off")?;

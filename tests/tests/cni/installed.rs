@@ -1,4 +1,4 @@
-//! What an installation writes, and what runtimes do with it.
+//! The files of an installation, and their use by runtimes.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -102,7 +102,7 @@ fn the_list_is_of_the_highest_version_that_all_plugins_speak() -> Result<()> {
     Ok(())
 }
 
-/// Where somebody else writes the configuration, no other plugin is asked for either.
+/// Where another program writes the configuration, no other plugin is required either.
 #[test]
 fn the_plugin_alone_is_installed_where_asked_for() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -124,7 +124,7 @@ fn the_plugin_alone_is_installed_where_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// A runtime that does not know the latest version still makes containers with the list.
+/// A runtime that does not know the latest version can still use the list.
 #[test]
 fn an_older_runtime_works_with_what_is_installed() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -146,7 +146,8 @@ fn an_older_runtime_works_with_what_is_installed() -> Result<()> {
     lab.down()
 }
 
-/// As libcni calls it: the list's name and version, and what is valid under both names of the key.
+/// Calls as libcni makes them: with the list's name and version, and with the valid attachments
+/// under both names of the key.
 #[test]
 fn a_runtime_that_knows_them_gets_status_and_garbage_collection() -> Result<()> {
     let lab = lab("status", 1, "off")?;
@@ -172,12 +173,12 @@ fn a_runtime_that_knows_them_gets_status_and_garbage_collection() -> Result<()> 
     lab.pod(1, 1)
         .run(["ping", "-c1", "-W2", &lab.pod(1, 2).address().to_string()])?;
 
-    // Without what the agent writes no pod can be made; those that are there go on.
+    // Without the agent's file no pod can be added; existing pods keep working.
     node.stop_agent(nix::sys::signal::Signal::SIGTERM)?;
     node.run(["mv", "/run/flannel/subnet.env", "/run/flannel/away"])?;
     let error = dead.error("STATUS", &conf, &[])?;
     ensure!(error["code"] == 50, "{error}");
-    // Runtimes show the kubelet both.
+    // Runtimes pass both texts to the kubelet.
     let told = format!("{}; {}", error["msg"], error["details"]).replace('"', "");
     let begin = "pods cannot be added now; cannot read /run/flannel/subnet.env: ";
     let end = "check that overlayd runs and reaches its store";

@@ -1,4 +1,4 @@
-//! Calls that others make slow, or that come late.
+//! Calls that other programs delay, or that come late.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{Attachment, NOTICED, lab, taken};
 
-/// The plugin's calls that take back a pod do not wait for packet filters that they never wrote to.
+/// Calls that remove a pod do not wait for packet filters that the plugin never wrote to.
 #[test]
 fn a_pod_that_was_not_masqueraded_goes_without_the_lock_of_iptables() -> Result<()> {
     let lab = lab("xtables", 1, "off")?;
@@ -34,7 +34,7 @@ fn a_pod_that_was_not_masqueraded_goes_without_the_lock_of_iptables() -> Result<
     pod.answer("DEL", &conf, &slow)?;
     ensure!(taken(&node)? == before, "the address stays taken");
 
-    // Nor does garbage collection, nor the undoing of what failed.
+    // Garbage collection and the undoing of a failed ADD do not wait either.
     pod.answer("ADD", &conf, &slow)?;
     let valid: Vec<_> = node
         .pods()
@@ -53,7 +53,7 @@ fn a_pod_that_was_not_masqueraded_goes_without_the_lock_of_iptables() -> Result<
     lab.down()
 }
 
-/// What the plugin did it takes back, whoever masquerades by the time of DEL.
+/// The plugin removes its own rules, whichever program masquerades at the time of DEL.
 #[test]
 fn a_masqueraded_pod_takes_its_rules_along() -> Result<()> {
     let lab = lab("masq", 1, "off")?;
@@ -71,14 +71,14 @@ fn a_masqueraded_pod_takes_its_rules_along() -> Result<()> {
     lab.down()
 }
 
-/// A runtime that gives an ADD up calls DEL; the ADD, still at work, must not go on with what is
-/// not its any more.
+/// A runtime that gives an ADD up calls DEL; the ADD, still running, must not continue with an
+/// address that is no longer its own.
 #[test]
 fn an_add_that_lost_its_address_is_undone() -> Result<()> {
     let lab = lab("lost", 1, "off")?;
     let node = lab.node(1);
     let before = (taken(&node)?, node.run(["ls", "/sys/class/net"])?);
-    // The ADD stands still at its masquerading; meanwhile its address goes.
+    // The ADD waits at its masquerading; meanwhile its address is removed.
     let fakes = tempfile::tempdir()?;
     let fake = fakes.path().join("iptables-restore");
     let thief = format!(

@@ -1,4 +1,4 @@
-//! Pods whose MAC address others change.
+//! Pods whose MAC address other programs change.
 
 use anyhow::{Result, ensure};
 use overlay_tests::status::{Counts, wait_accelerated};
@@ -9,7 +9,7 @@ use overlay_tests::pins::MAPS;
 
 const MAC: [u8; 6] = [0x02, 0x99, 0x88, 0x77, 0x66, 0x55];
 
-/// As the plugin `tuning` does it, behind ours in the list.
+/// The plugin `tuning` makes the same change, behind ours in the list.
 #[test]
 fn a_pod_whose_mac_was_changed_keeps_the_fast_path() -> Result<()> {
     let lab = lab("mac", 2, "auto")?;

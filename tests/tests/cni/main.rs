@@ -1,4 +1,4 @@
-//! What the CNI plugin owes to runtimes and to the other pods, with an agent and without.
+//! The CNI plugin's duties to runtimes and to other pods, with an agent and without.
 
 mod alone;
 mod asked;
@@ -16,9 +16,9 @@ use anyhow::{Context as _, Result, ensure};
 use overlay_tests::{Lab, Node, Options, StoreKind};
 use serde_json::Value;
 
-/// How long an agent may take to notice a change.
+/// Longest time until an agent notices a change.
 const NOTICED: Duration = Duration::from_secs(10);
-/// Where the addresses are.
+/// The directory of addresses.
 const ADDRESSES: &str = "/var/lib/cni/networks/cbr0";
 
 /// A lab without etcd.
@@ -31,7 +31,7 @@ fn lab(name: &str, nodes: usize, fast_path: &str) -> Result<Lab> {
     })
 }
 
-/// An attachment that a test calls the plugin for by itself.
+/// An attachment for which a test calls the plugin itself.
 struct Attachment {
     node: Node,
     container: String,
@@ -66,13 +66,13 @@ impl Attachment {
             .stderr(Stdio::piped());
         let mut child = place.start(&mut plugin)?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A plugin that refuses early does not read it all.
+            // A plugin that refuses early does not read its whole input.
             let _ = stdin.write_all(conf.to_string().as_bytes());
         }
         Ok(child.wait_with_output()?)
     }
 
-    /// The answer of a call that must succeed.
+    /// The result of a call that must succeed.
     fn answer(&self, verb: &str, conf: &Value, more: &[(&str, &str)]) -> Result<Value> {
         let output = self.call(verb, conf, more)?;
         ensure!(output.status.success(), "{verb}: {output:?}");
@@ -90,7 +90,7 @@ impl Attachment {
     }
 }
 
-/// The addresses that a node has given out.
+/// The addresses that are in use on a node.
 fn taken(node: &Node) -> Result<Vec<String>> {
     let files = node.run(["ls", ADDRESSES])?;
     let is_address = |name: &&str| name.parse::<std::net::IpAddr>().is_ok();

@@ -1,22 +1,22 @@
-//! Packets to send, and what the fast path should make of each.
+//! Packets to send, and the expected behaviour of the fast path for each.
 
-/// Marks what carries no IP identification; the number of the probe follows.
+/// Marks a packet without an IP identification; the number of the probe follows.
 pub const MAGIC: [u8; 2] = [0xfa, 0xce];
 /// The IP identification of probe 0.
 pub const FIRST_ID: u16 = 0x4000;
 
-/// How far the fast path should carry a packet.
+/// How far the fast path is expected to carry a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fast {
-    /// Not at all: the kernel decides.
+    /// Not at all: the kernel carries the packet.
     No,
-    /// Over the wire, where the other node's kernel takes it.
+    /// Over the wire, where the other node's kernel takes the packet.
     Half,
-    /// The whole way.
+    /// The whole path.
     Whole,
 }
 
-/// What is sent: one packet, or the fragments of one.
+/// One packet, or the fragments of one.
 #[derive(Clone, Debug)]
 pub struct Probe {
     pub name: String,
@@ -24,7 +24,7 @@ pub struct Probe {
     pub fast: Fast,
 }
 
-/// Collects probes and gives each its number.
+/// Collects probes and numbers them.
 #[derive(Default)]
 pub struct Corpus {
     pub probes: Vec<Probe>,

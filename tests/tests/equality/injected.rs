@@ -1,4 +1,4 @@
-//! What a peer's node might send: VXLAN, right and wrong.
+//! VXLAN that a peer's node might send, correct and wrong.
 
 use std::net::Ipv4Addr;
 
@@ -41,7 +41,7 @@ impl Tunnel {
         ethernet(self.outer_to.0, self.outer_from.0, IPV4, &outer.bytes())
     }
 
-    /// Every probe.
+    /// Adds every probe.
     pub fn fill(&self, corpus: &mut Corpus) {
         self.ecn_pairs(corpus);
         self.inner_packets(corpus);
@@ -63,8 +63,8 @@ impl Tunnel {
                 inner.tos = 0xb8 | inner_ecn;
                 let mut outer = self.outer(&Vxlan::of(self.inner(&inner)));
                 outer.tos = outer_ecn;
-                // What a peer sends, and what routers make of that; the rest is the kernel's to
-                // judge.
+                // The combinations that a peer sends, and those that routers make of them; the
+                // kernel judges all others.
                 let sent = if inner_ecn == 3 { 2 } else { inner_ecn };
                 let fast = if outer_ecn == sent || outer_ecn == 3 && inner_ecn != 0 {
                     Fast::Whole
@@ -270,9 +270,8 @@ impl Tunnel {
     }
 
     fn vxlan_headers(&self, corpus: &mut Corpus) {
-        // A wrong outer checksum is not among the probes: the kernel verifies it, the fast path
-        // leaves that to the checksum of what is inside (RFC 7348, section 5, lets the receiver
-        // choose).
+        // No probe has a wrong outer checksum, because the kernel verifies it, and the fast path
+        // relies on the inner packet's checksum (RFC 7348, section 5, lets the receiver choose).
         let inner = self.plain(corpus);
         let mut vxlan = Vxlan::of(self.inner(&inner));
         vxlan.udp_checksum = UdpChecksum::Right;
@@ -319,7 +318,7 @@ impl Tunnel {
             let frame = ethernet(to, from, IPV4, &self.plain(corpus).bytes());
             self.add(corpus, name, &self.outer(&Vxlan::of(frame)), fast);
         }
-        // Of other protocols inside, none arrives: see `refusals`.
+        // Of other inner protocols none arrives: see `refusals`.
     }
 
     fn outer_frames(&self, corpus: &mut Corpus) {
@@ -345,7 +344,7 @@ impl Tunnel {
     }
 }
 
-/// An address that no pod has, of the subnet of a pod's address.
+/// An address that no pod has, in the subnet of a pod's address.
 pub fn nobody(pod: Ipv4Addr) -> Ipv4Addr {
     let [a, b, c, _] = pod.octets();
     Ipv4Addr::new(a, b, c, 254)

@@ -1,10 +1,10 @@
-//! Made-up packets fare alike by both paths: the kernel's own path is the judge that shares no code
-//! with ours.
+//! Invented packets have the same result on both paths: the kernel's own path is an oracle that
+//! shares no code with ours.
 //!
-//! Everything is sent three times: twice by the kernel path, to know what it does the same way
-//! every time, then by the fast path. Packets that are refused are refused by both: the programs by
-//! themselves, the kernel path by its guard. `OVERLAY_FUZZ_SEED` and `OVERLAY_FUZZ_PACKETS` ask for
-//! other or more packets.
+//! Every packet is sent three times: twice by the kernel path, to find out which results are the
+//! same every time, then by the fast path. A packet that is refused must be refused on both: by the
+//! programs, and by the guard of the kernel path. `OVERLAY_FUZZ_SEED` and `OVERLAY_FUZZ_PACKETS`
+//! select other or more packets.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,13 +23,13 @@ use crate::seen::{Seen, Sender, differences, send};
 use crate::wire::{ICMP, IPV4};
 use crate::{mac, prepare, switch_on, tunnel, ways};
 
-/// Of each kind: from a pod, and from another node.
+/// Number of packets of each kind: from a pod, and from another node.
 const PACKETS: usize = 500;
-/// Identifications that tell probes apart.
+/// Number of identifications that distinguish probes.
 const MOST: usize = 0x1000;
-/// What the underlay and pods' devices take.
+/// Longest frame of the underlay and of pods' devices.
 const LONGEST: usize = 1514;
-/// How long the stack waits for the rest of a fragmented packet here, and then some.
+/// Slightly longer than the stack waits for the rest of a fragmented packet here.
 const FRAGMENTS_END: Duration = Duration::from_millis(2500);
 
 #[test]
@@ -57,7 +57,7 @@ fn made_up_packets_fare_alike() -> Result<()> {
     )?;
 
     let all = |lab: &Lab| -> Result<(Seen, Seen)> {
-        // Masquerading chooses ports by chance, and sticks to them while it remembers the flow.
+        // Masquerading chooses random ports, and keeps them while it remembers the flow.
         for node in lab.nodes() {
             node.run(["conntrack", "-F"])?;
         }
@@ -100,7 +100,7 @@ fn made_up_packets_fare_alike() -> Result<()> {
         "seed {seed}: {compared} packets by both paths, {carried:?} redirected, encapsulated, \
         decapsulated; {undecided} sights differ from run to run by the kernel path alone"
     );
-    // Otherwise nothing is compared.
+    // Otherwise the comparison would be empty.
     ensure!(
         carried.iter().all(|packets| *packets > 0),
         "the fast path carried {carried:?}"
@@ -128,16 +128,16 @@ fn number(variable: &str) -> Result<Option<u64>> {
     Ok(Some(number))
 }
 
-/// No host answers, and no table learns from what is forged: what a packet leads to depends on the
-/// packet alone.
+/// No host answers, and no table learns from forged packets, so that the result of a packet depends
+/// on the packet alone.
 fn quieten(lab: &Lab) -> Result<()> {
     for pod in [lab.pod(1, 1), lab.pod(2, 2)] {
         pod.run(["iptables", "-w", "-I", "INPUT", "-j", "DROP"])?;
     }
     for node in lab.nodes() {
         node.run(["sysctl", "-qw", "net.ipv4.ipfrag_time=1"])?;
-        // Of VXLAN that is refused, the kernel path's stack complains about outer IP options before
-        // the guard sees it; a program at the NIC refuses first.
+        // The kernel path's stack sends errors about outer IP options of refused VXLAN before the
+        // guard sees the packet; a program at the NIC refuses first.
         let complaint = format!(
             "-s {} -p icmp --icmp-type parameter-problem",
             node.underlay_address()
@@ -160,7 +160,7 @@ fn quieten(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What an error says about time is left out: how long a neighbour or a fragment is waited for.
+/// The parts of an error that depend on time are left out: the wait for a neighbour or a fragment.
 fn settled(seen: Seen) -> Seen {
     let of_time = |frame: &Vec<u8>| {
         frame.get(12..14) == Some(&IPV4.to_be_bytes())
@@ -230,7 +230,7 @@ fn made_up(
     Ok(corpus)
 }
 
-/// The tables of the first node, as far as packets are aimed by them.
+/// The tables of the first node that packets are aimed by.
 fn sending_node(lab: &Lab) -> Result<World> {
     let (sender, neighbour) = (lab.pod(1, 1), lab.pod(1, 2));
     let mut world = node_world(&lab.node(1), &lab.node(2), &[sender.clone(), neighbour])?;
@@ -244,7 +244,7 @@ fn sending_node(lab: &Lab) -> Result<World> {
     Ok(world)
 }
 
-/// The tables of the second node, likewise.
+/// The tables of the second node that packets are aimed by.
 fn receiving_node(lab: &Lab) -> Result<World> {
     node_world(&lab.node(2), &lab.node(1), &[lab.pod(2, 1), lab.pod(2, 2)])
 }

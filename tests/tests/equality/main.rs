@@ -1,10 +1,10 @@
-//! What arrives is the same, byte for byte, whether the fast path carries it or the kernel, and so
-//! is what stands on the wire between.
+//! The packets that arrive are the same, byte for byte, whether the fast path or the kernel carries
+//! them, and so are the packets on the wire between.
 //!
-//! One lab; the same packets are sent twice, first with the fast path off, then with it on. Nothing
-//! else changes between, so MAC addresses and pod addresses stay. Pods that receive answer nothing,
-//! so that the counters of the fast path can be compared with what it should have carried, packet
-//! for packet.
+//! There is one lab; the same packets are sent twice, first with the fast path off, then with it
+//! on. No other state changes between, so MAC addresses and pod addresses stay. Receiving pods
+//! answer nothing, so that the counters of the fast path can be compared with the expected ones,
+//! packet by packet.
 
 mod corpus;
 mod injected;
@@ -76,7 +76,7 @@ fn a_capture_cannot_tell_the_paths_apart() -> Result<()> {
             }
         }
     }
-    // Otherwise everything could have gone by the kernel and been the same for that reason.
+    // Otherwise the kernel could have carried all packets, which would make both results equal.
     let count = |probes: &[Probe], wanted: &dyn Fn(&Probe) -> bool| -> u64 {
         probes.iter().filter(|probe| wanted(probe)).count() as u64
     };
@@ -105,13 +105,14 @@ fn a_capture_cannot_tell_the_paths_apart() -> Result<()> {
         (
             "of the stack encapsulated",
             for_stack,
-            // The kernel's path is asked by ICMP.
+            // The path check uses ICMP over the kernel's path.
             count(&stacks.probes, &|p| {
                 p.fast != Fast::No && !p.name.contains("ICMP")
             }),
         ),
     ] {
-        // More may be: answers of the pods' own stacks, and what this node's kernel encapsulated.
+        // The counters may be higher, because of answers of the pods' own stacks, and of packets
+        // that this node's kernel encapsulated.
         if counted < expected {
             failures.push(format!(
                 "{counted} packets {what}, at least {expected} should have been"
@@ -133,7 +134,7 @@ fn a_capture_cannot_tell_the_paths_apart() -> Result<()> {
     Ok(())
 }
 
-/// The same for pods of nodes on one link, whose packets travel as they are.
+/// The same comparison for pods of nodes on one link, whose packets are not encapsulated.
 #[test]
 fn a_capture_cannot_tell_the_paths_apart_without_encapsulation() -> Result<()> {
     let options = Options {
@@ -157,7 +158,7 @@ fn a_capture_cannot_tell_the_paths_apart_without_encapsulation() -> Result<()> {
     let whole =
         |probe: &&Probe| probe.name.starts_with("to another node") && probe.fast == Fast::Whole;
     let expected = sent.probes.iter().filter(whole).count() as u64;
-    // Otherwise everything could have gone by the kernel and been the same for that reason.
+    // Otherwise the kernel could have carried all packets, which would make both results equal.
     if routed.min(delivered) < expected {
         failures.push(format!(
             "{routed} packets routed and {delivered} delivered, at least {expected} should \
@@ -179,13 +180,13 @@ fn a_capture_cannot_tell_the_paths_apart_without_encapsulation() -> Result<()> {
     Ok(())
 }
 
-/// Makes the lab able to send and receive the odd, and silent otherwise.
+/// Makes the lab able to send and receive odd packets, and silent otherwise.
 fn prepare(lab: &Lab) -> Result<()> {
     let everyone = lab.nodes().into_iter().map(|node| node.namespace());
     let pods = lab.pods().into_iter().map(|pod| pod.namespace());
     for namespace in everyone.chain(pods) {
-        // Every error is worth an ICMP message here; redirects depend on how many there were
-        // before.
+        // Every error causes an ICMP message here, without a rate limit, because redirects depend
+        // on the number of earlier ones.
         for setting in [
             "net.ipv4.icmp_ratelimit=0",
             "net.ipv4.icmp_ratemask=0",
@@ -193,7 +194,8 @@ fn prepare(lab: &Lab) -> Result<()> {
         ] {
             namespace.run(["sysctl", "-qw", setting])?;
         }
-        // Per namespace since Linux 6.13, global and out of reach before.
+        // The setting exists per namespace since Linux 6.13, and was global before, where it cannot
+        // be changed here.
         let _ = namespace.exec(["sysctl", "-qw", "net.ipv4.icmp_msgs_per_sec=100000"])?;
         let _ = namespace.exec(["sysctl", "-qw", "net.ipv4.icmp_msgs_burst=100000"])?;
     }
@@ -202,12 +204,13 @@ fn prepare(lab: &Lab) -> Result<()> {
     }
     let node = lab.node(1);
     node.run(["sysctl", "-qw", "net.ipv4.conf.cni0.send_redirects=0"])?;
-    // The sender may send more than the overlay takes.
+    // The sender may send longer packets than the overlay carries.
     let sender = lab.pod(1, 1);
     let outside = sender.host_interface()?;
     node.run(["ip", "link", "set", &outside, "mtu", "1500"])?;
     sender.run(["ip", "link", "set", "eth0", "mtu", "1500"])?;
-    // The kernel path must not wait for neighbours, nor find out after seconds that there is none.
+    // The kernel path must not wait for neighbours, nor find out only after seconds that there is
+    // none.
     let (neighbour, remote) = (lab.pod(1, 2), lab.pod(2, 1));
     let known = |node: &Node, address: Ipv4Addr, mac: [u8; 6]| {
         let line = format!(
@@ -262,14 +265,14 @@ fn ways(lab: &Lab) -> Result<Corpus> {
     Ok(corpus)
 }
 
-/// From the first node's address on the VXLAN device to a pod of the other node.
+/// Packets from the first node's address on the VXLAN device to a pod of the other node.
 fn stack(lab: &Lab) -> Result<Corpus> {
     let mut corpus = Corpus::default();
     corpus.add_stacks(&Way {
         name: "the stack's,",
         source: lab.node(1).subnet()?.network(),
         destination: lab.pod(2, 1).address(),
-        // The stack fills in its own.
+        // The stack fills in its own address.
         mac: NOBODY,
         next_hop: NOBODY,
         plain: Fast::Whole,

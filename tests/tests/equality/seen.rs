@@ -1,4 +1,4 @@
-//! What of the packets sent is seen, and where that differs.
+//! The sent packets that are seen at each place, and the differences.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
@@ -17,13 +17,13 @@ use crate::corpus::{FIRST_ID, MAGIC, Probe};
 use crate::tags::Tags;
 use crate::wire::{ICMP, IPV4, SERVICE_VLAN, UDP, VLAN};
 
-/// How long the last packet, or an answer to it, may be under way.
+/// Longest time of the last packet, or of its answer, on the way.
 const UNDER_WAY: Duration = Duration::from_millis(500);
-/// How long a capture that holds everything may take to hand out a frame.
+/// Longest time until a capture that holds all frames returns the next one.
 const QUIET: Duration = Duration::from_millis(20);
 const ETHERNET_LEN: usize = 14;
 
-/// Frames as somebody saw them, by probe and by place.
+/// Frames by probe and by place.
 pub type Seen = BTreeMap<(usize, &'static str), Vec<Vec<u8>>>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum Sender {
     Stack,
 }
 
-/// Where frames are handed in.
+/// The socket by which frames are sent.
 enum Outlet {
     Device(RawSocket),
     /// A socket for packets with their own IP header.
@@ -67,7 +67,7 @@ impl Outlet {
                 let octets = <[u8; 4]>::try_from(&packet[16..20]).context("a whole IP header")?;
                 let to = SockaddrIn::from(SocketAddrV4::new(octets.into(), 0));
                 match sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty()) {
-                    // What the stack does not send is no difference.
+                    // A packet that the stack does not send makes no difference.
                     Ok(_) | Err(Errno::EMSGSIZE | Errno::EINVAL) => Ok(()),
                     Err(errno) => Err(errno).context("sendto"),
                 }
@@ -76,7 +76,7 @@ impl Outlet {
     }
 }
 
-/// Sends every probe and collects what arrives anywhere.
+/// Sends every probe and collects the frames at all places.
 pub fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
     let place = |name, namespace: &Namespace, device| -> Result<_> {
         Ok((name, RawSocket::open(namespace, device)?))
@@ -102,7 +102,7 @@ pub fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
     std::thread::sleep(UNDER_WAY);
     let mut seen = Seen::new();
     for (name, socket) in &places {
-        // All of it: the sender's own frames stand before what came back to it.
+        // All frames are read, because the sender's own come before the answers.
         for mut frame in socket.drain(QUIET)? {
             if !frame.outgoing
                 && let Some(probe) = whose(&mut frame.bytes)
@@ -116,7 +116,7 @@ pub fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
         false => whose,
     };
     for mut frame in wire.drain(QUIET)? {
-        // What this test put on the wire itself is no evidence.
+        // Frames that this test itself put on the wire do not count.
         if frame.outgoing
             && sender != Sender::Node
             && let Some(probe) = on_the_wire(&mut frame.bytes)
@@ -139,8 +139,8 @@ pub fn send(lab: &Lab, probes: &[Probe], sender: Sender) -> Result<Seen> {
     Ok(seen)
 }
 
-/// Which probe a frame carries in VXLAN. What the two paths may fill in differently is set to zero:
-/// the identification of the outer packet, with its checksum, and the checksum of UDP.
+/// The probe inside a frame's VXLAN. Fields that the two paths may fill in differently are set to
+/// zero: the identification of the outer packet, with its checksum, and the checksum of UDP.
 fn inside(frame: &mut [u8]) -> Option<usize> {
     const VXLAN_PORT: [u8; 2] = 8472_u16.to_be_bytes();
     if frame.get(23)? != &UDP || frame.get(36..38)? != VXLAN_PORT {
@@ -152,11 +152,12 @@ fn inside(frame: &mut [u8]) -> Option<usize> {
     whose(frame.get_mut(50..)?)
 }
 
-/// Which probe a frame is, or is an answer to. What answers choose at random is set to zero.
+/// The probe that a frame is, or is an answer to. Fields of answers with random values are set to
+/// zero.
 fn whose(frame: &mut [u8]) -> Option<usize> {
     let id = |bytes: &[u8]| {
         let id = u16::from_be_bytes(bytes.get(4..6)?.try_into().ok()?);
-        // So many probes at most that the numbers of fragments and ordinary packets stay apart.
+        // This limit on probes keeps the numbers of fragments and ordinary packets apart.
         (FIRST_ID..FIRST_ID + 0x1000)
             .contains(&id)
             .then(|| usize::from(id - FIRST_ID))
@@ -183,7 +184,7 @@ fn whose(frame: &mut [u8]) -> Option<usize> {
     Some(usize::from(u16::from_be_bytes([mark[2], mark[3]])))
 }
 
-/// Where what was seen differs, for people.
+/// The differences, as text for people.
 pub fn differences(probes: &[Probe], slow: &Seen, fast: &Seen) -> Vec<String> {
     let mut keys: Vec<_> = slow.keys().chain(fast.keys()).collect();
     keys.sort();

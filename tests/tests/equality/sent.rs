@@ -1,4 +1,4 @@
-//! What a pod sends.
+//! Packets that a pod sends.
 
 use std::net::Ipv4Addr;
 
@@ -7,7 +7,7 @@ mod odd;
 use crate::corpus::{Corpus, Fast};
 use crate::wire::{self, DF, ICMP, IPV4, Ip, MF, TCP, UDP, ethernet, padded};
 
-/// The sending pod and where it sends to.
+/// The sending pod and the destination.
 #[derive(Clone, Copy, Debug)]
 pub struct Way {
     pub name: &'static str,
@@ -17,7 +17,7 @@ pub struct Way {
     pub mac: [u8; 6],
     /// The receiver of the frame.
     pub next_hop: [u8; 6],
-    /// What is carried whole on this way when it is plain.
+    /// How far a plain packet is carried on this way.
     pub plain: Fast,
     /// Whether the frame is routed, so that its time to live counts.
     pub routed: bool,
@@ -31,14 +31,14 @@ impl Corpus {
         self.push(format!("{} {name}", way.name), vec![frame], fast);
     }
 
-    /// A frame of another kind; its payload ends in the mark.
+    /// Adds a frame of another kind, whose payload ends with the mark.
     fn other(&mut self, way: &Way, name: &str, to: [u8; 6], kind: u16, mut payload: Vec<u8>) {
         payload.extend(self.mark());
         let frame = ethernet(to, way.mac, kind, &payload);
         self.push(format!("{} {name}", way.name), vec![frame], Fast::No);
     }
 
-    /// Everything that is sent on one way.
+    /// Adds all packets that are sent on one way.
     pub fn add_way(&mut self, way: &Way) {
         self.ordinary(way);
         self.protocols(way);
@@ -48,7 +48,8 @@ impl Corpus {
         self.frames(way);
     }
 
-    /// What a node's own IP stack sends on a way: it makes the frames itself, and no wrong ones.
+    /// Adds the packets that a node's own IP stack sends on a way: the stack builds the frames
+    /// itself, and only correct ones.
     pub fn add_stacks(&mut self, way: &Way) {
         self.ordinary(way);
         self.protocols(way);
@@ -161,7 +162,8 @@ impl Corpus {
                 fast,
             );
         }
-        // About a packet that never was: the receiver's connection tracking knows nothing of it.
+        // The quoted packet never existed, so that the receiver's connection tracking does not know
+        // it.
         let quoted = Ip::udp(to, from, 8).bytes();
         for (name, kind, code, rest) in [
             ("port unreachable", 3, 3, [0; 4]),
@@ -208,7 +210,7 @@ impl Corpus {
         for ttl in [0, 1, 2, 3, 64, 255] {
             let fast = match (way.routed, ttl) {
                 (true, 0 | 1) => Fast::No,
-                // The other node finds that it has run out.
+                // The other node notices the expiry.
                 (true, 2) if way.plain == Fast::Whole => Fast::Half,
                 _ => way.plain,
             };

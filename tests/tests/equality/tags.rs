@@ -1,5 +1,5 @@
-//! Frames with their VLAN tags. The kernel takes a tag off before a raw socket sees the frame;
-//! tcpdump asks for it and puts it back.
+//! Frames with their VLAN tags. The kernel removes a tag before a raw socket sees the frame;
+//! tcpdump reads the tag and restores it.
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -7,8 +7,8 @@ use overlay_tests::{Pod, Running, wait_until};
 use std::time::Duration;
 
 const STARTED: Duration = Duration::from_secs(10);
-/// `pcap` file format: header of the file, of each record, and where the captured length stands in
-/// that.
+/// `pcap` file format: length of the file's header, of each record's header, and position of the
+/// captured length in the latter.
 const FILE_HEADER: usize = 24;
 const RECORD_HEADER: usize = 16;
 const LENGTH: std::ops::Range<usize> = 8..12;
@@ -33,7 +33,7 @@ impl Tags {
         Ok(Self(running))
     }
 
-    /// Ends it and returns what it saw.
+    /// Ends tcpdump and returns the frames.
     pub fn frames(self) -> Result<Vec<Vec<u8>>> {
         let output = self.0.stop(Signal::SIGINT)?;
         let file = &output.stdout;

@@ -1,4 +1,4 @@
-//! Building frames, right ones and wrong ones.
+//! Builds frames, correct and wrong ones.
 
 use std::net::Ipv4Addr;
 
@@ -24,7 +24,7 @@ pub const BROADCAST: [u8; 6] = [0xff; 6];
 /// A MAC address that no device has.
 pub const NOBODY: [u8; 6] = [2, 0xaa, 0, 0, 0, 9];
 
-/// An IPv4 packet. The lengths and the checksum are right unless a field says otherwise.
+/// An IPv4 packet. The lengths and the checksum are correct unless a field changes them.
 #[derive(Clone, Debug)]
 pub struct Ip {
     pub tos: u8,
@@ -38,11 +38,11 @@ pub struct Ip {
     /// A multiple of 4 bytes.
     pub options: Vec<u8>,
     pub payload: Vec<u8>,
-    /// What the total length says more than there is.
+    /// The error of the total length, in bytes.
     pub length_off_by: i16,
-    /// What the checksum is wrong by.
+    /// The error of the checksum.
     pub checksum_off_by: u16,
-    /// Version and header length, where they are not those of this packet.
+    /// Version and header length, where they differ from this packet's.
     pub version_and_length: Option<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! Pods and nodes that come and go, with and without the agent.
+//! Pods and nodes that are added and removed, with and without the agent.
 
 use std::net::Ipv4Addr;
 
@@ -14,7 +14,7 @@ use crate::kernel_state::kernel_state;
 use crate::{MAPS, SOON, dump, endpoint, lab, shell};
 use overlay_tests::pins::LINKS;
 
-/// What the pinned map `ov_pods4` says of an address.
+/// The entry of an address in the pinned map `ov_pods4`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InMap {
     Absent,
@@ -71,13 +71,13 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
         in_map(&node, gone)? == InMap::Absent,
         "DEL leaves an entry that points at no device"
     );
-    // Addresses are handed out in turn; this one comes again when all others were used.
+    // Addresses are given out in turn; this one is given out again when all others have been used.
     let again = reuse(&lab, gone)?;
     traffic::tcp(&far, &endpoint(&again), 100_000)
         .context("to a pod with the address of a deleted one")?;
 
-    // A namespace that goes without DEL takes the device along; the entry stays, as nobody is
-    // there.
+    // A namespace that is deleted without DEL takes the device along; the entry stays, because no
+    // agent runs.
     node.start_agent(&[])?;
     wait_until("the pod to be accelerated", SOON, || {
         is_accelerated(&node, gone)
@@ -100,7 +100,7 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
     traffic::tcp(&far, &endpoint(&again), 100_000)?;
     again.remove()?;
 
-    // Churn beside running traffic.
+    // Churn during running traffic.
     let running = Traffic::start(&endpoint(&lab.pod(1, 1)), &far)?;
     for _ in 0..10 {
         let pods = [lab.add_pod(1)?, lab.add_pod(1)?, lab.add_pod(2)?];
@@ -120,7 +120,7 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
         })?;
     }
     let links = node.run(["ls", &LINKS.to_string()])?;
-    // Filters have no links, and go with their devices.
+    // Filters have no links, and are deleted with their devices.
     let pinned = if fast_path::has_tcx(&node)? {
         2 + 2 * left
     } else {
@@ -133,7 +133,7 @@ fn pods_come_and_go_without_the_agent() -> Result<()> {
     lab.down()
 }
 
-/// Makes a pod on node 1 that gets `address`, with the IPAM's own note of the last one turned back.
+/// Adds a pod on node 1 that gets `address`, by changing the IPAM's note of the last address.
 fn reuse(lab: &Lab, address: Ipv4Addr) -> Result<Pod> {
     let [a, b, c, d] = address.octets();
     let before = Ipv4Addr::new(a, b, c, d - 1);
@@ -186,7 +186,7 @@ fn nodes_come_and_go() -> Result<()> {
         "something of {subnet} is left:\n{state}"
     );
 
-    // The node comes back elsewhere, with the pods that the node had.
+    // The node returns with another address, and with its former pods.
     shell(
         &two,
         "ip address del 192.168.66.2/24 dev eth0; ip address add 192.168.66.102/24 dev eth0; ip \

@@ -1,4 +1,4 @@
-//! What readiness, health and metrics tell.
+//! The contents of readiness, health and metrics.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ fn health_tells_the_truth() -> Result<()> {
         node.http_get("/metrics")?.body
     );
 
-    // A foreign route in the place of a peer's: the kernel path is not complete.
+    // A foreign route replaces a peer's, so that the kernel path is not complete.
     let subnet = lab.node(2).subnet()?;
     let agent = node.agent().context("an agent")?;
     agent.signal(Signal::SIGSTOP)?;
@@ -97,7 +97,7 @@ fn health_tells_the_truth() -> Result<()> {
         "ready without the fast path's entry"
     );
 
-    // No store, no lease: alive, not ready.
+    // Without a store and a lease the agent is alive, but not ready.
     node.stop_agent(Signal::SIGTERM)?;
     lab.stop_store()?;
     node.start_agent_unready(&[])?;
@@ -114,7 +114,8 @@ fn health_tells_the_truth() -> Result<()> {
     lab.down()
 }
 
-/// The samples of a text in the OpenMetrics format, every line of which must be one, or a comment.
+/// The samples of a text in the OpenMetrics format, in which every line must be a sample or a
+/// comment.
 fn samples(text: &str) -> Result<Vec<(String, f64)>> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines

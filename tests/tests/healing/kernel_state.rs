@@ -1,4 +1,4 @@
-//! What belongs to the kernel path: device, neighbours, routes, rules, files.
+//! The objects of the kernel path: device, neighbours, routes, rules, files.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use overlay_tests::{Lab, Node, Options, wait_until};
 
 use crate::{RESYNC, SOON, lab, shell, talk};
 
-/// All that a node's agent puts into the kernel's network and onto the disk, as text. Leaves out
-/// what a new device has anew: its index and MAC address.
+/// The state that a node's agent writes to the kernel's network and to the disk, as text. The index
+/// and MAC address of the device are left out, because a new device has other ones.
 pub fn kernel_state(node: &Node) -> Result<String> {
     shell(
         node,
@@ -29,8 +29,7 @@ pub fn kernel_state(node: &Node) -> Result<String> {
     )
 }
 
-/// Breaks something while the agent stands still, so that the damage shows, and waits for the
-/// repair.
+/// Damages the state while the agent is paused, so that the damage shows, and waits for the repair.
 fn heals(
     lab: &Lab,
     name: &str,

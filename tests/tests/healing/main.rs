@@ -1,5 +1,5 @@
-//! Every change behind the agent's back is put right again: devices, neighbours, routes,
-//! rules, files, programs and map entries. Each case prints how long that took.
+//! Every change that the agent did not make is repaired: devices, neighbours, routes, rules, files,
+//! programs and map entries. Each case prints the duration of the repair.
 
 mod churn;
 mod health;
@@ -13,11 +13,12 @@ use overlay_tests::pins::MAPS;
 use overlay_tests::traffic::{self, Endpoint};
 use overlay_tests::{Lab, Node, Options, Pod, wait_until};
 
-/// What netlink tells of is put right in two seconds; machines that run tests are slow.
+/// Longest repair of changes that netlink reports: two seconds, and more because machines that run
+/// tests are slow.
 const SOON: Duration = Duration::from_secs(4);
-/// What nothing tells of is looked at every five seconds.
+/// Longest repair of changes that no event reports: the agent looks for them every five seconds.
 const RESYNC: Duration = Duration::from_secs(10);
-/// How long a store may take to be reached over a new way.
+/// Longest time until a store is reached over a new path.
 const RECONNECT: Duration = Duration::from_secs(30);
 fn endpoint(pod: &Pod) -> Endpoint {
     pod.into()
@@ -40,7 +41,8 @@ fn shell(node: &Node, script: &str) -> Result<String> {
     node.run(["sh", "-c", script])
 }
 
-/// Pods of the two nodes, and of one, reach each other, and node 1 its own; on either path.
+/// Checks that pods of the two nodes, and of one, reach each other, and that node 1 reaches its own
+/// pods; on either path.
 fn talk(lab: &Lab) -> Result<()> {
     let [a, b, c] = [(1, 1), (2, 1), (1, 2)].map(|(node, pod)| endpoint(&lab.pod(node, pod)));
     let host = Endpoint {

@@ -1,4 +1,4 @@
-//! `overlayd --log-refused`: who it is, where the agent is asked, and silence where it is not.
+//! `overlayd --log-refused`: lines with the sender where the flag is set, and none where it is not.
 
 use std::fs;
 use std::thread::sleep;
@@ -61,7 +61,8 @@ fn refused_packets_are_told_where_that_is_wanted() -> Result<()> {
             "interface=\"eth0\"",
         ],
     )?;
-    // In the same second: what comes from outside has had its line, and does not take the pod's.
+    // Both are in the same second: the sender from outside has had its line, and does not use up
+    // the pod's.
     let from_a_pod = start(&lab, Kind::PodSource)?;
     sleep(STREAM);
     from_a_pod.finish()?;

@@ -1,6 +1,6 @@
-//! Under every hostile stream, nothing forged is delivered and honest traffic goes on: its
-//! connection stands, and at most a tenth of its datagrams is lost in either direction. Rates are
-//! for `cargo xtask flood` to measure.
+//! Under every hostile stream, no forged packet is delivered and honest traffic continues: its
+//! connection stays open, and at most a tenth of its datagrams is lost in either direction. `cargo
+//! xtask flood` measures rates.
 
 mod log;
 mod xdp;
@@ -17,14 +17,14 @@ use overlay_tests::wait::slowness;
 use overlay_tests::{Lab, Node, Options, Pod, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long each stream lasts.
+/// Duration of each stream.
 const STREAM: Duration = Duration::from_millis(500);
-/// Frames per second: enough to overlap with honest packets everywhere, and for a busy machine to
-/// bear.
+/// Frames per second: enough to overlap with honest packets everywhere, but not too many for a busy
+/// machine.
 const RATE: u32 = 5000;
-/// One of so many honest datagrams may be lost.
+/// One of this many honest datagrams may be lost.
 const MOST_LOST: u64 = 10;
-/// How long the lab must be silent before what has not arrived counts as refused.
+/// Time of silence in the lab after which a frame that has not arrived counts as refused.
 const QUIET: Duration = Duration::from_millis(200);
 
 fn lab(name: &str, fast_path: &str, arguments: &[&str]) -> Result<Lab> {
@@ -105,7 +105,7 @@ fn bear_everything(lab: &Lab) -> Result<()> {
                 ));
             }
         }
-        // Not every cut or mutated frame is VXLAN any more, but each stream has some that are.
+        // Not every truncated or mutated frame is still VXLAN, but each stream has some that are.
         if refused == 0 && kind != Kind::Control {
             failures.push(format!("{}: nothing is counted as refused", kind.name()));
         }

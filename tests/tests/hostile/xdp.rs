@@ -1,4 +1,4 @@
-//! Early refusal by XDP: where it is, where it is not, and how it comes and goes.
+//! Early refusal by XDP: the NICs with and without it, its attachment and its removal.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;
@@ -15,7 +15,7 @@ fn status(node: &Node) -> Result<Value> {
     node.json(["overlayctl", "status", "--output", "json"])
 }
 
-/// The id of our program on the NIC, as the status shows it.
+/// The id of our program on the NIC, as shown by the status.
 fn shown(node: &Node) -> Result<Option<u64>> {
     let status = status(node)?;
     let attachments = status["attachments"].as_array().context("no attachments")?;
@@ -25,7 +25,7 @@ fn shown(node: &Node) -> Result<Option<u64>> {
         .and_then(|it| it["programs"][0]["id"].as_u64()))
 }
 
-/// The id of the native XDP program on a device, as the kernel shows it.
+/// The id of the native XDP program on a device, as reported by the kernel.
 fn on_device(node: &Node, device: &str) -> Result<Option<u64>> {
     let links = node.json(["ip", "-j", "link", "show", "dev", device])?;
     // 1 is native (`XDP_ATTACHED_DRV` of linux/if_link.h).
@@ -45,7 +45,8 @@ fn one_node(name: &str) -> Result<Lab> {
 fn xdp_is_adopted_by_the_next_agent_and_goes_with_cleanup() -> Result<()> {
     let lab = one_node("xdp")?;
     let node = lab.node(1);
-    // A veth pair would lose its offloads: not by itself, and it says why.
+    // A veth pair would lose its offloads, so the program is not attached by default, and the
+    // status has the reason.
     ensure!(
         on_device(&node, "eth0")?.is_none(),
         "XDP on a veth by itself"
@@ -67,7 +68,7 @@ fn xdp_is_adopted_by_the_next_agent_and_goes_with_cleanup() -> Result<()> {
         status(&node)?
     );
 
-    // With the agent dead it stays; the next one swaps its own in.
+    // The program stays after the agent's death; the next agent replaces it by its own.
     stop()?;
     ensure!(
         on_device(&node, "eth0")? == Some(first),
@@ -80,13 +81,13 @@ fn xdp_is_adopted_by_the_next_agent_and_goes_with_cleanup() -> Result<()> {
         "{first} then {second}"
     );
 
-    // Detached by somebody: back within a resync.
+    // After a foreign detach the program is attached again within a resync.
     node.run(["rm", &pin(&node)?])?;
     wait_until("XDP again", PATIENCE, || {
         on_device(&node, "eth0").is_ok_and(|id| id.is_some()) && pin(&node).is_ok()
     })?;
 
-    // Switched off, it goes.
+    // The program is detached when it is switched off.
     stop()?;
     node.start_agent(&["--xdp=off"])?;
     wait_gone(&node)?;
@@ -98,8 +99,8 @@ fn xdp_is_adopted_by_the_next_agent_and_goes_with_cleanup() -> Result<()> {
     wait_gone(&node)
 }
 
-/// A link goes with its last pin and descriptor, but the kernel takes its time (`bpf_link_free()`
-/// in a workqueue).
+/// The kernel removes a link with its last pin and descriptor, but some time later
+/// (`bpf_link_free()` in a workqueue).
 fn wait_gone(node: &Node) -> Result<()> {
     wait_until("XDP to go", PATIENCE, || {
         on_device(node, "eth0").is_ok_and(|id| id.is_none())
@@ -118,7 +119,7 @@ fn pin(node: &Node) -> Result<String> {
 fn xdp_keeps_off_others_programs() -> Result<()> {
     let lab = one_node("xdp-other")?;
     let node = lab.node(1);
-    // A foreign program: ours without tables, which lets everything pass.
+    // A foreign program: ours without tables, so that every packet passes.
     let load = || -> Result<Ebpf> {
         let mut ebpf = EbpfLoader::new().load(object::bytes()?)?;
         let program = ebpf.program_mut("ov_net_xdp").context("no XDP program")?;

@@ -1,5 +1,5 @@
-//! A node of flannel's, made of plain `ip` and `bridge` commands and a lease written by hand,
-//! beside ours; and one that becomes ours.
+//! A node of flannel's, made by plain `ip` and `bridge` commands and a lease written by hand,
+//! beside our nodes; and a node that changes from flannel to our agent.
 
 mod plain;
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use plain::{Lease, Plain};
 
-/// How soon our nodes have to follow a lease.
+/// Longest time until our nodes have followed a lease.
 const FOLLOWED: Duration = Duration::from_secs(5);
 const READY: Duration = Duration::from_secs(30);
 
@@ -38,7 +38,7 @@ fn lab(name: &str, nodes: usize, ours: &[usize]) -> Result<Lab> {
     Ok(lab)
 }
 
-/// A subnet of the network that none of these nodes has.
+/// A subnet of the network that none of these nodes holds.
 fn free_subnet(taken: &[Ipv4Net]) -> Result<Ipv4Net> {
     let candidates = (1..=9).map(|third| format!("10.244.{third}.0/24"));
     let mut free = candidates.filter_map(|text| text.parse().ok());
@@ -46,7 +46,7 @@ fn free_subnet(taken: &[Ipv4Net]) -> Result<Ipv4Net> {
         .context("no free subnet")
 }
 
-/// What `overlayctl status` says of the peer with this subnet.
+/// The peer with this subnet in `overlayctl status`.
 fn peer(node: &Node, subnet: Ipv4Net) -> Result<Option<Value>> {
     let status = node.json(["overlayctl", "status", "--output", "json"])?;
     let peers = status["peers"].as_array().cloned().unwrap_or_default();
@@ -72,7 +72,7 @@ fn wait_known(node: &Node, lease: &Lease) -> Result<()> {
     .with_context(|| node.agent_log_tail())
 }
 
-/// Everything there and back, both ways.
+/// Sends traffic there and back, in both directions.
 fn talk(a: &Endpoint, b: &Endpoint) -> Result<()> {
     for (from, to) in [(a, b), (b, a)] {
         let what = || format!("{} to {}", from.name, to.name);
@@ -107,8 +107,8 @@ fn a_plain_flannel_node_talks_with_ours() -> Result<()> {
                 "{what}: {} encapsulated {before:?}, then {after:?}",
                 node.name()
             );
-            // The kernel's VXLAN device writes a checksum into the outer header, which nobody has
-            // verified yet when the packet comes over a veth.
+            // The kernel's VXLAN device writes a checksum into the outer header, which no device
+            // has verified yet when the packet arrives over a veth.
             ensure!(
                 after.1 > before.1 + 30,
                 "{what}: {} got {before:?}, then {after:?}",
@@ -122,7 +122,7 @@ fn a_plain_flannel_node_talks_with_ours() -> Result<()> {
     plain.lease.mac = "0e:5e:4d:3c:2b:1a".to_owned();
     let line = format!("ip link set flannel.1 address {}", plain.lease.mac);
     plain.node.run(line.split(' '))?;
-    // The kernel forgets a device's neighbours with its address.
+    // The kernel removes a device's neighbours with its address.
     leases.iter().try_for_each(|lease| plain.add_peer(lease))?;
     converse(&plain, "with another MAC address")?;
 
@@ -153,7 +153,7 @@ fn a_plain_flannel_node_talks_with_ours() -> Result<()> {
     talk(&reach::of_pod(&pods[0]), &reach::of_pod(&pods[1]))
 }
 
-/// Whether the fast path carries what a pod sends.
+/// Whether the fast path carries a pod's packets.
 fn fast_path(node: &Node, pod: &Endpoint) -> Result<bool> {
     let status = node.json(["overlayctl", "status", "--output", "json"])?;
     let pods = status["pods"].as_array().context("no pods")?;
@@ -162,7 +162,7 @@ fn fast_path(node: &Node, pod: &Endpoint) -> Result<bool> {
     Ok(pods.any(|it| it["address"] == address && it["path"] == "fast"))
 }
 
-/// Packets that a node's fast path sent, and packets from the network that it took.
+/// Packets that a node's fast path sent, and packets from the network that it received.
 fn taken(node: &Node) -> Result<(u64, u64)> {
     Ok((
         packets(node, "pod_in", "encapsulated")?,
@@ -170,8 +170,8 @@ fn taken(node: &Node) -> Result<(u64, u64)> {
     ))
 }
 
-/// Waits until nothing of a lease is left, and watches that the fast path forgets it before the
-/// kernel does.
+/// Waits until no entry of a lease is left, and checks that the fast path removes its entries
+/// before the kernel path does.
 fn forgotten(node: &Node, lease: &Lease) -> Result<()> {
     let base = lease.subnet.network().to_string();
     let mut out_of_order = false;
@@ -202,7 +202,7 @@ fn forgotten(node: &Node, lease: &Lease) -> Result<()> {
     Ok(())
 }
 
-/// How many answers `ping` misses, as it says itself.
+/// The number of answers that `ping` reports as missing.
 fn lost(pings: &str) -> Result<u32> {
     let number = |what: &str| -> Option<u32> {
         let before = pings.split_once(what)?.0;
@@ -221,7 +221,8 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
     let plain = Plain::set_up(&lab, lab.node(1), subnet, "0e:aa:bb:cc:dd:ee")?;
     let node = &plain.node;
     plain.add_peer(&peer_lease)?;
-    // A peer that left while flanneld was down; flanneld itself would keep this for ever.
+    // A peer that left while flanneld did not run; flanneld itself would keep these entries for
+    // ever.
     let gone = Lease {
         subnet: "10.244.251.0/24".parse()?,
         public: Ipv4Addr::new(192, 168, 66, 77),
@@ -277,13 +278,13 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
         "the route is not ours now: {route}"
     );
     let pings = String::from_utf8_lossy(&pings.stdout).into_owned();
-    // A qdisc of filters costs a device that is up a few milliseconds, once: of these pings one, at
-    // NIC, VXLAN device and veth.
+    // A qdisc of filters interrupts a device that is up for a few milliseconds, once: each
+    // interruption, at NIC, VXLAN device and veth, may cost one of these pings.
     let may_be_lost = if has_tcx(node)? { 0 } else { 3 };
     ensure!(lost(&pings)? <= may_be_lost, "packets were lost: {pings}");
     forgotten(node, &gone)?;
 
-    // The pod of before is none of our plugin's, and on the fast path as a new one is.
+    // The former pod is not of our plugin, but on the fast path like a new one.
     let fresh = lab.add_pod(1)?;
     for (what, from) in [
         ("the pod of before", plain.endpoint()),
@@ -301,7 +302,7 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
             "{what}: {before:?}, then {after:?}"
         );
     }
-    // That pod is held to the pod's address, too.
+    // The former pod may send from its own address only, too.
     let refused = packets(node, "pod_in", "spoofed_source")?;
     let false_address = fresh.address().to_string();
     for line in [
@@ -317,8 +318,8 @@ fn a_flannel_node_becomes_ours_without_a_gap() -> Result<()> {
     talk(&reach::of_pod(&fresh), &reach::of_pod(&target))
 }
 
-/// The agent is gone, its programs are not, and flanneld makes the VXLAN device anew: what arrives
-/// for the node must not be handed in at the device that was.
+/// The agent has ended, its programs still run, and flanneld makes the VXLAN device anew: packets
+/// for the node must not be handed in at the former device.
 #[test]
 fn a_node_given_back_to_flannel_hears_its_answers() -> Result<()> {
     let lab = lab("given", 2, &[1, 2])?;

@@ -1,4 +1,4 @@
-//! A node as flannel makes it, by hand.
+//! A node like flannel's, set up by hand.
 
 use std::net::Ipv4Addr;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 const ADDRESSES: &str = "/var/lib/cni/networks/cbr0";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 
-/// A lease as it lies in etcd.
+/// A lease in etcd.
 #[derive(Clone, Debug)]
 pub struct Lease {
     pub subnet: Ipv4Net,
@@ -28,7 +28,7 @@ impl Lease {
         )
     }
 
-    /// flannel's bytes.
+    /// Writes the lease with flannel's bytes.
     pub fn write(&self, lab: &Lab) -> Result<()> {
         let Self { public, mac, .. } = self;
         let value = format!(
@@ -54,7 +54,7 @@ impl Lease {
     }
 }
 
-/// A node that nothing of ours runs on, with one pod.
+/// A node without any software of ours, with one pod.
 pub struct Plain {
     pub node: Node,
     pub pod: Namespace,
@@ -62,7 +62,7 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// What flanneld and its CNI plugin leave behind, typed by hand.
+    /// The state that flanneld and its CNI plugin leave, set up by hand.
     pub fn set_up(lab: &Lab, node: Node, subnet: Ipv4Net, mac: &str) -> Result<Self> {
         let lease = Lease {
             subnet,
@@ -95,7 +95,7 @@ impl Plain {
                  route add default via {gateway}\n"
             ),
         )?;
-        // How `host-local` remembers whose the address is.
+        // The file by which `host-local` remembers the holder of the address.
         let remember =
             format!("mkdir -p {ADDRESSES}; printf 'plain\\r\\neth0' >{ADDRESSES}/{address}");
         plain.node.run(["sh", "-c", &remember])?;

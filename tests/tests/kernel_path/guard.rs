@@ -10,10 +10,10 @@ use overlay_user::kernel::guard::{self, Guard, GuardChange, GuardCounters, Guard
 
 use super::namespace::{Namespace, in_namespace, node_with_peer, run};
 
-/// How long a packet may take from one namespace to the next.
+/// Longest time of a packet from one namespace to the next.
 const ON_THE_WAY: Duration = Duration::from_millis(100);
 
-/// Index of no device.
+/// An index that no device has.
 const NO_DEVICE: u32 = 0xffff;
 
 pub(super) fn at(last: u8) -> Ipv4Addr {
@@ -67,7 +67,7 @@ pub(super) fn vxlan(vni: u32, kind: u16, source: [u8; 4], padding: usize) -> Vec
     bytes
 }
 
-/// The counters, once they stand still: what was sent just now may be on its way.
+/// The counters, once they no longer change, because packets may still be on their way.
 async fn counters() -> GuardCounters {
     let mut last = guard::counters().await.expect("counters");
     loop {
@@ -108,8 +108,8 @@ fn forged_vxlan_is_told(underlay: fn() -> u32) {
             ..state()
         };
         let mut guard = apply(&state).await;
-        // No socket has the port, so that what passes shows as an ICMP error; counters tell the
-        // rest.
+        // No socket has the port, so that a packet that passes causes an ICMP error; counters show
+        // the rest.
         let send = |from: &'static str, payload: Vec<u8>| {
             peer.within(move || {
                 let socket = UdpSocket::bind((from, 0)).expect("bind");
@@ -191,12 +191,12 @@ fn forged_vxlan_is_told(underlay: fn() -> u32) {
             expected.sort();
             assert_eq!(counted().await, expected);
         }
-        // A socket that has the port for TCP is not ours.
+        // A socket with the same port for TCP has no effect.
         let listener = TcpListener::bind("192.0.2.1:8472").expect("listen");
         peer.within(|| TcpStream::connect("192.0.2.1:8472").expect("connect"));
         listener.accept().expect("accept");
         assert_eq!(counted().await, expected);
-        // An update keeps the counters and learns the new address.
+        // An update keeps the counters and applies the new address.
         let mut state = state;
         let subnet = "10.244.9.0/24".parse().expect("a net");
         state.peers.insert(at(9), [subnet].into());
@@ -280,15 +280,15 @@ fn pods_cannot_pretend() {
         let expected = [(Reason::PodVxlan, 1), (Reason::SpoofedSource, 1)];
         assert_eq!(counted().await, expected);
 
-        // Without its neighbours the pod asks for them in the name of the false address.
+        // Without its neighbours the pod sends ARP requests with the false address.
         pod.run("ip neigh flush dev eth0");
         send("10.244.1.99", "10.244.1.7:9");
         let arp = counters().await.get(Reason::SpoofedArp);
         assert!(arp > 0, "{:?}", counted().await);
 
-        // What the pod still asks for by itself would be counted in between.
+        // Further requests of the pod itself would be counted in between.
         pod.run("ip addr del 10.244.1.99/32 dev eth0 && ip neigh del 10.244.1.7 dev eth0");
-        // Priority tags hide nothing: the kernel takes them off before the IP stack.
+        // Priority tags hide nothing, because the kernel removes them before the IP stack.
         let gateway = "020000000100";
         let udp = "4500001d00010000401164670af401630af40101000900090009000078";
         let arp = "0001080006040001020000000005 0af40163 000000000000 0af40101".replace(' ', "");

@@ -1,4 +1,4 @@
-//! The guard is written once; then only what changes is.
+//! The guard is written once; afterwards only changes are written.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -10,7 +10,7 @@ use overlay_user::kernel::guard::{self, Guard, GuardChange, GuardState, Reason};
 use super::guard::{at, counted, state, vxlan};
 use super::namespace::{in_namespace, node_with_peer, run};
 
-/// Longer than the kernel needs to let an element of a second run out.
+/// Longer than the kernel needs until an element of one second has expired.
 const RUN_OUT: Duration = Duration::from_millis(1500);
 
 async fn applied(guard: &mut Guard, state: &GuardState) -> GuardChange {
@@ -41,7 +41,7 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
         assert_eq!(applied(&mut guard, &state).await, GuardChange::Elements(2));
         assert!(!run("nft list set bridge overlay_guard pods").contains("two"));
 
-        // Others' tables are not ours, whenever they change.
+        // Foreign tables do not matter, whenever they change.
         run("nft add table inet others");
         assert!(guard.is_intact().await.expect("a look"));
         run("nft add chain inet others one");
@@ -71,7 +71,8 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
                 "{harm}"
             );
         }
-        // The plugin takes out a pod that it deletes, before the agent hears of it.
+        // The plugin removes the element of a pod that it deletes, before the agent hears of the
+        // deletion.
         state
             .pods
             .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));
@@ -79,7 +80,7 @@ fn only_what_changes_is_written_and_what_others_change_is_put_right() {
         let (name, address) = state.pods.pop_last().expect("two pods");
         guard::pod::dismiss(&name, address).await.expect("dismiss");
         assert_eq!(applied(&mut guard, &state).await, GuardChange::None);
-        // An element that is to go may be gone.
+        // An element to remove may be missing already.
         run("nft flush set bridge overlay_guard pods");
         state.pods.clear();
         assert_eq!(applied(&mut guard, &state).await, GuardChange::Elements(1));
@@ -139,7 +140,7 @@ fn a_list_of_leases_that_nobody_keeps_is_not_believed_for_ever() {
         stranger();
         send(known, vxlan(1, 0x0800, [10, 244, 3, 7], 0));
         assert_eq!(counted().await, [(Reason::UnknownVtep, 1)]);
-        // What depends on no lease stays.
+        // Rules that do not depend on leases stay in force.
         send(unknown, vxlan(1, 0x0800, [10, 244, 1, 7], 0));
         send(unknown, vxlan(1, 0x86dd, [10, 244, 1, 7], 0));
         let expected = [
@@ -149,7 +150,7 @@ fn a_list_of_leases_that_nobody_keeps_is_not_believed_for_ever() {
         ];
         assert_eq!(counted().await, expected);
 
-        // An agent is back; as long as an agent is there, time does not run out.
+        // An agent runs again; while an agent runs, the element does not expire.
         for _ in 0..4 {
             guard.renew().await.expect("renew");
             assert!(guard.is_intact().await.expect("a look"));
@@ -169,7 +170,7 @@ fn pods_that_programs_judge_meet_no_chain_of_the_bridge() {
         let mut guard = Guard::new();
         applied(&mut guard, &state).await;
         assert!(!run("nft list ruleset bridge").contains("hook"));
-        // A pod whose program could not be attached.
+        // This pod's program could not be attached.
         state
             .pods
             .insert(("two".into(), Ipv4Addr::new(10, 244, 1, 6)));

@@ -1,4 +1,4 @@
-//! Everything that is lost or changed comes back, and nothing of others is touched.
+//! Every lost or changed object is restored, and no foreign object is touched.
 
 use std::net::IpAddr;
 
@@ -37,7 +37,7 @@ fn network(desired: &KernelState) -> IpNet {
     desired.network.expect("a network")
 }
 
-/// Applies the difference and expects that there is none afterwards. Returns what was done.
+/// Applies the difference and checks that the next one is empty. Returns the actions.
 async fn settle(kernel: &Kernel, desired: &KernelState) -> Vec<Action> {
     let look = async || {
         kernel
@@ -144,7 +144,7 @@ fn flannels_state_is_taken_over_without_a_new_device() {
         );
         let route = desired.routes.first().expect("a route").clone();
         let mut actions = settle(&kernel, &desired).await;
-        // flannel leaves the device the link-local address that it got.
+        // flannel does not remove the device's automatic link-local address.
         assert_eq!(actions.remove(0), Action::ForbidAutoconfiguration);
         actions.retain(|action| !matches!(action, Action::RemoveAddress(IpNet::V6(_))));
         assert_eq!(actions, [Action::ReplaceRoute(route)]);

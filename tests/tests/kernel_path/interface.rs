@@ -1,4 +1,4 @@
-//! The device to run over is the one flannel would take (its `match_test.go` has these
+//! The chosen device is the one that flannel would choose (its `match_test.go` has these
 //! expectations).
 
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Changes show as events.
+//! Changes appear as events.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -90,7 +90,7 @@ fn lost_events_are_told_and_the_monitor_goes_on() {
     });
 }
 
-/// What events tell, applied to an earlier look, is what a fresh look shows.
+/// An earlier look with the events applied equals a fresh look.
 #[test]
 fn events_keep_a_look_fresh() {
     in_namespace(|| async {
@@ -129,7 +129,7 @@ fn events_keep_a_look_fresh() {
             "ip neigh del 10.244.2.0 dev flannel.1",
         ]) {
             run(change);
-            // A mark that comes after all events of the change, and is told once.
+            // A mark that comes after all events of the change, and has one event.
             let mark = IpAddr::from([192, 0, 2, number]);
             run(&format!(
                 "ip neigh add {mark} lladdr 02:00:00:00:00:77 dev veth1 nud permanent"

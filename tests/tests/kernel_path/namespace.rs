@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns, unshare};
 use overlay_tests::packet::RawSocket;
 
-/// Runs a test in a network namespace of its own, on a thread of its own.
+/// Runs a test in a separate network namespace, on a separate thread.
 pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     assert!(
         nix::unistd::geteuid().is_root(),
@@ -29,7 +29,7 @@ pub fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 's
     }
 }
 
-/// Runs a command line in the namespace of this thread; it has to work.
+/// Runs a command line, which must succeed, in the namespace of this thread.
 pub fn run(line: &str) -> String {
     let output = Command::new("sh")
         .args(["-c", line])
@@ -73,7 +73,7 @@ impl Namespace {
         format!("/proc/{}/ns/net", self.0.id())
     }
 
-    /// Runs a command line in that namespace; it has to work.
+    /// Runs a command line, which must succeed, in that namespace.
     pub fn run(&self, line: &str) -> String {
         run(&format!("nsenter --net={} sh -c '{line}'", self.path()))
     }
@@ -110,8 +110,8 @@ impl Drop for Namespace {
 }
 
 /// This node is 192.0.2.1 with 10.244.1.0/24, the peer 192.0.2.2 with 10.244.2.0/24, joined by a
-/// veth pair that is called `underlay` at both ends. The peer is configured as flannel would, by
-/// hand.
+/// veth pair that is called `underlay` at both ends. The peer is configured by hand, as flannel
+/// would do it.
 pub fn node_with_peer() -> Namespace {
     let peer = Namespace::new();
     run(&format!(

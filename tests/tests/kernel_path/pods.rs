@@ -1,4 +1,4 @@
-//! Pods are what their links say.
+//! Pods are recognised by their links.
 
 use overlay_user::kernel::Kernel;
 
@@ -40,7 +40,8 @@ fn pods_are_ports_of_the_bridge_with_a_note() {
         );
         assert!(link.up && link.netns_id.is_some() && link.master == bridge.ifindex);
 
-        // The note tells what ADD gave; others may have given the pod another MAC address since.
+        // The note has the MAC address that ADD gave; another program may have given the pod
+        // another one since.
         run(&format!(
             "nsenter -t {} -n ip link set p-noted address 02:00:00:00:00:77",
             pod.pid()
@@ -49,7 +50,7 @@ fn pods_are_ports_of_the_bridge_with_a_note() {
         assert_eq!(now[0].pod_mac.to_string(), "02:00:00:00:00:77");
         assert_eq!(now[0].note.mac.to_string(), "02:00:00:00:00:05");
 
-        // A bridge of the usual name without pods is not the pods'.
+        // A bridge without pods is not the pods' bridge, whatever its name.
         run("ip link add another type bridge; ip link set noted master another");
         let found = kernel.pods("cni0").await.expect("list");
         assert_eq!(found.bridge.expect("the bridge").name, "another");
@@ -89,7 +90,7 @@ fn a_port_without_a_note_is_a_pod_where_its_end_says_so() {
         };
         let pair = |name: &str, address: &str| (name.to_owned(), address.to_owned());
         assert_eq!(learnt().await, [], "without an address");
-        // The same index in this namespace has an address, too, which is not the pod's.
+        // In this namespace the same index has an address, too, which is not the pod's.
         run("ip addr add 10.244.1.77/24 dev lo");
         assert_eq!(learnt().await, []);
 
@@ -128,7 +129,7 @@ fn every_reading_finds_every_filter() {
             ));
         }
         let device = kernel.ifindex("eth0").await.expect("eth0");
-        // Requests that overlap are refused now and then.
+        // The kernel sometimes refuses requests that overlap.
         for reading in 0..2000 {
             let found = kernel.filters(device).await.expect("filters");
             assert!(

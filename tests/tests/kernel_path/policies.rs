@@ -1,4 +1,4 @@
-//! Which packet-filter rules count as others' policies, with the rules in a real kernel.
+//! The packet-filter rules that count as foreign policies, with the rules in a real kernel.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn scope() -> Scope {
     }
 }
 
-/// What is found behind these command lines, one by one in an empty packet filter.
+/// The policies that are found after these command lines, each run in an empty packet filter.
 async fn found(setup: &str) -> Vec<String> {
     run("nft flush ruleset");
     if has_legacy() {
@@ -40,7 +40,7 @@ pub(super) fn has_legacy() -> bool {
     Path::new("/proc/net/ip_tables_names").exists()
 }
 
-/// Commands, and what is found then.
+/// Commands, and the policies that are found afterwards.
 type Case = (&'static str, &'static [&'static str]);
 
 fn check(cases: &'static [Case]) {
@@ -54,7 +54,7 @@ fn check(cases: &'static [Case]) {
 const FORWARD: &str =
     "nft 'table inet t { chain c { type filter hook forward priority 0; RULE; }; }'";
 
-/// Of single rules in a chain at `forward`: what they are found to do.
+/// Single rules in a chain at `forward`, each with the effect that is found.
 fn check_rules(cases: &'static [(&'static str, Option<&'static str>)]) {
     in_namespace(move || async move {
         for (rule, act) in cases {
@@ -172,7 +172,7 @@ fn bridges_frames_of_other_protocols_do_not_count() {
     ]);
 }
 
-/// For iptables by nf_tables; the legacy one is tried in its place.
+/// For iptables by nf_tables; where iptables-legacy exists, it runs in its place.
 const IPTABLES: &[Case] = &[
     (
         "iptables-nft -A FORWARD -s 10.244.1.2 -d 10.244.2.2 -j DROP",
@@ -233,7 +233,7 @@ const IPTABLES: &[Case] = &[
          iptables-nft -A FORWARD -j cali-FORWARD",
         &["calico: MARK in ip filter FORWARD > cali-FORWARD"],
     ),
-    // Behind what lets all of the pods' packets pass.
+    // These rules come behind one that accepts all of the pods' packets.
     (
         "iptables-nft -P FORWARD DROP
          iptables-nft -N FLANNEL-FWD
@@ -243,7 +243,7 @@ const IPTABLES: &[Case] = &[
          iptables-nft -A FORWARD -j DROP",
         &[],
     ),
-    // kube-proxy, the kubelet.
+    // Rules of kube-proxy and of the kubelet.
     (
         "iptables-nft -N KUBE-FORWARD
          iptables-nft -N KUBE-SERVICES
@@ -253,7 +253,7 @@ const IPTABLES: &[Case] = &[
          iptables-nft -A FORWARD -j KUBE-FORWARD",
         &[],
     ),
-    // Docker before version 28.
+    // Rules of Docker before version 28.
     (
         "iptables-nft -N DOCKER
          iptables-nft -N DOCKER-USER
@@ -272,7 +272,7 @@ const IPTABLES: &[Case] = &[
          iptables-nft -A FORWARD -i docker0 -o docker0 -j DROP",
         &[],
     ),
-    // Docker from version 28: it keeps others from containers' addresses.
+    // Rules of Docker from version 28 on, which protects containers' addresses from other hosts.
     (
         "iptables-nft -t raw -A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP
          iptables-nft -N DOCKER
@@ -283,7 +283,7 @@ const IPTABLES: &[Case] = &[
          iptables-nft -A FORWARD -j DOCKER-FORWARD",
         &[],
     ),
-    // Podman, and the CNI plugins `firewall` and `portmap`.
+    // Rules of Podman, and of the CNI plugins `firewall` and `portmap`.
     (
         "iptables-nft -N NETAVARK_FORWARD
          iptables-nft -N CNI-FORWARD
@@ -346,7 +346,7 @@ fn whole_tables_are_known_by_their_names() {
     ]);
 }
 
-/// flannel's own rules let the pods' packets pass before the policy can.
+/// flannel's own rules accept the pods' packets before the policy applies.
 #[test]
 fn our_own_rules_do_not_count() {
     in_namespace(|| async {
@@ -366,13 +366,13 @@ fn our_own_rules_do_not_count() {
     });
 }
 
-/// What comes and goes is seen by one who has looked before.
+/// Additions and removals are noticed after an earlier look.
 #[test]
 fn rules_are_followed_as_they_come_and_go() {
     in_namespace(|| async {
         let mut policies = Policies::default();
         let mut is_found = async |wanted: bool| {
-            // Looks are put off for some milliseconds after one that read much.
+            // A look that read much is followed by a pause of some milliseconds.
             for _ in 0..1000 {
                 if policies.find(&scope()).await.reason().is_some() == wanted {
                     return;

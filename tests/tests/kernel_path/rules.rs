@@ -114,7 +114,7 @@ fn only_translated_connections_are_listed() {
         assert_eq!(connection.reply.source_port, 5353);
         assert_eq!(connection.reply.destination_port, 4000);
 
-        // ICMP has an identifier in the place of ports.
+        // ICMP has an identifier instead of ports.
         run("iptables -t nat -A OUTPUT -d 10.9.9.9 -p icmp -j DNAT --to 127.0.0.1");
         run("ping -c 1 -W 2 10.9.9.9");
         let found = conntrack::translated(network, Some).await.expect("dump");

@@ -1,4 +1,4 @@
-//! The kernel that these tests run on, and what is to be expected of it.
+//! The kernel that these tests run on, and the expected features of it.
 
 use std::fmt;
 
@@ -31,7 +31,8 @@ impl fmt::Display for Version {
     }
 }
 
-/// How the fast path is attached on the running kernel; `None` where there can be none.
+/// The expected way of attaching the fast path on the running kernel; `None` where there is no fast
+/// path.
 pub fn expected_mechanism() -> Option<Mechanism> {
     match Version::running() {
         Version(..=4, _) | Version(5, ..13) => None,

@@ -1,4 +1,4 @@
-//! Two nodes with traffic between their pods, on whatever path the kernel has.
+//! Two nodes with traffic between their pods, on the best path of the kernel.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use overlay_tests::{Lab, Options, Pod, StoreKind};
 
 use crate::kernel::expected_mechanism;
 
-/// Traffic before and after something happens.
+/// Duration of the traffic before and after an action.
 const CALM: Duration = Duration::from_secs(1);
 
-/// Two nodes with one pod each and leases in files: as little as shows everything.
+/// Two nodes with one pod each and leases in files: the smallest lab for these tests.
 pub fn options(name: &str) -> Options {
     Options {
         pods: 1,
@@ -46,7 +46,7 @@ pub fn under_traffic(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<Out
     Ok(outcome)
 }
 
-/// Waits until the best path that this kernel has is taken, and says whether it is the fast one.
+/// Waits until the best path of this kernel is in use, and returns whether that is the fast path.
 pub fn wait_for_best_path(lab: &Lab) -> Result<bool> {
     let fast = expected_mechanism().is_some();
     if fast {
@@ -80,7 +80,7 @@ fn traffic_survives_restart_and_swap() -> Result<()> {
         let outcome = under_traffic(&lab, || {
             node.stop_agent(signal)?;
             sleep(CALM);
-            // A new agent loads its own programs and swaps them in.
+            // A new agent loads its own programs and replaces the old ones.
             node.start_agent(&[])?;
             wait_for_best_path(&lab).map(drop)
         })
@@ -93,14 +93,15 @@ fn traffic_survives_restart_and_swap() -> Result<()> {
 #[test]
 #[ignore = "runs in a kernel VM: cargo xtask vmtest"]
 fn everybody_reaches_everybody() -> Result<()> {
-    // With neighbours on a node: what the kernel checks on that way differs between releases.
+    // There are neighbours on a node, because the kernel's checks on that path differ between
+    // releases.
     let lab = Lab::up(Options {
         pods: 2,
         ..options("matrix")
     })?;
     let fast = wait_for_best_path(&lab)?;
     reach::require_all(&lab)?;
-    // What an agent changes comes back to it as events, and not the same ones on every kernel.
+    // An agent gets events of its own changes, and the events differ between kernels.
     wait_at_rest(&lab.node(1))?;
     if fast {
         for node in lab.nodes() {
@@ -114,7 +115,8 @@ fn everybody_reaches_everybody() -> Result<()> {
     lab.down()
 }
 
-/// The agent says why there is no fast path, is ready all the same, and has left nothing half done.
+/// The agent reports why there is no fast path, is ready nevertheless, and has left no partial
+/// state.
 fn only_the_kernel_path_serves(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let ready = node.http_get("/readyz")?;

@@ -1,5 +1,5 @@
-//! What must hold on every kernel, whatever it has. `cargo xtask vmtest` runs these in virtual
-//! machines; each knows what to expect of the kernel that it finds itself on.
+//! Conditions that must hold on every kernel, whatever its features. `cargo xtask vmtest` runs
+//! these tests in virtual machines; each test knows the expected result on its kernel.
 
 mod kernel;
 mod lab;

@@ -1,4 +1,4 @@
-//! Each probe answers what is known of the kernel.
+//! Each probe has the result that is known for the kernel.
 
 use anyhow::{Result, ensure};
 use overlay_user::datapath::probe::{Answer, Probes};

@@ -1,4 +1,4 @@
-//! Every program loads, by the agent's own code, and has not grown out of proportion.
+//! Every program is loaded by the agent's own code, and has not grown too much.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +14,9 @@ use overlay_user::datapath::programs::{Mechanism, Programs, name, tc_hooks};
 
 use crate::kernel::{Version, expected_mechanism};
 
-/// How large each program is by kernel. `cargo xtask vmtest --kernel all --record` writes it.
+/// Size of each program by kernel. `cargo xtask vmtest --kernel all --record` writes the file.
 const SIZES: &str = include_str!("sizes.json");
-/// A program may grow by a fifth before somebody has to look.
+/// Factor by which a program may grow before the test fails.
 const GROWTH: f64 = 1.2;
 
 #[test]
@@ -36,7 +36,7 @@ fn every_program_loads_and_keeps_its_size() -> Result<()> {
     umount(directory.path())?;
     match (sizes, expected_mechanism()) {
         (Ok(sizes), _) => compare(&sizes?),
-        // Without the fast path it is enough that the refusal is an answer.
+        // Without the fast path the test only needs a refusal with a cause.
         (Err(error), None) => {
             println!("not loaded, as expected: {error}");
             Ok(())
@@ -45,14 +45,14 @@ fn every_program_loads_and_keeps_its_size() -> Result<()> {
     }
 }
 
-/// Instructions that the verifier walked through, or where it does not count them (before Linux
-/// 5.16), bytes of what it made of the program.
+/// Number of instructions that the verifier walked through, or, where the verifier does not count
+/// them (before Linux 5.16), size in bytes of the translated program.
 fn sizes(programs: &mut Programs) -> Result<BTreeMap<String, u32>> {
     let mut ids = BTreeMap::new();
     for hook in tc_hooks() {
         ids.insert(programs.id(hook)?, name(hook).to_owned());
     }
-    // The agent loads it only where a NIC is to have it.
+    // The agent loads this program only for a NIC with early refusal.
     let early = name(Hook::NetXdp);
     let mut ebpf = EbpfLoader::new().load(object::bytes()?)?;
     let program: &mut Xdp = ebpf

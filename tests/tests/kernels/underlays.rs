@@ -12,7 +12,7 @@ use overlay_tests::{Lab, Node, Options, command, wait_until};
 use crate::kernel::expected_mechanism;
 use crate::lab::{options, under_traffic, wait_for_best_path};
 
-/// How long an agent may take to tell what it found.
+/// Longest time until an agent reports its findings.
 pub const SAID: Duration = Duration::from_secs(10);
 
 /// A lab of bare nodes, an underlay device that `plug` makes on each, and agents that use it.
@@ -36,12 +36,12 @@ pub fn lab_over(name: &str, plug: impl Fn(&Node, &Node) -> Result<()>, iface: &s
     Ok(lab)
 }
 
-/// The address of a node on an underlay of a test's own.
+/// The address of a node on an underlay that a test has made.
 pub fn inner_address(node: &Node) -> Ipv4Addr {
     Ipv4Addr::new(172, 31, 0, u8::try_from(node.number()).unwrap_or(u8::MAX))
 }
 
-/// Every node is ready, and says this besides.
+/// Waits until every node is ready with this note.
 pub fn require_said(lab: &Lab, what: impl Fn(&Node) -> String) -> Result<()> {
     for node in lab.nodes() {
         let what = what(&node);
@@ -55,7 +55,7 @@ pub fn require_said(lab: &Lab, what: impl Fn(&Node) -> String) -> Result<()> {
     Ok(())
 }
 
-/// What a node says of a device whose frames the programs do not understand.
+/// A node's note on a device whose frames the programs cannot parse.
 fn no_ethernet(device: &str) -> String {
     format!("fast path: down: {device} carries no Ethernet frames")
 }
@@ -92,7 +92,7 @@ fn a_bad_wire_costs_what_it_takes_and_no_more() -> Result<()> {
     );
 
     netem("loss 10% delay 2ms")?;
-    // TCP that goes on is a part of the traffic.
+    // An open TCP connection is a part of the traffic.
     let outcome = under_traffic(&lab, || Ok(()))?;
     for loss in outcome.datagrams {
         ensure!(

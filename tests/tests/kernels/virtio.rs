@@ -1,4 +1,5 @@
-//! Network cards whose driver has native XDP: early refusal comes by itself where it costs nothing.
+//! Network cards whose driver has native XDP: early refusal is enabled by default where it costs
+//! nothing.
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -14,15 +15,15 @@ use crate::kernel::expected_mechanism;
 use crate::lab::{options, wait_for_best_path};
 use crate::underlays::{SAID, inner_address, ip, lab_over, require_said};
 
-/// What a card is called on its node.
+/// The name of a card on its node.
 const CARD: &str = "nic0";
 /// A host of the underlay that is no node.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 77);
-/// Datagrams that it sends.
+/// Number of datagrams that the stranger sends.
 const FORGED: u64 = 20;
 const VXLAN_PORT: u16 = 8472;
 
-/// The machine's virtio cards: those that give up nothing for XDP, then those that would.
+/// The machine's virtio cards: those that lose no offload by XDP, then those that would.
 fn cards() -> Result<(Vec<String>, Vec<String>)> {
     let (mut plain, mut offloading) = (Vec::new(), Vec::new());
     for entry in fs::read_dir("/sys/class/net")? {
@@ -33,7 +34,7 @@ fn cards() -> Result<(Vec<String>, Vec<String>)> {
         }
         let name = path.file_name().context("a device without a name")?;
         let features = fs::read(path.join("device/features"))?;
-        // The digit of VIRTIO_NET_F_GUEST_CSUM: the lowest bit stands first.
+        // The digit of VIRTIO_NET_F_GUEST_CSUM, because the lowest bit comes first.
         let list = if features.get(1) == Some(&b'1') {
             &mut offloading
         } else {
@@ -59,7 +60,7 @@ fn hand_over(card: &str, node: &Node) -> Result<()> {
     )
 }
 
-/// Whether a program sits in the driver of the node's card.
+/// Whether a program is attached to the driver of the node's card.
 fn has_native_program(node: &Node) -> Result<bool> {
     let links = node.json(["ip", "-j", "link", "show", "dev", CARD])?;
     // 1 is native (`XDP_ATTACHED_DRV` of linux/if_link.h).
@@ -93,7 +94,7 @@ fn early_refusal_comes_by_itself_where_it_costs_nothing() -> Result<()> {
     let socket = other
         .namespace()
         .inside(|| UdpSocket::bind((STRANGER, 0)))??;
-    // VNI 1, and whatever inside.
+    // VNI 1, with any content.
     let mut forged = [0; 100];
     forged[..8].copy_from_slice(&[8, 0, 0, 0, 0, 0, 1, 0]);
     for _ in 0..FORGED {

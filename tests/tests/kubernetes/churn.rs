@@ -1,4 +1,4 @@
-//! Many pods, and an API server that is away.
+//! Many pods, and an API server that does not answer.
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::Ipv4Net;
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::leftovers::wait_clean;
 use crate::{PATIENCE, cluster, is_accelerated, talk};
 
-/// How many pods come and go, and how many at a time.
+/// Number of pods, and number of pods at a time.
 const PODS: usize = 100;
 const AT_A_TIME: usize = 10;
 /// The agent's `--healthz-port` in our manifest.
@@ -40,7 +40,7 @@ fn the_api_server_is_away() -> Result<()> {
     let traffic = Traffic::start(&one, &other)?;
     let nodes = cluster.nodes();
     cluster.stop_api_server()?;
-    // The kubelets start the agents again by themselves.
+    // The kubelets restart the agents by themselves.
     for node in &nodes {
         let before = agent(node)?;
         node.run(["kill", "-9", &before])?;
@@ -55,7 +55,7 @@ fn the_api_server_is_away() -> Result<()> {
         ensure!(said.contains("leases: as known at"), "{said}");
     }
     talk(&one, &other).context("while the API server is away")?;
-    // The kubelets make pods by themselves.
+    // The kubelets create pods by themselves.
     let made: Vec<_> = nodes
         .iter()
         .map(|node| node.run_static_pod("meanwhile"))
@@ -86,7 +86,7 @@ fn the_api_server_is_away() -> Result<()> {
     cluster.down()
 }
 
-/// The pod's address is one of the node's lease.
+/// Checks that the pod's address is in the node's lease.
 fn is_of_subnet(node: &Node, pod: &Endpoint) -> Result<()> {
     let file = node.run(["cat", "/run/flannel/subnet.env"])?;
     let gateway = file
@@ -98,7 +98,7 @@ fn is_of_subnet(node: &Node, pod: &Endpoint) -> Result<()> {
     Ok(())
 }
 
-/// The process of a node's agent, by its number on the node.
+/// The process of a node's agent, by its id on the node.
 fn agent(node: &Node) -> Result<String> {
     Ok(node.run(["pgrep", "-x", "overlayd"])?.trim().to_owned())
 }

@@ -1,25 +1,26 @@
-//! Nodes as flannel makes them, by hand: the annotations of their Nodes, the kernel's state, and
-//! the plugins that flannel's plugin calls (`bridge` and `host-local`) with what it tells them.
+//! Nodes like flannel's, set up by hand: the annotations of their Nodes, the kernel's state, and
+//! the plugins that flannel's plugin calls (`bridge` and `host-local`) with its configuration for
+//! them.
 
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 use overlay_tests::kubernetes::{Cluster, Node, POD_NETWORK, reference_list};
 
-/// flannel's plugin is not there; what it calls is.
+/// flannel's plugin is missing, but the plugins that it calls exist.
 const CONFLIST: &str = "/etc/cni/net.d/10-flannel.conflist";
 const PREFIX: &str = "flannel.alpha.coreos.com";
 
-/// What flannel says of a node.
+/// A node's data in flannel's form.
 struct Lease {
-    /// First address of its podCIDR, a /24.
+    /// First address of the node's podCIDR, a /24.
     base: Ipv4Addr,
     public: Ipv4Addr,
     mac: String,
 }
 
 impl Lease {
-    /// With the MAC address in the annotations, or `mac` where there is none.
+    /// Has the MAC address in the annotations, or `mac` where there is none.
     fn of(cluster: &Cluster, node: &Node, mac: &str) -> Result<Self> {
         let object = cluster.json(["get", "node", &node.name()])?;
         let range = object["spec"]["podCIDR"].as_str().context("no podCIDR")?;
@@ -52,8 +53,8 @@ impl Lease {
     }
 }
 
-/// Makes every node of a cluster of two one of flannel's; what is there already stays, as flannel
-/// leaves it.
+/// Turns every node of a cluster of two into one of flannel's; existing state stays, as with
+/// flannel.
 pub fn install(cluster: &Cluster) -> Result<()> {
     let nodes = cluster.nodes();
     let leases = [
@@ -67,7 +68,7 @@ pub fn install(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// What flanneld does on a node with one peer, and what its plugin asks of others.
+/// flanneld's actions on a node with one peer, and its plugin's calls of other plugins.
 fn script(own: &Lease, peer: &Lease) -> String {
     let Lease { base, public, mac } = own;
     let Lease {

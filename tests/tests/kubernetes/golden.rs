@@ -33,7 +33,7 @@ pub fn compare(cluster: &Cluster) -> Result<()> {
                 ),
             ],
         )?;
-        // kube-proxy's come first: what a Service says is said before all pods are let through.
+        // kube-proxy's rules come first, so that they apply before the rule that accepts all pods.
         let all = rules(&node, "filter", "FORWARD")?;
         let wanted = format!("-A FORWARD {forward} -j FLANNEL-FWD");
         ensure!(all.last() == Some(&wanted), "{all:?}");
@@ -58,7 +58,7 @@ fn rules(node: &Node, table: &str, chain: &str) -> Result<Vec<String>> {
     Ok(shown.lines().map(str::to_owned).collect())
 }
 
-/// The rules of a chain of everybody's that are flannel's.
+/// flannel's rules in a chain that others use, too.
 fn flannels(node: &Node, table: &str, chain: &str) -> Result<Vec<String>> {
     let mut rules = rules(node, table, chain)?;
     rules.retain(|rule| rule.contains("FLANNEL"));

@@ -1,4 +1,4 @@
-//! What pods, and the overlay itself, leave behind on a node: nothing.
+//! Objects that pods, and the overlay itself, leave on a node: none are allowed.
 
 use anyhow::{Context as _, Result};
 use overlay_tests::kubernetes::Node;

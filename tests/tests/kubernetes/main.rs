@@ -19,7 +19,7 @@ use overlay_tests::kubernetes::{Cluster, Node};
 use overlay_tests::traffic::{self, Answers, Endpoint};
 use serde_json::Value;
 
-/// How long the cluster may take to follow a change.
+/// Longest time until the cluster has followed a change.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of a message: several segments, or one datagram.
 const LONG: usize = 20_000;
@@ -55,7 +55,7 @@ fn talk(one: &Endpoint, other: &Endpoint) -> Result<()> {
     Ok(())
 }
 
-/// Whether the fast path carries what the pod sends to other pods.
+/// Whether the fast path carries the pod's packets to other pods.
 fn is_accelerated(cluster: &Cluster, node: &Node, pod: &Endpoint) -> Result<bool> {
     let overlayctl = cluster.lab().options().bin_dir.join("overlayctl");
     let overlayctl = overlayctl.to_string_lossy();
@@ -67,8 +67,8 @@ fn is_accelerated(cluster: &Cluster, node: &Node, pod: &Endpoint) -> Result<bool
     Ok(known.is_some_and(|it| it["path"] == "fast"))
 }
 
-/// The node's lease is the range of addresses that Kubernetes has given it: FLANNEL_SUBNET is its
-/// first address.
+/// The node's lease is the range of addresses that Kubernetes has assigned to the node:
+/// FLANNEL_SUBNET is its first address.
 fn leases_its_range(cluster: &Cluster, node: &Node) -> Result<()> {
     let object = cluster.json(["get", "node", &node.name()])?;
     let range = object["spec"]["podCIDR"].as_str().context("no podCIDR")?;

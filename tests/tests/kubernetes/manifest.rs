@@ -1,4 +1,4 @@
-//! What `kubectl apply -k` sends is what `kubectl apply -f` sends: no cluster is needed to see it.
+//! `kubectl apply -k` and `kubectl apply -f` send the same objects; the test needs no cluster.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
 
-/// The objects of a manifest, in an order of their own: kustomize has one, too.
+/// The objects of a manifest in a fixed order, because kustomize changes the order.
 fn objects(yaml: &str) -> Result<Vec<Value>> {
     let mut objects: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
     objects.sort_by_key(|it| format!("{} {}", it["kind"], it["metadata"]["name"]));

@@ -1,5 +1,5 @@
-//! A cluster of flannel's changes its image and nothing else, and changes it back; another becomes
-//! the overlay's node by node.
+//! A cluster of flannel's changes its image and nothing else, and changes it back; another cluster
+//! changes to the overlay node by node.
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::kubernetes::{Cluster, Node};
@@ -10,10 +10,9 @@ use serde_json::json;
 
 use crate::{PATIENCE, flannel, is_accelerated, leases_its_range, talk};
 
-/// What flannel's own manifest makes. Nobody here has its images: what they would do is done by
-/// hand.
+/// flannel's own manifest. Its images are not available here, so their actions are done by hand.
 const MANIFEST: &str = include_str!("flannel.yml");
-/// What the agent says without that.
+/// The agent's message without that privilege.
 const MISSING: &str = "fast path: down: probing packet programs: this process lacks CAP_BPF and \
                        CAP_PERFMON (a container: give it these, and the host's /sys/fs/bpf)";
 
@@ -31,7 +30,7 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     let devices = devices(&nodes)?;
     let traffic = Traffic::start(&one, &other)?;
 
-    // Nothing but the images: the kernel path, and what is missing for more.
+    // Only the images change: the kernel path works, with a message about the missing privilege.
     cluster.follow_block("By the images alone", 0, &[])?;
     for node in &nodes {
         leases_its_range(&cluster, node)?;
@@ -44,7 +43,7 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     cluster.delete_pod("short")?;
     is_gone(&nodes[0], &short)?;
 
-    // What the agent asks for, by one command.
+    // One command gives the agent the missing privilege.
     cluster.follow_block("By the images alone", 1, &[])?;
     for (node, pod) in [(&nodes[0], &one), (&nodes[0], &mine), (&nodes[1], &other)] {
         wait_accelerated(&cluster, node, pod)?;
@@ -65,7 +64,7 @@ fn a_cluster_of_flannels_changes_its_image_and_back() -> Result<()> {
     talk(&mine, &other)?;
     ensure!(self::devices(&nodes)? == devices, "another VXLAN device");
 
-    // And back.
+    // Then the cluster changes back.
     cluster.follow("Back")?;
     flannel::install(&cluster)?;
     let late = cluster.run_pod("late", 2, &json!([]))?;
@@ -97,7 +96,7 @@ fn a_cluster_of_flannels_is_migrated_node_by_node() -> Result<()> {
         wait_accelerated(&cluster, node, old)?;
         cluster.wait_overlay_ready()?;
         leases_its_range(&cluster, node)?;
-        // Those that were there, and new ones of both plugins, on a mixed cluster at first.
+        // Existing pods, and new ones of both plugins, at first on a mixed cluster.
         let mine = cluster.run_pod(&format!("mine{number}"), number, &json!([]))?;
         wait_accelerated(&cluster, node, &mine)?;
         talk(&one, &other).with_context(|| format!("once {} is the overlay's", node.name()))?;
@@ -136,7 +135,7 @@ fn wait_accelerated(cluster: &Cluster, node: &Node, pod: &Endpoint) -> Result<()
     .with_context(|| node.last_words())
 }
 
-/// Nothing of a pod that was deleted is left on its node.
+/// Waits until nothing of a deleted pod is left on its node.
 fn is_gone(node: &Node, pod: &Endpoint) -> Result<()> {
     let address = pod.address.to_string();
     let files = node.run(["ls", "/var/lib/cni/networks/cbr0"])?;

@@ -1,4 +1,4 @@
-//! Names of Services, by a real DNS server (dnsmasq) behind a Service, as a cluster's own is.
+//! Names of Services, from a real DNS server (dnsmasq) behind a Service, like a cluster's own.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -15,7 +15,7 @@ use crate::PATIENCE;
 const SERVER: &str = "names";
 const PORT: u16 = 53;
 const ANSWERED: Duration = Duration::from_secs(5);
-/// Of a DNS header (RFC 1035, section 4.1.1): a number, "recursion desired", one question.
+/// A DNS header (RFC 1035, section 4.1.1): a number, "recursion desired", one question.
 const HEADER: [u8; 12] = [0x0a, 0x0b, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
 /// Type A, class IN.
 const ADDRESS: [u8; 4] = [0, 1, 0, 1];
@@ -28,7 +28,7 @@ pub fn resolve(cluster: &Cluster, client: &Endpoint) -> Result<()> {
     let query = query(&full);
     let over_udp = || client.namespace.inside(|| udp(&query));
     let over_tcp = || client.namespace.inside(|| tcp(&query));
-    // kube-proxy takes a moment to write its rules.
+    // kube-proxy takes a moment until its rules are written.
     wait_until("an answer of the DNS server", PATIENCE, || {
         over_udp().is_ok_and(|answer| answer.is_ok())
     })
@@ -37,7 +37,7 @@ pub fn resolve(cluster: &Cluster, client: &Endpoint) -> Result<()> {
         ensure!(answer == CLUSTER_DNS, "over {how}: {answer}");
     }
 
-    // As programs in pods do, with what the kubelet has written to /etc/resolv.conf.
+    // Programs in pods do the same, with the kubelet's /etc/resolv.conf.
     let exec = |line: &str| {
         let words = ["exec", &client.name, "--"].into_iter();
         cluster.kubectl(words.chain(line.split(' ')))
@@ -70,7 +70,7 @@ fn udp(query: &[u8]) -> Result<Ipv4Addr> {
     address(&answer[..length])
 }
 
-/// As over UDP, with the length in front (RFC 1035, section 4.2.2).
+/// A query as over UDP, with the length in front (RFC 1035, section 4.2.2).
 fn tcp(query: &[u8]) -> Result<Ipv4Addr> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((CLUSTER_DNS, PORT)), ANSWERED)?;
     stream.set_read_timeout(Some(ANSWERED))?;
@@ -83,7 +83,7 @@ fn tcp(query: &[u8]) -> Result<Ipv4Addr> {
     address(&answer)
 }
 
-/// The address in an answer that says nothing else.
+/// The address in an answer without further records.
 fn address(answer: &[u8]) -> Result<Ipv4Addr> {
     let [.., 0, 4, a, b, c, d] = *answer else {
         anyhow::bail!("no address in {answer:?}");

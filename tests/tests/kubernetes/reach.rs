@@ -1,4 +1,4 @@
-//! What pods, Services and nodes reach, and what kubectl shows of them.
+//! Connections between pods, Services and nodes, and kubectl's view of pods.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{PATIENCE, cluster, golden, names, talk};
 
-/// The pods' port, and those that lead to it from elsewhere.
+/// The pods' port, and the ports that lead to it.
 const PORT: u16 = 8080;
 const HOST_PORT: u16 = 31_500;
 const NODE_PORT: u16 = 30_080;
@@ -39,7 +39,7 @@ fn pods_services_and_nodes_reach_each_other() -> Result<()> {
     cluster.down()
 }
 
-/// ClusterIP, NodePort on either node, hostPort, and the Service of the server by itself.
+/// ClusterIP, NodePort on either node, hostPort, and the Service from the server itself.
 fn services(cluster: &Cluster, client: &Endpoint, server: &Endpoint) -> Result<()> {
     cluster.apply(&service(&server.name).to_string())?;
     let made = cluster.json(["get", "service", &server.name])?;
@@ -90,7 +90,7 @@ fn services(cluster: &Cluster, client: &Endpoint, server: &Endpoint) -> Result<(
             let target = SocketAddrV4::new(address, port);
             let open = || Conversation::open(from, transport, target, &servers);
             let what = format!("{who}, {transport}");
-            // kube-proxy takes a moment to write its rules.
+            // kube-proxy takes a moment until its rules are written.
             wait_until(&what, PATIENCE, || open().is_ok())
                 .with_context(|| format!("{:?}", open().err()))?;
             let conversation = open().context(what.clone())?;
@@ -132,7 +132,7 @@ fn service(name: &str) -> Value {
     })
 }
 
-/// The agents' service account may do what the manifest's ClusterRole says, and nothing else.
+/// The agents' service account has the permissions of the manifest's ClusterRole, and no others.
 fn credentials(cluster: &Cluster) -> Result<()> {
     let agent = |line: &str| {
         let who = "--as=system:serviceaccount:kube-overlay:overlay";
@@ -159,7 +159,7 @@ fn credentials(cluster: &Cluster) -> Result<()> {
             "{line}: {refused:?}"
         );
     }
-    // All that the server would let it do, but for what everybody may ask about themselves.
+    // All permissions on the server, except those of every user about itself.
     let list = agent("auth can-i --list --no-headers --namespace kube-overlay")?;
     let mut allowed: Vec<(&str, &str)> = list
         .lines()
@@ -178,7 +178,7 @@ fn credentials(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// What goes by way of the kubelet, and what an operator looks at.
+/// Commands that go through the kubelet, and commands of operators.
 fn kubectl(cluster: &Cluster) -> Result<()> {
     let said = cluster.kubectl([
         "exec",

@@ -1,4 +1,4 @@
-//! What the cluster goes through: agents, pods and nodes that come and go.
+//! Changes in the life of a cluster: agents, pods and nodes that are added and removed.
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::kubernetes::{Cluster, NEXT_FILE, Node, pod};
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::leftovers::{traces, wait_clean};
 use crate::{PATIENCE, cluster, leases_its_range, talk};
 
-/// What the agents have leased.
+/// The subnets of the agents' leases.
 fn subnets(cluster: &Cluster) -> Result<Vec<String>> {
     let subnet = |node: &Node| {
         let file = node.run(["cat", "/run/flannel/subnet.env"])?;
@@ -50,7 +50,7 @@ fn agents_and_pods_are_made_anew() -> Result<()> {
     cluster.down()
 }
 
-/// `kubectl describe` shows cause and cure of an ADD that fails.
+/// `kubectl describe` shows cause and cure of a failed ADD.
 fn a_pod_says_why_it_does_not_come_up(cluster: &Cluster) -> Result<()> {
     let node = cluster.node(2);
     let lease = "/run/flannel/subnet.env";
@@ -112,7 +112,7 @@ fn the_page_installs_upgrades_and_uninstalls() -> Result<()> {
     cluster.down()
 }
 
-/// Who waits for what a program of the control plane would do is told that it has ended.
+/// A wait for a program of the control plane ends with an error when that program has ended.
 fn a_wait_ends_with_the_control_plane(cluster: &Cluster) -> Result<()> {
     cluster.end_of_control_plane("kube-scheduler")?;
     let waited = cluster.kubectl(["get", "pods", "--watch"]);
@@ -135,7 +135,7 @@ fn a_node_reboots_and_comes_back_after_its_deletion() -> Result<()> {
     node.reboot()?;
     cluster.wait_nodes_ready()?;
     cluster.wait_overlay_ready()?;
-    // The kubelet starts the pod's container again, in a new sandbox.
+    // The kubelet restarts the pod's container, in a new sandbox.
     let talks = || {
         let other = cluster.endpoint("other")?;
         talk(&one, &other)
@@ -149,7 +149,7 @@ fn a_node_reboots_and_comes_back_after_its_deletion() -> Result<()> {
     node.reboot()?;
     cluster.wait_nodes_ready()?;
     cluster.wait_overlay_ready()?;
-    // The new Node may have another range than the old one had.
+    // The new Node may have another range than the old one.
     let same = || leases_its_range(&cluster, &node);
     wait_until("the lease to follow the new Node", PATIENCE, || {
         same().is_ok()

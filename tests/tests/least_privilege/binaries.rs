@@ -1,4 +1,4 @@
-//! Each binary with its set, and with its set less one.
+//! Each binary with its set of capabilities, and with the set less one.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ fn the_agent_runs_with_its_own_set() -> Result<()> {
     let lab = Lab::up(Options::for_test("lp-agent"))?;
     let directory = tempfile::tempdir()?;
     let node = lab.node(1);
-    // From nothing, so that everything has to be made: programs, maps, device, rules.
+    // There is no state before, so that everything has to be made: programs, maps, device, rules.
     node.stop_agent(Signal::SIGTERM)?;
     node.run(["overlayd", "cleanup", "--store=dir:/run/nowhere"])?;
     start(&lab, directory.path(), FAST_PATH, &["--xdp=on"])?;
@@ -51,7 +51,7 @@ fn the_agent_runs_with_its_own_set() -> Result<()> {
     );
     let rules = node.run(["iptables-save"])?;
     ensure!(rules.contains("MASQUERADE"), "no rules:\n{rules}");
-    // The agent takes over what is there.
+    // The agent adopts the existing state.
     start(&lab, directory.path(), FAST_PATH, &["--xdp=on"])?;
     node.wait_ready(PATIENCE)?;
     fast_path::wait_serving(&node)?;
@@ -72,7 +72,7 @@ fn an_agent_without_a_capability_says_which() -> Result<()> {
     let node = lab.node(1);
     for (lacks, word) in [("bpf", "lacks CAP_BPF"), ("perfmon", "lacks CAP_PERFMON")] {
         start(&lab, directory.path(), &without(FAST_PATH, lacks), &[])?;
-        // The kernel path carries everything.
+        // The kernel path carries all packets.
         node.wait_ready(PATIENCE)?;
         let answer = node.http_get("/readyz")?.body;
         ensure!(
@@ -135,7 +135,7 @@ fn a_read_only_sysctl_comes_with_its_cure() -> Result<()> {
     lab.down()
 }
 
-/// Runs a line with these capabilities only; its exit code, and all that it wrote.
+/// Runs a command with these capabilities only; returns its exit code and output.
 fn run(node: &Node, capabilities: &[&str], line: &str) -> Result<(i32, String)> {
     let words = confined(capabilities);
     let line = format!("{words} {line}");
@@ -198,7 +198,8 @@ fn tools_run_with_their_own_sets() -> Result<()> {
     Ok(())
 }
 
-/// Filters tell what they run, which opening their programs would take another capability for.
+/// The status shows which programs filters run, although opening the programs would need another
+/// capability.
 #[test]
 fn status_tells_filters_with_its_own_set() -> Result<()> {
     let lab = Lab::up(Options {

@@ -1,4 +1,4 @@
-//! What lies on the disk and listens on the network is no more open than it has to be.
+//! Files and listening sockets are no more open than necessary.
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
@@ -22,7 +22,7 @@ fn files_and_sockets_are_tight() -> Result<()> {
     })?;
     let node = lab.node(1);
     node.stop_agent(Signal::SIGTERM)?;
-    // With any file mode creation mask.
+    // The file mode creation mask does not matter.
     let agent = lab.options().bin_dir.join("overlayd");
     let directory = tempfile::tempdir()?;
     let script = directory.path().join("agent");
@@ -42,7 +42,7 @@ fn files_and_sockets_are_tight() -> Result<()> {
     })?;
     let mut wrong = Vec::new();
     for (path, wanted) in [
-        // Others' programs read it, as flannel's.
+        // Other programs read the file, as with flannel's.
         ("/run/flannel/subnet.env", "644 root:root"),
         ("/run/overlay", "755 root:root"),
         // A process that can open the file can lock it, and keep agents from starting.

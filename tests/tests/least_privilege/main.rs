@@ -1,8 +1,8 @@
-//! Every binary runs with the capabilities that `deploy/` gives it and no others; without one of
-//! them it says which.
+//! Every binary runs with exactly the capabilities that `deploy/` gives it; without one of them the
+//! binary names the missing one.
 //!
-//! `setpriv` takes capabilities from root as systemd's `CapabilityBoundingSet` and a container
-//! runtime's `drop` do.
+//! `setpriv` removes capabilities from root like systemd's `CapabilityBoundingSet` and a container
+//! runtime's `drop`.
 
 mod binaries;
 mod files;
@@ -18,27 +18,27 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use overlay_tests::Node;
 
-/// Machines that run tests are slow.
+/// A long timeout, because machines that run tests are slow.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The agent with its fast path, and what finds out whether it can run.
+/// The agent with its fast path, and `overlayd probe`.
 const FAST_PATH: &[&str] = &["net_admin", "net_raw", "bpf", "perfmon"];
 /// The agent with `--fast-path off`.
 const KERNEL_PATH: &[&str] = &["net_admin", "net_raw"];
-/// The CNI plugin, as the container runtime has to run it.
+/// The CNI plugin, as started by the container runtime.
 const PLUGIN: &[&str] = &["net_admin", "net_raw", "sys_admin"];
-/// `overlayctl status`, in the agent's container too.
+/// `overlayctl status`, also in the agent's container.
 const STATUS: &[&str] = &["net_admin", "bpf"];
 /// `overlayd cleanup`.
 const CLEANUP: &[&str] = &["net_admin", "net_raw", "bpf"];
 
-/// The words that run a program with these capabilities only, and with no way to more.
+/// The words that run a program with these capabilities only, and without a way to get more.
 fn confined(capabilities: &[&str]) -> String {
     let kept: String = capabilities.iter().map(|it| format!(",+{it}")).collect();
     format!("setpriv --no-new-privs --inh-caps=-all{kept} --bounding-set=-all{kept}")
 }
 
-/// All but one.
+/// All capabilities but one.
 fn without<'a>(capabilities: &[&'a str], one: &str) -> Vec<&'a str> {
     capabilities
         .iter()
@@ -55,14 +55,14 @@ fn script(directory: &Path, program: &Path, capabilities: &[&str]) -> Result<Pat
     Ok(path)
 }
 
-/// A script that can be run.
+/// An executable script.
 fn executable(path: &Path, text: &str) -> Result<()> {
     fs::write(path, format!("#!/bin/sh\n{text}\n"))?;
     let mode = fs::Permissions::from_mode(0o755);
     Ok(fs::set_permissions(path, mode)?)
 }
 
-/// What the agent has logged since `start`.
+/// The agent's log since `start`.
 fn log_since(node: &Node, start: u64) -> Result<String> {
     let log = fs::read(node.agent_log()).context("read the agent's log")?;
     let start = usize::try_from(start)?.min(log.len());

@@ -1,4 +1,4 @@
-//! A password and a key reach nobody but etcd.
+//! A password and a key reach no program but etcd.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use overlay_tests::{Lab, Options, wait_until};
 
 use crate::{PATIENCE, log_length, log_since};
 
-/// What must not show anywhere.
+/// Text that must not appear anywhere.
 const MARKER: &str = "s3cr3t-0f-th3-l4b";
 
 #[test]
@@ -20,7 +20,8 @@ fn secrets_are_told_to_nobody() -> Result<()> {
     let node = lab.node(1);
     let directory = tempfile::tempdir()?;
     let agent = lab.options().bin_dir.join("overlayd");
-    // By the environment, as the help advises, with the log as talkative as it gets.
+    // The password is in the environment, as the help advises, and the log has its most verbose
+    // level.
     let script = directory.path().join("agent");
     let text = format!(
         "#!/bin/sh\nexport OVERLAY_LOG=trace FLANNELD_ETCD_PASSWORD={MARKER}\nexec {} \"$@\"\n",
@@ -36,7 +37,7 @@ fn secrets_are_told_to_nobody() -> Result<()> {
     let file = |name: &str| format!("--etcd-{name}file={}", key.display());
 
     for (what, flags, word, lives) in [
-        // An etcd without users says so, and is asked again and again.
+        // An etcd without users reports this, and the agent repeats its request.
         (
             "a password",
             vec!["--etcd-username=root".to_owned()],
@@ -104,7 +105,7 @@ fn secrets_are_told_to_nobody() -> Result<()> {
             String::from_utf8_lossy(&notes.stdout)
         );
     }
-    // The help tells environment variables, but not what is in this one.
+    // The help shows environment variables, but not the value of this one.
     let help = format!("FLANNELD_ETCD_PASSWORD={MARKER} overlayd --help");
     let help = node.run(["sh", "-c", &help])?;
     ensure!(
@@ -123,7 +124,7 @@ fn programs_that_the_agent_runs_do_not_inherit_the_password() -> Result<()> {
         ..Options::for_test("lp-inherit")
     })?;
     let node = lab.node(1);
-    // In place of nft: tells its environment, then does as the real one.
+    // A script in place of nft, which writes its environment, then calls the real nft.
     let directory = tempfile::tempdir()?;
     let told = directory.path().join("told");
     let nft = directory.path().join("nft");

@@ -1,9 +1,9 @@
-//! The agent as a service of systemd: the unit of `deploy/` as it is, run by systemd itself.
+//! The agent as a service of systemd: the unchanged unit of `deploy/`, run by systemd itself.
 //!
 //! systemd is the first process of a process namespace inside a node of the lab, with the node's
-//! network and `/run`, a control group of its own, and no unit but this one. So whatever the unit
-//! takes from the agent is taken from it the way that a host takes it: capabilities, system calls,
-//! address families, paths, namespaces.
+//! network and `/run`, a separate control group, and no unit but this one. So the unit restricts
+//! the agent in the same way as on a host: capabilities, system calls, address families, paths,
+//! namespaces.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,11 +22,11 @@ const SYSTEMD: &str = "/lib/systemd/systemd";
 /// The unit as systemd knows it.
 const UNIT: &str = "overlayd.service";
 
-/// What makes a process the first one of a small system, and then systemd. Its words are the
-/// agent's flags.
+/// A script that becomes the first process of a small system, and then systemd. Its arguments are
+/// the agent's flags.
 ///
-/// `/proc/sys` is the machine's: but for its network's part, which is the node's own, it stays as
-/// it is.
+/// `/proc/sys` is the machine's: except for the network's part, which is the node's own, it stays
+/// unchanged.
 const BOOT: &str = r#"
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p "/sys/fs/cgroup/$GROUP"
@@ -69,7 +69,7 @@ impl Service {
         fs::write(units.join(UNIT), deploy(UNIT)?)?;
         let target = format!("[Unit]\nWants={UNIT}\nAllowIsolate=yes\n");
         fs::write(units.join("test.target"), target)?;
-        // Every service wants these two, by default.
+        // By default every service depends on these targets.
         for target in ["sysinit.target", "basic.target", "shutdown.target"] {
             fs::write(units.join(target), "[Unit]\n")?;
         }
@@ -81,7 +81,7 @@ impl Service {
         })
     }
 
-    /// Starts it in the place of the node's agent, with `more` lines for the unit.
+    /// Starts the service in place of the node's agent, with `more` lines for the unit.
     fn start(&self, more: &str) -> Result<()> {
         self.node.stop_agent(Signal::SIGKILL)?;
         let quoted = |path: &Path| format!("'{}'", path.display());
@@ -94,7 +94,7 @@ impl Service {
         ];
         let variables = variables.map(|(name, value)| format!("export {name}={value}\n"));
         let script = self.directory.path().join("boot");
-        // In mount namespaces of its own, so that the node's stay as they are.
+        // systemd runs in separate mount namespaces, so that the node's do not change.
         let text = format!(
             "[ \"$1\" = booting ] || exec unshare --mount \"$0\" booting \"$@\"\nshift\nset \
             -e\n{}{BOOT}",
@@ -104,13 +104,13 @@ impl Service {
         self.node.start_agent_from(&script, &[]).map(drop)
     }
 
-    /// What the agent has logged.
+    /// The agent's log.
     fn log(&self) -> String {
         let log = fs::read_to_string(self.directory.path().join("log"));
         log.unwrap_or_else(|error| format!("no log: {error}"))
     }
 
-    /// What the kernel says of the agent's process.
+    /// The kernel's status of the agent's process.
     fn status(&self) -> Result<BTreeMap<String, String>> {
         let group = format!("/{}/system.slice/{UNIT}\n", self.group);
         let find = || {
@@ -135,7 +135,7 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.node.stop_agent(Signal::SIGKILL);
-        // Without processes, which end a moment later, control groups can be removed, the innermost
+        // The processes end a moment later. Then the control groups can be removed, the innermost
         // first.
         let remove = format!(
             "mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -154,14 +154,14 @@ impl Drop for Service {
     }
 }
 
-/// The capabilities that a process can come to have, as `/proc/PID/status` writes them.
+/// The capabilities that a process can acquire, in the form of `/proc/PID/status`.
 fn bounding_set() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|it| it.strip_prefix("CapBnd:\t"));
     u64::from_str_radix(line.context("no CapBnd")?, 16).context("CapBnd")
 }
 
-/// The capabilities of the unit as the kernel writes them. A container may have fewer to give.
+/// The capabilities of the unit in the kernel's form. A container may have fewer to give.
 fn capability_mask(unit: &str) -> Result<String> {
     let line = unit
         .lines()
@@ -187,7 +187,7 @@ fn capability_mask(unit: &str) -> Result<String> {
 fn the_agent_serves_as_the_unit_has_it_run() -> Result<()> {
     let lab = Lab::up(Options::for_test("lp-unit"))?;
     let node = lab.node(1);
-    // From nothing, so that everything has to be made: programs, maps, device, rules.
+    // There is no state before, so that everything has to be made: programs, maps, device, rules.
     node.stop_agent(Signal::SIGTERM)?;
     node.run(["overlayd", "cleanup", "--store=dir:/run/nowhere"])?;
     let service = Service::of(&lab, lab.node(1))?;
@@ -217,7 +217,8 @@ fn the_agent_serves_as_the_unit_has_it_run() -> Result<()> {
         ensure!(status[field] == wanted, "{field}: {}", status[field]);
     }
 
-    // What systemd takes is gone in earnest: without a line that the agent needs, it says so.
+    // systemd's restrictions are effective: without a system call that the agent needs, the agent
+    // reports an error.
     service.start("SystemCallFilter=~bpf")?;
     let mut last = String::new();
     wait_until("the agent to miss bpf(2)", PATIENCE, || {

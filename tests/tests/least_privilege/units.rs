@@ -54,7 +54,7 @@ fn the_daemon_set_gives_what_is_tested() -> Result<()> {
     Ok(())
 }
 
-/// Clusters of the tests run what these give, and nothing more.
+/// Clusters of the tests run containers with exactly these privileges.
 #[test]
 fn no_container_is_privileged() -> Result<()> {
     for name in [
@@ -94,11 +94,11 @@ fn health_is_told_to_the_node_only() -> Result<()> {
     Ok(())
 }
 
-/// The unit's own words; that the agent works under them is for `service`.
+/// Checks of the unit's text; the tests in `service` check that the agent works with it.
 #[test]
 fn the_unit_is_valid_and_hardened() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    // systemd looks whether the program is there.
+    // systemd checks that the program exists.
     let unit = deploy("overlayd.service")?.replace("/usr/local/bin/overlayd", "/bin/true");
     let path = directory.path().join("overlayd.service");
     fs::write(&path, unit)?;
@@ -114,8 +114,8 @@ fn the_unit_is_valid_and_hardened() -> Result<()> {
             String::from_utf8_lossy(&text).into_owned(),
         ))
     };
-    // Nothing but the one unit is looked at: what a machine without systemd says of others does not
-    // count.
+    // Only this unit is checked, because messages about other units on a machine without systemd do
+    // not count.
     let (fine, text) = run(&["verify", "--man=no", "--recursive-errors=no"])?;
     ensure!(fine && !text.contains("overlayd.service"), "{text}");
     // 0 is safest, 10 is a service without any protection.

@@ -1,4 +1,4 @@
-//! Others on the node: their programs and rules on a pod's veth.
+//! Other software on the node: its programs and rules on a pod's veth.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::SchedClassifier;
@@ -12,8 +12,8 @@ use overlay_user::datapath::object;
 
 use crate::shell;
 
-/// A foreign program: ours without tables, which lets everything pass. Returns the program's
-/// number, too.
+/// A foreign program: ours without tables, so that every packet passes. Also returns the program's
+/// id.
 fn foreign(device: &str) -> Result<(Ebpf, u32)> {
     let mut ebpf = EbpfLoader::new().load(object::bytes()?)?;
     let program = ebpf.program_mut("ov_pod_out").context("no program")?;
@@ -25,7 +25,7 @@ fn foreign(device: &str) -> Result<(Ebpf, u32)> {
     Ok((ebpf, id))
 }
 
-/// Whether the program of that number is on the device.
+/// Whether the program with that id is on the device.
 fn is_attached(node: &Node, device: &str, id: u32) -> Result<bool> {
     let by_tcx = || SchedClassifier::query_tcx(device, TcAttachType::Ingress);
     if let Ok((_, programs)) = node.namespace().inside(by_tcx)? {
@@ -52,7 +52,7 @@ fn a_foreign_program_on_a_pods_veth_has_its_say() -> Result<()> {
     let (theirs, id) = node.namespace().inside(|| foreign(&device))??;
     wait_for_path(&node, &address, "kernel")?;
     talk(&lab)?;
-    // A new agent leaves it alone, too.
+    // A new agent does not remove the program, either.
     node.stop_agent(Signal::SIGKILL)?;
     node.start_agent(&[])?;
     wait_for_path(&node, &address, "kernel")?;
@@ -84,7 +84,7 @@ fn foreign_rules_about_a_pods_veth_stay() -> Result<()> {
              nft add rule netdev theirs pod counter accept"
         ),
     )?;
-    // Without counters, of which theirs counts.
+    // The rules without counters, because the foreign rule counts.
     let rules = || {
         shell(
             &node,

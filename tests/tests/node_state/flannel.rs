@@ -7,12 +7,12 @@ use overlay_tests::{Lab, Node, Options};
 
 use crate::shell;
 
-/// A command, and below it every line of flannel's that it has to show.
+/// A command, and below it every line of flannel's that must be in the command's output.
 const GOLDEN: &str = include_str!("flannel.txt");
-/// What only ours have on them: the routes' own protocol, and what netlink counts.
+/// Text that only our lines have: the routes' own protocol, and lifetimes.
 const OURS: [&str; 2] = [" proto 111", " valid_lft forever preferred_lft forever"];
 
-/// The lines that a command shows of flannel's.
+/// The lines of flannel's in a command's output.
 fn shown(node: &Node, command: &str) -> Result<Vec<String>> {
     let text = shell(node, command)?;
     let lines = text.lines().map(|line| {
@@ -27,7 +27,7 @@ fn shown(node: &Node, command: &str) -> Result<Vec<String>> {
     Ok(lines.filter(|line| is_flannels(command, line)).collect())
 }
 
-/// Leaves out what has nothing to do with flannel.
+/// Leaves out lines that have nothing to do with flannel.
 fn is_flannels(command: &str, line: &str) -> bool {
     match command.split(' ').next() {
         Some("iptables-save") => line.contains("FLANNEL-") && line.starts_with("-A"),
@@ -46,7 +46,7 @@ fn a_node_looks_as_flannel_makes_it() -> Result<()> {
     let (node, peer) = (lab.node(1), lab.node(2));
     let (subnet, peers) = (node.subnet()?, peer.subnet()?);
     let mac = peer.read_file("/sys/class/net/flannel.1/address")?;
-    // The longer name first where one begins with another.
+    // Where one name begins with another, the longer one comes first.
     let words = [
         ("PEERSUBNET", peers.to_string()),
         ("PEERVTEP", peers.network().to_string()),
@@ -64,8 +64,8 @@ fn a_node_looks_as_flannel_makes_it() -> Result<()> {
         let (command, lines) = part.split_once('\n').context("a command without lines")?;
         let wanted: Vec<&str> = lines.lines().collect();
         let shown = shown(&node, command)?;
-        // Tools show more of an object in the same line or beside it; of rules and entries there
-        // are no others.
+        // Tools may show more of an object in the same line or beside it; of rules and entries
+        // there must be no others.
         let has = |wanted: &&str| shown.iter().any(|line| line.contains(*wanted));
         let missing: Vec<_> = wanted.iter().filter(|line| !has(line)).collect();
         let is_list = !command.starts_with("ip -d");

@@ -1,5 +1,4 @@
-//! The state of a node's kernel: what flannel would make of it, and what holds whatever others do
-//! to it.
+//! The state of a node's kernel: equal to flannel's, and stable against changes by other programs.
 
 mod company;
 mod flannel;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use overlay_tests::Node;
 
-/// What netlink tells of; machines that run tests are slow.
+/// Longest time for changes that netlink reports, because machines that run tests are slow.
 const SOON: Duration = Duration::from_secs(15);
 
 /// Runs a shell script on a node.

@@ -1,4 +1,4 @@
-//! What an operator sets, and when it counts.
+//! Settings of operators, and the time at which they take effect.
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::traffic::{self, Answers, Endpoint};
@@ -6,7 +6,7 @@ use overlay_tests::{Lab, Options, wait_until};
 
 use crate::{SOON, shell};
 
-/// Network policies that live in netfilter's FORWARD chain.
+/// Network policies in netfilter's FORWARD chain.
 #[test]
 fn policies_in_forward_hold_on_the_kernel_path() -> Result<()> {
     let lab = Lab::up(Options {
@@ -33,7 +33,7 @@ fn the_network_configuration_is_read_at_the_start_only() -> Result<()> {
     let before = node.read_file("/run/flannel/subnet.env")?;
     let config = r#"{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":4789}}"#;
     lab.etcdctl(&["put", "/coreos.com/network/config", config])?;
-    // A lease that is written later is seen later.
+    // A lease that is written later is noticed later.
     let key = "/coreos.com/network/subnets/10.244.250.0-24";
     let value = "{\"PublicIP\":\"192.0.2.9\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
         \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:09\"}}";

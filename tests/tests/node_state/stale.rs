@@ -1,4 +1,4 @@
-//! What the agent believes of the kernel and is not so any more.
+//! The agent's knowledge of the kernel is out of date.
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -8,7 +8,8 @@ use overlay_tests::{Lab, Options, command, wait_until};
 
 use crate::{SOON, shell};
 
-/// Events of the kernel while the agent does not read: far more than its socket's buffer holds.
+/// Number of the kernel's events while the agent does not read: far more than its socket's buffer
+/// holds.
 const BURST: u32 = 100_000;
 
 /// Events that the agent's netlink sockets have lost, from the last but one column of
@@ -16,7 +17,7 @@ const BURST: u32 = 100_000;
 fn lost_events(lab: &Lab) -> Result<u64> {
     let node = lab.node(1);
     let pid = node.agent().context("an agent")?.pid;
-    // The agent's sockets are told from others by their inodes, the last column.
+    // The agent's sockets are recognised by their inodes, the last column.
     let script = format!(
         "for fd in /proc/{pid}/fd/*; do readlink $fd; done | sed -n \
         's/^socket:.\\([0-9]*\\).$/\\1/p' > /run/inodes
@@ -44,7 +45,7 @@ fn the_state_is_right_after_an_overrun_of_netlink() -> Result<()> {
     ensure!(before.contains(&peer.subnet()?.to_string()), "{before}");
     let agent = node.agent().context("an agent")?;
     agent.signal(Signal::SIGSTOP)?;
-    // What is damaged last is told of when there is no room for it any more.
+    // The event of the last damage finds no room in the buffer any more.
     let damage = shell(
         &node,
         &format!(
@@ -72,8 +73,8 @@ fn the_state_is_right_after_an_overrun_of_netlink() -> Result<()> {
     lab.down()
 }
 
-/// The agent is dead, a pod's veth is gone, and another pod's veth has its index: what is sent to
-/// the one that is gone must not reach the other.
+/// The agent is dead, a pod's veth was deleted, and another pod's veth has its index: packets to
+/// the deleted pod must not reach the other.
 #[test]
 fn a_recycled_index_shows_nobody_anothers_packets() -> Result<()> {
     let lab = Lab::up(Options::for_test("recycled"))?;
@@ -104,14 +105,14 @@ fn a_recycled_index_shows_nobody_anothers_packets() -> Result<()> {
         namespace.run(line.split(' '))?;
     }
     let listener = RawSocket::open(&namespace, "eth0")?;
-    // From the same node and from another, in ways that the sender need not be answered.
+    // Packets come from the same node and from another, in forms that need no answer.
     let target = gone.address().to_string();
     for from in [lab.pod(1, 1), lab.pod(2, 1)] {
         from.exec(["ping", "-c20", "-i0.01", "-W1", &target])?;
     }
     let wanted = gone.address().octets();
     let is_anothers = |frame: &[u8]| {
-        // The destination of IPv4; ARP for the pod that is gone is everybody's.
+        // Only IPv4 with this destination counts, because ARP for the deleted pod reaches all.
         frame.get(12..14) == Some(&[8, 0]) && frame.get(30..34) == Some(&wanted)
     };
     let seen = listener.incoming(std::time::Duration::from_millis(200), is_anothers)?;

@@ -11,12 +11,12 @@ use tokio::runtime::Builder;
 
 use crate::support::{Flow, QUIET};
 
-/// Bytes of a stream: some of the largest super-packets there are.
+/// Size of a stream in bytes: several of the largest super-packets.
 const STREAM: usize = 8_000_000;
 const JUMBO: u32 = 9000;
-/// What an IP header can tell, and the Ethernet header before it.
+/// Longest frame by the length field of an IP header, with the Ethernet header.
 const HEADER_CAN_TELL: usize = 65_535 + 14;
-/// As large as super-packets are allowed here: less than a raw socket of the lab takes.
+/// Largest super-packet here: smaller than the largest frame of a raw socket in the lab.
 const LARGEST: u32 = 120_000;
 
 #[test]
@@ -48,7 +48,8 @@ fn long_packets_arrive_intact() -> Result<()> {
         "the fast path did not carry them"
     );
 
-    // No tunnel can tell such a length; the kernel cuts them in front of it.
+    // No tunnel header can hold such a length; the kernel splits the packets in front of the
+    // tunnel.
     let too_long = count("too_long")?;
     longest_frame(&sender, &remote).context("across nodes")?;
     ensure!(
@@ -56,7 +57,7 @@ fn long_packets_arrive_intact() -> Result<()> {
         "no super-packet beyond 64 KiB was handed over"
     );
 
-    // What one frame holds goes in one frame, and by the fast path.
+    // Data that fits in one frame is sent in one frame, and by the fast path.
     for device in ["tso", "gso"] {
         sender.run(["ethtool", "-K", "eth0", device, "off"])?;
     }
@@ -74,9 +75,9 @@ fn long_packets_arrive_intact() -> Result<()> {
     lab.down()
 }
 
-/// Lets `eth0` of the calling thread's namespace send and receive super-packets beyond 64 KiB:
-/// ip(8) knows how from version 6.3 on only. Whether the kernel took it: one that does not know the
-/// attributes ignores them.
+/// Lets `eth0` of the calling thread's namespace send and receive super-packets beyond 64 KiB,
+/// because ip(8) can do this only from version 6.3 on. Returns whether the kernel accepted the
+/// limit: a kernel without the attributes ignores them.
 fn allow_big_tcp() -> Result<bool> {
     let runtime = Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! Pods that send on what they receive.
+//! Pods that forward packets.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 

@@ -1,5 +1,5 @@
-//! Super-packets, checksums left to the device, and the path's MTU: what the stack leaves for later
-//! still comes out right behind the fast path.
+//! Super-packets, checksums left to the device, and the path's MTU: work that the stack leaves to a
+//! later step is still done correctly behind the fast path.
 
 mod big_tcp;
 mod forwarding;

@@ -12,10 +12,10 @@ use overlay_tests::{Node, reach, wait_until};
 
 use crate::support::{Flow, STREAM, UNDERLAY_FRAME, carried, ethtool, lab, watch};
 
-/// How soon the agent has to follow what changes in the kernel.
+/// Longest time until the agent has followed a change in the kernel.
 const FOLLOWED: Duration = Duration::from_secs(2);
 
-/// Waits until everything that depends on the underlay's MTU shows `mtu`.
+/// Waits until all values that depend on the underlay's MTU show `mtu`.
 fn followed(node: &Node, mtu: u32) -> Result<()> {
     let device = format!(" mtu {mtu} ");
     let line = format!("FLANNEL_MTU={mtu}");
@@ -78,7 +78,7 @@ fn a_lower_mtu_of_the_underlay_is_noticed_and_flows_survive_it() -> Result<()> {
         ping("1222")?.status.success(),
         "as long as the path allows, lost"
     );
-    // What may be fragmented, is.
+    // Packets that may be fragmented are fragmented.
     let (from, to) = (reach::of_pod(&sender), reach::of_pod(&receiver));
     udp(&from, &to, 1240, Answers::Twice)?;
 
@@ -119,7 +119,7 @@ fn a_lower_mtu_of_the_route_to_a_peer_is_kept() -> Result<()> {
     let line = format!("ip route add {peer}/32 dev eth0 mtu 1300");
     node.run(line.split(' '))?;
     peer_mtu(1250)?;
-    // Pods may send what the device takes; the kernel makes fragments of it that fit the route.
+    // Pods may send packets as long as the device allows; the kernel fragments them for the route.
     let before = packets(&node, "pod_in", "too_long")?;
     let mut flow = Flow::between(&sender, &receiver)?;
     ethtool(&sender.namespace(), "eth0", "tso off gso off")?;

@@ -16,9 +16,9 @@ use overlay_tests::{Pod, reach};
 
 use crate::support::{Flow, Longest, STREAM, UNDERLAY_FRAME, carried, ethtool, lab, watch};
 
-/// The longest ordinary frame of the lab's pods.
+/// Longest ordinary frame of the lab's pods.
 const POD_FRAME: usize = 1464;
-/// Longer than any ordinary frame by far.
+/// A length far above that of any ordinary frame.
 const SUPER_PACKET: usize = 10_000;
 
 #[test]
@@ -44,8 +44,7 @@ fn super_packets_stay_whole_and_tcp_arrives_intact() -> Result<()> {
         "super-packets were cut: {longest:?}"
     );
 
-    // The pod cuts what it receives into pieces again only where it sends it on; answers are its
-    // own.
+    // The pod segments received packets only when it forwards them; answers are packets of its own.
     ethtool(&receiver.namespace(), "eth0", "tso off gso off gro off")?;
     stream("no offload in the receiving pod")?;
     ethtool(&receiver.namespace(), "eth0", "tso on gso on gro on")?;
@@ -57,10 +56,10 @@ fn super_packets_stay_whole_and_tcp_arrives_intact() -> Result<()> {
         longest.wire <= UNDERLAY_FRAME && longest.receiver <= POD_FRAME,
         "ordinary packets grew: {longest:?}"
     );
-    // A veth gives its packets to GRO where its peer, here the switch's port, does not segment.
+    // A veth passes its packets to GRO where its peer, here the switch's port, does not segment.
     ethtool(&lab.namespace("underlay")?, "n2", "tso off gso off")?;
     ethtool(&lab.node(2).namespace(), "eth0", "gro on")?;
-    // Packets come one by one here; GRO waits for more as it would with a busy device.
+    // Packets arrive one by one here; these settings make GRO wait for more, as with a busy device.
     for setting in ["gro_flush_timeout", "napi_defer_hard_irqs"] {
         let command = format!("echo 500000 >/sys/class/net/eth0/{setting}");
         lab.node(2).run(["sh", "-c", &command])?;
@@ -106,7 +105,8 @@ fn what_the_stack_sends_is_segmented_like_what_pods_send() -> Result<()> {
     Ok(())
 }
 
-/// Sends `payload` as one super-packet of datagrams of `segment` bytes and returns what arrives.
+/// Sends `payload` as one super-packet of datagrams of `segment` bytes and returns the received
+/// ones.
 fn udp_segments(from: &Pod, to: &Pod, payload: &[u8], segment: i32, gro: bool) -> Result<Vec<u8>> {
     let bind = |pod: &Pod| {
         let address = SocketAddr::from((pod.address(), 0));
@@ -178,7 +178,7 @@ fn udp_super_packets_arrive_as_datagrams() -> Result<()> {
     Ok(())
 }
 
-/// Sent again: one segment in so many is what an idle machine might do to probe.
+/// One segment in this many may be retransmitted, because an idle machine may probe.
 const RETRANSMITTED_AT_MOST: u64 = 1000;
 
 #[test]
@@ -197,8 +197,8 @@ fn bulk_is_not_sent_again() -> Result<()> {
         count("TcpRetransSegs")?,
         carried(&lab)?,
     );
-    // On one processor: a sender that wanders between two overtakes itself in their queues, by any
-    // path.
+    // The sender stays on one processor, because a sender that moves between two causes reordering
+    // in their queues, on any path.
     thread::scope(|scope| {
         let work = scope.spawn(|| -> Result<()> {
             let mut one = CpuSet::new();

@@ -1,4 +1,4 @@
-//! What these tests share.
+//! Helpers of these tests.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,7 +17,7 @@ pub const STREAM: usize = 3_000_000;
 pub const UNDERLAY_FRAME: usize = 1514;
 pub const QUIET: Duration = Duration::from_millis(100);
 
-/// The longest frames that were seen leaving the sender's node and reaching the receiver.
+/// The longest frames that left the sender's node and that reached the receiver.
 #[derive(Debug)]
 pub struct Longest {
     pub wire: usize,
@@ -49,7 +49,7 @@ pub fn lab(name: &str) -> Result<Lab> {
 }
 
 /// Packets that the fast path carried from the first node's pods to the second's: encapsulated, and
-/// decapsulated there or left to the kernel as agents were told to.
+/// decapsulated there or left to the kernel because of agents' flags.
 pub fn carried(lab: &Lab) -> Result<(u64, u64)> {
     let receiver = lab.node(2);
     let mut arrived = packets(&receiver, "net_in", "decapsulated")?;
@@ -72,10 +72,10 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Of the two ends.
+    /// A connection between the two sockets.
     pub fn new(client: TcpStream, server: TcpStream) -> Result<Self> {
         for stream in [&client, &server] {
-            // Long enough for the retransmissions that path-MTU discovery costs.
+            // The timeout is long enough for the retransmissions of path-MTU discovery.
             stream
                 .set_read_timeout(Some(5 * PATIENCE))
                 .context("set a timeout")?;
@@ -86,7 +86,7 @@ impl Flow {
         Ok(Self { client, server })
     }
 
-    /// A new one.
+    /// A new connection between two pods.
     pub fn between(from: &Pod, to: &Pod) -> Result<Self> {
         let address = SocketAddr::from((to.address(), 0));
         let listener = to.namespace().inside(|| TcpListener::bind(address))??;

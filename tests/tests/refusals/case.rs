@@ -1,22 +1,22 @@
-//! What is tried: frames, where they start, and what must come of them.
+//! The cases: frames, their origin, and the expected result.
 
 use overlay_tests::frame::{IPV4, Ip, Mac, SERVICE_VLAN, VLAN, ethernet, tagged};
 
 /// Two tags that name no VLAN; the kernel takes off both.
 pub(super) const STACK: [(u16, u16); 2] = [(VLAN, 0), (VLAN, 0)];
 
-/// Where a frame is put on the wire.
+/// The place where a frame is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum From {
     /// The first pod of the first node.
     Pod,
-    /// The second node, a good peer gone bad.
+    /// The second node, a peer that turned hostile.
     Peer,
     /// A host on the underlay that is no node.
     Stranger,
 }
 
-/// What must come of a case.
+/// The expected result of a case.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum End {
     /// One of these reasons is counted on the first node or the second, and nothing arrives.
@@ -25,7 +25,7 @@ pub(super) enum End {
     Delivered(Pod),
 }
 
-/// A pod that listens.
+/// A pod that receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Pod {
     /// The sender itself.
@@ -36,7 +36,7 @@ pub(super) enum Pod {
     Remote,
 }
 
-/// One thing to try.
+/// One case.
 pub(super) struct Case {
     pub(super) name: String,
     pub(super) from: From,
@@ -44,12 +44,12 @@ pub(super) struct Case {
     pub(super) end: End,
 }
 
-/// How a packet is dressed up.
+/// The form of a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Shape {
     Plain,
     Options,
-    /// A first fragment with so many bytes of payload.
+    /// A first fragment with this many bytes of payload.
     Fragments(usize),
     Tag(u16),
     Stacked,
@@ -87,7 +87,7 @@ pub(super) const POD_SHAPES: [Shape; 7] = [
     Shape::Stacked,
 ];
 
-/// A payload that shows its case's number, however little of it is seen.
+/// A payload that shows its case's number in every part.
 pub(super) fn mark(number: usize) -> Vec<u8> {
     let number = u32::try_from(number).unwrap_or(u32::MAX).to_be_bytes();
     [*b"OVLT", number].concat().repeat(40)

@@ -1,4 +1,4 @@
-//! Where the tables cannot tell a forgery from what they do not know, nobody is refused.
+//! Where the tables cannot distinguish a forgery from missing knowledge, no packet is refused.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::UNLEASED;
 use crate::case::{mark, marked};
 use crate::stage::{QUIET, Stage, refused, status};
 
-/// How long a test waits for what the agent or the clock does.
+/// Longest wait for an action of the agent or for the clock.
 const SOON: Duration = Duration::from_secs(15);
 
 impl Stage {
-    /// Of a verdict of the programs on the first node.
+    /// Number of packets with a verdict of the programs on the first node.
     fn slow(&self, cause: &str) -> Result<u64> {
         let status = status(&self.lab.node(1))?;
         Ok(status["slow_path"][cause].as_u64().unwrap_or(0))
@@ -29,8 +29,8 @@ impl Stage {
         Ok(status["refused"][reason]["fast_path"].as_u64().unwrap_or(0))
     }
 
-    /// A node joins while the agent is gone: refused at first, and left to the kernel once nobody
-    /// has kept the list of leases for long.
+    /// A node joins while no agent runs: its packets are refused at first, and left to the kernel
+    /// once no agent has kept the list of leases for some time.
     pub(super) fn outlive_the_agent(&self) -> Result<()> {
         let node = self.lab.node(1);
         node.stop_agent(Signal::SIGTERM)?;
@@ -57,7 +57,7 @@ impl Stage {
         wait_until("the leases to be stale", SOON, || {
             send(UNLEASED, 2).is_ok() && self.slow("stale_leases").is_ok_and(|slow| slow > 0)
         })?;
-        // Whose subnet it is, nobody has to tell the node.
+        // The node knows its own subnet without any list.
         let before = self.refused_by_programs("foreign_inner_source")?;
         send(self.gateways[0], 3)?;
         wait_until("a refusal of the own subnet", SOON, || {
@@ -83,7 +83,7 @@ impl Stage {
         })
     }
 
-    /// A container with two interfaces answers from one by the other.
+    /// A container with two interfaces answers from the address of one by the other.
     pub(super) fn answer_by_the_other_interface(&self) -> Result<()> {
         let node = self.lab.node(1);
         let (pod, other) = (self.lab.pod(1, 1), self.lab.pod(1, 2));
@@ -98,7 +98,7 @@ impl Stage {
             self.refused_by_programs("spoofed_source")
                 .is_ok_and(|packets| packets > forged)
         })?;
-        // As the CNI plugin notes a second attachment of one container.
+        // The note has the form of a second attachment of one container.
         let device = other.host_interface()?;
         let shown = node.json(["ip", "-j", "link", "show", "dev", &device])?;
         let note = shown[0]["ifalias"].as_str().context("no note")?;

@@ -1,4 +1,5 @@
-//! A network that has changed its VNI: nothing is left that would take packets with the former one.
+//! A network that has changed its VNI: no device is left that would accept packets with the former
+//! one.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use overlay_tests::{Lab, Options};
 use crate::case::{mark, marked};
 use crate::stage::mac;
 
-/// How long the lab must be silent before what has not arrived counts as refused.
+/// Time of silence in the lab after which a packet that has not arrived counts as refused.
 const QUIET: Duration = Duration::from_millis(500);
 const FORMER: u32 = 1;
 
@@ -44,7 +45,7 @@ fn forged_vxlan_with_the_former_vni_is_not_delivered() -> Result<()> {
     let config = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#;
     lab.etcdctl(&["put", "/coreos.com/network/config", config])?;
     node.stop_agent(Signal::SIGTERM)?;
-    // A device of somebody else's, on another port and without an address of the network.
+    // A foreign device, on another port and without an address of the network.
     node.run([
         "ip",
         "link",

@@ -1,4 +1,4 @@
-//! What the underlay must not send.
+//! Packets that the underlay must not send.
 
 use std::net::Ipv4Addr;
 
@@ -91,7 +91,7 @@ impl Stage {
                 .chain(inner_shapes.map(|inner| (Shape::Plain, inner)));
             for (outer_shape, inner_shape) in shapes {
                 let end = match (outer_shape, end) {
-                    // The programs see the first fragment only, and do not wait for the rest of it.
+                    // The programs see the first fragment only, and do not wait for the others.
                     (Shape::Fragments(first), _) if first < 50 && self.fast_path => {
                         End::Refused(1, &["hiding_fragment"])
                     }
@@ -118,7 +118,7 @@ impl Stage {
                 if from != From::Peer || vni != 1 || inner != remote && inner != third {
                     continue;
                 }
-                // A tag inside is refused whoever sends it (RFC 7348, section 6.1).
+                // A tag inside VXLAN is refused from every sender (RFC 7348, section 6.1).
                 let name = format!("{what} sends VXLAN around tags {tags:x?}");
                 self.add(
                     name,
@@ -136,8 +136,8 @@ impl Stage {
         }
     }
 
-    /// The kernel cuts off what stands behind the end of a packet; who looks there is shown an
-    /// honest one.
+    /// The kernel cuts off the bytes behind the end of a packet; there, these packets have honest
+    /// headers.
     pub(super) fn decoys(&mut self) {
         let honest = self.pods[&Pod::Remote].0;
         let forged = Ipv4Addr::new(10, 244, 250, 9);

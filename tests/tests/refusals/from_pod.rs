@@ -1,4 +1,4 @@
-//! What a pod must not send.
+//! Packets that a pod must not send.
 
 use std::net::Ipv4Addr;
 
@@ -11,7 +11,7 @@ use crate::stage::{SECOND_ADDRESS, SERVICES, Stage};
 use crate::{FOREIGN, UNLEASED};
 
 impl Stage {
-    /// A pod uses somebody else's address.
+    /// A pod uses a foreign address.
     pub(super) fn pod_sources(&mut self) {
         let local = self.pods[&Pod::Local].0;
         let remote = self.pods[&Pod::Remote].0;
@@ -31,7 +31,7 @@ impl Stage {
                     ("an unused", unused),
                     ("a foreign", FOREIGN),
                 ] {
-                    // Every disguise for one source, every source without one.
+                    // Every form for one source, every source in the plain form.
                     let sample = matches!(shape, Shape::Plain) || source == local || source == own;
                     if !sample
                         || (to == Pod::Local && source == local && !matches!(shape, Shape::Plain))
@@ -54,7 +54,7 @@ impl Stage {
         }
     }
 
-    /// A pod speaks VXLAN, so that it would be taken for its node.
+    /// A pod sends VXLAN, which would seem to come from its node.
     pub(super) fn pod_vxlan(&mut self) {
         let [(n1, ..), (n2, ..)] = self.vteps;
         let own = self.own().0;
@@ -99,7 +99,7 @@ impl Stage {
                 };
                 let name = format!("pod sends VXLAN to {what}, {shape:?}");
                 self.add(name, From::Pod, reasons, |stage, payload| {
-                    // To the pod that is behind that node, in the name of its neighbour there or
+                    // To the pod on that node, with the source address of its neighbour there or
                     // here.
                     let (victim, claimed) = if node == 1 && to == n1 {
                         (Pod::Local, stage.pods[&Pod::Remote].0)
@@ -116,7 +116,7 @@ impl Stage {
         }
     }
 
-    /// A pod announces somebody else's address.
+    /// A pod announces a foreign address.
     pub(super) fn pod_arp(&mut self) {
         let (own, own_mac) = self.own();
         let local = self.pods[&Pod::Local];

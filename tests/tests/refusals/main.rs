@@ -1,5 +1,5 @@
-//! No pod and no node can pretend to be another one, whatever the packet hides behind; and what is
-//! odd but forges nothing is delivered. The same on both paths.
+//! No pod and no node can pretend to be another one, whatever the form of the packet; odd packets
+//! that forge nothing are delivered. Both hold on both paths.
 
 mod case;
 mod doubts;
@@ -16,9 +16,9 @@ use anyhow::Result;
 
 use stage::Stage;
 
-/// An address of the overlay that nobody leases.
+/// An address of the overlay that is in no lease.
 const UNLEASED: Ipv4Addr = Ipv4Addr::new(10, 244, 200, 9);
-/// An address that has nothing to do with the overlay.
+/// An address outside of the overlay.
 const FOREIGN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 #[test]

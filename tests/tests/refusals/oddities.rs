@@ -1,4 +1,4 @@
-//! What is odd but forges nothing.
+//! Odd packets that forge nothing.
 
 use std::net::Ipv4Addr;
 
@@ -10,7 +10,7 @@ use crate::case::{End, From, Pod, Shape};
 use crate::stage::{Stage, refused};
 
 impl Stage {
-    /// What forges nothing.
+    /// Adds packets that forge nothing.
     pub(super) fn oddities(&mut self) {
         for to in [Pod::Local, Pod::Remote] {
             let name = format!("a second MAC address sends to {to:?}");

@@ -24,7 +24,7 @@ impl Stage {
         let own = self.own().0;
         let (device, peer) = (self.vteps[0].2, self.vteps[1].2);
         let mut question = arp(1, (peer, remote), ([0; 6], own));
-        // As on a wire, which carries no shorter frames.
+        // The length of the payload is that on a wire, which carries no shorter frames.
         question.resize(46, 0);
         for (what, frame) in [
             ("ARP", ethernet(BROADCAST, peer, ARP, &question)),
@@ -50,7 +50,7 @@ impl Stage {
         }
     }
 
-    /// A router advertisement from an honest peer leaves no trace.
+    /// A router advertisement from an honest peer has no effect.
     pub(super) fn advertise(&self) -> Result<()> {
         let node = self.lab.node(1);
         for setting in ["all", "flannel.1"] {
@@ -79,7 +79,7 @@ impl Stage {
     }
 }
 
-/// A router advertisement (RFC 4861, section 4.2) with a prefix to make addresses of.
+/// A router advertisement (RFC 4861, section 4.2) with a prefix for address configuration.
 fn advertisement(to: Mac, from: Mac) -> Vec<u8> {
     const KIND: u8 = 134;
     const HALF_AN_HOUR: [u8; 2] = 1800_u16.to_be_bytes();
@@ -88,7 +88,7 @@ fn advertisement(to: Mac, from: Mac) -> Vec<u8> {
     let long = 86_400_u32.to_be_bytes();
     let body = [
         &[0; 8][..],
-        // The prefix is on the link, and addresses are made of it (section 4.6.2).
+        // The prefix is on the link, and for address configuration (section 4.6.2).
         &[3, 4, 64, 0xc0],
         &long,
         &long,

@@ -1,4 +1,4 @@
-//! The lab, and how a case is tried in it.
+//! The lab, and the way in which a case is tried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -12,9 +12,9 @@ use serde_json::Value;
 
 use crate::case::{Case, End, From, Pod, mark, marked};
 
-/// How long a packet may take through the lab, and a counter to show it.
+/// Longest time until a packet has passed the lab, and a counter shows it.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long the lab must be silent before what has not arrived counts as refused.
+/// Time of silence in the lab after which a packet that has not arrived counts as refused.
 pub(super) const QUIET: Duration = Duration::from_millis(300);
 /// A node that exists only as a lease.
 const THIRD: (&str, &str) = ("10.244.250.0-24", "192.168.66.77");
@@ -24,11 +24,11 @@ pub(super) const SERVICES: [Ipv4Addr; 2] =
 /// Another address of the second node.
 pub(super) const SECOND_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 67, 2);
 
-/// The lab with all that is needed to write frames for it.
+/// The lab with all data for building frames.
 pub(super) struct Stage {
     pub(super) lab: Lab,
     pub(super) fast_path: bool,
-    /// Whether programs judge what pods send.
+    /// Whether programs judge packets from pods.
     programs_judge: bool,
     pub(super) pods: BTreeMap<Pod, (Ipv4Addr, Mac)>,
     pub(super) bridge: Mac,
@@ -106,7 +106,7 @@ impl Stage {
         })
     }
 
-    /// Tries every case, then demands of the listeners what must have come of them.
+    /// Tries every case, then checks the frames that the listeners received.
     pub(super) fn play(&self) -> Result<()> {
         let listeners = [
             (Pod::Own, (1, 1)),
@@ -167,8 +167,7 @@ impl Stage {
         self.fast_path_has_refused_itself()
     }
 
-    /// Sends a case; a refusal must be counted under its reason and no other, anything else under
-    /// none.
+    /// Sends a case; a refusal must be counted under its reason only, any other packet under none.
     fn try_case(&self, case: &Case, sender: &RawSocket) -> Result<()> {
         let before = [refused(&self.lab.node(1))?, refused(&self.lab.node(2))?];
         for frame in &case.frames {
@@ -183,8 +182,8 @@ impl Stage {
         };
         match case.end {
             End::Refused(node, reasons) => {
-                // Packet filters count in the sender's own time, but the last hop may be another
-                // CPU's.
+                // Packet filters count during the system call of the sender, but the last hop may
+                // be on another CPU.
                 let _ = wait_until("a counter", PATIENCE, || {
                     counted(node).is_ok_and(|reasons| !reasons.is_empty())
                 });
@@ -199,7 +198,7 @@ impl Stage {
                 ensure!(counted.is_empty(), "refused as {counted:?}");
             }
         }
-        // Everything else keeps flowing.
+        // Other traffic continues.
         let beside = self.lab.pod(1, 1);
         let other = self.pods[&Pod::Remote].0.to_string();
         let answer = beside.exec(["ping", "-c1", "-W1", &other])?;
@@ -207,7 +206,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Programs refuse what they are there to judge; the guard has the rest.
+    /// Programs refuse the packets that they judge; the guard refuses the rest.
     fn fast_path_has_refused_itself(&self) -> Result<()> {
         let reasons = [
             ("spoofed_source", self.programs_judge),
@@ -252,7 +251,7 @@ impl Stage {
         self.pods[&Pod::Own]
     }
 
-    /// MAC address that a pod sends to for this destination.
+    /// Destination MAC address of a pod's packet to this pod.
     pub(super) fn next_hop(&self, to: Pod) -> Mac {
         if to == Pod::Local {
             self.pods[&to].1

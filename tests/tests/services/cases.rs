@@ -1,4 +1,4 @@
-//! Every way to reach a pod that somebody translates.
+//! All ways to reach a pod through a translation.
 
 use std::net::{IpAddr, SocketAddrV4};
 
@@ -11,7 +11,7 @@ use super::cluster::{
     MASQUERADED, REMOTE,
 };
 
-/// Both sides speak, the server last and first.
+/// Both sides send, the server last and first.
 pub fn both_speak(conversation: &Conversation) -> Result<()> {
     conversation.server_speaks()?;
     conversation.client_speaks()?;
@@ -28,7 +28,7 @@ pub struct Case {
     pub seen: Option<IpAddr>,
 }
 
-/// All of them, and plain traffic beside.
+/// All cases, and plain traffic in addition.
 pub fn cases(cluster: &Cluster) -> Result<Vec<Case>> {
     let lab = &cluster.lab;
     let (near_client, near_backend) = (lab.pod(1, 1), lab.pod(1, 2));
@@ -213,7 +213,7 @@ pub fn cases(cluster: &Cluster) -> Result<Vec<Case>> {
     ])
 }
 
-/// Every case with both transports; returns what failed.
+/// Runs every case with both transports; returns the failures.
 pub fn failures(cluster: &Cluster) -> Result<Vec<String>> {
     let mut failures = Vec::new();
     for case in cases(cluster)? {

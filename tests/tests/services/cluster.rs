@@ -15,7 +15,7 @@ const SERVICE_PORT: u16 = 80;
 /// The port of n1 that leads to its second pod.
 pub const HOST_PORT: u16 = 31000;
 
-/// The services, as node n1 sees them: the backend is on that node.
+/// The services, as seen from node n1: the backend of this one is on that node.
 pub const LOCAL: usize = 0;
 /// The backend is on the other node.
 pub const REMOTE: usize = 1;
@@ -36,7 +36,7 @@ pub const INSIDE_REMOTE: usize = 7;
 pub struct Cluster {
     pub lab: Lab,
     pub services: Vec<Service>,
-    /// One of each transport in each backend.
+    /// One server of each transport in each backend.
     servers: Vec<(SocketAddrV4, Transport, Server)>,
 }
 
@@ -60,7 +60,7 @@ impl Cluster {
             local_only: false,
             masquerade_all: false,
         };
-        // Seen from n1.
+        // Near and far as seen from n1.
         let (near, far) = (backend(1, 2), backend(2, 1));
         let services = vec![
             service("NEAR", 1, &[near]),
@@ -90,7 +90,8 @@ impl Cluster {
         ];
         let network = "10.244.0.0/16".parse()?;
         for node in lab.nodes() {
-            // kube-proxy asks for it: replies between pods of one node pass the bridge only.
+            // kube-proxy requires this setting, because replies between pods of one node pass the
+            // bridge only.
             node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"])?;
             kube_proxy::serve(&node, network, &services)?;
         }

@@ -15,9 +15,9 @@ use serde_json::json;
 use super::cases::{both_speak, cases};
 use super::cluster::Cluster;
 
-/// How long an agent may take to bring the fast path up or down.
+/// Longest time until an agent has started or stopped the fast path.
 pub const SWITCH: Duration = Duration::from_secs(20);
-/// Silence in a conversation, long enough for the agent to do all it wants meanwhile.
+/// Silence in a conversation, long enough for all actions of the agent in between.
 const IDLE: Duration = Duration::from_secs(2);
 
 /// Ends the agents with `signal` and starts them again.
@@ -37,7 +37,7 @@ fn restart(lab: &Lab, signal: Signal, fast_path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Takes every program of ours off its hook, and waits until the agent has put them back.
+/// Detaches all our programs, and waits until the agent has attached them again.
 pub fn detach_all(node: &Node) -> Result<()> {
     let attached = |status: &serde_json::Value| {
         status["attachments"].as_array().map_or(0, |hooks| {
@@ -67,7 +67,7 @@ fn wait_for_state(node: &Node, state: &str) -> Result<()> {
     .with_context(|| node.agent_log_tail())
 }
 
-/// Opens a conversation of each kind that the stack has to translate both ways.
+/// Opens a conversation of each kind that the stack has to translate in both directions.
 fn open_all(cluster: &Cluster, opened: &mut Vec<(String, Conversation)>, when: &str) -> Result<()> {
     for case in cases(cluster)? {
         for transport in Transport::ALL {
@@ -94,7 +94,7 @@ pub fn all_speak(opened: &[(String, Conversation)], now: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a node has every map pinned again, and the fast path serves.
+/// Waits until every map of a node is pinned again, and the fast path serves.
 fn wait_for_maps(node: &Node, maps: &str) -> Result<()> {
     wait_until("the maps to be pinned again", SWITCH, || {
         pinned(node).is_ok_and(|now| now == maps)
@@ -106,7 +106,7 @@ fn pinned(node: &Node) -> Result<String> {
     node.run(["ls", &MAPS.to_string()])
 }
 
-/// Fills the table of flows that the IP stack owns with others, as many as it holds.
+/// Fills the table of flows that the IP stack owns with other flows, to its capacity.
 fn fill_flows(node: &Node) -> Result<()> {
     let pin = format!("{MAPS}/ov_flows4");
     let map = node.json(["bpftool", "-j", "map", "show", "pinned", &pin])?;
@@ -128,7 +128,7 @@ fn fill_flows(node: &Node) -> Result<()> {
     node.run(["sh", "-ec", &script]).map(drop)
 }
 
-/// What the programs know of the conversations lies in maps.
+/// The programs' knowledge of the conversations is in maps.
 #[test]
 fn conversations_outlive_maps_that_are_lost_old_or_full() -> Result<()> {
     let cluster = Cluster::up("svc-maps", "auto")?;

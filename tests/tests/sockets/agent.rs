@@ -1,5 +1,5 @@
 //! The agent of a node under a load of new connections: it is killed, restarted, switched off and
-//! on and taken away, and servers come and go meanwhile.
+//! on and removed, while servers are added and removed.
 
 use std::cell::RefCell;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
@@ -14,8 +14,8 @@ use overlay_user::datapath::pins::Pins;
 use super::load::{ACCEPTED, ECHOED, Load};
 use super::stage::{self, PATIENCE, PINS, Stage, ask_peer, connected, service};
 
-/// What stands, and has to stay whatever comes: connections and a connected socket of datagrams,
-/// with a server that stays.
+/// Connections and a connected socket of datagrams that have to stay in any case, with a server
+/// that stays.
 pub struct Standing {
     conversations: Vec<Conversation>,
     datagrams: UdpSocket,
@@ -38,7 +38,7 @@ impl Standing {
         anyhow::bail!("{server} is never chosen")
     }
 
-    /// One connection more, made by whoever translates at the moment.
+    /// Adds a connection, translated by the programs or by kube-proxy.
     pub fn add(&mut self, stage: &Stage, servers: &[SocketAddrV4]) -> Result<()> {
         let place = stage.lab.pod(1, 1).namespace();
         let waiting = stage.servers(servers);
@@ -53,7 +53,8 @@ impl Standing {
         anyhow::bail!("{} is never chosen", self.server)
     }
 
-    /// Whether each goes on with its server, which it is told to be the Service.
+    /// Checks that each conversation continues with its server, and that the socket sees the
+    /// Service's address.
     pub fn stands(&self) -> Result<()> {
         let answer = self.answer()?;
         let address = service(ECHOED).into();
@@ -63,7 +64,7 @@ impl Standing {
         Ok(())
     }
 
-    /// Whether each goes on with its server.
+    /// Checks that each conversation continues with its server.
     pub fn is_answered(&self) -> Result<()> {
         let (server, from) = self.answer()?;
         ensure!(server == self.server, "{server} answers, from {from}");
@@ -79,7 +80,7 @@ impl Standing {
     }
 }
 
-/// How many sockets the node's programs have given servers.
+/// Number of sockets to which the node's programs have given servers.
 pub fn translated(node: &Node) -> Result<u64> {
     let sockets = &status(node)?["services"]["sockets"];
     let of = |operation: &str| {
@@ -90,17 +91,17 @@ pub fn translated(node: &Node) -> Result<u64> {
     Ok(of("connect") + of("sendmsg"))
 }
 
-/// A Service of every server, in the store and with kube-proxy, and the pods that come and go.
+/// A Service of every server, in the store and with kube-proxy, and the pods that are replaced.
 struct Deployment<'s> {
     stage: &'s mut Stage,
     node: Node,
     stays: SocketAddrV4,
-    /// The one that is replaced next.
+    /// The pod that is replaced next.
     goes: (Pod, SocketAddrV4),
 }
 
 impl Deployment<'_> {
-    /// The store's word: who serves, and whether each of them stays.
+    /// Writes the servers to the store, each with whether it stays.
     fn publish(&self, servers: &[(SocketAddrV4, bool)]) -> Result<()> {
         self.stage.write_servers("echoed", servers)?;
         let accepting = servers.iter();
@@ -109,7 +110,7 @@ impl Deployment<'_> {
             .write_servers("accepted", &accepting.collect::<Vec<_>>())
     }
 
-    /// kube-proxy's rules.
+    /// Writes kube-proxy's rules.
     fn give_to_kube_proxy(&self, servers: &[SocketAddrV4]) -> Result<()> {
         let accepting: Vec<_> = servers.iter().copied().map(stage::accepting).collect();
         let services = [
@@ -130,8 +131,9 @@ impl Deployment<'_> {
         .with_context(|| self.node.agent_log_tail())
     }
 
-    /// A rolling update of one server: a new one comes, the old one takes nothing new any more, and
-    /// then it goes. The agent, if it runs, follows the store; kube-proxy always does.
+    /// A rolling update of one server: a new one is added, the old one gets no new clients any
+    /// more, and then it is removed. The agent, if it runs, follows the store; kube-proxy always
+    /// does.
     fn roll(&mut self, load: &Load, agent_runs: bool) -> Result<()> {
         let old = self.goes.1;
         let (pod, new) = self.stage.add_server(1)?;
@@ -143,9 +145,10 @@ impl Deployment<'_> {
         load.go_on("with a server more")?;
         self.publish(&[(old, false), (self.stays, true), (new, true)])?;
         self.give_to_kube_proxy(&[self.stays, new])?;
-        // An answer that is under way when its entry goes is lost, with kube-proxy alone, too.
+        // An answer on the way is lost when its entry is removed, with kube-proxy alone, too.
         load.go_on("with kube-proxy's new rules")?;
-        // As kube-proxy does when a server of datagrams goes; there may be no such entries.
+        // kube-proxy does the same when a server of datagrams is removed; there may be no such
+        // entries.
         let gone = old.ip().to_string();
         let entries = ["conntrack", "-D", "-p", "udp", "--reply-src", &gone];
         self.node.exec(entries)?;
@@ -186,7 +189,7 @@ fn the_agent_and_servers_come_and_go_under_load() -> Result<()> {
         load.go_on(when)?;
         standing.borrow().stands().with_context(|| when.to_owned())
     };
-    // By the programs, or by nobody but kube-proxy.
+    // Translation is done by the programs, or by kube-proxy alone.
     let is_translated = |when: &str| {
         let before = translated(&node)?;
         wait_until(&format!("a server {when}"), PATIENCE, || {
@@ -227,8 +230,9 @@ fn the_agent_and_servers_come_and_go_under_load() -> Result<()> {
         is_translated("switched on again")?;
         deployment.borrow_mut().roll(&load, true)?;
         is_translated("after another rolling update")?;
-        // The packet programs and their maps go, and what is at the socket stays. A connection
-        // whose first packet by the stack is its last is invalid to connection tracking.
+        // The packet programs and their maps are removed, and the programs at the socket stay. A
+        // connection whose first packet through the stack is its last is invalid for connection
+        // tracking.
         load.only_datagrams();
         load.go_on("of datagrams")?;
         node.stop_agent(Signal::SIGTERM)?;
@@ -238,7 +242,7 @@ fn the_agent_and_servers_come_and_go_under_load() -> Result<()> {
     .with_context(|| node.agent_log_tail())
 }
 
-/// Identifiers of what is pinned in a directory, as `bpftool` has them.
+/// Ids of the objects that are pinned in a directory, as reported by `bpftool`.
 fn pinned(node: &Node, kind: &str, directory: &str) -> Result<Vec<String>> {
     let pins = node.run(["find", directory, "-type", "f"])?;
     let pins = pins.lines().filter(|it| it.contains(&format!("/{kind}s/")));
@@ -261,7 +265,7 @@ fn cleanup_takes_everything_off_the_sockets() -> Result<()> {
     stage.write_servers("web", &[(far, true)])?;
     let group = stage.lab.control_group(1).context("a group")?;
     let group = group.display().to_string();
-    // Attached programs, by what they are attached to.
+    // Attached programs, with the hooks that they are attached to.
     let attached = || -> Result<Vec<String>> {
         let shown = node.run(["bpftool", "cgroup", "show", &group])?;
         let words = shown.split_whitespace().filter(|it| it.starts_with("ov_"));
@@ -291,7 +295,7 @@ fn cleanup_takes_everything_off_the_sockets() -> Result<()> {
     ensure!(node.run(["ls", &root]).is_err(), "pins are left");
     for (kind, ids) in [("map", maps), ("link", links)] {
         for id in ids {
-            // The kernel ends them a moment after the last name is gone.
+            // The kernel removes the objects a moment after their last name.
             wait_until(&format!("{kind} {id} to go"), PATIENCE, || {
                 node.run(["bpftool", kind, "show", "id", &id]).is_err()
             })?;

@@ -1,4 +1,4 @@
-//! Agents of other builds take a node's sockets over from each other.
+//! Agents of other builds adopt a node's sockets from each other.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use super::agent::{Standing, translated};
 use super::load::{ACCEPTED, ECHOED, Load};
 use super::stage::{self, PATIENCE, Stage, ask_peer, connected, service};
 
-/// What outlives the agent of what sockets were given.
+/// The maps of translations that outlive the agent.
 const MEMORY: [&str; 4] = [
     "ov_affinity",
     "ov_connected",
@@ -81,7 +81,7 @@ fn another_build_takes_over() -> Result<()> {
         })
         .with_context(|| node.agent_log_tail())
     };
-    // The programs of another ABI version are taken off, and what is at the socket stays.
+    // The programs of another ABI version are detached, and the programs at the socket stay.
     load.beside(|| {
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             node.stop_agent(signal)?;
@@ -95,7 +95,7 @@ fn another_build_takes_over() -> Result<()> {
         Ok(())
     })
     .context("another ABI version")?;
-    // Of sockets whose memory has another layout nothing is known; they keep their servers.
+    // The translations of sockets in another layout are not known; the sockets keep their servers.
     node.stop_agent(Signal::SIGTERM)?;
     for map in MEMORY {
         let pin = format!("{MAPS}/{map}");

@@ -1,4 +1,4 @@
-//! Servers come and go, and so does the agent.
+//! Servers are added and removed, and so is the agent.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use overlay_user::datapath::pins::Pins;
 use super::load::{ACCEPTED, Load};
 use super::stage::{self, PINS, Stage, ask, ask_peer, connected, service, table};
 
-/// Whether a socket is told by an error that its server has gone.
+/// Whether a socket gets an error because its server does not serve any more.
 fn is_told(socket: &std::net::UdpSocket) -> bool {
     ask_peer(socket).is_err_and(|error| stage::is_told(&error))
 }
@@ -34,15 +34,16 @@ fn who_talks_to_a_server_that_goes() -> Result<()> {
     }
     ensure!(ask_peer(&told)?.0 == far && ask_peer(&direct)?.0 == far);
 
-    // A server more: everybody stays.
+    // A server is added: all sockets keep theirs.
     serving.update(&table([(1, &[near, far][..], None)]))?;
     for _ in 0..10 {
         ensure!(ask(&unconnected, address.into())? == (far, address.into()));
         ensure!(ask_peer(&told)? == (far, address.into()));
     }
 
-    // The server goes. Who is unconnected gets another at once, who is connected is told, who
-    // connected to the server itself and not by the Service goes on, and so do connections.
+    // The server is removed. An unconnected socket gets another one at once, and a connected socket
+    // gets an error. A socket that connected to the server directly and not by the Service
+    // continues, and so do connections.
     serving.update(&table([(1, &[near][..], None)]))?;
     ensure!(ask(&unconnected, address.into())? == (near, address.into()));
     ensure!(ask(&of_v6, to_v6)? == (near, to_v6));
@@ -54,17 +55,17 @@ fn who_talks_to_a_server_that_goes() -> Result<()> {
     ensure!(ask_peer(&direct)? == (far, far.into()));
     connection.client_speaks()?;
     connection.server_speaks()?;
-    // Connected anew it gets another.
+    // After another connect the socket gets another server.
     told.connect(address)?;
     ensure!(ask_peer(&told)? == (near, address.into()));
 
-    // Nobody is left to be told, and packets cost what they did.
+    // No socket is left to be notified, and packets cost no more than before.
     ensure!(
         serving.is_telling_after_a_look()? != Some(true),
         "packets' sockets are asked for nothing"
     );
 
-    // An agent that comes later tells those of its predecessor's time.
+    // An agent that starts later notifies sockets from its predecessor's time.
     drop(serving);
     ensure!(
         ask_peer(&told)? == (near, address.into()),
@@ -74,7 +75,7 @@ fn who_talks_to_a_server_that_goes() -> Result<()> {
     ensure!(is_told(&told), "not told by the next agent");
     drop(serving);
 
-    // The Service goes.
+    // The Service is removed.
     let mut serving = stage.serve(1, &table([(1, &[far][..], None)]))?;
     let told = connected(&place, address)?;
     ensure!(ask_peer(&told)?.0 == far);
@@ -125,7 +126,7 @@ fn going_on_and_off_fails_nobody() -> Result<()> {
         })
     })?;
 
-    // What standing sockets need is left, and nothing else.
+    // Only the maps that connected sockets need are left.
     let links = Pins::new(PINS).links().display().to_string();
     let links = node.run(["ls", &links])?;
     ensure!(

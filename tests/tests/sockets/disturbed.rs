@@ -1,4 +1,5 @@
-//! Somebody takes the programs off the sockets, or their pins away, while the agent runs.
+//! A foreign process detaches the programs at the socket, or removes their pins, while the agent
+//! runs.
 
 use std::fs;
 use std::net::{SocketAddrV4, UdpSocket};
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use super::stage::{self, PATIENCE, Stage, ask, ask_peer, connected, service};
 
-/// The programs that a node's sockets have, and which of their links are pinned.
+/// The programs of a node's sockets, and which of their links are pinned.
 const PROGRAMS: [&str; 8] = [
     "ov_connect4",
     "ov_connect6",
@@ -57,7 +58,7 @@ impl ServedNode {
         Ok(programs.map(program).collect())
     }
 
-    /// Whether every program is attached, and every pin there.
+    /// Whether every program is attached, and every pin exists.
     fn is_whole(&self) -> bool {
         let names = self.attached().unwrap_or_default();
         let is_attached = |name: &&str| names.iter().any(|(attached, _)| attached == name);
@@ -69,7 +70,7 @@ impl ServedNode {
         PROGRAMS.iter().all(is_attached) && pins.all(|pin| there.lines().any(|it| it == pin))
     }
 
-    /// Detaches a program by its link, whoever holds the link.
+    /// Detaches a program by its link, whichever process holds the link.
     fn detach(&self, name: &str) -> Result<()> {
         let attached = self.attached()?;
         let found = attached.iter().find(|(attached, _)| attached == name);
@@ -84,7 +85,7 @@ impl ServedNode {
             .map(drop)
     }
 
-    /// How often the agent has said that it has started the programs anew.
+    /// Number of the agent's messages that it has restarted the programs.
     fn healed(&self) -> Result<usize> {
         let path = self.node.agent_log();
         let log = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -95,7 +96,7 @@ impl ServedNode {
     }
 }
 
-/// Sockets that stand while the programs are taken off, and who serves them.
+/// Sockets that are open while the programs are detached, and their servers.
 struct Standing {
     place: Namespace,
     connected: (UdpSocket, SocketAddrV4),
@@ -115,7 +116,7 @@ impl Standing {
         })
     }
 
-    /// Whether they keep their servers and are told the Service's address, as new ones are.
+    /// Checks that the sockets keep their servers and see the Service's address, like new ones.
     fn stands(&self) -> Result<()> {
         let address = service(1).into();
         let (socket, server) = &self.connected;

@@ -1,4 +1,4 @@
-//! Connections that are made again and again.
+//! Connections that are opened continuously.
 
 use std::io::Read as _;
 use std::net::{TcpStream, UdpSocket};
@@ -21,13 +21,13 @@ use super::stage::{PATIENCE, ask, ask_peer, service};
 pub const ACCEPTED: u8 = 3;
 /// The Service that answers datagrams.
 pub const ECHOED: u8 = 1;
-/// The ports that a client uses one after the other. Connection tracking remembers a port for a
-/// while, two minutes at most: a second use of this port could meet what the first one has left,
-/// with kube-proxy alone, too.
+/// The ports that a client uses one after the other. Connection tracking remembers a port for some
+/// time, two minutes at most: a second use of the port within that time could meet the entry of the
+/// first, with kube-proxy alone, too.
 const PORTS: Range<u16> = 10_000..32_000;
-/// The pause after a round, so that no port comes again within that time.
+/// The pause after a round, so that no port is used again within that time.
 const PACE: Duration = Duration::from_millis(11);
-/// As many failures are told.
+/// Most failures in a report.
 const TOLD: usize = 5;
 
 /// Connects from one place to Services, one socket after the other.
@@ -83,7 +83,7 @@ impl Client {
         Ok(())
     }
 
-    /// A socket of the place that this thread is in.
+    /// A socket in the thread's network namespace.
     fn socket(port: u16) -> Result<UdpSocket> {
         let socket = UdpSocket::bind(("0.0.0.0", port))?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -122,14 +122,14 @@ impl Load {
         Self(clients.collect())
     }
 
-    /// From now on datagrams only, without connections.
+    /// From now on the clients send datagrams only, without connections.
     pub fn only_datagrams(&self) {
         for client in &self.0 {
             client.connects.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Runs beside `work`. Nobody may fail.
+    /// Runs during `work`. No client may fail.
     pub fn beside(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -153,7 +153,7 @@ impl Load {
         let before: Vec<_> = self.0.iter().map(rounds).collect();
         wait_until(&format!("connections {when}"), PATIENCE * 4, || {
             let mut clients = self.0.iter().zip(&before);
-            // What ends first may have begun before.
+            // The round that ends first may have begun before.
             clients.all(|(client, before)| rounds(client) > before + 1)
         })?;
         self.nobody_failed().with_context(|| when.to_owned())

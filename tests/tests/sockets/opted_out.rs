@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use super::stage::{self, PATIENCE, Stage, ask, ask_peer, connected, service};
 
-/// The capability by which a runtime tells a pod's annotations.
+/// The capability by which a runtime passes a pod's annotations.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
-/// Where a mesh's proxy takes what the pod sends.
+/// The port at which a mesh's proxy accepts the pod's connections.
 const PROXY: u16 = 15001;
 
 /// A pod of the first node with annotations.
@@ -28,7 +28,7 @@ fn pod(stage: &Stage, name: &str, annotations: &Value) -> Result<Namespace> {
     Ok(place)
 }
 
-/// Who answers an unconnected and a connected socket.
+/// The servers that answer an unconnected and a connected socket.
 fn answered_by(place: &Namespace) -> Result<[SocketAddrV4; 2]> {
     let unconnected = stage::socket(place, "0.0.0.0:0")?;
     let connected = connected(place, service(1))?;
@@ -47,7 +47,7 @@ fn who_opts_out_is_left_to_kube_proxy() -> Result<()> {
     let stage = Stage::up("sock-out")?;
     let node = stage.lab.node(1);
     let [near, far] = stage.both();
-    // The answer tells who has chosen.
+    // The answer shows whether kube-proxy or the programs chose the server.
     let by_kube_proxy = stage::by_kube_proxy(1, &[near]);
     kube_proxy::serve(&node, "10.244.0.0/16".parse()?, &[by_kube_proxy])?;
     stage.write_service("web", 1)?;
@@ -75,7 +75,7 @@ fn who_opts_out_is_left_to_kube_proxy() -> Result<()> {
         is_answered(&place, *by)?;
         places.push((place, *by));
     }
-    // The next agent knows of them before it serves anybody.
+    // The next agent knows these pods before it serves any socket.
     node.stop_agent(Signal::SIGTERM)?;
     node.start_agent(&[])?;
     is_answered(&plain, far)?;
@@ -89,7 +89,7 @@ fn who_opts_out_is_left_to_kube_proxy() -> Result<()> {
         ensure!(times > Some(0), "{operation}: {counted}");
     }
 
-    // The mesh's proxy gets what the pod sends to the Service's address, as its rules have it.
+    // The mesh's proxy gets the pod's packets to the Service's address, because of its rules.
     let (meshed, _) = &places[1];
     let (to, proxy) = (service(1).ip().to_string(), PROXY.to_string());
     let rule = [

@@ -1,4 +1,4 @@
-//! Resolvers: sockets of datagrams that ask one Service for ever.
+//! Resolvers: sockets of datagrams that use one Service permanently.
 
 use std::net::{SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,18 +11,18 @@ use overlay_tests::{Namespace, wait_until};
 
 use super::stage::{self, PATIENCE, Stage, ask, ask_peer, connected, service, table};
 
-/// When a lookup counts as lost.
+/// Time after which a lookup counts as lost.
 const LOST: Duration = Duration::from_secs(1);
-/// So many lookups between changes: thousands a second.
+/// Number of lookups between changes: thousands a second.
 const MANY: usize = 1000;
 
-/// A resolver, and what has come of its lookups.
+/// A resolver, and the results of its lookups.
 struct Resolver {
     place: Namespace,
     is_connected: bool,
     answered: AtomicUsize,
     lost: AtomicUsize,
-    /// How often it was told to connect anew.
+    /// Number of errors after which the resolver connected anew.
     told: AtomicUsize,
     last: Mutex<Option<SocketAddrV4>>,
 }
@@ -39,7 +39,7 @@ impl Resolver {
         }
     }
 
-    /// A socket that has got this server.
+    /// A socket that was given this server.
     fn socket(&self, server: SocketAddrV4) -> Result<UdpSocket> {
         for _ in 0..100 {
             let socket = if self.is_connected {
@@ -73,7 +73,7 @@ impl Resolver {
                     *last = Some(server);
                     self.answered.fetch_add(1, Ordering::Relaxed);
                 }
-                // As nginx does, whose resolver stays connected until a call fails.
+                // nginx does the same: its resolver stays connected until a call fails.
                 Err(error) if stage::is_told(&error) => {
                     self.told.fetch_add(1, Ordering::Relaxed);
                     self.place.inside(|| socket.connect(service(1)))??;
@@ -122,7 +122,7 @@ fn resolvers_follow_a_name_server_that_goes() -> Result<()> {
         let running: Vec<_> = running.collect();
         let mut change = || -> Result<()> {
             go_on(near)?;
-            // It is about to end, and then it is gone.
+            // The server first terminates, and is then removed.
             serving.update(&table([(1, &[far][..], None)]))?;
             go_on(far)?;
             stage.lab.pod(1, 2).remove()?;
@@ -131,7 +131,7 @@ fn resolvers_follow_a_name_server_that_goes() -> Result<()> {
             ensure!(lost == [0; 4], "lookups are lost: {lost:?}");
             ensure!(told == [1, 1, 0, 0], "told so often: {told:?}");
 
-            // It is gone all at once, and that is told later.
+            // The server disappears at once, and the change is published later.
             stage.lab.pod(2, 1).remove()?;
             serving.update(&table([(1, &[third][..], None)]))?;
             go_on(third)

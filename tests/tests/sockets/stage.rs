@@ -1,4 +1,4 @@
-//! Two nodes whose sockets are apart, with an echo of both transports in two pods.
+//! Two nodes with separate sockets, with an echo of both transports in two pods.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
@@ -21,14 +21,14 @@ use overlay_user::datapath::{Error, object};
 use overlay_user::service::{Frontend, ServiceTable, ServiceTransport, Serving, SessionAffinity};
 use serde_json::{Value, json};
 
-/// The port of every server: of connections the test takes its part in, of datagrams an echo.
+/// The port of every server: the test accepts connections itself, an echo answers datagrams.
 pub const PORT: u16 = 8080;
-/// How long an answer may take.
+/// Longest wait for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// Where the node's data path is pinned.
+/// The directory in which the node's data path is pinned.
 pub const PINS: &str = "/sys/fs/bpf/overlay";
 
-/// Where connections to a server are accepted by themselves.
+/// The address at which connections to a server are accepted without the test.
 pub fn accepting(server: SocketAddrV4) -> SocketAddrV4 {
     SocketAddrV4::new(*server.ip(), PORT + 1)
 }
@@ -65,10 +65,10 @@ pub fn table<'a>(
     table
 }
 
-/// The same as kube-proxy serves it.
+/// A Service in the form that kube-proxy serves.
 pub fn by_kube_proxy(last: u8, servers: &[SocketAddrV4]) -> Service {
     Service {
-        // Chains are named after it.
+        // The name is a part of the names of chains.
         name: ["A", "B", "C", "D"][usize::from(last) % 4],
         address: service(last),
         backends: servers.to_vec(),
@@ -78,11 +78,11 @@ pub fn by_kube_proxy(last: u8, servers: &[SocketAddrV4]) -> Service {
     }
 }
 
-/// The lab, and who serves in it: the second pod of the first node, the first of the second.
+/// The lab, and its servers: the second pod of the first node, the first of the second.
 pub struct Stage {
     pub lab: Lab,
     connections: BTreeMap<SocketAddrV4, Server>,
-    /// Ends the echoes.
+    /// A flag that ends the echoes.
     done: Arc<AtomicBool>,
 }
 
@@ -117,19 +117,19 @@ impl Stage {
         let socket = place.inside(|| UdpSocket::bind(server))??;
         self.echo(socket, server)?;
         let listener = place.inside(|| TcpListener::bind(accepting(server)))??;
-        // Ends with the test's process; connections are closed at once.
+        // The thread ends with the test's process; connections are closed at once.
         thread::spawn(move || listener.incoming().for_each(drop));
         Ok(server)
     }
 
-    /// One more server, in a pod of its own.
+    /// Adds a server, in a separate pod.
     pub fn add_server(&mut self, node: usize) -> Result<(Pod, SocketAddrV4)> {
         let pod = self.lab.add_pod(node)?;
         let server = self.open(&pod)?;
         Ok((pod, server))
     }
 
-    /// Writes an object where the agents' store has it, a directory.
+    /// Writes an object to the agents' store, a directory.
     pub fn write(&self, file: &str, object: &Value) -> Result<()> {
         let (path, text) = (
             format!("{}/{file}", self.lab.store_endpoint()),
@@ -154,7 +154,7 @@ impl Stage {
         )
     }
 
-    /// Writes who serves it: servers on one port, and whether each of them stays.
+    /// Writes the servers of a Service: servers on one port, each with whether it stays.
     pub fn write_servers(&self, name: &str, servers: &[(SocketAddrV4, bool)]) -> Result<()> {
         let number = servers.first().map(|(server, _)| server.port());
         let port = |name: &str| {
@@ -187,7 +187,7 @@ impl Stage {
             let mut buffer = [0; 64];
             while !done.load(Ordering::Relaxed) {
                 if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                    // Who asked may be gone.
+                    // The client may have ended.
                     let _ = socket.send_to(server.to_string().as_bytes(), from);
                 }
             }
@@ -195,7 +195,7 @@ impl Stage {
         Ok(())
     }
 
-    /// So many more echoes of datagrams, on the second node.
+    /// Adds `count` echoes of datagrams, on the second node.
     pub fn echoes(&self, count: usize) -> Result<Vec<SocketAddrV4>> {
         let pod = self.lab.pod(2, 1);
         let address = |port| SocketAddrV4::new(pod.address(), port);
@@ -207,7 +207,7 @@ impl Stage {
         Ok(echoes)
     }
 
-    /// Who takes connections at these addresses.
+    /// The servers that accept connections at these addresses.
     pub fn servers(&self, at: &[SocketAddrV4]) -> Vec<Server> {
         at.iter().map(|at| self.connections[at].clone()).collect()
     }
@@ -228,7 +228,8 @@ impl Drop for Stage {
     }
 }
 
-/// The programs on a node's sockets. Dropped, it leaves what an agent leaves that is killed.
+/// The programs on a node's sockets. Dropping this value leaves the state that a killed agent
+/// leaves.
 pub struct ServedSockets {
     place: Namespace,
     services: SocketPrograms,
@@ -254,8 +255,8 @@ impl ServedSockets {
         Ok(())
     }
 
-    /// Whether packets' sockets are still asked after a look at all sockets, which some kernels do
-    /// not allow (`None`): the sockets are asked further on then.
+    /// Whether the program for packets still runs after a look at all sockets, which some kernels
+    /// do not allow (`None`): then the program continues to run.
     pub fn is_telling_after_a_look(&mut self) -> Result<Option<bool>> {
         let looked = self.place.inside(|| self.services.look_for_gone())?;
         let is_telling = self.services.is_telling();
@@ -272,7 +273,7 @@ impl ServedSockets {
         }
     }
 
-    /// What was counted, by operation and verdict.
+    /// The counters, by operation and verdict.
     pub fn counters(&self) -> Result<BTreeMap<(&'static str, &'static str), u64>> {
         let counters = self
             .place
@@ -298,20 +299,20 @@ pub fn connected(place: &Namespace, to: impl Into<SocketAddr>) -> Result<UdpSock
     Ok(socket)
 }
 
-/// Sends a datagram to an address, and tells which server answers, and whom the socket takes it
-/// for.
+/// Sends a datagram to an address; returns the server that answers, and the source address that the
+/// socket sees.
 pub fn ask(socket: &UdpSocket, to: SocketAddr) -> Result<(SocketAddrV4, SocketAddr)> {
     socket.send_to(b"who?", to).context("send")?;
     heard(socket)
 }
 
-/// The same by a socket that is connected.
+/// Sends a datagram by a connected socket; returns the same.
 pub fn ask_peer(socket: &UdpSocket) -> Result<(SocketAddrV4, SocketAddr)> {
     socket.send(b"who?").context("send")?;
     heard(socket)
 }
 
-/// Whether an error tells a socket that its server has gone.
+/// Whether an error means that the socket's server does not serve any more.
 pub fn is_told(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
     error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
@@ -324,8 +325,8 @@ fn heard(socket: &UdpSocket) -> Result<(SocketAddrV4, SocketAddr)> {
     Ok((text.parse().context("an address")?, from))
 }
 
-/// Whether the kernel refuses every program that walks over the memory of sockets, which one kernel
-/// of 6.18 was seen to do. The verifier answers a wrong program by `EACCES` or `EINVAL`, never by
+/// Whether the kernel refuses every program that iterates over the storage of sockets, as one
+/// kernel of 6.18 did. The verifier refuses a wrong program with `EACCES` or `EINVAL`, never with
 /// `EPERM`.
 fn is_forbidden(error: &Error) -> bool {
     let Error::Program { source, .. } = error else {

@@ -1,4 +1,4 @@
-//! Agents that may reach etcd, and agents that are told why they may not.
+//! Agents that may access etcd, and agents that get the reason why they may not.
 
 use std::path::Path;
 use std::process::Command;
@@ -200,7 +200,7 @@ fn asks_by_the_systems_authorities() {
     });
 }
 
-/// Runs `openssl`, whose words are apart by spaces, in a directory.
+/// Runs `openssl` in a directory, with arguments separated by spaces.
 fn openssl(directory: &Path, line: &str) {
     let made = Command::new("openssl")
         .args(line.split(' '))
@@ -210,7 +210,7 @@ fn openssl(directory: &Path, line: &str) {
     assert!(made.status.success(), "{line}: {made:?}");
 }
 
-/// An etcd that takes clients of its own authority only, and nobody else.
+/// An etcd that accepts only clients with a certificate of its own authority.
 #[test]
 fn a_client_certificate_of_etcds_authority_is_taken_and_another_is_not() {
     run(async {
@@ -272,7 +272,7 @@ fn a_client_certificate_of_etcds_authority_is_taken_and_another_is_not() {
         timeout(Duration::from_secs(20), asked)
             .await
             .expect("etcd does not take a good certificate");
-        // etcd is up, so that an agent that is refused now is refused for good.
+        // etcd is running, so that a refusal of an agent is final.
         for who in [None, Some("stranger")] {
             let answer = store(who).network_config().await;
             assert!(

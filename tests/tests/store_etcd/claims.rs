@@ -1,4 +1,4 @@
-//! A subnet of one's own: taken, kept, and taken again.
+//! A node's own subnet: taken, kept, and taken again.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn keys_and_values_are_flannels_to_the_byte() {
             .lease_time_to_live(kvs[0].lease(), None)
             .await;
         assert_eq!(ttl.expect("a term").granted_ttl(), 24 * 3600);
-        // A second agent of the same node goes on with the same subnet and the same etcd lease.
+        // A second agent of the same node continues with the same subnet and the same etcd lease.
         let again = open(server.location(), TTL);
         let lease = again
             .acquire(&config, attributes(1), None)
@@ -48,7 +48,7 @@ fn keys_and_values_are_flannels_to_the_byte() {
             .expect("a lease");
         assert_eq!(lease.subnets.to_string(), "10.3.6.0/24");
         assert_eq!(server.leases().await[0].lease(), kvs[0].lease());
-        // The network moves: the old lease is of no use and goes.
+        // The network changes: the old lease is useless and is removed.
         let moved = crate::support::config(r#"{"Network":"10.9.0.0/16"}"#);
         let lease = again
             .acquire(&moved, attributes(1), previous)

@@ -1,4 +1,4 @@
-//! What is left of leases and of what is known of them when etcd fails.
+//! Leases, and the knowledge of leases, when etcd fails.
 
 use nix::sys::signal::Signal;
 use overlay_user::store::StoreHealth;
@@ -49,8 +49,8 @@ fn compaction_during_a_partition_loses_nothing() {
             .await;
         one.until("the first peer", |state| state.leases.len() == 1)
             .await;
-        // The agent hears nothing while a peer comes and the history is thrown away: the same
-        // server speaks at another port meanwhile.
+        // The agent gets no news while a peer is added and the history is compacted: meanwhile the
+        // same server listens at another port.
         server.stop();
         let port = std::mem::replace(&mut server.port, free_port());
         server.restart().await;

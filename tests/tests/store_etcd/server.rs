@@ -1,4 +1,4 @@
-//! An etcd of one test's own.
+//! A separate etcd for one test.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::PREFIX;
 
-/// An etcd of one test's own.
+/// A separate etcd for one test.
 pub struct Server {
     child: Child,
     pub data: TempDir,
@@ -31,7 +31,7 @@ impl Server {
         server
     }
 
-    /// With TLS; whoever asks must find out by itself when it is up.
+    /// Starts an etcd with TLS; the caller must find out itself when it is running.
     pub async fn start_with_tls(cert: &Path, key: &Path) -> Self {
         let (cert, key) = (cert.display(), key.display());
         Self::spawn(

@@ -1,4 +1,4 @@
-//! Others' leases as they come, change and go.
+//! Other nodes' leases as they are added, changed and removed.
 
 use etcd_client::{Txn, TxnOp};
 use overlay_user::store::{Location, StoreHealth, etcd};
@@ -21,7 +21,7 @@ fn nodes_see_each_other_come_and_change() {
     });
 }
 
-/// Values as large as etcd takes them: four are more than a client takes in one answer.
+/// Values as large as etcd accepts: four of them exceed a client's limit for one answer.
 async fn put_giants(server: &Server) {
     for n in 0..4 {
         server
@@ -46,7 +46,7 @@ fn more_leases_than_one_answer_holds_are_all_seen() {
     run(async {
         let server = Server::start().await;
         let mut client = server.client().await;
-        // etcd takes at most 128 operations in one transaction.
+        // etcd accepts at most 128 operations in one transaction.
         for hundred in 0..12 {
             let puts: Vec<_> = (0..100)
                 .map(|n| {

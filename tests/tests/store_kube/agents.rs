@@ -14,7 +14,7 @@ use super::MANIFEST;
 use super::server::{Place, Server, bare, flannels};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where the lab's store is.
+/// The address of the lab's store.
 const ADDRESS: &str = "192.168.66.254";
 
 fn condition(server: &Server, node: &str) -> String {
@@ -27,7 +27,7 @@ fn condition(server: &Server, node: &str) -> String {
     })
 }
 
-/// What the events of a Node say, each with its reason first.
+/// The events of a Node, each with its reason first.
 fn events(server: &Server, node: &str) -> Vec<String> {
     let list = server.kubectl(&["get", "events", "--output=json"]);
     let list: Value = serde_json::from_str(&list).expect("JSON");
@@ -45,7 +45,7 @@ fn wait_event(server: &Server, node: &str, reason: &str, said: &str) -> Result<(
         .with_context(|| format!("{:?}", events(server, node)))
 }
 
-/// A script that starts the agent as a container without CAP_BPF would.
+/// A script that starts the agent like in a container without CAP_BPF.
 fn without_bpf(server: &Server, lab: &Lab) -> Result<PathBuf> {
     let path = server.directory.path().join("without-bpf");
     let agent = lab.options().bin_dir.join("overlayd");
@@ -87,7 +87,7 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
         format!("--net-config-path={}", config.display()),
     ];
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    // A policy engine's, which the fast path would pass by.
+    // A policy engine's rule, which the fast path would bypass.
     for line in [
         "-N cali-FORWARD",
         "-A FORWARD -j cali-FORWARD",
@@ -143,7 +143,7 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
         ping(from, &lab.pod(to, 1))?;
     }
 
-    // Without a capability there is no fast path, and the owner of the cluster is told.
+    // Without a capability there is no fast path, and the cluster's owner gets a notice.
     let second = lab.node(2);
     second.stop_agent(Signal::SIGTERM)?;
     second.start_agent_from(&without_bpf(&server, &lab)?, &flags)?;
@@ -153,7 +153,7 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
     second.start_agent_unready(&flags)?;
     lab.wait_converged()?;
 
-    // Nothing is known but what the node itself keeps.
+    // Only the node's own memory has the state.
     server.stop_api();
     first.stop_agent(Signal::SIGKILL)?;
     first.start_agent_unready(&flags)?;
@@ -170,7 +170,7 @@ fn agents_serve_the_pod_cidrs_and_outlive_the_api_server() -> Result<()> {
     first.wait_ready(PATIENCE)?;
     ping(3, &new).context("afterwards")?;
 
-    // A fault that comes later, and its end.
+    // A later fault, and its end.
     server.delete_node("n3");
     server.add_nodes(&[bare("n3", "")]);
     wait_until("the condition to be bad again", PATIENCE, || {

@@ -1,4 +1,4 @@
-//! An API server that is made up, for answers that a real one gives seldom.
+//! An invented API server, for answers that a real one gives rarely.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -14,10 +14,10 @@ use super::server::{PREFIX, flannels};
 use super::support::{self, run};
 use super::{NETWORK, TTL};
 
-/// What the server is asked, and answers: a status and a body. A body without end is a watch.
+/// The server's answer to a request: a status and a body. A body without end is a watch.
 type Answers = fn(&str, usize) -> (u16, Vec<Value>);
 
-/// Serves every request by `answers`, which is told how many lists there have been.
+/// Serves every request by `answers`, which gets the number of lists so far.
 fn serve(answers: Answers) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -59,10 +59,10 @@ fn answer(mut stream: TcpStream, answers: Answers, lists: &AtomicUsize) {
     let head = format!(
         "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
     );
-    // A client that has gone does not listen.
+    // A client that has disconnected does not read.
     let _ = stream.write_all((head + &text).as_bytes());
     if is_watch && status == 200 {
-        // Until the client goes.
+        // This waits until the client disconnects.
         let _ = stream.read(&mut [0]);
     }
 }
@@ -84,8 +84,8 @@ fn failed(code: u16) -> Value {
            "reason": "Expired", "message": "too old resource version"})
 }
 
-/// A server whose watches end because their place is gone: the first in the middle, the second when
-/// it is opened. Each list has a Node more.
+/// A server whose watches end because their position has expired: the first one in the middle, the
+/// second one when it is opened. Each list has one more Node.
 fn expires(request: &str, lists: usize) -> (u16, Vec<Value>) {
     if request.contains("/nodes/a") {
         return (200, vec![node("a", 1)]);
@@ -106,7 +106,7 @@ fn expires(request: &str, lists: usize) -> (u16, Vec<Value>) {
     (200, vec![page])
 }
 
-/// A server of today, which streams lists and knows what 1.20 does not.
+/// A recent server, which streams lists and has features that 1.20 lacks.
 fn streams(request: &str, _: usize) -> (u16, Vec<Value>) {
     if !request.contains("watch=true") {
         return (200, vec![own()]);
@@ -162,7 +162,7 @@ fn services_are_streamed_and_seen_from_the_nodes_own_zone() {
     });
 }
 
-/// The store of the node `a` in a cluster that is made up.
+/// The store of the node `a` in an invented cluster.
 fn location(directory: &Path, answers: Answers) -> Location {
     let config_path = directory.join("net-conf.json");
     std::fs::write(&config_path, NETWORK).expect("written");

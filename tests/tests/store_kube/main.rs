@@ -22,18 +22,18 @@ use serde_json::{Value, json};
 use server::{Server, bare, flannels};
 use support::{Node, attributes, config, open, run};
 
-/// What `--net-config-path` names.
+/// The file that `--net-config-path` names.
 const NETWORK: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const TTL: Duration = Duration::from_secs(24 * 3600);
 const MANIFEST: &str = include_str!("../../../deploy/kube-overlay.yml");
 
-/// Who asks what it may do may always ask that.
+/// Requests about its own permissions are allowed to every user.
 const EVERYBODYS: [&str; 2] = [
     "selfsubjectaccessreviews.authorization.k8s.io",
     "selfsubjectrulesreviews.authorization.k8s.io",
 ];
 
-/// A cluster with the manifest applied, and these Nodes.
+/// A cluster with the manifest applied, and with these Nodes.
 fn cluster(nodes: &[Value]) -> Server {
     let server = Server::start();
     // This API server is older than `appArmorProfile`.
@@ -116,7 +116,7 @@ fn a_change_of_one_family_is_not_lost() {
         )
         .await;
     });
-    // What a dual-stack flannel has left on this node stays.
+    // The annotations that a dual-stack flannel has left on this node stay.
     server.annotate("a", &["public-ipv6=fd01::1", "backend-v6-data=x"]);
     run(async {
         let (a, _) = start(&server, "a", 7).await;
@@ -212,7 +212,7 @@ fn the_older_of_two_nodes_with_one_subnet_stays() {
             assert!(refused.contains("of node nonsense"), "{refused}");
             assert!(state.own.is_some());
         }
-        // Whoever runs there does not know of the other at first.
+        // The agent there does not know of the other at first.
         let (thief, _) = start(&server, "thief", 66).await;
         let state = thief
             .until("no lease", |state| {
@@ -298,7 +298,7 @@ fn the_node_says_how_it_fares_and_no_more_is_allowed() {
         assert_eq!(event["reason"], "FastPathDown");
         assert_eq!(event["involvedObject"]["name"], "a");
     });
-    // The API server's own word on what the manifest's service account may do.
+    // The API server's own list of the permissions of the manifest's service account.
     let allowed: BTreeSet<_> = server
         .allowed()
         .into_iter()

@@ -1,10 +1,10 @@
 //! kube-proxy as the oracle: a real one beside a real API server with random Services. For each
-//! frontend its rules come to the same servers, refusals and affinity as our table.
+//! frontend its rules must have the same servers, refusals and affinity as our table.
 //!
-//! The rules are those of Kubernetes 1.20 in iptables mode. What it does not know is left to unit
-//! tests: `internalTrafficPolicy`, hints, endpoints that are about to end. It does not let pods
-//! dial external IPs that are not of a node (later versions do), so that a rule's conditions do not
-//! count here, only where it leads.
+//! The rules are those of Kubernetes 1.20 in iptables mode. Features that this version lacks are
+//! left to unit tests: `internalTrafficPolicy`, hints, endpoints that terminate. This version does
+//! not let pods use external IPs that are not a node's (later versions do), so only the targets of
+//! a rule are compared here, and not its conditions.
 
 mod made;
 mod proxy;
@@ -29,19 +29,19 @@ use super::{MANIFEST, TTL};
 use made::Made;
 use proxy::KubeProxy;
 
-/// Where the lab's store is.
+/// The address of the lab's store.
 const ADDRESS: &str = "192.168.66.254";
 const SERVICES: usize = 250;
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Repeats a run: the seed that it printed.
+/// The seed of a run, as printed by that run, for its repetition.
 const SEED: &str = "OVERLAY_TEST_SEED";
 
-/// What connections to a frontend come to.
+/// The result of connections to a frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Outcome {
-    /// None: refused.
+    /// The servers; none for a refusal.
     servers: BTreeSet<String>,
-    /// In seconds.
+    /// Affinity in seconds.
     affinity: Option<u64>,
 }
 
@@ -76,7 +76,7 @@ fn the_table_is_what_kube_proxy_makes_of_random_services() -> Result<()> {
     let mut made = Made::default();
     made.create(&server, &mut random, SERVICES);
     let rules = || proxy::rules(&lab, own).unwrap_or_default();
-    // The client is where the API server is.
+    // The client is in the namespace of the API server.
     place.inside(|| {
         run(async {
             let node = keep(open(server.location("n1"), TTL));
@@ -84,7 +84,7 @@ fn the_table_is_what_kube_proxy_makes_of_random_services() -> Result<()> {
             agree(&served, &made, &rules).await;
             made.change(&server, &mut random);
             agree(&served, &made, &rules).await;
-            // What was known stays, and what has changed meanwhile is learnt.
+            // The known Services stay, and changes are learned.
             let before = outcomes(&served);
             server.stop_api();
             let is_away = |health: &StoreHealth| matches!(health, StoreHealth::Unreachable { .. });
@@ -106,7 +106,7 @@ fn the_table_is_what_kube_proxy_makes_of_random_services() -> Result<()> {
     })
 }
 
-/// What our table says.
+/// The outcomes of our table.
 fn outcomes(served: &SeenServices) -> Outcomes {
     let state = served.state.borrow();
     let table = state.table.iter().flat_map(|table| table.iter());
@@ -126,7 +126,7 @@ fn outcomes(served: &SeenServices) -> Outcomes {
 }
 
 impl Outcome {
-    /// Affinity to nobody shows in no rule.
+    /// Affinity without servers is not visible in any rule.
     fn normal(mut self) -> Self {
         if self.servers.is_empty() {
             self.affinity = None;
@@ -139,11 +139,11 @@ fn name(address: IpAddr, port: u16, transport: &str) -> String {
     format!("{address}:{port}/{transport}")
 }
 
-/// Waits until both come to the same; if they never do, says what differs.
+/// Waits until both have the same outcomes; otherwise fails with the differences.
 async fn agree(served: &SeenServices, made: &Made, rules: &impl Fn() -> Outcomes) {
     let differences = || {
         let (ours, mut theirs) = (outcomes(served), rules());
-        // Frontends that are left to kube-proxy.
+        // These frontends are left to kube-proxy.
         theirs.retain(|name, _| !made.left.iter().any(|it| name.starts_with(it)));
         let names: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
         let lines = names.iter().filter(|it| ours.get(**it) != theirs.get(**it));

@@ -1,4 +1,4 @@
-//! What holds while the API server is away.
+//! The state that remains while the API server does not answer.
 
 use std::fs;
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn leases_outlive_the_api_server() {
     });
 }
 
-/// Tries until the store does what is asked of it.
+/// Repeats `attempt` until it succeeds.
 async fn in_time<T>(mut attempt: impl AsyncFnMut() -> Result<T, Error>) -> T {
     let tries = async {
         loop {
@@ -77,7 +77,7 @@ fn an_agent_that_starts_during_an_outage_goes_on_with_what_was_known_last() {
         })
         .await;
     });
-    // The agents are gone. So is a Node, of which the next agent cannot know.
+    // No agent runs. A Node is deleted, of which the next agent cannot know.
     server.delete_node("f");
     server.stop_api();
     run(async {

@@ -1,4 +1,4 @@
-//! A real API server over a real etcd, and what the tests write to it.
+//! A real API server over a real etcd, and the tests' changes of its objects.
 
 use std::fs;
 use std::net::TcpListener;
@@ -16,10 +16,10 @@ use tempfile::TempDir;
 
 /// flannel's prefix.
 pub const PREFIX: &str = "flannel.alpha.coreos.com";
-/// How long the server may take to answer after its start.
+/// Longest time from the server's start to its first answer.
 const UP: Duration = Duration::from_secs(90);
-/// The user that may do everything, and one that is the service account of the manifest; each with
-/// its name as token.
+/// The user with all permissions, and the service account of the manifest; each has its name as
+/// token.
 const USERS: &str = "admin,admin,admin,system:masters\n\
                      agent,system:serviceaccount:kube-overlay:overlay,agent,\n";
 
@@ -33,9 +33,9 @@ fn program(name: &str) -> PathBuf {
     path
 }
 
-/// Where a cluster runs.
+/// The place of a cluster.
 pub struct Place {
-    /// A namespace of a lab; none where the test is.
+    /// A namespace of a lab; `None` for the namespace of the test.
     pub namespace: Option<Namespace>,
     pub address: &'static str,
 }
@@ -110,7 +110,7 @@ impl Server {
 
     fn wait_ready(&self) {
         let deadline = Instant::now() + UP;
-        // Rules of authorization come a moment after the first answer.
+        // Rules of authorization are effective a moment after the first answer.
         while self.try_kubectl(&["get", "--raw=/readyz"], "").is_err() {
             let log = fs::read_to_string(self.directory.path().join("api.log"));
             assert!(
@@ -122,7 +122,7 @@ impl Server {
         }
     }
 
-    /// Ends the API server at once, as a crash does; etcd stays.
+    /// Ends the API server at once, as a crash would; etcd keeps running.
     pub fn stop_api(&mut self) {
         self.api.kill().expect("killed");
         self.api.wait().expect("waited for");
@@ -177,7 +177,7 @@ impl Server {
         }
     }
 
-    /// Where an agent of the node `name` writes down what it knows.
+    /// The file in which an agent of the node `name` remembers the Nodes.
     pub fn memory(&self, name: &str) -> PathBuf {
         self.directory.path().join(format!("{name}.nodes.json"))
     }
@@ -219,22 +219,22 @@ impl Server {
             .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 
-    /// What the service account of the manifest may do: resources with their verbs, as the API
-    /// server lists them to it.
+    /// The permissions of the manifest's service account: resources with their verbs, as listed by
+    /// the API server.
     pub fn allowed(&self) -> Vec<(String, String)> {
-        // The last token is the one that counts.
+        // The last token has precedence.
         let list = self.kubectl(&["auth", "can-i", "--list", "--token=agent"]);
         let line = |line: &str| {
             let verbs = &line[line.rfind('[')?..];
             let resource = line.split_whitespace().next()?;
-            // The others are URLs: what versions there are, and how the server is.
+            // The others are URLs: for versions, and for the health of the server.
             let is_resource = !resource.starts_with('[');
             is_resource.then(|| (resource.to_owned(), verbs.trim().to_owned()))
         };
         list.lines().skip(1).filter_map(line).collect()
     }
 
-    /// Makes Nodes, as a kubelet and the controller manager would.
+    /// Makes Nodes like a kubelet and the controller manager.
     pub fn add_nodes(&self, nodes: &[Value]) {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": nodes});
         self.feed(&["create", "-f", "-"], &list.to_string());
@@ -249,7 +249,7 @@ impl Server {
         self.kubectl(&["delete", "node", name]);
     }
 
-    /// Sets annotations of flannel's, or removes them with `NAME-`.
+    /// Sets flannel's annotations, or removes them with `NAME-`.
     pub fn annotate(&self, name: &str, annotations: &[&str]) {
         let full: Vec<_> = annotations
             .iter()
@@ -268,7 +268,7 @@ impl Server {
         serde_json::from_str(&text).expect("JSON")
     }
 
-    /// A node's annotation of flannel's.
+    /// One of flannel's annotations of a node.
     pub fn annotation(&self, node: &str, name: &str) -> Option<String> {
         let value = &self.node(node)["metadata"]["annotations"][format!("{PREFIX}/{name}")];
         value.as_str().map(str::to_owned)
@@ -293,7 +293,7 @@ pub fn bare(name: &str, cidr: &str) -> Value {
     node
 }
 
-/// A Node as flannel leaves it.
+/// A Node with flannel's annotations.
 pub fn flannels(name: &str, cidr: &str, public_ip: &str, mac: &str) -> Value {
     let mut node = bare(name, cidr);
     node["metadata"]["annotations"] = json!({
@@ -331,7 +331,7 @@ fn spawn_api(place: &Place, at: &Path, etcd_port: u16, port: u16) -> Child {
             "--allow-privileged",
             "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
-            // Of no use without a controller manager.
+            // This plugin is useless without a controller manager.
             "--disable-admission-plugins=ServiceAccount",
         ])
         .stdout(log.try_clone().expect("a handle"))
@@ -339,7 +339,7 @@ fn spawn_api(place: &Place, at: &Path, etcd_port: u16, port: u16) -> Child {
     place.spawn(&mut api)
 }
 
-/// A port that nobody listens on; each is given once.
+/// A port without a listener; each is returned once.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(21_000);
     loop {

@@ -1,4 +1,4 @@
-//! What the tests of both stores share.
+//! Helpers that the tests of both stores share.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -33,7 +33,7 @@ pub fn subnets(text: &str) -> PerFamily<IpNet> {
     text.parse::<IpNet>().expect("a subnet").into()
 }
 
-/// What node number `n` says about itself.
+/// The attributes of node number `n`.
 pub fn attributes(n: u8) -> Attributes {
     let mac = MacAddr([2, 0, 0, 0, 0, n]);
     Vxlan::default().attributes(&PerFamily::V4((IpAddr::from([192, 168, 0, n]), mac)))
@@ -85,8 +85,8 @@ impl Node {
     }
 }
 
-/// Lets nodes 1 to `nodes` ask for a lease at once; returns the subnets that they got. Whoever got
-/// none was told that there is no room.
+/// Lets nodes 1 to `nodes` request a lease at the same time; returns the subnets that they got. A
+/// node without a subnet must have got the error that there is no room.
 pub async fn race(
     location: &Location,
     ttl: Duration,
@@ -108,7 +108,7 @@ pub async fn race(
     won.collect()
 }
 
-/// Two nodes with their leases, the first of which has seen the second come and change.
+/// Two nodes with their leases, the first of which has seen the second being added and changed.
 pub async fn see_each_other(location: &Location, ttl: Duration) -> ([Node; 2], [Lease; 2]) {
     let (one, own) = start(location.clone(), ttl, LARGE, 1).await;
     let (two, lease) = start(location.clone(), ttl, LARGE, 2).await;

@@ -1,4 +1,4 @@
-//! The plugins alone, in a lab: namespaces without containers, no kubelet beside.
+//! The plugins alone, in a lab: namespaces without containers and without a kubelet.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -14,18 +14,18 @@ use serde_json::Value;
 use super::{OURS, REFERENCE, Times};
 use crate::shell;
 
-/// Pods by one plugin.
+/// The pods of one plugin.
 struct Side {
     node: Node,
     plugin: &'static str,
-    /// What the plugin is told besides the node's own configuration.
+    /// The plugin's configuration besides the node's own.
     configuration: Vec<(String, Value)>,
     namespaces: Vec<PathBuf>,
     adds: Vec<Duration>,
     dels: Vec<Duration>,
 }
 
-/// Makes and removes `pods` pods by each plugin, `at_a_time`, the plugins in turn.
+/// Adds and removes `pods` pods by each plugin, `at_a_time`, the plugins in turn.
 pub fn measure(pods: usize, at_a_time: usize) -> Result<Vec<Times>> {
     let lab = Lab::up(Options {
         nodes: 2,
@@ -66,7 +66,7 @@ fn ours(lab: &Lab, at_a_time: usize) -> Result<Side> {
     Side::new(lab, OURS, "overlay-cni", configuration, at_a_time)
 }
 
-/// The agent goes, because it serves every pod of its node, whichever plugin made it.
+/// The agent is stopped, because it serves every pod of its node, whichever plugin made the pod.
 fn reference(lab: &Lab, at_a_time: usize) -> Result<Side> {
     let node = lab.node(REFERENCE);
     let mut list = reference_list(&node.subnet()?.to_string());
@@ -108,7 +108,8 @@ impl Side {
         })
     }
 
-    /// Waits until a new pod has its programs, because a pod that is removed has had them for long.
+    /// Waits until a new pod has its programs, because a pod has usually had its programs for a
+    /// long time when it is removed.
     fn wait_served(&self, answer: &Output) -> Result<()> {
         if self.node.number() == REFERENCE {
             return Ok(());
@@ -120,8 +121,8 @@ impl Side {
         status::wait_for_path(&self.node, address, "fast")
     }
 
-    /// Calls the plugin for all namespaces together; returns how long each call took, and its
-    /// answer.
+    /// Calls the plugin for all namespaces at the same time; returns the duration and the output of
+    /// each call.
     fn call(&self, verb: &str) -> Result<Vec<(Duration, Output)>> {
         thread::scope(|scope| {
             let calls: Vec<_> = (1..)

@@ -22,7 +22,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// For people.
+    /// The title for people.
     pub fn title(self) -> &'static str {
         match self {
             Self::Direct => "across nodes",
@@ -34,12 +34,13 @@ impl Class {
         }
     }
 
-    /// Whether a cable is on the way, so that two hosts without pods have something to compare.
+    /// Whether the class has a cable on the path, so that two hosts without pods can be measured
+    /// too.
     pub fn is_across(self) -> bool {
         !matches!(self, Self::Local | Self::LocalService)
     }
 
-    /// Whether it needs kube-proxy's rules.
+    /// Whether the class needs kube-proxy's rules.
     pub fn needs_services(self) -> bool {
         matches!(self, Self::Service | Self::NodePort | Self::LocalService)
     }

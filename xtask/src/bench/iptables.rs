@@ -1,4 +1,4 @@
-//! Writing rules for iptables, many at a time.
+//! Writes many rules for iptables at a time.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use overlay_tests::Node;
 use overlay_tests::command::require_success;
 
-/// Adds to the rules of a node what `iptables-restore` reads.
+/// Adds rules to a node; `text` is input for `iptables-restore`.
 pub fn restore(node: &Node, text: &str) -> Result<()> {
     let namespace = node.namespace();
     let mut command = namespace.command("iptables-restore");

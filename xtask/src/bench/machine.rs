@@ -1,17 +1,17 @@
-//! What it was measured on.
+//! The machine of a measurement.
 
 use std::fmt;
 use std::fs;
 
 use serde::Serialize;
 
-/// The facts without which figures cannot be read.
+/// The facts that are needed to interpret the figures.
 #[derive(Debug, Serialize)]
 pub struct Machine {
     pub kernel: String,
     pub cores: usize,
     pub processor: String,
-    /// When it began, universal time.
+    /// The begin of the measurement, in universal time.
     pub date: String,
     pub command: String,
     pub revision: String,
@@ -19,7 +19,7 @@ pub struct Machine {
     pub load: String,
 }
 
-/// In a line, without the load.
+/// The facts in a line, without the load.
 impl fmt::Display for Machine {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -1,4 +1,4 @@
-//! What is measured.
+//! The measures.
 
 use std::time::Duration;
 
@@ -39,11 +39,11 @@ pub enum Measure {
 }
 
 impl Measure {
-    /// Whether it is taken where.
+    /// Whether the measure is taken with this underlay and class.
     pub fn applies(self, underlay: Underlay, class: Class) -> bool {
         match (class, underlay) {
             (Class::Direct, _) => true,
-            // What the kind of the cable changes shows there, or there is no cable at all.
+            // Other measures do not depend on the kind of the cable, or there is no cable at all.
             (_, Underlay::Wire) => false,
             (_, Underlay::Super) => self != Self::FirstPacket,
         }
@@ -58,29 +58,29 @@ pub struct Figure {
     pub value: f64,
 }
 
-/// What a run came to.
+/// The result of a run.
 pub struct Taken {
     pub figures: Vec<Figure>,
-    /// Processor time of others meanwhile, as a share of a core.
+    /// Processor time of other processes during the run, as a share of a core.
     pub foreign: f64,
     /// Turns of the calibration loop.
     pub spin: u64,
 }
 
-/// A run may take this long in all.
+/// The lengths of the parts of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Lengths {
     pub round_trips: Duration,
     pub volume: Duration,
 }
 
-/// Payload that makes the IP packet one of 64 bytes.
+/// Size of the payload in an IP packet of 64 bytes.
 const SMALL: usize = 64 - 28;
 
 /// Takes a measure once.
 pub fn take(measure: Measure, (from, to): (&Endpoint, &Server), lengths: Lengths) -> Result<Taken> {
     let one = Cores::one()?;
-    // A machine with one core measures the same there.
+    // On a machine with one core both measure the same.
     let two = Cores::two()?.unwrap_or(one);
     let before = speed(one)?;
     let start = cpu::Moment::now()?;
@@ -147,12 +147,13 @@ pub fn take(measure: Measure, (from, to): (&Endpoint, &Server), lengths: Lengths
     Ok(Taken {
         figures,
         foreign,
-        // Slow at one end only: whatever it was, it came or went meanwhile.
+        // The lower of the two values, because a disturbance may have begun or ended during the
+        // run.
         spin: before.min(speed(one)?),
     })
 }
 
-/// Turns of the calibration loop on the core where the load is served.
+/// Turns of the calibration loop on the core of the server.
 fn speed(cores: Cores) -> Result<u64> {
     let spin = std::thread::spawn(move || pin(cores.server).map(|()| cpu::spin()));
     spin.join().ok().context("the calibration panicked")?
@@ -170,7 +171,7 @@ fn latency([p50, p99, rate]: [&'static str; 3], trips: round_trips::RoundTrips) 
     ]
 }
 
-/// What a volume is counted in.
+/// The unit of a volume.
 #[derive(Clone, Copy)]
 enum Of {
     Bytes,

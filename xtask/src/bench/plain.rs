@@ -1,6 +1,6 @@
-//! flannel's kernel state without flannel: what flanneld v0.28, the flannel plugin, `bridge` and
-//! `host-local` make of a node, set up by `ip`, `bridge` and `iptables` alone. The rules' text is
-//! that of flanneld's end-to-end tests.
+//! flannel's kernel state without flannel: the state of a node after flanneld v0.28, the flannel
+//! plugin, `bridge` and `host-local`, set up by `ip`, `bridge` and `iptables` alone. The rules'
+//! text is that of flanneld's end-to-end tests.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -11,9 +11,9 @@ use overlay_tests::{Lab, Namespace, Node, command};
 
 use super::iptables;
 
-/// Network of the overlay; node `i` of a pair has its `10.244.i.0/24`.
+/// Network of the overlay; node `i` of a pair has the subnet `10.244.i.0/24`.
 const NETWORK: &str = "10.244.0.0/16";
-/// What VXLAN takes from the cable's MTU, in bytes.
+/// Length of VXLAN's headers, in bytes.
 const OVERHEAD: u32 = 50;
 
 /// One of a pair of nodes.
@@ -35,18 +35,18 @@ impl Plain {
         Ipv4Addr::new(10, 244, self.place, 1)
     }
 
-    /// As `host-local` gives them, one after the other.
+    /// The addresses of pods, in the order in which `host-local` assigns them.
     fn pod(self, number: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 244, self.place, 1 + number)
     }
 
-    /// Of its VXLAN device.
+    /// MAC address of the node's VXLAN device.
     fn mac(self) -> String {
         format!("02:00:00:00:00:{:02x}", self.place)
     }
 
-    /// For `ip -batch`: the bridge, the VXLAN device over `cable`, and the way to the other node's
-    /// pods.
+    /// Input for `ip -batch`: the bridge, the VXLAN device over `cable`, and the route to the other
+    /// node's pods.
     fn links(self, other: Self, cable: &str, mtu: u32) -> String {
         let (mac, vtep, base) = (self.mac(), self.vtep, self.base());
         let (peer, peer_mac) = (other.base(), other.mac());
@@ -64,7 +64,7 @@ impl Plain {
         )
     }
 
-    /// For `iptables-restore`: what flanneld writes with `--ip-masq`.
+    /// Input for `iptables-restore`: the rules that flanneld writes with `--ip-masq`.
     fn rules(self) -> String {
         let own = format!("{}/24", self.base());
         let masquerade = "-m comment --comment \"flanneld masq\"";
@@ -134,7 +134,7 @@ pub fn install(
     ])
 }
 
-/// A pod, as the `bridge` plugin makes it with `isDefaultGateway` and `hairpinMode`.
+/// A pod like those that the `bridge` plugin makes with `isDefaultGateway` and `hairpinMode`.
 fn add_pod(lab: &Lab, node: &Node, own: Plain, number: u8, mtu: u32) -> Result<Endpoint> {
     let name = format!("{}p{number}", node.name());
     let pod = lab.add_namespace(&name)?;

@@ -1,20 +1,20 @@
-//! What is measured in one run.
+//! The measurements of one run.
 
 use super::class::Class;
 use super::measure::{Lengths, Measure};
 use super::underlay::Underlay;
 use super::variant::Variant;
 
-/// What to run.
+/// The measurements to make.
 pub struct Plan {
     pub rounds: usize,
     pub variants: Vec<Variant>,
     pub underlays: Vec<Underlay>,
     pub classes: Vec<Class>,
-    /// How many Services there are rules for, where there are any.
+    /// Number of Services in kube-proxy's rules, where there are rules.
     pub services: usize,
     pub measures: Vec<Measure>,
     pub lengths: Lengths,
-    /// How many repetitions there may be in all, so that the end is in sight on a busy machine.
+    /// Most repetitions in total, so that the run ends in limited time on a busy machine.
     pub repetitions: usize,
 }

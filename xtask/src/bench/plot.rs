@@ -25,7 +25,7 @@ const STEP: f64 = 38.0;
 const HEAD: f64 = 64.0;
 const FOOT: f64 = 48.0;
 
-/// What the summary shows of each variant: the more the better.
+/// The figures of each variant in the summary: higher is better.
 const RATES: &[(&str, &str)] = &[
     ("tcp_rr_rate", "TCP request and response"),
     ("udp_rr_rate", "UDP request and response"),
@@ -35,8 +35,8 @@ const RATES: &[(&str, &str)] = &[
     ("udp_64", "UDP packets of 64 bytes"),
 ];
 
-/// Writes one plot for each measure in each place, and for each underlay one with the rates of all
-/// against the host's.
+/// Writes one plot for each measure in each place, and for each underlay one with all rates as
+/// shares of the host's.
 pub fn write(directory: &Path, findings: &Findings) -> Result<()> {
     let Findings {
         machine, results, ..
@@ -66,7 +66,7 @@ pub fn write(directory: &Path, findings: &Findings) -> Result<()> {
     Ok(())
 }
 
-/// Writes the one plot that the documentation shows: rates of super-packets.
+/// Writes the plot for the documentation: rates of super-packets.
 pub fn publish(directory: &Path, findings: &Findings) -> Result<()> {
     let svg = summary(findings, Underlay::Super)
         .context("rates need the bare host: measure host, too")?;
@@ -74,7 +74,7 @@ pub fn publish(directory: &Path, findings: &Findings) -> Result<()> {
     fs::write(&place, svg).with_context(|| format!("write {}", place.display()))
 }
 
-/// Rates across nodes as shares of the host's, grouped by measure; nothing where the host was not
+/// Rates across nodes as shares of the host's, grouped by measure; `None` where the host was not
 /// measured.
 fn summary(findings: &Findings, underlay: Underlay) -> Option<String> {
     const GROUP: f64 = 26.0;
@@ -208,7 +208,7 @@ fn open(height: f64) -> String {
     )
 }
 
-/// What the figures are from, in two lines.
+/// The origin of the figures, in two lines.
 fn foot(height: f64, rounds: usize, machine: &Machine) -> String {
     let line = |y: f64, text: &str| {
         format!(

@@ -1,4 +1,4 @@
-//! What every program costs for every verdict, run by the kernel on made-up packets.
+//! The cost of every program for every verdict, measured by the kernel on invented packets.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,13 +12,13 @@ use crate::lab::Output;
 use crate::lab::table::table;
 use crate::{build, setup, shell, workspace};
 
-/// The test that measures instead.
+/// The test that makes the measurement.
 const RUNNER: &str = "cost_of_every_case";
 
-/// What it writes.
+/// The output of that test.
 #[derive(Deserialize, Serialize)]
 struct Costs {
-    /// By program: how many instructions the verifier walked through.
+    /// The number of instructions that the verifier walked through, by program.
     verified_instructions: BTreeMap<String, u32>,
     runs: Vec<Cost>,
 }
@@ -26,10 +26,10 @@ struct Costs {
 #[derive(Deserialize, Serialize)]
 struct Cost {
     program: String,
-    /// What happens to the packet, and the packet's name where several end so.
+    /// The verdict on the packet, with the packet's name where several have that verdict.
     verdict: String,
     packet: String,
-    /// The fastest of many runs, the timer included: what is slower was held up by something else.
+    /// The shortest of many runs, the timer included, because longer runs were disturbed.
     nanoseconds: u64,
 }
 
@@ -45,14 +45,14 @@ struct Against {
     costs: Costs,
 }
 
-/// How often both trees take turns, so that a slow minute hits both.
+/// Number of times that both trees take turns, so that a slow minute affects both.
 const TURNS: usize = 3;
 
 /// Measures this tree's programs, and those of another revision on the same packets.
 pub fn run(against: Option<&str>, output: Output) -> Result<()> {
     let other = against.map(Worktree::check_out).transpose()?;
-    // Cargo takes the crates of both trees for the same, so each has a directory of its own; it
-    // stays for next time.
+    // Cargo considers the crates of both trees the same, so each tree has a separate directory,
+    // which stays for the next run.
     let builds = workspace::root().join("target/against");
     let (mut now, mut before) = (None, None);
     for _ in 0..TURNS {
@@ -84,8 +84,8 @@ pub fn run(against: Option<&str>, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// Runs the programs of an object file on the packets that the decision is tested with, as `tree`
-/// has them: the maps belong to the programs.
+/// Runs the programs of an object file on the test packets of `tree`, because the maps belong to
+/// the programs.
 fn measure(tree: &Path, target: &Path, object: &Path) -> Result<Costs> {
     setup::ensure_protoc()?;
     shell::progress(&format!("running the programs of {}", object.display()));
@@ -116,7 +116,7 @@ fn fastest(best: &mut Option<Costs>, new: Costs) {
     }
 }
 
-/// Another revision, checked out and its programs built; gone when dropped.
+/// A checkout of another revision, with its programs; removed when dropped.
 struct Worktree {
     revision: String,
     place: PathBuf,
@@ -126,7 +126,7 @@ struct Worktree {
 impl Worktree {
     fn check_out(revision: &str) -> Result<Self> {
         let place = workspace::root().join("target/bench-against");
-        // What an interrupted run has left.
+        // This removes the remains of an interrupted run.
         let _ = fs::remove_dir_all(&place);
         git(&["worktree".as_ref(), "prune".as_ref()])?;
         let add = ["worktree", "add", "--quiet", "--detach"].map(OsStr::new);

@@ -1,5 +1,5 @@
-//! Round after round. In each, one measure is taken of one variant right after the other, so that a
-//! slow minute hits all of them.
+//! The rounds. In each, one measure is taken of one variant right after the other, so that a slow
+//! minute affects all of them.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -17,16 +17,16 @@ use super::underlay::Underlay;
 use super::variant::Variant;
 use crate::shell;
 
-/// How often what is spoiled is repeated.
+/// Most repetitions of a disturbed measurement.
 const REPEATS: usize = 3;
-/// How long to wait for the load to go away before each repetition.
+/// Wait for the end of the load before each repetition.
 const CALM: Duration = Duration::from_secs(1);
-/// Share of a core that others may take.
+/// Largest share of a core that other processes may use.
 const FOREIGN: f64 = 0.05;
-/// How much slower or faster the core may be for one of two variants that are compared, as a share.
+/// Largest difference in speed of the core between two variants that are compared, as a share.
 pub const DEVIATION: f64 = 0.1;
 
-/// What a figure is of.
+/// The object of a figure.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Subject {
     pub measure: String,
@@ -46,13 +46,14 @@ pub struct Series {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Value {
     pub value: f64,
-    /// Whether no other load was there; what is not clean counts only where nothing else is there.
+    /// Whether there was no other load; a value that is not clean counts only where no clean one
+    /// exists.
     pub clean: bool,
-    /// Turns of the calibration loop: how fast the core was.
+    /// Turns of the calibration loop, which show the speed of the core.
     pub spin: u64,
 }
 
-/// A run beside other load.
+/// A run disturbed by other load.
 #[derive(Clone, Debug, Serialize)]
 pub struct Disturbance {
     pub round: usize,
@@ -60,16 +61,16 @@ pub struct Disturbance {
     pub underlay: Underlay,
     pub class: Class,
     pub variant: Variant,
-    /// Share of a core that others took.
+    /// Share of a core that other processes used.
     pub foreign: f64,
     /// Speed of the core, compared with the others of the same comparison.
     pub speed: f64,
-    /// Whether a repetition went undisturbed; else the figure counts only where there is no better
-    /// one.
+    /// Whether a repetition was undisturbed; otherwise the figure counts only where there is no
+    /// better one.
     pub repeated: bool,
 }
 
-/// Everything that was taken.
+/// All measured values.
 #[derive(Default)]
 pub struct Record {
     pub series: BTreeMap<Subject, Series>,
@@ -100,7 +101,7 @@ pub fn run(stage: &Stage, plan: &Plan) -> Result<Record> {
 }
 
 impl Record {
-    /// Takes one measure of all variants, and again of those that were disturbed.
+    /// Takes one measure of all variants, and repeats the disturbed ones.
     fn compare(
         &mut self,
         stage: &Stage,
@@ -185,7 +186,7 @@ impl Record {
     }
 }
 
-/// What the calibration loop usually comes to: the speed that most variants were measured at.
+/// Median of the calibration loop: the speed at which most variants were measured.
 fn median_spin(taken: &BTreeMap<Variant, Taken>) -> f64 {
     let mut spins: Vec<u64> = taken.values().map(|taken| taken.spin).collect();
     spins.sort_unstable();

@@ -1,8 +1,7 @@
-//! The rules that kube-proxy's iptables mode writes for many Services, as every node of a cluster
-//! has them.
+//! The rules that kube-proxy's iptables mode writes for many Services on every node of a cluster.
 //!
-//! Written after the chains that kube-proxy documents and `iptables-save` shows on a node. Every
-//! new connection walks them; those that are measured as a Service stand in the middle.
+//! The rules follow the chains that kube-proxy documents and `iptables-save` shows on a node. Every
+//! new connection passes them; the rules of measured Services are in the middle.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -15,9 +14,9 @@ use super::iptables;
 
 /// A cluster of moderate size.
 pub const MODERATE: usize = 100;
-/// Pods behind each.
+/// Number of pods behind each Service.
 const ENDPOINTS: usize = 2;
-/// What kube-proxy marks packets with that are to be masqueraded.
+/// kube-proxy's mark on packets that are to be masqueraded.
 const MASQUERADE: &str = "0x4000";
 
 /// Jumps from built-in chains: table, chain, and the rest of the rule.
@@ -78,7 +77,7 @@ const NAT_CHAINS: &[&str] = &[
     "KUBE-SERVICES",
 ];
 
-/// Where a measured Service is reached, and the port of the pod that serves it.
+/// The port of a measured Service, and the port of the pod that serves it.
 pub const PORT: u16 = 80;
 pub const NODE_PORT: u16 = 30080;
 pub const TARGET_PORT: u16 = 8080;
@@ -90,20 +89,20 @@ pub struct Measured {
     pub address: Ipv4Addr,
     /// The pod that serves it.
     pub pod: Ipv4Addr,
-    /// Whether it has a port of every node's, too.
+    /// Whether the Service also has a port on every node.
     pub has_node_port: bool,
 }
 
-/// Puts the rules of `count` Services on a node, and those of `measured` among them; `pods` serve
+/// Writes the rules of `count` Services to a node, and those of `measured` among them; `pods` serve
 /// the others.
 pub fn install(node: &Node, count: usize, pods: &[Ipv4Addr], measured: &[Measured]) -> Result<()> {
-    // What kube-proxy asks for: without it, answers between pods of one node are not translated
-    // back.
+    // kube-proxy requires this setting, because otherwise answers between pods of one node are not
+    // translated back.
     node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"])?;
     iptables::restore(node, &rules(count, pods, measured)).context("write rules as of kube-proxy")
 }
 
-/// The measured Services as a store has them: keys below the prefix, and JSON.
+/// The measured Services in the form of a store: keys below the prefix, and JSON.
 pub fn objects(measured: &[Measured]) -> Vec<(String, String)> {
     let mut objects = Vec::new();
     for (i, service) in measured.iter().enumerate() {

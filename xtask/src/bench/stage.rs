@@ -1,5 +1,5 @@
-//! Where it is measured: two nodes for each variant, joined by a cable, all of them up at the same
-//! time, so that one variant can be measured a moment after the other.
+//! The stage of the measurement: two nodes for each variant, joined by a cable. All nodes run at
+//! the same time, so that one variant can be measured directly after the other.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -22,16 +22,16 @@ use super::underlay::Underlay;
 use super::variant::{FAST_PATH_OFF, FAST_PATH_ON, Recipe, Variant};
 use crate::{build, shell};
 
-/// The device that the overlay uses for its underlay: no bridge in between, so that the figures are
-/// those of the two ends. The store is reached by the lab's own underlay.
+/// The overlay's underlay device, without a bridge, so that the figures are those of the two ends.
+/// The store is reached over the lab's own underlay.
 const CABLE: &str = "cable0";
 
-/// What flannel leaves for the CNI plugin.
+/// flannel's file for the CNI plugin.
 const SUBNET_ENV: &str = "/run/flannel/subnet.env";
-/// How long a pair of nodes may take to be ready.
+/// Longest time until a pair of nodes is ready.
 const READY: Duration = Duration::from_secs(30);
 
-/// What a network card would do for the sender, which [`Underlay::Wire`] goes without.
+/// The offloads of a network card for the sender, which [`Underlay::Wire`] does without.
 const SEGMENTATION: &[&str] = &[
     "tx-tcp-segmentation",
     "tx-tcp6-segmentation",
@@ -53,19 +53,19 @@ pub struct Stage {
     flannel: Vec<Running>,
     underlay: Cell<Option<Underlay>>,
     classes: Vec<Class>,
-    /// How many Services kube-proxy's rules are for.
+    /// Number of Services in kube-proxy's rules.
     services: usize,
 }
 
 impl Stage {
-    /// Brings everything up.
+    /// Starts all nodes.
     pub fn up(plan: &Plan, mtu: u32, flanneld: Option<PathBuf>) -> Result<Self> {
         let variants = &plan.variants;
         let options = Options {
             nodes: 2 * variants.len(),
             start_agents: false,
             underlay_mtu: mtu,
-            // Services at the socket are a node's own.
+            // Services at the socket need nodes with separate sockets.
             apart: true,
             ..Options::for_test("bench")
         };
@@ -90,7 +90,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Takes everything down.
+    /// Removes all nodes.
     pub fn down(self) -> Result<()> {
         for running in self.flannel {
             running.stop(Signal::SIGTERM)?;
@@ -122,7 +122,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Starts what carries a variant's packets, and sees that it does.
+    /// Starts the software that carries a variant's packets, and checks that packets arrive.
     fn furnish(&mut self, variant: Variant, mtu: u32) -> Result<()> {
         match variant.recipe() {
             Recipe::Bare | Recipe::Plain => {}
@@ -159,7 +159,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Puts kube-proxy's rules on both nodes of a variant that has pods.
+    /// Writes kube-proxy's rules to both nodes of a variant that has pods.
     fn install_services(&self, variant: Variant) -> Result<()> {
         let Some([first, second]) = self.pods.get(&variant) else {
             return Ok(());
@@ -184,8 +184,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Puts the measured Services where the agents look for them, and waits until sockets are
-    /// served.
+    /// Writes the measured Services to the agents' store, and waits until sockets are served.
     fn tell_of_services(&self, variant: Variant, measured: &[Measured]) -> Result<()> {
         for (key, object) in services::objects(measured) {
             let key = format!("/{}/{key}", variant.name());
@@ -221,7 +220,7 @@ impl Stage {
         Ok(Some([add(first, 2)?, add(second, 1)?]))
     }
 
-    /// Starts both agents, in a cluster of their own, and waits until they know each other.
+    /// Starts both agents, in a separate cluster, and waits until they know each other.
     fn start_agents(&self, variant: Variant, flag: &str) -> Result<()> {
         let prefix = format!("/{}", variant.name());
         let options = self.lab.options().with_backend(variant.backend());
@@ -244,8 +243,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Runs flanneld over what our kernel path has set up, as after a migration back: same device,
-    /// same lease.
+    /// Runs flanneld on the state that our kernel path has set up, as after a migration back: same
+    /// device, same lease.
     fn run_flannel(&mut self, variant: Variant) -> Result<()> {
         let flanneld = self.flanneld.clone().context("no flanneld was given")?;
         let endpoints = format!("--etcd-endpoints={}", self.lab.store_endpoint());
@@ -253,12 +252,12 @@ impl Stage {
         for node in self.nodes(variant) {
             node.stop_agent(Signal::SIGTERM)?;
             remove_guard(&node)?;
-            // A sign of life: flanneld writes it when all is set up. Its lease it finds in the
+            // flanneld writes this file when its state is complete; flanneld finds its lease in the
             // store.
             node.run(["rm", SUBNET_ENV])?;
             let program = flanneld.to_string_lossy().into_owned();
             let interface = format!("--iface={CABLE}");
-            // A shell, so that its log goes to a file and no pipe fills up.
+            // A shell redirects the log to a file, because a pipe would fill up.
             let line = r#"exec "$0" "$@" >>/run/flanneld.log 2>&1"#;
             let flags = ["--ip-masq", &interface, &endpoints, &prefix];
             let words = ["sh", "-c", line, &program].into_iter().chain(flags);
@@ -277,20 +276,20 @@ impl Stage {
         })
     }
 
-    /// Makes the cables like `underlay`.
+    /// Sets the cables up like `underlay`.
     pub fn lay(&self, underlay: Underlay) -> Result<()> {
         if self.underlay.replace(Some(underlay)) == Some(underlay) {
             return Ok(());
         }
-        // The ring of a veth pair with GRO has 256 places, where super-packets become more segments
-        // than that: without a queue before it, as every network card has one, the sender loses
-        // packets and TCP's repairs are measured.
+        // The ring of a veth pair with GRO has 256 places, and super-packets become more segments
+        // than that. Without a queue before the ring, as every network card has one, the sender
+        // would lose packets, and the measurement would show TCP's retransmissions.
         let (segmentation, aggregation, queue) = match underlay {
             Underlay::Super => ("on", "off", "noqueue"),
             Underlay::Wire => ("off", "on", "pfifo"),
         };
         for node in self.lab.nodes() {
-            // ethtool fails on a feature that this kernel's veth does not have.
+            // ethtool fails for a feature that this kernel's veth does not have.
             let there = node.run(["ethtool", "-k", CABLE])?;
             let is_there = |feature: &&&str| {
                 let row = there
@@ -312,7 +311,7 @@ impl Stage {
         let [from, to] = self.nodes(variant);
         let host = |node: &Node, address| Endpoint {
             name: node.name(),
-            // Without the mount namespace: sockets need the network only.
+            // The mount namespace is left out, because sockets need only the network namespace.
             namespace: Namespace::new(node.namespace().name())
                 .in_group(self.lab.control_group(node.number())),
             address,
@@ -339,7 +338,7 @@ impl Stage {
                 let server = behind(&first[1], service_address(class), PORT);
                 (first[0].clone(), server)
             }
-            // The second node sends it back over the overlay, to a pod of the first.
+            // The second node sends the packets back over the overlay, to a pod of the first.
             Class::NodePort => {
                 let server = behind(&first[0], CABLE_ADDRESSES[1], NODE_PORT);
                 (host(&from, any), server)
@@ -353,7 +352,8 @@ fn service_address(class: Class) -> Ipv4Addr {
     Ipv4Addr::new(10, 97, 0, 1 + class as u8)
 }
 
-/// Takes our guard of the kernel path off a node: flannel has none, and shall not pay for it.
+/// Removes our guard of the kernel path from a node, because flannel has no guard, and must not pay
+/// its cost.
 fn remove_guard(node: &Node) -> Result<()> {
     let listed = node.run(["nft", "list", "tables"])?;
     for line in listed.lines().filter(|line| line.contains("overlay")) {
@@ -364,8 +364,8 @@ fn remove_guard(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Sets the congestion control that every kernel allows in the calling thread's network namespace:
-/// where the machine has another one, such as BBR, its pacing would be measured instead of the
+/// Sets the congestion control that every kernel allows in the calling thread's network namespace.
+/// Where the machine uses another one, such as BBR, its pacing would be measured instead of the
 /// path.
 fn set_congestion_control() -> Result<()> {
     const FILE: &str = "/proc/sys/net/ipv4/tcp_congestion_control";

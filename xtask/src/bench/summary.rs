@@ -9,7 +9,7 @@ use super::rounds::{DEVIATION, Series, Subject, Value};
 use super::underlay::Underlay;
 use super::variant::Variant;
 
-/// What others are compared with.
+/// The variants that others are compared with.
 const AGAINST: [Variant; 6] = [
     Variant::Host,
     Variant::FlannelPlain,
@@ -18,9 +18,9 @@ const AGAINST: [Variant; 6] = [
     Variant::KernelServices,
     Variant::Overlay,
 ];
-/// What is replaced, the best witness first.
+/// The variants of the replaced software, the most significant first.
 const REPLACED: [Variant; 3] = [Variant::Flannel, Variant::FlannelPlain, Variant::Kernel];
-/// What is told beyond the host's own, too.
+/// The figures that are also shown as differences from the host's.
 const ADDED: &[&str] = &["tcp_rr_p50", "udp_rr_p50", "connect_p50"];
 
 /// A figure over all rounds.
@@ -33,7 +33,8 @@ pub struct Outcome {
     pub value: f64,
     pub min: f64,
     pub max: f64,
-    /// How many clean rounds it is from; with 0 all were disturbed, and it is from those.
+    /// Number of clean rounds in the figure; with 0 all rounds were disturbed, and the figure is
+    /// from those.
     pub rounds: usize,
 }
 
@@ -46,11 +47,12 @@ pub struct Ratio {
     pub median: f64,
     pub min: f64,
     pub max: f64,
-    /// How many rounds had both clean; with 0 all were disturbed, and it is from those.
+    /// Number of rounds in which both figures were clean; with 0 all rounds were disturbed, and the
+    /// ratio is from those.
     pub rounds: usize,
 }
 
-/// Adds figures that are told beyond the host's: what the overlay adds.
+/// Adds the differences from the host's figures: the part that the overlay adds.
 pub fn with_added(mut series: BTreeMap<Subject, Series>) -> BTreeMap<Subject, Series> {
     let mut added = Vec::new();
     for (subject, own) in &series {
@@ -80,16 +82,16 @@ fn of(subject: &Subject, variant: Variant) -> Subject {
     }
 }
 
-/// Round by round, where both have a value.
+/// Joins two series round by round, where both have a value.
 fn pairs(a: &Series, b: &Series, join: impl Fn(f64, f64) -> f64) -> Vec<Option<Value>> {
     let both = a.values.iter().zip(&b.values);
     let pair = |(a, b): (&Option<Value>, &Option<Value>)| {
         let (a, b) = ((*a)?, (*b)?);
         let value = join(a.value, b.value);
-        // Counters that stood still make no ratio.
+        // Counters that did not increase make no ratio.
         value.is_finite().then_some(Value {
             value,
-            // A core that was faster for one of them says nothing about either.
+            // A core that was faster for one of the two makes the comparison invalid.
             clean: a.clean && b.clean && (a.spin as f64 / b.spin as f64 - 1.0).abs() <= DEVIATION,
             spin: a.spin,
         })
@@ -139,14 +141,14 @@ pub fn ratios(series: &BTreeMap<Subject, Series>) -> Vec<Ratio> {
     ratios
 }
 
-/// What the others are to be compared with, as far as it was measured: what is replaced.
+/// The variant of the replaced software that the others are compared with, if measured.
 pub fn reference(ratios: &[Ratio]) -> Option<Variant> {
     let measured = |variant: &Variant| ratios.iter().any(|ratio| ratio.against == *variant);
     REPLACED.into_iter().find(measured)
 }
 
-/// Least, median and largest of the clean rounds, and how many those are; of all where none is
-/// clean.
+/// Least, median and largest value of the clean rounds, and the number of these; of all rounds
+/// where none is clean.
 fn spread(values: &[Option<Value>]) -> Option<([f64; 3], usize)> {
     let all = values.iter().flatten();
     let clean = all.clone().filter(|value| value.clean).count();
@@ -163,7 +165,7 @@ fn spread(values: &[Option<Value>]) -> Option<([f64; 3], usize)> {
     Some(([first, median, last], clean))
 }
 
-/// A line of the table: everything of one measure in one place.
+/// The lines of the table: all figures of one measure in one place.
 pub fn places(outcomes: &[Outcome]) -> Vec<(String, Underlay, Class)> {
     let mut places: Vec<_> = outcomes
         .iter()

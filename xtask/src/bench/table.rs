@@ -12,7 +12,7 @@ use super::underlay::Underlay;
 use super::variant::Variant;
 use crate::lab::table::{align_right, table};
 
-/// Disturbances that the text lists; the rest is usually more of the same.
+/// Number of disturbances in the text, because the rest is usually similar.
 const SHOWN_DISTURBANCES: usize = 8;
 
 pub fn render(findings: &Findings) -> String {
@@ -119,8 +119,8 @@ fn figures(findings: &Findings, variants: &[Variant], underlay: Underlay, class:
     shown
 }
 
-/// What a person looks for: everything against what is replaced and against the host, then what
-/// becomes of the fast path without one of its parts. JSON has every pair.
+/// The ratios for people: all variants against the replaced software and against the host, then the
+/// fast path without one of its parts. JSON has every pair.
 fn ratios(findings: &Findings, underlay: Underlay, class: Class) -> Vec<Table> {
     let here = |ratio: &&Ratio| (ratio.subject.underlay, ratio.subject.class) == (underlay, class);
     let reference = summary::reference(&findings.ratios);
@@ -137,12 +137,13 @@ fn ratios(findings: &Findings, underlay: Underlay, class: Class) -> Vec<Table> {
     against.collect()
 }
 
-/// Whether it is of something that one would deploy, and not of the fast path without a part.
+/// Whether the ratio is of a variant that one would deploy, and not of the fast path without a
+/// part.
 fn is_whole(ratio: &Ratio) -> bool {
     ratio.subject.variant <= Variant::ServicesOff
 }
 
-/// Ratios by measure and by variant; nothing where there are none.
+/// Ratios by measure and by variant; `None` where there are none.
 fn grid<'r>(title: &str, ratios: impl Iterator<Item = &'r Ratio>) -> Option<Table> {
     let mut cells: BTreeMap<(&str, Variant), &Ratio> = BTreeMap::new();
     for ratio in ratios {
@@ -173,7 +174,7 @@ fn grid<'r>(title: &str, ratios: impl Iterator<Item = &'r Ratio>) -> Option<Tabl
     Some(shown)
 }
 
-/// Three significant digits are more than a measurement like this has.
+/// A number with three significant digits, because the measurement is not more precise.
 pub fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 => format!("{value:.0}"),

@@ -1,4 +1,4 @@
-//! Over which cable is measured.
+//! The cables of the measurement.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -14,7 +14,7 @@ pub enum Underlay {
 }
 
 impl Underlay {
-    /// For people.
+    /// The title for people.
     pub fn title(self) -> &'static str {
         match self {
             Self::Super => "super-packets",

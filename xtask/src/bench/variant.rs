@@ -1,4 +1,4 @@
-//! The carriers of packets: what is compared.
+//! The compared variants of carrying packets.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::class::Class;
 use super::measure::Measure;
 use super::underlay::Underlay;
 
-/// Flags of an agent that carries pods' traffic by eBPF, or leaves that to the kernel.
+/// Flags of an agent whose pods' traffic eBPF programs carry, or the kernel does.
 pub const FAST_PATH_ON: &str = "--fast-path=auto";
 pub const FAST_PATH_OFF: &str = "--fast-path=off";
 /// The flag of an agent that leaves Services to kube-proxy.
@@ -56,7 +56,7 @@ pub enum Variant {
     WithoutFlowNews,
 }
 
-/// What is run in a variant's two nodes.
+/// The software that runs on a variant's two nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recipe {
     /// Nothing: bare hosts.
@@ -67,14 +67,14 @@ pub enum Recipe {
     Agent(&'static str),
     /// The agent with the kernel path, and kube-proxy's rules.
     Services,
-    /// A flanneld, over what the agent has set up.
+    /// A flanneld, on the state that the agent has set up.
     Flannel,
     /// The agent with eBPF programs that were built with a feature.
     Programs(String),
 }
 
 impl Variant {
-    /// As on the command line and in every output.
+    /// The name on the command line and in every output.
     pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
@@ -100,7 +100,7 @@ impl Variant {
         }
     }
 
-    /// How packets get from node to node.
+    /// The backend of the variant.
     pub fn backend(self) -> BackendKind {
         match self {
             Self::HostGwKernel | Self::HostGw => BackendKind::HostGw,
@@ -108,8 +108,8 @@ impl Variant {
         }
     }
 
-    /// Whether a measure can tell it from the others: what costs so much per packet does not show
-    /// in bulk, and who takes super-packets shows there only.
+    /// Whether a measure can distinguish the variant from others: a cost per packet is not visible
+    /// in bulk, and the treatment of super-packets is visible there only.
     pub fn shows(self, measure: Measure, underlay: Underlay, class: Class) -> bool {
         use Measure::{Bulk, Bulk4, BulkOneCore, TcpRr, Udp64, UdpRr};
         match self.recipe() {

@@ -1,11 +1,11 @@
-//! Objects without the compiler's debug information. bpf-linker makes BTF from DWARF and leaves
-//! both in the object; aya and the kernel read the BTF only.
+//! Removes the compiler's debug information from objects. bpf-linker makes BTF from DWARF and
+//! leaves both in the object; aya and the kernel read the BTF only.
 
 use anyhow::{Context as _, Result};
 use object::build::elf::{Builder, SectionData};
 use object::elf::SHT_STRTAB;
 
-/// The same object without DWARF: its sections, and the relocations of those.
+/// The object without DWARF: without its sections, and the relocations of these sections.
 ///
 /// # Errors
 /// When `object` is no ELF file.
@@ -14,7 +14,7 @@ pub fn strip(object: &[u8]) -> Result<Vec<u8>> {
     for section in &mut elf.sections {
         section.delete = is_dwarf(&section.name);
     }
-    // LLVM keeps the names of sections and those of symbols in one table, the builder in two.
+    // LLVM writes the names of sections and of symbols to one table, the builder to two.
     let is_names = |data: &SectionData<'_>| matches!(data, SectionData::SectionString);
     if !elf.sections.iter().any(|section| is_names(&section.data)) {
         let names = elf.sections.add();
@@ -46,7 +46,7 @@ mod tests {
     /// `R_BPF_64_64`.
     const MAP: u32 = 1;
 
-    /// An object with a program, its BTF and its DWARF, all of which refer to a map.
+    /// An object with a program, its BTF and its DWARF, which all refer to a map.
     fn unstripped() -> Vec<u8> {
         let mut elf = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
         let maps = elf.add_section(Vec::new(), b".maps".into(), SectionKind::Data);
@@ -84,7 +84,7 @@ mod tests {
 
     /// The same object with one table for the names of sections and symbols, as LLVM writes it.
     fn with_one_table(mut elf: Vec<u8>) -> Vec<u8> {
-        /// Places in the headers of files (64 bit) and of sections.
+        /// Positions in the headers of files (64 bit) and of sections.
         const NAMES_OF_SECTIONS: usize = 62;
         const OFFSET: usize = 24;
         const SIZE: usize = 32;

@@ -22,22 +22,22 @@ use crate::{build, setup, shell};
 const WEB: &str = "web";
 const CLIENT: &str = "client";
 const NODES: usize = 2;
-/// What the client asks of the Service.
+/// Number of the client's requests to the Service.
 const REQUESTS: usize = 20;
-/// Bytes that it sends to each pod itself, and how often.
+/// Number of bytes that the client sends to each pod directly, and number of repetitions.
 const STREAM: usize = 200_000;
 const STREAMS: usize = 5;
-/// How long kube-proxy may take to know a Service, and an agent to know a pod.
+/// Longest time until kube-proxy knows a Service, and until an agent knows a pod.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// All that is found out.
+/// All findings.
 #[derive(Debug, Serialize)]
 struct Findings {
     held: bool,
     problems: Vec<String>,
     /// Pods of the deployment.
     pods: Vec<Replica>,
-    /// How often each of them answered a request to the Service.
+    /// Number of requests to the Service that each pod answered.
     answers: BTreeMap<String, usize>,
     walk: Vec<Step>,
     /// Share of the packets between pods that took the fast path, by node.
@@ -140,7 +140,7 @@ fn find_out(cluster: &Cluster, text: bool) -> Result<Findings> {
     })
 }
 
-/// A web server on each node, which tells its name, and a Service for both.
+/// A web server on each node, which answers with its name, and a Service for both.
 fn web() -> Value {
     let labels = json!({"app": WEB});
     let serve = "echo $HOSTNAME > /www/index.html; exec httpd -f -p 80 -h /www";
@@ -195,7 +195,7 @@ fn replicas(cluster: &Cluster) -> Result<Vec<Replica>> {
     replicas.context("a pod without a node")
 }
 
-/// How often each pod answered.
+/// Number of answers of each pod.
 fn ask(
     cluster: &Cluster,
     pods: &[Replica],
@@ -206,7 +206,7 @@ fn ask(
     let address: Ipv4Addr = address.context("no address")?.parse()?;
     let get = format!("timeout 5 wget -q -O - http://{address}/");
     let asked = |script: &str| cluster.kubectl(["exec", CLIENT, "--", "sh", "-c", script]);
-    // kube-proxy takes a moment to write its rules.
+    // kube-proxy takes a moment until its rules are written.
     cluster.wait_until("an answer of the Service", PATIENCE, || asked(&get).is_ok())?;
     let many = format!("i=0; while [ $i -lt {REQUESTS} ]; do {get}; i=$((i + 1)); done; true");
     let mut answers = BTreeMap::new();
@@ -226,7 +226,7 @@ fn ask(
     Ok(answers)
 }
 
-/// TCP streams from the client to each pod. Returns how much of it took the fast path.
+/// Sends TCP streams from the client to each pod. Returns the share of packets on the fast path.
 fn talk(
     cluster: &Cluster,
     client: &Endpoint,

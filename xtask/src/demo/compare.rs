@@ -1,4 +1,4 @@
-//! The same traffic with the fast path and without.
+//! The same traffic with and without the fast path.
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -9,30 +9,30 @@ use serde::Serialize;
 
 use crate::lab::table;
 
-/// Round trips of one latency measurement.
+/// Number of round trips in one latency measurement.
 const ROUND_TRIPS: usize = 5000;
-/// Seconds of one throughput measurement.
+/// Duration of one throughput measurement in seconds.
 const SECONDS: u32 = 3;
 
-/// Both data paths, measured alike.
+/// Both data paths, measured in the same way.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
     pub fast: Measured,
     pub kernel: Measured,
 }
 
-/// One data path.
+/// The figures of one data path.
 #[derive(Debug, Serialize)]
 pub struct Measured {
     pub same_node: Figures,
     pub across_nodes: Figures,
 }
 
-/// Two pods.
+/// The figures between two pods.
 #[derive(Debug, Serialize)]
 pub struct Figures {
     pub latency: Latency,
-    /// Of one TCP stream.
+    /// Throughput of one TCP stream.
     pub gigabits_per_second: f64,
 }
 
@@ -79,7 +79,7 @@ impl Comparison {
 
 /// Measures between two pods of one node and two pods of two nodes.
 pub fn measure(lab: &Lab) -> Result<Measured> {
-    // What the nodes have learned of path MTUs, from ICMP about masqueraded pods, would slow the
+    // The nodes have learned path MTUs, from ICMP about masqueraded pods, which would slow the
     // kernel path down.
     for node in lab.nodes() {
         node.run(["ip", "route", "flush", "cache"])?;
@@ -97,7 +97,7 @@ fn figures(from: &Pod, to: &Pod) -> Result<Figures> {
     })
 }
 
-/// Starts every agent again with another `--fast-path`.
+/// Restarts every agent with another `--fast-path`.
 pub fn restart_agents(lab: &Lab, fast_path: &str) -> Result<()> {
     let flag = format!("--fast-path={fast_path}");
     for node in lab.nodes() {

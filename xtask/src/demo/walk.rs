@@ -1,4 +1,5 @@
-//! The walk of one packet: every interface on its way is watched, and tells whether it came by.
+//! The walk of one packet: every interface on the path is watched, and shows whether the packet
+//! passed.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -13,9 +14,9 @@ use serde_json::Value;
 
 use crate::lab::table;
 
-/// Payload of the echo that is followed; no other packet carries that pattern.
+/// Size of the payload of the followed echo; no other packet has its pattern.
 const PAYLOAD: usize = 333;
-/// How long nothing must pass before we stop watching.
+/// Time without a packet after which watching ends.
 const QUIET: Duration = Duration::from_millis(50);
 /// Byte offsets in an Ethernet frame with IPv4 inside, without options.
 const PROTOCOL: usize = 23;
@@ -26,30 +27,30 @@ const UDP: u8 = 17;
 /// ICMP echo request (RFC 792), and the bytes of its header.
 const ECHO_REQUEST: u8 = 8;
 const ECHO_HEADER: usize = 8;
-/// The number of the echo, which the payload begins with.
+/// The number of the echo, at the begin of the payload.
 const ECHO_MARK: usize = 2;
 
-/// One interface on the way.
+/// One interface on the path.
 #[derive(Debug, Serialize)]
 pub struct Step {
     /// Node, pod or underlay.
     pub place: String,
     pub interface: String,
-    /// What came by; nothing where the packet took a shorter way.
+    /// The packet that passed; `None` where the packet took a shorter path.
     pub seen: Option<Seen>,
 }
 
-/// The packet as an interface has seen it.
+/// The packet at an interface.
 #[derive(Debug, Serialize)]
 pub struct Seen {
     pub bytes: usize,
-    /// Of the outermost header.
+    /// Source of the outermost header.
     pub source: Ipv4Addr,
     pub destination: Ipv4Addr,
     pub encapsulated: bool,
 }
 
-/// A pod that the walk begins or ends in.
+/// A pod at the begin or end of the walk.
 pub struct End {
     pub pod: Endpoint,
     pub node: Node,
@@ -80,7 +81,7 @@ impl End {
 
 /// Follows one ICMP echo request.
 pub fn walk(lab: &Lab, from: &End, to: &End) -> Result<Vec<Step>> {
-    // The first packet asks for MAC addresses; we follow the second.
+    // The first packet causes requests for MAC addresses, so the second one is followed.
     traffic::icmp(&from.pod, &to.pod, 1)?;
     let watched = watch_points(lab, from, to)?
         .into_iter()
@@ -106,7 +107,7 @@ pub fn walk(lab: &Lab, from: &End, to: &End) -> Result<Vec<Step>> {
 
 type WatchPoint = (String, Namespace, String);
 
-/// Every interface between two pods of two nodes, as the kernel path would use them.
+/// Every interface of the kernel path between two pods of two nodes.
 fn watch_points(lab: &Lab, from: &End, to: &End) -> Result<Vec<WatchPoint>> {
     let on = |node: &Node, interface: &str| (node.name(), node.namespace(), interface.to_owned());
     let wire = |node: &Node| -> Result<WatchPoint> {
@@ -154,7 +155,7 @@ fn vtep(node: &Node) -> Result<String> {
         .to_owned())
 }
 
-/// What the followed packet looks like in this frame, if it is in it.
+/// The followed packet in this frame, if the frame contains it.
 fn recognise(frame: &Frame) -> Option<Seen> {
     let bytes = &frame.bytes;
     let payload = traffic::pattern(PAYLOAD);
@@ -177,7 +178,7 @@ fn recognise(frame: &Frame) -> Option<Seen> {
     })
 }
 
-/// Whether the packet was seen where it begins and where it ends.
+/// Whether the packet was seen at the first and at the last interface.
 pub fn has_arrived(steps: &[Step]) -> bool {
     let ends = [steps.first(), steps.last()];
     ends.iter()

@@ -14,15 +14,15 @@ use serde::Serialize;
 use crate::bench::Machine;
 use crate::shell;
 
-/// Bytes of an honest datagram.
+/// Size of an honest datagram in bytes.
 const DATAGRAM: usize = 64;
 
-/// What is measured, and how long.
+/// The measurements, and their lengths.
 pub struct Plan {
     pub kinds: Vec<Kind>,
     pub rounds: usize,
     pub length: Duration,
-    /// Packets of the flood per second, unless it goes as fast as it can.
+    /// Packets of the flood per second; `None` for the highest possible rate.
     pub rate: Option<u32>,
 }
 
@@ -50,17 +50,17 @@ impl Way {
     }
 }
 
-/// On which core the flood is sent and received.
+/// The core on which the flood is sent and received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
-    /// Another one than the honest traffic's.
+    /// Another core than the honest traffic's.
     OtherCore,
-    /// The honest traffic's.
+    /// The core of the honest traffic.
     SameCore,
 }
 
-/// What honest pods do.
+/// The traffic of honest pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
@@ -70,7 +70,7 @@ pub enum Measure {
     TcpBytes,
 }
 
-/// One series: what it was, and its samples of every round.
+/// One series: its conditions, and its samples of every round.
 #[derive(Debug, Serialize)]
 pub struct Series {
     pub kind: &'static str,
@@ -86,19 +86,19 @@ pub struct Series {
 pub struct Samples {
     /// Honest rate alone, per second.
     pub alone: Vec<f64>,
-    /// Honest rate under the flood, of that alone.
+    /// Honest rate under the flood, as a share of the rate alone.
     pub kept: Vec<f64>,
-    /// Honest rate under the control, of that alone.
+    /// Honest rate under the control, as a share of the rate alone.
     pub kept_under_control: Vec<f64>,
     /// Packets of the flood per second.
     pub flood: Vec<f64>,
     /// Packets of the control per second.
     pub control: Vec<f64>,
-    /// Packets that were refused, of those of the flood.
+    /// Refused packets, as a share of the flood's packets.
     pub refused: Vec<f64>,
 }
 
-/// All that was found out.
+/// All findings.
 #[derive(Debug, Serialize)]
 pub struct Findings {
     pub machine: Machine,
@@ -110,7 +110,7 @@ pub fn run(plan: &Plan) -> Result<Findings> {
     let machine = Machine::describe();
     let lab = Lab::up(Options::for_test("flood"))?;
     let measured = measure(&lab, plan);
-    // The lab goes whatever came of it; an error of the measurement is the one to tell.
+    // The lab is removed in any case; where both fail, the measurement's error is reported.
     let down = lab.down();
     let series = measured.and_then(|series| down.map(|()| series))?;
     Ok(Findings { machine, series })
@@ -168,7 +168,7 @@ fn measure(lab: &Lab, plan: &Plan) -> Result<Vec<Series>> {
     Ok(series.into_iter().map(named).collect())
 }
 
-/// Lets both nodes work in one way.
+/// Makes both nodes refuse in one way.
 fn switch(lab: &Lab, way: Way) -> Result<()> {
     for node in lab.nodes() {
         node.stop_agent(Signal::SIGTERM)?;
@@ -189,7 +189,7 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Alone, under the flood, under the control.
+    /// Measures alone, under the flood, and under the control.
     fn sample(&self, kind: Kind, measure: Measure, samples: &mut Samples) -> Result<()> {
         let alone = self.honest(measure)?;
         let before = self.refused()?;
@@ -213,7 +213,7 @@ impl Stage<'_> {
         Ok((honest, flood.finish()?))
     }
 
-    /// The rate of a pod of the other node that sends to one of the attacked node.
+    /// The rate of a pod of the other node that sends to a pod of the attacked node.
     fn honest(&self, measure: Measure) -> Result<f64> {
         let (from, to) = (
             endpoint(&self.lab.pod(2, 2)),

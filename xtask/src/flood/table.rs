@@ -5,7 +5,7 @@ use comfy_table::presets::NOTHING;
 
 use super::measure::{Findings, Measure, Place, Series, Way};
 
-/// A table, and what it was measured on.
+/// A table, and the machine of the measurement.
 pub fn render(findings: &Findings) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([

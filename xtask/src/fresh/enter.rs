@@ -1,4 +1,4 @@
-//! Running a command in a root as on a machine of its own.
+//! Runs a command in a root like on a separate machine.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-/// What leads to registries, by the first letters of environment variables.
+/// Prefixes of the environment variables that are needed to reach registries.
 const TO_REGISTRIES: &[&str] = &[
     "CARGO_HTTP_",
     "CARGO_NET_",
@@ -19,7 +19,7 @@ const TO_REGISTRIES: &[&str] = &[
     "SSL_CERT_",
 ];
 
-/// Runs `cargo xtask WORD` in the root; whether it succeeded.
+/// Runs `cargo xtask WORD` in the root; returns whether the command succeeded.
 pub fn run(root: &Path, word: &str, more: &[OsString]) -> Result<bool> {
     let rustup = std::env::var_os("RUSTUP_HOME").map(PathBuf::from);
     let rustup = rustup
@@ -46,7 +46,7 @@ pub fn run(root: &Path, word: &str, more: &[OsString]) -> Result<bool> {
     Ok(status.success())
 }
 
-/// The environment of a root that has just logged in, and what leads to registries.
+/// The environment after a login in the root, with the variables for registries.
 fn environment(
     inherited: impl Iterator<Item = (OsString, OsString)>,
 ) -> BTreeMap<OsString, OsString> {

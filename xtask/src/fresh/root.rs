@@ -11,13 +11,13 @@ use overlay_tests::{command, interrupt};
 use crate::apt::Mirrors;
 use crate::{shell, workspace};
 
-/// Where roots are kept, in the repository.
+/// The directory of roots, in the repository.
 const CACHE: &str = "target/fresh";
 /// Debian 12, which the README names.
 const RELEASE: &str = "bookworm";
-/// What the README asks for before its first command, besides Rust itself.
+/// The packages that the README requires before its first command, besides Rust itself.
 const ASKED_FOR: &str = "ca-certificates,gcc,libc6-dev";
-/// The names under which rustup installs itself.
+/// The names of rustup's programs.
 const RUSTUP_NAMES: &[&str] = &[
     "cargo",
     "rustc",
@@ -27,7 +27,7 @@ const RUSTUP_NAMES: &[&str] = &[
     "cargo-clippy",
     "clippy-driver",
 ];
-/// Where the machine says how its registries are reached, files and directories.
+/// The machine's configuration for its registries, files and directories.
 const CONFIGURATION: &[&str] = &[
     "/etc/apt",
     "/etc/resolv.conf",
@@ -36,14 +36,14 @@ const CONFIGURATION: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
 ];
 
-/// The root of one run. Nothing is mounted there as this process sees it.
+/// The root of one run. In this process's namespace nothing is mounted there.
 pub struct Root {
     path: PathBuf,
     keep: bool,
 }
 
 impl Root {
-    /// Makes it, with a clean checkout in `/root/overlay`.
+    /// Makes the root, with a clean checkout in `/root/overlay`.
     pub fn make(keep: bool) -> Result<Self> {
         let cache = workspace::root().join(CACHE);
         let base = base(&cache)?;
@@ -75,7 +75,7 @@ impl Drop for Root {
     }
 }
 
-/// A bare Debian, from an earlier time or made now.
+/// A bare Debian, from an earlier run or made now.
 fn base(cache: &Path) -> Result<PathBuf> {
     let base = cache.join(RELEASE);
     if base.is_dir() {
@@ -98,7 +98,7 @@ fn base(cache: &Path) -> Result<PathBuf> {
         fs::remove_dir_all(&new).with_context(|| format!("remove {}", new.display()))?;
     }
     fs::create_dir_all(&new).with_context(|| format!("create {}", new.display()))?;
-    // In a mount namespace of its own: what debootstrap mounts and leaves goes with it.
+    // debootstrap runs in a separate mount namespace, so that mounts which it leaves disappear.
     let mut debootstrap = Command::new("unshare");
     debootstrap
         .args(["--mount", "debootstrap", "--variant=minbase"])
@@ -112,7 +112,7 @@ fn base(cache: &Path) -> Result<PathBuf> {
     Ok(base)
 }
 
-/// Copies the base and adds what belongs to a run: configuration, rustup's programs, a clean
+/// Copies the base and adds the parts for a run: configuration, rustup's programs, a clean
 /// checkout.
 fn furnish(base: &Path, root: &Path) -> Result<()> {
     shell::run(Command::new("cp").arg("-a").arg(base).arg(root))?;
@@ -160,7 +160,7 @@ fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Copies a file or a directory, links followed, over what is there.
+/// Copies a file or a directory over an existing one, following links.
 fn take_over(source: &Path, target: &Path) -> Result<()> {
     if target.is_dir() {
         fs::remove_dir_all(target).with_context(|| format!("remove {}", target.display()))?;

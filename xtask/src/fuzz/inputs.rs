@@ -1,4 +1,4 @@
-//! libFuzzer on what is parsed from outside, by way of cargo-fuzz.
+//! libFuzzer for the parsers of outside input, by cargo-fuzz.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,22 +9,22 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{setup, shell, workspace};
 
-/// The release of cargo-fuzz that its layout here is written for.
+/// The release of cargo-fuzz whose layout this module expects.
 const CARGO_FUZZ_VERSION: &str = "0.13.2";
 
-/// What to do.
+/// The options of a run.
 pub struct Wanted<'a> {
     /// A target, or `all`.
     pub target: &'a str,
-    /// For all targets together.
+    /// Duration for all targets together.
     pub time: Duration,
-    /// Where chance starts.
+    /// The seed of random numbers.
     pub seed: Option<u64>,
-    /// Whether results are for scripts.
+    /// Whether results are printed as JSON.
     pub json: bool,
 }
 
-/// What libFuzzer tells at its end.
+/// libFuzzer's statistics at its end.
 struct Done {
     target: String,
     runs: u64,
@@ -45,7 +45,7 @@ pub fn run(wanted: &Wanted<'_>) -> Result<()> {
     };
     setup::ensure_protoc()?;
     ensure_cargo_fuzz()?;
-    // All at once, so that the time of each is its own.
+    // All targets are built at once, so that the time of each is spent on fuzzing alone.
     shell::run(&mut cargo_fuzz("build"))?;
     let share = (wanted.time / u32::try_from(targets.len())?).max(Duration::from_secs(1));
     let mut done = Vec::new();
@@ -73,8 +73,8 @@ pub fn run(wanted: &Wanted<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the targets with the compiler's checks alone. Nothing is linked, so that libFuzzer
-/// itself, which takes a C++ compiler, need not be built.
+/// Compiles the targets for the compiler's checks alone. Nothing is linked, so that libFuzzer
+/// itself, which needs a C++ compiler, need not be built.
 pub fn check() -> Result<()> {
     let mut command = shell::cargo(&["check", "--locked", "--bins", "--manifest-path"]);
     command.arg(directory().join("Cargo.toml"));
@@ -83,7 +83,7 @@ pub fn check() -> Result<()> {
     shell::run(&mut command)
 }
 
-/// The names of the files that libFuzzer is linked to.
+/// The names of the files that are linked to libFuzzer.
 fn targets() -> Result<Vec<String>> {
     let directory = directory().join("fuzz_targets");
     let mut names = Vec::new();
@@ -104,8 +104,8 @@ fn directory() -> PathBuf {
     workspace::root().join("tests/fuzz")
 }
 
-/// Memory errors are not looked for (nothing that parses is unsafe code), so that a stable compiler
-/// is enough.
+/// A command of cargo-fuzz without a sanitizer for memory errors, because no parser has unsafe
+/// code, and a stable compiler is then sufficient.
 fn cargo_fuzz(verb: &str) -> Command {
     let mut command = shell::cargo(&[
         "fuzz",
@@ -143,7 +143,7 @@ fn fuzz(target: String, time: Duration, seed: Option<u64>) -> Result<Done> {
     fs::create_dir_all(&corpus).with_context(|| format!("make {}", corpus.display()))?;
     let log = super::corpora().join(format!("{target}.log"));
     let mut command = cargo_fuzz("run");
-    // The first directory takes what is found; the second is only read.
+    // libFuzzer writes new inputs to the first directory, and only reads the second.
     command
         .arg(&target)
         .arg(&corpus)
@@ -151,7 +151,7 @@ fn fuzz(target: String, time: Duration, seed: Option<u64>) -> Result<Done> {
     command.args(["--", "-print_final_stats=1"]);
     command.arg(format!("-max_total_time={}", time.as_secs()));
     if let Some(seed) = seed {
-        // Zero stands for chance.
+        // Zero stands for a random seed.
         command.arg(format!("-seed={}", seed.max(1) as u32));
     }
     let file = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;

@@ -1,5 +1,5 @@
-//! Building Kubernetes as it was built before Go had modules: the source package has no metadata of
-//! its vendored ones.
+//! Builds Kubernetes as before Go had modules, because the source package has no metadata of its
+//! vendored modules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use super::{COMPILER, SOURCE, create, openapi};
 use crate::apt::Apt;
 use crate::shell;
 
-/// Where the tree has to be below GOPATH.
+/// The path of the tree below GOPATH.
 const PACKAGE: &str = "k8s.io/kubernetes";
-/// Below the unpacked packages of the compiler.
+/// The path of the compiler below its unpacked packages.
 const GOROOT: &str = "usr/lib/go-1.19";
-/// Puts files into Go's source, which the source package lacks.
+/// The program that embeds files in Go source, which the source package lacks.
 const BINDATA: &str = "./vendor/github.com/go-bindata/go-bindata/go-bindata";
-/// Which of them the tests read (`hack/generate-bindata.sh`).
+/// The files that the tests read (`hack/generate-bindata.sh`).
 const EMBEDDED: [&str; 5] = [
     "test/conformance/testdata/...",
     "test/e2e/testing-manifests/...",
@@ -29,8 +29,8 @@ const EMBEDDED: [&str; 5] = [
 ];
 /// The program that most pods of the tests run.
 const AGNHOST: &str = "./test/images/agnhost";
-/// Packages with variables that say which version this is; clients complain about one that says
-/// nothing.
+/// Packages with variables for the version, because clients complain about a program without a
+/// version.
 const VERSIONED: [&str; 2] = [
     "k8s.io/component-base/version",
     "k8s.io/client-go/pkg/version",
@@ -45,7 +45,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Fetches both, and unpacks them below `work`.
+    /// Fetches the tree and the compiler, and unpacks them below `work`.
     pub(super) fn fetch(apt: &Apt, version: &str, work: &Path) -> Result<Self> {
         let [fetched, go, tree] = [
             work.join("source"),
@@ -98,7 +98,7 @@ pub(super) fn cluster(source: &Source, built: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the end-to-end tests, and what their images are made from.
+/// Builds the end-to-end tests, and the programs in their images.
 pub(super) fn tests(source: &Source, built: &Path) -> Result<()> {
     shell::progress("Kubernetes: files of its tests");
     let generator = source.work.join("go-bindata");
@@ -112,7 +112,7 @@ pub(super) fn tests(source: &Source, built: &Path) -> Result<()> {
         .args(EMBEDDED);
     shell::run(&mut embed)?;
     shell::progress("Kubernetes: its tests");
-    // The tests of networks name the cloud providers that the cluster is built without.
+    // The tests of networks import the cloud providers, which the cluster is built without.
     let verb = ["test", "-vet=off", "-tags=dockerless", "-c"];
     source.build(&verb, "./test/e2e", &built.join("e2e.test"))?;
     source.build(&["build"], AGNHOST, &built.join("agnhost"))?;
@@ -133,7 +133,7 @@ fn archive(fetched: &Path) -> Result<PathBuf> {
         .with_context(|| format!("{} has no original source", fetched.display()))
 }
 
-/// What the linker puts into the programs: their version, and nothing for debuggers.
+/// The linker's flags: the version, and no debugging information.
 fn link_flags(package: &str) -> String {
     let version = upstream(package);
     let mut numbers = version.split('.');

@@ -1,4 +1,4 @@
-//! Go, as it is run on a tree from before modules.
+//! Go for a tree from before modules.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub(super) struct Go {
 }
 
 impl Go {
-    /// The compiler at `root`; what it is to build, and its cache, are below `work`.
+    /// The compiler at `root`; the tree to build, and the compiler's cache, are below `work`.
     pub(super) fn new(root: PathBuf, work: &Path) -> Self {
         Self {
             root,
@@ -29,7 +29,7 @@ impl Go {
         command
     }
 
-    /// Gives a program the environment that Go's tools look at.
+    /// Sets the environment variables of Go's tools for a program.
     pub(super) fn environment(&self, command: &mut Command) {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let with_go = [self.root.join("bin").as_os_str(), &path].join(OsStr::new(":"));

@@ -10,9 +10,9 @@ use super::create;
 use super::go::Go;
 use crate::shell;
 
-/// Marks packages whose types are to be described.
+/// The mark of packages whose types have to be described.
 const MARK: &str = "+k8s:openapi-gen=";
-/// Where packages are, in the tree, and what they are imported as.
+/// The directories of packages in the tree, and the prefixes of their import paths.
 const PLACES: [(&str, &str); 2] = [("pkg", "k8s.io/kubernetes/pkg"), ("staging/src", "")];
 /// Packages with that mark that no program here is built from.
 const OTHERS: [&str; 4] = [

@@ -69,7 +69,7 @@ pub fn table<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
-/// Numbers are read from the right: every column from number `first` on, counted from 0.
+/// Aligns numbers to the right: every column from number `first` on, counted from 0.
 pub fn align_right(table: &mut Table, first: usize) {
     for column in table.column_iter_mut().skip(first) {
         column.set_cell_alignment(CellAlignment::Right);

@@ -1,18 +1,18 @@
-//! What is changed on purpose: code that decides, and that tests reach without root.
+//! The code that is changed on purpose: code that decides, and that tests reach without root.
 
-/// A part of the code, under a name to ask for it.
+/// A part of the code, with a name for the command line.
 #[derive(Clone, Copy, Debug)]
 pub struct Area {
-    /// What users call it.
+    /// The name on the command line.
     pub name: &'static str,
-    /// The package that it is in.
+    /// The package of the area.
     pub package: &'static str,
     /// Files of the area in the repository, as paths or as patterns with `**`.
     pub files: &'static [&'static str],
 }
 
 impl Area {
-    /// Whether a file of the repository belongs to it.
+    /// Whether a file of the repository belongs to the area.
     pub fn has(&self, file: &str) -> bool {
         self.files.iter().any(|pattern| {
             let directory = pattern.strip_suffix("**");
@@ -21,7 +21,7 @@ impl Area {
     }
 }
 
-/// What most harm comes from stands first.
+/// The areas; those whose errors do most harm come first.
 pub const ALL: &[Area] = &[
     Area {
         name: "decision",

@@ -2,13 +2,13 @@
 
 use super::program::Mutant;
 
-/// A change that survives, with the reason. One that is gone from the code, or that a test notices,
-/// has to leave the list.
+/// A change that survives, with the reason. An entry must be removed when the change no longer
+/// exists in the code, or when a test notices the change.
 #[derive(Clone, Copy, Debug)]
 pub struct Explained {
-    /// In the repository.
+    /// Path in the repository.
     pub file: &'static str,
-    /// The line without the space around it. Its number would change with every line above.
+    /// The line without surrounding space. A line number would change with every line above.
     pub text: &'static str,
     /// In the words of cargo-mutants.
     pub change: &'static str,
@@ -17,17 +17,17 @@ pub struct Explained {
 }
 
 impl Explained {
-    /// Whether this is the change.
+    /// Whether the entry is about this mutant.
     pub fn explains(&self, mutant: &Mutant) -> bool {
         mutant.file == self.file && mutant.text == self.text && mutant.change == self.change
     }
 }
 
-/// The same number.
+/// The reason for a shift by zero.
 const FIRST_FLAG: &str = "shifted by nothing, either way is the same";
-/// Bits that are never both set.
+/// The reason for bits that are never both set.
 const DISJOINT: &str = "the two sides have no bit in common";
-/// An assertion of the compiler's.
+/// The reason for an assertion at compile time.
 const COMPILED: &str = "an assertion at compile time, which holds";
 
 const fn explained(
@@ -44,7 +44,7 @@ const fn explained(
     }
 }
 
-/// All of them.
+/// All entries.
 pub const ALL: &[Explained] = &[
     explained(
         "overlay-common/src/schema.rs",

@@ -1,4 +1,4 @@
-//! cargo-mutants: where it is, how it is called, what it says.
+//! cargo-mutants: its path, its calls, its output.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,21 +10,22 @@ use serde::Deserialize;
 
 use crate::{shell, workspace};
 
-/// Another release makes other changes, and has other words for them.
+/// The release of cargo-mutants, because another one makes other changes, and names them in other
+/// words.
 const VERSION: &str = "27.1.0";
-/// A test that takes this many seconds hangs, however busy the machine is.
+/// Timeout of a test in seconds; a test that takes longer hangs, however busy the machine is.
 const HANGS: &str = "120";
-/// Exit codes of cargo-mutants: all caught, some missed, some timed out. Any other one is no
+/// Exit codes of cargo-mutants: all caught, some missed, some timed out. Any other code means no
 /// result.
 const RESULTS: [i32; 3] = [0, 2, 3];
 
 /// The program of this version.
 pub struct Program {
-    /// The directory that it is in.
+    /// The program's directory.
     bin: PathBuf,
 }
 
-/// What to change, and where.
+/// The changes to make, and their places.
 pub struct Wanted<'a> {
     pub package: &'static str,
     /// Paths and patterns.
@@ -35,39 +36,39 @@ pub struct Wanted<'a> {
     pub shard: Option<&'a str>,
 }
 
-/// A changed place, and what came of it.
+/// A changed place, and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutant {
-    /// In the repository.
+    /// Path in the repository.
     pub file: String,
     /// Counted from 1.
     pub line: usize,
-    /// The line as it is when nothing is changed, without the space around it.
+    /// The unchanged line, without surrounding space.
     pub text: String,
-    /// What was changed, in the words of cargo-mutants.
+    /// The change, in the words of cargo-mutants.
     pub change: String,
     pub fate: Fate,
 }
 
-/// What came of a change.
+/// The result of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Fate {
     /// A test failed.
     #[serde(rename = "CaughtMutant")]
     Caught,
-    /// A test went on for ever, which is as good.
+    /// A test did not end, which counts as caught.
     Timeout,
     /// No test failed.
     #[serde(rename = "MissedMutant")]
     Survived,
-    /// The compiler would not have it.
+    /// The change does not compile.
     Unviable,
     /// Nothing was changed, and all tests passed.
     #[serde(rename = "Success")]
     Unchanged,
 }
 
-/// Builds it below `target`, if need be. There is no package of it with a binary.
+/// Builds the program below `target`, if needed, because no package has it as a binary.
 pub fn find() -> Result<Program> {
     let root = workspace::target().join(format!("cargo-mutants-{VERSION}"));
     let bin = root.join("bin");
@@ -106,9 +107,9 @@ impl Program {
                 .arg("--in-diff")
                 .arg(diff(revision, &directory.join("since.diff"))?);
         }
-        // Tests without root: all of overlay-common's, the library's own of overlay-user. As
-        // arguments of every call of cargo; those after `--` would leave the binaries in what is
-        // built for each change.
+        // Only tests that need no root: all of overlay-common's, the library's own of overlay-user.
+        // These are arguments of every call of cargo; arguments after `--` would leave the binaries
+        // in the build of each change.
         command.arg("--cargo-arg=--lib");
         if wanted.package == "overlay-common" {
             command.arg("--cargo-arg=--tests");
@@ -120,7 +121,7 @@ impl Program {
             bail!("cargo-mutants says why above ({status})");
         }
         if !outcomes.exists() {
-            // Nothing to change in these files, or in these lines of them.
+            // These files, or these lines of them, have no place to change.
             return Ok(Vec::new());
         }
         let json = fs::read_to_string(&outcomes)
@@ -141,13 +142,13 @@ impl Program {
         if let Some(shard) = wanted.shard {
             command.args(["--shard", shard, "--sharding", "round-robin"]);
         }
-        // What it tells is progress; stdout is for results.
+        // The program's output is progress, whereas stdout is for results.
         command.stdout(std::io::stderr());
         command.env("PATH", self.path()?);
         Ok(command)
     }
 
-    /// The PATH by which cargo finds it.
+    /// The PATH with the program, for cargo.
     fn path(&self) -> Result<OsString> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let directories = std::env::split_paths(&path);
@@ -156,7 +157,7 @@ impl Program {
     }
 }
 
-/// Writes down what has changed since a revision.
+/// Writes the changes since a revision to a file.
 fn diff<'a>(revision: &str, to: &'a Path) -> Result<&'a Path> {
     let mut git = Command::new("git");
     git.current_dir(workspace::root());
@@ -172,7 +173,7 @@ fn diff<'a>(revision: &str, to: &'a Path) -> Result<&'a Path> {
     Ok(to)
 }
 
-/// `outcomes.json`, of which only this is of interest.
+/// The needed part of `outcomes.json`.
 #[derive(Deserialize)]
 struct Outcomes {
     outcomes: Vec<Outcome>,
@@ -208,7 +209,7 @@ struct Start {
     line: usize,
 }
 
-/// Reads `outcomes.json`; `source` tells what is in a file of the repository.
+/// Reads `outcomes.json`; `source` returns the content of a file of the repository.
 fn read(json: &str, source: impl Fn(&str) -> Option<String>) -> Result<Vec<Mutant>> {
     let read: Outcomes = serde_json::from_str(json).context("the outcomes of cargo-mutants")?;
     let mut mutants = Vec::new();

@@ -1,5 +1,5 @@
-//! What came of the changes: counts, survivors, and whether the list of explained ones is still
-//! true.
+//! The results of the changes: counts, survivors, and whether the list of explained ones is up to
+//! date.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -10,27 +10,27 @@ use super::explained::Explained;
 use super::program::{Fate, Mutant};
 use crate::lab::table::table;
 
-/// What came of all areas.
+/// The results of all areas.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub areas: Vec<AreaReport>,
-    /// Whole seconds.
+    /// Duration in whole seconds.
     pub seconds: u64,
 }
 
-/// What came of an area.
+/// The results of an area.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct AreaReport {
     pub area: &'static str,
     /// Changes that compile.
     pub mutants: usize,
-    /// Of these, those that a test noticed, by failing or by never ending.
+    /// The mutants that a test noticed, by failing or by never ending.
     pub caught: usize,
     /// Mutants that no test can see, with the reasons.
     pub explained: Vec<Accepted>,
     /// Mutants that no test noticed.
     pub survived: Vec<Survivor>,
-    /// Explanations of changes that a test noticed all the same.
+    /// Explanations of changes that a test noticed nevertheless.
     pub refuted: Vec<Survivor>,
 }
 
@@ -94,12 +94,12 @@ impl AreaReport {
 }
 
 impl Report {
-    /// Whether every change was noticed that can be.
+    /// Whether every change that can be noticed was noticed.
     pub fn passed(&self) -> bool {
         self.complaints().is_empty()
     }
 
-    /// What fails the command, a line each.
+    /// The causes of a failure of the command, a line each.
     pub fn complaints(&self) -> Vec<String> {
         let line = |what: &str, it: &Survivor| format!("{what}: {it}");
         self.areas

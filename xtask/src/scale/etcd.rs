@@ -1,6 +1,6 @@
-//! Writing to etcd and counting what it was asked, by its JSON gateway and its metrics: etcd's own
-//! client needs protoc, which is not there yet when this program is built, and `etcdctl` takes a
-//! process for every write.
+//! Writes to etcd and counts its requests, by its JSON gateway and its metrics. etcd's own client
+//! needs protoc, which may be missing when this program is built, and `etcdctl` takes a process for
+//! every write.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ use super::metrics;
 
 /// Most operations of one transaction (etcd's `--max-txn-ops`).
 const MOST_OPERATIONS: usize = 128;
-/// Calls that only this program makes while it measures.
+/// Calls that only this program makes during the measurement.
 const OURS: [&str; 3] = ["Put", "DeleteRange", "Txn"];
 
 /// The lab's etcd.
@@ -66,7 +66,7 @@ impl Etcd {
         }
     }
 
-    /// How many requests others than this program have sent since etcd was started: calls, and
+    /// Number of requests from other clients than this program since the start of etcd: calls, and
     /// messages on streams.
     pub fn requests(&self) -> Result<u64> {
         let answer = self
@@ -99,7 +99,8 @@ fn encode(text: &str) -> String {
     BASE64_STANDARD.encode(text)
 }
 
-/// The sum of `grpc_server_msg_received_total` in etcd's metrics, without the methods that we use.
+/// The sum of `grpc_server_msg_received_total` in etcd's metrics, without the methods of this
+/// program.
 fn requests(metrics: &str) -> u64 {
     metrics::total(metrics, "grpc_server_msg_received_total", |labels| {
         let is = |method: &&str| labels.contains(&format!("grpc_method=\"{method}\""));

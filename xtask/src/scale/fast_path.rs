@@ -1,4 +1,4 @@
-//! What the programs have been told about peers: the map `ov_peers4`, looked at entry by entry.
+//! The peers in the fast path: the map `ov_peers4`, read entry by entry.
 
 use std::net::Ipv4Addr;
 
@@ -17,12 +17,12 @@ const MAP: &str = "ov_peers4";
 pub struct PeersMap(HashMap<MapData, [u8; 4], PeerEntry<V4>>);
 
 impl PeersMap {
-    /// Opens the map of a node; nothing where no agent has pinned it yet.
+    /// Opens the map of a node; `None` where no agent has pinned the map yet.
     pub fn open(node: &Namespace) -> Result<Option<Self>> {
         Ok(pinned::open(node, MAP)?.map(Self))
     }
 
-    /// How many peers the map holds.
+    /// The number of peers in the map.
     pub fn len(&self) -> Result<usize> {
         let mut count = 0;
         for key in self.0.keys() {
@@ -32,13 +32,13 @@ impl PeersMap {
         Ok(count)
     }
 
-    /// Whether the way to a peer is there.
+    /// Whether the map has a peer's entry.
     pub fn has(&self, peer: Invented) -> Result<bool> {
         let entry = self.entry(peer.subnet())?;
         Ok(entry.is_some_and(|entry| entry.vtep == peer.vtep().octets()))
     }
 
-    /// Whether there is no way to a peer.
+    /// Whether the map lacks a peer's entry.
     pub fn lacks(&self, peer: Invented) -> Result<bool> {
         Ok(self.entry(peer.subnet())?.is_none())
     }

@@ -1,5 +1,5 @@
-//! What the kernel says it has been told about peers: routes, neighbours and FDB entries, followed
-//! by events.
+//! The peers in the kernel path: routes, neighbours and FDB entries, as reported by the kernel's
+//! events.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -26,10 +26,10 @@ const ROOM: usize = 256 << 20;
 /// Prefix length of a peer's subnet.
 const SUBNET: u8 = 24;
 
-/// The kernel's state since this was opened.
+/// The kernel's state since the begin of the observation.
 pub struct KernelPath {
     socket: OwnedFd,
-    /// Subnets that there is a route to.
+    /// Subnets that have a route.
     routes: HashSet<Ipv4Addr>,
     /// The neighbours' MAC addresses.
     neighbours: HashMap<Ipv4Addr, [u8; 6]>,
@@ -61,7 +61,7 @@ impl KernelPath {
         })
     }
 
-    /// Takes in what has happened; waits at most for `limit` while nothing has.
+    /// Takes in the events that have arrived; waits at most for `limit` while there are none.
     pub fn take_in(&mut self, limit: Duration) -> Result<()> {
         let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         let mut wanted = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
@@ -77,19 +77,19 @@ impl KernelPath {
         }
     }
 
-    /// How many peers there are routes to.
+    /// The number of peers that have routes.
     pub fn routes(&self) -> usize {
         self.routes.len()
     }
 
-    /// Whether all three entries of a peer are there.
+    /// Whether all three entries of a peer exist.
     pub fn has(&self, peer: Invented) -> bool {
         self.routes.contains(&peer.subnet())
             && self.neighbours.get(&peer.subnet()) == Some(&peer.mac())
             && self.fdb.get(&peer.mac()) == Some(&peer.vtep())
     }
 
-    /// Whether none of the three is.
+    /// Whether none of the three entries exists.
     pub fn lacks(&self, peer: Invented) -> bool {
         !self.routes.contains(&peer.subnet())
             && !self.neighbours.contains_key(&peer.subnet())
@@ -157,7 +157,7 @@ fn subnet(route: &RouteMessage) -> Option<Ipv4Addr> {
         })
 }
 
-/// Which table an entry is of.
+/// The table of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Table {
     Neighbours,
@@ -177,7 +177,7 @@ fn neighbour(entry: &NeighbourMessage) -> Option<(Table, Ipv4Addr, Option<[u8; 6
         .iter()
         .find_map(|attribute| match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
-            // The family of an FDB entry's destination is told by its length only.
+            // The family of an FDB entry's destination is known by the destination's length only.
             NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
                 <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Into::into)
             }

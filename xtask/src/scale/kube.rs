@@ -1,5 +1,5 @@
-//! Nodes of a real API server, written and counted by way of `kubectl proxy`. Agents ask it
-//! themselves, over TLS.
+//! Nodes of a real API server, written and counted through `kubectl proxy`. Agents connect to the
+//! API server themselves, over TLS.
 
 use std::fs;
 
@@ -13,12 +13,12 @@ use super::leases::{self, Invented, LeaseChange};
 use super::metrics;
 
 const NODES: &str = "/api/v1/nodes";
-/// What only this program asks of Nodes while it measures.
+/// Requests for Nodes that only this program makes during the measurement.
 const OURS: [&str; 3] = ["POST", "PUT", "DELETE"];
-/// Images that a kubelet reports of its node: most of a Node's bytes.
+/// Number of images that a kubelet reports of its node, which are most of a Node's bytes.
 const IMAGES: usize = 50;
 
-/// What the agent reads, in its node's `/run`.
+/// The network configuration that the agent reads, in its node's `/run`.
 const NETWORK: &str = "/run/net-conf.json";
 const KUBECONFIG: &str = "/run/kubeconfig";
 
@@ -29,7 +29,7 @@ pub struct Kube {
 }
 
 impl Kube {
-    /// Starts it, and makes the Node of the lab's one node.
+    /// Starts the API server, and makes the Node of the lab's one node.
     pub fn start(lab: &Lab) -> Result<Self> {
         let kubeconfig = ApiServer::start(lab)?.kubeconfig();
         let kubeconfig = fs::read_to_string(&kubeconfig)
@@ -83,7 +83,7 @@ impl Kube {
         }
     }
 
-    /// The server's own count of requests about Nodes and events. A watch is one request.
+    /// The server's own count of requests for Nodes and events. A watch is one request.
     pub fn requests(&self) -> Result<u64> {
         let answer = self.ask("GET", "/metrics", "")?;
         Ok(requests(&answer.body))
@@ -113,7 +113,7 @@ fn name(lease: Invented) -> String {
     format!("made-up-{}", lease.number)
 }
 
-/// A Node as a kubelet and flannel leave it, with a kubelet's usual report.
+/// A Node with the fields of a kubelet and of flannel, including a kubelet's usual report.
 fn node(lease: Invented) -> Value {
     let images = (0..IMAGES).map(|number| {
         let name = format!("registry.example/some/image-{number}");
@@ -142,7 +142,7 @@ fn node(lease: Invented) -> Value {
     })
 }
 
-/// The sum of `apiserver_request_total` for Nodes and events, without what we ask.
+/// The sum of `apiserver_request_total` for Nodes and events, without this program's requests.
 fn requests(metrics: &str) -> u64 {
     metrics::total(metrics, "apiserver_request_total", |labels| {
         let has = |name: &str, value: &str| labels.contains(&format!("{name}=\"{value}\""));

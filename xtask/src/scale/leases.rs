@@ -1,22 +1,22 @@
-//! Leases of nodes that do not exist, as flanneld would write them. A cluster of this size is
-//! routed, so the made-up nodes are behind a few routers, each of which is the next hop of its
-//! share of them.
+//! Leases of nodes that do not exist, in flanneld's form. A cluster of this size is routed, so the
+//! invented nodes are behind a few routers, each of which is the next hop of its share of the
+//! nodes.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-/// Where leases lie in etcd.
+/// The prefix of leases in etcd.
 const SUBNETS: &str = "/coreos.com/network/subnets/";
-/// Next hops of all made-up nodes. A neighbour of the one real node has one of these addresses:
-/// 192.168.66.100, ….
+/// Number of the invented nodes' next hops. Each is a neighbour of the one real node and has one of
+/// the addresses 192.168.66.100, ….
 pub const ROUTERS: u32 = 16;
-/// So many made-up nodes have subnets, VTEPs and MAC addresses of their own; the real node's subnet
-/// lies beyond.
+/// Most invented nodes with separate subnets, VTEPs and MAC addresses; the real node's subnet is
+/// above theirs.
 pub const MOST: u32 = 60_000;
 
-/// The network configuration, with room for [`MOST`] made-up nodes before the subnets that agents
+/// The network configuration, with room for [`MOST`] invented nodes below the subnets that agents
 /// choose from.
 pub fn network() -> Value {
     json!({
@@ -28,15 +28,15 @@ pub fn network() -> Value {
     })
 }
 
-/// What the one real node has where subnets are assigned: the `spec` of its Node.
+/// The subnet of the one real node where subnets are assigned: the `spec` of its Node.
 pub fn real_range() -> Value {
     json!({"podCIDR": "10.255.1.0/24", "podCIDRs": ["10.255.1.0/24"]})
 }
 
-/// A made-up node.
+/// An invented node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invented {
-    /// From 1 to [`MOST`].
+    /// Number from 1 to [`MOST`].
     pub number: u32,
     /// Whether it has moved to another machine, with another underlay address and another MAC
     /// address.
@@ -44,7 +44,7 @@ pub struct Invented {
 }
 
 impl Invented {
-    /// Node `number` as it first appears.
+    /// Node `number`, before any move.
     pub fn new(number: u32) -> Self {
         Self {
             number,
@@ -52,13 +52,13 @@ impl Invented {
         }
     }
 
-    /// The first address of its subnet, a /24.
+    /// The first address of the node's subnet, a /24.
     pub fn subnet(self) -> Ipv4Addr {
         let [_, high, middle, low] = self.number.to_be_bytes();
         Ipv4Addr::new(10 + high, middle, low, 0)
     }
 
-    /// Number of the router that leads to it.
+    /// Number of the node's router.
     pub fn router(self) -> u32 {
         self.number % ROUTERS
     }
@@ -70,7 +70,7 @@ impl Invented {
         Ipv4Addr::new(172, second, high + if self.moved { 128 } else { 0 }, low)
     }
 
-    /// The MAC address of its VXLAN device.
+    /// The MAC address of the node's VXLAN device.
     pub fn mac(self) -> [u8; 6] {
         let [a, b, c, d] = self.number.to_be_bytes();
         [2, u8::from(self.moved), a, b, c, d]
@@ -93,7 +93,7 @@ impl Invented {
     }
 }
 
-/// What of the underlay lies behind router `number`.
+/// The part of the underlay behind router `number`.
 pub fn behind(number: u32) -> Ipv4Net {
     let [.., second] = (16 + number).to_be_bytes();
     Ipv4Net::new_assert(Ipv4Addr::new(172, second, 0, 0), 16)
@@ -105,14 +105,14 @@ pub fn router_address(number: u32) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 66, last)
 }
 
-/// A router's MAC address after it was replaced so many times.
+/// A router's MAC address after `generation` replacements.
 pub fn router_mac(number: u32, generation: u32) -> [u8; 6] {
     let [_, high, middle, low] = generation.to_be_bytes();
     let [.., number] = number.to_be_bytes();
     [2, 0xaa, number, high, middle, low]
 }
 
-/// A MAC address as people and flannel write it.
+/// A MAC address in the form that people and flannel use.
 pub fn text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -120,9 +120,9 @@ pub fn text(mac: [u8; 6]) -> String {
 /// A change of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseChange {
-    /// The lease is there, with these contents.
+    /// The lease exists, with these contents.
     Is(Invented),
-    /// The lease is gone.
+    /// The lease was deleted.
     Gone(Invented),
 }
 
@@ -150,7 +150,7 @@ mod tests {
             (nodes, 2 * nodes, 2 * nodes)
         );
         assert!(everywhere().all(|node| behind(node.router()).contains(&node.vtep())));
-        // Where the real node's subnet begins.
+        // This is the begin of the real node's subnet.
         assert!(
             subnets
                 .iter()

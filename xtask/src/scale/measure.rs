@@ -16,21 +16,22 @@ use super::store::Store;
 use super::trace::{Calls, Trace};
 use crate::shell;
 
-/// How long an agent may take for the whole cluster.
+/// Longest time until an agent has set up the whole cluster.
 const READY: Duration = Duration::from_secs(180);
-/// How often it is asked whether it is.
+/// Interval of the checks for that.
 const READY_EVERY: Duration = Duration::from_millis(20);
-/// How long it may take for a change, or for what is left at the end of the churn.
+/// Longest time until a change, or the rest at the end of the churn, has been followed.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Time between two changes that are measured one by one. No divisor of an agent's own periods.
+/// Time between two changes that are measured one by one. The time is no divisor of an agent's own
+/// periods.
 const APART: Duration = Duration::from_millis(370);
-/// How often a router is replaced while leases change.
+/// Interval of the replacements of a router while leases change.
 const ROUTER_EVERY: Duration = Duration::from_secs(1);
 
-/// How long everything takes.
+/// The durations of all phases.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Between ready and idle, for what an agent does after it is ready.
+    /// Time between ready and idle, for an agent's work after it is ready.
     pub settle: Duration,
     pub idle: Duration,
     /// Changes that are measured one by one.
@@ -38,7 +39,7 @@ pub struct Plan {
     /// Changes whose calls are counted.
     pub counted: u32,
     pub churn: Duration,
-    /// Changes a second while leases churn.
+    /// Changes per second while leases churn.
     pub rate: u32,
 }
 
@@ -47,37 +48,38 @@ impl Plan {
         (self.churn.as_secs_f64() * f64::from(self.rate)) as u32
     }
 
-    /// Made-up nodes beyond the cluster's own that the phases need.
+    /// Number of further invented nodes that the phases need.
     pub fn spare(&self) -> u32 {
         self.singles + self.counted + self.churned()
     }
 }
 
-/// What was found out of one agent in a cluster of one size.
+/// The findings on one agent in a cluster of one size.
 #[derive(Serialize)]
 pub struct Scaled {
     pub agent: Agent,
     pub peers: u32,
-    /// From the start of the agent until it says so and both paths lead to everybody.
+    /// Time from the start of the agent until it reports ready and both paths lead to all peers.
     pub ready_seconds: f64,
-    /// Resident when it has settled, and the most until the end.
+    /// Resident memory after settling, and the maximum until the end.
     pub memory_mib: f64,
     pub most_memory_mib: f64,
     pub idle: Idle,
     pub single: Times,
-    /// For each change of one a second, upkeep included.
+    /// Cost of each change at a rate of one a second, upkeep included.
     pub calls_per_change: Option<Calls>,
     pub requests_per_change: f64,
     pub churn: Churn,
-    /// From a router's new MAC address until nothing is sent to its old one, while leases churn.
+    /// Time from a router's new MAC address until no packet is sent to its old one, while leases
+    /// churn.
     pub next_hop: Option<Times>,
 }
 
-/// What nothing costs.
+/// The cost of an idle agent.
 #[derive(Serialize)]
 pub struct Idle {
     pub seconds: f64,
-    /// Of one core, in hundredths.
+    /// Share of one core, in hundredths.
     pub agent_percent: f64,
     pub children_percent: f64,
     pub programs_per_minute: f64,
@@ -87,15 +89,15 @@ pub struct Idle {
 
 #[derive(Serialize)]
 pub struct Churn {
-    /// Changes a second, as they were written.
+    /// Changes per second, as written.
     pub rate: f64,
     pub times: Times,
-    /// Of one core, in hundredths, until the last change was there.
+    /// Share of one core, in hundredths, until the last change was followed.
     pub agent_percent: f64,
     pub children_percent: f64,
 }
 
-/// Takes an agent's measure; whatever comes of it, nothing is left.
+/// Measures an agent, and ends it in any case.
 pub fn measure(stage: &mut Stage, agent: &Agent, peers: u32, plan: &Plan) -> Result<Scaled> {
     let ready = ready(stage)?;
     say(agent, peers, &format!("ready after {ready:.2} s"));
@@ -131,7 +133,7 @@ fn say(agent: &Agent, peers: u32, what: &str) {
     shell::progress(&format!("{}, {peers} peers: {what}", agent.name()));
 }
 
-/// Seconds from now until the agent is ready; it has only just been started.
+/// Seconds from now until the agent is ready; the agent has just been started.
 fn ready(stage: &mut Stage) -> Result<f64> {
     let start = Instant::now();
     while !stage.is_ready()? {
@@ -139,7 +141,7 @@ fn ready(stage: &mut Stage) -> Result<f64> {
         if start.elapsed() > READY {
             bail!("not ready after {} s; {}", READY.as_secs(), stage.log());
         }
-        // Counting the entries of a large map takes a while, and takes it from the agent.
+        // Counting the entries of a large map takes some time, and slows the agent down.
         let next = Instant::now() + READY_EVERY;
         while Instant::now() < next {
             stage.look()?;
@@ -148,7 +150,7 @@ fn ready(stage: &mut Stage) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Lets time go by, and stops early when the user interrupts.
+/// Waits for `length`, and stops early when the user interrupts.
 fn rest(length: Duration) -> Result<()> {
     let end = Instant::now() + length;
     while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -174,7 +176,7 @@ fn idle(stage: &mut Stage, length: Duration) -> Result<Idle> {
     })
 }
 
-/// Processor time from a moment on.
+/// Processor time since a moment.
 struct Usage<'p> {
     process: &'p Process,
     begin: Instant,
@@ -202,7 +204,7 @@ impl<'p> Usage<'p> {
     }
 }
 
-/// New nodes, one after the other.
+/// Measures new nodes, one after the other.
 fn singles(stage: &mut Stage, nodes: impl Iterator<Item = Invented>) -> Result<Times> {
     let mut pending = Pending::default();
     for node in nodes {
@@ -215,8 +217,8 @@ fn singles(stage: &mut Stage, nodes: impl Iterator<Item = Invented>) -> Result<T
     Ok(pending.leases())
 }
 
-/// What one change takes, of some that come one a second; nothing where the agent, slowed down,
-/// does not come after.
+/// The calls for one change, of several that follow each other at one a second; `None` where the
+/// agent, slowed down, cannot keep up.
 fn calls(stage: &mut Stage, nodes: &[Invented]) -> Result<Option<Calls>> {
     let trace = Trace::start(&stage.process, &stage.directory().join("strace"))?;
     for node in nodes {
@@ -234,10 +236,11 @@ fn calls(stage: &mut Stage, nodes: &[Invented]) -> Result<Option<Calls>> {
     Ok(Some(trace.stop()?.per(nodes.len())))
 }
 
-/// Nodes that appear, move and go, in turn, and routers that are replaced meanwhile.
+/// Measures nodes that are added, moved and removed, in turn, and routers that are replaced
+/// meanwhile.
 fn churn(stage: &mut Stage, nodes: &[Invented], plan: &Plan) -> Result<(Churn, Option<Times>)> {
     let changes: Vec<_> = nodes.iter().map(|node| turn(*node)).collect();
-    // A node that moves or goes was there before.
+    // A node that is moved or removed was added before.
     let mut pending = Pending::default();
     let old = nodes.iter().zip(&changes);
     let old = old.filter(|(node, change)| **change != LeaseChange::Is(**node));
@@ -281,7 +284,7 @@ fn churn(stage: &mut Stage, nodes: &[Invented], plan: &Plan) -> Result<(Churn, O
     Ok((churn, stage.has_fast_path().then(|| pending.routers())))
 }
 
-/// What becomes of a node in the churn.
+/// The change of a node in the churn.
 fn turn(node: Invented) -> LeaseChange {
     match node.number % 3 {
         0 => LeaseChange::Is(node),
@@ -293,7 +296,7 @@ fn turn(node: Invented) -> LeaseChange {
     }
 }
 
-/// Makes the churn, in a thread of its own, so that who writes does not wait for who looks.
+/// Makes the churn, on a separate thread, so that writing does not wait for the checks.
 struct Writer {
     store: Store,
     node: Namespace,
@@ -302,8 +305,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// Makes all changes at the plan's pace, and tells what it has made and when it began to.
-    /// Returns how long it took.
+    /// Makes all changes at the plan's pace, and reports each with the time of its begin. Returns
+    /// the duration.
     fn write(self, changes: &[LeaseChange], told: &Sender<(Sent, Instant)>) -> Result<Duration> {
         let begin = Instant::now();
         let mut router_at = begin + ROUTER_EVERY / 2;
@@ -312,8 +315,8 @@ impl Writer {
             interrupt::check()?;
             let due = begin + Duration::from_secs(1) * i / self.rate;
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            // Each router once: one that is replaced again before it was followed could not be told
-            // apart.
+            // Each router is replaced once, because a second replacement before the first was
+            // followed could not be distinguished.
             if self.replaces_routers && replaced < ROUTERS && Instant::now() >= router_at {
                 router_at += ROUTER_EVERY;
                 let number = replaced;
@@ -321,7 +324,7 @@ impl Writer {
                 let mac = router_mac(number, 1);
                 let start = Instant::now();
                 replace_router(&self.node, number, mac)?;
-                // The receiver may be gone because of an error, which the receiver tells.
+                // The receiver may have ended because of an error, which the receiver reports.
                 let _ = told.send((Sent::Router { number, mac }, start));
             }
             let start = Instant::now();

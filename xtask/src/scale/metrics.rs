@@ -1,6 +1,6 @@
-//! Counters of others, in the text format of Prometheus.
+//! Counters of other programs, in the text format of Prometheus.
 
-/// The sum of all samples of `counter` whose labels `counts` takes.
+/// The sum of all samples of `counter` whose labels `counts` accepts.
 pub fn total(metrics: &str, counter: &str, counts: impl Fn(&str) -> bool) -> u64 {
     let samples = metrics.lines().filter_map(|line| {
         let sample = line.strip_prefix(counter)?.strip_prefix('{')?;

@@ -1,4 +1,4 @@
-//! What was changed and is not in both paths yet.
+//! Changes that are not in both paths yet.
 
 use std::time::{Duration, Instant};
 
@@ -13,26 +13,26 @@ use super::stage::Stage;
 /// A change that the agent has to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// Of a lease.
+    /// A change of a lease.
     Lease(LeaseChange),
-    /// Of a router's MAC address.
+    /// A change of a router's MAC address.
     Router { number: u32, mac: [u8; 6] },
 }
 
-/// How long changes took.
+/// The durations of changes.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Times {
     pub count: usize,
-    /// Nothing where no change was followed.
+    /// `None` where no change was followed.
     pub p50_ms: Option<f64>,
     pub p99_ms: Option<f64>,
     pub most_ms: Option<f64>,
-    /// Changes that were given up; they are no part of the rest.
+    /// Number of changes that were given up; the other fields do not include them.
     pub missing: usize,
 }
 
 impl Times {
-    /// Of changes that took so long, and those that were given up.
+    /// The statistics of these durations, and of changes that were given up.
     pub fn of(mut took: Vec<Duration>, missing: usize) -> Self {
         took.sort_unstable();
         let at = |share| (!took.is_empty()).then(|| percentile(&took, share) / 1e3);
@@ -46,7 +46,7 @@ impl Times {
     }
 }
 
-/// Changes that are waited for, with the moments when they were made, and how long the others took.
+/// Changes that are waited for, with their times, and the durations of the completed ones.
 #[derive(Default)]
 pub struct Pending {
     waiting: Vec<(Sent, Instant)>,
@@ -58,7 +58,7 @@ impl Pending {
         self.waiting.push((sent, at));
     }
 
-    /// Looks once for all of them.
+    /// Checks all changes once.
     pub fn look(&mut self, stage: &mut Stage) -> Result<()> {
         stage.look()?;
         for (sent, at) in std::mem::take(&mut self.waiting) {
@@ -75,7 +75,7 @@ impl Pending {
         Ok(())
     }
 
-    /// Waits until nothing is left, at most for `limit`.
+    /// Waits until no change is left, at most for `limit`.
     pub fn wait(&mut self, stage: &mut Stage, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         while !self.waiting.is_empty() && Instant::now() < end {
@@ -85,12 +85,12 @@ impl Pending {
         Ok(())
     }
 
-    /// How long leases took.
+    /// The durations for leases.
     pub fn leases(&self) -> Times {
         self.times(|sent| matches!(sent, Sent::Lease(_)))
     }
 
-    /// How long routers took.
+    /// The durations for routers.
     pub fn routers(&self) -> Times {
         self.times(|sent| matches!(sent, Sent::Router { .. }))
     }

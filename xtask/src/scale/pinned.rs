@@ -13,7 +13,7 @@ pub fn path(map: &str) -> PathBuf {
     format!("{MAPS}/{map}").into()
 }
 
-/// Opens a hash map of a node; nothing where no agent has pinned the map yet.
+/// Opens a hash map of a node; `None` where no agent has pinned the map yet.
 pub fn open<K: Pod, V: Pod>(node: &Namespace, map: &str) -> Result<Option<HashMap<MapData, K, V>>> {
     let path = path(map);
     let opened = node.inside(|| path.exists().then(|| MapData::from_pin(&path)))?;

@@ -1,4 +1,4 @@
-//! What a program and all that it starts cost.
+//! The cost of a program and of all programs that it starts.
 
 use std::fs;
 use std::ops::Sub;
@@ -10,20 +10,21 @@ use overlay_tests::Process;
 use perf_event::events::Tracepoint;
 use perf_event::{Builder, Counter};
 
-/// Jiffies a second in `/proc`, whatever the kernel counts in (`USER_HZ` of asm-generic/param.h).
+/// Jiffies per second in `/proc`, whatever the kernel's own unit (`USER_HZ` of
+/// asm-generic/param.h).
 const JIFFIES_PER_SECOND: f64 = 100.0;
 
 /// Processor time in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Time {
-    /// Of the program itself.
+    /// Time of the program itself.
     pub own: f64,
-    /// Of the programs that it has started and waited for.
+    /// Time of the programs that it has started and waited for.
     pub children: f64,
 }
 
 impl Time {
-    /// What a process has used so far.
+    /// The time that a process has used so far.
     pub fn of(process: &Process) -> Result<Self> {
         let path = format!("/proc/{}/stat", process.pid);
         let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
@@ -42,8 +43,8 @@ impl Sub for Time {
     }
 }
 
-/// Fields 14 to 17 of `/proc/PID/stat`: `utime`, `stime`, `cutime`, `cstime`. The second one is a
-/// name in parentheses and may hold anything.
+/// Fields 14 to 17 of `/proc/PID/stat`: `utime`, `stime`, `cutime`, `cstime`. The second field is a
+/// name in parentheses that may contain any character.
 fn time(stat: &str) -> Option<Time> {
     let fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
     let jiffies: Vec<f64> = fields
@@ -60,7 +61,7 @@ fn time(stat: &str) -> Option<Time> {
     }
 }
 
-/// Resident memory of a process in MiB, and the most that it has ever been.
+/// Resident memory of a process in MiB, and its maximum so far.
 pub fn memory(process: &Process) -> Result<(f64, f64)> {
     let path = format!("/proc/{}/status", process.pid);
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
@@ -75,12 +76,12 @@ pub fn memory(process: &Process) -> Result<(f64, f64)> {
 }
 
 /// A count of the programs that a process starts, and that those start in turn. The kernel counts,
-/// so nobody is slower for it and none is too short-lived.
+/// so that no program is slowed down or missed.
 pub struct Started(Vec<Counter>);
 
 impl Started {
-    /// Counts from now on. `directory` is where tracefs can be mounted; it goes with the lab's own
-    /// file system.
+    /// Counts from now on. `directory` is a place to mount tracefs; the mount disappears with the
+    /// lab's own file system.
     pub fn count(process: &Process, directory: &Path) -> Result<Self> {
         let tracing = directory.join("tracing");
         let id = tracing.join("events/sched/sched_process_exec/id");
@@ -111,7 +112,7 @@ impl Started {
         Ok(Self(counters))
     }
 
-    /// How many there were so far.
+    /// The number of programs so far.
     pub fn so_far(&mut self) -> Result<u64> {
         let counts = self.0.iter_mut().map(|counter| counter.read());
         let sum: std::io::Result<u64> = counts.sum();

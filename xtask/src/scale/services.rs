@@ -1,5 +1,5 @@
-//! What an agent costs that gives sockets servers of many Services, and how soon it follows a
-//! change of one.
+//! The cost of an agent that gives sockets servers of many Services, and its speed in following a
+//! change of a Service.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -23,18 +23,18 @@ use super::process::memory;
 use crate::bench::{Machine, short};
 use crate::shell;
 
-/// How long an agent may take for all Services.
+/// Longest time until an agent serves all Services.
 const READY: Duration = Duration::from_secs(300);
-/// How long it may take for one change.
+/// Longest time until one change is followed.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Time between two changes. No divisor of an agent's own periods.
+/// Time between two changes. The time is no divisor of an agent's own periods.
 const APART: Duration = Duration::from_millis(137);
-/// Kubernetes puts as many endpoints into one EndpointSlice.
+/// Number of endpoints in one EndpointSlice, as in Kubernetes.
 const PER_SLICE: u32 = 100;
-/// Endpoints of each Service where nothing is said.
+/// Default number of endpoints of each Service.
 const USUAL: u32 = 5;
 
-/// How many Services there are, and how many endpoints behind all of them.
+/// The number of Services, and the number of endpoints behind all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     services: u32,
@@ -42,7 +42,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// For a try.
+    /// The size for a trial run.
     pub const SMALL: Self = Self {
         services: 100,
         endpoints: 500,
@@ -57,7 +57,7 @@ impl FromStr for Size {
             Some((services, endpoints)) => (services.parse()?, Some(endpoints.parse()?)),
             None => (text.parse()?, None),
         };
-        // A change needs room for what was and for what will be.
+        // A change needs room for the old and the new set.
         let most = MAX_SERVERS / 2;
         let endpoints = endpoints.unwrap_or(USUAL.saturating_mul(services));
         ensure!(
@@ -71,20 +71,20 @@ impl FromStr for Size {
     }
 }
 
-/// What was found out.
+/// The findings.
 #[derive(Serialize)]
 pub struct ServicesMeasured {
     machine: Machine,
     services: u32,
     endpoints: u32,
-    /// From the start of the agent until it serves all of them.
+    /// Time from the start of the agent until it serves all Services.
     load_seconds: f64,
-    /// Resident then, and the most until the end.
+    /// Resident memory at that time, and the maximum until the end.
     memory_mib: f64,
     most_memory_mib: f64,
-    /// What the maps take, as the kernel counts it.
+    /// Memory of the maps, as counted by the kernel.
     maps_mib: f64,
-    /// From the write of a slice until sockets get the new endpoints.
+    /// Time from the write of a slice until sockets get the new endpoints.
     change: Times,
 }
 
@@ -116,7 +116,7 @@ impl fmt::Display for ServicesMeasured {
     }
 }
 
-/// Measures an agent that has so many Services in its etcd, and so many changes.
+/// Measures an agent with `size` Services in its etcd, and `changes` changes.
 pub fn measure(bin_dir: PathBuf, size: Size, changes: u32) -> Result<ServicesMeasured> {
     let machine = Machine::describe();
     let lab = Lab::up(Options {
@@ -151,12 +151,12 @@ pub fn measure(bin_dir: PathBuf, size: Size, changes: u32) -> Result<ServicesMea
     let mut took = Vec::new();
     let mut missing = 0;
     for change in 0..changes {
-        // Each of another Service.
+        // Each change is of another Service.
         let number = (u64::from(change) * 7919 % u64::from(services)) as u32;
         let invented = Invented { number, size };
         let before = maps.set(invented.frontend())?;
         let start = Instant::now();
-        // Another port, so that all of its endpoints are others.
+        // The port changes, so that all endpoints of the Service are new.
         let port = PORT + 1 + (change % 1000) as u16;
         etcd.put(invented.slices(port).into_iter().take(1))?;
         loop {
@@ -196,10 +196,10 @@ fn is_at_the_socket(node: &Node) -> bool {
 const FRONT: u16 = 80;
 const PORT: u16 = 8080;
 
-/// A made-up Service.
+/// An invented Service.
 #[derive(Clone, Copy)]
 struct Invented {
-    /// From zero.
+    /// Number, from zero.
     number: u32,
     size: Size,
 }
@@ -226,7 +226,7 @@ impl Invented {
         json!({"spec": {"clusterIP": self.address(), "ports": ports}}).to_string()
     }
 
-    /// Its endpoints, by number among all.
+    /// The Service's endpoints, by their number among all.
     fn endpoints(self) -> Vec<Ipv4Addr> {
         let Size {
             services,
@@ -238,7 +238,7 @@ impl Invented {
             .collect()
     }
 
-    /// Its EndpointSlices: keys and values.
+    /// The Service's EndpointSlices: keys and values.
     fn slices(self, port: u16) -> Vec<(String, String)> {
         let endpoints = self.endpoints();
         let slices = (0..).zip(endpoints.chunks(PER_SLICE as usize));
@@ -266,7 +266,7 @@ impl Invented {
 struct FrontendsMap(HashMap<MapData, Frontend, Service>);
 
 impl FrontendsMap {
-    /// Opens the map of a node; nothing where no agent has pinned it yet.
+    /// Opens the map of a node; `None` where no agent has pinned the map yet.
     fn open(node: &Namespace) -> Result<Option<Self>> {
         Ok(pinned::open(node, "ov_services")?.map(Self))
     }
@@ -275,7 +275,7 @@ impl FrontendsMap {
         self.0.keys().filter(Result::is_ok).count()
     }
 
-    /// The set of servers that a frontend has.
+    /// The set of servers of a frontend.
     fn set(&self, frontend: Frontend) -> Result<Option<u64>> {
         match self.0.get(&frontend, 0) {
             Ok(service) => Ok(Some(service.set)),
@@ -285,7 +285,7 @@ impl FrontendsMap {
     }
 }
 
-/// What the maps of Services take.
+/// The memory of the maps of Services.
 fn maps_mib(node: &Node) -> Result<f64> {
     let mut bytes = 0;
     for map in ["ov_services", "ov_servers"] {

@@ -1,5 +1,5 @@
-//! Where it happens: one real node with one real agent, a real store, and routers that lead to
-//! everybody else.
+//! The stage of the measurement: one real node with one real agent, a real store, and routers that
+//! lead to all other nodes.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use super::kernel_path::KernelPath;
 use super::leases::{self, Invented, LeaseChange, ROUTERS};
 use super::store::{Kind, Store};
 
-/// How long to wait for an event before the map is looked at again.
+/// Wait for an event before the map is read again.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Which program keeps the node.
+/// The program that serves the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Agent {
-    /// Ours; the lab knows where it is.
+    /// Our agent, whose path the lab knows.
     Overlayd,
     /// A real flanneld.
     Flanneld(PathBuf),
@@ -41,7 +41,7 @@ impl Serialize for Agent {
     }
 }
 
-/// The lab, and what is known of both paths.
+/// The lab, and the known state of both paths.
 pub struct Stage {
     pub store: Store,
     pub process: Process,
@@ -49,14 +49,14 @@ pub struct Stage {
     peers: u32,
     kernel: KernelPath,
     fast: Option<PeersMap>,
-    /// A flanneld, which ends with it.
+    /// A flanneld, which ends with the stage.
     running: Option<Running>,
     node: Node,
     lab: Lab,
 }
 
 impl Stage {
-    /// Brings a node up, writes the leases of `peers` made-up nodes and starts the agent.
+    /// Starts a node, writes the leases of `peers` invented nodes and starts the agent.
     pub fn up(kind: Kind, agent: &Agent, bin_dir: PathBuf, peers: u32) -> Result<Self> {
         let lab = Lab::up(Options {
             nodes: 1,
@@ -94,14 +94,14 @@ impl Stage {
         })
     }
 
-    /// Takes everything down.
+    /// Removes the lab.
     pub fn down(self) -> Result<()> {
         let Self { running, lab, .. } = self;
         drop(running);
         lab.down()
     }
 
-    /// Where files of the measurement can be; they go with the lab.
+    /// A directory for files of the measurement, which is removed with the lab.
     pub fn directory(&self) -> &Path {
         self.lab.directory()
     }
@@ -120,7 +120,7 @@ impl Stage {
         bail!("{} has ended; {}", self.agent.name(), self.log())
     }
 
-    /// Whether the agent says that it is ready, and both paths lead to all peers.
+    /// Whether the agent reports ready, and both paths lead to all peers.
     pub fn is_ready(&mut self) -> Result<bool> {
         let peers = self.peers as usize;
         if self.kernel.routes() < peers {
@@ -144,7 +144,7 @@ impl Stage {
         Ok(complete && says_so())
     }
 
-    /// Whether both paths are as a change wants them.
+    /// Whether both paths contain the change.
     pub fn is_done(&self, change: LeaseChange) -> Result<bool> {
         let kernel = match change {
             LeaseChange::Is(peer) => self.kernel.has(peer),
@@ -157,7 +157,8 @@ impl Stage {
         }
     }
 
-    /// Whether the fast path sends nothing to a router's old MAC address; true where there is none.
+    /// Whether the fast path sends no packet to a router's old MAC address; true without a fast
+    /// path.
     pub fn leads_through(&self, router: u32, mac: [u8; 6]) -> Result<bool> {
         let Some(fast) = &self.fast else {
             return Ok(true);
@@ -170,12 +171,12 @@ impl Stage {
         Ok(true)
     }
 
-    /// Whether the agent has one.
+    /// Whether the agent has a fast path.
     pub fn has_fast_path(&self) -> bool {
         self.fast.is_some()
     }
 
-    /// The agent's last words.
+    /// The agent's last log lines.
     pub fn log(&self) -> String {
         match self.agent {
             Agent::Overlayd => self.node.agent_log_tail(),
@@ -187,7 +188,8 @@ impl Stage {
     }
 }
 
-/// Gives a router of a node a MAC address, as the node's neighbours learn it.
+/// Gives a router of a node another MAC address, and makes the node's neighbour table learn the
+/// address.
 pub fn replace_router(node: &Namespace, router: u32, mac: [u8; 6]) -> Result<()> {
     let (name, address) = (node.name(), leases::router_address(router));
     let mac = leases::text(mac);
@@ -211,7 +213,7 @@ fn start(
         Agent::Flanneld(program) => {
             let endpoints = format!("--etcd-endpoints={}", lab.store_endpoint());
             let program = program.to_string_lossy().into_owned();
-            // A shell, so that its log goes to a file and no pipe fills up.
+            // A shell redirects the log to a file, because a pipe would fill up.
             let line = format!(r#"exec "$0" "$@" >>{FLANNELD_LOG} 2>&1"#);
             let words = [
                 "sh",

@@ -1,4 +1,4 @@
-//! Where the made-up leases are: what every store of the measurement can do.
+//! The store of the invented leases, with the operations that every kind of store has.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -44,7 +44,7 @@ impl Store {
         })
     }
 
-    /// What an agent is told of it, beside what the lab tells.
+    /// The agent's flags for the store, besides the lab's.
     pub fn agent_flags(&self) -> Vec<String> {
         match self {
             Self::Etcd(_) => Vec::new(),
@@ -69,7 +69,7 @@ impl Store {
         }
     }
 
-    /// How many requests others than this program have sent since the store was started.
+    /// Number of requests from other clients than this program since the start of the store.
     pub fn requests(&self) -> Result<u64> {
         match self {
             Self::Etcd(etcd) => etcd.requests(),

@@ -8,7 +8,7 @@ use super::pending::Times;
 use crate::bench::short;
 use crate::lab::table::{align_right, table};
 
-/// A row: what it is of, and how it is told.
+/// A row: its title, and its text for each result.
 type Row = (&'static str, fn(&Scaled) -> String);
 
 const ROWS: &[Row] = &[

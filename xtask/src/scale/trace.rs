@@ -1,5 +1,5 @@
-//! What a program says to the kernel: messages to netlink and bpf(2) calls, counted by strace(1).
-//! It slows the program down, so nothing is timed meanwhile.
+//! A program's calls to the kernel: messages to netlink and bpf(2) calls, counted by strace(1).
+//! strace slows the program down, so no times are measured meanwhile.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,26 +12,26 @@ use nix::sys::signal::Signal;
 use overlay_tests::{Process, wait_until};
 use serde::Serialize;
 
-/// Calls that count. `read` and `write` are of no use on netlink sockets.
+/// The counted calls. `read` and `write` cannot be used on netlink sockets.
 const CALLS: &str = "trace=sendto,sendmsg,recvfrom,recvmsg,bpf,execve";
-/// How long strace may take to attach to all threads.
+/// Longest time until strace is attached to all threads.
 const ATTACHED: Duration = Duration::from_secs(10);
 
-/// What was counted, of the program and all that it started.
+/// The counts, of the program and all its children.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Calls {
-    /// Netlink messages sent, one by one also where a call carries many.
+    /// Netlink messages sent, counted singly also where a call has many.
     pub netlink_messages: f64,
     /// KiB received from netlink sockets: answers, dumps above all, and events.
     pub netlink_received_kib: f64,
     /// Calls of bpf(2): one for each entry that is read or written.
     pub bpf_calls: f64,
-    /// Programs started.
+    /// Number of programs started.
     pub programs: f64,
 }
 
 impl Calls {
-    /// For each of so many.
+    /// The counts divided by `count`.
     pub fn per(self, count: usize) -> Self {
         let share = |value: f64| value / count as f64;
         Self {
@@ -43,7 +43,7 @@ impl Calls {
     }
 }
 
-/// A running strace. Dropping it lets the program go.
+/// A running strace. Dropping this value detaches strace from the program.
 pub struct Trace {
     strace: Child,
     record: PathBuf,
@@ -54,7 +54,7 @@ impl Trace {
     pub fn start(process: &Process, record: &Path) -> Result<Self> {
         let pid = process.pid.to_string();
         let mut command = Command::new("strace");
-        // Decoded sockets, all messages of a batch, and no more of their payload than needed.
+        // The options decode sockets, print all messages of a batch, and limit their payload.
         command.args([
             "-f",
             "-yy",
@@ -83,7 +83,7 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Lets the program go and tells what was counted.
+    /// Detaches from the program and returns the counts.
     pub fn stop(mut self) -> Result<Calls> {
         self.end().context("end strace")?;
         let text =
@@ -104,7 +104,7 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        // No caller is left to be told; strace ends with the program that strace follows.
+        // No caller could receive an error here; strace ends with the program that it follows.
         let _ = self.end();
     }
 }
@@ -119,10 +119,10 @@ fn is_traced(process: &Process) -> bool {
     })
 }
 
-/// Counts what strace has written: lines that begin with a thread's number.
+/// Counts the calls in strace's output: lines that begin with a thread's number.
 fn count(record: &str) -> Calls {
     let mut calls = Calls::default();
-    // Threads in a call that receives from netlink and has not ended yet.
+    // Threads whose call to receive from netlink has not ended yet.
     let mut receiving = BTreeSet::new();
     for line in record.lines() {
         let Some((thread, call)) = line.trim_start().split_once(' ') else {
@@ -156,7 +156,7 @@ fn count(record: &str) -> Calls {
     calls
 }
 
-/// What a call returned, where that is a length.
+/// The result of a call, where the result is a length.
 fn result(call: &str) -> f64 {
     let result = call.rsplit_once(" = ").map(|(_, result)| result);
     result

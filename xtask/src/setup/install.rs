@@ -1,4 +1,4 @@
-//! Installing what is missing, or saying how.
+//! Installs missing dependencies, or prints the commands.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,12 +10,12 @@ use super::parts::Part;
 use super::toolchain::{self, LINKER, Toolchain};
 use crate::shell;
 
-/// The linker's release; a later one may ask for a later LLVM than the compiler has.
+/// The linker's release; a later one may need a later LLVM than the compiler's.
 const LINKER_VERSION: &str = "0.13.0";
 /// Packages with Debian's compiler for the BPF target.
 const COMPILER: &[&str] = &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
-/// The setup that holds this directory's lock may call apt-get. apt's own lock on its lists is of
-/// no use, because `apt-get update` fails where it would have to wait.
+/// Only the setup that holds this directory's lock may call apt-get. apt's own lock on its lists
+/// cannot be used, because `apt-get update` fails where it would have to wait.
 const PACKAGES: &str = "/var/lib/dpkg";
 /// How long apt-get waits while another program installs packages, for instance Debian's own
 /// upgrades.
@@ -40,10 +40,10 @@ pub fn toolchain() -> Result<Toolchain> {
     toolchain::find().map_err(|lack| anyhow!("after the installation there is still {lack}"))
 }
 
-/// Builds the linker against the LLVM of the compiler that it will serve.
+/// Builds the linker against the LLVM of its compiler.
 fn linker() -> Result<()> {
     if toolchain::debian().is_none() {
-        // rustup's compiler brings its own LLVM, which the linker's default features find.
+        // rustup's compiler contains an LLVM, which the linker's default features find.
         bail!("{LINKER} is missing: `cargo install {LINKER} --version {LINKER_VERSION}`");
     }
     let llvm = toolchain::debian_llvm().context("/usr/bin/rustc does not tell its LLVM version")?;
@@ -61,7 +61,7 @@ fn linker() -> Result<()> {
     shell::run(&mut command)
 }
 
-/// Installs packages, or prints the command and fails where that is not for us to do.
+/// Installs packages, or prints the command and fails where this program may not install.
 fn apt_get(names: &[&str]) -> Result<()> {
     if names.is_empty() {
         return Ok(());
@@ -94,7 +94,7 @@ fn apt_get(names: &[&str]) -> Result<()> {
         .into_iter()
         .chain(names.iter().copied())
         .collect();
-    // Usually the package lists are fresh enough; if not, fetch them and try once more.
+    // Usually the package lists are recent enough; otherwise they are fetched for a second attempt.
     run(&arguments)
         .or_else(|_| run(&["update"]).and_then(|()| run(&arguments)))
         .with_context(|| format!("could not install {}", names.join(", ")))

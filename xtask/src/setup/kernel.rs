@@ -1,32 +1,32 @@
-//! What the kernel of this machine has for labs and tests.
+//! The features of this machine's kernel for labs and tests.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Modules that nothing loads by itself when a test asks for what they do.
+/// Modules that tests need and that are not loaded automatically.
 const MODULES: &[&str] = &["br_netfilter", "tun", "vxlan"];
 
-/// Something that not every kernel has.
+/// A feature that not every kernel has.
 struct Feature {
     name: &'static str,
     here: bool,
-    /// What comes of it where it is not.
+    /// The consequence where the feature is missing.
     otherwise: &'static str,
 }
 
-/// Loads the modules that tests need, where they are to be had.
+/// Loads the modules that tests need, where they exist.
 pub fn load_modules() {
     let mut modprobe = Command::new("modprobe");
     modprobe.args(["--quiet", "--all"]).args(MODULES);
-    // What is built in is no module, and what is missing is told by `lacks`.
+    // A built-in feature is no module, and `lacks` reports a missing one.
     let _ = modprobe
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
 }
 
-/// What this kernel lacks, a line for each, and what comes of it.
+/// The features that this kernel lacks, a line for each, with the consequence.
 pub fn lacks() -> Vec<String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = version(&release);

@@ -1,11 +1,11 @@
-//! The parts that come as packages, and how to tell that they are there.
+//! The parts that are packages, and how an installed one is recognised.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::shell;
 
-/// What a part is needed for.
+/// The purpose of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needed {
     /// `cargo build` of the agent.
@@ -14,7 +14,7 @@ pub enum Needed {
     Lab,
     /// A lab that keeps its leases in etcd.
     Etcd,
-    /// Throughput.
+    /// Throughput measurements.
     Measuring,
     /// Test machines with other kernels.
     Machines,
@@ -22,35 +22,35 @@ pub enum Needed {
     Cluster,
     /// The images of Kubernetes' own tests.
     Conformance,
-    /// The end-to-end tests, and people who look into a lab.
+    /// The end-to-end tests, and people who examine a lab.
     Tests,
 }
 
-/// A package of Debian that something here runs or reads.
+/// A package of Debian that a command here runs or reads.
 pub struct Part {
     /// Name of the package for apt-get.
     pub package: &'static str,
-    /// What tells that it is there.
+    /// The file by which an installed package is recognised.
     witness: Witness,
-    /// What needs it.
+    /// The commands that need the part.
     pub needed: Needed,
-    /// Why, in a few words.
+    /// The purpose, in a few words.
     pub purpose: &'static str,
 }
 
-/// A file that a package brings.
+/// A file of a package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Witness {
-    /// A program, wherever programs are.
+    /// A program, in any directory of programs.
     Program(&'static str),
-    /// A program that needs no loader and no libraries: images and machines have none.
+    /// A program without a loader and libraries, because images and machines have none.
     StaticProgram(&'static str),
-    /// A file below `/usr`, or at the same place below `/usr/local`.
+    /// A file below `/usr`, or at the same path below `/usr/local`.
     File(&'static str),
 }
 
 impl Part {
-    /// Whether the part is on this machine, wherever it came from.
+    /// Whether the part is on this machine, from any source.
     pub fn is_there(&self) -> bool {
         match self.witness {
             Witness::Program(name) => shell::find(name).is_some(),
@@ -60,13 +60,13 @@ impl Part {
     }
 }
 
-/// A file below `/usr` as it would lie below `/usr/local`.
+/// The path below `/usr/local` of a file below `/usr`.
 fn local(path: &str) -> PathBuf {
     Path::new("/usr/local").join(path.strip_prefix("/usr/").unwrap_or(path))
 }
 
-/// Whether a program asks for no loader: no program header of a 64-bit ELF file is of type
-/// `PT_INTERP` (elf(5)).
+/// Whether a program needs no loader: no program header of a 64-bit ELF file is of type `PT_INTERP`
+/// (elf(5)).
 fn is_static(program: &Path) -> bool {
     const PT_INTERP: u32 = 3;
     let types = fs::read(program)
@@ -120,8 +120,8 @@ const fn file(
     }
 }
 
-/// Everything besides the eBPF toolchain: whatever program a lab, a test, a measurement or a
-/// machine runs, beyond what every Debian has (dash, coreutils, findutils, grep, tar, mount,
+/// Every part besides the eBPF toolchain: all programs that a lab, a test, a measurement or a
+/// machine runs, except those of every Debian (dash, coreutils, findutils, grep, tar, mount,
 /// util-linux, dpkg, apt).
 #[rustfmt::skip]
 pub const ALL: &[Part] = &[

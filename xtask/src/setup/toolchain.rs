@@ -16,12 +16,12 @@ pub const LINKER: &str = "bpf-linker";
 /// A compiler that builds for the BPF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Toolchain {
-    /// `rustc-web` with `libstd-rust-web-dev-bpf`: `core` comes prebuilt.
+    /// `rustc-web` with `libstd-rust-web-dev-bpf`: `core` is precompiled.
     Debian {
         /// Release of the compiler.
         version: String,
     },
-    /// rustup's nightly with `rust-src`: `core` is built along.
+    /// rustup's nightly with `rust-src`: `core` is compiled with the programs.
     Rustup {
         /// Release of the compiler.
         version: String,
@@ -37,7 +37,7 @@ impl fmt::Display for Toolchain {
     }
 }
 
-/// What the toolchain lacks.
+/// The missing part of the toolchain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lack {
     /// No compiler has the BPF target.
@@ -58,7 +58,7 @@ impl fmt::Display for Lack {
     }
 }
 
-/// Finds the toolchain; Debian's is preferred, as it needs to build no `core`.
+/// Finds the toolchain; Debian's is preferred, because its `core` need not be built.
 pub fn find() -> Result<Toolchain, Lack> {
     let compiler = debian().or_else(rustup).ok_or(Lack::Compiler)?;
     if shell::find(LINKER).is_none() {
@@ -106,9 +106,9 @@ fn about_debian() -> Option<String> {
     answer(Command::new(DEBIAN_RUSTC).arg("-vV"))
 }
 
-/// What a program prints, if it is there and succeeds.
+/// The output of a program, if the program exists and succeeds.
 fn answer(command: &mut Command) -> Option<String> {
-    // Set by the cargo that runs us, for its own toolchain.
+    // The cargo that runs us has set these variables for its own toolchain.
     command
         .env_remove("LD_LIBRARY_PATH")
         .env_remove("RUSTUP_TOOLCHAIN");

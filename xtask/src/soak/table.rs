@@ -7,7 +7,7 @@ use overlay_tests::soak::{Findings, Rule, Series, Verdict};
 
 use crate::lab::table::table;
 
-/// Rounds, connections, and everything that was counted.
+/// Rounds, connections, and all counted quantities.
 pub fn render(findings: &Findings) -> String {
     let mut rounds = table([
         "ROUNDS",

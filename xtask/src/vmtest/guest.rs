@@ -1,4 +1,4 @@
-//! What runs inside a machine: tests, the overlay's binaries, and the programs that these call,
+//! The programs inside a machine: tests, the overlay's binaries, and the programs that these call,
 //! with the libraries of all of them.
 
 use std::collections::BTreeMap;
@@ -14,19 +14,20 @@ use overlay_tests::interrupt;
 
 use crate::{shell, workspace};
 
-/// The tests that run in every kernel: those made for it, and the programs against the decision.
+/// The tests that run in every kernel: those made for it, and the comparison of the programs with
+/// the decision.
 pub const TESTS: &[&str] = &[KERNELS, PROGRAMS];
 /// The programs made for the kernel.
 const KERNELS: &str = "kernels";
-/// The programs against the decision.
+/// The comparison of the programs with the decision.
 pub const PROGRAMS: &str = "programs";
 /// The first process.
 const INIT: &str = "vm-init";
-/// The overlay's binaries, as `cargo xtask build` leaves them.
+/// The overlay's binaries, as built by `cargo xtask build`.
 const BINARIES: &[&str] = &["overlayd", "overlay-cni", "overlayctl"];
-/// Where a machine has the first process.
+/// The path of the first process in a machine.
 pub const INIT_PATH: &str = "/init";
-/// Where a machine has the rest.
+/// The directory of the other programs in a machine.
 pub const BIN: &str = "/vm/bin";
 
 /// Programs that agents, labs and tests call.
@@ -40,7 +41,7 @@ const TOOLS: &[&str] = &[
     "bpftool",
     "wg",
 ];
-/// What end-to-end tests call besides, among it some that busybox has with fewer options.
+/// Further programs that end-to-end tests call, some of which busybox has with fewer options.
 const TOOLS_OF_SUITE: &[&str] = &[
     "arptables",
     "bash",
@@ -78,8 +79,8 @@ const TOOLS_OF_SUITE: &[&str] = &[
     "unshare",
     "xtables-legacy-multi",
 ];
-/// Where they look for more: reference plugins of CNI, a clock that tests set, systemd with its
-/// units, settings of OpenSSL.
+/// Further files that end-to-end tests need: reference plugins of CNI, a clock that tests set,
+/// systemd with its units, settings of OpenSSL.
 const TREES_OF_SUITE: &[&str] = &[
     "/usr/lib/cni",
     "/usr/lib/x86_64-linux-gnu/faketime",
@@ -88,19 +89,19 @@ const TREES_OF_SUITE: &[&str] = &[
     "/etc/ssl/openssl.cnf",
     "/usr/lib/ssl/openssl.cnf",
 ];
-/// What of the repository they read while they run.
+/// Directories of the repository that end-to-end tests read while they run.
 const SOURCES_OF_SUITE: &[&str] = &["deploy"];
-/// Everything else that a shell calls.
+/// All other programs that a shell calls.
 const BUSYBOX: &str = "busybox";
-/// The shell is the machine's own, because busybox's takes the tools that are built into it for
-/// those in the PATH, and its `ip` can do little.
+/// The shell is this machine's own, because busybox's shell prefers its built-in tools to those in
+/// the PATH, and its `ip` has few commands.
 const SHELL: &str = "sh";
-/// Packets that once showed a difference, in the repository.
+/// Packets that once showed a difference, stored in the repository.
 const RECORDINGS: &str = "tests/corpus/programs";
 /// Extensions that iptables loads by name.
 const XTABLES: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
-/// What programs and libraries begin with.
+/// The first bytes of programs and libraries.
 const MAGIC: &[u8] = b"\x7fELF";
 
 /// A file of the machine.
@@ -115,14 +116,14 @@ pub enum File {
 /// The files of every machine, by their paths there.
 pub type Files = BTreeMap<PathBuf, File>;
 
-/// How a test is run in a machine. Those that are made for machines are ignored elsewhere.
+/// The command of a test in a machine. Tests that are made for machines are ignored elsewhere.
 pub fn command_line(test: &str, program: &str, filter: &str) -> String {
     let ignored = if test == KERNELS { " --ignored" } else { "" };
     format!("{program} --test-threads=1 --nocapture{ignored} {filter}")
 }
 
-/// Builds what runs inside, these tests among it, and gathers it, with what is built stripped into
-/// a directory of `cache`.
+/// Builds the programs for the inside, `tests` among them, and collects all files; built programs
+/// are stripped into a directory of `cache`.
 pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     let directory = cache.join("bin");
     fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
@@ -149,7 +150,7 @@ pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     let busybox = find(BUSYBOX)?;
     let names = command::run(&busybox.display().to_string(), ["--list"])?;
     files.insert("/bin/busybox".into(), File::Copy(busybox));
-    // What is there in full comes first in the PATH of a machine.
+    // A program that exists in full comes before busybox in the PATH of a machine.
     for name in names.lines().filter(|name| *name != BUSYBOX) {
         for directory in ["/bin", "/usr/bin"] {
             files.insert(
@@ -164,7 +165,7 @@ pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     }
     programs.push(shell);
     let mut trees = vec![PathBuf::from(XTABLES)];
-    // Tests find these where they were when the tests were built.
+    // Tests find these files at the path at which the tests were built.
     trees.push(workspace::root().join(RECORDINGS));
     if is_suite {
         trees.extend(TREES_OF_SUITE.iter().map(PathBuf::from));
@@ -185,8 +186,8 @@ pub fn gather(cache: &Path, tests: &[String]) -> Result<Files> {
     Ok(files)
 }
 
-/// A file, or every file in a directory and in those in it, with the file that it is: there may be
-/// several names of one. What a link leads to nothing by is left out.
+/// A file, or every file below a directory, each with its target, because a target may have several
+/// names. A link without a target is left out.
 fn contents(tree: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     let content = fs::canonicalize(tree).with_context(|| format!("find {}", tree.display()))?;
     if !content.is_dir() {
@@ -204,7 +205,7 @@ fn contents(tree: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok(found)
 }
 
-/// Whether a file needs shared libraries, perhaps.
+/// Whether a file may need shared libraries.
 fn is_program(path: &Path) -> Result<bool> {
     let mut start = Vec::new();
     let file = fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
@@ -214,7 +215,7 @@ fn is_program(path: &Path) -> Result<bool> {
     Ok(start == MAGIC)
 }
 
-/// The files of a machine that runs these tests and no others of the gathered ones.
+/// The files of a machine that runs `tests` only.
 pub fn only(files: &Files, tests: &[String]) -> Files {
     let is_wanted = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -227,7 +228,8 @@ pub fn only(files: &Files, tests: &[String]) -> Files {
         .collect()
 }
 
-/// The file that a program of this machine is: distributions put links to links in the PATH.
+/// The actual file of a program on this machine, because distributions put links to links in the
+/// PATH.
 fn find(program: &str) -> Result<PathBuf> {
     let path = shell::find(program)
         .with_context(|| format!("{program} is missing: run `cargo xtask setup`"))?;
@@ -250,7 +252,7 @@ fn build(tests: &[String]) -> Result<Vec<(String, PathBuf)>> {
     Ok(built)
 }
 
-/// Runs a cargo build and returns where the wanted executables are.
+/// Runs a cargo build and returns the paths of the wanted executables.
 fn executables(command: &mut Command, wanted: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     command
         .arg("--message-format=json-render-diagnostics")
@@ -283,7 +285,8 @@ fn executables(command: &mut Command, wanted: &[&str]) -> Result<Vec<(String, Pa
     Ok(found)
 }
 
-/// Debug information is most of a program, and emulated memory is small.
+/// Copies a program without debug information, which is most of a program, because emulated memory
+/// is small.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     let mut command = Command::new("strip");
     shell::run(command.arg("--strip-debug").arg("-o").arg(to).arg(from))

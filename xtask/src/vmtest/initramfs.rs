@@ -1,6 +1,6 @@
 //! Packs a machine's files into an initramfs: a cpio archive of the "newc" kind, which the kernel
-//! unpacks into its root at boot. It is not compressed: what the host saves, the emulated machine
-//! pays many times over.
+//! unpacks into its root at boot. The archive is not compressed, because decompression in the
+//! emulated machine would cost many times the time that the host saves.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,7 @@ pub struct Initramfs<W: Write> {
     inode: u32,
 }
 
-/// Writes what a machine boots into: its files, modules, and the commands to run.
+/// Writes the initramfs of a machine: its files, modules, and the commands to run.
 pub fn pack(
     path: &Path,
     files: &guest::Files,
@@ -84,7 +84,7 @@ impl<W: Write> Initramfs<W> {
         self.entry(path, ModeFileType::Regular, 0o755, content)
     }
 
-    /// Adds a directory and those that it is in.
+    /// Adds a directory and its parents.
     fn directory(&mut self, path: &Path) -> Result<()> {
         let missing: Vec<PathBuf> = path
             .ancestors()

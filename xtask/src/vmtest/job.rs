@@ -1,4 +1,4 @@
-//! One machine: what it runs, and what came of it.
+//! One machine: its tests, and their result.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,17 +14,17 @@ use super::told::Told;
 use super::{Arguments, guest, initramfs, modules, suite};
 use crate::shell;
 
-/// Tests that run in a machine of their own.
+/// Tests that run in a separate machine.
 pub struct Job<'a> {
     pub kernel: &'a Kernel,
     /// The names of their files.
     pub tests: Vec<String>,
-    /// What the machine's files in the cache are called, less their endings.
+    /// The name of the machine's files in the cache, without their endings.
     pub name: String,
 }
 
-/// The machines that a user wants: one for each kernel, or one for each file of end-to-end tests on
-/// each kernel.
+/// The machines for the user's options: one for each kernel, or one for each file of end-to-end
+/// tests on each kernel.
 pub fn all<'a>(arguments: &Arguments, kernels: &'a [Kernel]) -> Result<Vec<Job<'a>>> {
     let files = suite::files(&arguments.suite)?;
     let mut jobs = Vec::new();
@@ -49,7 +49,7 @@ pub fn all<'a>(arguments: &Arguments, kernels: &'a [Kernel]) -> Result<Vec<Job<'
 }
 
 impl Job<'_> {
-    /// Packs the machine and runs it; what came of it, and how large the programs are there.
+    /// Packs the machine and runs it; returns the result, and the sizes of the programs there.
     pub fn run(
         &self,
         arguments: &Arguments,
@@ -103,7 +103,7 @@ impl Job<'_> {
             booted_twice = true;
             end = boot(&machine)?;
         }
-        // Large, and written anew by the next run.
+        // The file is large, and the next run writes it anew.
         let _ = std::fs::remove_file(&machine.initramfs);
         let report = Report {
             kernel: self.kernel.series.name,
@@ -125,7 +125,7 @@ impl Job<'_> {
         Ok((report, sizes))
     }
 
-    /// What the machine runs.
+    /// The machine's commands.
     fn commands(&self, arguments: &Arguments) -> Vec<String> {
         let record = if arguments.record {
             format!("env {RECORD_ENV}=1 ")
@@ -143,7 +143,7 @@ impl Job<'_> {
     }
 }
 
-/// Why a run as a whole failed, if not by its tests.
+/// Why a run as a whole failed, apart from its tests.
 fn problem(end: End, told: &Told) -> Option<String> {
     let count = told.count();
     match end {

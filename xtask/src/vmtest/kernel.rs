@@ -1,4 +1,4 @@
-//! Which kernels there are to test on, and fetching them.
+//! The kernels for tests, and their download.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use crate::shell;
 /// A line of kernels that Debian serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Series {
-    /// As users name it: `6.1`, or `newest`.
+    /// The name on the command line: `6.1`, or `newest`.
     pub name: &'static str,
-    /// Whether it has every helper that the programs call. Where not, the agent has to say so, and
-    /// no program can be tested.
+    /// Whether the kernel has every helper that the programs call. Otherwise the agent has to
+    /// report that, and no program can be tested.
     pub loads_programs: bool,
-    /// The suite that has it; the security ones are small and complete.
+    /// The suite with the series; the security suites are small and complete.
     suite: Suite,
 }
 
@@ -32,7 +32,7 @@ pub const ALL: &[Series] = &[
     series(NEWEST, Suite::Main("trixie-backports")),
 ];
 
-/// What runs unless the user says otherwise: what stable distributions have.
+/// The default series: the kernels of stable distributions.
 pub const ALWAYS: [&str; 2] = ["6.1", "6.12"];
 const NEWEST: &str = "newest";
 
@@ -44,12 +44,12 @@ const fn series(name: &'static str, suite: Suite) -> Series {
     }
 }
 
-/// What kernels are built for.
+/// The variant of a kernel's build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
     /// Small, quick to boot.
     Cloud,
-    /// For hardware of every kind; has 9p.
+    /// For hardware of every kind; includes 9p.
     Generic,
 }
 
@@ -67,9 +67,9 @@ impl Flavour {
 pub struct Kernel {
     /// Series of the kernel.
     pub series: Series,
-    /// What `uname -r` says.
+    /// The release, as printed by `uname -r`.
     pub release: String,
-    /// What a machine boots.
+    /// The kernel's image.
     pub image: PathBuf,
     /// The directory of its modules.
     pub modules: PathBuf,
@@ -90,7 +90,7 @@ pub fn named(names: &[String]) -> Result<Vec<Series>> {
     Ok(ALL.iter().filter(wanted).copied().collect())
 }
 
-/// Fetches what is not there yet; kernels are kept below `cache`.
+/// Fetches the kernels that are missing; kernels are stored below `cache`.
 pub fn fetch(cache: &Path, wanted: &[Series], flavour: Flavour) -> Result<Vec<Kernel>> {
     let mut suites: Vec<Suite> = wanted.iter().map(|series| series.suite).collect();
     suites.sort_unstable();
@@ -115,7 +115,7 @@ pub fn fetch(cache: &Path, wanted: &[Series], flavour: Flavour) -> Result<Vec<Ke
     Ok(kernels)
 }
 
-/// The packages of a kernel. From 6.19 on the image and the modules are in packages of their own.
+/// The packages of a kernel. From 6.19 on the image and the modules are in separate packages.
 fn packages(apt: &Apt, release: &str) -> Result<Vec<String>> {
     let image = format!("linux-image-{release}");
     let mut packages = apt.dependencies(&image)?;
@@ -156,7 +156,7 @@ fn newest(packages: &[String], series: &str, flavour: Flavour) -> Option<String>
         .filter_map(|name| name.strip_prefix("linux-image-"))
         .filter(|release| {
             let version = release.strip_suffix(flavour.suffix());
-            // A name without a patch level is that of a package without content.
+            // A name without a patch level is that of an empty package.
             version.is_some_and(|version| version.matches('.').count() >= 2 && !is_foreign(version))
         })
         .filter(|release| {
@@ -174,7 +174,7 @@ fn is_foreign(version: &str) -> bool {
     version.contains("-cloud") || version.contains("-rt") || version.contains("deb11")
 }
 
-/// The numbers in a name, to compare releases by.
+/// The numbers in a name, for the comparison of releases.
 fn numbers(release: &str) -> Vec<u32> {
     release
         .split(|c: char| !c.is_ascii_digit())

@@ -14,11 +14,11 @@ use overlay_tests::machine::{BEGIN, END};
 
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
-/// What makes it emulate. The machine's clock counts its instructions, one a nanosecond, and leaps
-/// to the next timer when there is nothing to do: nothing is late inside because the host is busy,
-/// and sleeping takes no time. The processor lacks what protects a kernel from its users, which
-/// nothing here looks at and which makes emulation slower: with it, starting programs takes a sixth
-/// longer.
+/// The arguments for emulation. The machine's clock counts its instructions, one a nanosecond, and
+/// skips to the next timer when the machine is idle: a busy host delays nothing inside, and
+/// sleeping takes no time. The processor lacks the features that protect a kernel from its users,
+/// because no test here needs them and they slow the emulation down: with them, starting programs
+/// takes a sixth longer.
 const EMULATION: &[&str] = &[
     "-accel",
     "tcg,thread=single",
@@ -29,9 +29,9 @@ const EMULATION: &[&str] = &[
     "-cpu",
     "max,-la57,-smap,-smep,-umip,-pku",
 ];
-/// Network cards: two on one wire (which leads nowhere else, as qemu warns), with nothing that a
-/// driver gives up for XDP; and one whose other end, a tap device in a network namespace of the
-/// emulator's own, has it take offloads over.
+/// Network cards: two on one wire (without another connection, as qemu warns), without offloads
+/// that a driver disables for XDP; and one with offloads, whose other end is a tap device in a
+/// network namespace of the emulator.
 pub const CARDS: &[&str] = &[
     "-netdev",
     "hubport,id=left,hubid=0",
@@ -46,47 +46,47 @@ pub const CARDS: &[&str] = &[
     "-device",
     "virtio-net-pci,netdev=offloading,romfile=",
 ];
-/// Starts a program in a network namespace of its own, by anybody.
+/// Starts a program in a separate network namespace, without root.
 pub const IN_NAMESPACE: &[&str] = &["unshare", "--map-root-user", "--net", "--"];
-/// How long a kernel may take to boot. Emulated it takes seconds.
+/// Longest boot of a kernel. An emulated one takes seconds.
 const BOOT: Duration = Duration::from_secs(120);
-/// How often to look whether the user has had enough.
+/// Interval of the checks for an interrupt by the user.
 const LOOK: Duration = Duration::from_millis(200);
-/// Lines of the kernel's messages that an error shows.
+/// Number of lines of the kernel's messages in an error.
 const CONSOLE_LINES: usize = 25;
 
-/// How a machine is run.
+/// The way in which a machine is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acceleration {
-    /// Emulated, which works everywhere.
+    /// By emulation, which works everywhere.
     Emulated,
-    /// By the processor, where `/dev/kvm` is good for it.
+    /// By the processor, where `/dev/kvm` can be used.
     Kvm,
 }
 
-/// What a machine is made of.
+/// The parts of a machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub image: PathBuf,
     pub initramfs: PathBuf,
     pub acceleration: Acceleration,
     pub cpus: u32,
-    /// In MiB.
+    /// Memory in MiB.
     pub memory: u32,
-    /// How long the commands may take.
+    /// Longest duration of the commands.
     pub limit: Duration,
-    /// Where the kernel's messages go.
+    /// The file for the kernel's messages.
     pub console: PathBuf,
-    /// Where the commands' output goes.
+    /// The file for the commands' output.
     pub log: PathBuf,
 }
 
-/// How a boot ended.
+/// The end of a boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The commands ran; their exit status.
+    /// The commands ended with this exit status.
     Exited(i32),
-    /// The kernel did not come up.
+    /// The kernel did not boot.
     NotBooted(String),
     /// The machine ended, or was ended, while the commands ran.
     Died(String),
@@ -169,8 +169,8 @@ impl Machine {
                 "-m",
                 &self.memory.to_string(),
             ])
-            // The check of the timer fails where the host gives the machine no time to be
-            // interrupted in. Nothing inside is hostile, and mitigations take time, too.
+            // The kernel's check of the timer fails where the host does not let the machine run in
+            // time. No program inside is hostile, and mitigations take time, too.
             .args([
                 "-append",
                 "console=ttyS0 panic=-1 oops=panic no_timer_check mitigations=off",
@@ -192,7 +192,7 @@ fn prefixed(prefix: &str, path: &Path) -> std::ffi::OsString {
     text
 }
 
-/// A running emulator, which ends with this value.
+/// A running emulator, which ends when this value is dropped.
 struct Qemu {
     child: Child,
     lines: Receiver<String>,
@@ -223,7 +223,7 @@ impl Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        // Fails where it has ended already.
+        // This fails where the emulator has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

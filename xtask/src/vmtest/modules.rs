@@ -1,6 +1,7 @@
-//! The kernel modules that a machine is packed with, in the order in which they can be loaded.
+//! The kernel modules in a machine's initramfs, in an order in which they can be loaded.
 //!
-//! Debian's packages bring no list of dependencies; a module itself says what it needs.
+//! Debian's packages contain no list of dependencies, but a module itself names the modules that it
+//! needs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,16 +10,17 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// What the overlay and its labs use. What a kernel has built in, or has not, is left out.
+/// The modules of the overlay and its labs. A module that a kernel has built in, or lacks, is left
+/// out.
 const WANTED: &[&str] = &[
-    // What connection tracking's checksums ask the kernel for by an alias, not as a dependency.
+    // Connection tracking's checksums request this by an alias, not as a dependency.
     "crc32c_generic",
-    // The machine: pipes to the host, a network card.
+    // For the machine: pipes to the host, a network card.
     "virtio_pci",
     "virtio_mmio",
     "virtio_net",
     "af_packet",
-    // Links of the lab and of the overlay, and underlays of other kinds.
+    // For links of the lab and of the overlay, and underlays of other kinds.
     "veth",
     "bridge",
     "br_netfilter",
@@ -27,7 +29,7 @@ const WANTED: &[&str] = &[
     "tun",
     "wireguard",
     "ipip",
-    // Queueing disciplines and filters.
+    // For queueing disciplines and filters.
     "sch_ingress",
     "cls_bpf",
     "act_bpf",
@@ -38,7 +40,7 @@ const WANTED: &[&str] = &[
     "sch_prio",
     "cls_u32",
     "cls_matchall",
-    // Packet filter, address translation, connection tracking.
+    // For packet filter, address translation, connection tracking.
     "nf_tables",
     "nft_chain_nat",
     "nft_compat",
@@ -103,15 +105,15 @@ const WANTED: &[&str] = &[
     "ip6table_nat",
     "arp_tables",
     "arptable_filter",
-    // IPsec's policies.
+    // For IPsec's policies.
     "xfrm_user",
-    // What the plugins of CNI make.
+    // For devices of CNI plugins.
     "act_mirred",
     "ifb",
     "macvlan",
 ];
 
-/// What switching to the host's file system takes.
+/// The modules for the host's file system as root.
 pub const HOST_ROOT: &[&str] = &[
     "virtio_pci",
     "virtio_console",
@@ -127,7 +129,7 @@ pub struct Module {
     pub content: Vec<u8>,
 }
 
-/// The wanted modules of a kernel and what they need, each after what it needs.
+/// The wanted modules of a kernel and their dependencies, each after those that it needs.
 pub fn collect(directory: &Path, more: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     find(directory, &mut files)?;
@@ -158,12 +160,12 @@ fn find(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Names are written with dashes in file names and with underscores by the kernel.
+/// The name with underscores, as in the kernel; file names have dashes.
 fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Adds a module after what it needs.
+/// Adds a module after its dependencies.
 fn add(name: &str, files: &BTreeMap<String, PathBuf>, modules: &mut Vec<Module>) -> Result<()> {
     let Some(path) = files.get(name) else {
         return Ok(());

@@ -1,6 +1,7 @@
-//! What `vmtest.toml` names: lets the vmtest program run the same tests. It boots a generic kernel
-//! on this machine's own file system, which takes an initramfs that finds it, and insists on KVM
-//! wherever there is a `/dev/kvm`, which takes a wrapper around the emulator.
+//! The files that `vmtest.toml` names, with which the vmtest program can run the same tests. That
+//! program boots a generic kernel on this machine's own file system, which needs an initramfs that
+//! mounts it, and requires KVM wherever there is a `/dev/kvm`, which needs a wrapper around the
+//! emulator.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,12 +19,12 @@ use super::machine::{CARDS, IN_NAMESPACE, QEMU};
 use super::{initramfs, modules};
 use crate::shell;
 
-/// What takes vmtest's orders inside of a machine.
+/// The program that carries out vmtest's requests inside of a machine.
 const AGENT: &str = "qemu-ga";
 
-/// Takes out what vmtest adds for KVM, and adds what our own machines have. Their clocks go by the
-/// host's: vmtest gives up after 80 seconds, and writing to its console takes long when
-/// instructions are counted.
+/// A wrapper that removes vmtest's options for KVM, and adds those of our own machines. The clock
+/// is the host's, because vmtest gives up after 80 seconds, and writing to its console takes long
+/// when instructions are counted.
 fn emulator() -> String {
     let [in_namespace, cards] = [IN_NAMESPACE, CARDS].map(|words| words.join(" "));
     format!(
@@ -43,7 +44,7 @@ exec {in_namespace} {QEMU} -accel tcg,thread=multi -cpu max {cards} "${{argument
     )
 }
 
-/// Lays everything that `vmtest.toml` names below `cache`.
+/// Writes all files that `vmtest.toml` names below `cache`.
 pub fn prepare(cache: &Path, files: &Files) -> Result<()> {
     shell::find(AGENT).with_context(|| {
         format!("{AGENT} is missing, which vmtest talks to: `apt-get install qemu-guest-agent`")

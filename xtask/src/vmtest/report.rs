@@ -11,24 +11,24 @@ use crate::lab::table::{align_right, table};
 /// The result of one machine.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Series of the kernel, as users name it.
+    /// Series of the kernel, by its name on the command line.
     pub kernel: &'static str,
-    /// What `uname -r` says.
+    /// The release, as printed by `uname -r`.
     pub release: String,
     /// Names of the files in tests/tests that the machine ran.
     pub tests: Vec<String>,
-    /// Tests that passed, failed and were left out.
+    /// Numbers of tests that passed, failed and were ignored.
     #[serde(flatten)]
     pub count: Count,
-    /// The names of those that failed.
+    /// The names of the failed tests.
     pub failed_tests: Vec<String>,
-    /// How many tests did not end, because the machine did.
+    /// Number of tests that did not end before the end of the machine.
     pub unfinished: usize,
     /// Why the run as a whole failed: the machine did not boot, died, or took too long.
     pub problem: Option<String>,
-    /// Whether a first boot was lost.
+    /// Whether the first boot failed and was repeated.
     pub booted_twice: bool,
-    /// Whole seconds, from the start of the machine to its end.
+    /// Whole seconds from the start of the machine to its end.
     pub seconds: u64,
     /// The kernel's messages.
     pub console: PathBuf,
@@ -37,12 +37,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether everything held.
+    /// Whether all tests passed.
     pub fn passed(&self) -> bool {
         self.problem.is_none() && self.count.failed == 0 && self.count.passed > 0
     }
 
-    /// In a line.
+    /// The result in a line.
     pub fn result(&self) -> String {
         let mut result = match (&self.problem, self.passed()) {
             (Some(problem), _) => problem.lines().next().unwrap_or_default().to_owned(),

@@ -1,4 +1,4 @@
-//! How large the programs are to each kernel's verifier, as the machines tell it.
+//! The sizes of the programs for each kernel's verifier, as reported by the machines.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,9 +19,9 @@ fn path() -> PathBuf {
 }
 
 impl Sizes {
-    /// Takes note of a line of a machine's output, if it tells a size: `size of ov_pod_in: 1234`.
+    /// Notes a line of a machine's output, if it has a size: `size of ov_pod_in: 1234`.
     pub fn note(&mut self, release: &str, line: &str) {
-        // The test's name may stand before it.
+        // The test's name may come before the size.
         let told = line.split_once(SIZE);
         let Some((program, size)) = told.and_then(|(_, rest)| rest.split_once(": ")) else {
             return;
@@ -36,12 +36,12 @@ impl Sizes {
             .insert(program.to_owned(), size);
     }
 
-    /// Takes over what another machine told.
+    /// Adds another machine's sizes.
     pub fn add(&mut self, more: Self) {
         self.0.extend(more.0);
     }
 
-    /// Writes them into the table, in place of what it said about these kernels.
+    /// Writes the sizes to the table, in place of the table's entries for these kernels.
     pub fn record(self) -> Result<()> {
         if self.0.is_empty() {
             bail!("no machine told how large the programs are: nothing recorded");

@@ -1,10 +1,10 @@
-//! Which files of end-to-end tests run in machines on request.
+//! The files of end-to-end tests that run in machines on request.
 
 use anyhow::{Result, bail};
 
 use crate::test_names;
 
-/// What stands for every file that machines can run.
+/// The name for every file that machines can run.
 pub const ALL: &str = "all";
 /// The files that `all` leaves out, and why.
 const LEFT_OUT: &[(&str, &str)] = &[
@@ -25,7 +25,7 @@ pub fn files(named: &[String]) -> Result<Vec<String>> {
     chosen(named, &test_names::files()?)
 }
 
-/// Why `all` leaves files out, in a line each.
+/// The reasons for files that `all` leaves out, a line each.
 pub fn left_out() -> Vec<String> {
     let line = |(file, why): &(&str, &str)| format!("not run: {file} {why}");
     LEFT_OUT.iter().map(line).collect()
@@ -69,7 +69,7 @@ mod tests {
             ["restart", "healing"],
             "each once, in the order of the user"
         );
-        // What is left out of all may be asked for.
+        // A file that `all` leaves out may be named.
         assert_eq!(chosen(&["chart"]).unwrap(), ["chart"]);
         let error = chosen(&["heeling"]).unwrap_err().to_string();
         assert!(

@@ -1,24 +1,24 @@
-//! What the tests of a machine tell while they run. A machine may end in the middle of them.
+//! The output of a machine's tests while they run. A machine may end in the middle of a test.
 
 use crate::count::{self, Count};
 
-/// What has been told so far.
+/// The output so far.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Told {
-    /// Tests of programs that have ended.
+    /// Tests of the programs that have ended.
     ended: Count,
     /// Tests of the program that runs.
     open: Count,
-    /// How many tests the program that runs has announced.
+    /// Number of tests that the running program has announced.
     announced: usize,
-    /// The test that runs.
+    /// The running test.
     current: Option<String>,
     /// The names of tests that failed.
     failed: Vec<String>,
 }
 
 impl Told {
-    /// Takes note of a line of the output.
+    /// Notes a line of the output.
     pub fn note(&mut self, line: &str) {
         if let Some(announced) = announced(line) {
             (self.announced, self.open, self.current) = (announced, Count::default(), None);
@@ -33,8 +33,8 @@ impl Told {
         }
     }
 
-    /// Takes note of how the test that runs has ended, where `outcome` is such a word. What a test
-    /// writes stands between its name and the word.
+    /// Notes the end of the running test, where `outcome` is a result. The output of a test is
+    /// between its name and the result.
     fn end(&mut self, outcome: &str) {
         let Some(name) = &self.current else {
             return;
@@ -58,7 +58,7 @@ impl Told {
         count
     }
 
-    /// How many tests were announced and have not ended.
+    /// Number of tests that were announced and have not ended.
     pub fn unfinished(&self) -> usize {
         let Count {
             passed,
@@ -73,7 +73,7 @@ impl Told {
         self.current.as_deref()
     }
 
-    /// The names of tests that failed.
+    /// The names of the failed tests.
     pub fn failed(&self) -> &[String] {
         &self.failed
     }
@@ -85,7 +85,7 @@ fn announced(line: &str) -> Option<usize> {
     (tests == "test" || tests == "tests").then_some(number.parse().ok()?)
 }
 
-/// The name in `test some::name ... `, and what follows.
+/// The name in `test some::name ... `, and the rest of the line.
 fn begun(line: &str) -> Option<(&str, &str)> {
     let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ")?;
     (!name.contains(' ')).then_some((name, rest))

@@ -1,7 +1,7 @@
 //! The flows that the IP stack owns, kept in step with connection tracking.
 //!
-//! The egress hooks remember a flow the moment the stack sends a translated packet. What they
-//! cannot see is the time before they were attached and the end of a flow; connection tracking
+//! The egress hooks remember a flow as soon as the stack sends a translated packet. The hooks
+//! cannot see flows from before they were attached, nor the end of a flow; connection tracking
 //! knows both.
 
 use std::collections::HashSet;
@@ -17,23 +17,24 @@ use overlay_common::schema::{Flow, FlowKey};
 use super::live::Live;
 use crate::datapath::maps::now_ns;
 
-/// A flow that connection tracking does not know stays this long: others translate too (IPVS), and
-/// keep sending.
+/// The time for which a flow that connection tracking does not know stays, because other
+/// translators (IPVS) may keep sending in that flow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes the table hold exactly the flows that connection tracking translates: after a time in
-/// which they went unseen.
+/// Makes the table hold exactly the flows that connection tracking translates. To be called after a
+/// period in which the hooks did not see translations.
 pub async fn rebuild(live: &Live, network: IpNet) -> Result<(), Error> {
     settle(live, network, Duration::ZERO).await
 }
 
-/// Forgets flows that have ended, and adds those that a full table has pushed out.
+/// Removes flows that have ended, and adds flows that a full table has evicted.
 pub async fn heal(live: &Live, network: IpNet) -> Result<(), Error> {
     settle(live, network, PATIENCE).await
 }
 
-/// Compares the flows that were remembered a moment ago with connection tracking. A flow that is
-/// seen meanwhile stays: connection tracking takes its time to tell, and may have told before.
+/// Compares the flows that are in the table now with connection tracking. A flow that a hook sees
+/// during the comparison stays, because the answer of connection tracking takes time and may be
+/// older.
 async fn settle(live: &Live, network: IpNet, patience: Duration) -> Result<(), Error> {
     let remembered = live.lock().maps.flows()?;
     let Some(mut missing) = translated(network).await? else {
@@ -54,9 +55,9 @@ async fn settle(live: &Live, network: IpNet, patience: Duration) -> Result<(), E
     Ok(())
 }
 
-/// The flows on either side of a translation: what reaches the stack, and what it sends on. None
-/// where the kernel has no connection tracking to ask. An answer that is lost is an error: whoever
-/// does not know the flows must not take their replies past the stack.
+/// The flows on either side of a translation: packets as they reach the stack, and as the stack
+/// sends them. `None` where the kernel has no connection tracking. A lost answer is an error,
+/// because without knowledge of the flows their replies must not bypass the stack.
 async fn translated(network: IpNet) -> Result<Option<HashSet<FlowKey<V4>>>, Error> {
     let pick = |connection| Some(sides(connection, network)).filter(|sides| *sides != [None; 2]);
     match conntrack::translated(network, pick).await {
@@ -72,9 +73,9 @@ async fn translated(network: IpNet) -> Result<Option<HashSet<FlowKey<V4>>>, Erro
 /// The initiator's and the responder's side of a connection, each where both its ends are in the
 /// overlay.
 ///
-/// The responder's is what a Service makes of it. The initiator's is in the overlay too where the
-/// stack took another source port: packets that the fast path carried past the stack would keep the
-/// port that is taken.
+/// The responder's side is the result of a Service's translation. The initiator's side is in the
+/// overlay too where the stack took another source port: packets that the fast path carried past
+/// the stack would keep the port that is already taken.
 fn sides(connection: Translated, network: IpNet) -> [Option<FlowKey<V4>>; 2] {
     [connection.original, connection.reply].map(|side| {
         if !network.contains(&side.source) || !network.contains(&side.destination) {

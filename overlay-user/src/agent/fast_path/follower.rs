@@ -1,5 +1,5 @@
-//! Follows the kernel's neighbours and routes in a task of its own, so that a changed next hop is
-//! in the maps within moments whatever else the agent is doing.
+//! Follows the kernel's neighbours and routes in a separate task, so that a changed next hop is in
+//! the maps within moments even while the agent is busy.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,27 +18,27 @@ use crate::kernel::monitor::{KernelEvent, Monitor, NEXT_HOPS};
 use crate::kernel::next_hop::{Neighbour, is_usable};
 use crate::kernel::{Kernel, monitor};
 
-/// Changes come in bursts; the first of one is acted on after this time.
+/// Changes come in bursts; the follower acts on a burst this long after its first change.
 const SETTLE: Duration = Duration::from_millis(10);
-/// How often the programs are told that next hops are followed.
+/// Interval of the heartbeat that tells the programs that next hops are followed.
 const BEAT: Duration = Duration::from_secs(1);
-/// How long the programs trust next hops after that.
+/// The time after a heartbeat for which the programs trust next hops.
 const TRUST: Duration = Duration::from_secs(5);
-/// How often stale next hops are confirmed: about when the kernel would, were the packets its own
-/// (`delay_first_probe_time`).
+/// Number of beats between two confirmations of stale next hops: about the kernel's delay for its
+/// own packets (`delay_first_probe_time`).
 const CONFIRM: u32 = 5;
-/// How many next hops are confirmed at a time: each costs the kernel a packet and the follower
-/// three events.
+/// Most next hops that are confirmed at a time, because each costs the kernel a packet and the
+/// follower three events.
 const CONFIRMATIONS: usize = 200;
-/// How often everything is asked again although no event says so: some changes tell of none.
+/// Number of beats between two full requests without an event, because some changes cause no event.
 const NOW_AND_THEN: u32 = 60;
-/// How long to wait before a broken netlink socket is opened anew.
+/// Pause before a broken netlink socket is reopened.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The task; it ends with this.
+/// The task, which ends when this value is dropped.
 pub struct Follower {
     task: JoinHandle<()>,
-    /// Told when a way has changed in what only a round can put right.
+    /// Notified when a way has changed so that a round is needed.
     changed: Arc<Notify>,
 }
 
@@ -60,7 +60,7 @@ impl Follower {
         Self { task, changed }
     }
 
-    /// Waits until a way leads by another device, or has another MTU.
+    /// Notified when a way uses another device, or has another MTU.
     pub fn changed(&self) -> Arc<Notify> {
         Arc::clone(&self.changed)
     }
@@ -76,9 +76,9 @@ impl Drop for Follower {
 #[derive(Default)]
 struct Due {
     at: Option<Instant>,
-    /// VTEPs whose way has to be asked for.
+    /// VTEPs whose way has to be requested.
     ask: BTreeSet<IpAddr>,
-    /// Whether the neighbours have to be looked at.
+    /// Whether the neighbours have to be read.
     look: bool,
 }
 
@@ -91,7 +91,7 @@ impl Due {
 async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
     let mut monitor = Monitor::subscribe(NEXT_HOPS)?;
     let kernel = Kernel::connect()?;
-    // Events from before the subscription were missed.
+    // Events from before the subscription are missing.
     let all = live.lock().ways.all();
     live.look_at_neighbours(&kernel).await?;
     live.ask(all).await?;
@@ -116,7 +116,7 @@ async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
                 }
             }
             _ = beat.tick() => {
-                // One answer that was late spoils a connection.
+                // A single late answer makes a connection useless.
                 ensure!(!kernel.is_closed(), "the netlink connection is of no use any more");
                 live.lock().keep_next_hops(TRUST)?;
                 beats = beats.wrapping_add(1);
@@ -133,7 +133,8 @@ async fn follow(live: &Live, changed: &Notify) -> anyhow::Result<()> {
     }
 }
 
-/// What only a round can put right: by which device a node is reached, and what fits.
+/// The parts of a way that only a round can correct: the device by which a node is reached, and the
+/// MTU.
 fn ways_of(live: &Live, vteps: &BTreeSet<IpAddr>) -> Vec<Option<Option<u32>>> {
     let inner = live.lock();
     let way = |vtep: &IpAddr| inner.ways.next_hop(*vtep).map(|next_hop| next_hop.mtu);
@@ -159,7 +160,7 @@ fn note(live: &Live, event: &KernelEvent, due: &mut Due) {
                 due.soon();
             }
         }
-        // Routes by a device that goes down vanish without a word.
+        // The kernel sends no event for routes by a device that goes down.
         KernelEvent::Link(ifindex) if *ifindex == ways.exit().ifindex => {
             due.ask.extend(ways.all());
             due.soon();
@@ -173,7 +174,7 @@ fn note(live: &Live, event: &KernelEvent, due: &mut Due) {
     }
 }
 
-/// A neighbour that the kernel would send to at once.
+/// A neighbour to which the kernel would send at once.
 fn usable(neighbour: &monitor::NeighbourChange) -> Option<Neighbour> {
     let state = neighbour.state.filter(|state| is_usable(*state))?;
     Some(Neighbour {
@@ -182,7 +183,7 @@ fn usable(neighbour: &monitor::NeighbourChange) -> Option<Neighbour> {
     })
 }
 
-/// Lets the kernel confirm stale next hops.
+/// Makes the kernel confirm stale next hops.
 async fn confirm(live: &Live, kernel: &Kernel) {
     let (exit, stale) = {
         let inner = live.lock();
@@ -191,7 +192,7 @@ async fn confirm(live: &Live, kernel: &Kernel) {
     };
     for address in stale {
         if let Err(error) = kernel.confirm_neighbour(exit.ifindex, address).await {
-            // Gone meanwhile, perhaps; the others are asked for all the same.
+            // The neighbour may have been removed meanwhile; the others are confirmed nevertheless.
             tracing::debug!("confirm {address}: {error}");
         }
     }

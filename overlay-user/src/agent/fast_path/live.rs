@@ -1,8 +1,8 @@
-//! What rounds and the [follower](super::follower) of next hops share: the maps, and the ways that
-//! are in them.
+//! The state that rounds share with the [follower](super::follower) of next hops: the maps, and the
+//! ways in the maps.
 //!
-//! A round reads the ways and writes the peers under one lock, so that it cannot put back what the
-//! follower has just changed. The lock is never held while something is waited for.
+//! A round reads the ways and writes the peers under one lock, so that a round cannot overwrite a
+//! newer change of the follower. The lock is never held during a wait.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,47 +19,47 @@ use crate::datapath::tables::with_next_hop;
 use crate::kernel::next_hop::routes_by;
 use crate::kernel::{self, Kernel};
 
-/// How often an answer is asked for again that changes overtook; after that the follower mends what
-/// is wrong.
+/// Number of requests for an answer that changes overtake; after these the follower corrects a
+/// wrong answer.
 const ATTEMPTS: usize = 3;
 
 /// The maps, and the ways to the other nodes.
 pub struct Inner {
     /// The pinned maps.
     pub maps: Maps<V4>,
-    /// The ways as the maps have them, or are about to.
+    /// The ways that the maps contain, or are about to contain.
     pub ways: Ways,
-    /// Until when the programs may trust what the agent knows.
+    /// The times until which the programs may trust the agent's knowledge.
     heartbeat: Heartbeat,
 }
 
 impl Inner {
-    /// Lets the programs trust next hops for so long from now on.
+    /// Lets the programs trust next hops for `time` from now on.
     pub fn keep_next_hops(&mut self, time: Duration) -> Result<(), Error> {
         self.heartbeat.next_hops_until_ns = after(time);
         self.maps.set_heartbeat(self.heartbeat)
     }
 
-    /// Lets the programs refuse by the list of leases for so long from now on; for ever where no
-    /// time is given.
+    /// Lets the programs refuse by the list of leases for `time` from now on; without a time, for
+    /// ever.
     pub fn keep_leases(&mut self, time: Option<Duration>) -> Result<(), Error> {
         self.heartbeat.leases_until_ns = time.map_or(u64::MAX, after);
         self.maps.set_heartbeat(self.heartbeat)
     }
 }
 
-/// A moment of the clock that the programs use.
+/// A time of the clock that the programs use.
 fn after(time: Duration) -> u64 {
     let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     now_ns().saturating_add(time)
 }
 
-/// Shared between rounds and the follower.
+/// The state that rounds and the follower share.
 #[derive(Clone)]
 pub struct Live(Arc<Mutex<Inner>>);
 
 impl Live {
-    /// Over opened maps; no ways are known yet.
+    /// The state with opened maps and without ways.
     pub fn new(maps: Maps<V4>) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             maps,
@@ -71,13 +71,13 @@ impl Live {
         })))
     }
 
-    /// Both, to the exclusion of others.
+    /// Locks maps and ways.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every change of the maps is whole by itself.
+        // Each change of the maps is complete by itself, so that a panic leaves no partial change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves by `exit` from now on, and finds the ways to these VTEPs that are not known yet.
+    /// Sets the exit, and finds the ways to those of the VTEPs that have none yet.
     pub async fn find(
         &self,
         kernel: &Kernel,
@@ -100,7 +100,7 @@ impl Live {
             };
             let answers = routes_by(exit.ifindex, source, vteps.iter().copied()).await?;
             let ways = &mut self.lock().ways;
-            // Under a storm of changes the last answer is the best there is.
+            // When changes do not cease, the last answer is accepted.
             let as_of = if attempt == ATTEMPTS {
                 ways.news()
             } else {
@@ -124,7 +124,7 @@ impl Live {
             let (exit, as_of) = self.exit();
             let neighbours = kernel.neighbours_on(exit.ifindex).await?;
             let ways = &mut self.lock().ways;
-            // Under a storm of changes the last answer is the best there is.
+            // When changes do not cease, the last answer is accepted.
             let as_of = if attempt == ATTEMPTS {
                 ways.news()
             } else {
@@ -141,8 +141,8 @@ impl Live {
     pub fn prepare_next_hops(&self) -> Result<usize, Error> {
         let inner = &mut *self.lock();
         let (maps, ways) = (&mut inner.maps, &inner.ways);
-        // Before the first round nothing is known that could be better than what an earlier agent
-        // has left.
+        // Before the first round the entries of an earlier agent are better than any that could be
+        // written.
         if ways.exit().source.is_none() {
             return Ok(0);
         }

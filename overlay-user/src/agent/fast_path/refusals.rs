@@ -15,22 +15,22 @@ use crate::datapath::Error;
 use crate::datapath::events::{Events, PacketEvent};
 use crate::datapath::pins::Pins;
 
-/// Lines in a second: enough to see who it is, and no flood of the journal.
+/// Most lines in a second: enough to identify the sender without a flood of the journal.
 const LINES: usize = 10;
 const SECOND: Duration = Duration::from_secs(1);
-/// Events between two looks at how many were lost, and at whether anybody still wants them.
+/// Events between two checks of the number of lost events, and of whether the reader was dropped.
 const BATCH: usize = 1024;
-/// How long to wait for events before looking whether anybody still wants them, in milliseconds.
+/// Longest wait for events before a check whether the reader was dropped, in milliseconds.
 const PAUSE_MS: u16 = 500;
 
-/// Passes on what the programs tell until it is dropped.
+/// Passes the programs' events on until dropped.
 #[derive(Debug)]
 pub(super) struct Reader {
     stop: Arc<AtomicBool>,
 }
 
 impl Reader {
-    /// Starts to read, on a thread of its own: a flood may keep it busy.
+    /// Starts to read, on a separate thread, because a flood may keep the thread busy.
     ///
     /// # Errors
     /// [`Error::Map`] where the pinned ring cannot be opened.
@@ -66,7 +66,7 @@ impl Drop for Reader {
     }
 }
 
-/// Waits for events, but not for ever.
+/// Waits for events, for a limited time.
 fn wait(events: &Events) {
     let mut ring = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
     if poll(&mut ring, PollTimeout::from(PAUSE_MS)).is_err() {
@@ -92,7 +92,7 @@ fn say(told: &PacketEvent, unsaid: u64) {
 struct Culprit {
     verdict: Verdict,
     ifindex: u32,
-    /// None at a pod's interface, where every source is that pod.
+    /// `None` at a pod's interface, where every source is that pod.
     source: Option<IpAddr>,
 }
 
@@ -106,12 +106,12 @@ impl Culprit {
     }
 }
 
-/// What may still be said in this second: each culprit is named once, so that one who sends a flood
-/// does not hide another who sends a packet.
+/// The lines that are left for this second. Each sender is named once, so that a flood from one
+/// does not hide a single packet from another.
 struct Budget {
     second: Instant,
     said: Vec<Culprit>,
-    /// Events that found no place in the log or in the ring since the last line.
+    /// Events since the last line that exceeded the limit of the log or the room in the ring.
     unsaid: u64,
 }
 
@@ -124,7 +124,7 @@ impl Budget {
         }
     }
 
-    /// Takes the line for this culprit, if there is one left.
+    /// Uses a line for this sender, if there is one left.
     fn spend(&mut self, culprit: Culprit, now: Instant) -> bool {
         if now.duration_since(self.second) >= SECOND {
             self.second = now;

@@ -34,13 +34,13 @@ mod contents;
 mod hooks;
 mod wanted;
 
-/// How often the remembered flows are compared with connection tracking.
+/// Interval of the comparisons of the remembered flows with connection tracking.
 const FLOWS_RESYNC: Duration = Duration::from_secs(20);
 
 /// A loaded fast path.
 pub struct Running {
     programs: Programs,
-    /// Reads what the programs tell of refused packets, if they do.
+    /// Reads the programs' events about refused packets, if wanted.
     _refusals: Option<refusals::Reader>,
     /// Whether packets are short-cut, or only checked.
     carries: bool,
@@ -48,43 +48,45 @@ pub struct Running {
     judges: bool,
     /// Pods that no program judges, by the host end's name.
     unjudged: BTreeSet<String>,
-    /// Where the programs are from, if they are not this build's own.
+    /// The source of the programs, where they are not this build's own.
     pub foreign_programs: Option<String>,
     live: Live,
     follower: Follower,
     pins: Pins,
     /// The kernel's ids of the maps.
     map_ids: Vec<u32>,
-    /// What was written last.
+    /// The configuration that was written last.
     config: Option<Config<V4>>,
-    /// Where programs have to sit, as of the last round.
+    /// The hooks that need programs, as of the last round.
     sites: Vec<Site>,
-    /// Pods that programs could not be attached to, and why: the kernel path serves them.
+    /// Pods to which programs could not be attached, with the causes; the kernel path serves these
+    /// pods.
     pub left_out: BTreeMap<String, String>,
-    /// What the tables have no room or form for, for people.
+    /// Entries for which the tables have no room or no form, as text for people.
     pub omissions: Option<String>,
-    /// Where hostile VXLAN is refused early; or why nowhere.
+    /// The NIC on which hostile VXLAN is refused early, or the reason for none.
     pub early: Result<Nic, String>,
-    /// Peers that the routes lead to by another device than the underlay's: the kernel path serves
-    /// them.
+    /// Peers to which the routes lead by another device than the underlay's; the kernel path serves
+    /// these peers.
     pub elsewhere: BTreeSet<IpAddr>,
-    /// Why IPsec keeps all peers to the kernel path, which asks its policies; if it does.
+    /// Why IPsec keeps all peers on the kernel path, which applies IPsec's policies; `None` where
+    /// it does not.
     pub ipsec: Option<String>,
-    /// What IPsec policies were looked for.
+    /// The traffic for which IPsec policies were read.
     traffic: Option<Traffic>,
     flows_checked: Instant,
-    /// What the maps should hold, as of the last round.
+    /// The contents that the maps should have, as of the last round.
     written: Snapshot<V4>,
     /// Whether another VXLAN device has the same UDP port.
     shares_port: bool,
     /// See [`Running::has_unlisted_traffic`].
     unlisted_packets: u64,
-    /// How long the list of leases holds without an agent; for ever where there is none.
+    /// How long the list of leases is valid without an agent; `None` for ever.
     leases_outlive_us: Option<Duration>,
 }
 
 impl Running {
-    /// Probes this kernel, loads the programs and takes over what is pinned.
+    /// Probes this kernel, loads the programs and adopts the pinned objects.
     pub fn start(pins: &Pins, flags: &NodeFlags) -> Result<Self, String> {
         let attachment = match (flags.attach, Probes::run().verdict()?) {
             (Attach::Tcx, Mechanism::Clsact) => {
@@ -99,7 +101,7 @@ impl Running {
         for misfit in misfits {
             tracing::warn!("{misfit}");
         }
-        // A packet meets each program once.
+        // Each program must see a packet only once.
         let others = match attachment {
             Mechanism::Tcx => Programs::detach_filters(),
             Mechanism::Clsact => Programs::detach_links(pins, |hook| hook != Hook::NetXdp),
@@ -164,13 +166,13 @@ impl Running {
         names.filter(|name| !self.unjudged.contains(name)).collect()
     }
 
-    /// Whether the pinned maps are those that we fill: the plugin and the next agent go by the
-    /// pins.
+    /// Whether the pinned maps are those that this process fills, because the plugin and the next
+    /// agent use the pins.
     pub fn is_pinned(&self) -> bool {
         maps::ids(&self.pins).is_ok_and(|ids| ids == self.map_ids)
     }
 
-    /// Whether a program, a pin or the configuration is not what it should be.
+    /// Whether a program, a pin or the configuration is missing or changed.
     pub fn is_disturbed(&mut self) -> bool {
         if !self.is_pinned() || self.live.lock().maps.config().ok().flatten() != self.config {
             return true;
@@ -199,7 +201,7 @@ impl Running {
         others_wrote || pods_differ || ipsec != self.ipsec
     }
 
-    /// Whether the entries of pods are not those that were written last.
+    /// Whether the entries of pods differ from those that were written last.
     fn pods_differ(&self) -> Result<bool, Error> {
         let now = self.live.lock().maps.known_pods()?;
         Ok((&now.endpoints, &now.pods) != (&self.written.endpoints, &self.written.pods))
@@ -210,7 +212,7 @@ impl Running {
         self.follower.changed()
     }
 
-    /// Makes the maps ready for what the kernel path is about to change.
+    /// Prepares the maps for the coming changes of the kernel path.
     pub fn prepare(&mut self, view: &View<'_>) -> Result<(), Error> {
         let live = self.live.clone();
         let maps = &mut live.lock().maps;
@@ -220,8 +222,8 @@ impl Running {
         let pods = local_pods(&view.pods.pods, |_| false);
         let (mut tables, _) =
             tables::desired(&table_input(view, MacAddr::default(), view.peers, pods));
-        // A newcomer answers as soon as the kernel has a route to it. Until its subnet is in the
-        // table, a source that is not there may be its.
+        // A newcomer answers as soon as the kernel has a route to the newcomer. Until its subnet is
+        // in the table, a source without an entry may be the newcomer's.
         if maps.admit(&tables)? {
             self.write(
                 maps,
@@ -235,14 +237,15 @@ impl Running {
             .config
             .is_none_or(|new| new.peer_mask != config.peer_mask)
         {
-            // The entries of the old mask answer until the new one is in force.
+            // The entries of the old mask are used until the new mask is in force.
             (tables.peers, tables.vteps) = maps.known_peers()?;
         }
         maps.retire(&tables)?;
         Ok(())
     }
 
-    /// Puts the programs on their hooks and fills the maps with what the kernel path backs.
+    /// Attaches the programs to their hooks and fills the maps with the destinations that the
+    /// kernel path serves.
     pub async fn carry_out(
         &mut self,
         view: &mut View<'_>,
@@ -259,7 +262,7 @@ impl Running {
         self.second_look(view, &known).await;
         self.sites = sites(view, backing.outlets);
         if !self.carries {
-            // VXLAN that the kernel opens meets the guard in any case, and is judged there.
+            // VXLAN that the kernel decapsulates passes the guard in any case, and is judged there.
             self.sites.retain(|site| site.hook == Hook::PodIn);
             self.deactivate()?;
         }
@@ -276,8 +279,8 @@ impl Running {
             if !site.is_pod() {
                 gap |= !ours;
             } else if !ours {
-                // The stack may send it what no program of ours sees: it starts again as a
-                // newcomer.
+                // The stack may send the pod packets that no program of ours sees, so the pod
+                // becomes a newcomer again.
                 live.lock().maps.hold_device(site.ifindex)?;
                 known.endpoints.remove(&site.ifindex);
             }
@@ -295,10 +298,10 @@ impl Running {
         let Some((tables, newcomers)) = self.fill(&mut input, &known)? else {
             return Ok(());
         };
-        // Flows are looked for when the fast path comes back: that is a gap, then.
+        // While hindered, the flows are not read: the return of the fast path counts as a gap.
         let is_hindered = view.hindrance.is_some() || !self.carries;
         if (gap || newcomers) && !is_hindered {
-            // While packets went by the stack, flows may have been translated unseen.
+            // While packets passed through the stack, flows may have been translated unseen.
             let network = view.settings.network();
             if gap {
                 flows::rebuild(&live, network).await?;
@@ -324,7 +327,7 @@ impl Running {
         ways.map_err(Error::Ways)
     }
 
-    /// The pods that are without a program of ours, or without an entry in the tables.
+    /// The pods without a program of ours, or without an entry in the tables.
     fn unjudged_pods(&self, view: &View<'_>, tables: &Snapshot<V4>) -> BTreeSet<String> {
         let is_judged = |pod: &&PodLink| {
             !self.left_out.contains_key(&pod.name) && tables.endpoints.contains_key(&pod.ifindex)
@@ -333,9 +336,9 @@ impl Running {
         pods.map(|pod| pod.name.clone()).collect()
     }
 
-    /// Whether the flows have to be compared with connection tracking: not where there are none,
-    /// and where pods have not sent to addresses of the network that no table lists. Services may
-    /// have such addresses, and one translation in 32,768 goes unseen.
+    /// Whether the flows have to be compared with connection tracking. No comparison is needed
+    /// where there are no flows, and pods have not sent to addresses of the network that no table
+    /// lists. Services may have such addresses, and one translation in 32,768 is not seen.
     fn flows_are_due(&mut self) -> Result<bool, Error> {
         if self.flows_checked.elapsed() < FLOWS_RESYNC {
             return Ok(false);
@@ -350,7 +353,7 @@ impl Running {
         Ok(maps.has_flows()? || is_news)
     }
 
-    /// Compares the flows with connection tracking, if that is due.
+    /// Compares the flows with connection tracking, if a comparison is due.
     pub async fn heal_flows(&mut self, network: IpNet) -> Result<(), Error> {
         if self.carries && self.flows_are_due()? {
             flows::heal(&self.live, network).await?;
@@ -358,12 +361,12 @@ impl Running {
         Ok(())
     }
 
-    /// Tells the programs that the list of leases is kept.
+    /// Renews the programs' trust in the list of leases.
     pub fn keep_leases(&self) -> Result<(), Error> {
         self.live.lock().keep_leases(self.leases_outlive_us)
     }
 
-    /// Leaves every packet to the kernel; refusals go on.
+    /// Leaves every packet to the kernel; refusals continue.
     pub fn deactivate(&mut self) -> Result<(), Error> {
         if let Some(config) = self.live.lock().maps.deactivate()? {
             self.config = Some(config);

@@ -1,12 +1,12 @@
-//! The ways to the other nodes: next hops and what fits.
+//! The ways to the other nodes: next hops and MTU.
 //!
-//! The kernel is asked for the route to a node once; from then on its events say which routes and
-//! neighbours have changed ([`super::follower`]).
+//! The kernel is asked for the route to a node once; afterwards its events name the routes and
+//! neighbours that have changed ([`super::follower`]).
 //!
-//! Where a route has several next hops, one of them is taken for all packets to a peer. The
-//! kernel's VXLAN does no different: it caches the route of the first packet for each remote
-//! address and CPU (`dst_cache` in `drivers/net/vxlan/vxlan_core.c`). Leaving such peers to
-//! `bpf_redirect_neigh` would be worse: for a given device it always takes the first next hop
+//! Where a route has several next hops, all packets to a peer use one of them. The kernel's VXLAN
+//! driver does the same: it caches the route of the first packet for each remote address and CPU
+//! (`dst_cache` in `drivers/net/vxlan/vxlan_core.c`). Leaving such peers to `bpf_redirect_neigh`
+//! would be worse, because for a given device that helper always uses the first next hop
 //! (`fib_select_path` in `net/ipv4/fib_semantics.c`).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -20,14 +20,14 @@ use crate::datapath::tables::{TableInput, UnderlayPath};
 use crate::kernel::next_hop::{Neighbour, NextHop};
 use crate::mac::MacAddr;
 
-/// Where encapsulated packets leave this node.
+/// The device and address by which encapsulated packets leave this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
     /// The underlay's device.
     pub ifindex: u32,
-    /// This node's address on that device; none before the first round.
+    /// This node's address on that device; `None` before the first round.
     pub source: Option<IpAddr>,
-    /// MAC address of the device; none where it has none.
+    /// MAC address of the device; `None` for a device without one.
     pub mac: Option<MacAddr>,
 }
 
@@ -35,34 +35,34 @@ pub struct Exit {
 #[derive(Debug, Default)]
 pub struct Ways {
     exit: Exit,
-    /// The next hop to each VTEP; none where packets leave by another device, or cannot leave.
+    /// The next hop to each VTEP; `None` where packets leave by another device, or cannot leave.
     next_hops: BTreeMap<IpAddr, Option<NextHop>>,
-    /// The VTEPs that the kernel is asked about for the first time: a change may overtake the
-    /// answer.
+    /// The VTEPs whose first request to the kernel is not answered yet, because a change may
+    /// overtake the answer.
     asked: BTreeSet<IpAddr>,
     /// The usable neighbours of the underlay's device.
     neighbours: BTreeMap<IpAddr, Neighbour>,
-    /// Whether `neighbours` has been looked at.
+    /// Whether `neighbours` has been read.
     knows_neighbours: bool,
     /// The addresses in `next_hops`.
     used: HashSet<IpAddr>,
-    /// How many changes the kernel has told of: an answer from before one of them is not to be
-    /// believed.
+    /// The number of changes that the kernel has reported. An answer from before a change is not
+    /// used.
     news: u64,
 }
 
 impl Ways {
-    /// Where packets leave.
+    /// The present exit.
     pub fn exit(&self) -> Exit {
         self.exit
     }
 
-    /// How many changes the kernel has told of.
+    /// The number of changes that the kernel has reported.
     pub fn news(&self) -> u64 {
         self.news
     }
 
-    /// Takes another exit. True if the neighbours have to be looked at, since those of this device
+    /// Sets another exit. True if the neighbours have to be read, because those of the new device
     /// are not known.
     pub fn leave_by(&mut self, exit: Exit) -> bool {
         let is_other = (exit.ifindex, exit.source) != (self.exit.ifindex, self.exit.source);
@@ -76,7 +76,7 @@ impl Ways {
         !self.knows_neighbours
     }
 
-    /// Forgets all VTEPs but these; returns those whose way is still to be found.
+    /// Removes all VTEPs but these; returns those that have no way yet.
     pub fn keep(&mut self, vteps: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
         self.next_hops.retain(|vtep, _| vteps.contains(vtep));
         let is_unknown = |vtep: &&IpAddr| !self.next_hops.contains_key(vtep);
@@ -85,8 +85,8 @@ impl Ways {
         unknown
     }
 
-    /// Takes the kernel's answers, asked for when the news was `as_of`; false if they may be too
-    /// old.
+    /// Takes in the kernel's answers, requested when the number of changes was `as_of`; `false` if
+    /// the answers may be too old.
     pub fn learn(&mut self, answers: BTreeMap<IpAddr, Option<NextHop>>, as_of: u64) -> bool {
         if self.news != as_of {
             return false;
@@ -100,8 +100,8 @@ impl Ways {
         true
     }
 
-    /// Takes all neighbours of the device, looked at when the news was `as_of`; false if they may
-    /// be too old.
+    /// Takes in all neighbours of the device, read when the number of changes was `as_of`; `false`
+    /// if they may be too old.
     pub fn learn_neighbours(&mut self, all: BTreeMap<IpAddr, Neighbour>, as_of: u64) -> bool {
         let is_fresh = self.news == as_of;
         if is_fresh {
@@ -110,8 +110,8 @@ impl Ways {
         is_fresh
     }
 
-    /// Takes note of what a neighbour is now. Returns whether a next hop has another MAC address by
-    /// that.
+    /// Notes the present state of a neighbour. Returns whether this changes the MAC address of a
+    /// next hop.
     pub fn neighbour(&mut self, address: IpAddr, now: Option<Neighbour>) -> bool {
         self.news += 1;
         let before = match now {
@@ -122,15 +122,15 @@ impl Ways {
         mac(before) != mac(now) && self.used.contains(&address)
     }
 
-    /// The VTEPs whose way goes by a next hop. Among several next hops of a route the kernel takes
-    /// another when one is lost (`fib_multipath_use_neigh`), and sends no event.
+    /// The VTEPs whose way uses a next hop. When a next hop is lost, the kernel chooses another one
+    /// of the route (`fib_multipath_use_neigh`), and sends no event.
     pub fn by(&self, next_hop: IpAddr) -> Vec<IpAddr> {
         let goes_by = |way: &Option<NextHop>| way.is_some_and(|way| way.address == next_hop);
         let vteps = self.next_hops.iter().filter(|(_, way)| goes_by(way));
         vteps.map(|(vtep, _)| *vtep).collect()
     }
 
-    /// The VTEPs whose way may be another, because a route to `destination` has changed.
+    /// The VTEPs whose way may have changed, because a route to `destination` has changed.
     pub fn within(&mut self, destination: IpNet) -> Vec<IpAddr> {
         let vteps = self.next_hops.keys().chain(&self.asked);
         let vteps: Vec<_> = vteps
@@ -141,7 +141,7 @@ impl Ways {
         vteps
     }
 
-    /// All VTEPs, because anything may have changed.
+    /// All VTEPs, because any way may have changed.
     pub fn all(&mut self) -> Vec<IpAddr> {
         self.news += 1;
         let vteps = self.next_hops.keys().chain(&self.asked);
@@ -158,22 +158,22 @@ impl Ways {
         self.neighbour_mac(self.next_hop(vtep)?.address)
     }
 
-    /// MAC address of a neighbour, where it can be prepared: of a peer to which packets go as they
-    /// are.
+    /// MAC address of a neighbour, where it can be prepared: of a peer that is reached without
+    /// encapsulation.
     pub fn neighbour_mac(&self, address: IpAddr) -> Option<MacAddr> {
         self.exit.mac?;
         self.neighbours.get(&address).map(|neighbour| neighbour.mac)
     }
 
-    /// Whether packets to a peer leave by the exit, by the way that its lease says.
+    /// Whether packets to a peer leave by the exit, in the way that its lease names.
     fn leads_to(&self, peer: &Peer) -> bool {
         let next_hop = self.next_hop(peer.vtep);
         next_hop.is_some_and(|it| peer.way != backend::Way::Direct || it.address == peer.vtep)
     }
 
-    /// Notes the paths in what the tables are made from. Peers that the routes lead to by another
-    /// device are left to the kernel path: out of the underlay's device, packets to them would be
-    /// lost. Returns those.
+    /// Adds the paths to the input of the tables. Peers to which the routes lead by another device
+    /// are left to the kernel path, because packets to these peers would be lost on the underlay's
+    /// device. Returns these peers.
     pub fn apply(&self, input: &mut TableInput) -> BTreeSet<IpAddr> {
         let (here, elsewhere): (Vec<_>, _) = std::mem::take(&mut input.peers)
             .into_iter()
@@ -181,7 +181,7 @@ impl Ways {
         input.peers = here;
         for (peer, path) in &mut input.peers {
             if peer.way == backend::Way::Direct {
-                // The peer's subnet has a route of its own, which has no MTU.
+                // The peer's subnet has a separate route, which has no MTU.
                 path.next_hop = self.neighbour_mac(peer.vtep);
                 continue;
             }
@@ -201,8 +201,8 @@ impl Ways {
         vteps
     }
 
-    /// The next hops that the kernel would want confirmed at the next packet; packets of the fast
-    /// path do not remind it to.
+    /// The next hops that the kernel would confirm at its next packet. Packets of the fast path do
+    /// not make the kernel confirm them.
     pub fn stale(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let stale = self.neighbours.iter();
         stale

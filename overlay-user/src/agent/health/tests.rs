@@ -7,7 +7,7 @@ use crate::liveness::Pulse;
 use crate::per_family::PerFamily;
 use crate::service::{Kind, ObjectName, Refusal, Subject};
 
-/// What a server shows that nobody has told anything.
+/// The output of a server before any report.
 fn shown() -> Shown {
     Shown {
         reports: watch::channel(Progress::default()).1,

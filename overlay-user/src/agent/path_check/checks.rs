@@ -1,5 +1,5 @@
-//! Which peer to send an echo request over the kernel path next, and what the replies add up to:
-//! pure.
+//! The choice of the next peer for an echo request over the kernel path, and the evaluation of the
+//! replies; pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Peer, PeerMap};
 
-/// At most this many requests go out at once, and the next ones a second later, however many peers
+/// Most requests that are sent at once; the next ones are sent a second later, however many peers
 /// there are.
 pub const BURST: usize = 20;
-/// Time from one burst to the next.
+/// Time between two bursts.
 pub const PAUSE: Duration = Duration::from_secs(1);
-/// An answer that comes later came too late.
+/// Longest wait for an answer; a later one does not count.
 const ANSWER: Duration = Duration::from_secs(2);
-/// A peer that answers is asked again after this long, or later where there are many peers.
+/// Time before the next request to a peer that answers; longer where there are many peers.
 const WHOLE: Duration = Duration::from_secs(60);
-/// A peer that does not answer is asked again after this long, or later where there are many peers.
+/// Time before the next request to a peer that does not answer; longer where there are many peers.
 const BROKEN: Duration = Duration::from_secs(10);
-/// So many requests without an answer in a row make a peer one that does not answer.
+/// Number of consecutive requests without an answer after which a peer counts as not answering.
 const MISSES: u32 = 3;
 
-/// The peers that are asked first.
+/// The classes of peers, in the order in which they get requests.
 #[derive(Clone, Copy, Debug)]
 enum Class {
     /// A new peer, or one whose last answer is missing.
@@ -32,10 +32,10 @@ enum Class {
 #[derive(Debug)]
 struct Record {
     peer: Peer,
-    /// Place in the queues; absent while an answer is awaited.
+    /// Place in the queues; `None` while an answer is awaited.
     queued: Option<(Class, Instant)>,
     misses: u32,
-    /// Numbers requests, so that a wait for an earlier one is known to be over.
+    /// Number of the last request, by which the end of the wait for an earlier one is recognised.
     sequence: u16,
 }
 
@@ -44,16 +44,16 @@ struct Record {
 pub struct Checks {
     peers: PeerMap,
     records: HashMap<Ipv4Addr, Record>,
-    /// The peers to ask, in order of time, by class.
+    /// The peers to send requests to, in order of time, by class.
     queues: [BTreeSet<(Instant, Ipv4Addr)>; 2],
-    /// Until when which answer is awaited, in order of time.
+    /// The awaited answers with the ends of their waits, in order of time.
     awaited: VecDeque<(Instant, Ipv4Addr, u16)>,
     broken: BTreeMap<Ipv4Addr, Peer>,
     last_burst: Option<Instant>,
 }
 
 impl Checks {
-    /// Takes in the peers as they are now. True if the peers that do not answer changed.
+    /// Takes in the present peers. True if the peers that do not answer changed.
     pub fn follow(&mut self, peers: &PeerMap, now: Instant) -> bool {
         let mut changed = false;
         let before = std::mem::replace(&mut self.peers, peers.clone());
@@ -69,8 +69,8 @@ impl Checks {
             {
                 self.queues[class as usize].remove(&(due, address));
             }
-            // Only tunnels are asked about: the address belongs to a VXLAN device, and what is not
-            // encapsulated meets no firewall's rule about VXLAN.
+            // Only peers behind tunnels get requests, because the address belongs to a VXLAN
+            // device, and no firewall rule about VXLAN applies to packets without encapsulation.
             if let Some(peer) = difference.now.filter(|peer| peer.mac().is_some()) {
                 let record = Record {
                     peer: peer.clone(),
@@ -85,7 +85,8 @@ impl Checks {
         changed
     }
 
-    /// When [`take_due`](Self::take_due) or [`expire`](Self::expire) has something to do.
+    /// The time at which [`take_due`](Self::take_due) or [`expire`](Self::expire) is to be called
+    /// next.
     pub fn next(&self) -> Option<Instant> {
         let expires = self.awaited.front().map(|(until, _, _)| *until);
         let firsts = self.queues.iter().filter_map(BTreeSet::first);
@@ -94,7 +95,7 @@ impl Checks {
         expires.into_iter().chain(asks).min()
     }
 
-    /// The peer to send a request to now, and the request's number.
+    /// The peers to send requests to now, with the requests' numbers.
     pub fn take_due(&mut self, now: Instant) -> Vec<(Ipv4Addr, u16)> {
         if self.last_burst.is_some_and(|last| now < last + PAUSE) {
             return Vec::new();
@@ -131,7 +132,7 @@ impl Checks {
         self.broken.remove(&address).is_some()
     }
 
-    /// Notes the answers that did not come. True if the peers that do not answer changed.
+    /// Notes the answers that are overdue. True if the peers that do not answer changed.
     pub fn expire(&mut self, now: Instant) -> bool {
         let mut changed = false;
         while let Some(&(until, address, sequence)) = self.awaited.front()
@@ -189,7 +190,8 @@ mod tests {
         (1..=count).map(peer).map(|it| (it.subnet, it)).collect()
     }
 
-    /// Lets time pass from event to event; who answers is told by `answers`. Returns the requests.
+    /// Lets time pass from event to event; `answers` says whether a peer answers. Returns the
+    /// requests.
     fn run(
         checks: &mut Checks,
         now: &mut Instant,
@@ -230,7 +232,7 @@ mod tests {
         assert_eq!(broken(&checks), ["10.244.2.0/24"]);
         run(&mut checks, &mut now, BROKEN, |_| true);
         assert!(broken(&checks).is_empty(), "one answer is enough");
-        // A peer that answered for long is found out, too.
+        // A peer that has answered for a long time is detected as well.
         run(&mut checks, &mut now, WHOLE + ANSWER * 4, |to| to != deaf);
         assert_eq!(broken(&checks), ["10.244.2.0/24"]);
         assert!(checks.follow(&peers(1), now), "it is no peer any more");
@@ -249,7 +251,7 @@ mod tests {
             let soon = |(other, _): &&(Instant, Ipv4Addr)| *other >= *at && *other < *at + PAUSE;
             assert!(sent.iter().filter(soon).count() <= BURST);
         }
-        // All are due at once, and one is new.
+        // All peers are due at once, and one is new.
         now += WHOLE;
         checks.follow(&peers(251), now);
         let sent = run(&mut checks, &mut now, Duration::ZERO, |_| true);

@@ -66,7 +66,7 @@ fn sources() -> Sources {
     sources
 }
 
-/// What is seen where the device of the backend has this index, or is not there.
+/// The observed state where the backend's device has this index, or is missing.
 fn seen(device: Option<u32>) -> Seen {
     let mut seen = Seen::default();
     seen.other_vnis = Some([9].into());
@@ -180,7 +180,7 @@ fn the_guard_outlives_the_agent_as_long_as_the_flag_says() {
     };
     assert_eq!(lapse(&[]), 600);
     assert_eq!(lapse(&["--refuse-without-agent=90s"]), 90);
-    // Ten years for ever.
+    // Zero stands for ever, which is ten years.
     assert_eq!(lapse(&["--refuse-without-agent=0"]), 315_360_000);
 }
 

@@ -191,7 +191,7 @@ fn who_was_there_first_stays() {
     );
 }
 
-/// The rule, said once more without anything that is kept: those that were `accepted` come first.
+/// The rule once more, without any stored state: peers that were `accepted` come first.
 fn rule(here: &Here, leases: &Leases, accepted: &[Peer]) -> (Vec<Peer>, Vec<Rejected>) {
     let (known, new): (Vec<_>, Vec<_>) = leases
         .sorted()
@@ -204,7 +204,7 @@ fn rule(here: &Here, leases: &Leases, accepted: &[Peer]) -> (Vec<Peer>, Vec<Reje
             let share = |other: &&Peer| {
                 other.subnet.contains(&peer.subnet) || peer.subnet.contains(&other.subnet)
             };
-            // Of several that lie in a larger subnet, the next one is named.
+            // Of several subnets that lie in a larger one, the next one is named.
             let overlapped = |other: &&Peer| (other.subnet > peer.subnet, other.subnet);
             if let Some(other) = believed.iter().filter(share).min_by_key(overlapped) {
                 return Some(RejectReason::Overlaps(other.subnet));
@@ -268,7 +268,7 @@ proptest! {
         steps in prop::collection::vec(
             (
                 prop::collection::vec((0..KEYS.len(), prop::option::of((1u8..6, 1u8..6))), 0..6),
-                // This node's address may change, and with it what every lease is judged against.
+                // This node's address may change, and all leases are judged against this address.
                 prop_oneof![9 => Just(1u8), 1 => Just(2u8)],
             ),
             1..12,
@@ -301,7 +301,7 @@ proptest! {
     }
 }
 
-/// Counts how many leases it is asked about.
+/// Counts the leases that the backend is asked about.
 #[derive(Debug, Default)]
 struct Counting {
     asked: AtomicUsize,

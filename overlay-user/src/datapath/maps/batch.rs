@@ -1,4 +1,4 @@
-//! All entries of a hash map in a few system calls, where aya takes two for each entry.
+//! Reads all entries of a hash map with a few system calls, where aya makes two for each entry.
 
 use std::io;
 
@@ -8,15 +8,15 @@ use nix::libc;
 
 use crate::datapath::syscall::Batches;
 
-/// Entries that one call has room for at first. Room for all entries of a large map would cost more
-/// than the calls, because the kernel would have to clear so many pages.
+/// Number of entries in the first call. Room for all entries of a large map would cost more than
+/// the calls, because the kernel would have to clear many pages.
 const ROOM: usize = 512;
 
-/// Shows every entry to `visit`, in no order.
+/// Passes every entry to `visit`, in no order.
 ///
 /// # Errors
-/// `EINVAL` before Linux 5.6; `EPERM` without the privileges for the map. Some entries have been
-/// visited then.
+/// `EINVAL` before Linux 5.6; `EPERM` without the privileges for the map. Some entries may have
+/// been visited before the error.
 pub(super) fn for_each<K: Plain, V: Plain>(
     map: &MapData,
     mut visit: impl FnMut(K, V),
@@ -27,7 +27,8 @@ pub(super) fn for_each<K: Plain, V: Plain>(
     loop {
         let batch = match batches.next(room) {
             Ok(batch) => batch,
-            // The kernel does not split a bucket: more room, and again from where it stands.
+            // The kernel does not split a bucket. Therefore the same position is read again with
+            // more room.
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < all => {
                 room = (room * 2).min(all);
                 continue;

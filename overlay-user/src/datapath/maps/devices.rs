@@ -1,6 +1,6 @@
-//! The devices of this node's pods, and the VXLAN device, which the kernel itself takes out of the
-//! map when they go: an entry in `ov_pods4` whose device is not there, or is another one with the
-//! same index by now, leads nowhere.
+//! The devices of this node's pods, and the VXLAN device. The kernel itself removes a device from
+//! the map when the device is deleted. Therefore an entry in `ov_pods4` leads nowhere if its device
+//! was deleted, even where another device has the same index by now.
 
 use std::collections::BTreeSet;
 
@@ -22,8 +22,8 @@ pub(super) fn dump<F: UserFamily>(devices: &DevMapHash<MapData>) -> Result<BTree
         .map_err(failed("dump", F::MAPS.devices))
 }
 
-/// Adds the devices that `desired` names, of pods and of VXLAN; returns how many are new. What
-/// `pods` holds of a former device with the same index goes first.
+/// Adds the devices that `desired` names, of pods and of VXLAN; returns how many are new. Entries
+/// in `pods` of a former device with the same index are removed first.
 pub(super) fn fill<F: UserFamily>(
     devices: &mut DevMapHash<MapData>,
     pods: &mut HashMap<MapData, F::Addr, PodEntry>,
@@ -49,7 +49,7 @@ pub(super) fn fill<F: UserFamily>(
     Ok(added)
 }
 
-/// Removes what a map holds of pods that are former.
+/// Removes the entries of former pods from a map.
 pub(super) fn forget_former<F: UserFamily>(
     pods: &mut HashMap<MapData, F::Addr, PodEntry>,
     is_former: impl Fn(&F::Addr, &PodEntry) -> bool,
@@ -62,7 +62,7 @@ pub(super) fn forget_former<F: UserFamily>(
     Ok(())
 }
 
-/// Adds a device; false where it is gone.
+/// Adds a device; `false` where the device no longer exists.
 pub(super) fn add<F: UserFamily>(
     devices: &mut DevMapHash<MapData>,
     ifindex: u32,
@@ -71,7 +71,7 @@ pub(super) fn add<F: UserFamily>(
         Ok(()) => Ok(true),
         Err(XdpMapError::MapError(error)) if is_gone(&error) => Ok(false),
         Err(XdpMapError::MapError(error)) => Err(failed("update", F::MAPS.devices)(error)),
-        // Said of a program that goes with the device, and none does.
+        // aya returns this error for a program in the entry, and no entry here has one.
         Err(XdpMapError::ChainedProgramNotSupported) => Ok(false),
     }
 }

@@ -7,13 +7,12 @@ use super::super::family::UserFamily;
 use super::{Maps, failed, missing_is_none};
 
 impl<F: UserFamily> Maps<F> {
-    /// The flows that the IP stack owns, and when each was last seen.
+    /// The flows that the IP stack owns, and the time at which each was last seen.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn flows(&self) -> Result<Vec<(FlowKey<F>, Flow)>, Error> {
-        // The walk starts anew when the entry that it stands on is pushed out; it must end all the
-        // same.
+        // The walk restarts when the entry at its position is evicted, so a limit makes it end.
         self.flows
             .iter()
             .take(2 * MAX_FLOWS as usize)
@@ -32,7 +31,7 @@ impl<F: UserFamily> Maps<F> {
             .map_err(failed("update", F::MAPS.flows))
     }
 
-    /// When a flow was last seen; `None` where the IP stack does not own it.
+    /// The time at which a flow was last seen; `None` where the IP stack does not own the flow.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -40,7 +39,7 @@ impl<F: UserFamily> Maps<F> {
         missing_is_none(self.flows.get(key, 0)).map_err(failed("read", F::MAPS.flows))
     }
 
-    /// Forgets a flow.
+    /// Removes a flow.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -49,13 +48,13 @@ impl<F: UserFamily> Maps<F> {
         Ok(())
     }
 
-    /// Whether the IP stack owns any flow. Where there is none, the programs stop looking until
-    /// there is one.
+    /// Whether the IP stack owns any flow. Where the stack owns none, the programs skip the look-up
+    /// until a flow is added.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn has_flows(&mut self) -> Result<bool, Error> {
-        // In this order: a flow that comes after the first look makes the two differ.
+        // The order matters: a flow that is added after the first look makes the two values differ.
         let newest = self
             .flow_news
             .get(&NEWEST_FLOW, 0)
@@ -70,8 +69,8 @@ impl<F: UserFamily> Maps<F> {
         Ok(false)
     }
 
-    /// Makes the programs look for flows until [`Maps::has_flows`] finds none: before flows are
-    /// added, and when programs that tell no news may have remembered some.
+    /// Makes the programs look up flows until [`Maps::has_flows`] finds none: before flows are
+    /// added, and when programs that do not report new flows may have added some.
     ///
     /// # Errors
     /// [`Error::Map`].

@@ -1,14 +1,15 @@
-//! One configuration in the place of another, so that at no moment more is refused than by both.
+//! Replaces one configuration by another in steps, so that at no moment a packet is refused that
+//! both configurations accept.
 
 use overlay_common::Family;
 use overlay_common::schema::{CONFIG_DIRECT, CONFIG_SHARED_PORT, CONFIG_VTEPS_INCOMPLETE, Config};
 
-/// Flags that no configuration may lack even for a moment, because programs refuse by them also
-/// while they leave everything to the kernel: another device's VNI, a node that had no room in the
-/// tables, a pod of this node's own that comes by the NIC.
+/// Flags that no configuration may lack even for a moment, because programs refuse packets by these
+/// flags also while they leave everything to the kernel: packets with another device's VNI, from a
+/// node that had no room in the tables, or of a pod of this node that arrive by the NIC.
 pub const JUDGING: u32 = CONFIG_SHARED_PORT | CONFIG_VTEPS_INCOMPLETE | CONFIG_DIRECT;
 
-/// The writes, in order, by which `config` takes the place of `current`.
+/// The writes, in order, by which `config` replaces `current`.
 pub(super) fn steps<F: Family>(current: &Config<F>, config: &Config<F>) -> Vec<Config<F>> {
     let flags = config.flags;
     if (Config { flags, ..*current }) == *config {

@@ -1,7 +1,8 @@
 //! Lists the programs on a hook, for the tools.
 //!
-//! To open a program by its id takes `CAP_SYS_ADMIN`, which the agent's container has not. The
-//! pinned links tell without it which of the programs are ours, and what they are is known.
+//! Opening a program by its id needs `CAP_SYS_ADMIN`, which the agent's container does not have.
+//! The pinned links show without that capability which of the programs are ours, and the names of
+//! ours are known.
 
 use std::path::Path;
 
@@ -16,15 +17,16 @@ use super::{attached_ids, link_failed, name, pinned_link};
 pub struct OnHook {
     /// The kernel's id of the program.
     pub id: u32,
-    /// Name of the program; absent where the program is not ours and this process may not ask.
+    /// Name of the program; absent where the program is not ours and this process lacks the
+    /// privilege to read the name.
     pub name: Option<String>,
-    /// How many instructions the verifier walked through (Linux 5.16); absent where this process
-    /// may not ask.
+    /// Number of instructions that the verifier walked through (Linux 5.16); absent where this
+    /// process lacks the privilege to read the number.
     pub verified_instructions: Option<u32>,
 }
 
-/// The programs on an interface's tc hook, in the order they run. `pin` is the link that holds
-/// ours.
+/// The programs on an interface's tc hook, in their order of execution. `pin` is the link that
+/// holds ours.
 ///
 /// # Errors
 /// [`Error::Attach`]; needs `CAP_NET_ADMIN`.
@@ -40,7 +42,7 @@ pub fn on_hook(
     Ok(ids.into_iter().map(describe).collect())
 }
 
-/// The program that a pinned link holds: all that there is on a hook that takes one program only.
+/// The program that a pinned link holds. On a hook that takes one program only, no other exists.
 ///
 /// # Errors
 /// [`Error::Link`]; needs `CAP_BPF`.
@@ -49,7 +51,8 @@ pub fn on_link(hook: Hook, pin: &Path) -> Result<OnHook, Error> {
     Ok(describe(id, Some(hook)))
 }
 
-/// A loaded program, by the kernel's id; nothing where it is gone, or without `CAP_SYS_ADMIN`.
+/// A loaded program, by the kernel's id; `None` where the program no longer exists, or without
+/// `CAP_SYS_ADMIN`.
 fn by_id(id: u32) -> Option<OnHook> {
     let mut loaded = aya::programs::loaded_programs().filter_map(Result::ok);
     loaded
@@ -57,7 +60,8 @@ fn by_id(id: u32) -> Option<OnHook> {
         .map(|info| of_info(&info))
 }
 
-/// A program by its id, or what is known of ours without asking for it.
+/// A program by its id. Where the kernel does not show the program, only the facts that are known
+/// of ours.
 #[must_use]
 pub fn describe(id: u32, ours: Option<Hook>) -> OnHook {
     by_id(id).unwrap_or_else(|| OnHook {

@@ -1,9 +1,10 @@
-//! The program that judges what a pod sends, pinned for the CNI plugin: it guards the pods that are
-//! made while no agent runs.
+//! The program that judges the packets that a pod sends, pinned for the CNI plugin: the program
+//! guards the pods that are created while no agent runs.
 //!
-//! `programs/tcx/ov_pod_in` or `programs/clsact/ov_pod_in`: the directory says how the agent
-//! attaches, for a packet shall meet the program once. The program at the hook's other end only
-//! saves what the agent finds out by connection tracking when it takes the pod over.
+//! `programs/tcx/ov_pod_in` or `programs/clsact/ov_pod_in`: the directory tells the plugin by which
+//! mechanism the agent attaches, because a packet must pass the program only once. The program at
+//! the hook's other end is not needed: it only saves work that the agent does by connection
+//! tracking when it adopts the pod.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use super::{Mechanism, Programs, add_filter, attach_failed, link_program, name};
 const OFFERED: Hook = Hook::PodIn;
 
 impl Programs {
-    /// Pins the program that the plugin attaches, in place of an earlier agent's.
+    /// Pins the program that the plugin attaches, and replaces the pin of an earlier agent.
     ///
     /// # Errors
     /// [`Error::Pin`], [`Error::Link`].
@@ -37,8 +38,8 @@ impl Programs {
         };
         let directory = pin.parent().unwrap_or(&pin);
         fs::create_dir_all(directory).map_err(failed("mkdir"))?;
-        // A reader finds the old program or the new one at every moment. A BPF file system takes no
-        // dots in names.
+        // A reader finds either the old program or the new one at every moment. A BPF file system
+        // allows no dots in names.
         let new = pin.with_file_name("new");
         Pins::remove(&new)?;
         self.program(OFFERED)?
@@ -49,9 +50,9 @@ impl Programs {
 }
 
 /// Attaches the program that an agent has pinned for pods to the host end of a new pod; `false`
-/// where none is pinned.
+/// where no program is pinned.
 ///
-/// By tcx this waits for a grace period of RCU, some 10 ms.
+/// With tcx the call waits for a grace period of RCU, some 10 ms.
 ///
 /// # Errors
 /// [`Error::Attach`], [`Error::Link`], [`Error::Pin`].

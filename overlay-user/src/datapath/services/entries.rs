@@ -17,7 +17,7 @@ pub struct MapWriter {
 }
 
 impl MapWriter {
-    /// The pinned ones.
+    /// Opens the pinned maps.
     ///
     /// # Errors
     /// [`Error::Map`].

@@ -206,7 +206,7 @@ fn peers_beyond_the_table_are_left_to_the_kernel_path() {
 
 #[test]
 fn of_equal_lengths_the_shortest_is_taken() {
-    // Either way one subnet has no place.
+    // In both cases one subnet finds no room.
     let half = MAX_PEERS as usize / 2;
     let lens = std::iter::repeat_n(23, half).chain([24]);
     assert_eq!(peer_len(lens), Some(23));
@@ -224,7 +224,7 @@ fn who_is_not_served_is_not_shut_out() {
 
 #[test]
 fn interfaces_of_a_container_have_one_owner() {
-    // Of the published test vectors of FNV-1a with 32 bits.
+    // From the published test vectors of FNV-1a with 32 bits.
     assert_eq!((owner("a"), owner("foobar")), (0xe40c_292c, 0xbf9c_f968));
     let second = LocalPod {
         container: pod(7, 2).container,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Attributes of a named object (`linux/netfilter/nf_tables.h`).
 const NFTA_OBJ_NAME: u16 = 2;
 const NFTA_OBJ_DATA: u16 = 4;
-/// Of a counter: its packets, 64 bits, network byte order.
+/// Attribute of a counter: the packets, 64 bits, network byte order.
 const NFTA_COUNTER_PACKETS: u16 = 2;
 
 /// Why the guard refused a packet.
@@ -17,9 +17,9 @@ const NFTA_COUNTER_PACKETS: u16 = 2;
 pub enum Reason {
     /// VXLAN from an address that holds no lease.
     UnknownVtep,
-    /// VXLAN to an address of this node that is not the one its lease names.
+    /// VXLAN to an address of this node that is not the one in the node's lease.
     OtherAddress,
-    /// VXLAN with a VNI that nobody here has.
+    /// VXLAN with a VNI that no device of this node has.
     WrongVni,
     /// VXLAN around a tagged frame (RFC 7348 §6.1).
     InnerVlan,
@@ -29,14 +29,14 @@ pub enum Reason {
     ForeignInnerSource,
     /// VXLAN that a pod sends.
     PodVxlan,
-    /// A source of this node's subnet that comes in through the VXLAN device, or by the NIC as it
-    /// is.
+    /// A source of this node's subnet that arrives through the VXLAN device, or by the NIC without
+    /// encapsulation.
     OwnSubnet,
-    /// A pod that sends from an address of the overlay which is not its own.
+    /// A pod that sends from an address of the overlay other than the pod's own.
     SpoofedSource,
-    /// A pod whose ARP claims an address of the overlay which is not its own.
+    /// A pod whose ARP claims an address of the overlay other than the pod's own.
     SpoofedArp,
-    /// A pod that hides what it sends behind more than one VLAN tag.
+    /// A pod that hides its packets behind more than one VLAN tag.
     StackedVlan,
 }
 
@@ -94,7 +94,7 @@ impl GuardCounters {
         self.0.get(&reason).copied().unwrap_or(0)
     }
 
-    /// Takes in what netlink tells of one object.
+    /// Adds the counter in one object of netlink's answer.
     pub fn read(&mut self, object: &[DefaultNla]) {
         let value = |kind| {
             let found = object.iter().find(|attribute| attribute.kind() == kind);

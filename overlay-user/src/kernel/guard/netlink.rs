@@ -1,5 +1,5 @@
-//! nftables as netlink speaks it: small transactions, and what tells whether somebody else made
-//! one.
+//! nftables by netlink: small transactions, and the generation by which foreign transactions are
+//! detected.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,34 +27,35 @@ use super::state::{Delta, Element, Set, TableFamily};
 use crate::kernel::Error;
 use crate::kernel::dump::{Request, dump};
 
-/// How long the kernel may take for an answer.
+/// Longest wait for an answer of the kernel.
 const SILENCE: Duration = Duration::from_secs(10);
 /// `NFNL_MSG_BATCH_BEGIN` and its attribute `NFNL_BATCH_GENID` (`linux/netfilter/nfnetlink.h`).
 const BATCH_BEGIN: u8 = 16;
 const BATCH_GENID: u16 = 1;
-/// Elements of one message: the length of an attribute has 16 bits, and an element takes at most
-/// 40.
+/// Most elements of one message, because the length of an attribute has 16 bits, and an element
+/// takes at most 40 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
 
-/// The chain that is on the hook of bridges, where there is anything for the guard to judge.
+/// The chain on the hook of bridges, which exists where there are pods for the guard to judge.
 pub(super) const BRIDGE_HOOK: &str = "prerouting";
 
-/// Rules and tables of ours as the kernel numbers them; numbers are never given again.
+/// Rules and tables of ours by the kernel's numbers, which the kernel never reuses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fingerprint {
-    /// TableFamily, handle, flags, and number of what is in it.
+    /// TableFamily, handle, flags, and number of the table's objects.
     tables: Vec<(u8, u64, u32, u32)>,
     /// Chain and handle, in their order.
     rules: Vec<(String, u64)>,
 }
 
 impl Fingerprint {
-    /// Whether there is none of our tables.
+    /// Whether none of our tables exists.
     pub(super) fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
 
-    /// Whether what pods send meets the guard: the chain on the hook of bridges is there only then.
+    /// Whether packets that pods send pass the guard: only then the chain on the hook of bridges
+    /// exists.
     pub(super) fn judges_pods(&self) -> bool {
         self.rules.iter().any(|(chain, _)| chain == BRIDGE_HOOK)
     }
@@ -111,8 +112,8 @@ pub(super) async fn keys(set: Set) -> Result<BTreeSet<Vec<u8>>, Error> {
     Ok(keys)
 }
 
-/// Carries out `delta` in one transaction, which fails with `ERESTART` where `expected` is not the
-/// generation any more, and with `ENOENT` where an element to remove is not there.
+/// Applies `delta` in one transaction, which fails with `ERESTART` where the generation is not
+/// `expected` any more, and with `ENOENT` where an element to remove does not exist.
 pub(super) async fn change(delta: &Delta, expected: Option<u32>) -> Result<(), Error> {
     let mut messages = Vec::new();
     for (set, elements) in &delta.removed {
@@ -126,14 +127,14 @@ pub(super) async fn change(delta: &Delta, expected: Option<u32>) -> Result<(), E
     transact(messages, expected).await
 }
 
-/// Gives the one element of [`Set::Kept`] its whole time again. A newer element takes the place of
-/// the old one, for before Linux 6.12 the time of an element does not change.
+/// Restores the full timeout of the one element of [`Set::Kept`]. A new element replaces the old
+/// one, because before Linux 6.12 the timeout of an element cannot change.
 pub(super) async fn keep(port: u16, lapse: Duration) -> Result<(), Error> {
     let element = |time| vec![key(&Element::Service(port), time)];
     let anew = || add(Set::Kept, element(Some(lapse)));
     let removed = remove(Set::Kept, element(None));
     match transact(removed.into_iter().chain(anew()).collect(), None).await {
-        // The entry has run out.
+        // The element has expired.
         Err(Error::Refused { source, .. }) if source.raw_os_error() == Some(nix::libc::ENOENT) => {
             transact(anew(), None).await
         }
@@ -218,7 +219,8 @@ fn ours(table: &TableMessage) -> Option<(u64, u32, u32)> {
     is_ours.then_some(found)
 }
 
-/// Chain and handle of a rule, if it is ours: older kernels dump those of all tables.
+/// Chain and handle of a rule, if the rule is ours, because older kernels dump the rules of all
+/// tables.
 fn our_rule(rule: &RuleMessage) -> Option<(String, u64)> {
     let (mut is_ours, mut chain, mut handle) = (false, None, None);
     for attribute in &rule.attributes {
@@ -262,12 +264,13 @@ fn message(
     NetlinkMessage::new(header, NetlinkPayload::InnerMessage(content))
 }
 
-/// One transaction, as of the generation `expected` where that is given.
+/// Makes one transaction, on condition of the generation `expected` where given.
 async fn transact(mut messages: Vec<Sent>, expected: Option<u32>) -> Result<(), Error> {
     let Some(last) = messages.last_mut() else {
         return Ok(());
     };
-    // The answers come in the order of the messages: the last one's tells that there was no other.
+    // The answers have the order of the messages, so that the last one's acknowledgement means that
+    // there was no error before.
     last.header.flags |= NLM_F_ACK;
     let resource = u16::from(u8::from(NetfilterSubsystem::NfTables));
     let border = |content: ControlMessage| {
@@ -313,7 +316,7 @@ fn bytes(message: &mut Sent) -> Vec<u8> {
     bytes
 }
 
-/// A socket for one call.
+/// A socket for one request.
 struct Channel {
     socket: TokioSocket,
     call: &'static str,
@@ -332,7 +335,7 @@ impl Channel {
             .map_err(|source| self.refused(source))
     }
 
-    /// The first answer that `pick` takes.
+    /// The first answer that `pick` accepts.
     async fn answer<T>(
         &mut self,
         pick: impl Fn(Sent) -> Option<io::Result<T>>,

@@ -1,18 +1,17 @@
-//! Writes one pod into the guard, for the CNI plugin, because the agent may not be running.
+//! Adds one pod to the guard, for the CNI plugin, because the agent may not be running.
 
 use std::net::Ipv4Addr;
 
 use super::state::{Delta, Element, Elements, Set};
 use super::{Error, netlink};
 
-/// Has the guard judge what comes from `device`, where only `address` may come from. Where the
-/// guard judges no pods there is nothing to do: programs judge, or no agent has run.
+/// Makes the guard judge packets from `device`, whose only source may be `address`. Where the guard
+/// judges no pods nothing is changed, because programs judge, or no agent has run.
 ///
 /// # Errors
 /// [`Error::Netlink`].
 pub async fn admit(device: &str, address: Ipv4Addr) -> Result<(), Error> {
-    // A transaction on tables that are not there would tell as well, but waits for RCU before it
-    // does.
+    // A transaction on missing tables would fail as well, but waits for RCU before it fails.
     if !netlink::fingerprint().await?.judges_pods() {
         return Ok(());
     }
@@ -24,7 +23,7 @@ pub async fn admit(device: &str, address: Ipv4Addr) -> Result<(), Error> {
     Ok(netlink::change(&delta, None).await?)
 }
 
-/// Undoes [`admit`]. An element that is not there is no error.
+/// Undoes [`admit`]. A missing element is no error.
 ///
 /// # Errors
 /// [`Error::Netlink`].

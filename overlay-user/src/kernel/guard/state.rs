@@ -21,11 +21,12 @@ pub struct GuardState {
     pub own_subnet: Ipv4Net,
     /// The outer address of this node.
     pub own_vtep: Ipv4Addr,
-    /// Index of the underlay's device: what peers send arrives there, most often.
+    /// Index of the underlay's device, by which packets of peers arrive most often.
     pub underlay: u32,
-    /// Name of the VXLAN device; none where the backend makes none, and nothing is said of VXLAN.
+    /// Name of the VXLAN device; `None` where the backend makes none, and then there are no rules
+    /// for VXLAN.
     pub vxlan: Option<String>,
-    /// Name of the NIC, where packets of peers' pods come by it without encapsulation.
+    /// Name of the NIC, where packets of peers' pods arrive there without encapsulation.
     pub nic: Option<String>,
     /// Name of the bridge of the pods.
     pub bridge: String,
@@ -33,7 +34,7 @@ pub struct GuardState {
     pub port: u16,
     /// Our VNI.
     pub vni: u32,
-    /// VNIs of other devices that share the port; their packets are not ours to judge.
+    /// VNIs of other devices that share the port; the guard does not judge their packets.
     pub other_vnis: BTreeSet<u32>,
     /// Every peer with the subnets that it may send from.
     pub peers: Sources,
@@ -41,16 +42,16 @@ pub struct GuardState {
     /// may send from the address of either through both.
     pub pods: BTreeSet<(String, Ipv4Addr)>,
     /// The host devices of pods on which eBPF programs judge every frame, so that the guard need
-    /// not; none where no programs can.
+    /// not; `None` where programs cannot run.
     pub judged: Option<BTreeSet<String>>,
-    /// Whether this node's packets are translated by netfilter anyway (`--ip-masq`): the first
-    /// packet of a connection then tells of all others where it goes.
+    /// Whether netfilter translates this node's packets anyway (`--ip-masq`): then the first packet
+    /// of a connection decides on the destination of all others.
     pub translates: bool,
     /// Whether pods may have connections that connection tracking has not seen, because programs
-    /// carry them or did.
+    /// carry such connections or carried them earlier.
     pub has_untracked: bool,
-    /// How long the list of leases is believed after the last
-    /// [`Guard::renew`](super::Guard::renew).
+    /// The time after the last [`Guard::renew`](super::Guard::renew) for which the rules trust the
+    /// list of leases.
     pub lapse: Duration,
 }
 
@@ -80,13 +81,13 @@ pub(super) struct Shape {
 pub(super) enum Set {
     /// Outer addresses of the peers.
     Vteps,
-    /// The same with this node's own.
+    /// Outer addresses of the peers and this node's own.
     Nodes,
     /// Outer address with inner network, for subnets of this prefix length. Such a set is a hash: a
     /// change costs the same at any size, which a set of intervals cannot offer (pipapo copies
     /// itself for each transaction, `net/netfilter/nft_set_pipapo.c`).
     Sources(u8),
-    /// Our port, as long as somebody keeps the list of leases true.
+    /// Our port, as long as an agent keeps the list of leases up to date.
     Kept,
     /// The bridge ports to judge.
     Ports,
@@ -118,7 +119,7 @@ pub(super) type Elements = BTreeMap<Set, BTreeSet<Element>>;
 #[derive(Clone, Debug, Default)]
 pub(super) struct SetContents {
     peers: Sources,
-    /// Of [`Set::Ports`] and [`Set::Pods`].
+    /// The elements of [`Set::Ports`] and [`Set::Pods`].
     pods: Elements,
 }
 
@@ -161,14 +162,15 @@ impl GuardState {
         SetContents { peers, pods }
     }
 
-    /// The pods that no program judges. One odd name must not leave all others unguarded.
+    /// The pods that no program judges. A device whose name cannot be quoted is left out, because
+    /// such a name must not leave all other pods unguarded.
     fn unjudged(&self) -> impl Iterator<Item = &(String, Ipv4Addr)> {
         self.pods
             .iter()
             .filter(|(device, _)| !self.is_judged(device) && is_plain(device))
     }
 
-    /// The devices that the guard should judge but cannot name.
+    /// The devices that the guard should judge but whose names it cannot quote.
     pub(super) fn unnameable(&self) -> impl Iterator<Item = &str> {
         let devices = self.pods.iter().map(|(device, _)| device.as_str());
         devices.filter(|device| !self.is_judged(device) && !is_plain(device))
@@ -195,7 +197,8 @@ impl SetContents {
         elements
     }
 
-    /// Forgets what is not in a set of pods any more, because somebody else has taken it out.
+    /// Forgets the elements that a set of pods does not contain any more, because another process
+    /// has removed them.
     pub(super) fn keep(&mut self, set: Set, there: &BTreeSet<Vec<u8>>) {
         if let Some(elements) = self.pods.get_mut(&set) {
             elements.retain(|element| there.contains(&element.key()));
@@ -221,7 +224,7 @@ fn extend(elements: &mut Elements, more: Elements) {
     }
 }
 
-/// The prefix lengths that there are sets of sources for.
+/// The prefix lengths that have sets of sources.
 pub(super) fn lengths(elements: &Elements) -> impl Iterator<Item = u8> {
     elements.keys().filter_map(|set| match set {
         Set::Sources(length) => Some(*length),
@@ -250,7 +253,7 @@ impl Set {
 }
 
 impl Element {
-    /// The key as the kernel holds it: network byte order, device names in 16 bytes.
+    /// The key in the kernel's form: network byte order, device names in 16 bytes.
     pub(super) fn key(&self) -> Vec<u8> {
         let device = |name: &str| {
             let mut bytes = name.as_bytes().to_vec();
@@ -267,7 +270,7 @@ impl Element {
     }
 }
 
-/// As `nft` reads it.
+/// The form that `nft` reads.
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -281,7 +284,7 @@ impl fmt::Display for Element {
 }
 
 impl Delta {
-    /// Costs what differs.
+    /// The cost depends on the differences alone.
     pub(super) fn between(old: &SetContents, new: &SetContents) -> Self {
         let mut delta = Self {
             removed: missing(&old.pods, &new.pods),
@@ -316,8 +319,8 @@ fn missing(these: &Elements, those: &Elements) -> Elements {
     these.iter().filter_map(of).collect()
 }
 
-/// Whether `nft` can quote a device's name: its strings have no escapes, and take a final asterisk
-/// for a wildcard.
+/// Whether `nft` can quote a device's name: strings of `nft` have no escapes, and a final asterisk
+/// is a wildcard there.
 pub(super) fn is_plain(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'*');
     !name.is_empty() && name.len() <= 15 && name.bytes().all(plain)

@@ -5,16 +5,16 @@ use ipnet::Ipv4Net;
 use super::state::{Elements, Set, Shape, is_plain, lengths};
 use super::{Error, GuardCounters, Reason, TABLE};
 
-/// Where things are in a VXLAN packet, in bits from the UDP header on: 64 of UDP, 64 of VXLAN, 112
-/// of Ethernet, then IPv4. As `nft` writes raw payload: base, offset, length.
+/// Positions of fields in a VXLAN packet, in bits from the UDP header on: 64 of UDP, 64 of VXLAN,
+/// 112 of Ethernet, then IPv4. The notation is that of `nft` for raw payload: base, offset, length.
 const PORT: &str = "@th,16,16";
 const VNI: &str = "@th,96,24";
-/// The VNI with the reserved byte behind it: loading four bytes is what netfilter does fastest.
+/// The VNI with the reserved byte behind it, because netfilter loads four bytes fastest.
 const VNI_WORD: &str = "@th,96,32";
 const INNER_TYPE: &str = "@th,224,16";
 const INNER_SOURCE: &str = "@th,336,32";
-/// The VLAN identifier of a frame that carries a tag (802.1Q), in the bridge family: `nft` sees the
-/// tag where it was although the kernel has taken it off.
+/// The VLAN identifier of a tagged frame (802.1Q), in the bridge family: `nft` sees the tag at its
+/// original position although the kernel has removed the tag.
 const VLAN_ID: &str = "@ll,116,12";
 
 /// Ethernet types.
@@ -25,16 +25,16 @@ const VLANS: &str = "{ 0x8100, 0x88a8 }";
 const BRIDGE_CHAIN: &str = "chain prerouting { \
      type filter hook prerouting priority -300; policy accept; iifname @ports jump guard; }\n";
 
-/// Deletes our tables whether they are there or not; that of the family `inet` is an earlier
-/// version's.
+/// Deletes our tables, existing or not; the table of the family `inet` is that of an earlier
+/// version.
 pub(super) fn removal() -> String {
     ["ip", "bridge", "inet"]
         .map(|f| format!("table {f} {TABLE}\ndelete table {f} {TABLE}\n"))
         .concat()
 }
 
-/// The transaction that puts new tables in the place of what is there, with these counts to go on
-/// from.
+/// The transaction that replaces the existing tables by new ones, whose counters start at the given
+/// counts.
 pub(super) fn render(
     shape: &Shape,
     elements: &Elements,
@@ -60,7 +60,7 @@ fn ip(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Result<St
 }
 
 /// Rules for packets without encapsulation from the NIC. No field of such a packet proves its
-/// sender, but none of them comes from a pod of this node.
+/// sender, but no pod of this node can be the sender.
 fn link(shape: &Shape, nic: &str) -> String {
     let (own_subnet, own) = (shape.own_subnet, drop(Reason::OwnSubnet));
     format!(
@@ -71,11 +71,12 @@ fn link(shape: &Shape, nic: &str) -> String {
     )
 }
 
-/// The last packets of connections that programs have carried. Connection tracking picks a
-/// connection up in its middle, but not at its end: to it, a FIN or RST of a connection that it has
-/// not seen is invalid (`tcp_conntracks`, `net/netfilter/nf_conntrack_proto_tcp.c`), and
-/// kube-proxy's rules drop what is invalid. `notrack` works here, after connection tracking,
-/// because an invalid packet has no entry (`nft_notrack_eval()`).
+/// Rules for the last packets of connections that programs have carried. Connection tracking picks
+/// a connection up in its middle, but not at its end: a FIN or RST of a connection that connection
+/// tracking has not seen counts as invalid (`tcp_conntracks`,
+/// `net/netfilter/nf_conntrack_proto_tcp.c`), and kube-proxy's rules drop invalid packets.
+/// `notrack` works here, after connection tracking, because an invalid packet has no entry
+/// (`nft_notrack_eval()`).
 fn untracked(network: Ipv4Net) -> String {
     format!(
         "chain untracked {{\n\
@@ -101,11 +102,11 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
 
     let unknown_vtep = drop(Reason::UnknownVtep);
     let wrong_vni = drop(Reason::WrongVni);
-    // Peers send to the address that the lease names. Any other address of this node is a way
-    // around the check of who sends: a pod's packet to it is masqueraded as its node's.
+    // Peers send to the address in the lease. Any other address of this node would be a way around
+    // the check of senders, because a pod's packet to such an address is masqueraded as its node's.
     let other_address = drop(Reason::OtherAddress);
     let inner_vlan = drop(Reason::InnerVlan);
-    // The VXLAN device would take ARP and router advertisements for this node's own.
+    // The VXLAN device would accept ARP and router advertisements as this node's own.
     let inner_protocol = drop(Reason::InnerProtocol);
     let foreign = drop(Reason::ForeignInnerSource);
     let own = drop(Reason::OwnSubnet);
@@ -120,8 +121,9 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
             set(Set::Sources(length), &declared, elements)
         })
         .collect();
-    // Packets of peers match one rule. The VNI is compared first, because it distinguishes VXLAN
-    // from other packets to the port: such a packet is accepted here as it is at the end.
+    // Packets of peers match one rule. The VNI is compared first, because the VNI distinguishes
+    // VXLAN from other packets to the port. A packet that matches is accepted at once, with the
+    // same result as at the end of all rules.
     let right = |from: &str| -> String {
         let rule = |length| {
             let (set, inner) = (Set::Sources(length).name(), masked(length));
@@ -133,8 +135,8 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
         };
         lengths(elements).map(rule).collect()
     };
-    // By its index a device is told fastest. As long as it stands for another device, or for none,
-    // everything meets all rules.
+    // A device is matched fastest by its index. As long as the index belongs to another device, or
+    // to none, all packets pass all rules.
     let right_at_once = right(&format!("iif {} ", shape.underlay));
     let right = right("");
 
@@ -161,10 +163,11 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
          {INNER_SOURCE} {network} jump sources\n\
          }}\n"
     );
-    // A condition costs 5 to 10 ns a packet, a chain on a hook 30 ns, a jump 46 ns. So what is
-    // right passes by the first rule, without a jump, and what is no VXLAN meets one condition of
-    // each rule. VXLAN for a node never comes through the overlay: its outer source would be
-    // whatever a peer has put inside its own VXLAN, another node's address for one.
+    // A condition costs 5 to 10 ns a packet, a chain on a hook 30 ns, a jump 46 ns. Therefore
+    // correct packets pass by the first rule, without a jump, and a packet that is not VXLAN is
+    // compared with one condition of each rule. VXLAN for a node never arrives through the overlay,
+    // because its outer source would be chosen by a peer inside the peer's own VXLAN, and could be
+    // another node's address.
     text += &format!(
         "chain arriving {{\n\
          meta l4proto != udp return\n\
@@ -182,10 +185,10 @@ fn tunnel(shape: &Shape, vxlan: &str, elements: &Elements) -> Result<String, Err
          {right_at_once}{PORT} {port} jump arriving\n\
          }}\n"
     );
-    // Where netfilter translates, only the first packet of a connection meets a chain of the type
-    // nat; all others follow it. It sees packets of this node's own as well, which the VXLAN device
-    // names as the device that they came from. (That a chain on this hook may ask for the device:
-    // Linux 5.7.)
+    // Where netfilter translates, only the first packet of a connection passes a chain of the type
+    // nat; the chain's result applies to all others. The chain also sees this node's own packets,
+    // for which the VXLAN device counts as the input device. (A chain on this hook can match the
+    // input device since Linux 5.7.)
     let (hook, not_own) = if shape.translates {
         let hook = "chain leaving { type nat hook postrouting priority 90";
         (hook, format!("ip saddr != {own_vtep} "))
@@ -211,13 +214,14 @@ fn bridge(shape: &Shape, elements: &Elements, counters: &GuardCounters) -> Strin
     let source = drop(Reason::SpoofedSource);
     let arp = drop(Reason::SpoofedArp);
     let stacked = drop(Reason::StackedVlan);
-    // Without pods to judge nothing is on the bridge's hook; counters stay, and the CNI plugin
-    // finds where to put the pods that it makes while no agent runs.
+    // Without pods to judge the bridge's hook has no chain; the counters stay, and the CNI plugin
+    // finds the sets for the pods that it creates while no agent runs.
     let hook = if shape.has_ports { BRIDGE_CHAIN } else { "" };
-    // The kernel takes one tag off before the bridge sees the frame, so that a tagged packet is
-    // matched like a plain one; but `nft` would look for ARP in the Ethernet header, where the tag
-    // still shows, unless told to ask for the protocol. The kernel takes any number of tags with
-    // VLAN 0 off before the IP stack sees it: what has a second tag could be anything.
+    // The kernel removes one tag before the bridge sees the frame, so that a tagged packet is
+    // matched like an untagged one. But `nft` would look for ARP in the Ethernet header, which
+    // still shows the tag, unless the rule matches the protocol. The kernel removes any number of
+    // tags with VLAN 0 before the IP stack sees the frame, so that a frame with a second tag could
+    // contain anything.
     format!(
         "table bridge {TABLE} {{\n\
          {}{}{}\
@@ -276,7 +280,7 @@ fn join(items: impl IntoIterator<Item: ToString>) -> String {
         .join(", ")
 }
 
-/// A range of addresses as numbers, which is what raw payload is compared with.
+/// A range of addresses as numbers, because raw payload is compared with numbers.
 fn range(net: Ipv4Net) -> String {
     format!(
         "{:#010x}-{:#010x}",

@@ -24,7 +24,7 @@ impl Kernel {
     /// The filters of a device's `clsact` qdisc; a missing device has none.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn filters(&self, ifindex: u32) -> Result<Vec<Filter>, Error> {
         let object = format!("filters of ifindex {ifindex}");
         let get = || self.handle.traffic_filter(ifindex.cast_signed()).get();
@@ -58,7 +58,7 @@ impl Kernel {
     /// Name and index of every device that has a `clsact` qdisc.
     ///
     /// # Errors
-    /// What netlink says.
+    /// The error from netlink.
     pub async fn clsact_devices(&self) -> Result<BTreeMap<u32, String>, Error> {
         let qdiscs = self.qdiscs().await?;
         let clsact: BTreeSet<u32> = qdiscs

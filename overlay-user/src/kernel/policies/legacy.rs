@@ -11,18 +11,19 @@ use super::super::xtables::{self, Info, NEXT_OFFSET};
 use super::judge::{Effect, Match, Rule, Scope, match_address, match_device};
 use super::name::text;
 
-/// The tables whose rules may do more than translate addresses.
+/// The tables whose rules may do more than address translation.
 const FILTERS: [&str; 4] = ["raw", "mangle", "filter", "security"];
-/// Hooks that packets from pod to pod come by, with the chains' names.
+/// Hooks that packets from pod to pod pass, with the chains' names.
 const HOOKS: [(usize, &str); 3] = [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")];
 
-/// Layout of `struct ipt_getinfo`: hooks that are valid, where their chains begin and end.
+/// Layout of `struct ipt_getinfo`: mask of the valid hooks, positions of the first and last entry
+/// of their chains.
 const VALID_HOOKS: usize = 32;
 const HOOK_ENTRIES: usize = 36;
 const UNDERFLOWS: usize = 56;
 
 /// Layout of `struct ipt_entry`: addresses and masks, device names and masks, protocol, flags,
-/// inversions; then where the target is, and where the matches begin.
+/// inversions; then the positions of the target and of the matches.
 const SOURCE: usize = 0;
 const DESTINATION: usize = 4;
 const SOURCE_MASK: usize = 8;
@@ -48,21 +49,22 @@ const EXTENSION_NAME: usize = 2;
 const EXTENSION_NAME_LENGTH: usize = 29;
 const EXTENSION_DATA: usize = 32;
 
-/// A table's chains by name; those of its own on hooks apart, with whether their policy is to drop.
+/// A table's chains by name; apart from them the built-in chains on hooks, each with whether its
+/// policy is to drop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LegacyTable {
     /// Rules by chain.
     pub chains: BTreeMap<String, Vec<Rule>>,
-    /// The chains on hooks that packets from pod to pod come by.
+    /// The chains on hooks that packets from pod to pod pass.
     pub bases: Vec<(String, bool)>,
 }
 
-/// The tables of this network namespace that packets of `scope` meet.
+/// The tables of this network namespace that packets of `scope` pass.
 ///
 /// # Errors
-/// What the socket says.
+/// The error from the socket.
 pub fn tables(scope: &Scope) -> Result<Vec<Info>, Error> {
-    // The options of ip6tables are others, and the overlay carries IPv4.
+    // ip6tables has other socket options, and the overlay carries IPv4.
     match scope.network {
         IpNet::V4(_) => xtables::infos(&FILTERS),
         IpNet::V6(_) => Ok(Vec::new()),
@@ -72,7 +74,7 @@ pub fn tables(scope: &Scope) -> Result<Vec<Info>, Error> {
 /// Reads the rules of a table.
 ///
 /// # Errors
-/// What the socket says: `EAGAIN` where the table has changed since.
+/// The error from the socket: `EAGAIN` where the table has changed since `info` was read.
 pub fn read(info: &Info, scope: &Scope) -> Result<LegacyTable, Error> {
     let entries = xtables::entries(info)?;
     parse(&info.bytes, &entries, scope).ok_or_else(|| Error::Answer {
@@ -82,11 +84,12 @@ pub fn read(info: &Info, scope: &Scope) -> Result<LegacyTable, Error> {
     })
 }
 
-/// A table from its info and its entries; `None` if they make no sense.
+/// A table from its info and its entries; `None` if they are malformed.
 #[must_use]
 pub fn parse(info: &[u8], entries: &[u8], scope: &Scope) -> Option<LegacyTable> {
     let mut table = LegacyTable::default();
-    // Chains on hooks begin where the info says, all others behind an entry that bears the name.
+    // Chains on hooks begin at the positions in the info, all others behind an entry with the
+    // chain's name.
     let hooks = number(info, VALID_HOOKS)?;
     let mut begins = BTreeMap::new();
     let mut policies = BTreeMap::new();
@@ -142,7 +145,7 @@ pub fn parse(info: &[u8], entries: &[u8], scope: &Scope) -> Option<LegacyTable> 
     Some(table)
 }
 
-/// What the target without a name does: a verdict, or a jump to where a chain begins.
+/// The effect of the target without a name: a verdict, or a jump to the begin of a chain.
 fn standard(
     entry: &[u8],
     target: &[u8],
@@ -164,7 +167,7 @@ fn standard(
             let to = usize::try_from(to).ok()?;
             let is_goto = entry.get(FLAGS)? & IPT_F_GOTO != 0;
             match begins.get(&to) {
-                // A rule without a target goes on with the next entry.
+                // A rule without a target continues with the next entry.
                 _ if to == at + entry.len() => Effect::Nothing,
                 Some(chain) if is_goto => Effect::Goto(chain.clone()),
                 Some(chain) => Effect::Jump(chain.clone()),
@@ -195,7 +198,8 @@ fn matches(entry: &[u8], scope: &Scope) -> Option<Match> {
         if length == 0 {
             continue;
         }
-        // The mask of a whole name covers its end; that of `eth+` does not cover the sign.
+        // The mask of a whole name includes the zero byte at its end; the mask of `eth+` does not
+        // include the sign.
         let name = text(device);
         let found = match name.get(..length) {
             Some(start) => match_device(&scope.devices, start, true),
@@ -238,7 +242,8 @@ fn short(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// Rules of a real kernel are tried by `tests/kernel_path`; these make no sense.
+    /// The tests in `tests/kernel_path` have rules of a real kernel; the entries here are
+    /// malformed.
     #[test]
     fn entries_that_make_no_sense_are_refused() {
         let scope = Scope {

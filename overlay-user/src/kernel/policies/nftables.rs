@@ -29,7 +29,7 @@ const POST_ROUTING: u32 = 4;
 /// The chains of `family` that packets of `scope` meet.
 ///
 /// # Errors
-/// What netlink says.
+/// The error from netlink.
 pub async fn base_chains(family: Family, scope: &Scope) -> Result<Vec<BaseChain>, Error> {
     let message = NfTablesMessage::GetChain(ChainMessage { attributes: vec![] });
     let request = request(family, message, "NFT_MSG_GETCHAIN");
@@ -45,7 +45,7 @@ pub async fn base_chains(family: Family, scope: &Scope) -> Result<Vec<BaseChain>
 /// The rules of one chain, as packets of `scope` meet them.
 ///
 /// # Errors
-/// What netlink says.
+/// The error from netlink.
 pub async fn rules(base: &BaseChain, chain: &str, scope: &Scope) -> Result<Vec<Rule>, Error> {
     let attributes = vec![
         RuleAttribute::Table(base.table.clone()),

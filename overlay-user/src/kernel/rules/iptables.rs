@@ -30,7 +30,7 @@ const FORWARD: Chain = Chain {
     comment: "flanneld forward",
 };
 
-/// What `iptables` and its like are called for one address family.
+/// The names of `iptables` and the related programs for one address family.
 struct IptablesTools {
     save: &'static str,
     restore: &'static str,
@@ -63,7 +63,7 @@ pub(super) async fn remove() -> Result<(), ToolError> {
     Ok(())
 }
 
-/// Makes the two chains hold `wanted`, by one batch. Returns whether anything was to do.
+/// Makes the two chains hold `wanted`, by one batch. Returns whether a change was needed.
 async fn reach(tools: &IptablesTools, wanted: [Option<Vec<String>>; 2]) -> Result<bool, ToolError> {
     let saved = Saved::parse(&run(tools.save, &[], "").await?);
     let mut input = String::new();
@@ -80,7 +80,7 @@ async fn reach(tools: &IptablesTools, wanted: [Option<Vec<String>>; 2]) -> Resul
 }
 
 /// The rules of our two chains, without the leading `-A CHAIN`; `None` for a chain that is not
-/// wanted. The text is that of `iptables-save`, so that it can be compared.
+/// wanted. The text has the form of `iptables-save`, so that both can be compared.
 fn wanted(rules: &RuleSet, multicast: &str) -> [Option<Vec<String>>; 2] {
     let (n, p) = (rules.network.trunc(), rules.subnet.trunc());
     let masq = format!("-m comment --comment \"{}\"", POSTROUTING.comment);
@@ -91,7 +91,8 @@ fn wanted(rules: &RuleSet, multicast: &str) -> [Option<Vec<String>>; 2] {
         ""
     };
     let postrouting = [
-        // kube-proxy masquerades what carries its mark; doing it twice breaks checksum offload.
+        // kube-proxy masquerades packets with its mark; a second masquerade breaks checksum
+        // offload.
         format!("-m mark --mark 0x4000/0x4000 {masq} -j RETURN"),
         format!("-s {p} -d {n} {masq} -j RETURN"),
         format!("-s {n} -d {p} {masq} -j RETURN"),
@@ -109,7 +110,7 @@ fn wanted(rules: &RuleSet, multicast: &str) -> [Option<Vec<String>>; 2] {
     ]
 }
 
-/// Text for `iptables-restore` that makes one chain hold `bodies`, or takes it away.
+/// Text for `iptables-restore` that makes one chain hold `bodies`, or removes the chain.
 fn batch(chain: &Chain, bodies: Option<&[String]>, saved: &Saved) -> String {
     let Chain {
         table, hook, name, ..
@@ -144,7 +145,7 @@ fn jump(chain: &Chain) -> String {
     )
 }
 
-/// What `iptables-save` prints, by table and chain: rules without `-A CHAIN`, in order.
+/// The output of `iptables-save`, by table and chain: rules without `-A CHAIN`, in order.
 #[derive(Default)]
 struct Saved(BTreeMap<(String, String), Vec<String>>);
 
@@ -180,15 +181,15 @@ impl Saved {
             .map(Vec::as_slice)
     }
 
-    /// How often the built-in chain jumps to ours.
+    /// Number of jumps from the built-in chain to ours.
     fn jumps(&self, chain: &Chain) -> usize {
         let jump = jump(chain);
         let rules = self.rules(chain, chain.hook).unwrap_or_default();
         rules.iter().filter(|rule| **rule == jump).count()
     }
 
-    /// Whether the kernel holds exactly `bodies`, reached by one jump; or, for `None`, nothing of
-    /// it.
+    /// Whether the kernel holds exactly `bodies`, reached by one jump; or, for `None`, neither
+    /// chain nor jump.
     fn matches(&self, chain: &Chain, bodies: Option<&[String]>) -> bool {
         self.rules(chain, chain.name) == bodies
             && self.jumps(chain) == usize::from(bodies.is_some())

@@ -1,4 +1,4 @@
-//! The difference against a kernel that is made up.
+//! The difference against an invented kernel state.
 
 mod routes;
 
@@ -67,7 +67,7 @@ fn desired(peers: &[Peer]) -> KernelState {
     }
 }
 
-/// The device, to be changed.
+/// The device, for changes.
 fn device(state: &mut KernelState) -> &mut OverlayDevice {
     state.device.as_mut().expect("a device")
 }
@@ -144,7 +144,8 @@ fn applied(mut kernel: KernelState, actions: &[Action]) -> KernelState {
     kernel
 }
 
-/// Applies the difference, expects that none is left, and returns what was done and came of it.
+/// Applies the difference, checks that the next difference is empty, and returns the actions and
+/// the resulting state.
 fn settle(desired: &KernelState, kernel: KernelState) -> (Vec<Action>, KernelState) {
     let actions = diff(desired, &kernel);
     let kernel = applied(kernel, &actions);
@@ -290,7 +291,7 @@ fn every_unchangeable_attribute_has_its_reason() {
     assert_eq!(diff(&base, &bridge)[0], delete(RecreateReason::Kind));
 }
 
-/// What is noted of an action that the kernel has taken is what the kernel then holds.
+/// The change that is noted for an action is the one after which the kernel's state is as observed.
 #[test]
 fn an_action_tells_what_the_kernel_then_holds() {
     let moved = Peer {

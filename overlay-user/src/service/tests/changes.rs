@@ -1,4 +1,4 @@
-//! What came before does not count.
+//! The result depends on the present objects alone, and not on earlier ones.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ fn a_change_touches_its_service_only() {
     assert_eq!(*source.0.table(), before, "nothing that counts");
 }
 
-/// One thing that a source may tell.
+/// One change that a source may report.
 #[derive(Clone, Debug)]
 enum Step {
     Service(u8, Value),
@@ -150,7 +150,7 @@ impl Source {
 }
 
 proptest! {
-    /// Whatever came before, the table and the refusals are those of what there is now.
+    /// Whatever the earlier objects, the table and the refusals are those of the present ones.
     #[test]
     fn changes_come_to_the_same_as_a_list(steps in prop::collection::vec(step(), 1..40)) {
         let mut source = Source::new();
@@ -170,7 +170,7 @@ proptest! {
         for _ in 0..nodes {
             fresh.step(&Step::Node(true), &mut none);
         }
-        // The other way round, so that order does not matter either.
+        // The reverse order shows that order does not matter either.
         for step in last.values().rev() {
             fresh.step(step, &mut none);
         }

@@ -35,7 +35,7 @@ fn internal_traffic_stays_on_the_node_where_the_policy_says_so() {
         source.servers("203.0.113.1:80/TCP"),
         some(&["10.244.2.2:8080"])
     );
-    // Kubernetes 1.20 says where an endpoint is in other words.
+    // Kubernetes 1.20 names an endpoint's place in another field.
     let topology = json!({"kubernetes.io/hostname": "n1"});
     source.endpoints(&[json!({"addresses": ["10.244.1.3"], "topology": topology})]);
     assert_eq!(source.servers(WEB), some(&["10.244.1.3:8080"]));
@@ -81,7 +81,7 @@ fn endpoints_that_are_about_to_end_serve_if_nobody_else_does() {
     source.service("web", &json!({}));
     source.endpoints(&[ending("10.244.1.2", true), json!("10.244.2.2")]);
     assert_eq!(source.servers(WEB), some(&["10.244.2.2:8080"]));
-    // Absent conditions mean: serves, and does not end.
+    // Absent conditions mean that the endpoint serves, and does not terminate.
     let conditions = json!({"ready": false, "terminating": true});
     source.endpoints(&[json!({"addresses": ["10.244.1.4"], "conditions": conditions})]);
     assert_eq!(source.servers(WEB), some(&["10.244.1.4:8080"]));

@@ -1,4 +1,4 @@
-//! Services that would take others' connections.
+//! Services that would take the connections of others.
 
 use serde_json::{Value, json};
 
@@ -90,7 +90,8 @@ fn nobody_takes_a_frontend_of_a_stronger_or_older_service() {
         json!({"clusterIP": ip, "externalIPs": external, "ports": [{"port": 80}]})
     };
     let mut source = Source::new();
-    // The thief is older than its victim, whose cluster IP is of no use to it all the same.
+    // The thief is older than its victim, but gains nothing, because the victim has the address as
+    // its cluster IP.
     let thief = json!({"metadata": made(1), "spec": spec("10.96.0.9", &["10.96.0.1"])});
     let victim = json!({"metadata": made(2), "spec": spec("10.96.0.1", &["203.0.113.1"])});
     let late = json!({"metadata": made(3), "spec": spec("10.96.0.8", &["203.0.113.1"])});

@@ -1,4 +1,4 @@
-//! What kube-proxy serves, at which addresses and ports.
+//! The Services that kube-proxy serves, and their addresses and ports.
 
 use serde_json::json;
 
@@ -123,7 +123,7 @@ fn clients_are_remembered_by_port_of_a_service() {
     };
     let object = |name: &str, ip| json!({"metadata": {"name": name}, "spec": spec(ip)});
     source.object("web", &object("web", "10.96.0.1"));
-    // What both claim is held by the first by name.
+    // A frontend that both Services claim belongs to the first by name.
     source.object("web-2", &object("web-2", "10.96.0.2"));
     let id = |frontend| {
         let affinity = source.serving(frontend).expect(frontend).affinity;

@@ -1,4 +1,4 @@
-//! A connection to the API server, and a deadline on everything asked of it.
+//! A connection to the API server, with a deadline for every request.
 
 use std::time::Duration;
 
@@ -19,31 +19,31 @@ use super::Options;
 use crate::lease::excerpt;
 use crate::store::Error;
 
-/// How long the server has for one answer.
+/// Longest wait for one answer of the server.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
-/// How long the server has to accept a connection.
+/// Longest wait for a connection to the server.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// How often a silent connection is probed by TCP, which costs the server's program nothing.
+/// Interval of TCP probes on a silent connection, which cost the server's program nothing.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// How many probes in a row may stay without an answer.
+/// Number of consecutive probes without an answer after which the connection counts as broken.
 const PROBES: u32 = 3;
 
-/// Why a call came to nothing.
+/// Why a call failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The server does not answer, or not in time, or is not well. Worth another attempt.
+    /// The server does not answer in time, or has an error of its own. Another attempt may succeed.
     Unreachable(String),
-    /// The server answered that it will not.
+    /// The server refused the request.
     Refused {
         /// The status of HTTP.
         code: u16,
-        /// What the server said, with the cure where there is one.
+        /// The server's message, with the cure where there is one.
         message: String,
     },
 }
 
 impl Failure {
-    /// The failure as whoever asked the store is told it; `call` says what was asked.
+    /// The failure as the store's error; `call` names the request.
     pub fn of(self, call: impl Into<String>) -> Error {
         let call = call.into();
         match self {
@@ -70,7 +70,7 @@ impl From<kube::Error> for Failure {
                     ),
                     _ => status.message.clone(),
                 };
-                // Too many requests, and whatever is wrong with the server itself, may pass.
+                // Too many requests, and faults of the server itself, may pass.
                 if status.code == 429 || status.code >= 500 {
                     Self::Unreachable(message)
                 } else {
@@ -83,7 +83,7 @@ impl From<kube::Error> for Failure {
     }
 }
 
-/// The error with all its causes: the outermost seldom says what happened.
+/// The error with all its causes, because the outermost error seldom names the actual fault.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -101,8 +101,8 @@ fn causes(error: &dyn std::error::Error) -> String {
 pub(super) struct Api {
     api_url: Option<String>,
     kubeconfig: Option<std::path::PathBuf>,
-    /// Made at the first call, and anew after the server did not know who asks: files with
-    /// credentials change.
+    /// Created at the first call, and again after the server did not accept the credentials,
+    /// because the files with credentials change.
     client: Mutex<Option<Client>>,
 }
 
@@ -124,7 +124,7 @@ impl Api {
         }
     }
 
-    /// Asks for one answer.
+    /// Sends a request that has one answer.
     pub async fn call<T: DeserializeOwned>(&self, request: Request<Vec<u8>>) -> Result<T, Failure> {
         let client = self.client().await?;
         let text = self
@@ -179,8 +179,8 @@ impl Api {
         Ok(client.insert(made).clone())
     }
 
-    /// As flanneld: the kubeconfig, with the URL in place of its own; the URL alone, without
-    /// credentials; else what a pod is given.
+    /// The configuration that flanneld would use: the kubeconfig, with the given URL instead of its
+    /// own; the URL alone, without credentials; else a pod's service account.
     async fn config(&self) -> Result<Config, String> {
         let url = match &self.api_url {
             Some(url) => Some(
@@ -208,7 +208,7 @@ impl Api {
     }
 }
 
-/// kube's client over a connector that notices a server that has gone without a word.
+/// kube's client over a connector that detects a server that has disappeared silently.
 fn connect(config: Config) -> Result<Client, kube::Error> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);

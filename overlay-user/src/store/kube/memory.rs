@@ -1,5 +1,6 @@
-//! What was known last of the Nodes: a file that outlives the agent, for one that starts while the
-//! API server is away. It lies below `/run`, because what is programmed goes with a reboot, too.
+//! The last known state of the Nodes: a file that outlives the agent, for an agent that starts
+//! while the API server does not answer. The file is below `/run`, because the programmed state is
+//! lost in a reboot, too.
 
 mod file;
 
@@ -16,9 +17,9 @@ use super::{Identity, Options};
 use crate::lease::{RejectReason, excerpt};
 use crate::store::entry::{Entry, Given, Listing, Term};
 
-/// How long the API server may take to answer an agent that has just started.
+/// The time that the API server has for its answer after the start of an agent.
 const GRACE: Duration = Duration::from_secs(5);
-/// Of the file's format. A file of another version is not read.
+/// Version of the file's format. A file of another version is not read.
 const VERSION: u32 = 1;
 
 /// Writes the file while the API server answers, and reads it where it does not.
@@ -27,7 +28,7 @@ pub(super) struct Memory {
     path: Option<PathBuf>,
     identity: Identity,
     prefix: String,
-    /// Since when the API server has had time to answer.
+    /// The time from which the API server's time to answer counts.
     begun: Instant,
     state: Mutex<State>,
 }
@@ -41,16 +42,16 @@ struct State {
 
 #[derive(Debug, Default)]
 enum Recall {
-    /// The file was not needed yet.
+    /// The file has not been needed yet.
     #[default]
     Unread,
-    /// The answer of the file, if it was of use.
+    /// The contents of the file; `None` if they could not be used.
     Read(Option<Arc<Recalled>>),
-    /// The API server has told all there is. The file serves the next agent.
+    /// The API server has sent the complete list. The file is kept for the next agent.
     Over,
 }
 
-/// What an earlier agent of this node knew last.
+/// The last known state of an earlier agent of this node.
 #[derive(Debug, PartialEq)]
 pub(super) struct Recalled {
     /// This node's name.
@@ -62,7 +63,7 @@ pub(super) struct Recalled {
 }
 
 impl Recalled {
-    /// What stands for a list of all Nodes.
+    /// The stored entries as a list of all Nodes.
     pub fn listing(&self) -> Listing {
         Listing {
             entries: self.entries.clone(),
@@ -94,7 +95,7 @@ struct Content<'a> {
     entries: Vec<Line<'a>>,
 }
 
-/// The agents that the file is of use for.
+/// The agents that can use the file.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Scope<'a> {
     identity: Cow<'a, Identity>,
@@ -124,13 +125,13 @@ impl Memory {
         }
     }
 
-    /// Notes the network configuration: leases of another network are of no use.
+    /// Notes the network configuration, because leases of another network are useless.
     pub fn note_network(&self, text: &str) {
         self.with(|state| text.clone_into(&mut state.network));
     }
 
-    /// What was known last, where the API server has had time to tell all there is and has not. The
-    /// log is told once.
+    /// The last known state, where the API server has had time for a complete answer and has not
+    /// sent one. The use of the state is logged once.
     pub fn recall(&self) -> Option<Arc<Recalled>> {
         self.recall_at(Instant::now())
     }
@@ -151,13 +152,13 @@ impl Memory {
         })
     }
 
-    /// The API server has told all there is.
+    /// Notes that the API server has sent a complete answer.
     pub fn let_go(&self) {
         self.with(|state| state.recall = Recall::Over);
     }
 
-    /// Writes down what is known, whole or not at all. What goes wrong is told to the log, because
-    /// only an agent that starts during an outage needs the file.
+    /// Writes the known state, whole or not at all. A failure is only logged, because only an agent
+    /// that starts during an outage needs the file.
     pub fn write(&self, own: &str, node_public_ip: Option<IpAddr>, listing: &Listing) {
         let Some(path) = &self.path else {
             return;
@@ -262,7 +263,7 @@ impl<'a> From<&'a Entry> for Line<'a> {
 }
 
 impl Line<'_> {
-    /// The entry, older than whatever the API server tells.
+    /// The entry, with a revision below all those of the API server.
     fn into_entry(self) -> Entry {
         let refused = self.refused.map(|it| RejectReason::PodCidr(excerpt(&it)));
         Entry {

@@ -1,4 +1,5 @@
-//! What of a Node object matters here, and how flannel writes a lease into its annotations.
+//! The parts of a Node object that matter here, and flannel's form of a lease in a Node's
+//! annotations.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,13 +15,14 @@ use crate::store::Error;
 use crate::store::entry::{Entry, Term};
 use crate::store::news::ThisNode;
 
-/// No backend needs more for its data, in bytes. A longer text is not kept, and so refused.
+/// Longest text of a backend's data, in bytes; no backend needs more. A longer text is not stored,
+/// and its lease is therefore refused.
 const LONGEST: usize = 4096;
 
 /// The label with a node's zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// A Node with what is needed of it, so that thousands of them take little memory.
+/// The needed parts of a Node, so that thousands of Nodes take little memory.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Node {
     pub metadata: Metadata,
@@ -37,7 +39,7 @@ pub(super) struct Metadata {
     pub name: String,
     pub uid: String,
     pub resource_version: String,
-    /// RFC 3339 in UTC with whole seconds: the order of texts is that of moments.
+    /// RFC 3339 in UTC with whole seconds, so that the order of texts is the order of times.
     creation_timestamp: Option<String>,
     annotations: Option<BTreeMap<String, String>>,
     labels: Option<BTreeMap<String, String>>,
@@ -112,8 +114,8 @@ impl Names {
         format!("{}{name}", self.prefix)
     }
 
-    /// The annotations that publish these attributes. A family that this node does not speak is
-    /// not named, and so left as it is.
+    /// The annotations that publish these attributes. A family that this node does not use is not
+    /// named, so that its annotations stay unchanged.
     pub fn annotations(&self, attributes: &Attributes) -> Value {
         let data = attributes.backend_data.as_ref().and_then(PerFamily::v4);
         let mut map = Map::new();
@@ -135,12 +137,12 @@ impl Names {
 }
 
 impl Node {
-    /// The count at which the node was last changed. Zero where the server does not count so.
+    /// The server's count at the last change of the Node. Zero where the server has no such count.
     pub fn revision(&self) -> u64 {
         self.metadata.resource_version.parse().unwrap_or_default()
     }
 
-    /// When it was made.
+    /// The time of creation.
     pub fn created(&self) -> &str {
         self.metadata
             .creation_timestamp
@@ -148,11 +150,11 @@ impl Node {
             .unwrap_or_default()
     }
 
-    /// Pod subnets of the Node: one of IPv4, and perhaps one of IPv6. Nothing where none is
-    /// assigned yet.
+    /// Pod subnets of the Node: one of IPv4, and perhaps one of IPv6. `None` where none is assigned
+    /// yet.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The fault of the subnets.
     pub fn subnet(&self) -> Result<Option<SubnetKey>, String> {
         let Spec {
             pod_cidr,
@@ -182,24 +184,26 @@ impl Node {
         }
     }
 
-    /// Whether it takes part in the overlay.
+    /// Whether the Node takes part in the overlay.
     pub fn is_member(&self, names: &Names) -> bool {
         self.annotation(names, "kube-subnet-manager") == Some("true")
     }
 
-    /// The address that an operator wants to be this node's own (`node-public-ip`), if it is one.
+    /// The address that an operator sets as this node's own (`node-public-ip`), if it is a valid
+    /// one.
     pub fn node_public_ip(&self, names: &Names) -> Option<IpAddr> {
         self.annotation(names, "node-public-ip")?.parse().ok()
     }
 
-    /// The address that an operator wants others to send to (`public-ip-overwrite`), if it is one.
+    /// The address that an operator sets for other nodes to send to (`public-ip-overwrite`), if it
+    /// is a valid one.
     fn overwrite(&self, names: &Names) -> Option<Ipv4Addr> {
         self.annotation(names, "public-ip-overwrite")?.parse().ok()
     }
 
-    /// The node as an entry under `key`, whose value is the JSON that etcd would hold. What cannot
-    /// be read is passed on as it is, because whoever judges leases names it. With `v4_only` what
-    /// the node says for IPv6 is left out.
+    /// The node as an entry under `key`, whose value is the JSON that etcd would hold. Malformed
+    /// text is passed on unchanged, because the judge of leases names it. With `v4_only` the node's
+    /// attributes for IPv6 are left out.
     pub fn entry(&self, names: &Names, key: String, v4_only: bool) -> Entry {
         let text = |name| self.annotation(names, name);
         let data = |text: &str| match serde_json::from_str(text) {
@@ -234,8 +238,8 @@ impl Node {
         }
     }
 
-    /// Where the node is, and at which addresses its node ports are served: kube-proxy takes those
-    /// of one type, and in its nftables mode no others.
+    /// The node's place, and the addresses at which its node ports are served: kube-proxy uses the
+    /// addresses of one type, and in its nftables mode no others.
     pub fn this_node(&self) -> ThisNode {
         let zone = self.metadata.labels.as_ref().and_then(|it| it.get(ZONE));
         let of = |kind: &str| -> Vec<IpAddr> {
@@ -276,7 +280,7 @@ mod tests {
 
     const DATA: &str = r#"{"VNI":1,"VtepMAC":"02:56:7c:28:3e:59"}"#;
 
-    /// As `kubectl get node -o json` shows one of flannel's.
+    /// One of flannel's Nodes, as `kubectl get node -o json` shows it.
     fn flannels() -> Value {
         json!({
             "apiVersion": "v1", "kind": "Node",

@@ -1,7 +1,7 @@
-//! Which node holds which subnet, and what the keeper is told when a Node changes: pure.
+//! Which node holds which subnet, and the keeper's news when a Node changes: pure.
 //!
-//! The keeper knows entries by their subnets, and two Nodes may claim one. The older holds it then;
-//! the others are refused, under a key that is their name.
+//! The keeper knows entries by their subnets, and two Nodes may claim one subnet. Then the older
+//! Node holds the subnet; the others are refused, under a key that is their name.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,21 +17,21 @@ pub(super) struct Nodes {
     names: Names,
     /// This node's name.
     own: String,
-    /// The address that an operator wants to be this node's.
+    /// The address that an operator sets as this node's own.
     node_public_ip: Option<IpAddr>,
-    /// Where this node is.
+    /// The place of this node.
     this_node: Option<ThisNode>,
     known: HashMap<String, KnownNode>,
-    /// The names of the nodes that claim a subnet, the holder first. Most often there is no other.
+    /// The names of the nodes that claim a subnet, the holder first. Most often there is one name.
     claims: HashMap<SubnetKey, Vec<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct KnownNode {
     created: String,
-    /// None where the Node's podCIDRs are of no use; the entry says why.
+    /// `None` where the Node's podCIDRs cannot be used; the entry has the reason.
     key: Option<SubnetKey>,
-    /// The node as if no other claimed its subnet.
+    /// The node's entry if no other node claimed the subnet.
     entry: Entry,
 }
 
@@ -48,13 +48,13 @@ impl Nodes {
         }
     }
 
-    /// Starts anew, from a list of all Nodes that will be [`put`](Self::put).
+    /// Removes all Nodes, before a full list is [`put`](Self::put).
     pub fn clear(&mut self) {
         self.known.clear();
         self.claims.clear();
     }
 
-    /// All there is, at the server's count `revision`.
+    /// All entries, at the server's count `revision`.
     pub fn listing(&self, revision: u64) -> Listing {
         let entries = self.known.keys().map(|name| self.shown(name));
         Listing {
@@ -69,25 +69,25 @@ impl Nodes {
         &self.own
     }
 
-    /// The address that an operator wants to be this node's.
+    /// The address that an operator sets as this node's own.
     pub fn node_public_ip(&self) -> Option<IpAddr> {
         self.node_public_ip
     }
 
-    /// Where this node is, once its Node has been seen.
+    /// The place of this node, once its Node has been seen.
     pub fn this_node(&self) -> Option<&ThisNode> {
         self.this_node.as_ref()
     }
 
-    /// The older node that claims this node's subnet too.
+    /// The older node that also claims this node's subnet.
     pub fn rival(&self) -> Option<&str> {
         let key = self.known.get(&self.own)?.key?;
         let holder = self.claims.get(&key)?.first()?;
         (*holder != self.own).then_some(holder)
     }
 
-    /// Takes a Node in. Tells what became different by it; most often nothing, since a kubelet
-    /// reports its health in the same object.
+    /// Takes in a Node. Returns the changes of entries; most often there are none, because a
+    /// kubelet reports its health in the same object.
     pub fn put(&mut self, node: &Node) -> Vec<EntryChange> {
         let name = &node.metadata.name;
         if *name == self.own {
@@ -99,7 +99,7 @@ impl Nodes {
         }
         let now = self.read(node);
         let same = |known: &KnownNode| {
-            // The revision alone says nothing.
+            // A new revision alone is no change.
             let revision = known.entry.revision;
             let entry = Entry {
                 revision,
@@ -136,7 +136,7 @@ impl Nodes {
         changes
     }
 
-    /// Forgets a Node that is gone, or does not take part any more.
+    /// Removes a Node that was deleted, or does not take part any more.
     pub fn remove(&mut self, name: &str, revision: u64) -> Vec<EntryChange> {
         let Some(known) = self.known.remove(name) else {
             return Vec::new();
@@ -180,9 +180,9 @@ impl Nodes {
         }
     }
 
-    /// Decides anew who holds a subnet, and tells how everybody who claims it stands. The revision
-    /// is that of the change that it is about, because a holder that was there before must not look
-    /// older than one that is gone.
+    /// Decides anew which claimant holds a subnet, and returns the entries of all claimants. Their
+    /// revision is that of the present change, because a holder that existed before must not seem
+    /// older than a removed one.
     fn settle(&mut self, key: &SubnetKey, revision: u64) -> Vec<EntryChange> {
         let Self { known, claims, .. } = self;
         let Some(claims) = claims.get_mut(key) else {
@@ -209,7 +209,7 @@ impl Nodes {
         changes
     }
 
-    /// How a known node stands with the keeper.
+    /// The present entry of a known node for the keeper.
     fn shown(&self, name: &str) -> Entry {
         let Some(known) = self.known.get(name) else {
             return Entry::new(refused_key(name), "", 0, Term::Reserved);
@@ -231,7 +231,7 @@ impl Nodes {
     }
 }
 
-/// The key of a node that holds no subnet. It is none of a subnet.
+/// The key of a node that holds no subnet. Such a key is never that of a subnet.
 fn refused_key(name: &str) -> String {
     format!("node {name}")
 }
@@ -248,7 +248,7 @@ mod tests {
         Nodes::new(names, "own".into())
     }
 
-    /// A member made in the given minute, changed at `revision`.
+    /// A member created in the given minute, changed at `revision`.
     fn node(name: &str, cidr: &str, minute: u8, revision: u64) -> Node {
         let json = json!({
             "metadata": {
@@ -265,8 +265,7 @@ mod tests {
         serde_json::from_value(json).expect("a Node")
     }
 
-    /// The table that the keeper makes of the changes: public addresses of leases, and who is
-    /// refused.
+    /// The keeper's table after the changes: public addresses of leases, and the refused nodes.
     #[derive(Default)]
     struct Keeper(Table);
 

@@ -1,4 +1,4 @@
-//! What comes from outside, read without a server: for the fuzz targets (`tests/fuzz`).
+//! Input from outside, read without a server: for the fuzz targets (`tests/fuzz`).
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -13,21 +13,21 @@ use crate::lease::{Leases, Rejections};
 use crate::store::entry::{EntryChange, Listing};
 use crate::store::table::Table;
 
-/// What a call has said about a Node.
+/// A call's report on a Node.
 #[derive(Clone, Copy, Debug)]
 pub enum NodeNews<'a> {
-    /// A Node is new or different: an object of the API.
+    /// A Node was added or changed: an object of the API.
     Is(&'a str),
-    /// The Node of this name is gone.
+    /// The Node of this name was deleted.
     Gone(&'a str),
 }
 
-/// The leases that a keeper has then.
+/// The keeper's leases after the reports.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judged {
     /// The leases.
     pub leases: Leases,
-    /// What is refused.
+    /// The refused entries.
     pub rejected: Rejections,
 }
 
@@ -40,8 +40,8 @@ impl From<Table> for Judged {
     }
 }
 
-/// What the keeper of node `own` knows who hears of each change, and who lists all Nodes at the
-/// end. The server counts changes by itself, whatever a Node says.
+/// The state of two keepers of node `own`: one follows each change, the other lists all Nodes at
+/// the end. The server counts changes itself, whatever the Nodes contain.
 #[must_use]
 pub fn followed<'a>(
     own: &str,
@@ -84,10 +84,10 @@ fn node(text: &str, revision: u64) -> Option<Node> {
     serde_json::from_value(node).ok()
 }
 
-/// What an agent of node `own` makes of a file that an earlier one left.
+/// The state that an agent of node `own` reads from the file of an earlier agent.
 ///
 /// # Errors
-/// Why the file is of no use.
+/// Why the file cannot be used.
 pub fn remembered(own: &str, prefix: &str, network: &str, file: &[u8]) -> Result<Judged, String> {
     let identity = Identity::Node(own.to_owned());
     let options = Options {

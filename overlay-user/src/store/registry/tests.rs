@@ -8,7 +8,7 @@ use super::*;
 const TTL: Duration = Duration::from_secs(60);
 const KEY: &str = "10.244.1.0-24";
 
-/// Enough for whatever a directory on this machine is asked.
+/// Enough for any request to a directory on this machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn directory() -> (TempDir, Registry) {
@@ -18,7 +18,7 @@ fn directory() -> (TempDir, Registry) {
     (directory, registry)
 }
 
-/// One of a cluster whose API server does not answer: nobody listens on port 1.
+/// A registry in a cluster whose API server does not answer, because no process listens on port 1.
 fn unreachable_cluster() -> Registry {
     let options = kube::Options {
         api_url: Some("http://127.0.0.1:1".to_owned()),

@@ -138,7 +138,7 @@ fn only_what_changed_is_read_again() {
         });
         (leases.count(), rejected.count())
     };
-    // A listing after an outage, with every entry newly written as it was.
+    // A listing after an outage, in which every entry was rewritten with its former value.
     let entries = keys.map(|key| entry(key, ONE, 8)).into();
     table.apply(
         EntryChange::All(Listing {
@@ -170,12 +170,12 @@ fn what_was_known_last_makes_way_for_every_answer() {
         })
     };
     let mut table = Table::default();
-    // This node's own lease, of which the registry has told already.
+    // This node's own lease, which the registry has reported already.
     table.put(entry("10.0.1.0-24", TWO, 5));
     table.apply(last(), false);
     assert!(table.is_complete() && table.as_of().is_some());
     assert_eq!(public_ips(&table), ["2.2.2.2", "1.1.1.1"]);
-    // Even a registry that was made anew and counts from the beginning.
+    // The same holds for a registry that was created anew and counts from the beginning.
     let answer = Listing {
         entries: vec![entry("10.0.1.0-24", TWO, 5)],
         revision: 5,

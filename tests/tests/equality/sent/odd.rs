@@ -1,4 +1,4 @@
-//! What a pod sends that is no proper packet, or no packet of IPv4.
+//! Malformed packets that a pod sends, and packets of other protocols than IPv4.
 
 use std::net::Ipv4Addr;
 

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use super::super::server::Server;
 
-/// The Services that were made.
+/// The invented Services.
 #[derive(Default)]
 pub struct Made {
     pub services: BTreeMap<String, Value>,
     slices: BTreeMap<String, Value>,
-    /// Beginnings of frontends that are left to kube-proxy.
+    /// Prefixes of frontends that are left to kube-proxy.
     pub left: BTreeSet<String>,
     count: usize,
 }
@@ -53,7 +53,7 @@ impl Made {
         }
     }
 
-    /// Deletes some Services and slices, gives others other endpoints, and makes new ones.
+    /// Deletes some Services and slices, changes the endpoints of others, and makes new ones.
     pub fn change(&mut self, server: &Server, random: &mut StdRng) {
         let mut gone = Vec::new();
         self.services.retain(|name, _| {
@@ -116,7 +116,7 @@ fn service(random: &mut StdRng, name: &str, number: usize) -> Value {
         2..6 => spec["type"] = "NodePort".into(),
         6 => {
             spec["type"] = "LoadBalancer".into();
-            // This version takes one protocol of a load balancer.
+            // This version accepts only one protocol for a load balancer.
             let protocol = spec["ports"][0]["protocol"].clone();
             for port in spec["ports"].as_array_mut().into_iter().flatten() {
                 port["protocol"] = protocol.clone();
@@ -150,8 +150,9 @@ fn service(random: &mut StdRng, name: &str, number: usize) -> Value {
     })
 }
 
-/// Slices of one Service share addresses and say the same of their ports, or neither: this version
-/// of kube-proxy lets chance decide which number counts where they disagree about one address.
+/// Slices of one Service have the same ports for shared addresses, or no shared addresses, because
+/// this version of kube-proxy makes a random choice of the port number where slices disagree about
+/// one address.
 fn slice(random: &mut StdRng, name: &str, service: &str, of: &Value) -> Value {
     let number = |text: &str| text.parse().unwrap_or(0);
     let part: u16 = name.rsplit('-').next().map_or(0, number);
@@ -177,7 +178,7 @@ fn slice(random: &mut StdRng, name: &str, service: &str, of: &Value) -> Value {
         .map(|_| {
             let node = random.random_range(1..4);
             let first = if is_shared { 2 } else { 2 + 10 * part };
-            // A few, so that some come twice.
+            // The range is small, so that some addresses occur twice.
             let host = random.random_range(first..first + 10);
             let address = format!("10.244.{node}.{host}");
             let mut endpoint = json!({

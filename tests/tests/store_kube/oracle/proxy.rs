@@ -1,4 +1,4 @@
-//! A real kube-proxy, and what its rules come to.
+//! A real kube-proxy, and the outcomes of its rules.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,7 +25,7 @@ impl KubeProxy {
             "clusterCIDR": "10.244.0.0/16",
             "hostnameOverride": "n1",
             "oomScoreAdj": 0,
-            // Settings of the whole machine.
+            // These are settings of the whole machine.
             "conntrack": {
                 "maxPerCore": 0, "min": 0,
                 "tcpCloseWaitTimeout": "0s", "tcpEstablishedTimeout": "0s",
@@ -70,7 +70,7 @@ struct Rule<'a> {
 impl<'a> Rule<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let rest = line.strip_prefix("-A ")?;
-        // A comment is quoted, and says nothing that counts.
+        // A comment is quoted, and has no effect.
         let mut parts = rest.split('"');
         let mut words = Vec::new();
         while let Some(part) = parts.next() {
@@ -90,12 +90,12 @@ impl<'a> Rule<'a> {
     }
 }
 
-/// What the rules of kube-proxy come to.
+/// The outcomes of kube-proxy's rules.
 pub fn rules(lab: &Lab, own: IpAddr) -> Result<Outcomes> {
     let node = lab.node(1);
     let text = node.run(["iptables-save"])?;
     let rules: Vec<_> = text.lines().filter_map(Rule::parse).collect();
-    // The servers of a chain, through all chains that it leads to.
+    // The servers of a chain, including those of all chains that it jumps to.
     let follow = |chain: &str| -> Outcome {
         let mut outcome = Outcome::default();
         let mut chains = vec![chain.to_owned()];

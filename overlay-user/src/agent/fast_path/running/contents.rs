@@ -1,4 +1,4 @@
-//! What a round writes into the maps.
+//! The contents that a round writes into the maps.
 
 use std::collections::BTreeSet;
 
@@ -24,8 +24,8 @@ use crate::mac::MacAddr;
 use crate::marks::BRIDGE;
 
 impl Running {
-    /// Looks at the pods once more before something is written of them: what was done so far took
-    /// its time, and a pod may have come or gone, its address with it.
+    /// Reads the pods once more before their entries are written, because the steps so far took
+    /// time, and a pod, and with the pod its address, may have been added or removed.
     pub(super) async fn second_look(&self, view: &mut View<'_>, known: &Snapshot<V4>) {
         let pods = local_pods(&view.pods.pods, |_| false);
         let is_known = |pod: &LocalPod| {
@@ -43,7 +43,7 @@ impl Running {
         }
     }
 
-    /// What the tables are made from, but for the ways to the peers.
+    /// The input of the tables, without the ways to the peers.
     pub(super) async fn input(
         &mut self,
         view: &View<'_>,
@@ -61,7 +61,7 @@ impl Running {
         let vtep = backing.outlets.iter().find(is_vtep);
         input.vtep_ifindex = vtep.map_or(0, |device| device.ifindex);
         input.source_ports = sysctl::local_port_range().unwrap_or(input.source_ports);
-        // Where the kernel does not tell, what it told last holds.
+        // Where the kernel does not answer, its last answer is used.
         if let Some(others) = &view.other_vnis {
             self.shares_port = !others.is_empty();
         }
@@ -71,8 +71,8 @@ impl Running {
         if view.settings.flags.node.aggregates == Aggregates::Kernel {
             input.flags |= CONFIG_AGGREGATES_TO_KERNEL;
         }
-        // A capture on the VXLAN device shall show what the stack sends by it: the program there
-        // comes before, and would send it past the capture.
+        // A capture on the VXLAN device must show the packets that the stack sends by that device.
+        // The program on the device runs earlier, and would redirect the packets past the capture.
         if !view.is_captured {
             input.flags |= CONFIG_ENCAPSULATE_FOR_STACK;
         }
@@ -117,8 +117,8 @@ impl Running {
         self.live.find(kernel, exit, &vteps).await
     }
 
-    /// Writes the maps; returns what they hold in the end, and whether a pod is new. Of the ways,
-    /// what is known at this moment is written.
+    /// Writes the maps; returns their final contents, and whether a pod is new. The ways that are
+    /// written are those known at this moment.
     pub(super) fn fill(
         &mut self,
         input: &mut TableInput,
@@ -139,17 +139,17 @@ impl Running {
         let Some(config) = tables.config else {
             return Ok(None);
         };
-        // A newcomer may have talked with Services before it was watched: it is left to the kernel,
-        // and watched from now on, until the flows that it has by then are known.
+        // A newcomer may have used Services before programs watched it. Therefore a newcomer is
+        // left to the kernel, and watched from now on, until its existing flows are known.
         let (watched, newcomers) = watch_newcomers(&tables, known);
-        // Narrow the mask last: until then the old entries answer for the old mask.
+        // The mask is changed last, because until then the old entries serve the old mask.
         let fill = |maps: &mut Maps<V4>| {
             maps.fill_peers(&tables)?;
             maps.fill_pods(&watched)
         };
         if fill(maps).is_err() {
-            // Old and new together may be too many: without the old, then, while the kernel has
-            // everything.
+            // Old and new entries together may exceed the room. Then the kernel takes all packets
+            // while the old entries are removed before the new ones are written.
             self.write(
                 maps,
                 Config {
@@ -168,8 +168,8 @@ impl Running {
     }
 }
 
-/// Why IPsec keeps packets between nodes from the fast path, if it does. Who cannot tell must not
-/// take them past it.
+/// Why IPsec keeps packets between nodes from the fast path; `None` where it does not. Where the
+/// policies cannot be read, the packets must not bypass them either.
 pub(super) async fn ipsec(traffic: &Traffic) -> Option<String> {
     match xfrm::policies(traffic).await {
         Ok(policies) => {

@@ -1,4 +1,4 @@
-//! Programs on their hooks.
+//! Attaches programs to their hooks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ impl Site {
     }
 }
 
-/// Where programs have to sit.
+/// The hooks that need programs.
 pub(super) fn sites(view: &View<'_>, outlets: &[Outlet]) -> Vec<Site> {
     let site = |hook, interface: &str, ifindex| Site {
         hook,
@@ -47,7 +47,7 @@ pub(super) fn sites(view: &View<'_>, outlets: &[Outlet]) -> Vec<Site> {
 }
 
 impl Running {
-    /// Removes the links of devices that are gone.
+    /// Removes the links of devices that no longer exist.
     pub(super) fn forget_gone(&mut self) -> Result<(), Error> {
         let (sites, early) = (&self.sites, &self.early);
         let gone = self.programs.forget_gone(|hook, ifindex| {
@@ -64,8 +64,8 @@ impl Running {
         Ok(())
     }
 
-    /// The sites that have a clsact filter of ours. Where the kernel does not tell, what it told
-    /// last holds.
+    /// The sites that have a clsact filter of ours. Where the kernel does not answer, its last
+    /// answer is used.
     pub(super) async fn filters(&mut self, kernel: &Kernel) -> BTreeSet<(Hook, u32)> {
         let mut found = BTreeSet::new();
         for site in self.sites.clone() {
@@ -91,9 +91,8 @@ impl Running {
             .presence(site.hook, &site.interface, site.ifindex)
     }
 
-    /// Puts programs on every site; returns the pods that carry a foreign program. A pod
-    /// that goes while we are at it, or that the kernel refuses, is left out and does not hold up
-    /// the others.
+    /// Attaches programs to every site; returns the pods that carry a foreign program. A pod that
+    /// is deleted meanwhile, or that the kernel refuses, is left out and does not delay the others.
     pub(super) fn attach(&mut self) -> Result<Vec<u32>, Error> {
         let mut foreign = Vec::new();
         let mut left_out = BTreeMap::new();
@@ -122,7 +121,8 @@ impl Running {
         Ok(foreign)
     }
 
-    /// Puts the XDP program on the NIC where that is wanted; nothing depends on it.
+    /// Attaches the XDP program to the NIC where that is wanted; no other part depends on this
+    /// program.
     pub(super) async fn refuse_early(&mut self, view: &View<'_>) {
         let attached = match view.kernel.nic(view.underlay.ifindex).await {
             Ok(Some(nic)) => early::wanted_on(view.settings.flags.node.xdp, &nic).and_then(|()| {
@@ -147,7 +147,7 @@ impl Running {
         self.early = attached;
     }
 
-    /// Where hostile VXLAN is refused early, or why nowhere, for people.
+    /// The NIC on which hostile VXLAN is refused early, or the reason for none, as text for people.
     pub fn early_text(&self) -> String {
         match &self.early {
             Ok(nic) => format!("by native XDP on {}", nic.name),

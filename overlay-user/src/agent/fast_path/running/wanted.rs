@@ -1,4 +1,4 @@
-//! What the maps should hold, made from what a round knows of the node.
+//! The contents that the maps should have, made from a round's view of the node.
 
 use crate::backend::{self, Peer};
 use crate::datapath::tables::{LocalPod, TableInput, UnderlayPath};
@@ -10,8 +10,8 @@ use overlay_common::snapshot::Snapshot;
 
 use super::super::View;
 
-/// The pods of the tables, every one that is not `known` left to the kernel, and whether there are
-/// any such.
+/// The tables with every pod that is not in `known` left to the kernel, and whether there are any
+/// such pods.
 pub(super) fn watch_newcomers(tables: &Snapshot<V4>, known: &Snapshot<V4>) -> (Snapshot<V4>, bool) {
     let mut watched = Snapshot {
         endpoints: tables.endpoints.clone(),
@@ -20,8 +20,8 @@ pub(super) fn watch_newcomers(tables: &Snapshot<V4>, known: &Snapshot<V4>) -> (S
     };
     let mut any = false;
     for (ifindex, endpoint) in &mut watched.endpoints {
-        // One that leaves the kernel path counts as one: a round that ended early may have left it
-        // there.
+        // A pod that leaves the kernel path now counts as a newcomer, because a round that ended
+        // early may have left the pod there.
         let is_known = known.endpoints.get(ifindex).is_some_and(|old| {
             old.addresses == endpoint.addresses
                 && old.flags & POD_KERNEL_PATH & !endpoint.flags == 0
@@ -40,7 +40,7 @@ pub(super) fn watch_newcomers(tables: &Snapshot<V4>, known: &Snapshot<V4>) -> (S
     (watched, any)
 }
 
-/// The pods that are up, by each of their addresses.
+/// The pods that are up, by their addresses.
 pub(super) fn local_pods<'a>(
     pods: impl IntoIterator<Item = &'a PodLink>,
     has_foreign_program: impl Fn(u32) -> bool,
@@ -60,8 +60,7 @@ pub(super) fn local_pods<'a>(
     local
 }
 
-/// What the tables are made from with these peers and pods; next hops and flags are still to be
-/// found out.
+/// The input of the tables with these peers and pods; next hops and flags are still to be added.
 pub(super) fn table_input(
     view: &View<'_>,
     mac: MacAddr,

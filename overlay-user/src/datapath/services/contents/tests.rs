@@ -13,7 +13,7 @@ mod choice;
 /// A client that kube-proxy serves.
 const OPTED_OUT: u64 = 99;
 
-/// Maps with room for so many servers, looked at after every step.
+/// Maps with room for a limited number of servers, which are checked after every step.
 struct Fake<F> {
     services: BTreeMap<socket::Frontend, Service>,
     servers: BTreeMap<ServerKey, Server>,
@@ -165,8 +165,8 @@ fn become_table<F: Watch>(
 }
 
 proptest! {
-    /// After every single step a socket gets what was, or what will be; in the end what shall be,
-    /// and nothing else is left.
+    /// After every single step a socket gets a server of the old table or of the new one; at the
+    /// end only the entries of the new table are left.
     #[test]
     fn nobody_meets_half_of_a_change(
         tables in prop::collection::vec(
@@ -207,7 +207,8 @@ fn what_finds_no_room_is_left_out_until_there_is_some() {
         &table([(1, serving(1..5)), (2, serving(1..4))]),
     );
     assert_eq!(contents.counts(), (1, 4, 1));
-    // A change needs room for both, and without that the Service is kube-proxy's.
+    // A change needs room for the old and the new set; without that room the Service is left to
+    // kube-proxy.
     become_table(
         &mut contents,
         &mut maps,

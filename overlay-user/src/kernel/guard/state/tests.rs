@@ -1,4 +1,4 @@
-//! Of the guard's rules and elements.
+//! Tests of the guard's rules and elements.
 
 use super::*;
 

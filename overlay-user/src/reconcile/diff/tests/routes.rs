@@ -1,4 +1,4 @@
-//! Routes: ours, flannel's, and those of others.
+//! Routes: ours, flannel's, and foreign ones.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn a_way_that_becomes_direct_is_replaced_without_a_gap() {
     ];
     assert_eq!(actions, expected);
 
-    // And without any device, as with host-gw.
+    // The same without any device, as with host-gw.
     want = KernelState {
         device: None,
         routes: [direct].into(),
@@ -122,7 +122,7 @@ fn what_others_have_in_the_place_of_a_route_is_not_replaced() {
         let mut kernel = settled(&want);
         kernel.routes = [old.clone()].into();
         let actions = diff(&want, &kernel);
-        // Which the kernel answers by EEXIST.
+        // The kernel refuses this route with EEXIST.
         assert_eq!(actions, [Action::AddRoute(wanted.clone())], "{old:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Writing and reading the file of a memory.
+//! Writes and reads the file of a memory.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -10,11 +10,11 @@ use nix::unistd::geteuid;
 
 use crate::files;
 
-/// More than any cluster's Nodes take, in bytes. A file that would be longer is not written, and
-/// one that is longer not read.
+/// Largest size of the file in bytes, more than the Nodes of any cluster take. A larger file is
+/// neither written nor read.
 pub const LONGEST: u64 = 16 << 20;
 
-/// Replaces the file in one step. It is for its owner alone.
+/// Replaces the file in one step. Only its owner can read the file.
 pub fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
     if json.len() as u64 > LONGEST {
         files::remove(path)?;

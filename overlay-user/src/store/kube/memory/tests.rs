@@ -66,7 +66,7 @@ fn what_is_written_is_recalled_and_older_than_any_answer() {
     assert!(given.as_of.is_some());
 }
 
-/// An agent of another build reads it.
+/// The field names must not change, because an agent of another build reads the file.
 #[test]
 fn the_file_has_the_fields_that_it_always_had() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -1,4 +1,4 @@
-//! What a socket gets of what the maps hold.
+//! The server that a socket gets, for given maps.
 
 use std::time::Duration;
 
@@ -80,11 +80,11 @@ fn a_socket_is_told_of_the_service_that_it_asked_last() {
         assert!(named.is(&given.frontend), "told of {named:?}");
         Ok(place)
     };
-    // Two Services with one server, in turns.
+    // Two Services with one server, in turn.
     for last in [1, 2, 1, 2] {
         ask(given(last, 1)).expect("room");
     }
-    // As many with servers of their own as there is room for.
+    // Services with servers of their own, as many as the table has room for.
     for server in 1..8 {
         ask(given(10 + server, 1 + server)).expect("room");
     }
@@ -126,7 +126,7 @@ fn a_client_stays_with_its_server_for_the_time_of_its_affinity() {
     maps.random = 0;
     let others = choose(&maps, 8, &frontend, None).expect("a server").server;
     assert_ne!(first, others);
-    // Each connection starts the time anew.
+    // Each connection restarts the time.
     for now in [9, 18, 27] {
         maps.now_ns = second(now);
         assert_eq!(
@@ -134,7 +134,7 @@ fn a_client_stays_with_its_server_for_the_time_of_its_affinity() {
             Ok(first)
         );
     }
-    // Not with one that has gone.
+    // A client does not stay with a removed server.
     become_table(&mut contents, &mut maps, &table([(1, sticky(&[1, 2]))]));
     let second_choice = choose(&maps, 7, &frontend, None).expect("a server").server;
     assert_ne!(second_choice, first);
@@ -172,7 +172,8 @@ fn a_client_stays_with_its_server_at_all_frontends_of_a_port() {
     maps.random = 0;
     assert_eq!(ask(&maps, 2), first);
     assert_ne!(ask(&maps, 3), first, "another port");
-    // A frontend that does not have the server gives one of its own, which then counts.
+    // A frontend that does not have the client's server gives one of its own, which then replaces
+    // the former one.
     let pairs = [(1, sticky(&[1, 2, 3], 80)), (2, sticky(&[2], 80))];
     become_table(&mut contents, &mut maps, &table(pairs));
     let narrow = ask(&maps, 2);
@@ -180,7 +181,7 @@ fn a_client_stays_with_its_server_at_all_frontends_of_a_port() {
     assert_eq!(ask(&maps, 1), narrow);
 }
 
-/// The entry is another's by the time that it is read a second time, or a place is missing.
+/// The Service's entry no longer exists at the second read, or a place is missing.
 #[test]
 fn what_changes_meanwhile_is_left_to_kube_proxy() {
     struct Restless(Fake<()>, RefCell<u32>);

@@ -1,4 +1,4 @@
-//! Expressions that a kernel of today may not have.
+//! Expressions that the kernel of the test machine may not have.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn act(what: &str) -> Effect {
     Effect::Act(what.to_owned())
 }
 
-/// What a rule of kube-network-policies comes to, and one of a kernel of tomorrow.
+/// The effect of a rule of kube-network-policies, and of a rule with an unknown expression.
 #[test]
 fn queues_and_what_nobody_knows_count() {
     let found = read(vec![other("ct", vec![]), other("queue", vec![])]);
