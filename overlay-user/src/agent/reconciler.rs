@@ -22,17 +22,18 @@ use super::rules::RulesUpkeep;
 use super::seen::Seen;
 use super::services;
 use super::settings::Settings;
-use super::underlay::{Footing, Step};
+use super::underlay::Footing;
 use crate::backend::{Here, Peer, Peers};
+use crate::kernel::Kernel;
 use crate::kernel::guard::GuardState;
 use crate::kernel::interface::Underlay;
-use crate::kernel::{self, Kernel};
 use crate::lease::Lease;
 use crate::liveness::Pulse;
 use crate::mac::MacAddr;
 use crate::observe::agent_file::AgentFile;
 use crate::store::{LeaseState, Store};
 
+mod look;
 mod tell;
 mod waits;
 
@@ -251,52 +252,6 @@ impl Reconciler {
             );
         }
         self.lease = own.clone();
-    }
-
-    /// Looks at the kernel, and follows the underlay's device.
-    async fn see(&mut self, report: &mut Report) -> Result<(), kernel::Error> {
-        let ifindex = self.footing.underlay().ifindex;
-        self.seen
-            .refresh(&self.kernel, &self.settings, ifindex)
-            .await?;
-        let step = self
-            .footing
-            .judge(self.seen.underlay.as_ref(), std::time::Instant::now());
-        match step {
-            Step::Stay => return Ok(()),
-            Step::Wait | Step::Readdress => {
-                let name = &self.footing.underlay().name;
-                let why = format!("{name} has lost its address; waiting");
-                report.hindrance = Some(format!("underlay: {why}"));
-                report.note("underlay", why);
-            }
-            Step::Choose | Step::GoBack => {}
-        }
-        if step == Step::Wait {
-            return Ok(());
-        }
-        let network = self.settings.network();
-        let criteria = &self.settings.criteria;
-        match self.kernel.select_underlay(criteria, network).await {
-            Ok(choice) => {
-                let old = self.footing.underlay().clone();
-                if self.footing.take(step, choice) {
-                    let new = self.footing.underlay();
-                    tracing::warn!(?old, ?new, "the underlay changed");
-                    self.seen.distrust();
-                    let ifindex = new.ifindex;
-                    self.seen
-                        .refresh(&self.kernel, &self.settings, ifindex)
-                        .await?;
-                    if let Some(seen) = &self.seen.underlay {
-                        self.footing.learn_link(seen);
-                    }
-                }
-            }
-            Err(error) if step == Step::Choose => report.problem("underlay", error.to_string()),
-            Err(_) => {}
-        }
-        Ok(())
     }
 
     fn here(&self) -> Here {

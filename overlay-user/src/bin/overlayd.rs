@@ -14,12 +14,8 @@ use tracing_subscriber::EnvFilter;
 /// Node agent of the overlay: leases this node's pod subnet, learns the others', keeps the kernel's
 /// VXLAN state complete and accelerates pod traffic with eBPF.
 #[derive(Parser)]
-#[command(
-    name = "overlayd",
-    version,
-    after_help = EXAMPLES,
-    args_conflicts_with_subcommands = true
-)]
+#[command(name = "overlayd", version, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

@@ -90,11 +90,13 @@ impl<F: UserFamily> Maps<F> {
     /// # Errors
     /// [`Error::Map`].
     pub fn config(&self) -> Result<Option<Config<F>>, Error> {
-        let config = self
-            .config
-            .get(&0, 0)
-            .map_err(failed("read", F::MAPS.config))?;
+        let config = self.stored_config()?;
         Ok((config.abi != 0).then_some(config))
+    }
+
+    fn stored_config(&self) -> Result<Config<F>, Error> {
+        let config = self.config.get(&0, 0);
+        config.map_err(failed("read", F::MAPS.config))
     }
 
     /// Writes the configuration: all of it while the programs leave everything to the kernel, then
@@ -103,10 +105,7 @@ impl<F: UserFamily> Maps<F> {
     /// # Errors
     /// [`Error::Map`].
     pub fn set_config(&mut self, config: &Config<F>) -> Result<(), Error> {
-        let current = self
-            .config
-            .get(&0, 0)
-            .map_err(failed("read", F::MAPS.config))?;
+        let current = self.stored_config()?;
         if current == *config {
             return Ok(());
         }
