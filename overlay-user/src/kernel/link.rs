@@ -164,17 +164,20 @@ impl Kernel {
             return Ok(false);
         };
         self.look_away();
-        // Before Linux 6.2 only a device that is down can be renamed; the next difference sets the
-        // device up.
-        let message = LinkUnspec::new_with_index(ifindex)
-            .down()
-            .name(device.name.clone())
-            .build();
-        let object = format!("ifindex {ifindex} name {}", device.name);
-        let call = self.handle.link().set(message).execute();
-        self.request("RTM_SETLINK", &object, call)
-            .await
-            .map(|()| true)
+        // Before Linux 6.2 only a device that is down can be renamed. The kernel carries out the name
+        // of a request before the flags, so that two requests are needed; the next difference sets
+        // the device up.
+        let down = LinkUnspec::new_with_index(ifindex).down();
+        let name = LinkUnspec::new_with_index(ifindex).name(device.name.clone());
+        for (change, what) in [
+            (down, "down".to_owned()),
+            (name, format!("name {}", device.name)),
+        ] {
+            let call = self.handle.link().set(change.build()).execute();
+            self.request("RTM_SETLINK", &format!("ifindex {ifindex} {what}"), call)
+                .await?;
+        }
+        Ok(true)
     }
 
     /// Deletes a device; a missing device is no error.
