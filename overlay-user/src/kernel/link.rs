@@ -164,8 +164,8 @@ impl Kernel {
             return Ok(false);
         };
         self.look_away();
-        // Before Linux 6.2 only a device that is down can be renamed. Two requests are needed, because
-        // the kernel carries out the name of a request before the flags (do_setlink() in
+        // Before Linux 6.2 only a device that is down can be renamed. Two requests are needed,
+        // because the kernel carries out the name of a request before the flags (do_setlink() in
         // net/core/rtnetlink.c). The next difference sets the device up.
         let down = LinkUnspec::new_with_index(ifindex).down();
         let name = LinkUnspec::new_with_index(ifindex).name(device.name.clone());
