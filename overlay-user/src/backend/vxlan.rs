@@ -46,8 +46,8 @@ impl Backend for Vxlan {
             .saturating_sub(V4::VXLAN_OVERHEAD)
     }
 
-    /// `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds the MAC
-    /// address by its position.
+    /// `{"VNI":1,"VtepMAC":"…"}` with the MAC address last, because a stock flanneld finds the
+    /// MAC address by its position.
     fn data(&self, mac: MacAddr) -> Option<Value> {
         Some(json!({ "VNI": self.0.vni, "VtepMAC": mac }))
     }

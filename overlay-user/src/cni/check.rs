@@ -101,10 +101,11 @@ async fn room(conf: &NetConf, deadline: Deadline) -> Result<(), Error> {
         return Ok(());
     }
     let host = Kernel::connect_until(deadline)?;
-    if abandoned::find(&book, conf, &host).await?.is_empty() {
-        return Err(crate::ipam::Error::Exhausted { range, dir }.into());
+    let abandoned = abandoned::find(&book, conf, &host).await?;
+    if abandoned.iter().any(|it| range.contains(*it)) {
+        return Ok(());
     }
-    Ok(())
+    Err(crate::ipam::Error::Exhausted { range, dir }.into())
 }
 
 /// Whether there are pods on this node whose bridge is down or missing.
