@@ -16,6 +16,7 @@ mod stage;
 mod store;
 mod table;
 mod trace;
+mod watching;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ use crate::lab::Output;
 use crate::{build, setup, shell, workspace};
 use measure::{Plan, Scaled};
 use stage::{Agent, Stage};
-use store::Kind;
+use store::{Kind, Store};
 
 /// Measure what one agent costs in a cluster of many nodes, and how fast it follows a change.
 ///
@@ -197,7 +198,12 @@ fn one(kind: Kind, agent: &Agent, bin_dir: &Path, peers: u32, plan: &Plan) -> Re
     let name = agent.name();
     shell::progress(&format!("{name}, {peers} peers"));
     let mut stage = Stage::up(kind, agent, bin_dir.to_owned(), peers)?;
-    let scaled = measure::measure(&mut stage, agent, peers, plan);
+    let scaled = measure::measure(&mut stage, agent, peers, plan).and_then(|mut scaled| {
+        if let Store::Kube(kube) = &stage.store {
+            scaled.watching = Some(watching::measure(&stage, kube)?);
+        }
+        Ok(scaled)
+    });
     let scaled = scaled.with_context(|| format!("{name} with {peers} peers"));
     // Where both fail, the measurement's error is reported.
     let down = stage.down();

@@ -2,10 +2,12 @@
 //! API server themselves, over TLS.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use overlay_tests::http::{self, HttpAnswer};
-use overlay_tests::kubernetes::ApiServer;
+use overlay_tests::kubernetes::{ApiServer, bin_dir};
 use overlay_tests::{Lab, Namespace};
 use serde_json::{Value, json};
 
@@ -25,25 +27,35 @@ const KUBECONFIG: &str = "/run/kubeconfig";
 /// The API server.
 #[derive(Clone)]
 pub struct Kube {
-    namespace: Namespace,
+    pub namespace: Namespace,
+    /// An administrator's configuration.
+    kubeconfig: PathBuf,
+}
+
+/// The server's own counts of what watches of Nodes were sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    pub events: u64,
+    pub bytes: u64,
 }
 
 impl Kube {
     /// Starts the API server, and makes the Node of the lab's one node.
     pub fn start(lab: &Lab) -> Result<Self> {
         let kubeconfig = ApiServer::start(lab)?.kubeconfig();
-        let kubeconfig = fs::read_to_string(&kubeconfig)
+        let configuration = fs::read_to_string(&kubeconfig)
             .with_context(|| format!("read {}", kubeconfig.display()))?;
         let node = lab.node(1).namespace();
         for (path, content) in [
             (NETWORK, leases::network().to_string()),
-            (KUBECONFIG, kubeconfig),
+            (KUBECONFIG, configuration),
         ] {
             node.inside(|| fs::write(path, content))?
                 .with_context(|| format!("write {path}"))?;
         }
         let kube = Self {
             namespace: lab.namespace("store")?,
+            kubeconfig,
         };
         let real = json!({
             "apiVersion": "v1", "kind": "Node",
@@ -87,6 +99,37 @@ impl Kube {
     pub fn requests(&self) -> Result<u64> {
         let answer = self.ask("GET", "/metrics", "")?;
         Ok(requests(&answer.body))
+    }
+
+    /// What watches of Nodes were sent since the start of the server.
+    pub fn sent(&self) -> Result<Sent> {
+        let metrics = self.ask("GET", "/metrics", "")?.body;
+        let of_nodes =
+            |counter| metrics::total(&metrics, counter, |labels| labels.contains("kind=\"Node\""));
+        Ok(Sent {
+            events: of_nodes("apiserver_watch_events_total"),
+            bytes: of_nodes("apiserver_watch_events_sizes_sum"),
+        })
+    }
+
+    /// The number of watches of Nodes.
+    pub fn watches(&self) -> Result<u64> {
+        let metrics = self.ask("GET", "/metrics", "")?.body;
+        let is_watch = |labels: &str| {
+            labels.contains("resource=\"nodes\"") && labels.contains("verb=\"WATCH\"")
+        };
+        Ok(metrics::total(
+            &metrics,
+            "apiserver_longrunning_gauge",
+            is_watch,
+        ))
+    }
+
+    /// A kubectl with an administrator's rights, to be started in the server's namespace.
+    pub fn kubectl(&self) -> Command {
+        let mut command = self.namespace.command(bin_dir().join("kubectl"));
+        command.env("KUBECONFIG", &self.kubeconfig);
+        command
     }
 
     fn ask(&self, method: &str, path: &str, body: &str) -> Result<HttpAnswer> {

@@ -14,6 +14,7 @@ use super::process::{Started, Time, memory};
 use super::stage::{Agent, Stage, replace_router};
 use super::store::Store;
 use super::trace::{Calls, Trace};
+use super::watching;
 use crate::shell;
 
 /// Longest time until an agent has set up the whole cluster.
@@ -73,6 +74,8 @@ pub struct Scaled {
     /// Time from a router's new MAC address until no packet is sent to its old one, while leases
     /// churn.
     pub next_hop: Option<Times>,
+    /// The load on an API server.
+    pub watching: Option<watching::Loads>,
 }
 
 /// The cost of an idle agent.
@@ -126,6 +129,7 @@ pub fn measure(stage: &mut Stage, agent: &Agent, peers: u32, plan: &Plan) -> Res
         calls_per_change: calls,
         churn,
         next_hop,
+        watching: None,
     })
 }
 

@@ -86,6 +86,11 @@ pub fn render(findings: &Findings) -> String {
     align_right(&mut shown, 1);
     // Writing to a String cannot fail.
     let _ = writeln!(text, "store: {}\n{shown}", findings.store.name());
+    for scaled in &findings.results {
+        if let Some(loads) = &scaled.watching {
+            let _ = writeln!(text, "{} peers: {loads}", scaled.peers);
+        }
+    }
     for reason in &findings.skipped {
         let _ = writeln!(text, "left out: {reason}");
     }
