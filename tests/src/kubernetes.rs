@@ -89,8 +89,8 @@ impl Cluster {
     /// Starts a cluster on a lab without agents of its own, and gives every node the images. Nodes
     /// are not ready before a network is applied.
     ///
+    /// # Errors
     /// When a program is missing or does not start. All parts made until then are removed.
-    /// When a program is missing or does not come up. Whatever was made until then is taken away.
     pub fn up(options: Options) -> Result<Self> {
         programs::check()?;
         let say = |text: &str| options.say(text);

@@ -83,11 +83,6 @@ fn lab(seed: Option<u64>) -> Result<()> {
     shell::run(&mut command)
 }
 
-/// Checks that the targets of tests/fuzz compile.
-pub fn check_targets() -> Result<()> {
-    inputs::check()
-}
-
 /// Fuzzes for a limited time, as a part of the tests. The packets differ every time; the seed that
 /// repeats them is printed.
 pub fn try_out(seconds: u64) -> Result<()> {

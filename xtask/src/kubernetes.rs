@@ -47,29 +47,72 @@ const CLUSTER: Product = Product {
 const TESTS: Product = Product {
     link: SUITE_DIR,
     files: &SUITE,
-    recipe: 1,
-    about: "its tests: four minutes on two cores, once",
+    recipe: 2,
+    about: "its tests of networks: two minutes on two cores, once",
     build: build::tests,
 };
 
 /// Builds the cluster's programs at the first call, unless the environment names others.
 pub fn ensure_programs() -> Result<()> {
-    ensure(&CLUSTER)
+    ensure(&[&CLUSTER])
 }
 
-/// Builds Kubernetes' own tests at the first call, unless the environment names others.
+/// Builds the cluster's programs and Kubernetes' own tests at the first call, unless the
+/// environment names others.
 pub fn ensure_suite() -> Result<()> {
-    ensure(&TESTS)
+    ensure(&[&CLUSTER, &TESTS])
 }
 
 /// Builds the programs of the version in Debian, unless they exist.
 pub fn programs() -> Result<()> {
-    CLUSTER.make()
+    make(&[&CLUSTER])
 }
 
-fn ensure(product: &Product) -> Result<()> {
-    if std::env::var_os(BIN_DIR_ENV).is_none() && product.current().is_none() {
-        product.make()?;
+fn ensure(products: &[&Product]) -> Result<()> {
+    let are_built = || products.iter().all(|product| product.current().is_some());
+    if std::env::var_os(BIN_DIR_ENV).is_none() && !are_built() {
+        make(products)?;
+    }
+    Ok(())
+}
+
+/// Builds those that are missing from one unpacked source, so that a later one finds the packages of
+/// an earlier one in the compiler's cache.
+fn make(products: &[&Product]) -> Result<()> {
+    let cache = workspace::root().join(CACHE);
+    let apt = Apt::with_sources(&cache.join("apt"), &SUITES)?;
+    let version = apt.source_version(SOURCE)?;
+    let compiler = apt.version(COMPILER[0])?;
+    let key = |product: &Product| {
+        format!("{version}-go{compiler}{}", product.end()).replace(['/', ':'], "_")
+    };
+    let is_missing = |product: &&&Product| !cache.join(key(product)).is_dir();
+    let missing: Vec<_> = products.iter().filter(is_missing).collect();
+    if !missing.is_empty() {
+        let work = cache.join("work");
+        let _ = fs::remove_dir_all(&work);
+        create(&work)?;
+        let source = Source::fetch(&apt, &version, &work)?;
+        for product in missing {
+            shell::progress(&format!(
+                "Kubernetes {version} with Go {compiler}: {}",
+                product.about
+            ));
+            let built = work.join("built");
+            create(&built)?;
+            (product.build)(&source, &built)?;
+            fs::rename(&built, cache.join(key(product)))
+                .with_context(|| format!("rename {}", built.display()))?;
+        }
+        // Go's cache alone is four times as large as the programs.
+        fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
+    }
+    for product in products {
+        let link = cache.join(product.link);
+        let new = cache.join(format!("{}.new", product.link));
+        let _ = fs::remove_file(&new);
+        symlink(key(product), &new).with_context(|| format!("link {}", new.display()))?;
+        fs::rename(&new, &link).with_context(|| format!("rename {}", new.display()))?;
     }
     Ok(())
 }
@@ -89,34 +132,6 @@ impl Product {
             "bin" => format!("-r{}", self.recipe),
             link => format!("-{link}-r{}", self.recipe),
         }
-    }
-
-    fn make(&self) -> Result<()> {
-        let cache = workspace::root().join(CACHE);
-        let apt = Apt::with_sources(&cache.join("apt"), &SUITES)?;
-        let version = apt.source_version(SOURCE)?;
-        let compiler = apt.version(COMPILER[0])?;
-        let key = format!("{version}-go{compiler}{}", self.end()).replace(['/', ':'], "_");
-        let done = cache.join(&key);
-        if !done.is_dir() {
-            shell::progress(&format!(
-                "Kubernetes {version} with Go {compiler}: {}",
-                self.about
-            ));
-            let work = cache.join("work");
-            let _ = fs::remove_dir_all(&work);
-            let built = work.join("built");
-            create(&built)?;
-            (self.build)(&Source::fetch(&apt, &version, &work)?, &built)?;
-            fs::rename(&built, &done).with_context(|| format!("rename {}", built.display()))?;
-            // Go's cache alone is four times as large as the programs.
-            fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
-        }
-        let link = cache.join(self.link);
-        let new = cache.join(format!("{}.new", self.link));
-        let _ = fs::remove_file(&new);
-        symlink(&key, &new).with_context(|| format!("link {}", new.display()))?;
-        fs::rename(&new, &link).with_context(|| format!("rename {}", new.display()))
     }
 }
 

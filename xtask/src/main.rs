@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod check;
 mod conformance;
+mod containerd;
 mod count;
 mod demo;
 mod deny;

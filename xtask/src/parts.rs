@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +10,14 @@ use overlay_tests::interrupt;
 
 use crate::count::{self, Count};
 use crate::shell;
+
+/// Cargo's tests as a part.
+pub struct Tests {
+    pub name: &'static str,
+    pub command: Command,
+    /// Text before each line of output.
+    pub prefix: &'static str,
+}
 
 /// A finished part.
 struct Part {
@@ -28,6 +37,19 @@ pub struct Done {
 }
 
 impl Part {
+    fn run(name: &'static str, work: impl FnOnce(&mut Done) -> Result<()>) -> Self {
+        shell::progress(name);
+        let start = Instant::now();
+        let mut done = Done::default();
+        let failure = work(&mut done).err().map(|error| format!("{error:#}"));
+        Self {
+            name,
+            took: start.elapsed(),
+            done,
+            failure,
+        }
+    }
+
     /// A part that failed without a failing test, such as format, counts as one failed test.
     fn count(&self) -> Count {
         let mut count = self.done.count;
@@ -49,26 +71,43 @@ impl Run {
         name: &'static str,
         work: impl FnOnce(&mut Done) -> Result<()>,
     ) -> Result<()> {
-        shell::progress(name);
-        let start = Instant::now();
-        let mut done = Done::default();
-        let failure = work(&mut done).err().map(|error| format!("{error:#}"));
-        interrupt::check()?;
-        if let Some(failure) = &failure {
-            eprintln!("error: {failure}");
-        }
-        self.0.push(Part {
-            name,
-            took: start.elapsed(),
-            done,
-            failure,
-        });
-        Ok(())
+        self.record(Part::run(name, work))
     }
 
     /// Runs cargo's tests as a part.
     pub fn cargo_test(&mut self, name: &'static str, command: &mut Command) -> Result<()> {
-        self.part(name, |done| run_tests(command, done))
+        self.part(name, |done| run_tests(command, "", done))
+    }
+
+    /// Runs several of cargo's tests at the same time, each as a part.
+    pub fn cargo_tests_together(&mut self, tests: Vec<Tests>) -> Result<()> {
+        let run = |mut tests: Tests| {
+            Part::run(tests.name, |done| {
+                run_tests(&mut tests.command, tests.prefix, done)
+            })
+        };
+        let parts = thread::scope(|scope| {
+            let running: Vec<_> = tests
+                .into_iter()
+                .map(|tests| scope.spawn(move || run(tests)))
+                .collect();
+            let ended = running.into_iter().map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            ended.collect::<Vec<_>>()
+        });
+        parts.into_iter().try_for_each(|part| self.record(part))
+    }
+
+    fn record(&mut self, part: Part) -> Result<()> {
+        interrupt::check()?;
+        if let Some(failure) = &part.failure {
+            eprintln!("error: {failure}");
+        }
+        self.0.push(part);
+        Ok(())
     }
 
     /// Whether a part has failed.
@@ -130,7 +169,7 @@ pub fn cargo_test(arguments: &[&str]) -> Command {
 }
 
 /// Runs cargo's tests, passes their output on, and adds up their closing lines.
-fn run_tests(command: &mut Command, done: &mut Done) -> Result<()> {
+fn run_tests(command: &mut Command, prefix: &str, done: &mut Done) -> Result<()> {
     let shown = overlay_tests::command::show(command);
     let mut child = command
         .stdout(Stdio::piped())
@@ -139,7 +178,7 @@ fn run_tests(command: &mut Command, done: &mut Done) -> Result<()> {
     let output = child.stdout.take().context("the output of cargo test")?;
     for line in BufReader::new(output).lines() {
         let line = line.context("read the output of cargo test")?;
-        println!("{line}");
+        println!("{prefix}{line}");
         done.count += count::closing_line(&line).unwrap_or_default();
         done.failed
             .extend(count::failed_test(&line).map(str::to_owned));

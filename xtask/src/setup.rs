@@ -10,7 +10,7 @@ use overlay_tests::StoreKind;
 
 pub use toolchain::{DEBIAN_CARGO, DEBIAN_RUSTC, Toolchain};
 
-use crate::{kubernetes, shell};
+use crate::{containerd, kubernetes, shell};
 use parts::Part;
 
 /// Find or install the eBPF toolchain and the real parts of the lab.
@@ -46,6 +46,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         install::packages(&missing)?;
         let found = toolchain.or_else(|_| install::toolchain())?;
         println!("everything is there; eBPF programs are built with {found}");
+    }
+    if !arguments.check {
+        containerd::ensure()?;
     }
     if arguments.kubernetes {
         kubernetes::programs()?;
@@ -114,9 +117,11 @@ pub fn ensure_kubernetes() -> Result<()> {
     kubernetes::ensure_programs()
 }
 
-/// Ensures all dependencies of Kubernetes' own tests; builds them at the first call.
+/// Ensures all dependencies of Kubernetes' own tests; builds them and a cluster's programs at the
+/// first call.
 pub fn ensure_conformance() -> Result<()> {
-    ensure_kubernetes()?;
+    ensure_lab(StoreKind::Etcd)?;
+    ensure_cluster()?;
     ensure(|part| part.needed == parts::Needed::Conformance)?;
     kubernetes::ensure_suite()
 }

@@ -4,8 +4,10 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 
-use crate::parts::{self, Run};
-use crate::{bench, build, deny, fuzz, isolation, scale, setup, shell, soak, test_names, vmtest};
+use crate::parts::{self, Run, Tests};
+use crate::{
+    bench, build, containerd, deny, fuzz, isolation, scale, setup, shell, soak, test_names, vmtest,
+};
 
 /// Number of end-to-end tests that run at a time; each has a separate lab.
 const LABS_AT_A_TIME: usize = 2;
@@ -22,8 +24,8 @@ const FUZZ_SECONDS: u64 = 40;
 /// passed, N failed, N ignored`; ignored are tests that are made for machines with other kernels or
 /// for measuring.
 ///
-/// With a filter only tests run: format, lints, licences, the fuzz targets, other kernels, the
-/// other data path, fuzz, bench and soak are left out. A filter that is the name of a file in
+/// With a filter only tests run: format, lints, licences, other kernels, the other data path, fuzz,
+/// bench and soak are left out. A filter that is the name of a file in
 /// tests/tests means all tests in it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -46,10 +48,10 @@ pub struct Arguments {
     agent_flag: Vec<String>,
 }
 
-/// The tests that need the programs of Kubernetes.
-const KUBERNETES: [&str; 2] = ["kubernetes", "store_kube"];
-/// Tests in separate clusters, each of which uses all processors during its start.
+/// Tests in separate clusters.
 const CLUSTERS: &str = "kubernetes";
+/// Tests with API servers of Kubernetes, and no clusters.
+const API_SERVERS: &str = "store_kube";
 /// The tests that every variant of the data path has to pass.
 const OF_EVERY_VARIANT: &[&str] = &["equality", "offloads", "reachability", "faults", "healing"];
 
@@ -79,8 +81,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let mut run = Run::default();
     run.part("setup", |_| set_up(everything))?;
-    if is_usual && filter.is_none_or(|filter| KUBERNETES.contains(&filter)) {
-        run.part("Kubernetes", |_| setup::ensure_kubernetes())?;
+    match filter {
+        None | Some(CLUSTERS) if is_usual => {
+            run.part("Kubernetes", |_| setup::ensure_conformance())?;
+        }
+        Some(API_SERVERS) if is_usual => {
+            run.part("Kubernetes", |_| setup::ensure_kubernetes())?;
+        }
+        _ => {}
     }
     if run.is_broken() {
         // The other parts would fail for the same missing package.
@@ -101,7 +109,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         run.part("clippy", |_| clippy())?;
         run.part("clippy of the programs", |_| build::lint_programs())?;
         run.part("licences, bans, sources", |_| deny::check())?;
-        run.part("fuzz targets", |_| fuzz::check_targets())?;
         run.part("fetch other kernels", |_| {
             kernels = Some(vmtest::fetch_for_ci()?);
             Ok(())
@@ -143,6 +150,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// lacks.
 fn set_up(everything: bool) -> Result<()> {
     setup::ensure_tests()?;
+    containerd::ensure()?;
     setup::ensure_toolchain()?;
     if everything {
         setup::ensure_components()?;
@@ -171,44 +179,45 @@ fn fetch() -> Result<()> {
 }
 
 fn unit_tests(run: &mut Run, filter: Option<&str>) -> Result<()> {
-    let all = [
-        "--workspace",
-        "--exclude",
-        "overlay-ebpf",
-        "--lib",
-        "--bins",
-    ];
-    let mut units = parts::cargo_test(&all);
+    let mut units = parts::cargo_test(&test_names::UNIT_TESTS);
     run.cargo_test("unit tests", units.arg("--").args(filter))?;
     let mut decision = parts::cargo_test(&["--package", "overlay-common", "--test", "*"]);
     run.cargo_test("decision", decision.arg("--").args(filter))
 }
 
-/// The tests of the programs in the kernel and those in labs.
+/// The tests of the programs in the kernel, those in labs, and those in clusters.
+///
+/// Clusters run beside labs, because a cluster leaves the processors idle for more than half of the
+/// time.
 fn labs(run: &mut Run, filter: Option<&str>) -> Result<()> {
-    const NAME: &str = "in the kernel and labs";
     let files = test_names::files()?;
-    let mut part = |files: Vec<&String>, filter: Option<&str>| {
-        let (clusters, labs): (Vec<_>, Vec<_>) =
-            files.into_iter().partition(|file| *file == CLUSTERS);
-        for (files, at_a_time) in [(labs, LABS_AT_A_TIME), (clusters, 1)] {
-            if files.is_empty() {
-                continue;
-            }
-            let mut command = parts::cargo_test(&["--package", "overlay-tests"]);
-            for file in files {
-                command.args(["--test", file]);
-            }
-            let threads = format!("--test-threads={at_a_time}");
-            run.cargo_test(NAME, command.arg("--").args(filter).arg(threads))?;
-        }
-        Ok(())
-    };
     let (whole, others): (Vec<_>, Vec<_>) = files
         .iter()
         .partition(|file| filter.is_none_or(|filter| *file == filter));
-    part(whole, None)?;
-    part(others, filter)
+    for (files, filter) in [(whole, None), (others, filter)] {
+        let (clusters, labs): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| *file == CLUSTERS);
+        let tests: Vec<_> = [
+            ("in the kernel and labs", "", labs, LABS_AT_A_TIME),
+            ("in clusters", "clusters | ", clusters, 1),
+        ]
+        .into_iter()
+        .filter(|(_, _, files, _)| !files.is_empty())
+        .map(|(name, prefix, files, at_a_time)| {
+            let mut command = parts::cargo_test(&["--package", "overlay-tests"]);
+            command.args(files.iter().map(|file| format!("--test={file}")));
+            command.arg("--").args(filter);
+            command.arg(format!("--test-threads={at_a_time}"));
+            Tests {
+                name,
+                command,
+                prefix,
+            }
+        })
+        .collect();
+        run.cargo_tests_together(tests)?;
+    }
+    Ok(())
 }
 
 impl Variant {

@@ -38,16 +38,21 @@ fn is_test(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists()
 }
 
+/// The unit tests, with the arguments of cargo. The fuzz targets have none, and cannot be linked
+/// without libFuzzer.
+pub const UNIT_TESTS: [&str; 7] = [
+    "--workspace",
+    "--exclude",
+    "overlay-ebpf",
+    "--exclude",
+    "overlay-fuzz-inputs",
+    "--lib",
+    "--bins",
+];
 /// The commands by which cargo lists tests: with the arguments of the runs, so that nothing is
 /// built again.
 const LISTS: [&[&str]; 3] = [
-    &[
-        "--workspace",
-        "--exclude",
-        "overlay-ebpf",
-        "--lib",
-        "--bins",
-    ],
+    &UNIT_TESTS,
     &["--package", "overlay-common", "--test", "*"],
     &["--package", "overlay-tests", "--test", "*"],
 ];

@@ -313,6 +313,12 @@ fn kubelet_config() -> Value {
         "imageGCHighThresholdPercent": 100,
         "nodeStatusUpdateFrequency": "4s",
         "serializeImagePulls": false,
+        // The defaults since Kubernetes 1.27; with the older ones, 5 and 10, a kubelet waits before
+        // it says that a pod is Ready.
+        "kubeAPIQPS": 50,
+        "kubeAPIBurst": 100,
+        "eventRecordQPS": 50,
+        "eventBurst": 100,
         // The interval at which a kubelet notices the end of a container whose event it missed; by
         // default a minute.
         "syncFrequency": "10s",

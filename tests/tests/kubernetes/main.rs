@@ -10,6 +10,7 @@ mod migrate;
 mod names;
 mod reach;
 mod upkeep;
+mod upstream;
 
 use std::time::Duration;
 

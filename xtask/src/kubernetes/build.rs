@@ -27,6 +27,11 @@ const EMBEDDED: [&str; 5] = [
     "test/images/...",
     "test/fixtures/...",
 ];
+/// The lists of the areas and of the clouds that the tests import.
+const IMPORTS: [&str; 2] = ["test/e2e/e2e_test.go", "test/e2e/e2e.go"];
+/// The areas that are built, and the only cloud that the tests of networks call. All others, with
+/// the libraries of their clouds, would take two minutes more.
+const AREAS: [&str; 3] = ["common\"", "network\"", "framework/providers/gce\""];
 /// The program that most pods of the tests run.
 const AGNHOST: &str = "./test/images/agnhost";
 /// Packages with variables for the version, because clients complain about a program without a
@@ -112,7 +117,12 @@ pub(super) fn tests(source: &Source, built: &Path) -> Result<()> {
         .args(EMBEDDED);
     shell::run(&mut embed)?;
     shell::progress("Kubernetes: its tests");
-    // The tests of networks import the cloud providers, which the cluster is built without.
+    for file in IMPORTS {
+        let path = source.tree.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        fs::write(&path, of_areas(&text)).with_context(|| format!("write {}", path.display()))?;
+    }
+    // The tests of networks call a cloud's library, which the cluster is built without.
     let verb = ["test", "-vet=off", "-tags=dockerless", "-c"];
     source.build(&verb, "./test/e2e", &built.join("e2e.test"))?;
     source.build(&["build"], AGNHOST, &built.join("agnhost"))?;
@@ -121,6 +131,17 @@ pub(super) fn tests(source: &Source, built: &Path) -> Result<()> {
         fs::copy(&from, built.join(name)).with_context(|| format!("copy {}", from.display()))?;
     }
     Ok(())
+}
+
+/// A list of imports without those areas and clouds that are not built.
+fn of_areas(text: &str) -> String {
+    let is_kept = |line: &&str| {
+        line.trim()
+            .strip_prefix("_ \"k8s.io/kubernetes/test/e2e/")
+            .is_none_or(|area| AREAS.contains(&area))
+    };
+    let kept = text.lines().filter(is_kept);
+    kept.map(|line| format!("{line}\n")).collect()
 }
 
 /// The archive of the original source.
@@ -164,6 +185,17 @@ fn upstream(package: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_areas_of_networks_are_imported() {
+        let text = "import (\n\t\"flag\"\n\t\"k8s.io/kubernetes/test/e2e/framework\"\n\
+            \t_ \"k8s.io/kubernetes/test/e2e/apps\"\n\
+            \t_ \"k8s.io/kubernetes/test/e2e/framework/providers/aws\"\n\
+            \t_ \"k8s.io/kubernetes/test/e2e/network\"\n)\n";
+        let kept = of_areas(text);
+        assert!(!kept.contains("apps") && !kept.contains("aws"), "{kept}");
+        assert_eq!(kept.lines().count(), 5, "{kept}");
+    }
 
     #[test]
     fn the_version_is_that_of_the_source() {

@@ -10,6 +10,7 @@ pub const ALL: &str = "all";
 const LEFT_OUT: &[(&str, &str)] = &[
     ("chart", "asks nothing of the kernel"),
     ("containers", "needs containerd"),
+    ("cri", "needs containerd 2"),
     ("image", "asks nothing of the kernel"),
     ("inputs", "asks nothing of the kernel"),
     ("kernels", "is made for machines, and runs without --suite"),
