@@ -48,7 +48,7 @@ const TESTS: Product = Product {
     link: SUITE_DIR,
     files: &SUITE,
     recipe: 2,
-    about: "its tests of networks: two minutes on two cores, once",
+    about: "its tests of networks: five minutes on two cores, once, and less just after the above",
     build: build::tests,
 };
 
