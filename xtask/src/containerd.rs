@@ -1,5 +1,6 @@
-//! containerd 2, whose CRI plugin calls STATUS of network plugins; Debian 12 has containerd 1.6. The
-//! package of a later Debian is unpacked below target, and never installed.
+//! containerd 2, whose CRI plugin calls STATUS of network plugins; Debian 12 has containerd 1.6.
+//!
+//! The package of a later Debian is unpacked below target, and never installed.
 
 use std::fs;
 

@@ -76,8 +76,8 @@ fn ensure(products: &[&Product]) -> Result<()> {
     Ok(())
 }
 
-/// Builds those that are missing from one unpacked source, so that a later one finds the packages of
-/// an earlier one in the compiler's cache.
+/// Builds those that are missing from one unpacked source, so that a later one finds the packages
+/// of an earlier one in the compiler's cache.
 fn make(products: &[&Product]) -> Result<()> {
     let cache = workspace::root().join(CACHE);
     let apt = Apt::with_sources(&cache.join("apt"), &SUITES)?;

@@ -1,5 +1,5 @@
-//! What a kubelet has of a container runtime that asks plugins whether pods can be added: containerd
-//! 2, by CRI.
+//! What a kubelet has of a container runtime that asks plugins whether pods can be added:
+//! containerd 2, by CRI.
 
 mod containerd;
 
@@ -59,7 +59,8 @@ fn a_kubelet_hears_of_pods_and_of_what_is_missing() -> Result<()> {
     .with_context(|| format!("{:?}", leftovers(&node)))
 }
 
-/// What pods have left: ports of the bridge, addresses, network namespaces as containerd names them.
+/// What pods have left: ports of the bridge, addresses, and network namespaces, as containerd names
+/// them.
 fn leftovers(node: &Node) -> Result<Vec<String>> {
     let look = "ls /sys/class/net/cni0/brif
                 ls /var/lib/cni/networks/cbr0 | grep '^[0-9]' || true
